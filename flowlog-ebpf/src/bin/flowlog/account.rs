@@ -1,0 +1,333 @@
+//! Truth counters and the flow cache.
+//!
+//! The cache is a per-CPU, direct-mapped array. A hit adds to its slot; a miss first moves the old record into the
+//! ring, then takes the slot. If the ring is full the slot keeps its flow and the packet is counted as lost: a
+//! packet is always in exactly one of {a slot, a ring record, a loss counter}.
+//!
+//! Three contexts share a CPU's caches: softirq (hooks), process context (verdicts of locally made packets), and
+//! the sweeper. Whoever finds [`Cpu::busy`] set sends its packet as a record of its own and touches nothing.
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ringbuf_query},
+};
+use flowlog_ebpf::{
+    abi::{
+        Count, Cpu, EPOCHS, HookTruth, Iface, Key, Meta, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_RECORD,
+        SEEN_SLOT_BITS, SEEN_V4, SEEN_V6, Seen, Stats, Truth, WANT_EGRESS, WANT_INGRESS, class,
+    },
+    hash,
+    packet::{self, Bytes, Flow, Frame, Packet},
+};
+
+use crate::maps::{
+    CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, RING, RING_WAKE_BYTES, SEED, SEEN,
+    TRACK_SEEN, TRUTH,
+};
+
+/// Ring fill band above the wake mark in which every record wakes the agent. More than one record must do it,
+/// since two CPUs can cross the mark together; much more would make the packet path pay for wake-ups.
+const WAKE_BAND_BYTES: u64 = 4_096;
+
+/// What differs between the IPv4 and the IPv6 tables.
+pub trait Family {
+    /// Address type of the key.
+    type Addr: Copy + 'static;
+    /// `SEEN_V4` or `SEEN_V6`.
+    const PLACE: u32;
+    /// Slot of the flow cache.
+    fn passed(index: u32) -> Option<*mut Record<Self::Addr>>;
+    /// Slot of the refused cache.
+    fn refused(index: u32) -> Option<*mut Record<Self::Addr>>;
+    /// Flow hash, without the epoch: a flow keeps its slot across windows.
+    fn hash(key: &Key<Self::Addr>) -> u64;
+    /// Key comparison by words.
+    ///
+    /// # Safety
+    /// `slot` must point to a key.
+    unsafe fn same(slot: *const Key<Self::Addr>, key: &Key<Self::Addr>) -> bool;
+}
+
+/// IPv4 tables.
+pub enum V4 {}
+/// IPv6 tables.
+pub enum V6 {}
+
+impl Family for V4 {
+    type Addr = [u8; 4];
+    const PLACE: u32 = SEEN_V4;
+    #[inline(always)]
+    fn passed(index: u32) -> Option<*mut Record<[u8; 4]>> {
+        PASSED4.get_ptr_mut(index)
+    }
+    #[inline(always)]
+    fn refused(index: u32) -> Option<*mut Record<[u8; 4]>> {
+        REFUSED4.get_ptr_mut(index)
+    }
+    #[inline(always)]
+    fn hash(key: &Key<[u8; 4]>) -> u64 {
+        // SAFETY: the key is 24 bytes with no padding, aligned to 8.
+        let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 3]>() };
+        // The third word holds reason, protocol, flags and the epoch; keep the part below the epoch.
+        hash::words2(SEED.load(), w[0], w[1] ^ (w[2] << 32))
+    }
+    #[inline(always)]
+    unsafe fn same(slot: *const Key<[u8; 4]>, key: &Key<[u8; 4]>) -> bool {
+        // SAFETY: both are 24-byte keys without padding, aligned to 8.
+        let (a, b) = unsafe { (&*slot.cast::<[u64; 3]>(), &*core::ptr::from_ref(key).cast::<[u64; 3]>()) };
+        ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2])) == 0
+    }
+}
+
+impl Family for V6 {
+    type Addr = [u8; 16];
+    const PLACE: u32 = SEEN_V6;
+    #[inline(always)]
+    fn passed(index: u32) -> Option<*mut Record<[u8; 16]>> {
+        PASSED6.get_ptr_mut(index)
+    }
+    #[inline(always)]
+    fn refused(index: u32) -> Option<*mut Record<[u8; 16]>> {
+        REFUSED6.get_ptr_mut(index)
+    }
+    #[inline(always)]
+    fn hash(key: &Key<[u8; 16]>) -> u64 {
+        // SAFETY: the key is 48 bytes with no padding, aligned to 8.
+        let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 6]>() };
+        hash::words5(SEED.load(), w[0], w[1], w[2], w[3], w[4] ^ (w[5] << 32))
+    }
+    #[inline(always)]
+    unsafe fn same(slot: *const Key<[u8; 16]>, key: &Key<[u8; 16]>) -> bool {
+        // SAFETY: both are 48-byte keys without padding, aligned to 8.
+        let (a, b) = unsafe { (&*slot.cast::<[u64; 6]>(), &*core::ptr::from_ref(key).cast::<[u64; 6]>()) };
+        ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) | (a[5] ^ b[5])) == 0
+    }
+}
+
+/// Packets and bytes of one packet as the kernel carries it.
+#[derive(Clone, Copy)]
+pub struct Wire {
+    pub packets: u32,
+    pub bytes: u32,
+}
+
+/// Adds to a counter. Only programs on this CPU write it, and never two at once (see the module's head).
+///
+/// # Safety
+/// `count` must point into a map value.
+#[inline(always)]
+pub unsafe fn bump(count: *mut Count, wire: Wire) {
+    // SAFETY: by the contract above.
+    unsafe {
+        (*count).packets += u64::from(wire.packets);
+        (*count).bytes += u64::from(wire.bytes);
+    }
+}
+
+/// Witness counters of an interface and epoch on this CPU.
+#[inline(always)]
+pub fn truth(id: u16, epoch: u32) -> Option<*mut Truth> {
+    TRUTH.get_ptr_mut(u32::from(id) * EPOCHS + epoch % EPOCHS)
+}
+
+/// The watched interface with this ifindex.
+#[inline(always)]
+pub fn iface(ifindex: u32) -> Option<Iface> {
+    let iface = IFACES.get(ifindex)?;
+    (iface.id != 0).then_some(*iface)
+}
+
+/// Coarse monotonic time: the last timer tick, good to a few ms, a third of the cost of the exact clock.
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: takes no arguments.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Copies a record into the ring. `false`: the ring is full.
+#[inline(always)]
+pub fn emit<A: Copy + 'static>(record: &Record<A>) -> bool {
+    let Some(mut entry) = RING.reserve_untyped::<Record<A>>(0) else { return false };
+    entry.write(*record);
+    // SAFETY: RING is a ring buffer map.
+    let fill = unsafe { bpf_ringbuf_query((&raw const RING).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
+    let wake = RING_WAKE_BYTES.load();
+    let flags = if fill >= wake && fill < wake + WAKE_BAND_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    entry.submit(u64::from(flags));
+    true
+}
+
+/// Moves a slot's record into the ring and empties the slot. `false`: the ring is full, the slot is unchanged.
+///
+/// # Safety
+/// `slot` must be a cache slot of this CPU, and the caller must hold `busy`.
+#[inline(always)]
+pub unsafe fn evict<A: Copy + 'static>(slot: *mut Record<A>) -> bool {
+    // SAFETY: by the contract above.
+    unsafe {
+        // A slot whose packets were all taken back by the verdict program has nothing to tell.
+        if (*slot).key.meta.iface != 0 && (*slot).stats.packets != 0 && !emit(&*slot) {
+            return false;
+        }
+        (*slot).key.meta.iface = 0;
+        (*slot).stats.packets = 0;
+    }
+    true
+}
+
+/// Counts one packet in a slot, evicting another flow's record first. `false`: the ring is full, nothing counted.
+///
+/// # Safety
+/// As [`evict`].
+#[inline(always)]
+pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, tag: u32, w: Wire, tcp_flags: u8) -> bool {
+    let now = now_ns();
+    // SAFETY: by the contract above.
+    unsafe {
+        if F::same(&raw const (*slot).key, key) {
+            let s = &mut (*slot).stats;
+            s.packets += u64::from(w.packets);
+            s.bytes += u64::from(w.bytes);
+            s.last_ns = now;
+            s.tcp_flags |= tcp_flags;
+            return true;
+        }
+        if !evict(slot) {
+            return false;
+        }
+        (*slot).key = *key;
+        (*slot).stats = stats(now, tag, w, tcp_flags);
+    }
+    true
+}
+
+#[inline(always)]
+fn stats(now: u64, tag: u32, w: Wire, tcp_flags: u8) -> Stats {
+    Stats {
+        first_ns: now,
+        last_ns: now,
+        bytes: u64::from(w.bytes),
+        packets: u64::from(w.packets),
+        tcp_flags,
+        pad: [0; 3],
+        tag,
+    }
+}
+
+/// Sends one packet as a record of its own. `false`: the ring is full.
+#[inline(always)]
+pub fn emit_alone<F: Family>(key: &Key<F::Addr>, tag: u32, w: Wire, tcp_flags: u8) -> bool {
+    emit(&Record { key: *key, stats: stats(now_ns(), tag, w, tcp_flags) })
+}
+
+/// Takes this CPU's caches. `None`: somebody we interrupted has them.
+#[inline(always)]
+pub fn lock() -> Option<*mut Cpu> {
+    let cpu = CPU.get_ptr_mut(0)?;
+    // SAFETY: a map value. Volatile, so that the stores stay around what they guard. An interrupt between the
+    // load and the store is harmless: it takes and gives back the flag before we go on.
+    unsafe {
+        let busy = &raw mut (*cpu).busy;
+        if busy.read_volatile() != 0 {
+            return None;
+        }
+        busy.write_volatile(1);
+    }
+    Some(cpu)
+}
+
+/// Gives the caches back.
+#[inline(always)]
+pub fn unlock(cpu: *mut Cpu) {
+    // SAFETY: `cpu` came from `lock`.
+    unsafe { (&raw mut (*cpu).busy).write_volatile(0) };
+}
+
+/// Slot and tag of a hash.
+#[inline(always)]
+pub const fn split(hash: u64, mask: u32) -> (u32, u32) {
+    (hash as u32 & mask, (hash >> 32) as u32)
+}
+
+/// Index into [`SEEN`] for a buffer address. Buffers come from a slab, so the low bits carry nothing.
+#[inline(always)]
+pub const fn seen_index(skb: u64, direction: u8) -> u32 {
+    let h = (skb >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SEEN_ENTRIES.trailing_zeros());
+    h as u32 + direction as u32 * SEEN_ENTRIES
+}
+
+/// A frame at a hook.
+pub struct Hook {
+    pub ifindex: u32,
+    pub direction: u8,
+    /// Address of the buffer, 0 if there is none (XDP).
+    pub skb: u64,
+    pub gso_size: u32,
+    pub gso_segs: u32,
+}
+
+/// Accounts for one frame. Every frame of a watched interface and direction ends in `HookTruth::seen`, and in one
+/// of: a slot, a record, `non_ip`, `malformed`, `lost`.
+#[inline(always)]
+pub fn frame<B: Bytes>(hook: &Hook, iface: &Iface, bytes: &B, frame: Frame) {
+    let want = if hook.direction == 0 { WANT_INGRESS } else { WANT_EGRESS };
+    if iface.flags & want == 0 {
+        return;
+    }
+    let Some(truth) = truth(iface.id, iface.epoch) else { return };
+    // SAFETY: a map value; the direction is 0 or 1.
+    let truth = unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(usize::from(hook.direction & 1)) };
+    match packet::parse(bytes, frame) {
+        Packet::V4(f) => flow::<V4>(hook, iface, truth, &f),
+        Packet::V6(f) => flow::<V6>(hook, iface, truth, &f),
+        // SAFETY: pointers into the map value.
+        Packet::NonIp(len) => unsafe {
+            bump(&raw mut (*truth).seen, Wire { packets: 1, bytes: len });
+            bump(&raw mut (*truth).non_ip, Wire { packets: 1, bytes: len });
+        },
+        // SAFETY: pointers into the map value.
+        Packet::Malformed(len) => unsafe {
+            bump(&raw mut (*truth).seen, Wire { packets: 1, bytes: len });
+            bump(&raw mut (*truth).malformed, Wire { packets: 1, bytes: len });
+        },
+    }
+}
+
+/// The key of a parsed packet.
+#[inline(always)]
+pub fn key_of<A: Copy>(f: &Flow<A>, iface: u16, flags: u8, reason: u16, epoch: u32) -> Key<A> {
+    let meta = Meta { sport: f.sport, dport: f.dport, vlan: f.vlan, iface, reason, proto: f.proto, flags, epoch };
+    Key { src: f.src, dst: f.dst, meta }
+}
+
+#[inline(always)]
+fn flow<F: Family>(hook: &Hook, iface: &Iface, truth: *mut HookTruth, f: &Flow<F::Addr>) {
+    let (packets, bytes) = packet::wire(f.l3_len, f.headers, hook.gso_size, hook.gso_segs);
+    let w = Wire { packets, bytes };
+    // SAFETY: a pointer into the map value.
+    unsafe { bump(&raw mut (*truth).seen, w) };
+    let key = key_of(f, iface.id, Meta::pack(hook.direction, class::PASSED), 0, iface.epoch);
+    let (index, tag) = split(F::hash(&key), PASSED_MASK.load());
+    let (counted, place) = match (lock(), F::passed(index)) {
+        (Some(cpu), Some(slot)) => {
+            // SAFETY: a slot of this CPU, and we hold the flag.
+            let counted = unsafe { count::<F>(slot, &key, tag, w, f.tcp_flags) };
+            unlock(cpu);
+            (counted, F::PLACE << SEEN_SLOT_BITS | index)
+        }
+        _ => (emit_alone::<F>(&key, tag, w, f.tcp_flags), SEEN_RECORD << SEEN_SLOT_BITS),
+    };
+    if !counted {
+        // SAFETY: a pointer into the map value.
+        unsafe { bump(&raw mut (*truth).lost, w) };
+    }
+    if TRACK_SEEN.load() != 0 && hook.skb != 0 {
+        let place = if counted { place } else { SEEN_LOST << SEEN_SLOT_BITS };
+        if let Some(seen) = SEEN.get_ptr_mut(seen_index(hook.skb, hook.direction)) {
+            let Iface { epoch, .. } = *iface;
+            let entry = Seen { skb: hook.skb, place, tag, packets, bytes, epoch, ifindex: hook.ifindex };
+            // SAFETY: a map value of this CPU.
+            unsafe { *seen = entry };
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Reading packets and kernel memory.
+
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_skb_load_bytes};
+use flowlog_ebpf::{abi::KernelOffsets, packet::Bytes};
+
+use crate::maps::OFFSETS;
+
+/// Highest header offset that is read. The verifier needs a bound on variable offsets into a packet; eight
+/// extension headers of ordinary size fit many times.
+const OFFSET_MAX: usize = 2_047;
+
+/// The linear part of a packet, by direct packet access.
+pub struct Direct {
+    pub data: usize,
+    pub end: usize,
+}
+
+impl Bytes for Direct {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > OFFSET_MAX {
+            return None;
+        }
+        let at = self.data + offset;
+        if at + N > self.end {
+            return None;
+        }
+        // SAFETY: `at..at + N` lies within the packet (checked above, and again by the verifier).
+        Some(unsafe { (at as *const [u8; N]).read_unaligned() })
+    }
+}
+
+/// An skb whose headers are not all in its linear part; copies them out without changing the skb.
+pub struct Fragmented {
+    pub skb: *mut aya_ebpf::bindings::__sk_buff,
+}
+
+impl Bytes for Fragmented {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut out = [0u8; N];
+        // SAFETY: `out` is N bytes long; the helper checks the offset against the packet.
+        let rc = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, out.as_mut_ptr().cast(), N as u32) };
+        (rc == 0).then_some(out)
+    }
+}
+
+/// Kernel memory that the verifier knows nothing about; a bad address reads as "not there".
+#[inline(always)]
+fn probe<T>(address: u64) -> Option<T> {
+    let mut out = core::mem::MaybeUninit::<T>::uninit();
+    // SAFETY: `out` has room for T; the helper survives any address and then returns an error.
+    unsafe {
+        (bpf_probe_read_kernel(out.as_mut_ptr().cast(), size_of::<T>() as u32, address as *const _) == 0)
+            .then(|| out.assume_init())
+    }
+}
+
+/// Headers of a dropped packet, from its network header on.
+pub struct Linear {
+    address: u64,
+    len: usize,
+}
+
+impl Bytes for Linear {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset + N > self.len {
+            return None;
+        }
+        probe(self.address + offset as u64)
+    }
+}
+
+/// Reads a member through a BTF-typed pointer: a plain load that the verifier checks against the kernel's BTF.
+///
+/// # Safety
+/// `base` must be such a pointer and `offset` the offset of a `T` in its struct.
+#[inline(always)]
+unsafe fn member<T: Copy>(base: *const u8, offset: u32) -> T {
+    // SAFETY: by the contract above; a fault in a BTF load reads as zero.
+    unsafe { base.add(offset as usize).cast::<T>().read_volatile() }
+}
+
+/// What the verdict program needs from a dropped `sk_buff`.
+pub struct Dropped {
+    /// `skb->skb_iif`: the interface it came in through, 0 if it was made here.
+    pub iif: u32,
+    /// Ifindex of `skb->dev`, 0 if none.
+    pub dev: u32,
+    /// Ifindex of the device of its route, 0 if none.
+    pub dst: u32,
+    /// Network namespace inode, 0 if the skb has neither device nor route.
+    pub netns: u32,
+    /// Ethertype, host order.
+    pub protocol: u16,
+    /// VLAN tag control information, 0 if none.
+    pub vlan_tci: u16,
+    /// Bytes from the network header on.
+    pub l3_available: u32,
+    /// GSO segment payload size, 0 if not GSO.
+    pub gso_size: u32,
+    /// GSO segments, 0 if not known.
+    pub gso_segs: u32,
+    /// The headers.
+    pub headers: Linear,
+}
+
+#[inline(always)]
+fn netns_of(o: &KernelOffsets, dev: u64) -> u32 {
+    match probe::<u64>(dev + u64::from(o.dev_net)) {
+        Some(net) if net != 0 => probe(net + u64::from(o.net_inum)).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+impl Dropped {
+    /// Reads the members of `skb`.
+    ///
+    /// # Safety
+    /// `skb` must be the `struct sk_buff *` argument of the tracepoint.
+    #[inline(always)]
+    pub unsafe fn read(skb: *const u8) -> Self {
+        let o = &OFFSETS.load();
+        // SAFETY: offsets come from this kernel's BTF for exactly these structs and members.
+        unsafe {
+            let head: u64 = member::<u64>(skb, o.skb_head);
+            let data: u64 = member::<u64>(skb, o.skb_data);
+            let len: u32 = member(skb, o.skb_len);
+            let data_len: u32 = member(skb, o.skb_data_len);
+            let network = head + u64::from(member::<u16>(skb, o.skb_network_header));
+            // Bytes between the network header and `data`: negative at egress, where `data` is the link header.
+            let pulled = data.wrapping_sub(network) as u32;
+            let l3_available = len.wrapping_add(pulled);
+            let shinfo = head + u64::from(member::<u32>(skb, o.skb_end));
+            let dev = member::<u64>(skb, o.skb_dev);
+            let dst = member::<u64>(skb, o.skb_refdst) & !1;
+            let dst_dev = if dst == 0 { 0 } else { probe::<u64>(dst + u64::from(o.dst_dev)).unwrap_or(0) };
+            let ifindex = |d: u64| if d == 0 { 0 } else { probe(d + u64::from(o.dev_ifindex)).unwrap_or(0) };
+            let any = if dev == 0 { dst_dev } else { dev };
+            Self {
+                iif: member(skb, o.skb_iif),
+                dev: ifindex(dev),
+                dst: ifindex(dst_dev),
+                netns: if any == 0 { 0 } else { netns_of(o, any) },
+                protocol: u16::from_be(member(skb, o.skb_protocol)),
+                vlan_tci: member(skb, o.skb_vlan_tci),
+                l3_available,
+                gso_size: probe::<u16>(shinfo + u64::from(o.shinfo_gso_size)).map_or(0, u32::from),
+                gso_segs: probe::<u16>(shinfo + u64::from(o.shinfo_gso_segs)).map_or(0, u32::from),
+                headers: Linear { address: network, len: l3_available.wrapping_sub(data_len) as usize },
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Every map and load-time constant. Sizes given here are defaults that the loader overrides.
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use flowlog_ebpf::abi::{
+    CACHE_SLOTS_DEFAULT, Cpu, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets, REASONS as REASON_COUNT,
+    REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Record4, Record6, SEEN_ENTRIES, Seen, Truth,
+};
+
+/// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+/// Watched interfaces by ifindex.
+#[btf_map]
+pub static IFACES: Array<Iface, { IFINDEX_MAX as usize }, MMAPABLE> = Array::new();
+
+/// Current epoch by interface id, for the sweeper. Same size as [`TRUTH`] / [`EPOCHS`].
+#[btf_map]
+pub static EPOCH_OF: Array<u32, 2, MMAPABLE> = Array::new();
+
+/// Witness counters, at `id * EPOCHS + epoch % EPOCHS`.
+#[btf_map]
+pub static TRUTH: PerCpuArray<Truth, { 2 * EPOCHS as usize }> = PerCpuArray::new();
+
+/// Scratch state of this CPU.
+#[btf_map]
+pub static CPU: PerCpuArray<Cpu, 1> = PerCpuArray::new();
+
+/// Packets that passed a hook on this CPU: one bank for each direction.
+#[btf_map]
+pub static SEEN: PerCpuArray<Seen, { 2 * SEEN_ENTRIES as usize }> = PerCpuArray::new();
+
+/// Flow cache, IPv4.
+#[btf_map]
+pub static PASSED4: PerCpuArray<Record4, { CACHE_SLOTS_DEFAULT as usize }> = PerCpuArray::new();
+/// Flow cache, IPv6.
+#[btf_map]
+pub static PASSED6: PerCpuArray<Record6, { CACHE_SLOTS_DEFAULT as usize }> = PerCpuArray::new();
+/// Cache of refused flows, IPv4.
+#[btf_map]
+pub static REFUSED4: PerCpuArray<Record4, { REFUSED_SLOTS_DEFAULT as usize }> = PerCpuArray::new();
+/// Cache of refused flows, IPv6.
+#[btf_map]
+pub static REFUSED6: PerCpuArray<Record6, { REFUSED_SLOTS_DEFAULT as usize }> = PerCpuArray::new();
+
+/// What kind of drop a reason is: 0 (not a firewall's) or `REASON_*`.
+#[btf_map]
+pub static REASONS: Array<u8, { REASON_COUNT as usize }> = Array::new();
+
+/// Evicted records on their way to the agent: `Record4` or `Record6`, told apart by length.
+#[btf_map]
+pub static RING: RingBuf<Record4, { RING_BYTES_DEFAULT as usize }> = RingBuf::new();
+
+/// Kernel struct offsets.
+#[unsafe(no_mangle)]
+pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
+    skb_dev: 0,
+    skb_iif: 0,
+    skb_len: 0,
+    skb_data_len: 0,
+    skb_head: 0,
+    skb_data: 0,
+    skb_end: 0,
+    skb_network_header: 0,
+    skb_protocol: 0,
+    skb_refdst: 0,
+    skb_vlan_tci: 0,
+    shinfo_gso_size: 0,
+    shinfo_gso_segs: 0,
+    dev_ifindex: 0,
+    dev_net: 0,
+    net_inum: 0,
+    dst_dev: 0,
+});
+
+/// Inode number of the network namespace the interfaces live in: ifindexes repeat in every namespace.
+#[unsafe(no_mangle)]
+pub static NETNS_INUM: Global<u32> = Global::new(0);
+
+/// Slots of the flow cache less one.
+#[unsafe(no_mangle)]
+pub static PASSED_MASK: Global<u32> = Global::new(CACHE_SLOTS_DEFAULT - 1);
+
+/// Slots of the refused cache less one.
+#[unsafe(no_mangle)]
+pub static REFUSED_MASK: Global<u32> = Global::new(REFUSED_SLOTS_DEFAULT - 1);
+
+/// Ring fill in bytes at which the agent is woken; below it, the agent's timer comes first.
+#[unsafe(no_mangle)]
+pub static RING_WAKE_BYTES: Global<u64> = Global::new(RING_BYTES_DEFAULT as u64 / 4);
+
+/// Hash seed, random per load.
+#[unsafe(no_mangle)]
+pub static SEED: Global<u64> = Global::new(0);
+
+/// 1 if the verdict program is attached: hooks then remember the packets they counted.
+#[unsafe(no_mangle)]
+pub static TRACK_SEEN: Global<u32> = Global::new(1);

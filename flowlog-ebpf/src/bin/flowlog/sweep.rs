@@ -1,0 +1,82 @@
+//! The sweeper: evicts the records of closed epochs from one CPU's caches, a chunk at a time.
+//!
+//! The agent runs it on every CPU through `BPF_PROG_TEST_RUN` (a raw tracepoint program is the one type that can be
+//! told the CPU). On another CPU it runs in an interrupt, on the agent's own in process context; either way
+//! `busy` keeps it and the hooks apart.
+
+use aya_ebpf::{helpers::generated::bpf_loop, macros::raw_tracepoint, programs::RawTracePointContext};
+use core::ffi::c_void;
+use flowlog_ebpf::abi::{Record, SWEEP_CHUNK, sweep};
+
+use crate::{
+    account::{Family, V4, V6, evict, lock, unlock},
+    maps::EPOCH_OF,
+};
+
+/// Loop state of one chunk.
+#[repr(C)]
+struct Chunk {
+    first: u32,
+    all: u32,
+    full: u32,
+}
+
+/// Arguments: 0 first slot, 1 cache (`sweep::*`), 2 non-zero to evict the current epoch as well (shutdown).
+#[raw_tracepoint(tracepoint = "flowlog_sweep")]
+pub fn flowlog_sweep(ctx: RawTracePointContext) -> i32 {
+    let mut chunk = Chunk { first: ctx.arg::<u64>(0) as u32, all: ctx.arg::<u64>(2) as u32, full: 0 };
+    let which: u64 = ctx.arg(1);
+    let Some(cpu) = lock() else { return sweep::BUSY as i32 };
+    let step: unsafe extern "C" fn(u32, *mut c_void) -> i64 = match which {
+        sweep::PASSED4 => passed4,
+        sweep::PASSED6 => passed6,
+        sweep::REFUSED4 => refused4,
+        _ => refused6,
+    };
+    run(step, &mut chunk);
+    unlock(cpu);
+    if chunk.full != 0 { sweep::RING_FULL as i32 } else { sweep::DONE as i32 }
+}
+
+#[inline(always)]
+fn run(step: unsafe extern "C" fn(u32, *mut c_void) -> i64, chunk: &mut Chunk) {
+    // SAFETY: the callback takes exactly these arguments; `chunk` outlives the loop.
+    unsafe { bpf_loop(SWEEP_CHUNK, step as *mut c_void, core::ptr::from_mut(chunk).cast(), 0) };
+}
+
+unsafe extern "C" fn passed4(i: u32, chunk: *mut c_void) -> i64 {
+    visit(i, chunk, V4::passed)
+}
+unsafe extern "C" fn passed6(i: u32, chunk: *mut c_void) -> i64 {
+    visit(i, chunk, V6::passed)
+}
+unsafe extern "C" fn refused4(i: u32, chunk: *mut c_void) -> i64 {
+    visit(i, chunk, V4::refused)
+}
+unsafe extern "C" fn refused6(i: u32, chunk: *mut c_void) -> i64 {
+    visit(i, chunk, V6::refused)
+}
+
+/// Returns 0 to go on, 1 to stop.
+#[inline(always)]
+fn visit<A: Copy + 'static>(i: u32, chunk: *mut c_void, slot: impl Fn(u32) -> Option<*mut Record<A>>) -> i64 {
+    // SAFETY: `bpf_loop` hands back the pointer it was given.
+    let chunk = unsafe { &mut *chunk.cast::<Chunk>() };
+    let Some(slot) = slot(chunk.first + i) else { return 1 };
+    // SAFETY: a slot of this CPU; the caller holds `busy`.
+    unsafe {
+        let meta = &(*slot).key.meta;
+        if meta.iface == 0 {
+            return 0;
+        }
+        let current = EPOCH_OF.get(u32::from(meta.iface)).is_some_and(|e| *e == meta.epoch);
+        if current && chunk.all == 0 {
+            return 0;
+        }
+        if !evict(slot) {
+            chunk.full = 1;
+            return 1;
+        }
+    }
+    0
+}

@@ -1,0 +1,273 @@
+//! The verdict programs: which packets did the node's own firewall refuse, on which watched interface?
+//!
+//! The tracepoint `kfree_skb` fires for every packet that dies, with the reason. Packets that die for a reason that
+//! is not a firewall's leave at the first look-up.
+//!
+//! A refused packet was refused on its way *in* through the interface it came from, and on its way *out* through
+//! the one it was headed for; each gets its own REJECT count. If our hook had counted the packet as passed, that
+//! count is taken back: from its cache slot while it is still there, else by the agent (see `abi::class`).
+//!
+//! The kernel skips a tracing program that would interrupt itself (`bpf_prog_active`): a verdict in process context
+//! interrupted by one in softirq would lose the second. So there are two programs on the tracepoint: the first
+//! marks what it handled, the second handles what the first never saw.
+
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use flowlog_ebpf::{
+    abi::{
+        EGRESS, HANDLED, INGRESS, IS_BRIDGE, Iface, Key, Meta, REASON_REFUSED, REASON_TC_EGRESS, Record,
+        SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS,
+        WANT_REFUSED_INGRESS, class, reason_index,
+    },
+    packet::{self, Flow, Frame, Packet},
+};
+
+use crate::{
+    account::{self, Family, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
+    kernel::Dropped,
+    maps::{CPU, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, SEEN},
+};
+
+/// The loopback device has this index in every network namespace.
+const LOOPBACK: u32 = 1;
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
+    let reason: u32 = ctx.arg(2);
+    let Some(action) = action(reason) else { return 0 };
+    let skb: *const u8 = ctx.arg(0);
+    let address = address(skb);
+    if let Some(mark) = handled(address) {
+        // SAFETY: a map value of this CPU.
+        unsafe { mark.write_volatile(address) };
+    }
+    dropped(skb, address, reason, action);
+    0
+}
+
+/// Runs right after [`flowlog_verdict`] for the same event, and alone for an event that interrupted it.
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn flowlog_verdict_nested(ctx: BtfTracePointContext) -> i32 {
+    let reason: u32 = ctx.arg(2);
+    let Some(action) = action(reason) else { return 0 };
+    let skb: *const u8 = ctx.arg(0);
+    let address = address(skb);
+    if let Some(mark) = handled(address) {
+        // SAFETY: a map value of this CPU.
+        unsafe {
+            if mark.read_volatile() == address {
+                mark.write_volatile(0);
+                return 0;
+            }
+        }
+    }
+    dropped(skb, address, reason, action);
+    0
+}
+
+#[inline(always)]
+fn action(reason: u32) -> Option<u8> {
+    REASONS.get(reason_index(reason)).copied().filter(|a| *a != 0)
+}
+
+/// The buffer's address as a number; see `tc::address`.
+#[inline(always)]
+fn address(skb: *const u8) -> u64 {
+    let Some(cpu) = CPU.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a map value of this CPU.
+    unsafe {
+        let cell = &raw mut (*cpu).pointer;
+        cell.write_volatile(skb as u64);
+        cell.read_volatile()
+    }
+}
+
+#[inline(always)]
+fn handled(address: u64) -> Option<*mut u64> {
+    let cpu = CPU.get_ptr_mut(0)?;
+    let index = (address >> 6) as usize & (HANDLED - 1);
+    // SAFETY: the index is below the array's length.
+    Some(unsafe { (&raw mut (*cpu).handled).cast::<u64>().add(index) })
+}
+
+#[inline(always)]
+fn seen(skb: u64, direction: u8) -> Option<Seen> {
+    let entry = SEEN.get_ptr_mut(seen_index(skb, direction) & (2 * SEEN_ENTRIES - 1))?;
+    // SAFETY: a map value of this CPU.
+    let entry = unsafe { *entry };
+    (entry.skb == skb && skb != 0).then_some(entry)
+}
+
+/// Not inlined: it is called by two programs, and verified once.
+#[inline(always)]
+fn dropped(skb: *const u8, address: u64, reason: u32, action: u8) {
+    // SAFETY: `skb` is the tracepoint's first argument.
+    let d = unsafe { Dropped::read(skb) };
+    if d.protocol != ETH_P_IP && d.protocol != ETH_P_IPV6 {
+        return;
+    }
+    let seen_in = seen(address, INGRESS);
+    // Without device and route (a queued fragment), only a hook's own entry proves the namespace.
+    let here = d.netns == NETNS_INUM.load() || (d.netns == 0 && seen_in.is_some());
+    if !here {
+        return;
+    }
+    if let Some((ifindex, iface, entry)) = came_in_through(&d, seen_in)
+        && iface.flags & WANT_REFUSED_INGRESS != 0
+    {
+        // A packet that died in another tc program or in generic XDP may not have reached our hook.
+        let passed_hook = action == REASON_REFUSED && iface.flags & WANT_INGRESS != 0;
+        refuse(&d, &Refusal { ifindex, iface, direction: INGRESS, reason, passed_hook }, entry);
+    }
+    if let Some((ifindex, iface)) = headed_out_through(&d)
+        && iface.flags & WANT_REFUSED_EGRESS != 0
+    {
+        let tc = action == REASON_TC_EGRESS && iface.flags & WANT_EGRESS != 0;
+        let entry = if tc { seen(address, EGRESS).filter(|e| e.ifindex == ifindex) } else { None };
+        // All firewall hooks of the way out come before the tc hook; only another tc program can come after it.
+        refuse(&d, &Refusal { ifindex, iface, direction: EGRESS, reason, passed_hook: false }, entry);
+    }
+}
+
+/// The stack re-labels a packet when it climbs from a bridge port, bond member or VLAN's lower device; the hook's
+/// entry still knows where it came in.
+#[inline(always)]
+fn came_in_through(d: &Dropped, entry: Option<Seen>) -> Option<(u32, Iface, Option<Seen>)> {
+    if d.iif == 0 {
+        return None;
+    }
+    if let Some(entry) = entry
+        && let Some(iface) = account::iface(entry.ifindex)
+        && (entry.ifindex == d.iif || iface.upper == d.iif)
+    {
+        return Some((entry.ifindex, iface, Some(entry)));
+    }
+    Some((d.iif, account::iface(d.iif)?, None))
+}
+
+/// See the table in DESIGN section 4: `dev` is the out port if it is neither the in port nor the bridge between
+/// them; otherwise the route's device, unless that is the loopback (local delivery) or the in port.
+#[inline(always)]
+fn headed_out_through(d: &Dropped) -> Option<(u32, Iface)> {
+    let moved_on = d.dev != 0 && d.dev != d.iif;
+    let out = if moved_on { d.dev } else { d.dst };
+    if out == 0 || out == LOOPBACK || out == d.iif {
+        return None;
+    }
+    let iface = account::iface(out)?;
+    // A packet that came from a port and is now on the bridge is not (yet) headed out through the bridge device.
+    if moved_on && d.iif != 0 && d.dst != out && iface.flags & IS_BRIDGE != 0 {
+        return None;
+    }
+    Some((out, iface))
+}
+
+/// One REJECT to be counted.
+struct Refusal {
+    ifindex: u32,
+    iface: Iface,
+    direction: u8,
+    reason: u32,
+    /// Without an entry: must its hook have counted it?
+    passed_hook: bool,
+}
+
+#[inline(always)]
+fn refuse(d: &Dropped, r: &Refusal, entry: Option<Seen>) {
+    let frame = Frame { len: d.l3_available, vlan_tci: d.vlan_tci, link_header: false };
+    match packet::parse(&d.headers, frame) {
+        Packet::V4(f) => refuse_flow::<V4>(d, r, entry, &f),
+        Packet::V6(f) => refuse_flow::<V6>(d, r, entry, &f),
+        // Truncated IP: the hook counted it as malformed, which says nothing about its verdict.
+        Packet::NonIp(_) | Packet::Malformed(_) => {}
+    }
+}
+
+#[inline(always)]
+fn refuse_flow<F: Family>(d: &Dropped, r: &Refusal, entry: Option<Seen>, f: &Flow<F::Addr>) {
+    let _ = r.ifindex;
+    let reason = reason_index(r.reason) as u16;
+    let id = r.iface.id;
+    let (packets, bytes) = packet::wire(f.l3_len, f.headers, d.gso_size, d.gso_segs);
+    let (mut w, mut epoch, mut late) = (Wire { packets, bytes }, r.iface.epoch, false);
+    if let Some(e) = &entry {
+        // What the hook counted, so that taking it back is exact (fragments put together in between, for one).
+        w = Wire { packets: e.packets, bytes: e.bytes };
+        late = (e.epoch.wrapping_sub(r.iface.oldest) as i32) < 0;
+        if !late {
+            epoch = e.epoch;
+        }
+    }
+    let Some(truth) = account::truth(id, epoch) else { return };
+    // SAFETY: a map value; the direction is 0 or 1.
+    let truth = unsafe { (&raw mut (*truth).verdict).cast::<VerdictTruth>().add(usize::from(r.direction & 1)) };
+    let locked = lock();
+    let mut key = key_of(f, id, Meta::pack(r.direction, class::PASSED), 0, epoch);
+    let class = if late {
+        class::REFUSED_LATE
+    } else if entry.is_none() && !r.passed_hook {
+        class::REFUSED
+    } else if entry.is_some_and(|e| e.place >> SEEN_SLOT_BITS == SEEN_LOST) {
+        class::REFUSED_LOST
+    } else if locked.is_some() && take_back::<F>(&mut key, entry, w) {
+        class::REFUSED
+    } else {
+        class::REFUSED_COUNTED
+    };
+    key.meta.flags = Meta::pack(r.direction, class);
+    key.meta.reason = reason;
+    let (index, tag) = split(F::hash(&key), REFUSED_MASK.load());
+    let recorded = match (locked, F::refused(index)) {
+        // SAFETY: a slot of this CPU, and we hold the flag.
+        (Some(_), Some(slot)) => unsafe { count::<F>(slot, &key, tag, w, f.tcp_flags) },
+        _ => emit_alone::<F>(&key, tag, w, f.tcp_flags),
+    };
+    if let Some(cpu) = locked {
+        unlock(cpu);
+    }
+    let was_seen = entry.is_some() && !late || entry.is_none() && r.passed_hook;
+    // SAFETY: pointers into the map value.
+    unsafe {
+        bump(&raw mut (*truth).refused, w);
+        if late {
+            bump(&raw mut (*truth).late, w);
+        }
+        if was_seen {
+            bump(&raw mut (*truth).seen, w);
+        }
+        if !recorded && (class == class::REFUSED || class == class::REFUSED_LATE) {
+            bump(&raw mut (*truth).lost, w);
+        } else if !recorded {
+            bump(&raw mut (*truth).lost_counted, w);
+        }
+    }
+}
+
+/// Takes a packet out of the cache slot its hook counted it in, and makes `key` that slot's key (the tuple as it was
+/// on the wire, before any address translation). `false`: the slot is gone.
+#[inline(always)]
+fn take_back<F: Family>(key: &mut Key<F::Addr>, entry: Option<Seen>, w: Wire) -> bool {
+    let (hash_index, hash_tag) = split(F::hash(key), PASSED_MASK.load());
+    let (index, tag) = match entry {
+        Some(e) if e.place >> SEEN_SLOT_BITS == F::PLACE => (e.place & ((1 << SEEN_SLOT_BITS) - 1), e.tag),
+        Some(_) => return false,
+        None => (hash_index, hash_tag),
+    };
+    let Some(slot) = F::passed(index) else { return false };
+    // SAFETY: a slot of this CPU, and the caller holds the flag.
+    unsafe {
+        let Record { key: owner, stats } = &mut *slot;
+        let same = stats.tag == tag
+            && owner.meta.iface == key.meta.iface
+            && owner.meta.epoch == key.meta.epoch
+            && owner.meta.flags == key.meta.flags;
+        if !same || stats.packets < u64::from(w.packets) || stats.bytes < u64::from(w.bytes) {
+            return false;
+        }
+        stats.packets -= u64::from(w.packets);
+        stats.bytes -= u64::from(w.bytes);
+        *key = *owner;
+    }
+    true
+}

@@ -1,0 +1,17 @@
+//! What the kernel half and the user half of flowlog share.
+//!
+//! * [`abi`]: the byte layouts that cross the kernel/user boundary, and the numbers both sides must agree on.
+//! * [`packet`]: the one packet parser. The eBPF programs, the unit tests, the golden packet table and the
+//!   fuzz target all run this code; only the way bytes are fetched ([`packet::Bytes`]) differs.
+//! * [`hash`]: which cache slot a flow lives in.
+//!
+//! This crate does not belong to the agent's logic: nothing here allocates, reads a clock or does I/O.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod abi;
+pub mod hash;
+pub mod packet;

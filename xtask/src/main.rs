@@ -1,0 +1,37 @@
+//! flowlog's development commands: `cargo xtask VERB`. One file per verb; CI and the README call only these.
+
+mod build;
+mod check;
+mod demo;
+mod setup;
+mod test;
+mod util;
+
+use anyhow::bail;
+
+const USAGE: &str = "\
+usage: cargo xtask VERB
+
+  demo            build, make a small network, run the agent on it, show what landed (root)
+  test [NAME]     everything: unit, parser, kernel, network and object store tests (root)
+  check           format, clippy, reproducible eBPF object, dependency and symbol checks
+  build           rebuild flowlog-ebpf/prebuilt/flowlog.bpf.o from source, and the release agent
+  setup           install what the verbs above need (each verb does it by itself)";
+
+fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let verb = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    match verb.as_str() {
+        "setup" => setup::run(),
+        "build" => build::run(),
+        "check" => check::run(&rest),
+        "test" => test::run(&rest),
+        "demo" => demo::run(&rest),
+        "" | "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        other => bail!("unknown verb `{other}`\n{USAGE}"),
+    }
+}

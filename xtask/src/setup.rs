@@ -1,0 +1,118 @@
+//! `cargo xtask setup`: installs what the other verbs need. Every step is printed and can be repeated.
+//!
+//! Inside the repository: `.tools/` (bpf-linker; a Python environment for the second Parquet reader). Outside it,
+//! announced: the rustup component `rust-src`, and Debian packages if a needed command is missing.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context as _, bail};
+
+use crate::util::{cargo, has, output, root, run as run_command, step};
+
+/// Last line that links with rustc's own libLLVM (feature `rust-llvm-NN`); later ones need a separate LLVM.
+const BPF_LINKER: &str = "0.10.4";
+/// Must equal the LLVM major of the compiler in `rust-toolchain.toml`.
+const LLVM_FEATURE: &str = "rust-llvm-22";
+/// Pinned, so that a new release cannot change what the tests mean.
+const PYARROW: &str = "pyarrow==26.0.1";
+
+/// Everything.
+pub fn run() -> anyhow::Result<()> {
+    bpf()?;
+    network_tools()?;
+    parquet_reader()?;
+    object_server()?;
+    step("setup is complete");
+    Ok(())
+}
+
+/// What rebuilding the eBPF object needs.
+pub fn bpf() -> anyhow::Result<()> {
+    let sysroot = PathBuf::from(output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(root()))?);
+    if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
+        step("rustup component add rust-src (outside the repository: the pinned toolchain)");
+        run_command(Command::new("rustup").args(["component", "add", "rust-src"]).current_dir(root()))?;
+    }
+    let linker = linker();
+    let version = Command::new(&linker).arg("--version").output();
+    if version.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(BPF_LINKER)) {
+        return Ok(());
+    }
+    step(&format!("cargo install bpf-linker {BPF_LINKER} into .tools/ (about a minute)"));
+    run_command(cargo()
+        .args(["install", "--locked", "--quiet", &format!("bpf-linker@{BPF_LINKER}"), "--no-default-features"])
+        .args(["--features", LLVM_FEATURE, "--root"])
+        .arg(root().join(".tools")))
+}
+
+/// Path of the linker that [`bpf`] installs.
+pub fn linker() -> PathBuf {
+    root().join(".tools/bin/bpf-linker")
+}
+
+/// `ip`, `nft`, `tc`, `ping`: for the demo and the network tests.
+pub fn network_tools() -> anyhow::Result<()> {
+    apt(&[("ip", "iproute2"), ("nft", "nftables"), ("ping", "iputils-ping")])
+}
+
+/// A second, independent Parquet reader, for the tests.
+pub fn parquet_reader() -> anyhow::Result<()> {
+    let venv = root().join(".tools/python");
+    let python = venv.join("bin/python");
+    let imports = Command::new(&python).args(["-c", "import pyarrow.parquet"]).output();
+    if imports.is_ok_and(|o| o.status.success()) {
+        return Ok(());
+    }
+    step(&format!("{PYARROW} into .tools/python (second Parquet reader, for the tests)"));
+    if !has("python3") {
+        apt(&[("python3", "python3")])?;
+    }
+    if run_command(Command::new("python3").args(["-m", "venv"]).arg(&venv)).is_err() {
+        install(&["python3-venv"])?;
+        run_command(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+    }
+    run_command(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PYARROW]))
+}
+
+/// A real S3 server, for the tests: Ceph's RADOS gateway.
+pub fn object_server() -> anyhow::Result<()> {
+    apt(&[
+        ("radosgw", "radosgw"),
+        ("ceph-mon", "ceph-mon"),
+        ("ceph-osd", "ceph-osd"),
+        ("ceph", "ceph-common"),
+        ("curl", "curl"),
+    ])
+}
+
+/// Installs the packages whose commands are missing.
+fn apt(needed: &[(&str, &str)]) -> anyhow::Result<()> {
+    let missing: Vec<&str> = needed.iter().filter(|(command, _)| !has(command)).map(|(_, package)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { install(&missing) }
+}
+
+fn install(packages: &[&str]) -> anyhow::Result<()> {
+    if !has("apt-get") {
+        bail!("please install these packages with your package manager, then repeat: {}", packages.join(" "));
+    }
+    step(&format!("apt-get install {} (outside the repository)", packages.join(" ")));
+    let sudo = |args: &[&str]| {
+        let mut c = if is_root() { Command::new(args[0]) } else { Command::new("sudo") };
+        if is_root() { c.args(&args[1..]) } else { c.args(args) };
+        c.env("DEBIAN_FRONTEND", "noninteractive");
+        c
+    };
+    let mut args = vec!["apt-get", "install", "-qq", "-y", "--no-install-recommends"];
+    args.extend_from_slice(packages);
+    // A fresh machine has no package lists yet; a used one may have old ones.
+    if run_command(sudo(&args).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null())).is_err() {
+        run_command(sudo(&["apt-get", "update", "-qq"]).stdout(std::process::Stdio::null()))?;
+        run_command(sudo(&args).stdout(std::process::Stdio::null())).context("apt-get install")?;
+    }
+    Ok(())
+}
+
+/// Whether we are root; everything that touches the network needs it.
+pub fn is_root() -> bool {
+    output(Command::new("id").arg("-u")).is_ok_and(|id| id == "0")
+}

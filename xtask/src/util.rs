@@ -1,0 +1,60 @@
+//! Running commands and finding the repository.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, ensure};
+
+/// Root of the repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+}
+
+/// Prints one step, so that a long command is never a silent one.
+pub fn step(what: &str) {
+    eprintln!("==> {what}");
+}
+
+/// Runs a command to its end; an error names the command and its status.
+pub fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(status.success(), "{command:?} failed: {status}");
+    Ok(())
+}
+
+/// Runs a command and returns its trimmed standard output.
+pub fn output(command: &mut Command) -> anyhow::Result<String> {
+    let out = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(out.status.success(), "{command:?} failed: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
+    Ok(String::from_utf8(out.stdout)?.trim().to_owned())
+}
+
+/// Whether `program` can be started.
+pub fn has(program: &str) -> bool {
+    env::var_os("PATH").is_some_and(|path| {
+        env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]).any(|d| d.join(program).is_file())
+    })
+}
+
+/// Cargo of the pinned toolchain, in the repository.
+pub fn cargo() -> Command {
+    let mut c = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    c.current_dir(root());
+    c
+}
+
+/// All files below `dirs`, sorted.
+pub fn files_below(dirs: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let (mut files, mut todo) = (Vec::new(), dirs.to_vec());
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
+            let path = entry?.path();
+            if path.is_dir() { todo.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
