@@ -1,1 +1,21 @@
+//! The flowlog agent, in the order data takes through it:
+//!
+//! [`kernel`] (programs, maps, ring) -> [`window`] (merge per interface and window) -> [`encode`] (rows, Parquet)
+//! -> [`spool`] (durable files) -> [`upload`] (object store).
+//!
+//! [`rule`] says what is wanted, [`config`] where that comes from, [`netdev`] what an interface is, [`agent`] wires
+//! the stages together, [`cli`] is the command line. A stage never imports a later one. `window`, `encode` and `rule`
+//! do no I/O and read no clock.
+#![deny(unsafe_code)] // allowed, with reasons, only in files of `kernel`
 
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod encode;
+pub mod kernel;
+pub mod netdev;
+pub mod rule;
+pub mod spool;
+pub mod types;
+pub mod upload;
+pub mod window;

@@ -23,9 +23,14 @@ const FINGERPRINT: &str = "SOURCES";
 
 /// Rebuilds the checked-in object, then the agent.
 pub fn run() -> anyhow::Result<()> {
-    setup::bpf()?;
-    object(&prebuilt())?;
+    ebpf()?;
     agent()
+}
+
+/// Rebuilds the checked-in object.
+pub fn ebpf() -> anyhow::Result<()> {
+    setup::bpf()?;
+    object(&prebuilt())
 }
 
 /// Where the checked-in object lies.

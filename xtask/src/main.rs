@@ -15,7 +15,8 @@ usage: cargo xtask VERB
   demo            build, make a small network, run the agent on it, show what landed (root)
   test [NAME]     everything: unit, parser, kernel, network and object store tests (root)
   check           format, clippy, reproducible eBPF object, dependency and symbol checks
-  build           rebuild flowlog-ebpf/prebuilt/flowlog.bpf.o from source, and the release agent
+  build           rebuild the eBPF object from source, then the release agent
+  build-ebpf      only the object, flowlog-ebpf/prebuilt/flowlog.bpf.o
   setup           install what the verbs above need (each verb does it by itself)";
 
 fn main() -> anyhow::Result<()> {
@@ -25,6 +26,7 @@ fn main() -> anyhow::Result<()> {
     match verb.as_str() {
         "setup" => setup::run(),
         "build" => build::run(),
+        "build-ebpf" => build::ebpf(),
         "check" => check::run(&rest),
         "test" => test::run(&rest),
         "demo" => demo::run(&rest),

@@ -111,6 +111,30 @@ pub struct Wire {
     pub bytes: u32,
 }
 
+/// One packet as the cache takes it.
+pub struct One {
+    pub wire: Wire,
+    pub tcp_flags: u8,
+    /// Upper half of the flow hash.
+    pub tag: u32,
+    pub now_ns: u64,
+}
+
+impl One {
+    #[inline(always)]
+    fn stats(&self) -> Stats {
+        Stats {
+            first_ns: self.now_ns,
+            last_ns: self.now_ns,
+            bytes: u64::from(self.wire.bytes),
+            packets: u64::from(self.wire.packets),
+            tcp_flags: self.tcp_flags,
+            pad: [0; 3],
+            tag: self.tag,
+        }
+    }
+}
+
 /// Adds to a counter. Only programs on this CPU write it, and never two at once (see the module's head).
 ///
 /// # Safety
@@ -132,23 +156,20 @@ pub fn truth(id: u16, epoch: u32) -> Option<*mut Truth> {
 
 /// The watched interface with this ifindex.
 #[inline(always)]
-pub fn iface(ifindex: u32) -> Option<Iface> {
-    let iface = IFACES.get(ifindex)?;
-    (iface.id != 0).then_some(*iface)
-}
-
-/// Coarse monotonic time: the last timer tick, good to a few ms, a third of the cost of the exact clock.
-#[inline(always)]
-pub fn now_ns() -> u64 {
-    // SAFETY: takes no arguments.
-    unsafe { bpf_ktime_get_coarse_ns() }
+pub fn iface(ifindex: u32) -> Option<&'static Iface> {
+    IFACES.get(ifindex).filter(|iface| iface.id != 0)
 }
 
 /// Copies a record into the ring. `false`: the ring is full.
 #[inline(always)]
-pub fn emit<A: Copy + 'static>(record: &Record<A>) -> bool {
+pub fn emit<A: Copy + 'static>(key: &Key<A>, stats: &Stats) -> bool {
     let Some(mut entry) = RING.reserve_untyped::<Record<A>>(0) else { return false };
-    entry.write(*record);
+    let record = entry.as_mut_ptr();
+    // SAFETY: the reserved bytes are ours; written in place, since a record on the stack is a sixth of all there is.
+    unsafe {
+        (*record).key = *key;
+        (*record).stats = *stats;
+    }
     // SAFETY: RING is a ring buffer map.
     let fill = unsafe { bpf_ringbuf_query((&raw const RING).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
     let wake = RING_WAKE_BYTES.load();
@@ -166,7 +187,7 @@ pub unsafe fn evict<A: Copy + 'static>(slot: *mut Record<A>) -> bool {
     // SAFETY: by the contract above.
     unsafe {
         // A slot whose packets were all taken back by the verdict program has nothing to tell.
-        if (*slot).key.meta.iface != 0 && (*slot).stats.packets != 0 && !emit(&*slot) {
+        if (*slot).key.meta.iface != 0 && (*slot).stats.packets != 0 && !emit(&(*slot).key, &(*slot).stats) {
             return false;
         }
         (*slot).key.meta.iface = 0;
@@ -180,44 +201,30 @@ pub unsafe fn evict<A: Copy + 'static>(slot: *mut Record<A>) -> bool {
 /// # Safety
 /// As [`evict`].
 #[inline(always)]
-pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, tag: u32, w: Wire, tcp_flags: u8) -> bool {
-    let now = now_ns();
+pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p: &One) -> bool {
     // SAFETY: by the contract above.
     unsafe {
         if F::same(&raw const (*slot).key, key) {
             let s = &mut (*slot).stats;
-            s.packets += u64::from(w.packets);
-            s.bytes += u64::from(w.bytes);
-            s.last_ns = now;
-            s.tcp_flags |= tcp_flags;
+            s.packets += u64::from(p.wire.packets);
+            s.bytes += u64::from(p.wire.bytes);
+            s.last_ns = p.now_ns;
+            s.tcp_flags |= p.tcp_flags;
             return true;
         }
         if !evict(slot) {
             return false;
         }
         (*slot).key = *key;
-        (*slot).stats = stats(now, tag, w, tcp_flags);
+        (*slot).stats = p.stats();
     }
     true
 }
 
-#[inline(always)]
-fn stats(now: u64, tag: u32, w: Wire, tcp_flags: u8) -> Stats {
-    Stats {
-        first_ns: now,
-        last_ns: now,
-        bytes: u64::from(w.bytes),
-        packets: u64::from(w.packets),
-        tcp_flags,
-        pad: [0; 3],
-        tag,
-    }
-}
-
 /// Sends one packet as a record of its own. `false`: the ring is full.
 #[inline(always)]
-pub fn emit_alone<F: Family>(key: &Key<F::Addr>, tag: u32, w: Wire, tcp_flags: u8) -> bool {
-    emit(&Record { key: *key, stats: stats(now_ns(), tag, w, tcp_flags) })
+pub fn emit_alone<F: Family>(key: &Key<F::Addr>, p: &One) -> bool {
+    emit(key, &p.stats())
 }
 
 /// Takes this CPU's caches. `None`: somebody we interrupted has them.
@@ -308,14 +315,18 @@ fn flow<F: Family>(hook: &Hook, iface: &Iface, truth: *mut HookTruth, f: &Flow<F
     unsafe { bump(&raw mut (*truth).seen, w) };
     let key = key_of(f, iface.id, Meta::pack(hook.direction, class::PASSED), 0, iface.epoch);
     let (index, tag) = split(F::hash(&key), PASSED_MASK.load());
+    // Coarse: the time of the last timer tick, good to a few ms, at a third of the cost of the exact clock.
+    // SAFETY: takes no arguments.
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    let one = One { wire: w, tcp_flags: f.tcp_flags, tag, now_ns };
     let (counted, place) = match (lock(), F::passed(index)) {
         (Some(cpu), Some(slot)) => {
             // SAFETY: a slot of this CPU, and we hold the flag.
-            let counted = unsafe { count::<F>(slot, &key, tag, w, f.tcp_flags) };
+            let counted = unsafe { count::<F>(slot, &key, &one) };
             unlock(cpu);
             (counted, F::PLACE << SEEN_SLOT_BITS | index)
         }
-        _ => (emit_alone::<F>(&key, tag, w, f.tcp_flags), SEEN_RECORD << SEEN_SLOT_BITS),
+        _ => (emit_alone::<F>(&key, &one), SEEN_RECORD << SEEN_SLOT_BITS),
     };
     if !counted {
         // SAFETY: a pointer into the map value.

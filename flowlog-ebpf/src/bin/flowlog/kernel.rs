@@ -1,13 +1,23 @@
 //! Reading packets and kernel memory.
 
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_skb_load_bytes};
-use flowlog_ebpf::{abi::KernelOffsets, packet::Bytes};
+use flowlog_ebpf::{abi::KernelOffsets, packet::{Bytes, OFFSET_MAX}};
 
 use crate::maps::OFFSETS;
 
-/// Highest header offset that is read. The verifier needs a bound on variable offsets into a packet; eight
-/// extension headers of ordinary size fit many times.
-const OFFSET_MAX: usize = 2_047;
+/// See [`Bytes::forget`]: a scalar that went through the stack byte by byte, unaligned, is an unknown one.
+#[inline(always)]
+fn through_memory(offset: u16) -> u16 {
+    let [low, high] = offset.to_le_bytes();
+    let mut cell = [0u8; 4];
+    // SAFETY: a local array; volatile, so that the compiler keeps the detour.
+    unsafe {
+        let at = cell.as_mut_ptr();
+        at.add(1).write_volatile(low);
+        at.add(2).write_volatile(high);
+        u16::from_le_bytes([at.add(1).read_volatile(), at.add(2).read_volatile()])
+    }
+}
 
 /// The linear part of a packet, by direct packet access.
 pub struct Direct {
@@ -16,6 +26,11 @@ pub struct Direct {
 }
 
 impl Bytes for Direct {
+    #[inline(always)]
+    fn forget(&self, offset: u16) -> u16 {
+        through_memory(offset)
+    }
+
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         if offset > OFFSET_MAX {
@@ -36,6 +51,11 @@ pub struct Fragmented {
 }
 
 impl Bytes for Fragmented {
+    #[inline(always)]
+    fn forget(&self, offset: u16) -> u16 {
+        through_memory(offset)
+    }
+
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let mut out = [0u8; N];
@@ -63,6 +83,11 @@ pub struct Linear {
 }
 
 impl Bytes for Linear {
+    #[inline(always)]
+    fn forget(&self, offset: u16) -> u16 {
+        through_memory(offset)
+    }
+
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         if offset + N > self.len {

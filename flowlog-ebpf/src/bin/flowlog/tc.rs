@@ -34,7 +34,7 @@ fn hook(ctx: &TcContext, direction: u8) {
     // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
     let (ifindex, len, vlan_tci, gso_size, gso_segs) =
         unsafe { ((*skb).ifindex, (*skb).len, (*skb).vlan_tci as u16, (*skb).gso_size, (*skb).gso_segs) };
-    let Some(iface) = account::iface(ifindex) else { return };
+    let Some(iface) = account::iface(ifindex).copied() else { return };
     let hook = Hook { ifindex, direction, skb: address(skb), gso_size, gso_segs };
     let frame = Frame { len, vlan_tci, link_header: iface.flags & NO_LINK_HEADER == 0 };
     let (data, end) = (ctx.data(), ctx.data_end());

@@ -11,7 +11,7 @@
 //! interrupted by one in softirq would lose the second. So there are two programs on the tracepoint: the first
 //! marks what it handled, the second handles what the first never saw.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::{
     abi::{
         EGRESS, HANDLED, INGRESS, IS_BRIDGE, Iface, Key, Meta, REASON_REFUSED, REASON_TC_EGRESS, Record,
@@ -22,7 +22,7 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, Family, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
+    account::{self, Family, One, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
     kernel::Dropped,
     maps::{CPU, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, SEEN},
 };
@@ -92,14 +92,12 @@ fn handled(address: u64) -> Option<*mut u64> {
 }
 
 #[inline(always)]
-fn seen(skb: u64, direction: u8) -> Option<Seen> {
-    let entry = SEEN.get_ptr_mut(seen_index(skb, direction) & (2 * SEEN_ENTRIES - 1))?;
-    // SAFETY: a map value of this CPU.
-    let entry = unsafe { *entry };
+fn seen(skb: u64, direction: u8) -> Option<&'static Seen> {
+    let entry = SEEN.get(seen_index(skb, direction) & (2 * SEEN_ENTRIES - 1))?;
     (entry.skb == skb && skb != 0).then_some(entry)
 }
 
-/// Not inlined: it is called by two programs, and verified once.
+/// Everything but which of the two programs handles the event.
 #[inline(always)]
 fn dropped(skb: *const u8, address: u64, reason: u32, action: u8) {
     // SAFETY: `skb` is the tracepoint's first argument.
@@ -113,27 +111,46 @@ fn dropped(skb: *const u8, address: u64, reason: u32, action: u8) {
     if !here {
         return;
     }
-    if let Some((ifindex, iface, entry)) = came_in_through(&d, seen_in)
-        && iface.flags & WANT_REFUSED_INGRESS != 0
-    {
-        // A packet that died in another tc program or in generic XDP may not have reached our hook.
-        let passed_hook = action == REASON_REFUSED && iface.flags & WANT_INGRESS != 0;
-        refuse(&d, &Refusal { ifindex, iface, direction: INGRESS, reason, passed_hook }, entry);
+    let came_in = came_in_through(&d, seen_in)
+        .filter(|(iface, _)| iface.flags & WANT_REFUSED_INGRESS != 0)
+        .map(|(iface, entry)| {
+            // A packet that died in another tc program or in generic XDP may not have reached our hook.
+            let passed_hook = action == REASON_REFUSED && iface.flags & WANT_INGRESS != 0;
+            Refusal { iface, direction: INGRESS, reason, passed_hook, entry }
+        });
+    let headed_out = headed_out_through(&d)
+        .filter(|(_, iface)| iface.flags & WANT_REFUSED_EGRESS != 0)
+        .map(|(ifindex, iface)| {
+            // All firewall hooks of the way out come before the tc hook; only another tc program can come after it.
+            let tc = action == REASON_TC_EGRESS && iface.flags & WANT_EGRESS != 0;
+            let entry = if tc { seen(address, EGRESS).filter(|e| e.ifindex == ifindex) } else { None };
+            Refusal { iface, direction: EGRESS, reason, passed_hook: false, entry }
+        });
+    if came_in.is_none() && headed_out.is_none() {
+        return;
     }
-    if let Some((ifindex, iface)) = headed_out_through(&d)
-        && iface.flags & WANT_REFUSED_EGRESS != 0
-    {
-        let tc = action == REASON_TC_EGRESS && iface.flags & WANT_EGRESS != 0;
-        let entry = if tc { seen(address, EGRESS).filter(|e| e.ifindex == ifindex) } else { None };
-        // All firewall hooks of the way out come before the tc hook; only another tc program can come after it.
-        refuse(&d, &Refusal { ifindex, iface, direction: EGRESS, reason, passed_hook: false }, entry);
+    let frame = Frame { len: d.l3_available, vlan_tci: d.vlan_tci, link_header: false };
+    match packet::parse(&d.headers, frame) {
+        Packet::V4(f) => refuse_both::<V4>(&d, &came_in, &headed_out, &f),
+        Packet::V6(f) => refuse_both::<V6>(&d, &came_in, &headed_out, &f),
+        // Truncated IP: the hook counted it as malformed, which says nothing about its verdict.
+        Packet::NonIp(_) | Packet::Malformed(_) => {}
+    }
+}
+
+#[inline(always)]
+fn refuse_both<F: Family>(d: &Dropped, came_in: &Option<Refusal>, headed_out: &Option<Refusal>, f: &Flow<F::Addr>) {
+    for refusal in [came_in, headed_out] {
+        if let Some(refusal) = refusal {
+            refuse::<F>(d, refusal, f);
+        }
     }
 }
 
 /// The stack re-labels a packet when it climbs from a bridge port, bond member or VLAN's lower device; the hook's
 /// entry still knows where it came in.
 #[inline(always)]
-fn came_in_through(d: &Dropped, entry: Option<Seen>) -> Option<(u32, Iface, Option<Seen>)> {
+fn came_in_through(d: &Dropped, entry: Option<&'static Seen>) -> Option<(&'static Iface, Option<&'static Seen>)> {
     if d.iif == 0 {
         return None;
     }
@@ -141,15 +158,15 @@ fn came_in_through(d: &Dropped, entry: Option<Seen>) -> Option<(u32, Iface, Opti
         && let Some(iface) = account::iface(entry.ifindex)
         && (entry.ifindex == d.iif || iface.upper == d.iif)
     {
-        return Some((entry.ifindex, iface, Some(entry)));
+        return Some((iface, Some(entry)));
     }
-    Some((d.iif, account::iface(d.iif)?, None))
+    Some((account::iface(d.iif)?, None))
 }
 
 /// See the table in DESIGN section 4: `dev` is the out port if it is neither the in port nor the bridge between
 /// them; otherwise the route's device, unless that is the loopback (local delivery) or the in port.
 #[inline(always)]
-fn headed_out_through(d: &Dropped) -> Option<(u32, Iface)> {
+fn headed_out_through(d: &Dropped) -> Option<(u32, &'static Iface)> {
     let moved_on = d.dev != 0 && d.dev != d.iif;
     let out = if moved_on { d.dev } else { d.dst };
     if out == 0 || out == LOOPBACK || out == d.iif {
@@ -165,28 +182,19 @@ fn headed_out_through(d: &Dropped) -> Option<(u32, Iface)> {
 
 /// One REJECT to be counted.
 struct Refusal {
-    ifindex: u32,
-    iface: Iface,
+    iface: &'static Iface,
     direction: u8,
     reason: u32,
     /// Without an entry: must its hook have counted it?
     passed_hook: bool,
+    /// What its hook remembers of it.
+    entry: Option<&'static Seen>,
 }
 
-#[inline(always)]
-fn refuse(d: &Dropped, r: &Refusal, entry: Option<Seen>) {
-    let frame = Frame { len: d.l3_available, vlan_tci: d.vlan_tci, link_header: false };
-    match packet::parse(&d.headers, frame) {
-        Packet::V4(f) => refuse_flow::<V4>(d, r, entry, &f),
-        Packet::V6(f) => refuse_flow::<V6>(d, r, entry, &f),
-        // Truncated IP: the hook counted it as malformed, which says nothing about its verdict.
-        Packet::NonIp(_) | Packet::Malformed(_) => {}
-    }
-}
-
-#[inline(always)]
-fn refuse_flow<F: Family>(d: &Dropped, r: &Refusal, entry: Option<Seen>, f: &Flow<F::Addr>) {
-    let _ = r.ifindex;
+/// A function of its own: inlined, four copies of it would not fit on the stack.
+#[inline(never)]
+fn refuse<F: Family>(d: &Dropped, r: &Refusal, f: &Flow<F::Addr>) {
+    let entry = r.entry.copied();
     let reason = reason_index(r.reason) as u16;
     let id = r.iface.id;
     let (packets, bytes) = packet::wire(f.l3_len, f.headers, d.gso_size, d.gso_segs);
@@ -218,10 +226,13 @@ fn refuse_flow<F: Family>(d: &Dropped, r: &Refusal, entry: Option<Seen>, f: &Flo
     key.meta.flags = Meta::pack(r.direction, class);
     key.meta.reason = reason;
     let (index, tag) = split(F::hash(&key), REFUSED_MASK.load());
+    // Tracing programs have no coarse clock.
+    // SAFETY: takes no arguments.
+    let one = One { wire: w, tcp_flags: f.tcp_flags, tag, now_ns: unsafe { bpf_ktime_get_ns() } };
     let recorded = match (locked, F::refused(index)) {
         // SAFETY: a slot of this CPU, and we hold the flag.
-        (Some(_), Some(slot)) => unsafe { count::<F>(slot, &key, tag, w, f.tcp_flags) },
-        _ => emit_alone::<F>(&key, tag, w, f.tcp_flags),
+        (Some(_), Some(slot)) => unsafe { count::<F>(slot, &key, &one) },
+        _ => emit_alone::<F>(&key, &one),
     };
     if let Some(cpu) = locked {
         unlock(cpu);

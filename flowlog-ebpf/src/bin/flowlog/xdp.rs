@@ -25,7 +25,7 @@ pub fn flowlog_xdp(ctx: XdpContext) -> u32 {
 fn hook(ctx: &XdpContext) {
     // SAFETY: the context pointer.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-    let Some(iface) = account::iface(ifindex) else { return };
+    let Some(iface) = account::iface(ifindex).copied() else { return };
     let (data, end) = (ctx.data(), ctx.data_end());
     let linear = end - data;
     // SAFETY: the context pointer.

@@ -1,0 +1,197 @@
+//! The command line. Parsing and exit codes only; what a command does is in the file of its name.
+
+mod check;
+mod read;
+mod run;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+use crate::{
+    agent::AgentError,
+    config::{ConfigError, RawConfig, RawFlowLog, RawS3},
+    kernel::KernelError,
+    upload::StoreError,
+};
+
+/// Exit codes of `sysexits.h`.
+const EX_USAGE: u8 = 64;
+const EX_SOFTWARE: u8 = 70;
+const EX_NOPERM: u8 = 77;
+const EX_CONFIG: u8 = 78;
+
+/// eBPF flow logs: every packet of an interface, accepted or refused, as Parquet in object storage.
+#[derive(Parser)]
+#[command(name = "flowlog-agent", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Capture until SIGTERM or Ctrl-C, then flush, deliver and detach.
+    Run(Box<RunArgs>),
+    /// Say what this kernel and machine can do, and what is missing. Changes nothing.
+    Check {
+        /// Also look at these interfaces.
+        #[arg(long = "interface", value_name = "NAME")]
+        interfaces: Vec<String>,
+    },
+    /// Print delivered objects as a table, with their balance.
+    Read {
+        /// Parquet files, or directories to search for them.
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+        /// Rows to print; 0 for all.
+        #[arg(long, default_value_t = 40)]
+        rows: usize,
+    },
+}
+
+#[derive(clap::Args)]
+struct RunArgs {
+    /// Take everything from a TOML file instead of the flags below.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["interfaces", "target"])]
+    config: Option<PathBuf>,
+    /// Interface to capture; may be repeated.
+    #[arg(long = "interface", short, value_name = "NAME", required_unless_present = "config")]
+    interfaces: Vec<String>,
+    /// Where objects go: s3://bucket[/prefix], file:///dir or ./dir.
+    #[arg(long, short, value_name = "URL", required_unless_present = "config")]
+    target: Option<String>,
+    /// First part of every object key; no `/`.
+    #[arg(long)]
+    prefix: Option<String>,
+    /// Name of the flow log; follows the prefix in every key [default: flowlog].
+    #[arg(long)]
+    name: Option<String>,
+    /// ingress, egress or bidirectional [default: bidirectional].
+    #[arg(long)]
+    direction: Option<String>,
+    /// accepted, rejected or any [default: any].
+    #[arg(long)]
+    action: Option<String>,
+    /// Length of a window in seconds; divides a day evenly [default: 600].
+    #[arg(long, value_name = "SECONDS")]
+    window: Option<u32>,
+    /// tc (tcx, else clsact), tcx, clsact, or xdp for ingress (native, else generic) [default: tc].
+    #[arg(long)]
+    hook: Option<String>,
+    /// Write no object for a window without traffic.
+    #[arg(long)]
+    no_nodata: bool,
+    /// Key layout: hive (year=…/month=…/day=…/hour=…) or flat [default: hive].
+    #[arg(long)]
+    layout: Option<String>,
+    /// Id of this node in records and keys [default: the host name].
+    #[arg(long, value_name = "ID")]
+    node_id: Option<String>,
+    /// Where undelivered objects wait [default: /var/lib/flowlog].
+    #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY")]
+    state_dir: Option<PathBuf>,
+    /// Flow cache slots for each CPU; a power of two.
+    #[arg(long, value_name = "N")]
+    cache_slots: Option<u32>,
+    /// Cache slots for refused flows for each CPU; a power of two.
+    #[arg(long, value_name = "N")]
+    refused_slots: Option<u32>,
+    /// Ring buffer size; a power of two.
+    #[arg(long, value_name = "BYTES")]
+    ring_bytes: Option<u32>,
+    /// Flows in memory for each interface before its window is written early.
+    #[arg(long, value_name = "N")]
+    flows_max: Option<usize>,
+    /// S3 server; AWS if absent. Credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a file.
+    #[arg(long, value_name = "URL")]
+    s3_endpoint: Option<String>,
+    /// S3 region.
+    #[arg(long, value_name = "REGION")]
+    s3_region: Option<String>,
+    /// Bucket in the path, not in the host name.
+    #[arg(long)]
+    s3_path_style: bool,
+    /// Allow an http:// endpoint.
+    #[arg(long)]
+    s3_allow_http: bool,
+    /// File with S3 credentials in the AWS format; re-read when it changes.
+    #[arg(long, value_name = "FILE")]
+    s3_credentials: Option<PathBuf>,
+}
+
+impl RunArgs {
+    fn into_raw(self) -> Result<RawConfig, ConfigError> {
+        if let Some(path) = &self.config {
+            return RawConfig::from_file(path);
+        }
+        let log = RawFlowLog {
+            interfaces: self.interfaces,
+            target: self.target.unwrap_or_default(),
+            prefix: self.prefix,
+            name: self.name,
+            direction: self.direction,
+            action: self.action,
+            window: self.window,
+            hook: self.hook,
+            nodata: Some(!self.no_nodata),
+            layout: self.layout,
+            ..RawFlowLog::default()
+        };
+        let mut raw = RawConfig {
+            node_id: self.node_id,
+            state_dir: self.state_dir,
+            flows_max: self.flows_max,
+            flow_logs: vec![log],
+            ..RawConfig::default()
+        };
+        raw.kernel.cache_slots = self.cache_slots;
+        raw.kernel.refused_slots = self.refused_slots;
+        raw.kernel.ring_bytes = self.ring_bytes;
+        raw.s3 = RawS3 {
+            endpoint: self.s3_endpoint,
+            region: self.s3_region,
+            path_style: self.s3_path_style,
+            allow_http: self.s3_allow_http,
+            credentials_file: self.s3_credentials,
+        };
+        Ok(raw)
+    }
+}
+
+/// Runs the command line; all errors end here, each as one line on standard error.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            let _ = error.print();
+            return if help { ExitCode::SUCCESS } else { ExitCode::from(EX_USAGE) };
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => run::run(*args),
+        Command::Check { interfaces } => check::run(&interfaces),
+        Command::Read { paths, rows } => read::run(&paths, rows),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("flowlog-agent: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<ConfigError>() {
+        return EX_CONFIG;
+    }
+    match error.downcast_ref::<AgentError>() {
+        Some(AgentError::Kernel(KernelError::Permission { .. })) => EX_NOPERM,
+        Some(AgentError::Target { source: StoreError::Denied { .. }, .. }) => EX_NOPERM,
+        Some(AgentError::NetDev(_) | AgentError::Target { .. } | AgentError::Spool(_)) => EX_CONFIG,
+        _ => EX_SOFTWARE,
+    }
+}

@@ -1,0 +1,128 @@
+//! `flowlog-agent read`: delivered objects as a table a person can read.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use arrow::{
+    array::{Array as _, AsArray as _, RecordBatch},
+    datatypes::{Int32Type, Int64Type},
+};
+use jiff::Timestamp;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::encode::parquet::BALANCE_KEY;
+
+pub(super) fn run(paths: &[PathBuf], rows_max: usize) -> anyhow::Result<ExitCode> {
+    let mut files = Vec::new();
+    for path in paths {
+        find(path, &mut files)?;
+    }
+    files.sort();
+    let mut out = std::io::stdout().lock();
+    for file in &files {
+        // A closed pipe (`| head`) is no error.
+        if print(&mut out, file, rows_max)?.is_err() {
+            break;
+        }
+    }
+    let _ = writeln!(out, "{} objects", files.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn find(path: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    let meta = fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    if meta.is_file() {
+        files.push(path.to_owned());
+        return Ok(());
+    }
+    for entry in fs::read_dir(path).with_context(|| format!("cannot list `{}`", path.display()))? {
+        let entry = entry?.path();
+        if entry.is_dir() || entry.extension().is_some_and(|e| e == "parquet") {
+            find(&entry, files)?;
+        }
+    }
+    Ok(())
+}
+
+/// The outer error is the file's, the inner one the terminal's.
+fn print(out: &mut impl std::io::Write, file: &Path, rows_max: usize) -> anyhow::Result<std::io::Result<()>> {
+    let named = || format!("cannot read `{}`", file.display());
+    let reader = ParquetRecordBatchReaderBuilder::try_new(fs::File::open(file).with_context(named)?).with_context(named)?;
+    let meta = reader.metadata().file_metadata();
+    let total = meta.num_rows();
+    let balance = meta
+        .key_value_metadata()
+        .and_then(|kv| kv.iter().find(|p| p.key == BALANCE_KEY))
+        .and_then(|p| p.value.clone())
+        .unwrap_or_default();
+    let mut lines = vec![String::new(), format!("{}  ({total} rows)", file.display())];
+    lines.push(format!(
+        "  {:<8} {:<8} {:<7} {:<6} {:<22} {:<22} {:>8} {:>11} {:<10} {}",
+        "START", "STATUS", "DIR", "PROTO", "SOURCE", "DESTINATION", "PACKETS", "BYTES", "ACTION", "REASON"
+    ));
+    let mut left = if rows_max == 0 { usize::MAX } else { rows_max };
+    for batch in reader.build().with_context(named)? {
+        let batch = batch.with_context(named)?;
+        for row in 0..batch.num_rows().min(left) {
+            lines.push(line(&batch, row).with_context(named)?);
+        }
+        left -= batch.num_rows().min(left);
+    }
+    let shown = if rows_max == 0 { usize::MAX } else { rows_max };
+    if usize::try_from(total).unwrap_or(0) > shown {
+        lines.push(format!("  … {} more", usize::try_from(total).unwrap_or(0) - shown));
+    }
+    lines.push(format!("  balance (packets/bytes): {balance}"));
+    Ok(lines.iter().try_for_each(|l| writeln!(out, "{l}")))
+}
+
+fn line(batch: &RecordBatch, row: usize) -> anyhow::Result<String> {
+    let column = |name: &str| batch.column_by_name(name).with_context(|| format!("column `{name}` is missing"));
+    let text = |name: &str| -> anyhow::Result<String> {
+        let c = column(name)?.as_string_opt::<i32>().with_context(|| format!("column `{name}` is not text"))?;
+        Ok(if c.is_null(row) { "-".to_owned() } else { c.value(row).to_owned() })
+    };
+    let small = |name: &str| -> anyhow::Result<Option<i32>> {
+        let c = column(name)?.as_primitive_opt::<Int32Type>().with_context(|| format!("column `{name}` is not i32"))?;
+        Ok((!c.is_null(row)).then(|| c.value(row)))
+    };
+    let big = |name: &str| -> anyhow::Result<Option<i64>> {
+        let c = column(name)?.as_primitive_opt::<Int64Type>().with_context(|| format!("column `{name}` is not i64"))?;
+        Ok((!c.is_null(row)).then(|| c.value(row)))
+    };
+    let number = |n: Option<i64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    let start = Timestamp::from_second(big("start")?.unwrap_or(0)).map(|t| t.strftime("%H:%M:%S").to_string());
+    let protocol = small("protocol")?;
+    let end = |address: String, port: Option<i32>| match port {
+        Some(p) if matches!(protocol, Some(6 | 17 | 132)) => format!("{address}:{p}"),
+        _ => address,
+    };
+    let protocol_name = match (protocol, small("icmp_type")?) {
+        (Some(6), _) => "tcp".to_owned(),
+        (Some(17), _) => "udp".to_owned(),
+        (Some(1 | 58), Some(kind)) => format!("icmp/{kind}"),
+        (other, _) => number(other.map(i64::from)),
+    };
+    let reason = match (text("reject_reason")?, text("skip_reason")?) {
+        (r, s) if r == "-" => s,
+        (r, _) => r,
+    };
+    Ok(format!(
+        "  {:<8} {:<8} {:<7} {:<6} {:<22} {:<22} {:>8} {:>11} {:<10} {}",
+        start.unwrap_or_default(),
+        text("log_status")?,
+        text("flow_direction")?,
+        protocol_name,
+        end(text("srcaddr")?, small("srcport")?),
+        end(text("dstaddr")?, small("dstport")?),
+        number(big("packets")?),
+        number(big("bytes")?),
+        text("action")?,
+        if reason == "-" { String::new() } else { reason }
+    ))
+}

@@ -1,0 +1,334 @@
+//! What the agent is told to do: the command line's flags or a TOML file, turned into checked rules.
+
+use std::{fs, path::PathBuf};
+
+use serde::Deserialize;
+
+use crate::{
+    kernel::{HookKind, Sizes},
+    rule::{Action, Directions, InvalidField, Name, Rule, Target, key_part, window_secs},
+    upload::S3Options,
+};
+
+/// Default window: 10 minutes, as cloud flow logs have it.
+pub const WINDOW_SECS_DEFAULT: u32 = 600;
+/// Default name of the implicit rule.
+pub const NAME_DEFAULT: &str = "flowlog";
+/// Default state directory.
+pub const STATE_DIR_DEFAULT: &str = "/var/lib/flowlog";
+/// Largest configuration file that is read.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Default cap on flows in memory for each interface and window; about 100 bytes each.
+const FLOWS_MAX_DEFAULT: usize = 2_000_000;
+
+/// A whole configuration, checked as far as that goes without looking at the system.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What to capture.
+    pub captures: Vec<Capture>,
+    /// This node's id.
+    pub node_id: String,
+    /// Spool and locks.
+    pub state_dir: PathBuf,
+    /// Kernel map sizes.
+    pub sizes: Sizes,
+    /// Flows in memory for each interface before its window is written early.
+    pub flows_max: usize,
+    /// How to reach buckets.
+    pub s3: S3Options,
+}
+
+/// One rule on one interface.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Capture {
+    /// Interface name.
+    pub interface: String,
+    /// Its id in the cloud's inventory.
+    pub interface_id: Option<String>,
+    /// Its owner's contract.
+    pub account_id: Option<String>,
+    /// How to hook it.
+    pub hook: HookKind,
+    /// The rule.
+    pub rule: Rule,
+}
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A field breaks a rule.
+    #[error(transparent)]
+    Field(#[from] InvalidField),
+    /// The file cannot be read.
+    #[error("config `{}`: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
+}
+
+/// The file, as written. Flags fill the same structure.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    /// Node id; the host name if absent.
+    pub node_id: Option<String>,
+    /// Spool and locks.
+    pub state_dir: Option<PathBuf>,
+    /// See [`Config::flows_max`].
+    pub flows_max: Option<usize>,
+    /// Kernel map sizes.
+    #[serde(default)]
+    pub kernel: RawSizes,
+    /// Buckets.
+    #[serde(default)]
+    pub s3: RawS3,
+    /// Flow logs.
+    #[serde(default, rename = "flow_log")]
+    pub flow_logs: Vec<RawFlowLog>,
+}
+
+/// `[kernel]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawSizes {
+    /// Slots of the flow cache for each CPU.
+    pub cache_slots: Option<u32>,
+    /// Slots of the refused cache for each CPU.
+    pub refused_slots: Option<u32>,
+    /// Bytes of the ring buffer.
+    pub ring_bytes: Option<u32>,
+}
+
+/// `[s3]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawS3 {
+    /// URL of the server.
+    pub endpoint: Option<String>,
+    /// Region.
+    pub region: Option<String>,
+    /// Bucket in the path.
+    #[serde(default)]
+    pub path_style: bool,
+    /// Allow plain http.
+    #[serde(default)]
+    pub allow_http: bool,
+    /// Credentials in the AWS format.
+    pub credentials_file: Option<PathBuf>,
+}
+
+/// `[[flow_log]]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawFlowLog {
+    /// Interfaces by name.
+    pub interfaces: Vec<String>,
+    /// Where objects go.
+    pub target: String,
+    /// First part of every key.
+    pub prefix: Option<String>,
+    /// Name of the rule.
+    pub name: Option<String>,
+    /// `ingress`, `egress`, `bidirectional`.
+    pub direction: Option<String>,
+    /// `accepted`, `rejected`, `any`.
+    pub action: Option<String>,
+    /// Seconds.
+    pub window: Option<u32>,
+    /// `tc`, `tcx`, `clsact`, `xdp`.
+    pub hook: Option<String>,
+    /// Write NODATA objects.
+    pub nodata: Option<bool>,
+    /// `hive` or `flat`.
+    pub layout: Option<String>,
+    /// Inventory id; only with one interface.
+    pub interface_id: Option<String>,
+    /// Contract.
+    pub account_id: Option<String>,
+}
+
+impl RawConfig {
+    /// Reads a TOML file. Unknown keys are refused.
+    pub fn from_file(path: &std::path::Path) -> Result<Self, ConfigError> {
+        let file = |problem: String| ConfigError::File { path: path.to_owned(), problem };
+        let size = fs::metadata(path).map_err(|e| file(e.to_string()))?.len();
+        if size > CONFIG_BYTES_MAX {
+            return Err(file(format!("is {size} bytes; at most {CONFIG_BYTES_MAX} are read")));
+        }
+        let text = fs::read_to_string(path).map_err(|e| file(e.to_string()))?;
+        toml::from_str(&text).map_err(|e| {
+            let line = e.span().map(|s| text[..s.start.min(text.len())].lines().count().max(1));
+            let at = line.map(|l| format!("line {l}: ")).unwrap_or_default();
+            file(format!("{at}{}", e.message().split_whitespace().collect::<Vec<_>>().join(" ")))
+        })
+    }
+
+    /// Checks everything that can be checked without looking at the system.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let node_id = match self.node_id {
+            Some(id) => key_part("node_id", &id)?,
+            None => host_name(),
+        };
+        let mut captures = Vec::new();
+        for log in &self.flow_logs {
+            captures.extend(log.check()?);
+        }
+        if captures.is_empty() {
+            return Err(InvalidField::new("interface", "", "name at least one interface to capture").into());
+        }
+        for (i, c) in captures.iter().enumerate() {
+            if captures[..i].iter().any(|other| other.interface == c.interface) {
+                let rule = "has two flow logs; an interface takes one";
+                return Err(InvalidField::new("interface", &c.interface, rule).into());
+            }
+        }
+        let sizes = self.kernel.check(captures.len())?;
+        let flows_max = self.flows_max.unwrap_or(FLOWS_MAX_DEFAULT);
+        if flows_max < 1_000 {
+            return Err(InvalidField::new("flows_max", flows_max.to_string(), "must be at least 1000").into());
+        }
+        let s3 = S3Options {
+            endpoint: self.s3.endpoint,
+            region: self.s3.region,
+            path_style: self.s3.path_style,
+            allow_http: self.s3.allow_http,
+            credentials_file: self.s3.credentials_file,
+        };
+        let state_dir = self.state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR_DEFAULT));
+        Ok(Config { captures, node_id, state_dir, sizes, flows_max, s3 })
+    }
+}
+
+impl RawSizes {
+    fn check(&self, interfaces: usize) -> Result<Sizes, InvalidField> {
+        let default = Sizes::default();
+        let power = |field, value: Option<u32>, default: u32, min: u32, max: u32| match value {
+            None => Ok(default),
+            Some(v) if v.is_power_of_two() && (min..=max).contains(&v) => Ok(v),
+            Some(v) => {
+                Err(InvalidField::new(field, v.to_string(), format!("must be a power of two from {min} to {max}")))
+            }
+        };
+        let interfaces_max = u16::try_from(interfaces).ok().filter(|n| *n <= u16::MAX - 1).ok_or_else(|| {
+            InvalidField::new("interface", interfaces.to_string(), "more interfaces than an agent can watch (65534)")
+        })?;
+        Ok(Sizes {
+            // Up to 4 Mi slots: 640 MiB for each CPU.
+            passed_slots: power("kernel.cache_slots", self.cache_slots, default.passed_slots, 16, 1 << 22)?,
+            refused_slots: power("kernel.refused_slots", self.refused_slots, default.refused_slots, 16, 1 << 22)?,
+            ring_bytes: power("kernel.ring_bytes", self.ring_bytes, default.ring_bytes, 4_096, 1 << 30)?,
+            interfaces_max: interfaces_max.max(default.interfaces_max),
+        })
+    }
+}
+
+impl RawFlowLog {
+    fn check(&self) -> Result<Vec<Capture>, InvalidField> {
+        let mut target: Target = self.target.parse()?;
+        if let Some(prefix) = &self.prefix {
+            if target.prefix.is_some() {
+                return Err(InvalidField::new("prefix", prefix, "the target has a prefix already; give one of them"));
+            }
+            target = target.with_prefix(prefix)?;
+        }
+        let rule = Rule {
+            name: self.name.as_deref().unwrap_or(NAME_DEFAULT).parse::<Name>()?,
+            directions: self.direction.as_deref().map_or(Ok(Directions::default()), str::parse)?,
+            action: self.action.as_deref().map_or(Ok(Action::default()), str::parse)?,
+            target,
+            window_secs: window_secs(self.window.unwrap_or(WINDOW_SECS_DEFAULT))?,
+            nodata: self.nodata.unwrap_or(true),
+            hive_layout: layout(self.layout.as_deref())?,
+        };
+        let hook = hook(self.hook.as_deref())?;
+        let interface_id = self.interface_id.as_deref().map(|id| key_part("interface_id", id)).transpose()?;
+        if interface_id.is_some() && self.interfaces.len() != 1 {
+            let rule = "belongs to one interface; write one flow log for each";
+            return Err(InvalidField::new("interface_id", interface_id.unwrap_or_default(), rule));
+        }
+        Ok(self
+            .interfaces
+            .iter()
+            .map(|interface| Capture {
+                interface: interface.clone(),
+                interface_id: interface_id.clone(),
+                account_id: self.account_id.clone(),
+                hook,
+                rule: rule.clone(),
+            })
+            .collect())
+    }
+}
+
+fn hook(s: Option<&str>) -> Result<HookKind, InvalidField> {
+    match s {
+        None | Some("tc") => Ok(HookKind::Tc),
+        Some("tcx") => Ok(HookKind::Tcx),
+        Some("clsact") => Ok(HookKind::Clsact),
+        Some("xdp") => Ok(HookKind::Xdp),
+        Some(other) => Err(InvalidField::new("hook", other, "use `tc`, `tcx`, `clsact` or `xdp`")),
+    }
+}
+
+fn layout(s: Option<&str>) -> Result<bool, InvalidField> {
+    match s {
+        None | Some("hive") => Ok(true),
+        Some("flat") => Ok(false),
+        Some(other) => Err(InvalidField::new("layout", other, "use `hive` or `flat`")),
+    }
+}
+
+/// The host name, made key-safe.
+fn host_name() -> String {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy();
+    let safe: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' })
+        .take(crate::rule::NAME_BYTES_MAX)
+        .collect();
+    if safe.chars().all(|c| c == '.') { "node".to_owned() } else { safe }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("flowlog.toml");
+        fs::write(&path, text).expect("write");
+        RawConfig::from_file(&path).and_then(RawConfig::check).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_small_file_gets_all_defaults() {
+        let config = parse("[[flow_log]]\ninterfaces = ['eth0', 'eth1']\ntarget = 's3://flows/team'\n").expect("good");
+        assert_eq!(config.captures.len(), 2);
+        let rule = &config.captures[1].rule;
+        assert_eq!((rule.window_secs, rule.name.as_str(), rule.nodata), (600, "flowlog", true));
+        assert_eq!(rule.target.prefix.as_deref(), Some("team"));
+    }
+
+    #[test]
+    fn bad_input_names_field_value_and_remedy_on_one_line() {
+        let log = |more: &str| format!("[[flow_log]]\ninterfaces = ['e0']\ntarget = '/tmp/x'\n{more}");
+        for (text, expected) in [
+            (log("window = 0"), "window `0`: must be at least 1 second"),
+            (log("prefix = 'a/b'"), "prefix `a/b`: may not contain `/`"),
+            (log("prefix = 'a%2Fb'"), "prefix `a%2Fb`: may not contain `/` or `%2F`"),
+            (log("direction = 'up'"), "direction `up`: use `ingress`"),
+            (log("colour = 'red'"), "line 4: unknown field `colour`"),
+            (log("hook = 'magic'"), "hook `magic`: use"),
+            (log("[kernel]\ncache_slots = 1000"), "kernel.cache_slots `1000`: must be a power of two"),
+            ("[[flow_log]]\ninterfaces = ['a','a']\ntarget = '/x'".to_owned(), "interface `a`: has two flow logs"),
+            ("node_id = 'x'".to_owned(), "name at least one interface"),
+        ] {
+            let error = parse(&text).expect_err(&text);
+            assert!(error.contains(expected) && !error.contains('\n'), "{error}");
+        }
+    }
+}

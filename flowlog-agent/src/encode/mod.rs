@@ -1,0 +1,99 @@
+//! From a settled window to the bytes and the key of one Parquet object.
+//!
+//! * [`schema`]: the columns, their types, and what they mean;
+//! * [`rows`]: building them;
+//! * [`parquet`]: encodings, chosen by measurement;
+//! * [`key`]: where the object goes.
+//!
+//! Pure: bytes in memory, no I/O, no clock.
+
+pub mod key;
+pub mod parquet;
+pub mod rows;
+pub mod schema;
+
+use crate::{
+    rule::Rule,
+    window::{Settled, Span},
+};
+
+/// Everything an object says besides its rows.
+#[derive(Clone, Debug)]
+pub struct ObjectInfo {
+    /// The rule.
+    pub rule: Rule,
+    /// Node it was captured on.
+    pub node_id: String,
+    /// Contract or account of the customer, if known.
+    pub account_id: Option<String>,
+    /// Id of the interface in the cloud's inventory; `NODE-INTERFACE` if there is none.
+    pub interface_id: String,
+    /// The window.
+    pub span: Span,
+    /// The memory cap was reached, so the window comes in several objects.
+    pub flushed_early: bool,
+}
+
+impl ObjectInfo {
+    /// What is unusual about the window, as in the column `window_marks`; `None` if it is whole.
+    #[must_use]
+    pub fn marks(&self) -> Option<String> {
+        let marks = [
+            (self.span.begins_late, "begins_late"),
+            (self.span.ends_early, "ends_early"),
+            (self.flushed_early, "flushed_early"),
+        ];
+        let set: Vec<&str> = marks.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+        (!set.is_empty()).then(|| set.join(","))
+    }
+}
+
+/// An object ready to be stored.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Its key below the target.
+    pub key: String,
+    /// The Parquet file.
+    pub bytes: Vec<u8>,
+    /// Rows by status and action.
+    pub rows: RowCounts,
+}
+
+/// How many rows an object holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowCounts {
+    /// ACCEPT.
+    pub accepted: usize,
+    /// REJECT.
+    pub rejected: usize,
+    /// SKIPDATA.
+    pub skipped: usize,
+}
+
+/// What can go wrong: the Parquet writer's own errors.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot encode window {key}: {source}")]
+pub struct EncodeError {
+    key: String,
+    source: ::parquet::errors::ParquetError,
+}
+
+/// Encodes a window; `None` if there is nothing to say (no rows, and the rule wants no NODATA rows).
+///
+/// `reason_name` gives the name of a drop reason.
+pub fn encode(
+    info: &ObjectInfo,
+    settled: Settled,
+    reason_name: &dyn Fn(u16) -> Option<String>,
+) -> Result<Option<Object>, EncodeError> {
+    let rows = rows::Rows::select(info, settled);
+    if rows.is_empty() && !info.rule.nodata {
+        return Ok(None);
+    }
+    let key = key::object_key(info);
+    let counts = rows.counts();
+    match parquet::write(info, rows, reason_name, parquet::CHOSEN) {
+        Ok(bytes) => Ok(Some(Object { key, bytes, rows: counts })),
+        Err(source) => Err(EncodeError { key, source }),
+    }
+}

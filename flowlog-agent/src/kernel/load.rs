@@ -1,0 +1,225 @@
+//! Loading the object: map sizes, constants, programs.
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData, PerCpuArray},
+    programs::{BtfTracePoint, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+};
+use flowlog_ebpf::abi::{self, EPOCHS, Iface};
+
+use super::{
+    KernelError, Ring,
+    attach::Links,
+    btf::Btf,
+    layout::{self, Reasons},
+    maps::{Mapped, TruthPod},
+};
+
+/// The checked-in object; `cargo xtask check` proves that it is what the sources build to.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../flowlog-ebpf/prebuilt/flowlog.bpf.o"));
+
+/// Sizes of the kernel's side. All powers of two but the number of interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Slots of the flow cache, for each CPU and address family.
+    pub passed_slots: u32,
+    /// Slots of the refused cache, for each CPU and address family.
+    pub refused_slots: u32,
+    /// Bytes of the ring buffer.
+    pub ring_bytes: u32,
+    /// Watched interfaces at most.
+    pub interfaces_max: u16,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            passed_slots: abi::CACHE_SLOTS_DEFAULT,
+            refused_slots: abi::REFUSED_SLOTS_DEFAULT,
+            ring_bytes: abi::RING_BYTES_DEFAULT,
+            interfaces_max: 64,
+        }
+    }
+}
+
+impl Sizes {
+    /// Kernel memory these sizes cost on a machine with `cpus` possible CPUs, in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self, cpus: u64) -> u64 {
+        let records = (size_of::<abi::Record4>() + size_of::<abi::Record6>()) as u64;
+        let slots = u64::from(self.passed_slots) + u64::from(self.refused_slots);
+        let truth = (u64::from(self.interfaces_max) + 1) * u64::from(EPOCHS) * size_of::<abi::Truth>() as u64;
+        let seen = u64::from(abi::SEEN_ENTRIES) * 2 * size_of::<abi::Seen>() as u64;
+        let shared = u64::from(self.ring_bytes) + u64::from(abi::IFINDEX_MAX) * size_of::<Iface>() as u64;
+        cpus * (slots * records + truth + seen) + shared
+    }
+}
+
+/// The loaded programs and their maps. Dropping it detaches everything.
+pub struct Kernel {
+    pub(super) ebpf: Ebpf,
+    pub(super) links: Links,
+    pub(super) ifaces: Mapped,
+    pub(super) epochs: Mapped,
+    pub(super) truth: PerCpuArray<MapData, TruthPod>,
+    pub(super) sizes: Sizes,
+    pub(super) cpus: Vec<u32>,
+    reasons: Reasons,
+}
+
+impl Kernel {
+    /// Loads and verifies the programs; attaches nothing.
+    ///
+    /// `netns_inum` is the inode number of the network namespace whose interfaces are watched.
+    pub fn load(sizes: Sizes, netns_inum: u32) -> Result<Self, KernelError> {
+        let btf = Btf::vmlinux()?;
+        let offsets = layout::offsets(&btf)?;
+        let reasons = Reasons::resolve(&btf)?;
+        let mut words = [0u32; size_of::<abi::KernelOffsets>() / 4];
+        words.copy_from_slice(&offsets_words(&offsets));
+        let seed = rand_seed();
+        let (passed_mask, refused_mask) = (sizes.passed_slots - 1, sizes.refused_slots - 1);
+        let wake = u64::from(sizes.ring_bytes / 4);
+        let interfaces = u32::from(sizes.interfaces_max) + 1;
+        let mut ebpf = EbpfLoader::new()
+            .override_global("OFFSETS", &words, true)
+            .override_global("NETNS_INUM", &netns_inum, true)
+            .override_global("PASSED_MASK", &passed_mask, true)
+            .override_global("REFUSED_MASK", &refused_mask, true)
+            .override_global("RING_WAKE_BYTES", &wake, true)
+            .override_global("SEED", &seed, true)
+            .map_max_entries("PASSED4", sizes.passed_slots)
+            .map_max_entries("PASSED6", sizes.passed_slots)
+            .map_max_entries("REFUSED4", sizes.refused_slots)
+            .map_max_entries("REFUSED6", sizes.refused_slots)
+            .map_max_entries("RING", sizes.ring_bytes)
+            .map_max_entries("TRUTH", interfaces * EPOCHS)
+            .map_max_entries("EPOCH_OF", interfaces)
+            .load(OBJECT)
+            .map_err(|e| KernelError::from_chain("create the eBPF maps", &e))?;
+        load_programs(&mut ebpf)?;
+        let ifaces = Mapped::new(&ebpf, "IFACES")?;
+        let epochs = Mapped::new(&ebpf, "EPOCH_OF")?;
+        let truth = take(&mut ebpf, "TRUTH")?
+            .try_into()
+            .map_err(|e: aya::maps::MapError| KernelError::from_chain("open map TRUTH", &e))?;
+        set_reasons(&mut ebpf, &reasons)?;
+        let cpus = aya::util::online_cpus()
+            .map_err(|(what, e)| KernelError::Refused { action: format!("read {what}"), problem: e.to_string() })?;
+        Ok(Self { ebpf, links: Links::default(), ifaces, epochs, truth, sizes, cpus, reasons })
+    }
+
+    /// Names of the drop reasons in records.
+    #[must_use]
+    pub fn reasons(&self) -> &Reasons {
+        &self.reasons
+    }
+
+    /// Sizes it was loaded with.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// The reading end of the ring. There is one: a second call is refused.
+    pub fn take_ring(&mut self) -> Result<Ring, KernelError> {
+        Ring::new(take(&mut self.ebpf, "RING")?)
+    }
+
+    /// Instructions the verifier walked, by program: the measure of a program's complexity.
+    pub fn verified_instructions(&self) -> Result<Vec<(String, u32)>, KernelError> {
+        self.ebpf
+            .programs()
+            .map(|(name, program)| {
+                let info = program.info().map_err(|e| KernelError::from_chain("read program info", &e))?;
+                Ok((name.to_owned(), info.verified_instruction_count().unwrap_or(0)))
+            })
+            .collect()
+    }
+
+    /// Runs a hook program once on `frame` with `BPF_PROG_TEST_RUN`, as if it had come in on the loopback device
+    /// (ifindex 1). `sk_buff` is the `struct __sk_buff` handed to a TC program, `None` for XDP. Returns the
+    /// program's verdict.
+    pub fn test_run(&mut self, program: &str, frame: &[u8], sk_buff: Option<&[u8]>) -> Result<u32, KernelError> {
+        let refused = |e: aya::programs::ProgramError| KernelError::from_chain(format!("run `{program}`"), &e);
+        let p = self.ebpf.program(program).ok_or_else(|| missing(program))?;
+        let opts = TestRunOptions { data_in: Some(frame), ctx_in: sk_buff, ..Default::default() };
+        let result = match p {
+            aya::programs::Program::SchedClassifier(p) => p.test_run(opts),
+            aya::programs::Program::Xdp(p) => p.test_run(opts),
+            _ => return Err(missing(program)),
+        };
+        Ok(result.map_err(refused)?.return_value)
+    }
+}
+
+fn offsets_words(o: &abi::KernelOffsets) -> [u32; size_of::<abi::KernelOffsets>() / 4] {
+    [
+        o.skb_dev,
+        o.skb_iif,
+        o.skb_len,
+        o.skb_data_len,
+        o.skb_head,
+        o.skb_data,
+        o.skb_end,
+        o.skb_network_header,
+        o.skb_protocol,
+        o.skb_refdst,
+        o.skb_vlan_tci,
+        o.shinfo_gso_size,
+        o.shinfo_gso_segs,
+        o.dev_ifindex,
+        o.dev_net,
+        o.net_inum,
+        o.dst_dev,
+    ]
+}
+
+/// Random enough that nobody can prepare colliding flows.
+fn rand_seed() -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+fn missing(name: &str) -> KernelError {
+    KernelError::Refused { action: format!("find `{name}`"), problem: "it is not in the embedded object".to_owned() }
+}
+
+pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, KernelError> {
+    ebpf.take_map(name).ok_or_else(|| missing(name))
+}
+
+/// The program `name` as type `P`.
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, KernelError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let p = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+    p.try_into().map_err(|e| KernelError::from_chain(format!("use program `{name}`"), &e))
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    let refused = |name: &'static str| {
+        move |e: aya::programs::ProgramError| KernelError::from_chain(format!("load program `{name}`"), &e)
+    };
+    let kernel_btf =
+        aya::Btf::from_sys_fs().map_err(|e| KernelError::from_chain("read the kernel's type information", &e))?;
+    for name in ["flowlog_tc_ingress", "flowlog_tc_egress"] {
+        program::<SchedClassifier>(ebpf, name)?.load().map_err(refused(name))?;
+    }
+    program::<Xdp>(ebpf, "flowlog_xdp")?.load().map_err(refused("flowlog_xdp"))?;
+    for name in ["flowlog_verdict", "flowlog_verdict_nested"] {
+        program::<BtfTracePoint>(ebpf, name)?.load("kfree_skb", &kernel_btf).map_err(refused(name))?;
+    }
+    program::<RawTracePoint>(ebpf, "flowlog_sweep")?.load().map_err(refused("flowlog_sweep"))
+}
+
+fn set_reasons(ebpf: &mut Ebpf, reasons: &Reasons) -> Result<(), KernelError> {
+    let refused = |e: aya::maps::MapError| KernelError::from_chain("fill map REASONS", &e);
+    let mut map: Array<_, u8> = take(ebpf, "REASONS")?.try_into().map_err(refused)?;
+    for (index, action) in (0u32..).zip(&reasons.actions) {
+        map.set(index, *action, 0).map_err(refused)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! The kernel edge: loading, attaching and talking to the eBPF programs. The only module that names `aya`.
+//!
+//! * [`btf`], [`layout`]: what this kernel's structs and drop reasons look like;
+//! * [`load`]: the object, its sizes and constants;
+//! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs;
+//! * [`maps`]: interfaces, epochs, truth counters;
+//! * [`ring`]: the records;
+//! * [`sweep`]: closing an epoch on every CPU;
+//! * [`probe`]: what this machine can do, without changing it.
+//!
+//! What a record *means* does not belong here (`window`), nor does any decision about rules (`rule`).
+
+pub mod attach;
+pub mod btf;
+pub mod layout;
+pub mod load;
+pub mod maps;
+pub mod probe;
+pub mod ring;
+pub mod sweep;
+
+use std::{io, path::PathBuf};
+
+pub use attach::{Attached, HookKind};
+pub use load::{Kernel, Sizes};
+pub use ring::Ring;
+
+/// What can go wrong at the kernel edge.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No usable BTF.
+    #[error("kernel type information at `{}` is not usable: {problem}; flowlog needs a kernel built with CONFIG_DEBUG_INFO_BTF=y", path.display())]
+    NoBtf {
+        /// The file that was tried.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A struct member or enum that the programs need is not in this kernel.
+    #[error("this kernel has no `{name}`; flowlog needs Linux 6.1 or newer")]
+    MissingType {
+        /// Name of the type or member.
+        name: String,
+    },
+    /// The kernel refused for lack of privilege.
+    #[error("the kernel refused to {action}: {source}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    Permission {
+        /// What was attempted.
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Any other refusal.
+    #[error("cannot {action}: {problem}")]
+    Refused {
+        /// What was attempted.
+        action: String,
+        /// The kernel's or verifier's words.
+        problem: String,
+    },
+    /// An interface cannot be hooked in the wanted way.
+    #[error("cannot attach {hook} to interface `{interface}`: {problem}")]
+    Attach {
+        /// Interface name.
+        interface: String,
+        /// Hook, in words.
+        hook: String,
+        /// The kernel's words and what to do.
+        problem: String,
+    },
+}
+
+impl KernelError {
+    /// Turns any error of the loader into ours; a missing privilege anywhere in its chain becomes
+    /// [`KernelError::Permission`].
+    pub(crate) fn from_chain(action: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
+        let action = action.into();
+        let mut words = error.to_string();
+        // The verifier answers EACCES or EPERM too, with a log of more than a line.
+        let refused_by_verifier = words.lines().count() > 3;
+        let mut cause = Some(error);
+        while let Some(e) = cause {
+            if let Some(io) = e.downcast_ref::<io::Error>()
+                && matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+                && !refused_by_verifier
+            {
+                return Self::Permission { action, source: io::Error::from_raw_os_error(libc::EPERM) };
+            }
+            cause = e.source();
+            if let Some(next) = cause
+                && !words.contains(&next.to_string())
+            {
+                words = format!("{words}: {next}");
+            }
+        }
+        Self::Refused { action, problem: words }
+    }
+}

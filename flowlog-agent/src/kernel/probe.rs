@@ -1,0 +1,159 @@
+//! What this machine can do. Looks and asks; loads and attaches nothing.
+
+use std::{fmt, fs, path::Path};
+
+use aya::{
+    maps::MapType,
+    programs::ProgramType,
+    sys::{is_map_supported, is_program_supported},
+};
+
+use super::{Sizes, attach::{has_tcx, kernel_at_least}, btf::Btf, layout};
+use crate::netdev;
+
+/// Oldest kernel that is tested against.
+const KERNEL_MIN: (u8, u8) = (6, 1);
+/// Capabilities the agent needs, with their bit (`include/uapi/linux/capability.h`).
+const CAPABILITIES: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// Works, with the limit that the detail names.
+    Limited,
+    /// flowlog cannot run without it.
+    Missing,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Limited => "limited",
+            Self::Missing => "MISSING",
+        })
+    }
+}
+
+/// One check.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: String,
+    /// How it came out.
+    pub state: State,
+    /// What was found; what to do if it is not as it should be.
+    pub detail: String,
+}
+
+fn finding(what: impl Into<String>, state: State, detail: impl Into<String>) -> Finding {
+    Finding { what: what.into(), state, detail: detail.into() }
+}
+
+/// Checks the machine and the given interfaces.
+#[must_use]
+pub fn machine(interfaces: &[String]) -> Vec<Finding> {
+    let mut all = vec![kernel_version(), btf()];
+    all.extend(capabilities());
+    all.extend(programs());
+    all.push(hooks());
+    all.push(memory());
+    all.extend(interfaces.iter().map(|name| interface(name)));
+    all
+}
+
+fn kernel_version() -> Finding {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let (major, minor) = KERNEL_MIN;
+    if kernel_at_least(major, minor) {
+        finding("kernel", State::Ok, release.trim())
+    } else {
+        finding("kernel", State::Missing, format!("{}; needs {major}.{minor} or newer", release.trim()))
+    }
+}
+
+fn btf() -> Finding {
+    let resolved = Btf::vmlinux().and_then(|btf| {
+        layout::offsets(&btf)?;
+        let reasons = layout::Reasons::resolve(&btf)?;
+        Ok(reasons.actions.iter().filter(|a| **a != 0).count())
+    });
+    match resolved {
+        Ok(refusals) => finding("type information (BTF)", State::Ok, format!("{refusals} drop reasons mean REJECT")),
+        Err(error) => finding("type information (BTF)", State::Missing, error.to_string()),
+    }
+}
+
+fn capabilities() -> Vec<Finding> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bits = status
+        .lines()
+        .find_map(|l| l.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |bit: u32| bits >> bit & 1 == 1 || (bit != 12 && bits >> CAP_SYS_ADMIN & 1 == 1);
+    CAPABILITIES
+        .iter()
+        .map(|(name, bit)| match has(*bit) {
+            true => finding(*name, State::Ok, "held"),
+            false => finding(*name, State::Missing, "not held; run as root or grant it"),
+        })
+        .collect()
+}
+
+fn programs() -> Vec<Finding> {
+    let of = |what: &str, supported: Result<bool, String>| match supported {
+        Ok(true) => finding(what, State::Ok, "supported"),
+        Ok(false) => finding(what, State::Missing, "this kernel does not support it"),
+        Err(error) => finding(what, State::Missing, format!("cannot find out: {error}")),
+    };
+    let program = |t| is_program_supported(t).map_err(|e| e.to_string());
+    vec![
+        of("tc programs", program(ProgramType::SchedClassifier)),
+        of("xdp programs", program(ProgramType::Xdp)),
+        of("ring buffer", is_map_supported(MapType::RingBuf).map_err(|e| e.to_string())),
+    ]
+}
+
+fn hooks() -> Finding {
+    if has_tcx() {
+        finding("tc attachment", State::Ok, "tcx links")
+    } else {
+        finding("tc attachment", State::Limited, "clsact filters (tcx links need Linux 6.6): filters outlive a killed agent")
+    }
+}
+
+fn memory() -> Finding {
+    let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
+    let needed = Sizes::default().memory_bytes(cpus);
+    let available = fs::read_to_string("/proc/meminfo")
+        .unwrap_or_default()
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
+        .map_or(u64::MAX, |kb| kb * 1_024);
+    let detail = format!("{} MiB for maps on {cpus} CPUs by default", needed.div_ceil(1 << 20));
+    if needed < available / 2 {
+        finding("memory", State::Ok, detail)
+    } else {
+        finding("memory", State::Limited, format!("{detail}; use a smaller `cache_slots`"))
+    }
+}
+
+fn interface(name: &str) -> Finding {
+    let what = format!("interface {name}");
+    match netdev::find(name) {
+        Err(error) => finding(what, State::Missing, error.to_string()),
+        Ok(dev) => {
+            let driver = fs::read_link(Path::new("/sys/class/net").join(name).join("device/driver"))
+                .ok()
+                .and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
+            let driver = driver.unwrap_or_else(|| "virtual".to_owned());
+            let kind = if dev.bridge { ", bridge" } else { "" };
+            let xdp = if dev.link_header { "native if the driver has it, else generic" } else { "generic only" };
+            finding(what, State::Ok, format!("index {}, driver {driver}{kind}; xdp: {xdp}", dev.index))
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! What a customer asks for: a name, a direction, an action and a target. Pure validation; whether the target
+//! exists is `upload`'s question, whether the interface does is `netdev`'s.
+
+mod target;
+
+use std::{fmt, str::FromStr};
+
+pub use target::{Location, Target};
+
+/// Longest name of a rule: it starts every object key, and 63 is what host and bucket names allow.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Shortest window. Below it, objects are all overhead.
+pub const WINDOW_SECS_MIN: u32 = 1;
+/// Longest window: records stay in memory for that long.
+pub const WINDOW_SECS_MAX: u32 = 86_400;
+
+/// A field that breaks a rule: names field, value and remedy in one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} `{value}`: {rule}")]
+pub struct InvalidField {
+    /// Field as the user knows it.
+    pub field: &'static str,
+    /// What was given.
+    pub value: String,
+    /// What holds, and so what to do.
+    pub rule: String,
+}
+
+impl InvalidField {
+    pub(crate) fn new(field: &'static str, value: impl Into<String>, rule: impl Into<String>) -> Self {
+        Self { field, value: value.into(), rule: rule.into() }
+    }
+}
+
+/// Way through a hook, as the watched interface sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Into the node through the interface.
+    Ingress,
+    /// Out of the node through the interface.
+    Egress,
+}
+
+impl Direction {
+    /// Both, in `abi` order.
+    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// Index into per-direction arrays of the ABI.
+    #[must_use]
+    pub fn index(self) -> usize {
+        match self {
+            Self::Ingress => 0,
+            Self::Egress => 1,
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+/// Directions a rule wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Directions {
+    /// Ingress only.
+    Ingress,
+    /// Egress only.
+    Egress,
+    /// Both.
+    #[default]
+    Bidirectional,
+}
+
+impl Directions {
+    /// Whether `direction` is among them.
+    #[must_use]
+    pub fn includes(self, direction: Direction) -> bool {
+        match self {
+            Self::Ingress => direction == Direction::Ingress,
+            Self::Egress => direction == Direction::Egress,
+            Self::Bidirectional => true,
+        }
+    }
+}
+
+impl FromStr for Directions {
+    type Err = InvalidField;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s.to_ascii_lowercase().as_str() {
+            "ingress" => Ok(Self::Ingress),
+            "egress" => Ok(Self::Egress),
+            "bidirectional" => Ok(Self::Bidirectional),
+            _ => Err(InvalidField::new("direction", s, "use `ingress`, `egress` or `bidirectional`")),
+        }
+    }
+}
+
+/// Packets a rule wants, by verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Action {
+    /// Only what the firewall let through.
+    Accepted,
+    /// Only what the firewall refused.
+    Rejected,
+    /// Both.
+    #[default]
+    Any,
+}
+
+impl FromStr for Action {
+    type Err = InvalidField;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s.to_ascii_lowercase().as_str() {
+            "accepted" => Ok(Self::Accepted),
+            "rejected" => Ok(Self::Rejected),
+            "any" | "all" => Ok(Self::Any),
+            _ => Err(InvalidField::new("action", s, "use `accepted`, `rejected` or `any`")),
+        }
+    }
+}
+
+/// A rule's name. Key-safe: it is the first part of every object key after the prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = InvalidField;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        key_part("name", s).map(Self)
+    }
+}
+
+/// Checks one part of an object key.
+///
+/// # Errors
+/// If it is empty, too long, `.` or `..`, or holds anything but ASCII letters, digits, `.`, `_` and `-`.
+pub fn key_part(field: &'static str, s: &str) -> Result<String, InvalidField> {
+    if s.contains('/') || s.to_ascii_lowercase().contains("%2f") {
+        return Err(InvalidField::new(field, s, "may not contain `/` or `%2F`; use `-` instead"));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if s.is_empty() || s.len() > NAME_BYTES_MAX || !s.chars().all(allowed) || s.chars().all(|c| c == '.') {
+        let rule = format!("use 1 to {NAME_BYTES_MAX} ASCII letters, digits, `.`, `_` or `-`");
+        return Err(InvalidField::new(field, s, rule));
+    }
+    Ok(s.to_owned())
+}
+
+/// Checks the length of a window.
+///
+/// # Errors
+/// If it is outside [`WINDOW_SECS_MIN`] to [`WINDOW_SECS_MAX`] or does not divide a day evenly.
+pub fn window_secs(secs: u32) -> Result<u32, InvalidField> {
+    let rule = match secs {
+        0 => "must be at least 1 second; 600 is the default".to_owned(),
+        s if s > WINDOW_SECS_MAX => format!("must be at most {WINDOW_SECS_MAX} seconds (a day)"),
+        s if WINDOW_SECS_MAX % s != 0 => {
+            "must divide a day evenly, so that windows start on round times; try 60, 300, 600 or 3600".to_owned()
+        }
+        s => return Ok(s),
+    };
+    Err(InvalidField::new("window", secs.to_string(), rule))
+}
+
+/// One flow log on one interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Name; starts the object key.
+    pub name: Name,
+    /// Directions wanted.
+    pub directions: Directions,
+    /// Verdicts wanted.
+    pub action: Action,
+    /// Where objects go.
+    pub target: Target,
+    /// Length of a window in seconds.
+    pub window_secs: u32,
+    /// Write an object for a window without traffic.
+    pub nodata: bool,
+    /// Hive-style key folders (`year=…/`), or none.
+    pub hive_layout: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_key_safe() {
+        for good in ["web", "a", "db-1_x.y", &"n".repeat(63)] {
+            assert!(good.parse::<Name>().is_ok(), "{good}");
+        }
+        for bad in ["", "a/b", "a%2Fb", "a%2fb", "..", ".", "a b", "ü", "a\n", "\u{430}", &"n".repeat(64)] {
+            let error = bad.parse::<Name>().expect_err(bad).to_string();
+            assert!(error.starts_with("name `") && !error.contains("\n\n"), "{error}");
+        }
+    }
+
+    #[test]
+    fn windows_divide_a_day() {
+        for good in [1, 60, 600, 3_600, 86_400] {
+            assert_eq!(window_secs(good), Ok(good));
+        }
+        for bad in [0, 7, 601, 86_401, u32::MAX] {
+            assert!(window_secs(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn enums_take_the_words_of_the_cloud_api() {
+        assert_eq!("BIDIRECTIONAL".parse(), Ok(Directions::Bidirectional));
+        assert_eq!("ALL".parse(), Ok(Action::Any));
+        assert!("both".parse::<Directions>().is_err() && "drop".parse::<Action>().is_err());
+    }
+}

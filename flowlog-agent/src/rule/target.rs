@@ -1,0 +1,122 @@
+//! Where objects go: a local directory or an S3 bucket, with an optional prefix.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use super::{InvalidField, NAME_BYTES_MAX, key_part};
+
+/// The store part of a target.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Location {
+    /// A local directory; it must exist, or its parent must.
+    Directory(PathBuf),
+    /// An S3 bucket.
+    Bucket(String),
+}
+
+/// A target: location and optional prefix. `file:///dir`, `./dir`, `s3://bucket`, `s3://bucket/prefix`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// Bucket or directory.
+    pub location: Location,
+    /// First part of every key, without slashes.
+    pub prefix: Option<String>,
+}
+
+impl Target {
+    /// The same target with a prefix.
+    ///
+    /// # Errors
+    /// If the prefix is not one key-safe part.
+    pub fn with_prefix(mut self, prefix: &str) -> Result<Self, InvalidField> {
+        self.prefix = Some(key_part("prefix", prefix)?);
+        Ok(self)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.location {
+            Location::Directory(dir) => write!(f, "file://{}", dir.display())?,
+            Location::Bucket(bucket) => write!(f, "s3://{bucket}")?,
+        }
+        self.prefix.as_ref().map_or(Ok(()), |p| write!(f, "/{p}"))
+    }
+}
+
+impl FromStr for Target {
+    type Err = InvalidField;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let invalid = |rule: &str| InvalidField::new("target", s, rule);
+        if let Some(rest) = s.strip_prefix("s3://") {
+            let (bucket, prefix) = rest.split_once('/').map_or((rest, ""), |(b, p)| (b, p));
+            let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+            check_bucket(s, bucket)?;
+            let target = Self { location: Location::Bucket(bucket.to_owned()), prefix: None };
+            return if prefix.is_empty() { Ok(target) } else { target.with_prefix(prefix) };
+        }
+        let path = match s.split_once("://") {
+            None => s,
+            Some(("file", path)) if path.starts_with('/') => path,
+            Some(("file", _)) => return Err(invalid("write a file target as `file:///absolute/path`")),
+            Some(_) => return Err(invalid("use `s3://bucket[/prefix]`, `file:///path` or a local path")),
+        };
+        if path.is_empty() || path.contains('\0') {
+            return Err(invalid("name a directory, or a bucket as `s3://bucket[/prefix]`"));
+        }
+        let path = std::path::absolute(path).map_err(|e| invalid(&e.to_string()))?;
+        Ok(Self { location: Location::Directory(path), prefix: None })
+    }
+}
+
+/// S3's bucket naming rules.
+fn check_bucket(target: &str, bucket: &str) -> Result<(), InvalidField> {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    let good = (3..=NAME_BYTES_MAX).contains(&bucket.len())
+        && edge(bucket.chars().next())
+        && edge(bucket.chars().last())
+        && bucket.chars().all(inner)
+        && !bucket.contains("..")
+        && bucket.parse::<std::net::Ipv4Addr>().is_err();
+    if good {
+        return Ok(());
+    }
+    let rule = format!(
+        "bucket `{bucket}` is not a valid bucket name: 3 to 63 lower-case letters, digits, `-` or `.`, \
+         starting and ending with a letter or digit"
+    );
+    Err(InvalidField::new("target", target, rule))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_parse_and_print() {
+        for (text, printed) in [
+            ("s3://flows", "s3://flows"),
+            ("s3://flows/", "s3://flows"),
+            ("s3://flows/team-a", "s3://flows/team-a"),
+            ("file:///var/flows", "file:///var/flows"),
+            ("/var/flows", "file:///var/flows"),
+        ] {
+            assert_eq!(text.parse::<Target>().expect(text).to_string(), printed);
+        }
+        let relative = "./flows".parse::<Target>().expect("relative").to_string();
+        assert!(relative.starts_with("file:///") && relative.ends_with("/flows"), "{relative}");
+    }
+
+    #[test]
+    fn bad_targets_name_field_value_and_rule() {
+        for bad in ["s3://", "s3://ab", "s3://Big", "s3://1.2.3.4", "s3://a..b", "gs://x", "file://rel/x", ""] {
+            let error = bad.parse::<Target>().expect_err(bad).to_string();
+            assert!(error.starts_with(&format!("target `{bad}`: ")), "{error}");
+        }
+        for bad in ["s3://flows/a/b", "s3://flows/a%2Fb"] {
+            let error = bad.parse::<Target>().expect_err(bad).to_string();
+            assert!(error.starts_with("prefix `"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Newtypes for numbers that must not be mixed up.
+
+/// Id of a watched interface within this agent, 1-based.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfaceId(pub u16);
+
+/// Number of a window of one interface, counting up from 1; wraps with `u32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Epoch(pub u32);
+
+impl Epoch {
+    /// The epoch after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+/// Monotonic time in ns (`CLOCK_MONOTONIC`): never steps, says nothing about the date.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MonoNs(pub u64);
+
+/// Wall-clock time in ns since 1970 (UTC): can step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WallNs(pub i64);
+
+/// Nanoseconds in a second.
+pub const NS_PER_SEC: i64 = 1_000_000_000;
+
+impl WallNs {
+    /// Whole seconds since 1970, rounded down.
+    #[must_use]
+    pub fn secs(self) -> i64 {
+        self.0.div_euclid(NS_PER_SEC)
+    }
+}
+
+/// Both clocks at (nearly) the same instant. The only place in the agent where clocks are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic.
+    pub mono: MonoNs,
+    /// Wall.
+    pub wall: WallNs,
+}
+
+impl Now {
+    /// Reads both clocks.
+    #[must_use]
+    pub fn read() -> Self {
+        let ns = |t: rustix::time::Timespec| t.tv_sec * NS_PER_SEC + t.tv_nsec;
+        let mono = ns(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic));
+        let wall = ns(rustix::time::clock_gettime(rustix::time::ClockId::Realtime));
+        Self { mono: MonoNs(u64::try_from(mono).unwrap_or(0)), wall: WallNs(wall) }
+    }
+
+    /// What to add to a monotonic time to get wall-clock time.
+    #[must_use]
+    pub fn wall_minus_mono(self) -> i64 {
+        self.wall.0 - i64::try_from(self.mono.0).unwrap_or(i64::MAX)
+    }
+}

@@ -1,0 +1,290 @@
+//! One object store, behind create-only puts whose outcome is always known in the end. The only file that names
+//! `object_store`.
+//!
+//! A put is create-only where the store honours it. Whenever the outcome is not clear (already there, time-out,
+//! lost reply) the object is compared by size and by our SHA-256, which travels as object metadata.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use object_store::{
+    Attribute, Attributes, ClientOptions, CredentialProvider, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutOptions, RetryConfig,
+    aws::{AmazonS3Builder, AwsCredential},
+    local::LocalFileSystem,
+    path::Path,
+};
+use sha2::{Digest as _, Sha256};
+
+use crate::rule::Location;
+
+/// Metadata key of our checksum.
+const SHA256: &str = "flowlog-sha256";
+/// Time for one request with its body: 64 MiB at 250 kB/s. The library's default of 30 s is for small bodies.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(270);
+/// Time to get a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Retries inside one delivery; the uploader's own pauses follow.
+const RETRIES: usize = 1;
+
+/// How to reach S3 buckets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct S3Options {
+    /// URL of the server; AWS itself if absent.
+    pub endpoint: Option<String>,
+    /// Region; `us-east-1` if absent.
+    pub region: Option<String>,
+    /// Bucket in the path instead of the host name.
+    pub path_style: bool,
+    /// Allow `http://` endpoints.
+    pub allow_http: bool,
+    /// File with credentials in the AWS format; the environment if absent.
+    pub credentials_file: Option<PathBuf>,
+}
+
+/// What came of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Stored now.
+    Stored,
+    /// An earlier try had stored it.
+    AlreadyThere,
+    /// Other bytes are stored under this key.
+    Conflict,
+}
+
+/// What can go wrong. None of these is final: the uploader tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The bucket is not there.
+    #[error("{0} does not exist; create it or fix `target`")]
+    NoBucket(String),
+    /// Credentials are missing, wrong or not allowed to write.
+    #[error("{location} refuses the credentials: {words}; check the key, its policy, and the clock")]
+    Denied {
+        /// Bucket or directory.
+        location: String,
+        /// The store's words.
+        words: String,
+    },
+    /// Anything else the store or the network says.
+    #[error("{location}: {words}")]
+    Other {
+        /// Bucket or directory.
+        location: String,
+        /// The store's words.
+        words: String,
+    },
+    /// The options do not make a store.
+    #[error("{0}")]
+    Options(String),
+    /// The spool failed.
+    #[error("{0}")]
+    Spool(String),
+}
+
+/// A bucket or directory.
+pub struct Store {
+    inner: Arc<dyn ObjectStore>,
+    name: String,
+    /// The store keeps metadata; a directory does not.
+    metadata: bool,
+}
+
+impl Store {
+    /// Opens a store; does not reach out to it yet. A directory is made if its parent exists.
+    pub fn open(location: &Location, options: &S3Options) -> Result<Self, StoreError> {
+        match location {
+            Location::Directory(dir) => {
+                let name = format!("directory `{}`", dir.display());
+                let failed = |e: &dyn std::fmt::Display| StoreError::Options(format!("{name} cannot be used: {e}"));
+                match std::fs::create_dir(dir) {
+                    Ok(()) => {}
+                    Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                    Err(e) => return Err(failed(&e)),
+                }
+                let fs = LocalFileSystem::new_with_prefix(dir).map_err(|e| failed(&e))?.with_fsync(true);
+                Ok(Self { inner: Arc::new(fs), name, metadata: false })
+            }
+            Location::Bucket(bucket) => {
+                let name = format!("bucket `{bucket}`");
+                let inner = s3(bucket, options).map_err(|words| StoreError::Options(format!("{name}: {words}")))?;
+                Ok(Self { inner, name, metadata: true })
+            }
+        }
+    }
+
+    /// Stores an object exactly once.
+    pub async fn deliver(&self, key: &str, bytes: Vec<u8>) -> Result<Outcome, StoreError> {
+        let (size, sha256) = (bytes.len() as u64, hex(&Sha256::digest(&bytes)));
+        match self.put(key, bytes, &sha256).await {
+            Ok(()) => Ok(Outcome::Stored),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                let same = self.holds(key, size, &sha256).await.map_err(|e| self.error(&e))?;
+                Ok(if same { Outcome::AlreadyThere } else { Outcome::Conflict })
+            }
+            // Perhaps only the reply was lost.
+            Err(error) => match self.holds(key, size, &sha256).await {
+                Ok(true) => Ok(Outcome::AlreadyThere),
+                _ => Err(self.error(&error)),
+            },
+        }
+    }
+
+    /// Proves that objects can be written below `folder`: writes one and removes it. That it cannot be removed is
+    /// no error: write-only credentials are good practice.
+    pub async fn probe(&self, folder: &str) -> Result<(), StoreError> {
+        let key = format!("{folder}/.flowlog-probe-{}", uuid::Uuid::new_v4());
+        let body = b"flowlog checks that it can write here; remove at will\n".to_vec();
+        let sha256 = hex(&Sha256::digest(&body));
+        self.put(&key, body, &sha256).await.map_err(|e| self.error(&e))?;
+        if let Err(error) = self.inner.delete(&Path::from(key.as_str())).await {
+            tracing::warn!(key, %error, "cannot remove the probe object");
+        }
+        Ok(())
+    }
+
+    async fn put(&self, key: &str, bytes: Vec<u8>, sha256: &str) -> Result<(), object_store::Error> {
+        let mut options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        if self.metadata {
+            let mut attributes = Attributes::new();
+            attributes.insert(Attribute::ContentType, "application/vnd.apache.parquet".into());
+            attributes.insert(Attribute::Metadata(SHA256.into()), sha256.to_owned().into());
+            options.attributes = attributes;
+        }
+        self.inner.put_opts(&Path::from(key), bytes.into(), options).await.map(drop)
+    }
+
+    /// Whether the store holds exactly these bytes under `key`.
+    async fn holds(&self, key: &str, size: u64, sha256: &str) -> Result<bool, object_store::Error> {
+        let path = Path::from(key);
+        let head = GetOptions { head: self.metadata, ..GetOptions::default() };
+        let found = self.inner.get_opts(&path, head).await?;
+        if found.meta.size != size {
+            return Ok(false);
+        }
+        if self.metadata {
+            let stored = found.attributes.get(&Attribute::Metadata(SHA256.into()));
+            return Ok(stored.is_some_and(|s| s.as_ref() == sha256));
+        }
+        Ok(hex(&Sha256::digest(found.bytes().await?)) == sha256)
+    }
+
+    fn error(&self, error: &object_store::Error) -> StoreError {
+        let location = self.name.clone();
+        let words = words(error);
+        match error {
+            // A put can only miss the bucket; object_store says so as "not found".
+            object_store::Error::NotFound { .. } => StoreError::NoBucket(location),
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                StoreError::Denied { location, words }
+            }
+            _ => StoreError::Other { location, words },
+        }
+    }
+}
+
+/// The innermost message, on one line: the outer ones repeat it with more and more wrapping.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut all = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        all.push(e.to_string());
+        cause = e.source();
+    }
+    let best = all.iter().rev().find(|w| w.len() > 12).or(all.first()).cloned().unwrap_or_default();
+    best.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
+        // Writing to a String cannot fail.
+        let _ = write!(s, "{b:02x}");
+        s
+    })
+}
+
+fn s3(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, String> {
+    let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT);
+    let retry = RetryConfig { max_retries: RETRIES, retry_timeout: REQUEST_TIMEOUT, ..RetryConfig::default() };
+    let mut builder = AmazonS3Builder::from_env()
+        .with_client_options(client.with_allow_http(o.allow_http))
+        .with_retry(retry)
+        .with_bucket_name(bucket)
+        .with_allow_http(o.allow_http)
+        .with_virtual_hosted_style_request(!o.path_style);
+    if let Some(endpoint) = &o.endpoint {
+        if endpoint.starts_with("http://") && !o.allow_http {
+            return Err(format!("endpoint `{endpoint}`: plain http is off; use https, or allow it with `--s3-allow-http`"));
+        }
+        builder = builder.with_endpoint(endpoint);
+    }
+    if let Some(region) = &o.region {
+        builder = builder.with_region(region);
+    }
+    if let Some(path) = &o.credentials_file {
+        let provider = FileCredentials::new(path.clone());
+        provider.current().map_err(|e| e.to_string())?;
+        builder = builder.with_credentials(Arc::new(provider));
+    }
+    Ok(Arc::new(builder.build().map_err(|e| words(&e))?))
+}
+
+/// Credentials from a file in the AWS format, read again whenever it changes.
+#[derive(Debug)]
+struct FileCredentials {
+    path: PathBuf,
+    cached: Mutex<Option<(SystemTime, Arc<AwsCredential>)>>,
+}
+
+impl FileCredentials {
+    fn new(path: PathBuf) -> Self {
+        Self { path, cached: Mutex::new(None) }
+    }
+
+    fn current(&self) -> std::io::Result<Arc<AwsCredential>> {
+        let named = |e: std::io::Error| {
+            std::io::Error::new(e.kind(), format!("credentials file `{}`: {e}", self.path.display()))
+        };
+        let modified = std::fs::metadata(&self.path).and_then(|m| m.modified()).map_err(named)?;
+        let mut cached = self.cached.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((at, credential)) = cached.as_ref()
+            && *at == modified
+        {
+            return Ok(credential.clone());
+        }
+        let text = std::fs::read_to_string(&self.path).map_err(named)?;
+        let credential = Arc::new(parse_credentials(&text).ok_or_else(|| {
+            let problem = "holds no `aws_access_key_id` and `aws_secret_access_key`";
+            named(std::io::Error::new(std::io::ErrorKind::InvalidData, problem))
+        })?);
+        *cached = Some((modified, credential.clone()));
+        Ok(credential)
+    }
+}
+
+/// The first profile's keys.
+fn parse_credentials(text: &str) -> Option<AwsCredential> {
+    let value = |wanted: &str| {
+        let pairs = text.lines().filter_map(|l| l.split_once('='));
+        pairs.map(|(k, v)| (k.trim(), v.trim())).find(|(k, _)| *k == wanted).map(|(_, v)| v.to_owned())
+    };
+    Some(AwsCredential {
+        key_id: value("aws_access_key_id")?,
+        secret_key: value("aws_secret_access_key")?,
+        token: value("aws_session_token"),
+    })
+}
+
+#[async_trait::async_trait]
+impl CredentialProvider for FileCredentials {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        self.current().map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })
+    }
+}

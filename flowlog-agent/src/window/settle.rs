@@ -1,0 +1,279 @@
+//! Settling a window: refused packets leave the flows that had counted them as passed, and the books are balanced.
+//!
+//! For each direction, with everything counted by programs and records alone:
+//!
+//! ```text
+//! rows (ACCEPT + REJECT) + losses = seen at the hooks - not IP + refused before any hook
+//! ```
+//!
+//! [`Balance::difference`] is left minus right, and is 0 (promise P1).
+
+use std::hash::Hash;
+
+use flowlog_ebpf::abi::{Count, Key, Meta, Truth, class};
+use hashbrown::HashMap;
+
+use super::table::{Addresses, Flow, FlowTable, Totals};
+use crate::rule::Direction;
+
+/// Why packets are in no row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossReason {
+    /// The ring buffer was full.
+    RingFull,
+    /// IP that cannot be parsed.
+    Malformed,
+    /// Refused packets whose refusal found the ring full while they stand in an ACCEPT row. These packets *are* in
+    /// rows, with the wrong verdict; they are reported and not added to the sum.
+    VerdictUnknown,
+}
+
+impl LossReason {
+    /// As in the column `skip_reason`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RingFull => "ring_full",
+            Self::Malformed => "malformed",
+            Self::VerdictUnknown => "verdict_unknown",
+        }
+    }
+}
+
+/// Packets without a row of their own: becomes a SKIPDATA row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Way through the interface.
+    pub direction: Direction,
+    /// Known to have been refused. Malformed packets have no known verdict.
+    pub refused: bool,
+    /// Why.
+    pub reason: LossReason,
+    /// How many.
+    pub count: Count,
+}
+
+/// The books of one window, packets and bytes, both directions together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Balance {
+    /// Frames the hooks saw.
+    pub seen: Count,
+    /// Of these: not IP.
+    pub non_ip: Count,
+    /// Refused packets that no hook had counted in this window.
+    pub refused_unseen: Count,
+    /// All refused packets.
+    pub refused: Count,
+    /// In ACCEPT rows.
+    pub accepted_rows: Count,
+    /// In REJECT rows.
+    pub rejected_rows: Count,
+    /// In SKIPDATA rows that add to the sum.
+    pub lost: Count,
+    /// Refused packets that stand in ACCEPT rows (see [`LossReason::VerdictUnknown`]).
+    pub verdict_unknown: Count,
+}
+
+impl Balance {
+    /// Packets and bytes in rows and losses, less what programs saw: 0.
+    #[must_use]
+    pub fn difference(&self) -> (i128, i128) {
+        let of = |f: fn(&Count) -> u64| {
+            let n = |c: &Count| i128::from(f(c));
+            n(&self.accepted_rows) + n(&self.rejected_rows) + n(&self.lost)
+                - (n(&self.seen) - n(&self.non_ip) + n(&self.refused_unseen))
+        };
+        (of(|c| c.packets), of(|c| c.bytes))
+    }
+}
+
+/// `name=packets/bytes` pairs, separated by spaces: the form of the books in object metadata and logs.
+impl std::fmt::Display for Balance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = [
+            ("seen", self.seen),
+            ("non_ip", self.non_ip),
+            ("refused", self.refused),
+            ("refused_unseen", self.refused_unseen),
+            ("accepted_rows", self.accepted_rows),
+            ("rejected_rows", self.rejected_rows),
+            ("lost", self.lost),
+            ("verdict_unknown", self.verdict_unknown),
+        ];
+        for (name, count) in parts {
+            write!(f, "{name}={}/{} ", count.packets, count.bytes)?;
+        }
+        let (packets, bytes) = self.difference();
+        write!(f, "difference={packets}/{bytes}")
+    }
+}
+
+/// A settled window.
+#[derive(Debug, Default)]
+pub struct Settled {
+    /// All flows, unsorted. Class [`class::PASSED`] is ACCEPT, anything else REJECT.
+    pub flows: Vec<Flow>,
+    /// Losses, each with a count above 0.
+    pub losses: Vec<Loss>,
+    /// The books.
+    pub balance: Balance,
+}
+
+/// Settles a window's records against its truth counters.
+#[must_use]
+pub fn settle(table: FlowTable, truth: &Truth) -> Settled {
+    let mut lost = [truth.hook[0].lost, truth.hook[1].lost];
+    let mut settled = Settled::default();
+    settle_family(table.v4, &mut lost, |k| Addresses::V4(k.src, k.dst), &mut settled.flows);
+    settle_family(table.v6, &mut lost, |k| Addresses::V6(k.src, k.dst), &mut settled.flows);
+    for direction in Direction::BOTH {
+        let (hook, verdict) = (&truth.hook[direction.index()], &truth.verdict[direction.index()]);
+        let mut loss = |refused, reason, count: Count| {
+            if count != Count::default() {
+                settled.losses.push(Loss { direction, refused, reason, count });
+            }
+        };
+        loss(false, LossReason::RingFull, lost[direction.index()]);
+        loss(false, LossReason::Malformed, hook.malformed);
+        loss(true, LossReason::RingFull, verdict.lost);
+        loss(true, LossReason::VerdictUnknown, verdict.lost_counted);
+        let b = &mut settled.balance;
+        plus(&mut b.seen, hook.seen);
+        plus(&mut b.non_ip, hook.non_ip);
+        plus(&mut b.refused, verdict.refused);
+        plus(&mut b.refused_unseen, minus(verdict.refused, verdict.seen));
+    }
+    for flow in &settled.flows {
+        let count = Count { packets: flow.totals.packets, bytes: flow.totals.bytes };
+        let b = &mut settled.balance;
+        plus(if flow.meta.class() == class::PASSED { &mut b.accepted_rows } else { &mut b.rejected_rows }, count);
+    }
+    for loss in &settled.losses {
+        let b = &mut settled.balance;
+        plus(if loss.reason == LossReason::VerdictUnknown { &mut b.verdict_unknown } else { &mut b.lost }, loss.count);
+    }
+    settled
+}
+
+fn plus(a: &mut Count, b: Count) {
+    a.packets += b.packets;
+    a.bytes += b.bytes;
+}
+
+fn minus(a: Count, b: Count) -> Count {
+    Count { packets: a.packets.saturating_sub(b.packets), bytes: a.bytes.saturating_sub(b.bytes) }
+}
+
+/// Takes refused packets out of passed flows and loss counters, then merges refusals of one flow and reason.
+fn settle_family<A: Copy + Eq + Hash>(
+    mut map: HashMap<Key<A>, Totals>,
+    lost: &mut [Count; 2],
+    addresses: impl Fn(&Key<A>) -> Addresses,
+    flows: &mut Vec<Flow>,
+) {
+    let refused: Vec<(Key<A>, Totals)> = map.extract_if(|k, _| k.meta.class() != class::PASSED).collect();
+    let mut merged: HashMap<Key<A>, Totals> = HashMap::with_capacity(refused.len());
+    for (key, totals) in refused {
+        let direction = key.meta.direction();
+        let with_class = |class, reason| Key { meta: Meta { flags: Meta::pack(direction, class), reason, ..key.meta }, ..key };
+        match key.meta.class() {
+            class::REFUSED_COUNTED => take_back(&mut map, &with_class(class::PASSED, 0), &totals),
+            class::REFUSED_LOST => {
+                let l = &mut lost[usize::from(direction)];
+                *l = minus(*l, Count { packets: totals.packets, bytes: totals.bytes });
+            }
+            _ => {}
+        }
+        let row = with_class(class::REFUSED, key.meta.reason);
+        merged.entry(row).and_modify(|t| t.merge(&totals)).or_insert(totals);
+    }
+    let all = map.into_iter().filter(|(_, t)| t.packets > 0).chain(merged);
+    flows.extend(all.map(|(key, totals)| Flow { addresses: addresses(&key), meta: key.meta, totals }));
+}
+
+/// Subtracts refused packets from the flow that counted them as passed. If they are not (all) there, the rest stays
+/// and shows as [`Balance::difference`].
+fn take_back<A: Copy + Eq + Hash>(map: &mut HashMap<Key<A>, Totals>, key: &Key<A>, refused: &Totals) {
+    if let Some(passed) = map.get_mut(key) {
+        passed.packets = passed.packets.saturating_sub(refused.packets);
+        passed.bytes = passed.bytes.saturating_sub(refused.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flowlog_ebpf::abi::{Record, Stats};
+
+    fn record(sport: u16, class: u8, reason: u16, packets: u64) -> Record<[u8; 4]> {
+        let meta = Meta { sport, dport: 443, iface: 1, proto: 6, flags: Meta::pack(0, class), reason, ..Meta::default() };
+        let stats = Stats { first_ns: 10, last_ns: 20, bytes: packets * 100, packets, ..Stats::default() };
+        Record { key: Key { src: [10, 0, 0, 1], dst: [10, 0, 0, 2], meta }, stats }
+    }
+
+    fn count(packets: u64) -> Count {
+        Count { packets, bytes: packets * 100 }
+    }
+
+    fn packets(settled: &Settled, refused: bool) -> Vec<(u16, u64)> {
+        let mut rows: Vec<_> = settled
+            .flows
+            .iter()
+            .filter(|f| (f.meta.class() != class::PASSED) == refused)
+            .map(|f| (f.meta.sport, f.totals.packets))
+            .collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    #[test]
+    fn refused_packets_leave_the_flow_that_counted_them_whatever_way_they_were_refused() {
+        let mut table = FlowTable::default();
+        let mut truth = Truth::default();
+        truth.hook[0].seen = count(17);
+        truth.hook[0].lost = count(4);
+        // 1: counted, 3 of 10 refused. 2: taken back in the kernel. 3: lost at the hook, then refused. 4: never seen.
+        for r in [
+            record(1, class::PASSED, 0, 10),
+            record(1, class::REFUSED_COUNTED, 12, 3),
+            record(2, class::REFUSED, 12, 3),
+            record(3, class::REFUSED_LOST, 12, 1),
+            record(4, class::REFUSED, 12, 5),
+            record(4, class::REFUSED_LATE, 12, 2),
+        ] {
+            table.add4(&r);
+        }
+        truth.verdict[0].refused = count(3 + 3 + 1 + 5 + 2);
+        truth.verdict[0].seen = count(3 + 3 + 1);
+        truth.verdict[0].late = count(2);
+        let settled = settle(table, &truth);
+        assert_eq!(packets(&settled, false), [(1, 7)]);
+        assert_eq!(packets(&settled, true), [(1, 3), (2, 3), (3, 1), (4, 7)]);
+        assert_eq!(settled.losses.len(), 1);
+        assert_eq!(settled.losses[0].count, count(3));
+        assert_eq!(settled.balance.difference(), (0, 0), "{:?}", settled.balance);
+    }
+
+    #[test]
+    fn a_fully_refused_flow_has_no_accept_row() {
+        let mut table = FlowTable::default();
+        table.add4(&record(1, class::PASSED, 0, 2));
+        table.add4(&record(1, class::REFUSED_COUNTED, 12, 2));
+        let mut truth = Truth::default();
+        truth.hook[0].seen = count(2);
+        truth.verdict[0].refused = count(2);
+        truth.verdict[0].seen = count(2);
+        let settled = settle(table, &truth);
+        assert!(packets(&settled, false).is_empty());
+        assert_eq!(settled.balance.difference(), (0, 0));
+    }
+
+    #[test]
+    fn a_missing_record_shows_as_a_difference() {
+        let mut truth = Truth::default();
+        truth.hook[1].seen = count(5);
+        let mut table = FlowTable::default();
+        table.add4(&record(1, class::PASSED, 0, 4));
+        assert_eq!(settle(table, &truth).balance.difference(), (-1, -100));
+    }
+}
