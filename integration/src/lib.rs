@@ -1,1 +1,16 @@
+//! Test equipment. Each piece is the real thing or a witness that flowlog does not own:
+//!
+//! * [`net`]: network namespaces, veth pairs, bridges, nftables and their counters;
+//! * [`agent`]: the agent as a process of its own;
+//! * [`rows`]: what landed, read back from Parquet;
+//! * [`traffic`]: byte-exact packets from raw sockets, and plain sockets;
+//! * [`golden`]: packets with the key and counts they must give.
+//!
+//! What a promise is and how it is checked belongs in `tests/`.
+#![allow(clippy::missing_panics_doc, reason = "test equipment: a panic is a failed test")]
 
+pub mod agent;
+pub mod golden;
+pub mod net;
+pub mod rows;
+pub mod traffic;

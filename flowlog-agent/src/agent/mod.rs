@@ -80,6 +80,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let spool = Spool::open(&config.state_dir)?;
     check_targets(&config).await?;
     let mut capture = Capture::start(&config)?;
+    tracing::info!(interfaces = config.captures.len(), "capturing");
     let uploader = Uploader::new(spool.clone(), config.s3.clone());
     let progress = uploader.progress();
     let wake = Arc::new(Notify::new());

@@ -1,0 +1,167 @@
+//! The agent as a process.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+
+use crate::{net::Netns, rows::Objects};
+
+/// How long an event may take before a test gives up on it. Loading takes seconds on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Path of the agent's binary: beside the test's own, where `cargo xtask test` has built it.
+///
+/// # Panics
+/// If it is not there.
+#[must_use]
+pub fn binary() -> PathBuf {
+    let me = std::env::current_exe().expect("own path");
+    let path = me.ancestors().nth(2).expect("target folder").join("flowlog-agent");
+    assert!(path.is_file(), "{} is missing: run `cargo build`, or `cargo xtask test`", path.display());
+    path
+}
+
+/// A running agent with a directory of its own for state and objects.
+pub struct Agent {
+    child: Child,
+    dir: tempfile::TempDir,
+    lines: mpsc::Receiver<String>,
+    log: Vec<String>,
+}
+
+impl Agent {
+    /// Starts `flowlog-agent run --interface … ARGS` inside a namespace, storing into a local directory, and waits
+    /// until it captures.
+    ///
+    /// # Errors
+    /// With its log if it ends instead.
+    pub fn start(ns: &Netns, interfaces: &[&str], args: &[&str]) -> anyhow::Result<Self> {
+        let mut agent = Self::spawn(ns, interfaces, args)?;
+        agent.wait_for("capturing")?;
+        Ok(agent)
+    }
+
+    /// As [`start`](Self::start), without waiting.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn(ns: &Netns, interfaces: &[&str], args: &[&str]) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", ns.name()]).arg(binary()).arg("run");
+        command.arg("--state-dir").arg(dir.path().join("state"));
+        if !args.contains(&"--target") {
+            command.arg("--target").arg(dir.path().join("objects"));
+        }
+        for interface in interfaces {
+            command.args(["--interface", interface]);
+        }
+        // A window that no test lives to see the end of, unless it asks for a shorter one.
+        if !args.contains(&"--window") {
+            command.args(["--window", "86400"]);
+        }
+        let mut child =
+            command.args(["--node-id", "node"]).args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let stderr = BufReader::new(child.stderr.take().context("stderr")?);
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|l| sender.send(l)));
+        Ok(Self { child, dir, lines, log: Vec::new() })
+    }
+
+    /// Waits for a line of the log that contains `text`.
+    ///
+    /// # Errors
+    /// With the log, if the agent ends or stays silent.
+    pub fn wait_for(&mut self, text: &str) -> anyhow::Result<String> {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE);
+            let line = line.with_context(|| format!("no `{text}` in:\n{}", self.log.join("\n")))?;
+            self.log.push(line.clone());
+            if line.contains(text) {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("our own child");
+    }
+
+    /// Process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Stops it with SIGTERM, checks that it exits 0 and that its books balance, and returns what landed.
+    ///
+    /// # Errors
+    /// With its log otherwise.
+    pub fn stop(mut self) -> anyhow::Result<Objects> {
+        self.signal(rustix::process::Signal::TERM);
+        let status = self.wait()?;
+        let log = self.log.join("\n");
+        ensure!(status == Some(0), "exit status {status:?}:\n{log}");
+        ensure!(!log.contains("ERROR"), "{log}");
+        Objects::below(&self.objects()).with_context(|| log)
+    }
+
+    /// Waits for its end; returns the exit code.
+    ///
+    /// # Errors
+    /// If it cannot be waited for.
+    pub fn wait(&mut self) -> anyhow::Result<Option<i32>> {
+        let status = self.child.wait()?;
+        self.log.extend(self.lines.iter());
+        Ok(status.code())
+    }
+
+    /// Everything it has said so far.
+    pub fn log(&mut self) -> String {
+        self.log.extend(self.lines.try_iter());
+        self.log.join("\n")
+    }
+
+    /// Where its objects land.
+    #[must_use]
+    pub fn objects(&self) -> PathBuf {
+        self.dir.path().join("objects")
+    }
+
+    /// Its state directory.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs the agent's binary to its end; returns exit code, standard output and standard error.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn run_to_end(ns: &Netns, args: &[&str], dir: &Path) -> anyhow::Result<(Option<i32>, String, String)> {
+    let out = Command::new("ip")
+        .args(["netns", "exec", ns.name()])
+        .arg(binary())
+        .args(args)
+        .current_dir(dir)
+        .env("STATE_DIRECTORY", dir.join("state"))
+        .output()?;
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    Ok((out.status.code(), text(&out.stdout), text(&out.stderr)))
+}

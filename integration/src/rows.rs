@@ -1,0 +1,159 @@
+//! What landed, read back from Parquet.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use parquet::{
+    file::reader::{FileReader as _, SerializedFileReader},
+    record::{Field, Row as ParquetRow},
+};
+
+/// One row, as far as tests look at it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Row {
+    /// Source address.
+    pub src: String,
+    /// Destination address.
+    pub dst: String,
+    /// Source port.
+    pub sport: i64,
+    /// Destination port.
+    pub dport: i64,
+    /// Protocol.
+    pub protocol: i64,
+    /// `ingress` or `egress`.
+    pub direction: String,
+    /// `ACCEPT`, `REJECT` or empty.
+    pub action: String,
+    /// Drop reason.
+    pub reason: String,
+    /// `OK`, `SKIPDATA`, `NODATA`.
+    pub status: String,
+    /// Why skipped.
+    pub skip: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// TCP flags, -1 if null.
+    pub tcp_flags: i64,
+    /// ICMP type, -1 if null.
+    pub icmp_type: i64,
+    /// VLAN, -1 if null.
+    pub vlan: i64,
+    /// Start, Unix ns.
+    pub start_ns: i64,
+    /// End, Unix ns.
+    pub end_ns: i64,
+    /// Window start, Unix seconds.
+    pub window_start: i64,
+    /// Marks of the window.
+    pub marks: String,
+    /// Interface id.
+    pub interface: String,
+}
+
+/// Sum of packets and bytes.
+pub type Sum = (u64, u64);
+
+/// All objects below a directory.
+#[derive(Debug, Default)]
+pub struct Objects {
+    /// Keys, sorted.
+    pub keys: Vec<String>,
+    /// All rows of all objects.
+    pub rows: Vec<Row>,
+}
+
+impl Objects {
+    /// Reads everything below `dir`.
+    ///
+    /// # Errors
+    /// If an object is not readable Parquet.
+    pub fn below(dir: &Path) -> anyhow::Result<Self> {
+        let (mut files, mut todo) = (Vec::<PathBuf>::new(), vec![dir.to_owned()]);
+        while let Some(d) = todo.pop() {
+            for entry in std::fs::read_dir(&d).with_context(|| d.display().to_string())? {
+                let path = entry?.path();
+                if path.is_dir() { todo.push(path) } else { files.push(path) }
+            }
+        }
+        files.sort();
+        let mut objects = Self::default();
+        for file in files {
+            objects.keys.push(file.strip_prefix(dir)?.to_string_lossy().into_owned());
+            let reader = SerializedFileReader::new(File::open(&file)?).with_context(|| file.display().to_string())?;
+            for row in reader.get_row_iter(None)? {
+                objects.rows.push(convert(&row?));
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Sum over the rows that `keep` keeps.
+    pub fn sum(&self, keep: impl Fn(&Row) -> bool) -> Sum {
+        self.rows.iter().filter(|r| keep(r)).fold((0, 0), |(p, b), r| (p + r.packets, b + r.bytes))
+    }
+
+    /// Flows with this verdict.
+    #[must_use]
+    pub fn flows(&self, action: &str) -> Sum {
+        self.sum(|r| r.status == "OK" && r.action == action)
+    }
+
+    /// Counted losses that add to the sum of all packets.
+    #[must_use]
+    pub fn lost(&self) -> Sum {
+        self.sum(|r| r.status == "SKIPDATA" && r.skip != "verdict_unknown")
+    }
+
+    /// Everything that must add up to what the interface counted.
+    #[must_use]
+    pub fn total(&self) -> Sum {
+        let (a, r, l) = (self.flows("ACCEPT"), self.flows("REJECT"), self.lost());
+        (a.0 + r.0 + l.0, a.1 + r.1 + l.1)
+    }
+}
+
+fn convert(row: &ParquetRow) -> Row {
+    let field = |name: &str| {
+        row.get_column_iter().find(|(n, _)| *n == name).map(|(_, f)| f.clone()).expect("column of the schema")
+    };
+    let text = |name: &str| match field(name) {
+        Field::Str(s) => s,
+        Field::Null => String::new(),
+        other => panic!("{name}: {other:?}"),
+    };
+    let number = |name: &str| match field(name) {
+        Field::Int(n) => i64::from(n),
+        Field::Long(n) => n,
+        Field::Null => -1,
+        other => panic!("{name}: {other:?}"),
+    };
+    let count = |name: &str| u64::try_from(number(name)).unwrap_or(0);
+    Row {
+        src: text("srcaddr"),
+        dst: text("dstaddr"),
+        sport: number("srcport"),
+        dport: number("dstport"),
+        protocol: number("protocol"),
+        direction: text("flow_direction"),
+        action: text("action"),
+        reason: text("reject_reason"),
+        status: text("log_status"),
+        skip: text("skip_reason"),
+        packets: count("packets"),
+        bytes: count("bytes"),
+        tcp_flags: number("tcp_flags"),
+        icmp_type: number("icmp_type"),
+        vlan: number("vlan_id"),
+        start_ns: number("start_ns"),
+        end_ns: number("end_ns"),
+        window_start: number("window_start"),
+        marks: text("window_marks"),
+        interface: text("interface_id"),
+    }
+}

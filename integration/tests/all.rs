@@ -1,0 +1,17 @@
+//! Tests on the real kernel, named after the promise they check.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+#[path = "all/accounting.rs"]
+mod accounting;
+#[path = "all/hooks.rs"]
+mod hooks;
+#[path = "all/input.rs"]
+mod input;
+#[path = "all/objects.rs"]
+mod objects;
+#[path = "all/packets.rs"]
+mod packets;
+#[path = "all/verdicts.rs"]
+mod verdicts;
+#[path = "all/windows.rs"]
+mod windows;

@@ -1,0 +1,209 @@
+//! P6, right about packets: the golden table, on the host and in the kernel; GSO; non-linear buffers; non-IP.
+
+use flowlog_agent::{
+    kernel::{
+        Kernel, Ring, Sizes,
+        ring::Record,
+        sweep::{Cursor, Scope, Swept},
+    },
+    types::{Epoch, IfaceId},
+};
+use flowlog_ebpf::{
+    abi::{self, Count, Iface, Truth},
+    packet::{self, Packet},
+};
+use integration::{
+    agent::Agent,
+    golden::{self, Golden},
+    net::Pair,
+    traffic,
+};
+
+#[test]
+fn every_golden_packet_parses_as_expected_on_the_host() {
+    for g in golden::table() {
+        let parsed = packet::parse(g.frame.as_slice(), g.frame_info());
+        assert_eq!(parsed, g.packet, "{}", g.name);
+        assert_eq!(wire(&g, &parsed), (g.packets, g.bytes), "{}", g.name);
+    }
+}
+
+fn wire(g: &Golden, parsed: &Packet) -> (u32, u32) {
+    match parsed {
+        Packet::V4(f) => packet::wire(f.l3_len, f.headers, g.gso_size, g.gso_segs),
+        Packet::V6(f) => packet::wire(f.l3_len, f.headers, g.gso_size, g.gso_segs),
+        Packet::NonIp(n) | Packet::Malformed(n) => (1, *n),
+    }
+}
+
+/// The programs, with the loopback device watched: `BPF_PROG_TEST_RUN` pretends that packets come from it.
+struct Bench {
+    kernel: Kernel,
+    ring: Ring,
+}
+
+const ID: IfaceId = IfaceId(1);
+const EPOCH: Epoch = Epoch(1);
+const LOOPBACK: u32 = 1;
+
+impl Bench {
+    fn new() -> Self {
+        let mut kernel = Kernel::load(Sizes::default(), 1).unwrap();
+        let ring = kernel.take_ring().unwrap();
+        let flags = abi::WANT_INGRESS | abi::WANT_EGRESS;
+        kernel.watch(LOOPBACK, Iface { id: ID.0, flags, epoch: EPOCH.0, oldest: EPOCH.0, upper: 0 }).unwrap();
+        Self { kernel, ring }
+    }
+
+    /// Runs one program on one packet; returns its records and its counters.
+    fn run(&mut self, program: &str, g: &Golden) -> (Vec<Record>, Truth) {
+        // `struct __sk_buff` (include/uapi/linux/bpf.h): gso_segs at 164, gso_size at 176.
+        let mut sk_buff = [0u8; 192];
+        sk_buff[164..168].copy_from_slice(&g.gso_segs.to_ne_bytes());
+        sk_buff[176..180].copy_from_slice(&g.gso_size.to_ne_bytes());
+        let context = (program != "flowlog_xdp").then_some(sk_buff.as_slice());
+        let verdict = self.kernel.test_run(program, &g.frame, context).unwrap_or_else(|e| panic!("{}: {e}", g.name));
+        let pass = if program == "flowlog_xdp" { 2 } else { u32::MAX };
+        assert_eq!(verdict, pass, "{}: never anything but XDP_PASS and TCX_NEXT", g.name);
+        assert_eq!(self.kernel.sweep(Scope::All, Cursor::default()).unwrap(), Swept::Done);
+        let records = std::iter::from_fn(|| self.ring.pop()).collect();
+        let truth = self.kernel.truth(ID, EPOCH).unwrap();
+        self.kernel.clear_truth(ID, EPOCH).unwrap();
+        (records, truth)
+    }
+}
+
+fn flat(record: &Record) -> (Vec<u8>, Vec<u8>, abi::Meta, u8, u64, u64) {
+    match record {
+        Record::V4(r) => {
+            (r.key.src.to_vec(), r.key.dst.to_vec(), r.key.meta, r.stats.tcp_flags, r.stats.packets, r.stats.bytes)
+        }
+        Record::V6(r) => {
+            (r.key.src.to_vec(), r.key.dst.to_vec(), r.key.meta, r.stats.tcp_flags, r.stats.packets, r.stats.bytes)
+        }
+    }
+}
+
+fn expected(g: &Golden, direction: u8) -> Option<(Vec<u8>, Vec<u8>, abi::Meta, u8, u64, u64)> {
+    let of = |src: Vec<u8>, dst, (sport, dport, vlan, proto), flags| {
+        let meta = abi::Meta { sport, dport, vlan, iface: ID.0, reason: 0, proto, flags: direction, epoch: EPOCH.0 };
+        Some((src, dst, meta, flags, u64::from(g.packets), u64::from(g.bytes)))
+    };
+    match &g.packet {
+        Packet::V4(f) => of(f.src.to_vec(), f.dst.to_vec(), (f.sport, f.dport, f.vlan, f.proto), f.tcp_flags),
+        Packet::V6(f) => of(f.src.to_vec(), f.dst.to_vec(), (f.sport, f.dport, f.vlan, f.proto), f.tcp_flags),
+        Packet::NonIp(_) | Packet::Malformed(_) => None,
+    }
+}
+
+/// `BPF_PROG_TEST_RUN` refuses to build a buffer whose IP header is cut short; XDP takes such frames.
+fn can_be_run(program: &str, g: &Golden) -> bool {
+    let header = match g.frame[12..14] {
+        [0x08, 0x00] => 20,
+        [0x86, 0xdd] => 40,
+        _ => 0,
+    };
+    // XDP sees frames as on the wire, never GSO.
+    if program == "flowlog_xdp" { g.gso_size == 0 } else { g.frame.len() >= 14 + header }
+}
+
+#[test]
+fn every_golden_packet_counts_the_same_in_the_kernel_tc_and_xdp() {
+    let mut bench = Bench::new();
+    for (program, direction) in [("flowlog_tc_ingress", 0), ("flowlog_tc_egress", 1), ("flowlog_xdp", 0)] {
+        for g in golden::table().into_iter().filter(|g| can_be_run(program, g)) {
+            let what = format!("{program}: {}", g.name);
+            let (records, truth) = bench.run(program, &g);
+            let records: Vec<_> = records.iter().map(flat).collect();
+            assert_eq!(records, expected(&g, direction).into_iter().collect::<Vec<_>>(), "{what}");
+            let hook = truth.hook[usize::from(direction)];
+            let count = Count { packets: u64::from(g.packets), bytes: u64::from(g.bytes) };
+            assert_eq!(hook.seen, count, "{what}");
+            let of = |yes| if yes { count } else { Count::default() };
+            assert_eq!(hook.non_ip, of(matches!(g.packet, Packet::NonIp(_))), "{what}");
+            assert_eq!(hook.malformed, of(matches!(g.packet, Packet::Malformed(_))), "{what}");
+        }
+    }
+}
+
+#[test]
+fn every_cut_of_every_golden_packet_is_counted_in_the_kernel_as_on_the_host() {
+    let mut bench = Bench::new();
+    for g in golden::table().into_iter().filter(|g| g.gso_size == 0) {
+        for cut in (14..g.frame.len()).step_by(3) {
+            let mut g = g.clone();
+            g.frame.truncate(cut);
+            g.packet = packet::parse(g.frame.as_slice(), g.frame_info());
+            (g.packets, g.bytes) = wire(&g, &g.packet);
+            for program in ["flowlog_tc_ingress", "flowlog_xdp"].into_iter().filter(|p| can_be_run(p, &g)) {
+                let (records, truth) = bench.run(program, &g);
+                let records: Vec<_> = records.iter().map(flat).collect();
+                assert_eq!(records, expected(&g, 0).into_iter().collect::<Vec<_>>(), "{program} {} cut at {cut}", g.name);
+                assert_eq!(truth.hook[0].seen.packets, 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gso_stream_counts_the_packets_and_bytes_of_the_wire() {
+    let pair = Pair::new().unwrap();
+    let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+    let before = (pair.a.snmp("Tcp", "OutSegs").unwrap(), pair.a.snmp("Tcp", "InSegs").unwrap());
+    let payload = 64 << 20;
+    pair.a.run(|| {
+        let listener = std::net::TcpListener::bind("10.1.0.1:5001").unwrap();
+        let client = std::thread::scope(|s| {
+            let reader = s.spawn(|| pair.b.run(|| std::io::copy(&mut std::net::TcpStream::connect("10.1.0.1:5001").unwrap(), &mut std::io::sink())));
+            let (mut stream, _) = listener.accept().unwrap();
+            let block = vec![0u8; 1 << 20];
+            for _ in 0..payload >> 20 {
+                std::io::Write::write_all(&mut stream, &block).unwrap();
+            }
+            drop(stream);
+            reader.join().unwrap().unwrap()
+        });
+        assert_eq!(client, payload);
+    });
+    let frames = pair.a.statistic("eth0", "tx_packets").unwrap();
+    let landed = agent.stop().unwrap();
+    let out = landed.sum(|r| r.direction == "egress" && r.sport == 5001);
+    let back = landed.sum(|r| r.direction == "ingress" && r.dport == 5001);
+    // The TCP stack counts segments, not buffers: the witness.
+    let segments = pair.a.snmp("Tcp", "OutSegs").unwrap() - before.0;
+    assert_eq!(out.0, segments);
+    assert_eq!(back.0, pair.a.snmp("Tcp", "InSegs").unwrap() - before.1);
+    assert!(segments > frames * 2, "the stream was sent as GSO buffers: {segments} segments in {frames} frames");
+    // Each segment repeats 20 bytes of IP and 32 of TCP (timestamps); SYN-ACK has 8 bytes more.
+    let (low, high) = (payload + segments * 52, payload + segments * 52 + 16);
+    let retransmitted = pair.a.snmp("Tcp", "RetransSegs").unwrap();
+    assert!(retransmitted > 0 || (low..=high).contains(&out.1), "{} not in {low}..={high}", out.1);
+}
+
+#[test]
+fn headers_outside_the_linear_part_are_parsed() {
+    let pair = Pair::new().unwrap();
+    for ns in [&pair.a, &pair.b] {
+        ns.exec("ip link set eth0 mtu 9000").unwrap();
+    }
+    let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+    let macs = (pair.b.mac("eth0").unwrap(), pair.a.mac("eth0").unwrap());
+    let frame = traffic::udp4(macs, ([10, 1, 0, 2].into(), 4000), ([10, 1, 0, 1].into(), 4001), 6_000);
+    pair.b.run(|| traffic::Raw::open("eth0").unwrap().send_non_linear(&frame, 14)).unwrap();
+    let landed = agent.stop().unwrap();
+    assert_eq!(landed.sum(|r| (r.sport, r.dport) == (4000, 4001)), (1, 6_028), "{:?}", landed.rows);
+}
+
+#[test]
+fn non_ip_frames_are_counted_as_such_and_never_as_flows() {
+    let pair = Pair::new().unwrap();
+    let mut agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+    let mut arp = vec![0xff; 6];
+    arp.extend_from_slice(&pair.b.mac("eth0").unwrap());
+    arp.extend_from_slice(&[8, 6]);
+    arp.resize(60, 0);
+    pair.b.run(|| traffic::Raw::open("eth0").unwrap().send(&vec![arp; 25])).unwrap();
+    agent.signal(rustix::process::Signal::TERM);
+    let line = agent.wait_for("window closed").unwrap();
+    assert!(line.contains("non_ip=25/1150") && line.contains("difference=0/0"), "{line}");
+}
