@@ -200,8 +200,9 @@ pub struct VerdictTruth {
 pub struct Truth {
     /// By direction.
     pub hook: [HookTruth; 2],
-    /// By direction.
-    pub verdict: [VerdictTruth; 2],
+    /// By direction, then by whether the program had the CPU's caches to itself: one that has interrupted another
+    /// counts into a set of its own, so that no addition is lost.
+    pub verdict: [[VerdictTruth; 2]; 2],
 }
 
 /// A watched interface, at index `ifindex` of the `IFACES` array. All zero: not watched.
@@ -315,6 +316,9 @@ pub const REASON_TC_EGRESS: u8 = 3;
 /// As [`REASON_REFUSED`], dropped by generic XDP, always before the tc hook.
 pub const REASON_XDP: u8 = 4;
 
+/// The kernel drops without a reason; refused if the place it was dropped at is generic XDP (as [`REASON_XDP`]).
+pub const REASON_BY_PLACE: u8 = 5;
+
 /// Entries of the `REASONS` array (one byte each): 4 subsystems of 256 reasons.
 pub const REASONS: u32 = 1_024;
 
@@ -342,6 +346,9 @@ pub mod sweep {
     pub const REFUSED4: u64 = 2;
     /// See [`PASSED4`].
     pub const REFUSED6: u64 = 3;
+    /// No cache: puts a fence into the ring, an IPv4 record with interface 0 and `arg(0)` as its epoch. Records in
+    /// front of it were there before.
+    pub const FENCE: u64 = 4;
 }
 
 const _: () = {
@@ -353,7 +360,7 @@ const _: () = {
     assert!(size_of::<Record6>() == 88);
     assert!(core::mem::offset_of!(Record4, stats) == 24);
     assert!(core::mem::offset_of!(Record6, stats) == 48);
-    assert!(size_of::<Truth>() == 2 * 64 + 2 * 80);
+    assert!(size_of::<Truth>() == 2 * 64 + 4 * 80);
     assert!(size_of::<Iface>() == 16);
     assert!(core::mem::offset_of!(Iface, epoch) == 4);
     assert!(core::mem::offset_of!(Iface, oldest) == 8);

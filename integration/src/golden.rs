@@ -238,10 +238,10 @@ fn malformed() -> Vec<Golden> {
 }
 
 fn gso() -> Vec<Golden> {
-    let big4 = eth(&[], IP, &ip4(6, &[], 0, &tcp(0x10, 12, 4_000)));
-    let big6 = eth(&[], IP6, &ip6(6, &tcp(0x10, 12, 4_000)));
-    let usegs = eth(&[], IP, &ip4(17, &[], 0, &udp(3_000)));
-    let packet4 = Packet::V4(flow4(6, WEB, 0x10, 4_052, 52));
+    let big4 = eth(&[], IP, &ip4(6, &[], 0, &tcp(0x10, 12, 3_000)));
+    let big6 = eth(&[], IP6, &ip6(6, &tcp(0x10, 12, 3_000)));
+    let usegs = eth(&[], IP, &ip4(17, &[], 0, &udp(2_500)));
+    let packet4 = Packet::V4(flow4(6, WEB, 0x10, 3_052, 52));
     let with = |name, frame: Vec<u8>, packet, gso_size, gso_segs, packets, bytes| Golden {
         name,
         frame,
@@ -252,10 +252,10 @@ fn gso() -> Vec<Golden> {
         bytes,
     };
     vec![
-        with("tcp gso counts segments and their headers", big4.clone(), packet4, 1_000, 4, 4, 4_052 + 3 * 52),
-        with("a guest's gso has no segment count", big4, packet4, 1_448, 0, 3, 4_052 + 2 * 52),
-        with("tcp gso over ipv6", big6, Packet::V6(flow6(6, WEB, 0x10, 4_072, 72)), 1_428, 3, 3, 4_072 + 2 * 72),
-        with("udp gso", usegs, Packet::V4(flow4(17, DNS, 0, 3_028, 28)), 1_000, 3, 3, 3_028 + 2 * 28),
+        with("tcp gso counts segments and their headers", big4.clone(), packet4, 1_000, 3, 3, 3_052 + 2 * 52),
+        with("a guest's gso has no segment count", big4, packet4, 1_448, 0, 3, 3_052 + 2 * 52),
+        with("tcp gso over ipv6", big6, Packet::V6(flow6(6, WEB, 0x10, 3_072, 72)), 1_428, 3, 3, 3_072 + 2 * 72),
+        with("udp gso", usegs, Packet::V4(flow4(17, DNS, 0, 2_528, 28)), 1_000, 3, 3, 2_528 + 2 * 28),
     ]
 }
 

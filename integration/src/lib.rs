@@ -4,6 +4,7 @@
 //! * [`agent`]: the agent as a process of its own;
 //! * [`rows`]: what landed, read back from Parquet;
 //! * [`traffic`]: byte-exact packets from raw sockets, and plain sockets;
+//! * [`others`]: other people's TC and XDP programs on the same interface;
 //! * [`golden`]: packets with the key and counts they must give.
 //!
 //! What a promise is and how it is checked belongs in `tests/`.
@@ -12,5 +13,6 @@
 pub mod agent;
 pub mod golden;
 pub mod net;
+pub mod others;
 pub mod rows;
 pub mod traffic;

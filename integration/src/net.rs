@@ -210,4 +210,23 @@ impl Pair {
         }
         Ok(Self { a, b })
     }
+
+    /// Waits until packets on their way have been received: the receive queues of all CPUs are empty.
+    ///
+    /// # Panics
+    /// If they do not empty for ten seconds.
+    pub fn wait_until_quiet(&self) {
+        let received = || self.a.statistic("eth0", "rx_packets").expect("eth0");
+        let mut last = received();
+        for _ in 0..100 {
+            // An RCU grace period on every CPU lets softirqs run; there is no event to wait for.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let now = received();
+            if now == last {
+                return;
+            }
+            last = now;
+        }
+        panic!("packets keep coming");
+    }
 }

@@ -17,8 +17,9 @@ use crate::{
 };
 
 const TARGET: &str = "bpfel-unknown-none";
-/// File name of the object and of the fingerprint of the sources it was built from.
-pub const OBJECT: &str = "flowlog.bpf.o";
+/// The programs, and those that stand for other people's in the tests. `NAME.bpf.o` each.
+pub const OBJECTS: [&str; 2] = ["flowlog", "testkit"];
+/// File with the fingerprint of the sources the objects were built from.
 const FINGERPRINT: &str = "SOURCES";
 
 /// Rebuilds the checked-in object, then the agent.
@@ -27,10 +28,10 @@ pub fn run() -> anyhow::Result<()> {
     agent()
 }
 
-/// Rebuilds the checked-in object.
+/// Rebuilds the checked-in objects.
 pub fn ebpf() -> anyhow::Result<()> {
     setup::bpf()?;
-    object(&prebuilt())
+    objects(&prebuilt())
 }
 
 /// Where the checked-in object lies.
@@ -68,12 +69,12 @@ fn fingerprint() -> anyhow::Result<String> {
     Ok(format!("{hash:016x}"))
 }
 
-/// Builds the object into `dest`.
+/// Builds the objects into `dest`.
 ///
 /// One nested cargo with the same stable compiler; `RUSTC_BOOTSTRAP` (for `-Z build-std`) is set for that process
 /// only. Paths are remapped, so the bytes do not depend on where the checkout or the tool chain lies.
-pub fn object(dest: &Path) -> anyhow::Result<()> {
-    step("building the eBPF object");
+pub fn objects(dest: &Path) -> anyhow::Result<()> {
+    step("building the eBPF objects");
     let root = root();
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(&root))?;
     let host = output(Command::new("rustc").args(["--print", "host-tuple"]).current_dir(&root))?;
@@ -96,7 +97,7 @@ pub fn object(dest: &Path) -> anyhow::Result<()> {
     ];
     run_command(
         cargo()
-            .args(["build", "--quiet", "--locked", "--release", "--package", "flowlog-ebpf", "--bin", "flowlog"])
+            .args(["build", "--quiet", "--locked", "--release", "--package", "flowlog-ebpf", "--bins"])
             .args(["--target", TARGET, "-Zbuild-std=core", "--target-dir"])
             .arg(&target_dir)
             .env("RUSTC_BOOTSTRAP", "1")
@@ -105,15 +106,17 @@ pub fn object(dest: &Path) -> anyhow::Result<()> {
             .env_remove("RUSTC_WORKSPACE_WRAPPER"),
     )?;
     fs::create_dir_all(dest)?;
-    let object = dest.join(OBJECT);
-    fs::copy(target_dir.join(TARGET).join("release/flowlog"), &object)?;
-    run_command(
-        Command::new(format!("{sysroot}/lib/rustlib/{host}/bin/rust-objcopy"))
-            .arg("--strip-debug")
-            .arg(&object)
-            .env("LD_LIBRARY_PATH", format!("{sysroot}/lib")),
-    )?;
-    refuse_panics(&object)?;
+    for name in OBJECTS {
+        let object = dest.join(format!("{name}.bpf.o"));
+        fs::copy(target_dir.join(TARGET).join("release").join(name), &object)?;
+        run_command(
+            Command::new(format!("{sysroot}/lib/rustlib/{host}/bin/rust-objcopy"))
+                .arg("--strip-debug")
+                .arg(&object)
+                .env("LD_LIBRARY_PATH", format!("{sysroot}/lib")),
+        )?;
+        refuse_panics(&object)?;
+    }
     fs::write(dest.join(FINGERPRINT), format!("{}\n", fingerprint()?))?;
     Ok(())
 }

@@ -54,7 +54,13 @@ pub struct Capture {
     by_id: HashMap<u16, usize>,
     node_id: String,
     flows_max: usize,
+    /// Fences put into the ring, and the last one that came out.
+    fences: u32,
+    fence_seen: u32,
 }
+
+/// Records taken between two looks for the fence.
+const DRAIN_TO_FENCE: usize = 65_536;
 
 /// Flags of an interface for the programs.
 fn flags(rule: &Rule, dev: &NetDev) -> u16 {
@@ -89,6 +95,8 @@ impl Capture {
             by_id: HashMap::new(),
             node_id: config.node_id.clone(),
             flows_max: config.flows_max,
+            fences: 0,
+            fence_seen: 0,
         };
         // Verdicts first: a packet that passed a hook must not die unnoticed.
         capture.kernel.attach_verdict()?;
@@ -153,6 +161,10 @@ impl Capture {
                 Record::V4(r) => r.key.meta,
                 Record::V6(r) => r.key.meta,
             };
+            if meta.iface == 0 {
+                self.fence_seen = meta.epoch;
+                continue;
+            }
             let Some(watched) = self.by_id.get(&meta.iface).and_then(|i| self.watched.get_mut(*i)) else { continue };
             watched.add(record, Epoch(meta.epoch));
         }
@@ -203,8 +215,22 @@ impl Capture {
             at = cursor;
             self.drain(usize::MAX);
         }
-        self.drain(usize::MAX);
+        self.drain_to_fence()?;
         spans.into_iter().map(|(index, flushed_early, span)| self.collect(index, flushed_early, span)).collect()
+    }
+
+    /// Drains until everything that is in the ring now is out. Just emptying it is not enough: it looks empty while
+    /// another CPU is writing a record in front of ours.
+    fn drain_to_fence(&mut self) -> Result<(), AgentError> {
+        self.fences = self.fences.wrapping_add(1);
+        let fence = self.fences;
+        while !self.kernel.fence(fence)? {
+            self.drain(usize::MAX);
+        }
+        while self.fence_seen != fence {
+            self.drain(DRAIN_TO_FENCE);
+        }
+        Ok(())
     }
 
     fn collect(&mut self, index: usize, flushed_early: bool, span: Span) -> Result<Closed, AgentError> {

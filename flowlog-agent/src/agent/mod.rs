@@ -89,7 +89,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let (closed, windows) = mpsc::channel(CLOSED_MAX);
     let reasons = capture.reasons().clone();
     let encoder = {
-        let wake = wake.clone();
+        let (wake, spool) = (wake.clone(), spool.clone());
         tokio::task::spawn_blocking(move || encode_windows(windows, &spool, &reasons, &wake))
     };
     let result = main_loop(&mut capture, &closed, &mut stop).await;
@@ -103,7 +103,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     drop(closed);
     encoder.await.map_err(|e| system("encode the last windows")(std::io::Error::other(e)))?;
     result?;
-    finish_upload(progress, &wake, &mut stop).await;
+    finish_upload(&spool, progress, &wake, &mut stop).await;
     upload.abort();
     Ok(())
 }
@@ -163,7 +163,7 @@ fn encode_windows(mut windows: mpsc::Receiver<Closed>, spool: &Spool, reasons: &
         let balance = settled.balance;
         let difference = balance.difference();
         if difference != (0, 0) {
-            tracing::error!(rule = info.rule.name.as_str(), interface = info.interface_id, %balance, "the books do not balance");
+            tracing::error!(rule = info.rule.name.as_str(), interface = info.interface_id, %balance, ?truth, "the books do not balance");
         }
         let object = match encode::encode(&info, settled, &name) {
             Ok(Some(object)) => object,
@@ -193,18 +193,21 @@ fn encode_windows(mut windows: mpsc::Receiver<Closed>, spool: &Spool, reasons: &
 }
 
 /// Waits until the spool is empty, or somebody asks a second time.
-async fn finish_upload(mut progress: watch::Receiver<Progress>, wake: &Notify, stop: &mut Stop) {
-    let left = progress.clone();
-    let before = progress.borrow().rounds;
-    wake.notify_one();
-    // Rounds under way may have missed the last files; the one after it has not.
-    let done = progress.wait_for(|p| p.waiting == 0 && p.rounds > before);
-    tokio::select! {
-        _ = done => {}
-        () = stop.asked_again() => {
-            let left = left.borrow().clone();
-            let why = left.last_error.unwrap_or_else(|| "the store is slow".to_owned());
-            tracing::warn!(waiting = left.waiting, why, "second signal: leaving objects in the spool; the next start delivers them");
+async fn finish_upload(spool: &Spool, mut progress: watch::Receiver<Progress>, wake: &Notify, stop: &mut Stop) {
+    loop {
+        let waiting = spool.entries().map_or(0, |entries| entries.len());
+        if waiting == 0 {
+            return;
+        }
+        wake.notify_one();
+        tokio::select! {
+            // The uploader lives longer than this.
+            _ = progress.changed() => {}
+            () = stop.asked_again() => {
+                let why = progress.borrow().last_error.clone().unwrap_or_else(|| "the store is slow".to_owned());
+                tracing::warn!(waiting, why, "second signal: leaving objects in the spool; the next start delivers them");
+                return;
+            }
         }
     }
 }

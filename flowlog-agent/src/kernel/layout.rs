@@ -1,7 +1,7 @@
 //! What the programs need to know about the running kernel: struct offsets and drop reasons, by name.
 
 use flowlog_ebpf::abi::{
-    KernelOffsets, REASON_REFUSED, REASON_TC_EGRESS, REASON_TC_INGRESS, REASON_XDP, REASONS, reason_index,
+    KernelOffsets, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_TC_INGRESS, REASON_XDP, REASONS, reason_index,
 };
 
 use super::{KernelError, btf::Btf};
@@ -19,7 +19,13 @@ const REFUSALS: &[(&str, u8)] = &[
     ("TC_INGRESS", REASON_TC_INGRESS),
     ("TC_EGRESS", REASON_TC_EGRESS),
     ("XDP", REASON_XDP),
+    // Generic XDP drops with no reason given (net/core/dev.c, bpf_prog_run_generic_xdp's callers): told by the place.
+    ("NOT_SPECIFIED", REASON_BY_PLACE),
 ];
+/// Functions whose unexplained drops are generic XDP's.
+const XDP_FUNCTIONS: [&str; 2] = ["do_xdp_generic", "netif_receive_generic_xdp"];
+const KALLSYMS: &str = "/proc/kallsyms";
+
 const PREFIX: &str = "SKB_DROP_REASON_";
 
 /// Open vSwitch keeps its reasons in its own module, as a subsystem of its own (`enum ovs_drop_reason`).
@@ -67,11 +73,44 @@ impl Reasons {
         }
     }
 
+    /// `XDP_PLACE` of the programs: kernel text of generic XDP and the reason to record for a drop there. An empty
+    /// range if the symbols cannot be read: such drops are then not seen.
+    #[must_use]
+    pub fn xdp_place(&self) -> [u64; 3] {
+        let reason = self.names.iter().position(|n| n.as_deref() == Some("XDP")).unwrap_or(0);
+        let symbols = std::fs::read_to_string(KALLSYMS).unwrap_or_default();
+        let (first, last) = text_range(&symbols, &XDP_FUNCTIONS).unwrap_or((1, 0));
+        [first, last, reason as u64]
+    }
+
     /// Name of a reason as records carry it (`abi::reason_index`), for the column `reject_reason`.
     #[must_use]
     pub fn name(&self, index: u16) -> Option<&str> {
         self.names.get(usize::from(index))?.as_deref()
     }
+}
+
+/// First and last address of the functions, which must lie together: from the first one's start to the start of
+/// whatever follows the last one. Symbols are listed in no order.
+fn text_range(symbols: &str, functions: &[&str]) -> Option<(u64, u64)> {
+    let mut addresses = Vec::new();
+    let mut starts = Vec::new();
+    for line in symbols.lines() {
+        let mut parts = line.split_whitespace();
+        let (address, kind, name) = (parts.next()?, parts.next()?, parts.next()?);
+        let address = u64::from_str_radix(address, 16).ok().filter(|a| *a != 0)?;
+        if matches!(kind, "t" | "T") {
+            addresses.push(address);
+            if functions.contains(&name.split('.').next().unwrap_or(name)) {
+                starts.push(address);
+            }
+        }
+    }
+    let (first, start_of_last) = (*starts.iter().min()?, *starts.iter().max()?);
+    let last = addresses.into_iter().filter(|a| *a > start_of_last).min()? - 1;
+    /// More than this in between, and they do not lie together.
+    const RANGE_MAX: u64 = 64 << 10;
+    (last - first < RANGE_MAX).then_some((first, last))
 }
 
 /// Resolves every offset the programs use.
@@ -119,7 +158,8 @@ mod tests {
         };
         assert_eq!(action("NETFILTER_DROP"), REASON_REFUSED);
         assert_eq!(action("TC_INGRESS"), REASON_TC_INGRESS);
-        for fate in ["NO_SOCKET", "IP_CSUM", "SOCKET_RCVBUFF", "QDISC_DROP", "NOMEM", "NOT_SPECIFIED"] {
+        assert_eq!(action("NOT_SPECIFIED"), REASON_BY_PLACE);
+        for fate in ["NO_SOCKET", "IP_CSUM", "SOCKET_RCVBUFF", "QDISC_DROP", "NOMEM"] {
             assert_eq!(action(fate), 0, "{fate}");
         }
         offsets(&btf).expect("all offsets");

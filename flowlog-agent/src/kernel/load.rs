@@ -78,7 +78,7 @@ impl Kernel {
         let reasons = Reasons::resolve(&btf)?;
         let mut words = [0u32; size_of::<abi::KernelOffsets>() / 4];
         words.copy_from_slice(&offsets_words(&offsets));
-        let seed = rand_seed();
+        let (seed, xdp_place) = (rand_seed(), reasons.xdp_place());
         let (passed_mask, refused_mask) = (sizes.passed_slots - 1, sizes.refused_slots - 1);
         let wake = u64::from(sizes.ring_bytes / 4);
         let interfaces = u32::from(sizes.interfaces_max) + 1;
@@ -89,6 +89,7 @@ impl Kernel {
             .override_global("REFUSED_MASK", &refused_mask, true)
             .override_global("RING_WAKE_BYTES", &wake, true)
             .override_global("SEED", &seed, true)
+            .override_global("XDP_PLACE", &xdp_place, true)
             .map_max_entries("PASSED4", sizes.passed_slots)
             .map_max_entries("PASSED6", sizes.passed_slots)
             .map_max_entries("REFUSED4", sizes.refused_slots)

@@ -160,7 +160,7 @@ fn add(mut sum: Truth, cpu: &Truth) -> Truth {
         plus(&mut s.malformed, &c.malformed);
         plus(&mut s.lost, &c.lost);
     }
-    for (s, c) in sum.verdict.iter_mut().zip(&cpu.verdict) {
+    for (s, c) in sum.verdict.iter_mut().flatten().zip(cpu.verdict.iter().flatten()) {
         plus(&mut s.refused, &c.refused);
         plus(&mut s.seen, &c.seen);
         plus(&mut s.lost, &c.lost);

@@ -48,13 +48,22 @@ impl Kernel {
         }
     }
 
+    /// Puts a fence into the ring: every record in front of it was there before. `false`: the ring is full.
+    pub fn fence(&self, number: u32) -> Result<bool, KernelError> {
+        let Some(program) = self.sweeper()? else { return Ok(true) };
+        let at = Cursor { cpu: 0, cache: sweep::FENCE, slot: number };
+        Ok(chunk(program, self.cpus.first().copied().unwrap_or(0), at, Scope::Closed)? == sweep::DONE)
+    }
+
+    fn sweeper(&self) -> Result<Option<&RawTracePoint>, KernelError> {
+        let program = self.ebpf.program("flowlog_sweep").map(TryInto::try_into).transpose();
+        program.map_err(|e: aya::programs::ProgramError| refused(&e))
+    }
+
     /// Evicts records, from `from` on, until all is clean or the ring is full.
     pub fn sweep(&self, scope: Scope, from: Cursor) -> Result<Swept, KernelError> {
         let mut at = from;
-        let program: &RawTracePoint = match self.ebpf.program("flowlog_sweep") {
-            Some(p) => p.try_into().map_err(|e: aya::programs::ProgramError| refused(&e))?,
-            None => return Ok(Swept::Done),
-        };
+        let Some(program) = self.sweeper()? else { return Ok(Swept::Done) };
         while let Some(cpu) = self.cpus.get(at.cpu) {
             while at.cache <= sweep::REFUSED6 {
                 let slots =

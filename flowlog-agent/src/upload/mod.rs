@@ -33,7 +33,7 @@ pub struct Progress {
     pub quarantined: u64,
     /// The last error, in the store's words; `None` after a success.
     pub last_error: Option<String>,
-    /// Rounds through the spool so far.
+    /// Rounds through the spool so far: changes even when nothing else does.
     pub rounds: u64,
 }
 

@@ -10,7 +10,7 @@
 
 use std::hash::Hash;
 
-use flowlog_ebpf::abi::{Count, Key, Meta, Truth, class};
+use flowlog_ebpf::abi::{Count, Key, Meta, Truth, VerdictTruth, class};
 use hashbrown::HashMap;
 
 use super::table::{Addresses, Flow, FlowTable, Totals};
@@ -127,7 +127,7 @@ pub fn settle(table: FlowTable, truth: &Truth) -> Settled {
     settle_family(table.v4, &mut lost, |k| Addresses::V4(k.src, k.dst), &mut settled.flows);
     settle_family(table.v6, &mut lost, |k| Addresses::V6(k.src, k.dst), &mut settled.flows);
     for direction in Direction::BOTH {
-        let (hook, verdict) = (&truth.hook[direction.index()], &truth.verdict[direction.index()]);
+        let (hook, verdict) = (&truth.hook[direction.index()], both(&truth.verdict[direction.index()]));
         let mut loss = |refused, reason, count: Count| {
             if count != Count::default() {
                 settled.losses.push(Loss { direction, refused, reason, count });
@@ -153,6 +153,18 @@ pub fn settle(table: FlowTable, truth: &Truth) -> Settled {
         plus(if loss.reason == LossReason::VerdictUnknown { &mut b.verdict_unknown } else { &mut b.lost }, loss.count);
     }
     settled
+}
+
+/// The two sets of verdict counters as one.
+fn both(sets: &[VerdictTruth; 2]) -> VerdictTruth {
+    let mut sum = sets[0];
+    let other = &sets[1];
+    plus(&mut sum.refused, other.refused);
+    plus(&mut sum.seen, other.seen);
+    plus(&mut sum.lost, other.lost);
+    plus(&mut sum.lost_counted, other.lost_counted);
+    plus(&mut sum.late, other.late);
+    sum
 }
 
 fn plus(a: &mut Count, b: Count) {
@@ -243,9 +255,12 @@ mod tests {
         ] {
             table.add4(&r);
         }
-        truth.verdict[0].refused = count(3 + 3 + 1 + 5 + 2);
-        truth.verdict[0].seen = count(3 + 3 + 1);
-        truth.verdict[0].late = count(2);
+        truth.verdict[0][0].refused = count(3 + 3 + 1 + 5 + 2);
+        truth.verdict[0][0].seen = count(3 + 3 + 1);
+        // An interrupting program counts into the other set.
+        truth.verdict[0][0].refused = count(10);
+        truth.verdict[0][1].refused = count(4);
+        truth.verdict[0][0].late = count(2);
         let settled = settle(table, &truth);
         assert_eq!(packets(&settled, false), [(1, 7)]);
         assert_eq!(packets(&settled, true), [(1, 3), (2, 3), (3, 1), (4, 7)]);
@@ -261,8 +276,8 @@ mod tests {
         table.add4(&record(1, class::REFUSED_COUNTED, 12, 2));
         let mut truth = Truth::default();
         truth.hook[0].seen = count(2);
-        truth.verdict[0].refused = count(2);
-        truth.verdict[0].seen = count(2);
+        truth.verdict[0][0].refused = count(2);
+        truth.verdict[0][0].seen = count(2);
         let settled = settle(table, &truth);
         assert!(packets(&settled, false).is_empty());
         assert_eq!(settled.balance.difference(), (0, 0));

@@ -2,9 +2,11 @@
 //!
 //! Every test compares with a witness that did the refusing: a named nftables counter in the same rule.
 
+use aya::programs::TcAttachType;
 use integration::{
     agent::Agent,
     net::{Netns, Pair, address, sh, veth},
+    others::{Other, Place},
     rows::Objects,
     traffic,
 };
@@ -381,24 +383,36 @@ fn rules_attach_and_count_only_what_they_want() {
 
 #[test]
 fn tc_drops_before_and_after_our_hook_are_rejected() {
-    // tcx runs first, so a clsact filter comes after our hook: seen, then refused.
-    for (side, direction) in [("ingress", "ingress"), ("egress", "egress")] {
-        let pair = Pair::new().unwrap();
-        pair.a.exec("tc qdisc add dev eth0 clsact").unwrap();
-        let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
-        pair.a
-            .exec(&format!("tc filter add dev eth0 {side} protocol ip prio 5 u32 match ip dport 7 0xffff action drop"))
-            .unwrap();
-        if side == "ingress" {
-            pair.b.run(|| traffic::udp("10.1.0.1:7", PACKETS as usize, 100)).unwrap();
-        } else {
-            pair.a.run(|| traffic::udp("10.1.0.2:7", PACKETS as usize, 100)).unwrap();
+    for (side, direction) in [(TcAttachType::Ingress, "ingress"), (TcAttachType::Egress, "egress")] {
+        for place in [Place::TcxFirst, Place::TcxLast, Place::Clsact] {
+            let pair = Pair::new().unwrap();
+            let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+            let other = Other::attach(&pair.a, "tc_drop", side, place).unwrap();
+            let (from, to) = if direction == "ingress" { (&pair.b, "10.1.0.1") } else { (&pair.a, "10.1.0.2") };
+            from.run(|| {
+                traffic::udp(&format!("{to}:7"), PACKETS as usize, 100).unwrap();
+                traffic::udp(&format!("{to}:8"), 3, 100).unwrap();
+            });
+            let landed = agent.stop().unwrap();
+            assert_eq!(other.counters().unwrap().1, PACKETS, "it dropped");
+            assert_eq!(to_port_7(&landed, direction, "REJECT"), ALL, "{place:?} {:#?}", landed.rows);
+            assert_eq!(to_port_7(&landed, direction, "ACCEPT"), NONE, "{place:?}");
+            // A packet that never reached our hook is a REJECT row all the same; others went through both.
+            assert_eq!(landed.sum(|r| r.dport == 8 && r.action == "ACCEPT").0, 3);
+            let reason = format!("TC_{}", direction.to_uppercase());
+            assert!(landed.rows.iter().all(|r| r.action != "REJECT" || r.reason == reason));
         }
-        let dropped = pair.a.exec(&format!("tc -s filter show dev eth0 {side}")).unwrap();
-        assert!(dropped.contains(&format!("dropped {PACKETS}")), "{dropped}");
-        let landed = agent.stop().unwrap();
-        assert_eq!(to_port_7(&landed, direction, "REJECT"), ALL, "{side} {:#?}", landed.rows);
-        assert_eq!(to_port_7(&landed, direction, "ACCEPT"), NONE);
-        assert!(landed.rows.iter().any(|r| r.reason == format!("TC_{}", side.to_uppercase())));
     }
+}
+
+#[test]
+fn generic_xdp_drops_are_rejected_although_no_hook_saw_them() {
+    let pair = Pair::new().unwrap();
+    let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+    let other = Other::attach(&pair.a, "xdp_drop", TcAttachType::Ingress, Place::XdpGeneric).unwrap();
+    pair.b.run(|| traffic::udp("10.1.0.1:7", PACKETS as usize, 100)).unwrap();
+    let landed = agent.stop().unwrap();
+    assert_eq!(other.counters().unwrap().1, PACKETS);
+    assert_eq!(to_port_7(&landed, "ingress", "REJECT"), ALL, "{:#?}", landed.rows);
+    assert_eq!(to_port_7(&landed, "ingress", "ACCEPT"), NONE);
 }

@@ -81,6 +81,11 @@ pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
 #[unsafe(no_mangle)]
 pub static NETNS_INUM: Global<u32> = Global::new(0);
 
+/// Kernel text of generic XDP: first address, last address, and the drop reason to record. Its drops carry no
+/// reason of their own.
+#[unsafe(no_mangle)]
+pub static XDP_PLACE: Global<[u64; 3]> = Global::new([0; 3]);
+
 /// Slots of the flow cache less one.
 #[unsafe(no_mangle)]
 pub static PASSED_MASK: Global<u32> = Global::new(CACHE_SLOTS_DEFAULT - 1);

@@ -6,12 +6,16 @@
 
 use aya_ebpf::{helpers::generated::bpf_loop, macros::raw_tracepoint, programs::RawTracePointContext};
 use core::ffi::c_void;
-use flowlog_ebpf::abi::{Record, SWEEP_CHUNK, sweep};
+use flowlog_ebpf::abi::{Key, Meta, Record, SWEEP_CHUNK, Stats, sweep};
 
 use crate::{
-    account::{Family, V4, V6, evict, lock, unlock},
+    account::{Family, V4, V6, emit, evict, lock, unlock},
     maps::EPOCH_OF,
 };
+
+const EMPTY: Meta = Meta { sport: 0, dport: 0, vlan: 0, iface: 0, reason: 0, proto: 0, flags: 0, epoch: 0 };
+const NOTHING: Stats =
+    Stats { first_ns: 0, last_ns: 0, bytes: 0, packets: 0, tcp_flags: 0, pad: [0; 3], tag: 0 };
 
 /// Loop state of one chunk.
 #[repr(C)]
@@ -21,11 +25,16 @@ struct Chunk {
     full: u32,
 }
 
-/// Arguments: 0 first slot, 1 cache (`sweep::*`), 2 non-zero to evict the current epoch as well (shutdown).
+/// Arguments: 0 first slot (fence: its number), 1 cache (`sweep::*`), 2 non-zero to evict the current epoch as well (shutdown).
 #[raw_tracepoint(tracepoint = "flowlog_sweep")]
 pub fn flowlog_sweep(ctx: RawTracePointContext) -> i32 {
     let mut chunk = Chunk { first: ctx.arg::<u64>(0) as u32, all: ctx.arg::<u64>(2) as u32, full: 0 };
     let which: u64 = ctx.arg(1);
+    if which == sweep::FENCE {
+        let meta = Meta { epoch: chunk.first, ..EMPTY };
+        let fenced = emit(&Key { src: [0u8; 4], dst: [0; 4], meta }, &NOTHING);
+        return if fenced { sweep::DONE as i32 } else { sweep::RING_FULL as i32 };
+    }
     let Some(cpu) = lock() else { return sweep::BUSY as i32 };
     let step: unsafe extern "C" fn(u32, *mut c_void) -> i64 = match which {
         sweep::PASSED4 => passed4,

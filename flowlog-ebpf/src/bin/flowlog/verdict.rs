@@ -14,7 +14,7 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::{
     abi::{
-        EGRESS, HANDLED, INGRESS, IS_BRIDGE, Iface, Key, Meta, REASON_REFUSED, REASON_TC_EGRESS, Record,
+        EGRESS, HANDLED, INGRESS, IS_BRIDGE, Iface, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_XDP, Record,
         SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS,
         WANT_REFUSED_INGRESS, class, reason_index,
     },
@@ -24,7 +24,7 @@ use flowlog_ebpf::{
 use crate::{
     account::{self, Family, One, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
     kernel::Dropped,
-    maps::{CPU, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, SEEN},
+    maps::{CPU, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, SEEN, XDP_PLACE},
 };
 
 /// The loopback device has this index in every network namespace.
@@ -34,8 +34,7 @@ const ETH_P_IPV6: u16 = 0x86dd;
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
-    let reason: u32 = ctx.arg(2);
-    let Some(action) = action(reason) else { return 0 };
+    let Some((reason, action)) = refusal(&ctx) else { return 0 };
     let skb: *const u8 = ctx.arg(0);
     let address = address(skb);
     if let Some(mark) = handled(address) {
@@ -49,8 +48,7 @@ pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
 /// Runs right after [`flowlog_verdict`] for the same event, and alone for an event that interrupted it.
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn flowlog_verdict_nested(ctx: BtfTracePointContext) -> i32 {
-    let reason: u32 = ctx.arg(2);
-    let Some(action) = action(reason) else { return 0 };
+    let Some((reason, action)) = refusal(&ctx) else { return 0 };
     let skb: *const u8 = ctx.arg(0);
     let address = address(skb);
     if let Some(mark) = handled(address) {
@@ -66,9 +64,17 @@ pub fn flowlog_verdict_nested(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// The reason and its `REASON_*`, if the packet was refused and did not just die.
 #[inline(always)]
-fn action(reason: u32) -> Option<u8> {
-    REASONS.get(reason_index(reason)).copied().filter(|a| *a != 0)
+fn refusal(ctx: &BtfTracePointContext) -> Option<(u32, u8)> {
+    let reason: u32 = ctx.arg(2);
+    let action = *REASONS.get(reason_index(reason))?;
+    if action == REASON_BY_PLACE {
+        let place: u64 = ctx.arg(1);
+        let [first, last, xdp] = XDP_PLACE.load();
+        return (place >= first && place <= last).then_some((xdp as u32, REASON_XDP));
+    }
+    (action != 0).then_some((reason, action))
 }
 
 /// The buffer's address as a number; see `tc::address`.
@@ -208,9 +214,10 @@ fn refuse<F: Family>(d: &Dropped, r: &Refusal, f: &Flow<F::Addr>) {
         }
     }
     let Some(truth) = account::truth(id, epoch) else { return };
-    // SAFETY: a map value; the direction is 0 or 1.
-    let truth = unsafe { (&raw mut (*truth).verdict).cast::<VerdictTruth>().add(usize::from(r.direction & 1)) };
     let locked = lock();
+    let set = usize::from(r.direction & 1) * 2 + usize::from(locked.is_none());
+    // SAFETY: a map value; direction and set are 0 or 1.
+    let truth = unsafe { (&raw mut (*truth).verdict).cast::<VerdictTruth>().add(set) };
     let mut key = key_of(f, id, Meta::pack(r.direction, class::PASSED), 0, epoch);
     let class = if late {
         class::REFUSED_LATE
@@ -234,9 +241,6 @@ fn refuse<F: Family>(d: &Dropped, r: &Refusal, f: &Flow<F::Addr>) {
         (Some(_), Some(slot)) => unsafe { count::<F>(slot, &key, &one) },
         _ => emit_alone::<F>(&key, &one),
     };
-    if let Some(cpu) = locked {
-        unlock(cpu);
-    }
     let was_seen = entry.is_some() && !late || entry.is_none() && r.passed_hook;
     // SAFETY: pointers into the map value.
     unsafe {
@@ -252,6 +256,9 @@ fn refuse<F: Family>(d: &Dropped, r: &Refusal, f: &Flow<F::Addr>) {
         } else if !recorded {
             bump(&raw mut (*truth).lost_counted, w);
         }
+    }
+    if let Some(cpu) = locked {
+        unlock(cpu);
     }
 }
 

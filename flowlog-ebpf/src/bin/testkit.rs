@@ -1,0 +1,84 @@
+//! Programs that stand for *other people's* in the tests: counters and droppers before and after flowlog's.
+//! Never loaded by the agent.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![allow(unsafe_code)] // packet pointers
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::{
+        bindings::{
+            TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
+            xdp_action::{XDP_DROP, XDP_PASS},
+        },
+        btf_maps::PerCpuArray,
+        macros::{btf_map, classifier, xdp},
+        programs::{TcContext, XdpContext},
+    };
+
+    /// 0: packets seen, 1: packets dropped.
+    #[btf_map]
+    static COUNTERS: PerCpuArray<u64, 2> = PerCpuArray::new();
+
+    fn bump(index: u32) {
+        if let Some(c) = COUNTERS.get_ptr_mut(index) {
+            // SAFETY: a map value of this CPU.
+            unsafe { *c += 1 };
+        }
+    }
+
+    /// UDP over IPv4 without options, to port 7.
+    #[inline(always)]
+    fn to_port_7(data: usize, end: usize) -> bool {
+        if data + 42 > end {
+            return false;
+        }
+        // SAFETY: within the packet.
+        let byte = |at: usize| unsafe { *((data + at) as *const u8) };
+        byte(12) == 8 && byte(13) == 0 && byte(23) == 17 && byte(36) == 0 && byte(37) == 7
+    }
+
+    #[classifier]
+    pub fn tc_count(_ctx: TcContext) -> i32 {
+        bump(0);
+        TC_ACT_UNSPEC
+    }
+
+    /// Ends the chain: nothing after it runs.
+    #[classifier]
+    pub fn tc_accept(_ctx: TcContext) -> i32 {
+        bump(0);
+        TC_ACT_OK as i32
+    }
+
+    #[classifier]
+    pub fn tc_drop(ctx: TcContext) -> i32 {
+        bump(0);
+        if to_port_7(ctx.data(), ctx.data_end()) {
+            bump(1);
+            return TC_ACT_SHOT as i32;
+        }
+        TC_ACT_UNSPEC
+    }
+
+    #[xdp]
+    pub fn xdp_drop(ctx: XdpContext) -> u32 {
+        bump(0);
+        if to_port_7(ctx.data(), ctx.data_end()) {
+            bump(1);
+            return XDP_DROP;
+        }
+        XDP_PASS
+    }
+
+    #[unsafe(link_section = "license")]
+    #[unsafe(no_mangle)]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+    #[panic_handler]
+    fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+        loop {}
+    }
+}

@@ -1,0 +1,79 @@
+//! Other people's programs on the watched interface: counters and droppers, from `testkit.bpf.o`.
+
+use aya::{
+    Ebpf,
+    maps::PerCpuArray,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        tc::{NlOptions, TcAttachOptions, qdisc_add_clsact},
+    },
+};
+
+use crate::net::Netns;
+
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../flowlog-ebpf/prebuilt/testkit.bpf.o"));
+
+/// Where among the programs on a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A tcx link before all others.
+    TcxFirst,
+    /// A tcx link after all others.
+    TcxLast,
+    /// A clsact filter: after all tcx links.
+    Clsact,
+    /// XDP in the driver.
+    XdpNative,
+    /// XDP in the stack.
+    XdpGeneric,
+}
+
+/// One attached program; detached on drop.
+pub struct Other {
+    ebpf: Ebpf,
+}
+
+impl Other {
+    /// Attaches `program` of the test kit to `eth0` of a namespace.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach(ns: &Netns, program: &str, side: TcAttachType, place: Place) -> anyhow::Result<Self> {
+        ns.run(|| {
+            let mut ebpf = Ebpf::load(OBJECT)?;
+            let p = ebpf.program_mut(program).ok_or_else(|| anyhow::anyhow!("no {program}"))?;
+            match place {
+                Place::XdpNative | Place::XdpGeneric => {
+                    let p: &mut Xdp = p.try_into()?;
+                    p.load()?;
+                    p.attach("eth0", if place == Place::XdpNative { XdpMode::Driver } else { XdpMode::Skb })?;
+                }
+                Place::TcxFirst | Place::TcxLast | Place::Clsact => {
+                    let p: &mut SchedClassifier = p.try_into()?;
+                    p.load()?;
+                    let options = match place {
+                        Place::TcxFirst => TcAttachOptions::TcxOrder(LinkOrder::first()),
+                        Place::TcxLast => TcAttachOptions::TcxOrder(LinkOrder::last()),
+                        _ => {
+                            let _ = qdisc_add_clsact("eth0");
+                            TcAttachOptions::Netlink(NlOptions { priority: 50, ..NlOptions::default() })
+                        }
+                    };
+                    p.attach_with_options("eth0", side, options)?;
+                }
+            }
+            Ok(Self { ebpf })
+        })
+    }
+
+    /// Packets it has seen, and dropped.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counters(&self) -> anyhow::Result<(u64, u64)> {
+        let map = self.ebpf.map("COUNTERS").ok_or_else(|| anyhow::anyhow!("no map"))?;
+        let map: PerCpuArray<_, u64> = map.try_into()?;
+        Ok((map.get(&0, 0)?.iter().sum(), map.get(&1, 0)?.iter().sum()))
+    }
+}
