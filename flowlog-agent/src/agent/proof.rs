@@ -58,7 +58,7 @@ impl Proof {
             }
             (self.state, self.ran) = (State::Runs, true);
         } else if passed > PACKETS_UNSEEN_MAX {
-            tracing::error!(interface, %direction, passed, "hook is attached but sees nothing: another program ends the chain before it");
+            tracing::warn!(interface, %direction, passed, "hook is attached but sees nothing: another program ends the chain before it");
             self.state = State::Dead;
         }
     }

@@ -227,6 +227,14 @@ pub fn emit_alone<F: Family>(key: &Key<F::Addr>, p: &One) -> bool {
     emit(key, &p.stats())
 }
 
+/// Keeps the compiler from moving memory accesses across: volatile orders only volatile accesses, and the slot's must
+/// stay between `lock` and `unlock`. (`compiler_fence` is the portable way, but LLVM's BPF back end has none.)
+#[inline(always)]
+fn compiler_barrier() {
+    // SAFETY: no instructions.
+    unsafe { core::arch::asm!("", options(nostack, preserves_flags)) };
+}
+
 /// Takes this CPU's caches. `None`: somebody we interrupted has them.
 #[inline(always)]
 pub fn lock() -> Option<*mut Cpu> {
@@ -240,12 +248,14 @@ pub fn lock() -> Option<*mut Cpu> {
         }
         busy.write_volatile(1);
     }
+    compiler_barrier();
     Some(cpu)
 }
 
 /// Gives the caches back.
 #[inline(always)]
 pub fn unlock(cpu: *mut Cpu) {
+    compiler_barrier();
     // SAFETY: `cpu` came from `lock`.
     unsafe { (&raw mut (*cpu).busy).write_volatile(0) };
 }

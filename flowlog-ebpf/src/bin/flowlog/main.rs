@@ -9,6 +9,8 @@
 //!
 //! No program ever changes a packet or a verdict: hooks return `TCX_NEXT` or `XDP_PASS` on every path.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// For an empty asm statement, the one compiler barrier there is; this build sets RUSTC_BOOTSTRAP anyway.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 // Everything here is the kernel edge: helpers and packet pointers. Each block says why it holds.
 #![allow(unsafe_code)]
 

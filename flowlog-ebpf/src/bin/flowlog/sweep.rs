@@ -4,7 +4,7 @@
 //! told the CPU). On another CPU it runs in an interrupt, on the agent's own in process context; either way
 //! `busy` keeps it and the hooks apart.
 
-use aya_ebpf::{helpers::generated::bpf_loop, macros::raw_tracepoint, programs::RawTracePointContext};
+use aya_ebpf::{helpers::generated::bpf_loop, programs::RawTracePointContext};
 use core::ffi::c_void;
 use flowlog_ebpf::abi::{Key, Meta, Record, SWEEP_CHUNK, Stats, sweep};
 
@@ -26,8 +26,12 @@ struct Chunk {
 }
 
 /// Arguments: 0 first slot (fence: its number), 1 cache (`sweep::*`), 2 non-zero to evict the current epoch as well (shutdown).
-#[raw_tracepoint(tracepoint = "flowlog_sweep")]
-pub fn flowlog_sweep(ctx: RawTracePointContext) -> i32 {
+///
+/// Not made with `#[raw_tracepoint]`: that macro returns 0 whatever the function says.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp/flowlog_sweep")]
+pub extern "C" fn flowlog_sweep(ctx: *mut c_void) -> i32 {
+    let ctx = RawTracePointContext::new(ctx);
     let mut chunk = Chunk { first: ctx.arg::<u64>(0) as u32, all: ctx.arg::<u64>(2) as u32, full: 0 };
     let which: u64 = ctx.arg(1);
     if which == sweep::FENCE {
