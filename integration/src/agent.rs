@@ -52,10 +52,25 @@ impl Agent {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(ns: &Netns, interfaces: &[&str], args: &[&str]) -> anyhow::Result<Self> {
-        let dir = tempfile::tempdir()?;
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", ns.name()]).arg(binary()).arg("run");
-        command.arg("--state-dir").arg(dir.path().join("state"));
+        command.args(["netns", "exec", ns.name()]).arg(binary());
+        Self::spawn_with(command, interfaces, args)
+    }
+
+    /// As [`spawn`](Self::spawn), in the namespace the tests run in.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn_here(interfaces: &[&str], args: &[&str]) -> anyhow::Result<Self> {
+        Self::spawn_with(Command::new(binary()), interfaces, args)
+    }
+
+    fn spawn_with(mut command: Command, interfaces: &[&str], args: &[&str]) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        command.arg("run");
+        if !args.contains(&"--state-dir") {
+            command.arg("--state-dir").arg(dir.path().join("state"));
+        }
         if !args.contains(&"--target") {
             command.arg("--target").arg(dir.path().join("objects"));
         }

@@ -5,6 +5,7 @@
 //! * [`rows`]: what landed, read back from Parquet;
 //! * [`traffic`]: byte-exact packets from raw sockets, and plain sockets;
 //! * [`others`]: other people's TC and XDP programs on the same interface;
+//! * [`s3`]: a real S3 server;
 //! * [`golden`]: packets with the key and counts they must give.
 //!
 //! What a promise is and how it is checked belongs in `tests/`.
@@ -15,4 +16,5 @@ pub mod golden;
 pub mod net;
 pub mod others;
 pub mod rows;
+pub mod s3;
 pub mod traffic;

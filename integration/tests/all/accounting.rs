@@ -141,9 +141,7 @@ fn nothing_is_missing_with_a_stalled_reader() {
 #[test]
 fn nothing_is_missing_with_a_million_distinct_flows() {
     let args = ["--ring-bytes", "67108864"];
-    let million = Case { name: "million", args: &args, flows: 1_000_000, rounds: 1, firewall: false, ..EASY };
-    check(&million);
-    check(&Case { name: "million refused", firewall: true, ..million });
+    check(&Case { name: "million", args: &args, flows: 1_000_000, rounds: 1, ..EASY });
 }
 
 #[test]

@@ -1,1 +1,182 @@
-//! (see below)
+//! Objects: one suite for the local directory and a real S3 server; a second Parquet reader; the README's schema.
+
+use std::{path::PathBuf, process::Command};
+
+use flowlog_agent::{
+    encode::schema,
+    rule::{Location, Target},
+    upload::{Outcome, S3Options, Store, StoreError},
+};
+use integration::{agent::Agent, net::Pair, s3, traffic};
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+/// What must hold on every store.
+async fn suite(store: &Store, folder: &str) {
+    let key = |name: &str| format!("{folder}/year=2026/month=11/day=23/hour=06/{name}.parquet");
+    store.probe(folder).await.unwrap();
+    let body = b"some bytes".repeat(1_000);
+    assert_eq!(store.deliver(&key("a"), body.clone()).await.unwrap(), Outcome::Stored);
+    assert_eq!(store.deliver(&key("a"), body.clone()).await.unwrap(), Outcome::AlreadyThere, "a repeat changes nothing");
+    assert_eq!(store.deliver(&key("a"), b"other".to_vec()).await.unwrap(), Outcome::Conflict, "other size");
+    let mut twisted = body.clone();
+    twisted[5] ^= 1;
+    assert_eq!(store.deliver(&key("a"), twisted).await.unwrap(), Outcome::Conflict, "same size, other bytes");
+    assert_eq!(store.deliver(&key("b"), vec![7; 12 << 20]).await.unwrap(), Outcome::Stored, "large");
+    // Many at once under one key: one is stored, the others find it there.
+    let racers = (0..8).map(|_| store.deliver("race/one.parquet", body.clone()));
+    let outcomes = futures_join(racers.collect()).await;
+    assert_eq!(outcomes.iter().filter(|o| **o == Outcome::Stored).count(), 1, "{outcomes:?}");
+}
+
+async fn futures_join<F: Future<Output = Result<Outcome, StoreError>>>(all: Vec<F>) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for one in all {
+        outcomes.push(one.await.unwrap());
+    }
+    outcomes
+}
+
+#[test]
+fn a_local_directory_keeps_the_promises_of_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let location = Location::Directory(dir.path().join("made-when-missing"));
+    let store = Store::open(&location, &S3Options::default()).unwrap();
+    block_on(suite(&store, "p/web"));
+}
+
+#[test]
+fn a_real_s3_server_keeps_the_promises_of_a_store() {
+    let server = s3::server();
+    let bucket = server.new_bucket();
+    let store = Store::open(&Location::Bucket(bucket), &server.options()).unwrap();
+    block_on(suite(&store, "p/web"));
+}
+
+#[test]
+fn wrong_credentials_and_missing_buckets_are_named() {
+    let server = s3::server();
+    let bucket = server.new_bucket();
+    let open = |bucket: &str, options: &S3Options| Store::open(&Location::Bucket(bucket.to_owned()), options).unwrap();
+    let error = block_on(open("no-such-bucket", &server.options()).probe("p")).unwrap_err();
+    assert!(matches!(error, StoreError::NoBucket(_)), "{error:?}");
+    assert_eq!(error.to_string(), "bucket `no-such-bucket` does not exist; create it or fix `target`");
+    let wrong = server.options_with("AKTEST", "wrong");
+    let error = block_on(open(&bucket, &wrong).probe("p")).unwrap_err();
+    assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+    assert!(!error.to_string().contains("wrong\""), "no secrets in errors: {error}");
+    let unknown = server.options_with("NOBODY", "SKTEST");
+    let error = block_on(open(&bucket, &unknown).probe("p")).unwrap_err();
+    assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+}
+
+#[test]
+fn credentials_are_read_again_when_their_file_changes() {
+    let server = s3::server();
+    let bucket = server.new_bucket();
+    let options = server.options_with("AKTEST", "expired");
+    let store = Store::open(&Location::Bucket(bucket), &options).unwrap();
+    assert!(block_on(store.probe("p")).is_err());
+    server.write_credentials(options.credentials_file.as_ref().unwrap(), "AKTEST", "SKTEST");
+    block_on(store.probe("p")).unwrap();
+}
+
+#[test]
+fn the_agent_delivers_to_s3_end_to_end() {
+    let server = s3::server();
+    let bucket = server.new_bucket();
+    // The server listens on the loopback of the namespace the tests run in; the agent must run there too. It watches
+    // one end of a cable whose other end is in a namespace of its own.
+    let pair = s3::CableToHere::new().unwrap();
+    let target = format!("s3://{bucket}/team");
+    let options = server.options();
+    let args = [
+        "--target",
+        &target,
+        "--s3-endpoint",
+        options.endpoint.as_deref().unwrap(),
+        "--s3-region",
+        "us-east-1",
+        "--s3-path-style",
+        "--s3-allow-http",
+        "--s3-credentials",
+        options.credentials_file.as_ref().unwrap().to_str().unwrap(),
+    ];
+    let mut agent = Agent::spawn_here(&[&pair.interface], &args).unwrap();
+    agent.wait_for("capturing").unwrap();
+    pair.send(25).unwrap();
+    agent.signal(rustix::process::Signal::TERM);
+    agent.wait_for("delivered").unwrap();
+    assert_eq!(agent.wait().unwrap(), Some(0));
+    let keys = server.keys(&bucket);
+    assert_eq!(keys.len(), 1, "the object, and no probe: {keys:?}");
+    assert!(keys[0].starts_with("team/flowlog/year=20") && keys[0].contains("/hour="), "{keys:?}");
+    let bytes = server.get(&bucket, &keys[0]);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("o.parquet"), bytes).unwrap();
+    let landed = integration::rows::Objects::below(dir.path()).unwrap();
+    assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "ingress").0, 25, "{:#?}", landed.rows);
+}
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Reads all objects below a directory as one Hive dataset and prints what the test compares, as JSON.
+const READER: &str = r#"
+import json, sys, pyarrow.dataset as ds, pyarrow.compute as pc
+d = ds.dataset(sys.argv[1], partitioning="hive", format="parquet")
+t = d.to_table()
+ok = t.filter(pc.equal(t["log_status"], "OK"))
+by = ok.group_by(["action"]).aggregate([("packets", "sum"), ("bytes", "sum")]).to_pylist()
+print(json.dumps({
+  "rows": t.num_rows,
+  "actions": {r["action"]: [r["packets_sum"], r["bytes_sum"]] for r in by},
+  "columns": [[f.name, str(f.type)] for f in d.schema],
+  "hours": sorted({str(h) for h in t["hour"].to_pylist()}),
+  "ports": sorted(set(ok["dstport"].to_pylist())),
+}))
+"#;
+
+#[test]
+fn a_second_independent_reader_reads_the_same() {
+    let python = repository().join(".tools/python/bin/python");
+    assert!(python.exists(), "run `cargo xtask setup`, or `cargo xtask test`");
+    let pair = Pair::new().unwrap();
+    pair.a
+        .nft("table inet t {\n counter refused { }\n chain c { type filter hook input priority 0; udp dport 7 counter name refused drop; }\n}")
+        .unwrap();
+    let mut agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+    pair.b.run(|| {
+        traffic::udp("10.1.0.1:7", 30, 100).unwrap();
+        traffic::udp("[fd01::1]:8", 20, 200).unwrap();
+    });
+    agent.signal(rustix::process::Signal::TERM);
+    assert_eq!(agent.wait().unwrap(), Some(0));
+    let ours = integration::rows::Objects::below(&agent.objects()).unwrap();
+    let out = Command::new(python).args(["-c", READER]).arg(agent.objects()).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let theirs: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(theirs["rows"], ours.rows.len());
+    for action in ["ACCEPT", "REJECT"] {
+        let (packets, bytes) = ours.flows(action);
+        assert_eq!(theirs["actions"][action], serde_json::json!([packets, bytes]), "{theirs}");
+    }
+    assert_eq!(ours.flows("REJECT"), pair.a.nft_counter("inet t", "refused").unwrap());
+    let columns: Vec<String> = theirs["columns"].as_array().unwrap().iter().map(|c| c[0].as_str().unwrap().to_owned()).collect();
+    let expected: Vec<&str> = schema::COLUMNS.iter().map(|c| c.0).chain(["year", "month", "day", "hour"]).collect();
+    assert_eq!(columns, expected);
+}
+
+#[test]
+fn the_readme_documents_every_column() {
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    for (name, of, _, meaning) in schema::COLUMNS {
+        let of = format!("{of}").to_lowercase();
+        assert!(readme.contains(&format!("| `{name}` | {of} | {meaning} |")), "README lacks `{name}` | {of} | {meaning}");
+    }
+    let target: Target = "s3://flows/team".parse().unwrap();
+    assert!(readme.contains(&target.to_string()) || readme.contains("s3://bucket"), "README shows a bucket target");
+}

@@ -1,0 +1,267 @@
+//! A real S3 server on loopback: Ceph's RADOS gateway, in memory. One for all tests of a run.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use flowlog_agent::upload::S3Options;
+use object_store::{ObjectStore as _, ObjectStoreExt as _, aws::AmazonS3Builder};
+
+use crate::{
+    net::{Netns, address, sh},
+    traffic,
+};
+
+const ACCESS: &str = "AKTEST";
+const SECRET: &str = "SKTEST";
+const PORT: u16 = 17_480;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running server. It is ended with the test process: its daemons ask the kernel to be.
+pub struct Server {
+    dir: tempfile::TempDir,
+    _daemons: Vec<Child>,
+    buckets: AtomicU32,
+}
+
+/// The server, started on first use.
+///
+/// # Panics
+/// With what the server says, if it does not start.
+pub fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| Server::start().expect("RADOS gateway"))
+}
+
+const CONF: &str = "\
+[global]
+fsid = FSID
+mon host = [v2:127.0.0.1:13301,v1:127.0.0.1:16790]
+keyring = DIR/keyring
+run dir = DIR/run
+admin socket = DIR/run/$name.$pid.asok
+log file = DIR/$name.log
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+ms bind ipv6 = false
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 1
+osd pool default pgp num = 1
+osd pool default pg autoscale mode = off
+mon allow pool size one = true
+mon max pg per osd = 1000
+auth allow insecure global id reclaim = false
+osd objectstore = memstore
+memstore device bytes = 2147483648
+osd crush chooseleaf type = 0
+mon data = DIR/mon
+osd data = DIR/osd
+osd class load list = *
+osd class default list = *
+[client.rgw]
+rgw frontends = beast endpoint=127.0.0.1:PORT
+rgw data = DIR
+keyring = DIR/keyring
+";
+
+impl Server {
+    fn start() -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let d = dir.path().display().to_string();
+        let uuid = || fs::read_to_string("/proc/sys/kernel/random/uuid").map(|s| s.trim().to_owned());
+        for sub in ["mon", "osd", "run"] {
+            fs::create_dir(dir.path().join(sub))?;
+        }
+        let (fsid, osd) = (uuid()?, uuid()?);
+        let conf = CONF.replace("FSID", &fsid).replace("DIR", &d).replace("PORT", &PORT.to_string());
+        let c = format!("{d}/ceph.conf");
+        fs::write(&c, conf)?;
+        let all = ["mon", "allow *", "osd", "allow *", "mgr", "allow *"];
+        for (name, caps) in [("mon.", &all[..2]), ("client.admin", &all[..]), ("client.rgw", &all[..4]), ("osd.0", &all[..4])] {
+            let mut tool = Command::new("ceph-authtool");
+            tool.arg("--create-keyring").arg(format!("{d}/{name}key")).args(["--gen-key", "-n", name]);
+            for pair in caps.chunks(2) {
+                tool.args(["--cap", pair[0], pair[1]]);
+            }
+            quiet(&mut tool)?;
+            let key = fs::read_to_string(format!("{d}/{name}key"))?;
+            let keyring = fs::read_to_string(format!("{d}/keyring")).unwrap_or_default();
+            fs::write(format!("{d}/keyring"), format!("{keyring}{key}\n"))?;
+        }
+        let addresses = "[v2:127.0.0.1:13301,v1:127.0.0.1:16790]";
+        sh(&format!("monmaptool --create --clobber --fsid {fsid} --addv a {addresses} {d}/monmap"))?;
+        sh(&format!("ceph-mon -c {c} -i a --mkfs --monmap {d}/monmap --keyring {d}/keyring"))?;
+        let mut daemons = vec![daemon(&dir, "mon", &["ceph-mon", "-c", &c, "-i", "a", "-f"])?];
+        until("the monitor", || sh(&format!("timeout 2 ceph -c {c} mon stat")).is_ok())?;
+        sh(&format!("ceph -c {c} osd new {osd}"))?;
+        quiet(Command::new("ceph-osd").args(["-c", &c, "-i", "0", "--mkfs", "--osd-uuid", &osd]))?;
+        sh(&format!("ceph -c {c} osd crush add osd.0 1.0 host=h root=default"))?;
+        daemons.push(daemon(&dir, "osd", &["ceph-osd", "-c", &c, "-i", "0", "-f"])?);
+        until("the OSD", || sh(&format!("ceph -c {c} osd stat")).is_ok_and(|s| s.contains("1 up")))?;
+        sh(&format!("radosgw-admin -c {c} user create --uid=flow --display-name=flow --access-key={ACCESS} --secret={SECRET}"))?;
+        daemons.push(daemon(&dir, "rgw", &["radosgw", "-c", &c, "-n", "client.rgw", "-f"])?);
+        until("the gateway", || std::net::TcpStream::connect(("127.0.0.1", PORT)).is_ok())?;
+        Ok(Self { dir, _daemons: daemons, buckets: AtomicU32::new(0) })
+    }
+
+    /// A fresh bucket.
+    ///
+    /// # Panics
+    /// If the server does not make it.
+    pub fn new_bucket(&self) -> String {
+        let name = format!("flows-{}", self.buckets.fetch_add(1, Ordering::Relaxed));
+        // object_store makes no buckets; curl signs the request.
+        let url = format!("http://127.0.0.1:{PORT}/{name}");
+        let status = Command::new("curl")
+            .args(["-sf", "-X", "PUT", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &format!("{ACCESS}:{SECRET}"), &url])
+            .status()
+            .expect("curl");
+        assert!(status.success(), "make bucket {name}: {status}");
+        name
+    }
+
+    /// Options that reach the server.
+    pub fn options(&self) -> S3Options {
+        self.options_with(ACCESS, SECRET)
+    }
+
+    /// Options with other credentials, in a file of their own.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    pub fn options_with(&self, access: &str, secret: &str) -> S3Options {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let file = self.dir.path().join(format!("credentials-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        self.write_credentials(&file, access, secret);
+        S3Options {
+            endpoint: Some(format!("http://127.0.0.1:{PORT}")),
+            region: Some("us-east-1".to_owned()),
+            path_style: true,
+            allow_http: true,
+            credentials_file: Some(file),
+        }
+    }
+
+    /// Writes a credentials file in the AWS format.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn write_credentials(&self, file: &Path, access: &str, secret: &str) {
+        let text = format!("[default]\naws_access_key_id = {access}\naws_secret_access_key = {secret}\n");
+        fs::write(file, text).expect("write");
+    }
+
+    fn store(&self, bucket: &str) -> impl object_store::ObjectStore {
+        AmazonS3Builder::new()
+            .with_endpoint(format!("http://127.0.0.1:{PORT}"))
+            .with_region("us-east-1")
+            .with_allow_http(true)
+            .with_bucket_name(bucket)
+            .with_access_key_id(ACCESS)
+            .with_secret_access_key(SECRET)
+            .build()
+            .expect("store")
+    }
+
+    /// All keys of a bucket.
+    ///
+    /// # Panics
+    /// If the server does not list them.
+    pub fn keys(&self, bucket: &str) -> Vec<String> {
+        let store = self.store(bucket);
+        runtime().block_on(async {
+            let listed = store.list_with_delimiter(None).await.expect("list");
+            let (mut keys, mut todo) = (Vec::new(), listed.common_prefixes);
+            keys.extend(listed.objects.into_iter().map(|o| o.location.to_string()));
+            while let Some(prefix) = todo.pop() {
+                let listed = store.list_with_delimiter(Some(&prefix)).await.expect("list");
+                todo.extend(listed.common_prefixes);
+                keys.extend(listed.objects.into_iter().map(|o| o.location.to_string()));
+            }
+            keys
+        })
+    }
+
+    /// An object's bytes.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn get(&self, bucket: &str, key: &str) -> Vec<u8> {
+        let store = self.store(bucket);
+        runtime().block_on(async { store.get(&key.into()).await.expect("get").bytes().await.expect("body").to_vec() })
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime")
+}
+
+fn quiet(command: &mut Command) -> anyhow::Result<()> {
+    let out = command.output().with_context(|| format!("{command:?}"))?;
+    ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    Ok(())
+}
+
+fn daemon(dir: &tempfile::TempDir, name: &str, args: &[&str]) -> anyhow::Result<Child> {
+    let log = fs::File::create(dir.path().join(format!("{name}.out")))?;
+    // setpriv makes the daemon die with the test process, however that ends.
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL"])
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| name.to_owned())
+}
+
+fn until(what: &str, ready: impl Fn() -> bool) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while !ready() {
+        ensure!(start.elapsed() < PATIENCE, "{what} did not come up");
+        // A daemon without a readiness event: look again.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
+/// A cable from the namespace the tests run in to one of its own, for an agent that must reach a server on loopback.
+pub struct CableToHere {
+    /// Our end.
+    pub interface: String,
+    far: Netns,
+}
+
+impl CableToHere {
+    /// Plugs it in.
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn new() -> anyhow::Result<Self> {
+        let far = Netns::new("far")?;
+        let interface = format!("fl{}", std::process::id());
+        sh(&format!("ip link add {interface} type veth peer name eth0 netns {}", far.name()))?;
+        sh(&format!("ip link set {interface} up"))?;
+        far.exec("ip link set eth0 up")?;
+        address(&far, "eth0", "10.99.0.2/24")?;
+        far.exec("ip neigh replace 10.99.0.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent")?;
+        Ok(Self { interface, far })
+    }
+
+    /// Sends UDP packets to port 9 of an address that nobody has.
+    ///
+    /// # Errors
+    /// If they cannot be sent.
+    pub fn send(&self, packets: usize) -> anyhow::Result<()> {
+        self.far.run(|| traffic::udp("10.99.0.1:9", packets, 50)).map(drop)
+    }
+}
