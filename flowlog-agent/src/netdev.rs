@@ -113,9 +113,7 @@ pub fn upper(name: &str) -> u32 {
 /// # Errors
 /// [`NetDevError::Unreadable`] if it is gone.
 pub fn counters(name: &str) -> Result<Counters, NetDevError> {
-    Ok(Counters {
-        packets: [number(name, "statistics/rx_packets")?, number(name, "statistics/tx_packets")?],
-    })
+    Ok(Counters { packets: [number(name, "statistics/rx_packets")?, number(name, "statistics/tx_packets")?] })
 }
 
 /// Inode number of the network namespace we are in.

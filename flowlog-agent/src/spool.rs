@@ -39,7 +39,9 @@ pub enum SpoolError {
         source: io::Error,
     },
     /// A target or key does not fit into a file name.
-    #[error("`{name}` is too long for the spool: at most {NAME_BYTES_MAX} bytes with `/` counted as three; use a shorter target path")]
+    #[error(
+        "`{name}` is too long for the spool: at most {NAME_BYTES_MAX} bytes with `/` counted as three; use a shorter target path"
+    )]
     TooLong {
         /// What is too long.
         name: String,
@@ -121,8 +123,7 @@ impl Spool {
         let name = escape(&object.key)?;
         let (path, partial) = (dir.join(&name), dir.join(format!("{name}{PARTIAL}")));
         let write = || {
-            let mut file =
-                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
             file.write_all(&object.bytes)?;
             // An error here means the bytes may be lost: the file must not get its final name.
             file.sync_all()

@@ -232,17 +232,8 @@ pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, offset: usize, available: u32, vlan: u
     if first_fragment && matches!(next, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140) {
         return None; // the chain goes on past the limit
     }
-    let mut flow = Flow {
-        src,
-        dst,
-        sport: 0,
-        dport: 0,
-        vlan,
-        proto: next,
-        tcp_flags: 0,
-        l3_len,
-        headers: (at - offset) as u32,
-    };
+    let mut flow =
+        Flow { src, dst, sport: 0, dport: 0, vlan, proto: next, tcp_flags: 0, l3_len, headers: (at - offset) as u32 };
     if first_fragment {
         upper_layer(bytes, at, &mut flow)?;
     }

@@ -229,11 +229,7 @@ fn malformed() -> Vec<Golden> {
         bad("ipv6 ethertype, version 4", wrong_version6),
         bad("udp over ipv6 cut short", cut(eth(&[], IP6, &ip6(17, &udp(0))), 14 + 43)),
         bad("extension header cut short", cut(eth(&[], IP6, &ip6(0, &ext(17, 0, &udp(0)))), 14 + 41)),
-        plain(
-            "vlan tag cut short",
-            cut(eth(&[(0x8100, 5)], IP, &[]), 16),
-            Packet::Malformed(2),
-        ),
+        plain("vlan tag cut short", cut(eth(&[(0x8100, 5)], IP, &[]), 16), Packet::Malformed(2)),
     ]
 }
 

@@ -16,7 +16,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 /// If it cannot be started or fails.
 pub fn sh(line: &str) -> anyhow::Result<String> {
     let mut words = line.split_whitespace();
-    let out = Command::new(words.next().context("empty command")?).args(words).output().with_context(|| line.to_owned())?;
+    let out =
+        Command::new(words.next().context("empty command")?).args(words).output().with_context(|| line.to_owned())?;
     checked(line, &out)
 }
 
@@ -79,7 +80,8 @@ impl Netns {
                 .spawn(|| {
                     let ns = File::open(format!("/run/netns/{}", self.name)).expect("namespace");
                     let kind = rustix::thread::LinkNameSpaceType::Network;
-                    rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&ns), Some(kind)).expect("setns");
+                    rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&ns), Some(kind))
+                        .expect("setns");
                     work()
                 })
                 .join()
@@ -158,13 +160,7 @@ impl Drop for Netns {
 /// # Errors
 /// If a name is taken.
 pub fn veth(a: (&Netns, &str), b: (&Netns, &str)) -> anyhow::Result<()> {
-    sh(&format!(
-        "ip link add {} netns {} type veth peer name {} netns {}",
-        a.1,
-        a.0.name(),
-        b.1,
-        b.0.name()
-    ))?;
+    sh(&format!("ip link add {} netns {} type veth peer name {} netns {}", a.1, a.0.name(), b.1, b.0.name()))?;
     for (ns, name) in [a, b] {
         ns.exec(&format!("ip link set {name} up"))?;
     }

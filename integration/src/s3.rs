@@ -38,7 +38,17 @@ pub struct Server {
 /// With what the server says, if it does not start.
 pub fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| Server::start().expect("RADOS gateway"))
+    SERVER.get_or_init(|| {
+        let (sender, started) = std::sync::mpsc::channel();
+        // The daemons die with the *thread* that started them (prctl(2)), so that one must last.
+        std::thread::spawn(move || {
+            let _ = sender.send(Server::start());
+            loop {
+                std::thread::park();
+            }
+        });
+        started.recv().expect("starter").expect("RADOS gateway")
+    })
 }
 
 const CONF: &str = "\
@@ -86,7 +96,9 @@ impl Server {
         let c = format!("{d}/ceph.conf");
         fs::write(&c, conf)?;
         let all = ["mon", "allow *", "osd", "allow *", "mgr", "allow *"];
-        for (name, caps) in [("mon.", &all[..2]), ("client.admin", &all[..]), ("client.rgw", &all[..4]), ("osd.0", &all[..4])] {
+        for (name, caps) in
+            [("mon.", &all[..2]), ("client.admin", &all[..]), ("client.rgw", &all[..4]), ("osd.0", &all[..4])]
+        {
             let mut tool = Command::new("ceph-authtool");
             tool.arg("--create-keyring").arg(format!("{d}/{name}key")).args(["--gen-key", "-n", name]);
             for pair in caps.chunks(2) {
@@ -107,7 +119,9 @@ impl Server {
         sh(&format!("ceph -c {c} osd crush add osd.0 1.0 host=h root=default"))?;
         daemons.push(daemon(&dir, "osd", &["ceph-osd", "-c", &c, "-i", "0", "-f"])?);
         until("the OSD", || sh(&format!("ceph -c {c} osd stat")).is_ok_and(|s| s.contains("1 up")))?;
-        sh(&format!("radosgw-admin -c {c} user create --uid=flow --display-name=flow --access-key={ACCESS} --secret={SECRET}"))?;
+        sh(&format!(
+            "radosgw-admin -c {c} user create --uid=flow --display-name=flow --access-key={ACCESS} --secret={SECRET}"
+        ))?;
         daemons.push(daemon(&dir, "rgw", &["radosgw", "-c", &c, "-n", "client.rgw", "-f"])?);
         until("the gateway", || std::net::TcpStream::connect(("127.0.0.1", PORT)).is_ok())?;
         Ok(Self { dir, _daemons: daemons, buckets: AtomicU32::new(0) })
@@ -119,13 +133,14 @@ impl Server {
     /// If the server does not make it.
     pub fn new_bucket(&self) -> String {
         let name = format!("flows-{}", self.buckets.fetch_add(1, Ordering::Relaxed));
-        // object_store makes no buckets; curl signs the request.
-        let url = format!("http://127.0.0.1:{PORT}/{name}");
-        let status = Command::new("curl")
-            .args(["-sf", "-X", "PUT", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &format!("{ACCESS}:{SECRET}"), &url])
-            .status()
-            .expect("curl");
-        assert!(status.success(), "make bucket {name}: {status}");
+        // object_store makes no buckets; the second Parquet reader does.
+        let make = format!(
+            "import pyarrow.fs as f; f.S3FileSystem(access_key='{ACCESS}', secret_key='{SECRET}', region='us-east-1', \
+             endpoint_override='127.0.0.1:{PORT}', scheme='http', allow_bucket_creation=True).create_dir('{name}')"
+        );
+        let python = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(".tools").join("python/bin/python");
+        let out = Command::new(python).args(["-c", &make]).output().expect("run `cargo xtask setup`");
+        assert!(out.status.success(), "make bucket {name}: {}", String::from_utf8_lossy(&out.stderr));
         name
     }
 

@@ -15,7 +15,8 @@ const BATCH: usize = 64;
 /// Ones' complement sum of RFC 1071.
 #[must_use]
 pub fn checksum(parts: &[&[u8]]) -> u16 {
-    let words = parts.iter().flat_map(|p| p.chunks(2)).map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)])));
+    let words =
+        parts.iter().flat_map(|p| p.chunks(2)).map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)])));
     let sum = words.fold(0u32, |s, w| s + w);
     let folded = (sum & 0xffff) + (sum >> 16);
     !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or(0xffff)
@@ -104,7 +105,9 @@ impl Raw {
                 let n = unsafe { libc::sendmmsg(self.fd.as_raw_fd(), rest.as_mut_ptr(), rest.len() as u32, 0) };
                 match usize::try_from(n) {
                     Ok(n) => sent += n,
-                    Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS) => std::thread::yield_now(),
+                    Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS) => {
+                        std::thread::yield_now()
+                    }
                     Err(_) => return Err(io::Error::last_os_error()),
                 }
             }
@@ -123,7 +126,13 @@ impl Raw {
         let fd = self.fd.as_raw_fd();
         // SAFETY: the option value is an int that lives until the call returns.
         let rc = unsafe {
-            libc::setsockopt(fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, (&raw const on).cast(), size_of_val(&on) as u32)
+            libc::setsockopt(
+                fd,
+                libc::SOL_PACKET,
+                libc::PACKET_VNET_HDR,
+                (&raw const on).cast(),
+                size_of_val(&on) as u32,
+            )
         };
         if rc != 0 {
             return Err(io::Error::last_os_error());

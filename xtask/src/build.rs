@@ -59,7 +59,11 @@ pub fn ensure_fresh() -> anyhow::Result<()> {
 fn fingerprint() -> anyhow::Result<String> {
     let root = root();
     let mut files = files_below(&[root.join("flowlog-ebpf/src")])?;
-    files.extend([root.join("flowlog-ebpf/Cargo.toml"), root.join("rust-toolchain.toml"), root.join("xtask/src/build.rs")]);
+    files.extend([
+        root.join("flowlog-ebpf/Cargo.toml"),
+        root.join("rust-toolchain.toml"),
+        root.join("xtask/src/build.rs"),
+    ]);
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for file in files {
         for byte in fs::read(&file).with_context(|| format!("cannot read {}", file.display()))? {
@@ -78,10 +82,8 @@ pub fn objects(dest: &Path) -> anyhow::Result<()> {
     let root = root();
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(&root))?;
     let host = output(Command::new("rustc").args(["--print", "host-tuple"]).current_dir(&root))?;
-    let cargo_home = env::var_os("CARGO_HOME").map_or_else(
-        || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"),
-        PathBuf::from,
-    );
+    let cargo_home = env::var_os("CARGO_HOME")
+        .map_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"), PathBuf::from);
     let target_dir = root.join("target/bpf");
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
     let flags = [

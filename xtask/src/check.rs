@@ -1,1 +1,100 @@
-pub fn run(_: &[String]) -> anyhow::Result<()> { Ok(()) }
+//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies and symbols.
+
+use std::{fs, process::Command};
+
+use anyhow::{bail, ensure};
+
+use crate::{
+    build, setup,
+    util::{cargo, output, root, run as run_command, step},
+};
+
+/// Crates that must never be linked into the agent, with the reason.
+const FORBIDDEN: &[(&str, &str)] = &[
+    ("aya-ebpf", "it exports memcpy and memset and would replace the host's"),
+    ("datafusion", "SQL engines belong outside the agent; they pull another arrow"),
+    ("openssl-sys", "one TLS stack is enough"),
+];
+
+/// Runs all checks; the first that fails ends it.
+pub fn run() -> anyhow::Result<()> {
+    step("format");
+    run_command(cargo().args(["fmt", "--all", "--check"]))?;
+    dependencies()?;
+    licences()?;
+    reproduce()?;
+    step("lints (clippy, pedantic)");
+    run_command(cargo().args([
+        "clippy",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    symbols()?;
+    step("all checks passed");
+    Ok(())
+}
+
+/// The checked-in objects are what the sources build to, bit for bit.
+fn reproduce() -> anyhow::Result<()> {
+    build::ensure_fresh()?;
+    setup::bpf()?;
+    let rebuilt = root().join("target/bpf-check");
+    build::objects(&rebuilt)?;
+    for name in build::OBJECTS {
+        let file = format!("{name}.bpf.o");
+        ensure!(
+            fs::read(rebuilt.join(&file))? == fs::read(build::prebuilt().join(&file))?,
+            "{file} is not what the sources build to; run `cargo xtask build-ebpf` and commit the result"
+        );
+    }
+    step("the checked-in eBPF objects reproduce");
+    Ok(())
+}
+
+fn dependencies() -> anyhow::Result<()> {
+    step("dependencies");
+    let tree = output(cargo().args([
+        "tree",
+        "--locked",
+        "--package",
+        "flowlog-agent",
+        "--edges",
+        "normal",
+        "--prefix",
+        "none",
+    ]))?;
+    for (name, reason) in FORBIDDEN {
+        if tree.lines().any(|l| l.split_whitespace().next() == Some(name)) {
+            bail!("flowlog-agent links {name}: {reason}");
+        }
+    }
+    Ok(())
+}
+
+/// Licences, duplicate and foreign sources, by cargo-deny where it is installed.
+fn licences() -> anyhow::Result<()> {
+    let present = Command::new("cargo").args(["deny", "--version"]).output().is_ok_and(|o| o.status.success());
+    if !present {
+        step("licences: NOT checked, cargo-deny is not installed (`cargo install --locked cargo-deny`)");
+        return Ok(());
+    }
+    step("licences and sources (cargo deny)");
+    run_command(cargo().args(["deny", "--locked", "check", "licenses", "bans", "sources"]))
+}
+
+/// The linked agent holds no symbol of the kernel half's runtime.
+fn symbols() -> anyhow::Result<()> {
+    step("symbols of the agent");
+    run_command(cargo().args(["build", "--quiet", "--locked", "--package", "flowlog-agent"]))?;
+    let binary = fs::read(root().join("target/debug/flowlog-agent"))?;
+    let needle = b"aya_ebpf";
+    // The embedded object names its own crates; only mangled Rust symbols of the host build count.
+    let linked = binary.windows(needle.len() + 2).any(|w| w.starts_with(b"8aya_ebpf"));
+    ensure!(!linked, "the agent contains symbols of aya-ebpf");
+    Ok(())
+}

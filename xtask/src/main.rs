@@ -27,7 +27,7 @@ fn main() -> anyhow::Result<()> {
         "setup" => setup::run(),
         "build" => build::run(),
         "build-ebpf" => build::ebpf(),
-        "check" => check::run(&rest),
+        "check" => check::run(),
         "test" => test::run(&rest),
         "demo" => demo::run(&rest),
         "" | "help" | "--help" | "-h" => {

@@ -39,10 +39,12 @@ pub fn bpf() -> anyhow::Result<()> {
         return Ok(());
     }
     step(&format!("cargo install bpf-linker {BPF_LINKER} into .tools/ (about a minute)"));
-    run_command(cargo()
-        .args(["install", "--locked", "--quiet", &format!("bpf-linker@{BPF_LINKER}"), "--no-default-features"])
-        .args(["--features", LLVM_FEATURE, "--root"])
-        .arg(root().join(".tools")))
+    run_command(
+        cargo()
+            .args(["install", "--locked", "--quiet", &format!("bpf-linker@{BPF_LINKER}"), "--no-default-features"])
+            .args(["--features", LLVM_FEATURE, "--root"])
+            .arg(root().join(".tools")),
+    )
 }
 
 /// Path of the linker that [`bpf`] installs.
@@ -76,13 +78,7 @@ pub fn parquet_reader() -> anyhow::Result<()> {
 
 /// A real S3 server, for the tests: Ceph's RADOS gateway.
 pub fn object_server() -> anyhow::Result<()> {
-    apt(&[
-        ("radosgw", "radosgw"),
-        ("ceph-mon", "ceph-mon"),
-        ("ceph-osd", "ceph-osd"),
-        ("ceph", "ceph-common"),
-        ("curl", "curl"),
-    ])
+    apt(&[("radosgw", "radosgw"), ("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common")])
 }
 
 /// Installs the packages whose commands are missing.
@@ -98,7 +94,11 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
     step(&format!("apt-get install {} (outside the repository)", packages.join(" ")));
     let sudo = |args: &[&str]| {
         let mut c = if is_root() { Command::new(args[0]) } else { Command::new("sudo") };
-        if is_root() { c.args(&args[1..]) } else { c.args(args) };
+        if is_root() {
+            c.args(&args[1..])
+        } else {
+            c.args(args)
+        };
         c.env("DEBIAN_FRONTEND", "noninteractive");
         c
     };

@@ -1,1 +1,28 @@
-pub fn run(_: &[String]) -> anyhow::Result<()> { Ok(()) }
+//! `cargo xtask test [NAME]`: everything, on the real kernel.
+
+use anyhow::ensure;
+
+use crate::{
+    build, setup,
+    util::{cargo, run as run_command, step},
+};
+
+/// Sets up, builds, and runs unit tests, then everything that needs the kernel. `filter` picks tests by name.
+pub fn run(filter: &[String]) -> anyhow::Result<()> {
+    ensure!(
+        setup::is_root(),
+        "the tests load eBPF programs and make network namespaces: run as root, or `sudo -E cargo xtask test`"
+    );
+    setup::network_tools()?;
+    setup::parquet_reader()?;
+    setup::object_server()?;
+    build::ensure_fresh()?;
+    step("building the agent and the tests (minutes the first time)");
+    run_command(cargo().args(["build", "--locked", "--package", "flowlog-agent"]))?;
+    step("unit tests");
+    run_command(
+        cargo().args(["test", "--locked", "-p", "flowlog-ebpf", "-p", "flowlog-agent", "--lib", "--"]).args(filter),
+    )?;
+    step("tests on the real kernel (about three minutes)");
+    run_command(cargo().args(["test", "--locked", "-p", "integration", "--test", "all", "--"]).args(filter))
+}

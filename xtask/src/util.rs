@@ -35,7 +35,9 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
 /// Whether `program` can be started.
 pub fn has(program: &str) -> bool {
     env::var_os("PATH").is_some_and(|path| {
-        env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]).any(|d| d.join(program).is_file())
+        env::split_paths(&path)
+            .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+            .any(|d| d.join(program).is_file())
     })
 }
 

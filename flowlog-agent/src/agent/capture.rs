@@ -83,8 +83,7 @@ impl Capture {
     /// # Errors
     /// On the first thing that is not as configured; hooks attached so far are taken away again.
     pub fn start(config: &Config) -> Result<Self, AgentError> {
-        let devs: Vec<NetDev> =
-            config.captures.iter().map(|c| netdev::find(&c.interface)).collect::<Result<_, _>>()?;
+        let devs: Vec<NetDev> = config.captures.iter().map(|c| netdev::find(&c.interface)).collect::<Result<_, _>>()?;
         let netns = netdev::netns_inum().map_err(super::system("find the network namespace"))?;
         let mut kernel = Kernel::load(config.sizes, netns)?;
         let ring = kernel.take_ring()?;
@@ -242,11 +241,14 @@ impl Capture {
             proof.window_closed(&w.dev.name, &truth);
         }
         if w.late_records > 0 {
-            tracing::error!(interface = w.dev.name, records = w.late_records, "records of a closed window; counted in the next");
+            tracing::error!(
+                interface = w.dev.name,
+                records = w.late_records,
+                "records of a closed window; counted in the next"
+            );
             w.late_records = 0;
         }
-        let interface_id =
-            w.capture.interface_id.clone().unwrap_or_else(|| format!("{}-{}", self.node_id, w.dev.name));
+        let interface_id = w.capture.interface_id.clone().unwrap_or_else(|| format!("{}-{}", self.node_id, w.dev.name));
         let info = ObjectInfo {
             rule: w.capture.rule.clone(),
             node_id: self.node_id.clone(),

@@ -122,11 +122,7 @@ async fn check_targets(config: &Config) -> Result<(), AgentError> {
     Ok(())
 }
 
-async fn main_loop(
-    capture: &mut Capture,
-    closed: &mpsc::Sender<Closed>,
-    stop: &mut Stop,
-) -> Result<(), AgentError> {
+async fn main_loop(capture: &mut Capture, closed: &mpsc::Sender<Closed>, stop: &mut Stop) -> Result<(), AgentError> {
     let wakeups = capture.wakeups().map_err(system("watch the ring"))?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

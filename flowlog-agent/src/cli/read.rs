@@ -52,7 +52,8 @@ fn find(path: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
 /// The outer error is the file's, the inner one the terminal's.
 fn print(out: &mut impl std::io::Write, file: &Path, rows_max: usize) -> anyhow::Result<std::io::Result<()>> {
     let named = || format!("cannot read `{}`", file.display());
-    let reader = ParquetRecordBatchReaderBuilder::try_new(fs::File::open(file).with_context(named)?).with_context(named)?;
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(fs::File::open(file).with_context(named)?).with_context(named)?;
     let meta = reader.metadata().file_metadata();
     let total = meta.num_rows();
     let balance = meta
@@ -77,8 +78,26 @@ fn print(out: &mut impl std::io::Write, file: &Path, rows_max: usize) -> anyhow:
     if usize::try_from(total).unwrap_or(0) > shown {
         lines.push(format!("  … {} more", usize::try_from(total).unwrap_or(0) - shown));
     }
-    lines.push(format!("  balance (packets/bytes): {balance}"));
+    lines.push(format!("  {}", conservation(&balance)));
     Ok(lines.iter().try_for_each(|l| writeln!(out, "{l}")))
+}
+
+/// The books of the window as one equation, in packets.
+fn conservation(balance: &str) -> String {
+    let of = |wanted: &str| {
+        let pair = balance.split_whitespace().find_map(|p| p.split_once('=').filter(|(name, _)| *name == wanted));
+        pair.and_then(|(_, counts)| counts.split_once('/')).map_or("?", |(packets, _)| packets)
+    };
+    format!(
+        "conservation: {} seen - {} not IP + {} refused before a hook = {} accepted + {} rejected + {} lost (difference {})",
+        of("seen"),
+        of("non_ip"),
+        of("refused_unseen"),
+        of("accepted_rows"),
+        of("rejected_rows"),
+        of("lost"),
+        of("difference"),
+    )
 }
 
 fn line(batch: &RecordBatch, row: usize) -> anyhow::Result<String> {

@@ -59,7 +59,9 @@ pub fn write(
     profile: Profile,
 ) -> Result<Vec<u8>, ParquetError> {
     sort(&mut rows.flows, profile.order);
-    let options = ArrowWriterOptions::new().with_properties(properties(info, &rows.balance, profile)?).with_skip_arrow_metadata(true);
+    let options = ArrowWriterOptions::new()
+        .with_properties(properties(info, &rows.balance, profile)?)
+        .with_skip_arrow_metadata(true);
     let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema::schema(), options)?;
     for batch in rows.batches(info, reason_name, BATCH_ROWS) {
         writer.write(&batch.map_err(|e| ParquetError::General(e.to_string()))?)?;

@@ -162,18 +162,14 @@ impl<'a> Builder<'a> {
     fn flow(&mut self, flow: &Flow, reason_name: &dyn Fn(u16) -> Option<String>) {
         let (meta, totals) = (&flow.meta, &flow.totals);
         self.addresses(&flow.addresses);
-        let icmp = matches!(
-            (&flow.addresses, meta.proto),
-            (Addresses::V4(..), ICMP) | (Addresses::V6(..), ICMPV6)
-        );
+        let icmp = matches!((&flow.addresses, meta.proto), (Addresses::V4(..), ICMP) | (Addresses::V6(..), ICMPV6));
         let port = |p: u16| if icmp { 0 } else { i32::from(p) };
         self.sport.append_value(port(meta.sport));
         self.dport.append_value(port(meta.dport));
         self.protocol.append_value(i32::from(meta.proto));
         self.packets.append_value(signed(totals.packets));
         self.bytes.append_value(signed(totals.bytes));
-        let (first, last) =
-            (self.info.span.wall(MonoNs(totals.first_ns)), self.info.span.wall(MonoNs(totals.last_ns)));
+        let (first, last) = (self.info.span.wall(MonoNs(totals.first_ns)), self.info.span.wall(MonoNs(totals.last_ns)));
         self.start.append_value(first.secs());
         self.end.append_value(last.secs());
         self.start_ns.append_value(first.0);

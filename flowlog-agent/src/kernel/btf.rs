@@ -73,14 +73,15 @@ impl Btf {
                 btf.names.entry((kind, name)).or_insert(id);
             }
             btf.types.push(at);
-            at += 12 + match kind {
-                1 | 14 | 17 => 4,
-                3 => 12,
-                KIND_STRUCT | KIND_UNION | 15 | 19 => 12 * members,
-                KIND_ENUM | 13 => 8 * members,
-                2 | 7..=12 | 16 | 18 => 0,
-                _ => return None,
-            };
+            at += 12
+                + match kind {
+                    1 | 14 | 17 => 4,
+                    3 => 12,
+                    KIND_STRUCT | KIND_UNION | 15 | 19 => 12 * members,
+                    KIND_ENUM | 13 => 8 * members,
+                    2 | 7..=12 | 16 | 18 => 0,
+                    _ => return None,
+                };
         }
         Some(btf)
     }

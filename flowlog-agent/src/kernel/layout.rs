@@ -1,7 +1,8 @@
 //! What the programs need to know about the running kernel: struct offsets and drop reasons, by name.
 
 use flowlog_ebpf::abi::{
-    KernelOffsets, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_TC_INGRESS, REASON_XDP, REASONS, reason_index,
+    KernelOffsets, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_TC_INGRESS, REASON_XDP, REASONS,
+    reason_index,
 };
 
 use super::{KernelError, btf::Btf};

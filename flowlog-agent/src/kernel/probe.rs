@@ -8,7 +8,12 @@ use aya::{
     sys::{is_map_supported, is_program_supported},
 };
 
-use super::{Sizes, attach::{has_tcx, kernel_at_least}, btf::Btf, layout};
+use super::{
+    Sizes,
+    attach::{has_tcx, kernel_at_least},
+    btf::Btf,
+    layout,
+};
 use crate::netdev;
 
 /// Oldest kernel that is tested against.
@@ -122,7 +127,11 @@ fn hooks() -> Finding {
     if has_tcx() {
         finding("tc attachment", State::Ok, "tcx links")
     } else {
-        finding("tc attachment", State::Limited, "clsact filters (tcx links need Linux 6.6): filters outlive a killed agent")
+        finding(
+            "tc attachment",
+            State::Limited,
+            "clsact filters (tcx links need Linux 6.6): filters outlive a killed agent",
+        )
     }
 }
 

@@ -66,8 +66,7 @@ impl Kernel {
         let Some(program) = self.sweeper()? else { return Ok(Swept::Done) };
         while let Some(cpu) = self.cpus.get(at.cpu) {
             while at.cache <= sweep::REFUSED6 {
-                let slots =
-                    if at.cache < sweep::REFUSED4 { self.sizes.passed_slots } else { self.sizes.refused_slots };
+                let slots = if at.cache < sweep::REFUSED4 { self.sizes.passed_slots } else { self.sizes.refused_slots };
                 while at.slot < slots {
                     match chunk(program, *cpu, at, scope)? {
                         sweep::RING_FULL => return Ok(Swept::RingFull(at)),

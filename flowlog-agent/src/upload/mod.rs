@@ -120,7 +120,11 @@ impl Uploader {
                 self.pauses.remove(&entry.location);
                 tracing::info!(key = entry.key, ?outcome, "delivered");
                 self.progress.send_modify(|p| {
-                    if outcome == Outcome::Conflict { p.quarantined += 1 } else { p.delivered += 1 }
+                    if outcome == Outcome::Conflict {
+                        p.quarantined += 1
+                    } else {
+                        p.delivered += 1
+                    }
                     p.waiting = waiting;
                     p.last_error = None;
                 });
@@ -128,7 +132,10 @@ impl Uploader {
             Err(error) => {
                 let last = self.pauses.get(&entry.location).map_or(RETRY_MIN, |(_, pause)| (*pause * 2).min(RETRY_MAX));
                 // Jitter: the nodes of a region must not come back all at once.
-                let pause = last.mul_f64(0.5 + 0.5 * f64::from(u16::try_from(uuid::Uuid::new_v4().as_u128() & 0xffff).unwrap_or(0)) / 65_536.0);
+                let pause = last.mul_f64(
+                    0.5 + 0.5 * f64::from(u16::try_from(uuid::Uuid::new_v4().as_u128() & 0xffff).unwrap_or(0))
+                        / 65_536.0,
+                );
                 self.pauses.insert(entry.location.clone(), (Instant::now() + pause, last));
                 tracing::warn!(key = entry.key, %error, retry_in_ms = pause.as_millis(), "cannot deliver; will try again");
                 self.progress.send_modify(|p| p.last_error = Some(error.to_string()));

@@ -219,7 +219,9 @@ fn s3(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, String> {
         .with_virtual_hosted_style_request(!o.path_style);
     if let Some(endpoint) = &o.endpoint {
         if endpoint.starts_with("http://") && !o.allow_http {
-            return Err(format!("endpoint `{endpoint}`: plain http is off; use https, or allow it with `--s3-allow-http`"));
+            return Err(format!(
+                "endpoint `{endpoint}`: plain http is off; use https, or allow it with `--s3-allow-http`"
+            ));
         }
         builder = builder.with_endpoint(endpoint);
     }

@@ -93,7 +93,8 @@ fn open(secs: i64, previous: Option<&Span>, now: Now) -> Span {
     let aligned = now.wall.secs().div_euclid(secs) * secs;
     let start_secs = previous.map_or(aligned, |p| aligned.max(p.start_secs));
     let into_ns = now.wall.0.saturating_sub(start_secs * NS_PER_SEC);
-    let punctual = previous.is_some_and(|p| p.start_secs < start_secs) && (0..=PUNCTUAL_NS.min(secs * NS_PER_SEC / 2)).contains(&into_ns);
+    let punctual = previous.is_some_and(|p| p.start_secs < start_secs)
+        && (0..=PUNCTUAL_NS.min(secs * NS_PER_SEC / 2)).contains(&into_ns);
     let into_ms = u64::try_from(into_ns / 1_000_000).unwrap_or(0);
     let sequence = match previous {
         _ if punctual => 0,

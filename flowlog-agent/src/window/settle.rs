@@ -187,7 +187,8 @@ fn settle_family<A: Copy + Eq + Hash>(
     let mut merged: HashMap<Key<A>, Totals> = HashMap::with_capacity(refused.len());
     for (key, totals) in refused {
         let direction = key.meta.direction();
-        let with_class = |class, reason| Key { meta: Meta { flags: Meta::pack(direction, class), reason, ..key.meta }, ..key };
+        let with_class =
+            |class, reason| Key { meta: Meta { flags: Meta::pack(direction, class), reason, ..key.meta }, ..key };
         match key.meta.class() {
             class::REFUSED_COUNTED => take_back(&mut map, &with_class(class::PASSED, 0), &totals),
             class::REFUSED_LOST => {
@@ -218,7 +219,8 @@ mod tests {
     use flowlog_ebpf::abi::{Record, Stats};
 
     fn record(sport: u16, class: u8, reason: u16, packets: u64) -> Record<[u8; 4]> {
-        let meta = Meta { sport, dport: 443, iface: 1, proto: 6, flags: Meta::pack(0, class), reason, ..Meta::default() };
+        let meta =
+            Meta { sport, dport: 443, iface: 1, proto: 6, flags: Meta::pack(0, class), reason, ..Meta::default() };
         let stats = Stats { first_ns: 10, last_ns: 20, bytes: packets * 100, packets, ..Stats::default() };
         Record { key: Key { src: [10, 0, 0, 1], dst: [10, 0, 0, 2], meta }, stats }
     }

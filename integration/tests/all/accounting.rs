@@ -32,7 +32,12 @@ fn frames(pair: &Pair, flows: u32) -> Vec<Vec<u8>> {
         .map(|i| {
             // No route leads back to these sources: nothing is answered, and all counted packets are ours.
             let source = Ipv4Addr::from(0x0ac8_0000 + (i >> 10));
-            traffic::udp4(macs, (source, 1_024 + (i & 0x3ff) as u16), ([10, 1, 0, 1].into(), 20_000 + (i & 1) as u16), PAYLOAD)
+            traffic::udp4(
+                macs,
+                (source, 1_024 + (i & 0x3ff) as u16),
+                ([10, 1, 0, 1].into(), 20_000 + (i & 1) as u16),
+                PAYLOAD,
+            )
         })
         .collect()
 }
@@ -88,7 +93,10 @@ fn check(case: &Case<'_>) {
     let by = |direction: &str| landed.sum(|r| r.direction == direction && r.skip != "verdict_unknown");
     let unknown = landed.sum(|r| r.skip == "verdict_unknown");
     let (rejected, lost) = (landed.flows("REJECT"), landed.lost());
-    let report = format!("{name}: rx {rx:?} rows+losses {:?} rejected {rejected:?} lost {lost:?} unknown {unknown:?}", by("ingress"));
+    let report = format!(
+        "{name}: rx {rx:?} rows+losses {:?} rejected {rejected:?} lost {lost:?} unknown {unknown:?}",
+        by("ingress")
+    );
     eprintln!("{report}");
     assert_eq!(by("ingress"), (rx.0, rx.1 - 14 * rx.0), "{report}");
     assert_eq!(by("egress"), (tx.0, tx.1 - 14 * tx.0), "{report}");
@@ -135,7 +143,15 @@ fn nothing_is_missing_with_a_ring_far_too_small() {
 fn nothing_is_missing_with_a_stalled_reader() {
     let args = ["--cache-slots", "1024", "--refused-slots", "256", "--ring-bytes", "262144"];
     check(&Case { name: "stalled", args: &args, flows: 50_000, rounds: 2, stalled: true, must_lose: true, ..EASY });
-    check(&Case { name: "stalled, no firewall", args: &args, flows: 50_000, stalled: true, firewall: false, must_lose: true, ..EASY });
+    check(&Case {
+        name: "stalled, no firewall",
+        args: &args,
+        flows: 50_000,
+        stalled: true,
+        firewall: false,
+        must_lose: true,
+        ..EASY
+    });
 }
 
 #[test]

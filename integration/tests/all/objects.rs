@@ -19,7 +19,11 @@ async fn suite(store: &Store, folder: &str) {
     store.probe(folder).await.unwrap();
     let body = b"some bytes".repeat(1_000);
     assert_eq!(store.deliver(&key("a"), body.clone()).await.unwrap(), Outcome::Stored);
-    assert_eq!(store.deliver(&key("a"), body.clone()).await.unwrap(), Outcome::AlreadyThere, "a repeat changes nothing");
+    assert_eq!(
+        store.deliver(&key("a"), body.clone()).await.unwrap(),
+        Outcome::AlreadyThere,
+        "a repeat changes nothing"
+    );
     assert_eq!(store.deliver(&key("a"), b"other".to_vec()).await.unwrap(), Outcome::Conflict, "other size");
     let mut twisted = body.clone();
     twisted[5] ^= 1;
@@ -27,16 +31,9 @@ async fn suite(store: &Store, folder: &str) {
     assert_eq!(store.deliver(&key("b"), vec![7; 12 << 20]).await.unwrap(), Outcome::Stored, "large");
     // Many at once under one key: one is stored, the others find it there.
     let racers = (0..8).map(|_| store.deliver("race/one.parquet", body.clone()));
-    let outcomes = futures_join(racers.collect()).await;
-    assert_eq!(outcomes.iter().filter(|o| **o == Outcome::Stored).count(), 1, "{outcomes:?}");
-}
-
-async fn futures_join<F: Future<Output = Result<Outcome, StoreError>>>(all: Vec<F>) -> Vec<Outcome> {
-    let mut outcomes = Vec::new();
-    for one in all {
-        outcomes.push(one.await.unwrap());
-    }
-    outcomes
+    let outcomes = futures_util::future::join_all(racers).await;
+    let stored = outcomes.iter().filter(|o| matches!(o, Ok(Outcome::Stored))).count();
+    assert!(stored == 1 && outcomes.iter().all(Result::is_ok), "{outcomes:?}");
 }
 
 #[test]
@@ -165,7 +162,8 @@ fn a_second_independent_reader_reads_the_same() {
         assert_eq!(theirs["actions"][action], serde_json::json!([packets, bytes]), "{theirs}");
     }
     assert_eq!(ours.flows("REJECT"), pair.a.nft_counter("inet t", "refused").unwrap());
-    let columns: Vec<String> = theirs["columns"].as_array().unwrap().iter().map(|c| c[0].as_str().unwrap().to_owned()).collect();
+    let columns: Vec<String> =
+        theirs["columns"].as_array().unwrap().iter().map(|c| c[0].as_str().unwrap().to_owned()).collect();
     let expected: Vec<&str> = schema::COLUMNS.iter().map(|c| c.0).chain(["year", "month", "day", "hour"]).collect();
     assert_eq!(columns, expected);
 }
@@ -175,7 +173,10 @@ fn the_readme_documents_every_column() {
     let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
     for (name, of, _, meaning) in schema::COLUMNS {
         let of = format!("{of}").to_lowercase();
-        assert!(readme.contains(&format!("| `{name}` | {of} | {meaning} |")), "README lacks `{name}` | {of} | {meaning}");
+        assert!(
+            readme.contains(&format!("| `{name}` | {of} | {meaning} |")),
+            "README lacks `{name}` | {of} | {meaning}"
+        );
     }
     let target: Target = "s3://flows/team".parse().unwrap();
     assert!(readme.contains(&target.to_string()) || readme.contains("s3://bucket"), "README shows a bucket target");

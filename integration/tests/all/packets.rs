@@ -138,7 +138,12 @@ fn every_cut_of_every_golden_packet_is_counted_in_the_kernel_as_on_the_host() {
             for program in ["flowlog_tc_ingress", "flowlog_xdp"].into_iter().filter(|p| can_be_run(p, &g)) {
                 let (records, truth) = bench.run(program, &g);
                 let records: Vec<_> = records.iter().map(flat).collect();
-                assert_eq!(records, expected(&g, 0).into_iter().collect::<Vec<_>>(), "{program} {} cut at {cut}", g.name);
+                assert_eq!(
+                    records,
+                    expected(&g, 0).into_iter().collect::<Vec<_>>(),
+                    "{program} {} cut at {cut}",
+                    g.name
+                );
                 assert_eq!(truth.hook[0].seen.packets, 1);
             }
         }
@@ -154,7 +159,11 @@ fn a_gso_stream_counts_the_packets_and_bytes_of_the_wire() {
     pair.a.run(|| {
         let listener = std::net::TcpListener::bind("10.1.0.1:5001").unwrap();
         let client = std::thread::scope(|s| {
-            let reader = s.spawn(|| pair.b.run(|| std::io::copy(&mut std::net::TcpStream::connect("10.1.0.1:5001").unwrap(), &mut std::io::sink())));
+            let reader = s.spawn(|| {
+                pair.b.run(|| {
+                    std::io::copy(&mut std::net::TcpStream::connect("10.1.0.1:5001").unwrap(), &mut std::io::sink())
+                })
+            });
             let (mut stream, _) = listener.accept().unwrap();
             let block = vec![0u8; 1 << 20];
             for _ in 0..payload >> 20 {

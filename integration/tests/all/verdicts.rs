@@ -13,7 +13,11 @@ use integration::{
 
 /// Rules that count into `refused` and then do `what` with UDP to port 7.
 fn rules(family: &str, chain: &str, what: &str) -> String {
-    let udp = if family == "bridge" || family == "netdev" { "ip protocol udp udp dport 7" } else { "meta l4proto udp udp dport 7" };
+    let udp = if family == "bridge" || family == "netdev" {
+        "ip protocol udp udp dport 7"
+    } else {
+        "meta l4proto udp udp dport 7"
+    };
     format!(
         "table {family} t {{\n counter refused {{ }}\n chain c {{ {chain}; policy accept; {udp} counter name refused {what}; }}\n}}\n"
     )

@@ -13,16 +13,16 @@ use aya_ebpf::{
 };
 use flowlog_ebpf::{
     abi::{
-        Count, Cpu, EPOCHS, HookTruth, Iface, Key, Meta, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_RECORD,
-        SEEN_SLOT_BITS, SEEN_V4, SEEN_V6, Seen, Stats, Truth, WANT_EGRESS, WANT_INGRESS, class,
+        Count, Cpu, EPOCHS, HookTruth, Iface, Key, Meta, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_RECORD, SEEN_SLOT_BITS,
+        SEEN_V4, SEEN_V6, Seen, Stats, Truth, WANT_EGRESS, WANT_INGRESS, class,
     },
     hash,
     packet::{self, Bytes, Flow, Frame, Packet},
 };
 
 use crate::maps::{
-    CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, RING, RING_WAKE_BYTES, SEED, SEEN,
-    TRACK_SEEN, TRUTH,
+    CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, RING, RING_WAKE_BYTES, SEED, SEEN, TRACK_SEEN,
+    TRUTH,
 };
 
 /// Ring fill band above the wake mark in which every record wakes the agent. More than one record must do it,

@@ -1,7 +1,10 @@
 //! Reading packets and kernel memory.
 
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_skb_load_bytes};
-use flowlog_ebpf::{abi::KernelOffsets, packet::{Bytes, OFFSET_MAX}};
+use flowlog_ebpf::{
+    abi::KernelOffsets,
+    packet::{Bytes, OFFSET_MAX},
+};
 
 use crate::maps::OFFSETS;
 

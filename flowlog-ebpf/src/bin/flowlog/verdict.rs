@@ -14,9 +14,9 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::{
     abi::{
-        EGRESS, HANDLED, INGRESS, IS_BRIDGE, Iface, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_XDP, Record,
-        SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS,
-        WANT_REFUSED_INGRESS, class, reason_index,
+        EGRESS, HANDLED, INGRESS, IS_BRIDGE, Iface, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS,
+        REASON_XDP, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS,
+        WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
     },
     packet::{self, Flow, Frame, Packet},
 };
@@ -117,16 +117,15 @@ fn dropped(skb: *const u8, address: u64, reason: u32, action: u8) {
     if !here {
         return;
     }
-    let came_in = came_in_through(&d, seen_in)
-        .filter(|(iface, _)| iface.flags & WANT_REFUSED_INGRESS != 0)
-        .map(|(iface, entry)| {
+    let came_in = came_in_through(&d, seen_in).filter(|(iface, _)| iface.flags & WANT_REFUSED_INGRESS != 0).map(
+        |(iface, entry)| {
             // A packet that died in another tc program or in generic XDP may not have reached our hook.
             let passed_hook = action == REASON_REFUSED && iface.flags & WANT_INGRESS != 0;
             Refusal { iface, direction: INGRESS, reason, passed_hook, entry }
-        });
-    let headed_out = headed_out_through(&d)
-        .filter(|(_, iface)| iface.flags & WANT_REFUSED_EGRESS != 0)
-        .map(|(ifindex, iface)| {
+        },
+    );
+    let headed_out =
+        headed_out_through(&d).filter(|(_, iface)| iface.flags & WANT_REFUSED_EGRESS != 0).map(|(ifindex, iface)| {
             // All firewall hooks of the way out come before the tc hook; only another tc program can come after it.
             let tc = action == REASON_TC_EGRESS && iface.flags & WANT_EGRESS != 0;
             let entry = if tc { seen(address, EGRESS).filter(|e| e.ifindex == ifindex) } else { None };

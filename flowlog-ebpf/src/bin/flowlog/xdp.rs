@@ -1,6 +1,8 @@
 //! The XDP hook: ingress only, before the kernel has made an `sk_buff`.
 
-use aya_ebpf::{bindings::xdp_action::XDP_PASS, helpers::generated::bpf_xdp_get_buff_len, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_action::XDP_PASS, helpers::generated::bpf_xdp_get_buff_len, macros::xdp, programs::XdpContext,
+};
 use flowlog_ebpf::{
     abi::{INGRESS, NO_LINK_HEADER},
     packet::Frame,
