@@ -212,7 +212,7 @@ impl RawSizes {
                 Err(InvalidField::new(field, v.to_string(), format!("must be a power of two from {min} to {max}")))
             }
         };
-        let interfaces_max = u16::try_from(interfaces).ok().filter(|n| *n <= u16::MAX - 1).ok_or_else(|| {
+        let interfaces_max = u16::try_from(interfaces).ok().filter(|n| *n < u16::MAX).ok_or_else(|| {
             InvalidField::new("interface", interfaces.to_string(), "more interfaces than an agent can watch (65534)")
         })?;
         Ok(Sizes {

@@ -66,9 +66,9 @@ pub mod class {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Meta {
-    /// Source port, host order. For ICMP and ICMPv6: the type. 0 for later fragments.
+    /// Source port, host order. For ICMP and `ICMPv6`: the type. 0 for later fragments.
     pub sport: u16,
-    /// Destination port, host order. For ICMP and ICMPv6: the code. 0 for later fragments.
+    /// Destination port, host order. For ICMP and `ICMPv6`: the code. 0 for later fragments.
     pub dport: u16,
     /// Outermost VLAN id, 0 if untagged.
     pub vlan: u16,

@@ -177,8 +177,8 @@ pub fn ipv4<B: Bytes + ?Sized>(bytes: &B, offset: usize, available: u32, vlan: u
         l3_len,
         headers: header as u32,
     };
-    let first_fragment = be16(h[6], h[7]) & 0x1fff == 0;
-    if first_fragment {
+    let fragment_offset = be16(h[6], h[7]) & 0x1fff;
+    if fragment_offset == 0 {
         upper_layer(bytes, offset + header, &mut flow)?;
     }
     Some(flow)

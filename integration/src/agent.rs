@@ -13,7 +13,7 @@ use anyhow::{Context as _, ensure};
 use crate::{net::Netns, rows::Objects};
 
 /// How long an event may take before a test gives up on it. Loading takes seconds on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Path of the agent's binary: beside the test's own, where `cargo xtask test` has built it.
 ///

@@ -176,7 +176,7 @@ pub fn address(ns: &Netns, interface: &str, address: &str) -> anyhow::Result<()>
     ns.exec(&format!("ip addr add {address} dev {interface}{nodad}")).map(drop)
 }
 
-/// Two hosts on a cable: `a` (10.1.0.1, fd01::1) and `b` (10.1.0.2, fd01::2), both on `eth0`. Neighbours are static,
+/// Two hosts on a cable: `a` (10.1.0.1, `fd01::1`) and `b` (10.1.0.2, `fd01::2`), both on `eth0`. Neighbours are static,
 /// so that no ARP mixes with counted packets.
 #[derive(Debug)]
 pub struct Pair {

@@ -23,7 +23,7 @@ use crate::{
 const ACCESS: &str = "AKTEST";
 const SECRET: &str = "SKTEST";
 const PORT: u16 = 17_480;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A running server. It is ended with the test process: its daemons ask the kernel to be.
 pub struct Server {
@@ -175,7 +175,7 @@ impl Server {
         fs::write(file, text).expect("write");
     }
 
-    fn store(&self, bucket: &str) -> impl object_store::ObjectStore {
+    fn store(bucket: &str) -> impl object_store::ObjectStore {
         AmazonS3Builder::new()
             .with_endpoint(format!("http://127.0.0.1:{PORT}"))
             .with_region("us-east-1")
@@ -192,7 +192,7 @@ impl Server {
     /// # Panics
     /// If the server does not list them.
     pub fn keys(&self, bucket: &str) -> Vec<String> {
-        let store = self.store(bucket);
+        let store = Self::store(bucket);
         runtime().block_on(async {
             let listed = store.list_with_delimiter(None).await.expect("list");
             let (mut keys, mut todo) = (Vec::new(), listed.common_prefixes);
@@ -211,7 +211,7 @@ impl Server {
     /// # Panics
     /// If it is not there.
     pub fn get(&self, bucket: &str, key: &str) -> Vec<u8> {
-        let store = self.store(bucket);
+        let store = Self::store(bucket);
         runtime().block_on(async { store.get(&key.into()).await.expect("get").bytes().await.expect("body").to_vec() })
     }
 }

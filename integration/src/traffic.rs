@@ -1,5 +1,6 @@
 //! Packets: byte-exact from raw sockets, or from plain ones. Call from inside a namespace ([`crate::net::Netns::run`]).
 #![allow(unsafe_code)] // AF_PACKET sockets and sendmmsg have no safe wrapper
+#![allow(clippy::cast_possible_truncation, reason = "sizes of C structs")]
 
 use std::{
     io,
@@ -17,7 +18,7 @@ const BATCH: usize = 64;
 pub fn checksum(parts: &[&[u8]]) -> u16 {
     let words =
         parts.iter().flat_map(|p| p.chunks(2)).map(|c| u32::from(u16::from_be_bytes([c[0], *c.get(1).unwrap_or(&0)])));
-    let sum = words.fold(0u32, |s, w| s + w);
+    let sum = words.sum::<u32>();
     let folded = (sum & 0xffff) + (sum >> 16);
     !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or(0xffff)
 }
@@ -106,7 +107,7 @@ impl Raw {
                 match usize::try_from(n) {
                     Ok(n) => sent += n,
                     Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS) => {
-                        std::thread::yield_now()
+                        std::thread::yield_now();
                     }
                     Err(_) => return Err(io::Error::last_os_error()),
                 }

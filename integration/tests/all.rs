@@ -1,5 +1,5 @@
 //! Tests on the real kernel, named after the promise they check.
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 
 #[path = "all/accounting.rs"]
 mod accounting;

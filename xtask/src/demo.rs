@@ -157,14 +157,14 @@ impl Net {
         ip(&format!("-n {host} link set vm0 up"))?;
         ip(&format!("-n {client} route add default via 10.80.2.1"))?;
         ip(&format!("-n {vm} route add default via 10.80.1.1"))?;
-        output(net.inside(host, "sysctl").args(["-qw", "net.ipv4.ip_forward=1"]))?;
-        let mut nft = net.inside(host, "nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn()?;
+        output(Self::inside(host, "sysctl").args(["-qw", "net.ipv4.ip_forward=1"]))?;
+        let mut nft = Self::inside(host, "nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn()?;
         nft.stdin.take().context("stdin")?.write_all(RULES.as_bytes())?;
         ensure!(nft.wait()?.success(), "nft refused the rules");
         Ok(net)
     }
 
-    fn inside(&self, ns: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    fn inside(ns: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut c = Command::new("ip");
         c.args(["netns", "exec", ns]).arg(program);
         c
@@ -172,17 +172,16 @@ impl Net {
 
     fn traffic(&self) -> anyhow::Result<()> {
         let me = env::current_exe()?;
-        let mut server = self.inside(&self.vm, &me).args(["demo", "serve"]).stdout(Stdio::piped()).spawn()?;
+        let mut server = Self::inside(&self.vm, &me).args(["demo", "serve"]).stdout(Stdio::piped()).spawn()?;
         let mut ready = String::new();
         BufReader::new(server.stdout.take().context("stdout")?).read_line(&mut ready)?;
         if let Ok(mut undo) = UNDO.lock() {
             undo.children.push(server);
         }
-        run_command(self.inside(&self.client, &me).args(["demo", "connect"]))?;
-        output(self.inside(&self.client, "ping").args(["-c", "5", "-i", "0.2", "-q", VM]))?;
+        run_command(Self::inside(&self.client, &me).args(["demo", "connect"]))?;
+        output(Self::inside(&self.client, "ping").args(["-c", "5", "-i", "0.2", "-q", VM]))?;
         // Refused: no answer comes, which ping reports as a failure.
-        let _ = self
-            .inside(&self.vm, "ping")
+        let _ = Self::inside(&self.vm, "ping")
             .args(["-c", "3", "-i", "0.2", "-W", "1", "-q", CLIENT])
             .stdout(Stdio::null())
             .status();
@@ -190,13 +189,12 @@ impl Net {
     }
 
     fn firewall(&self) -> anyhow::Result<String> {
-        output(self.inside(&self.host, "nft").args(["list", "counters"]))
+        output(Self::inside(&self.host, "nft").args(["list", "counters"]))
     }
 }
 
 fn start_agent(net: &Net, dir: &Path) -> anyhow::Result<Child> {
-    let mut agent = net
-        .inside(&net.host, agent_binary())
+    let mut agent = Net::inside(&net.host, agent_binary())
         .args(["run", "--interface", "vm0", "--interface", "wan0", "--name", "demo", "--node-id", "demo-node"])
         .arg("--target")
         .arg(dir.join("objects"))

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::kernel::probe::{self, Finding};
 
-pub(super) fn run(interfaces: &[String]) -> anyhow::Result<ExitCode> {
+pub(super) fn run(interfaces: &[String]) -> ExitCode {
     let findings = probe::machine(interfaces);
     for Finding { what, state, detail } in &findings {
         println!("{:<7} {what:<28} {detail}", state.to_string());
@@ -12,8 +12,8 @@ pub(super) fn run(interfaces: &[String]) -> anyhow::Result<ExitCode> {
     let missing = findings.iter().filter(|f| f.state == probe::State::Missing).count();
     if missing == 0 {
         println!("\nflowlog can run here");
-        return Ok(ExitCode::SUCCESS);
+        return ExitCode::SUCCESS;
     }
     println!("\nflowlog cannot run here: {missing} missing");
-    Ok(ExitCode::FAILURE)
+    ExitCode::FAILURE
 }

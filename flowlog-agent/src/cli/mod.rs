@@ -58,7 +58,7 @@ struct RunArgs {
     /// Interface to capture; may be repeated.
     #[arg(long = "interface", short, value_name = "NAME", required_unless_present = "config")]
     interfaces: Vec<String>,
-    /// Where objects go: s3://bucket[/prefix], file:///dir or ./dir.
+    /// Where objects go: <s3://bucket>[/prefix], <file:///dir> or ./dir.
     #[arg(long, short, value_name = "URL", required_unless_present = "config")]
     target: Option<String>,
     /// First part of every object key; no `/`.
@@ -103,7 +103,7 @@ struct RunArgs {
     /// Flows in memory for each interface before its window is written early.
     #[arg(long, value_name = "N")]
     flows_max: Option<usize>,
-    /// S3 server; AWS if absent. Credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a file.
+    /// S3 server; AWS if absent. Credentials: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or a file.
     #[arg(long, value_name = "URL")]
     s3_endpoint: Option<String>,
     /// S3 region.
@@ -172,7 +172,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
-        Command::Check { interfaces } => check::run(&interfaces),
+        Command::Check { interfaces } => Ok(check::run(&interfaces)),
         Command::Read { paths, rows } => read::run(&paths, rows),
     };
     match result {
@@ -189,8 +189,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         return EX_CONFIG;
     }
     match error.downcast_ref::<AgentError>() {
-        Some(AgentError::Kernel(KernelError::Permission { .. })) => EX_NOPERM,
-        Some(AgentError::Target { source: StoreError::Denied { .. }, .. }) => EX_NOPERM,
+        Some(
+            AgentError::Kernel(KernelError::Permission { .. })
+            | AgentError::Target { source: StoreError::Denied { .. }, .. },
+        ) => EX_NOPERM,
         Some(AgentError::NetDev(_) | AgentError::Target { .. } | AgentError::Spool(_)) => EX_CONFIG,
         _ => EX_SOFTWARE,
     }

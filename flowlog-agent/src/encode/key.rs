@@ -6,7 +6,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use super::ObjectInfo;
 
 /// `[prefix/]name/year=…/month=…/day=…/hour=…/INTERFACE_STARTTIME_SEQUENCE.parquet`, or without the folders of the
-/// date if the rule wants a flat layout. Times are UTC. The folder names are what Hive, Spark, DuckDB and the like
+/// date if the rule wants a flat layout. Times are UTC. The folder names are what Hive, Spark, `DuckDB` and the like
 /// take as partition columns.
 #[must_use]
 pub fn object_key(info: &ObjectInfo) -> String {

@@ -72,7 +72,7 @@ pub fn write(
 fn sort(flows: &mut [Flow], order: Order) {
     match order {
         Order::Start => flows.sort_unstable_by_key(|f| (f.totals.first_ns, f.meta.sport)),
-        Order::Service => flows.sort_unstable_by(|a, b| service(a).cmp(&service(b))),
+        Order::Service => flows.sort_unstable_by_key(service),
     }
 }
 

@@ -237,7 +237,7 @@ impl<'a> Builder<'a> {
         self.bytes.append_value(signed(loss.count.bytes));
         let unknown = loss.reason == crate::window::LossReason::Malformed;
         self.action.append_option((!unknown).then_some(if loss.refused { "REJECT" } else { "ACCEPT" }));
-        self.direction.append_value(direction_name(if loss.direction == Direction::Ingress { 0 } else { 1 }));
+        self.direction.append_value(direction_name(u8::from(loss.direction != Direction::Ingress)));
         self.skip.append_value(loss.reason.as_str());
     }
 

@@ -90,11 +90,11 @@ impl Kernel {
     pub fn attach(&mut self, interface: &str, direction: Direction, kind: HookKind) -> Result<Attached, KernelError> {
         match kind {
             HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(interface),
-            HookKind::Tc if has_tcx() => self.attach_tcx(interface, direction),
             HookKind::Tcx => self.attach_tcx(interface, direction),
+            HookKind::Clsact => self.attach_clsact(interface, direction),
             // XDP has no egress: TC does it.
-            HookKind::Xdp if has_tcx() => self.attach_tcx(interface, direction),
-            HookKind::Tc | HookKind::Clsact | HookKind::Xdp => self.attach_clsact(interface, direction),
+            HookKind::Tc | HookKind::Xdp if has_tcx() => self.attach_tcx(interface, direction),
+            HookKind::Tc | HookKind::Xdp => self.attach_clsact(interface, direction),
         }
     }
 

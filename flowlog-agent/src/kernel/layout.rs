@@ -25,6 +25,8 @@ const REFUSALS: &[(&str, u8)] = &[
 ];
 /// Functions whose unexplained drops are generic XDP's.
 const XDP_FUNCTIONS: [&str; 2] = ["do_xdp_generic", "netif_receive_generic_xdp"];
+/// More text than this in between, and the functions do not lie together.
+const RANGE_MAX: u64 = 64 << 10;
 const KALLSYMS: &str = "/proc/kallsyms";
 
 const PREFIX: &str = "SKB_DROP_REASON_";
@@ -109,8 +111,6 @@ fn text_range(symbols: &str, functions: &[&str]) -> Option<(u64, u64)> {
     }
     let (first, start_of_last) = (*starts.iter().min()?, *starts.iter().max()?);
     let last = addresses.into_iter().filter(|a| *a > start_of_last).min()? - 1;
-    /// More than this in between, and they do not lie together.
-    const RANGE_MAX: u64 = 64 << 10;
     (last - first < RANGE_MAX).then_some((first, last))
 }
 

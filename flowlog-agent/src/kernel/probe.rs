@@ -102,9 +102,12 @@ fn capabilities() -> Vec<Finding> {
     let has = |bit: u32| bits >> bit & 1 == 1 || (bit != 12 && bits >> CAP_SYS_ADMIN & 1 == 1);
     CAPABILITIES
         .iter()
-        .map(|(name, bit)| match has(*bit) {
-            true => finding(*name, State::Ok, "held"),
-            false => finding(*name, State::Missing, "not held; run as root or grant it"),
+        .map(|(name, bit)| {
+            if has(*bit) {
+                finding(*name, State::Ok, "held")
+            } else {
+                finding(*name, State::Missing, "not held; run as root or grant it")
+            }
         })
         .collect()
 }

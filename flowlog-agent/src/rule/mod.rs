@@ -170,7 +170,7 @@ pub fn window_secs(secs: u32) -> Result<u32, InvalidField> {
     let rule = match secs {
         0 => "must be at least 1 second; 600 is the default".to_owned(),
         s if s > WINDOW_SECS_MAX => format!("must be at most {WINDOW_SECS_MAX} seconds (a day)"),
-        s if WINDOW_SECS_MAX % s != 0 => {
+        s if !WINDOW_SECS_MAX.is_multiple_of(s) => {
             "must divide a day evenly, so that windows start on round times; try 60, 300, 600 or 3600".to_owned()
         }
         s => return Ok(s),

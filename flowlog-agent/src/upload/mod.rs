@@ -20,7 +20,7 @@ use crate::{
 /// First pause after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 /// Longest pause between tries: a store that comes back is used again within a minute.
-const RETRY_MAX: Duration = Duration::from_secs(60);
+const RETRY_MAX: Duration = Duration::from_mins(1);
 
 /// What the uploader has to say about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Uploader {
     pub async fn run(mut self, wake: Arc<Notify>) {
         loop {
             let next = self.round().await;
-            let pause = next.map_or(Duration::from_secs(3_600), |at| at.saturating_duration_since(Instant::now()));
+            let pause = next.map_or(Duration::from_hours(1), |at| at.saturating_duration_since(Instant::now()));
             tokio::select! {
                 () = wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
@@ -121,9 +121,9 @@ impl Uploader {
                 tracing::info!(key = entry.key, ?outcome, "delivered");
                 self.progress.send_modify(|p| {
                     if outcome == Outcome::Conflict {
-                        p.quarantined += 1
+                        p.quarantined += 1;
                     } else {
-                        p.delivered += 1
+                        p.delivered += 1;
                     }
                     p.waiting = waiting;
                     p.last_error = None;

@@ -95,11 +95,11 @@ fn open(secs: i64, previous: Option<&Span>, now: Now) -> Span {
     let into_ns = now.wall.0.saturating_sub(start_secs * NS_PER_SEC);
     let punctual = previous.is_some_and(|p| p.start_secs < start_secs)
         && (0..=PUNCTUAL_NS.min(secs * NS_PER_SEC / 2)).contains(&into_ns);
-    let into_ms = u64::try_from(into_ns / 1_000_000).unwrap_or(0);
+    let millisecond = u64::try_from(into_ns / 1_000_000).unwrap_or(0);
     let sequence = match previous {
         _ if punctual => 0,
-        Some(p) if p.start_secs == start_secs => into_ms.max(p.sequence + 1),
-        _ => into_ms,
+        Some(p) if p.start_secs == start_secs => millisecond.max(p.sequence + 1),
+        _ => millisecond,
     };
     Span { start_secs, end_secs: start_secs + secs, sequence, opened: now, begins_late: !punctual, ends_early: false }
 }

@@ -128,15 +128,15 @@ pub fn settle(table: FlowTable, truth: &Truth) -> Settled {
     settle_family(table.v6, &mut lost, |k| Addresses::V6(k.src, k.dst), &mut settled.flows);
     for direction in Direction::BOTH {
         let (hook, verdict) = (&truth.hook[direction.index()], both(&truth.verdict[direction.index()]));
-        let mut loss = |refused, reason, count: Count| {
+        let mut lose = |refused, reason, count: Count| {
             if count != Count::default() {
                 settled.losses.push(Loss { direction, refused, reason, count });
             }
         };
-        loss(false, LossReason::RingFull, lost[direction.index()]);
-        loss(false, LossReason::Malformed, hook.malformed);
-        loss(true, LossReason::RingFull, verdict.lost);
-        loss(true, LossReason::VerdictUnknown, verdict.lost_counted);
+        lose(false, LossReason::RingFull, lost[direction.index()]);
+        lose(false, LossReason::Malformed, hook.malformed);
+        lose(true, LossReason::RingFull, verdict.lost);
+        lose(true, LossReason::VerdictUnknown, verdict.lost_counted);
         let b = &mut settled.balance;
         plus(&mut b.seen, hook.seen);
         plus(&mut b.non_ip, hook.non_ip);

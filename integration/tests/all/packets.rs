@@ -73,7 +73,10 @@ impl Bench {
     }
 }
 
-fn flat(record: &Record) -> (Vec<u8>, Vec<u8>, abi::Meta, u8, u64, u64) {
+/// Source, destination, the rest of the key, TCP flags, packets, bytes.
+type Flat = (Vec<u8>, Vec<u8>, abi::Meta, u8, u64, u64);
+
+fn flat(record: &Record) -> Flat {
     match record {
         Record::V4(r) => {
             (r.key.src.to_vec(), r.key.dst.to_vec(), r.key.meta, r.stats.tcp_flags, r.stats.packets, r.stats.bytes)
@@ -84,7 +87,7 @@ fn flat(record: &Record) -> (Vec<u8>, Vec<u8>, abi::Meta, u8, u64, u64) {
     }
 }
 
-fn expected(g: &Golden, direction: u8) -> Option<(Vec<u8>, Vec<u8>, abi::Meta, u8, u64, u64)> {
+fn expected(g: &Golden, direction: u8) -> Option<Flat> {
     let of = |src: Vec<u8>, dst, (sport, dport, vlan, proto), flags| {
         let meta = abi::Meta { sport, dport, vlan, iface: ID.0, reason: 0, proto, flags: direction, epoch: EPOCH.0 };
         Some((src, dst, meta, flags, u64::from(g.packets), u64::from(g.bytes)))

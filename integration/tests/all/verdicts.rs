@@ -47,7 +47,7 @@ const PACKETS: u64 = 40;
 struct Routed {
     client: Netns,
     router: Netns,
-    server: Netns,
+    _server: Netns,
 }
 
 impl Routed {
@@ -64,7 +64,7 @@ impl Routed {
         router.sysctl("net.ipv4.ip_forward", "1").unwrap();
         // Let the neighbours find each other before anything is counted.
         client.exec("ping -c 1 -W 5 10.3.0.2").unwrap();
-        Self { client, router, server }
+        Self { client, router, _server: server }
     }
 
     /// Sends from the client to the server through `rules`; returns rows of `in0` and `out0`, and the counter.
