@@ -91,10 +91,9 @@ impl Kernel {
         match kind {
             HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(interface),
             HookKind::Tcx => self.attach_tcx(interface, direction),
-            HookKind::Clsact => self.attach_clsact(interface, direction),
             // XDP has no egress: TC does it.
             HookKind::Tc | HookKind::Xdp if has_tcx() => self.attach_tcx(interface, direction),
-            HookKind::Tc | HookKind::Xdp => self.attach_clsact(interface, direction),
+            HookKind::Tc | HookKind::Xdp | HookKind::Clsact => self.attach_clsact(interface, direction),
         }
     }
 

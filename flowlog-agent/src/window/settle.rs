@@ -128,15 +128,15 @@ pub fn settle(table: FlowTable, truth: &Truth) -> Settled {
     settle_family(table.v6, &mut lost, |k| Addresses::V6(k.src, k.dst), &mut settled.flows);
     for direction in Direction::BOTH {
         let (hook, verdict) = (&truth.hook[direction.index()], both(&truth.verdict[direction.index()]));
-        let mut lose = |refused, reason, count: Count| {
+        let mut report = |refused, reason, count: Count| {
             if count != Count::default() {
                 settled.losses.push(Loss { direction, refused, reason, count });
             }
         };
-        lose(false, LossReason::RingFull, lost[direction.index()]);
-        lose(false, LossReason::Malformed, hook.malformed);
-        lose(true, LossReason::RingFull, verdict.lost);
-        lose(true, LossReason::VerdictUnknown, verdict.lost_counted);
+        report(false, LossReason::RingFull, lost[direction.index()]);
+        report(false, LossReason::Malformed, hook.malformed);
+        report(true, LossReason::RingFull, verdict.lost);
+        report(true, LossReason::VerdictUnknown, verdict.lost_counted);
         let b = &mut settled.balance;
         plus(&mut b.seen, hook.seen);
         plus(&mut b.non_ip, hook.non_ip);
