@@ -160,7 +160,7 @@ impl RawConfig {
         }
         let text = fs::read_to_string(path).map_err(|e| file(e.to_string()))?;
         toml::from_str(&text).map_err(|e| {
-            let line = e.span().map(|s| text[..s.start.min(text.len())].lines().count().max(1));
+            let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
             let at = line.map(|l| format!("line {l}: ")).unwrap_or_default();
             file(format!("{at}{}", e.message().split_whitespace().collect::<Vec<_>>().join(" ")))
         })

@@ -266,3 +266,63 @@ fn upper_layer<B: Bytes + ?Sized, A>(bytes: &B, offset: usize, flow: &mut Flow<A
     }
     Some(())
 }
+
+/// What must hold for any bytes and any claim about them; panics if it does not. For the fuzzer and the unit test.
+#[doc(hidden)]
+pub fn check_invariants(bytes: &[u8], frame: Frame, gso_size: u32, gso_segs: u32) {
+    let (l3_len, headers, ports, proto, flags) = match parse(bytes, frame) {
+        Packet::NonIp(n) | Packet::Malformed(n) => return assert!(n <= frame.len),
+        Packet::V4(f) => (f.l3_len, f.headers, (f.sport, f.dport), f.proto, f.tcp_flags),
+        Packet::V6(f) => (f.l3_len, f.headers, (f.sport, f.dport), f.proto, f.tcp_flags),
+    };
+    assert!(l3_len <= frame.len && headers >= 20);
+    assert!(ports == (0, 0) || matches!(proto, TCP | UDP | ICMP | ICMPV6));
+    assert!(flags == 0 || proto == TCP);
+    let (packets, wire_bytes) = wire(l3_len, headers, gso_size, gso_segs);
+    assert!(packets >= 1 && wire_bytes >= l3_len);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{vec, vec::Vec};
+
+    fn seeds() -> [Vec<u8>; 3] {
+        let mut v4 = vec![0u8; 74];
+        v4[12..16].copy_from_slice(&[8, 0, 0x47, 0]);
+        v4[16..18].copy_from_slice(&60u16.to_be_bytes());
+        v4[23] = TCP;
+        let mut v6 = vec![0u8; 120];
+        v6[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+        v6[18..21].copy_from_slice(&[0, 66, 0]);
+        v6[54..56].copy_from_slice(&[44, 0]);
+        v6[62] = TCP;
+        let mut vlan = vec![0u8; 60];
+        vlan[12..18].copy_from_slice(&[0x81, 0, 0, 5, 8, 0]);
+        vlan[18] = 0x45;
+        vlan[27] = UDP;
+        [v4, v6, vlan]
+    }
+
+    #[test]
+    fn no_bytes_break_the_parser() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for round in 0..200_000_usize {
+            let mut bytes = seeds()[round % 3].clone();
+            for _ in 0..random() % 6 {
+                let at = random() as usize % bytes.len();
+                bytes[at] = random() as u8;
+            }
+            bytes.truncate(random() as usize % (bytes.len() + 1));
+            let len = bytes.len() as u32 + (random() % 4) as u32 * 700;
+            let frame = Frame { len, vlan_tci: random() as u16, link_header: random() % 4 != 0 };
+            check_invariants(&bytes, frame, (random() % 2_000) as u32, (random() % 50) as u32);
+        }
+    }
+}

@@ -11,6 +11,8 @@ mod input;
 mod objects;
 #[path = "all/packets.rs"]
 mod packets;
+#[path = "all/programs.rs"]
+mod programs;
 #[path = "all/verdicts.rs"]
 mod verdicts;
 #[path = "all/windows.rs"]

@@ -168,6 +168,12 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_without_btf_is_refused_with_the_remedy() {
+        let error = Btf::from_file(Path::new("/sys/kernel/btf/none")).err().expect("no such file").to_string();
+        assert!(error.contains("`/sys/kernel/btf/none`") && error.contains("CONFIG_DEBUG_INFO_BTF"), "{error}");
+    }
+
+    #[test]
     fn junk_is_an_error_and_never_a_panic() {
         let good = std::fs::read(Btf::VMLINUX).expect("this kernel has BTF");
         assert!(Btf::parse(vec![]).is_none());

@@ -1,7 +1,7 @@
 //! P1, conservation: rows + counted losses == packets sent == interface counters, exactly, packets and bytes,
 //! accepted and refused, whatever is too small or stalled.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use integration::{agent::Agent, net::Pair, traffic};
 use rustix::process::Signal;
@@ -18,6 +18,8 @@ struct Case<'a> {
     stalled: bool,
     /// The firewall refuses every packet to an even port.
     firewall: bool,
+    /// Pause after each 100 frames: the rate. None: as fast as it goes.
+    pause: Option<Duration>,
     /// Whether losses must occur: otherwise the case does not test what it says.
     must_lose: bool,
 }
@@ -76,7 +78,11 @@ fn check(case: &Case<'_>) {
                         traffic::pin_to_cpu(cpu as usize);
                         let raw = traffic::Raw::open("eth0").unwrap();
                         for _ in 0..case.rounds {
-                            raw.send(&frames).unwrap();
+                            let burst = if case.pause.is_some() { 100 } else { frames.len() };
+                            for some in frames.chunks(burst) {
+                                raw.send(some).unwrap();
+                                case.pause.map(std::thread::sleep);
+                            }
                         }
                     });
                 });
@@ -116,13 +122,23 @@ fn check(case: &Case<'_>) {
     }
 }
 
-const EASY: Case<'_> =
-    Case { name: "", args: &[], flows: 1_000, rounds: 20, stalled: false, firewall: true, must_lose: false };
+const EASY: Case<'_> = Case {
+    name: "",
+    args: &[],
+    flows: 1_000,
+    rounds: 20,
+    stalled: false,
+    firewall: true,
+    pause: None,
+    must_lose: false,
+};
 
 #[test]
 fn nothing_is_missing_when_all_is_well() {
     check(&Case { name: "easy", ..EASY });
     check(&Case { name: "no firewall", firewall: false, ..EASY });
+    check(&Case { name: "10,000 a second", rounds: 2, pause: Some(Duration::from_millis(10)), ..EASY });
+    check(&Case { name: "50,000 a second", rounds: 10, pause: Some(Duration::from_millis(2)), ..EASY });
     check(&Case { name: "one flow", flows: 1, rounds: 20_000, ..EASY });
 }
 

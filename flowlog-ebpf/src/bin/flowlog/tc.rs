@@ -9,7 +9,6 @@ use flowlog_ebpf::{
 use crate::{
     account::{self, Hook},
     kernel::{Direct, Fragmented},
-    maps::CPU,
 };
 
 /// Link + two VLAN tags + IPv6 + TCP: with this much in the linear part, direct access sees all headers but
@@ -35,26 +34,12 @@ fn hook(ctx: &TcContext, direction: u8) {
     let (ifindex, len, vlan_tci, gso_size, gso_segs) =
         unsafe { ((*skb).ifindex, (*skb).len, (*skb).vlan_tci as u16, (*skb).gso_size, (*skb).gso_segs) };
     let Some(iface) = account::iface(ifindex).copied() else { return };
-    let hook = Hook { ifindex, direction, skb: address(skb), gso_size, gso_segs };
+    let hook = Hook { ifindex, direction, skb: account::address(skb as u64), gso_size, gso_segs };
     let frame = Frame { len, vlan_tci, link_header: iface.flags & NO_LINK_HEADER == 0 };
     let (data, end) = (ctx.data(), ctx.data_end());
     if data + LINEAR_ENOUGH > end && ((end - data) as u32) < len {
         account::frame(&hook, &iface, &Fragmented { skb }, frame);
     } else {
         account::frame(&hook, &iface, &Direct { data, end }, frame);
-    }
-}
-
-/// The address of the `sk_buff` as a number. It goes through a map value, because the verifier allows no
-/// arithmetic on a context pointer but lets a privileged program store one.
-#[inline(always)]
-fn address(skb: *mut aya_ebpf::bindings::__sk_buff) -> u64 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else { return 0 };
-    // SAFETY: a map value of this CPU; read back at once, before anything can interleave that matters: an
-    // interrupting program writes its own address, and a wrong one only makes a look-up miss.
-    unsafe {
-        let cell = &raw mut (*cpu).pointer;
-        cell.write_volatile(skb as u64);
-        cell.read_volatile()
     }
 }

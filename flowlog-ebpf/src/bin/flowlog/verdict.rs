@@ -36,7 +36,7 @@ const ETH_P_IPV6: u16 = 0x86dd;
 pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
     let Some((reason, action)) = refusal(&ctx) else { return 0 };
     let skb: *const u8 = ctx.arg(0);
-    let address = address(skb);
+    let address = account::address(skb as u64);
     if let Some(mark) = handled(address) {
         // SAFETY: a map value of this CPU.
         unsafe { mark.write_volatile(address) };
@@ -50,7 +50,7 @@ pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
 pub fn flowlog_verdict_nested(ctx: BtfTracePointContext) -> i32 {
     let Some((reason, action)) = refusal(&ctx) else { return 0 };
     let skb: *const u8 = ctx.arg(0);
-    let address = address(skb);
+    let address = account::address(skb as u64);
     if let Some(mark) = handled(address) {
         // SAFETY: a map value of this CPU.
         unsafe {
@@ -75,18 +75,6 @@ fn refusal(ctx: &BtfTracePointContext) -> Option<(u32, u8)> {
         return (place >= first && place <= last).then_some((xdp as u32, REASON_XDP));
     }
     (action != 0).then_some((reason, action))
-}
-
-/// The buffer's address as a number; see `tc::address`.
-#[inline(always)]
-fn address(skb: *const u8) -> u64 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else { return 0 };
-    // SAFETY: a map value of this CPU.
-    unsafe {
-        let cell = &raw mut (*cpu).pointer;
-        cell.write_volatile(skb as u64);
-        cell.read_volatile()
-    }
 }
 
 #[inline(always)]
