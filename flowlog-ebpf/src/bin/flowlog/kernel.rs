@@ -1,24 +1,29 @@
 //! Reading packets and kernel memory.
 
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_skb_load_bytes};
-use flowlog_ebpf::{
-    abi::KernelOffsets,
-    packet::{Bytes, OFFSET_MAX},
-};
+use flowlog_ebpf::packet::{Bytes, OFFSET_MAX};
 
 use crate::maps::OFFSETS;
 
-/// See [`Bytes::forget`]: a scalar that went through the stack byte by byte, unaligned, is an unknown one.
+/// The same number, of which the verifier knows nothing: a scalar that went through the stack byte by byte, unaligned.
+/// What follows is then one state to it, however many ways led there.
 #[inline(always)]
-fn through_memory(offset: u16) -> u16 {
-    let [low, high] = offset.to_le_bytes();
-    let mut cell = [0u8; 4];
+pub fn forget(number: u32) -> u32 {
+    let mut cell = [0u8; 8];
+    let at = cell.as_mut_ptr();
+    let [a, b, c, d] = number.to_le_bytes();
     // SAFETY: a local array; volatile, so that the compiler keeps the detour.
     unsafe {
-        let at = cell.as_mut_ptr();
-        at.add(1).write_volatile(low);
-        at.add(2).write_volatile(high);
-        u16::from_le_bytes([at.add(1).read_volatile(), at.add(2).read_volatile()])
+        at.add(1).write_volatile(a);
+        at.add(2).write_volatile(b);
+        at.add(3).write_volatile(c);
+        at.add(4).write_volatile(d);
+        u32::from_le_bytes([
+            at.add(1).read_volatile(),
+            at.add(2).read_volatile(),
+            at.add(3).read_volatile(),
+            at.add(4).read_volatile(),
+        ])
     }
 }
 
@@ -31,7 +36,7 @@ pub struct Direct {
 impl Bytes for Direct {
     #[inline(always)]
     fn forget(&self, offset: u16) -> u16 {
-        through_memory(offset)
+        forget(u32::from(offset)) as u16
     }
 
     #[inline(always)]
@@ -56,7 +61,7 @@ pub struct Fragmented {
 impl Bytes for Fragmented {
     #[inline(always)]
     fn forget(&self, offset: u16) -> u16 {
-        through_memory(offset)
+        forget(u32::from(offset)) as u16
     }
 
     #[inline(always)]
@@ -79,6 +84,17 @@ fn probe<T>(address: u64) -> Option<T> {
     }
 }
 
+/// As [`probe`]; a bad address, null included, reads as 0. Without a branch: each would double what the verifier walks.
+#[inline(always)]
+fn probe_or_zero<T>(address: u64) -> T {
+    let mut out = core::mem::MaybeUninit::<T>::uninit();
+    // SAFETY: as `probe`; where the helper fails it fills `out` with zeros, which is a T for the integers used here.
+    unsafe {
+        bpf_probe_read_kernel(out.as_mut_ptr().cast(), size_of::<T>() as u32, address as *const _);
+        out.assume_init()
+    }
+}
+
 /// Headers of a dropped packet, from its network header on.
 pub struct Linear {
     address: u64,
@@ -88,7 +104,7 @@ pub struct Linear {
 impl Bytes for Linear {
     #[inline(always)]
     fn forget(&self, offset: u16) -> u16 {
-        through_memory(offset)
+        forget(u32::from(offset)) as u16
     }
 
     #[inline(always)]
@@ -134,14 +150,6 @@ pub struct Dropped {
     pub headers: Linear,
 }
 
-#[inline(always)]
-fn netns_of(o: &KernelOffsets, dev: u64) -> u32 {
-    match probe::<u64>(dev + u64::from(o.dev_net)) {
-        Some(net) if net != 0 => probe(net + u64::from(o.net_inum)).unwrap_or(0),
-        _ => 0,
-    }
-}
-
 impl Dropped {
     /// Reads the members of `skb`.
     ///
@@ -163,19 +171,18 @@ impl Dropped {
             let shinfo = head + u64::from(member::<u32>(skb, o.skb_end));
             let dev = member::<u64>(skb, o.skb_dev);
             let dst = member::<u64>(skb, o.skb_refdst) & !1;
-            let dst_dev = if dst == 0 { 0 } else { probe::<u64>(dst + u64::from(o.dst_dev)).unwrap_or(0) };
-            let ifindex = |d: u64| if d == 0 { 0 } else { probe(d + u64::from(o.dev_ifindex)).unwrap_or(0) };
-            let any = if dev == 0 { dst_dev } else { dev };
+            let dst_dev: u64 = probe_or_zero(dst + u64::from(o.dst_dev));
+            let net: u64 = probe_or_zero(if dev == 0 { dst_dev } else { dev } + u64::from(o.dev_net));
             Self {
                 iif: member(skb, o.skb_iif),
-                dev: ifindex(dev),
-                dst: ifindex(dst_dev),
-                netns: if any == 0 { 0 } else { netns_of(o, any) },
+                dev: probe_or_zero(dev + u64::from(o.dev_ifindex)),
+                dst: probe_or_zero(dst_dev + u64::from(o.dev_ifindex)),
+                netns: probe_or_zero(net + u64::from(o.net_inum)),
                 protocol: u16::from_be(member(skb, o.skb_protocol)),
                 vlan_tci: member(skb, o.skb_vlan_tci),
                 l3_available,
-                gso_size: probe::<u16>(shinfo + u64::from(o.shinfo_gso_size)).map_or(0, u32::from),
-                gso_segs: probe::<u16>(shinfo + u64::from(o.shinfo_gso_segs)).map_or(0, u32::from),
+                gso_size: u32::from(probe_or_zero::<u16>(shinfo + u64::from(o.shinfo_gso_size))),
+                gso_segs: u32::from(probe_or_zero::<u16>(shinfo + u64::from(o.shinfo_gso_segs))),
                 headers: Linear { address: network, len: l3_available.wrapping_sub(data_len) as usize },
             }
         }

@@ -14,8 +14,8 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::{
     abi::{
-        EGRESS, HANDLED, INGRESS, IS_BRIDGE, Iface, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS,
-        REASON_XDP, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS,
+        EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_XDP,
+        Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS,
         WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
     },
     packet::{self, Flow, Frame, Packet},
@@ -23,7 +23,7 @@ use flowlog_ebpf::{
 
 use crate::{
     account::{self, Family, One, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
-    kernel::Dropped,
+    kernel::{Dropped, forget},
     maps::{CPU, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, SEEN, XDP_PLACE},
 };
 
@@ -105,110 +105,115 @@ fn dropped(skb: *const u8, address: u64, reason: u32, action: u8) {
     if !here {
         return;
     }
-    let came_in = came_in_through(&d, seen_in).filter(|(iface, _)| iface.flags & WANT_REFUSED_INGRESS != 0).map(
-        |(iface, entry)| {
-            // A packet that died in another tc program or in generic XDP may not have reached our hook.
-            let passed_hook = action == REASON_REFUSED && iface.flags & WANT_INGRESS != 0;
-            Refusal { iface, direction: INGRESS, reason, passed_hook, entry }
-        },
-    );
-    let headed_out =
-        headed_out_through(&d).filter(|(_, iface)| iface.flags & WANT_REFUSED_EGRESS != 0).map(|(ifindex, iface)| {
-            // All firewall hooks of the way out come before the tc hook; only another tc program can come after it.
-            let tc = action == REASON_TC_EGRESS && iface.flags & WANT_EGRESS != 0;
-            let entry = if tc { seen(address, EGRESS).filter(|e| e.ifindex == ifindex) } else { None };
-            Refusal { iface, direction: EGRESS, reason, passed_hook: false, entry }
-        });
-    if came_in.is_none() && headed_out.is_none() {
+    let came_in = forget(came_in_through(&d, seen_in, action));
+    let headed_out = forget(headed_out_through(&d, address, action));
+    if came_in | headed_out == 0 {
         return;
     }
-    let frame = Frame { len: d.l3_available, vlan_tci: d.vlan_tci, link_header: false };
-    match packet::parse(&d.headers, frame) {
-        Packet::V4(f) => refuse_both::<V4>(&d, &came_in, &headed_out, &f),
-        Packet::V6(f) => refuse_both::<V6>(&d, &came_in, &headed_out, &f),
+    let event = Event { dropped: d, address, reason, came_in, headed_out };
+    let frame = Frame { len: event.dropped.l3_available, vlan_tci: event.dropped.vlan_tci, link_header: false };
+    match packet::parse(&event.dropped.headers, frame) {
+        Packet::V4(f) => refuse_both::<V4>(&event, &f),
+        Packet::V6(f) => refuse_both::<V6>(&event, &f),
         // Truncated IP: the hook counted it as malformed, which says nothing about its verdict.
         Packet::NonIp(_) | Packet::Malformed(_) => {}
     }
 }
 
+/// A refused packet, and where it counts.
+struct Event {
+    dropped: Dropped,
+    address: u64,
+    reason: u32,
+    /// Where it came in, as [`place`] packs it; 0: nowhere that is watched.
+    came_in: u32,
+    /// Where it was headed, likewise.
+    headed_out: u32,
+}
+
+/// An interface a refused packet counts for, in one number: the verifier forgets one number more easily than several,
+/// and then follows the rest of the program once and not for every way to get there.
 #[inline(always)]
-fn refuse_both<F: Family>(d: &Dropped, came_in: &Option<Refusal>, headed_out: &Option<Refusal>, f: &Flow<F::Addr>) {
-    for refusal in [came_in, headed_out] {
-        if let Some(refusal) = refusal {
-            refuse::<F>(d, refusal, f);
-        }
+const fn place(ifindex: u32, passed_hook: bool, noted: bool) -> u32 {
+    ifindex | (passed_hook as u32) << 30 | (noted as u32) << 31
+}
+/// Bit of [`place`]: its hook must have counted it, note or no note.
+const PASSED_HOOK: u32 = 1 << 30;
+/// Bit of [`place`]: its hook has left a note in [`SEEN`].
+const NOTED: u32 = 1 << 31;
+
+#[inline(always)]
+fn refuse_both<F: Family>(event: &Event, f: &Flow<F::Addr>) {
+    if event.came_in != 0 {
+        refuse::<F>(event, event.came_in, INGRESS, f);
+    }
+    if event.headed_out != 0 {
+        refuse::<F>(event, event.headed_out, EGRESS, f);
     }
 }
 
 /// The stack re-labels a packet when it climbs from a bridge port, bond member or VLAN's lower device; the hook's
 /// entry still knows where it came in.
 #[inline(always)]
-fn came_in_through(d: &Dropped, entry: Option<&'static Seen>) -> Option<(&'static Iface, Option<&'static Seen>)> {
+fn came_in_through(d: &Dropped, noted: Option<&Seen>, action: u8) -> u32 {
     if d.iif == 0 {
-        return None;
+        return 0;
     }
-    if let Some(entry) = entry
-        && let Some(iface) = account::iface(entry.ifindex)
-        && (entry.ifindex == d.iif || iface.upper == d.iif)
-    {
-        return Some((iface, Some(entry)));
-    }
-    Some((account::iface(d.iif)?, None))
+    let by_note = noted.filter(|e| e.ifindex == d.iif || account::iface(e.ifindex).is_some_and(|i| i.upper == d.iif));
+    let ifindex = by_note.map_or(d.iif, |e| e.ifindex);
+    let Some(iface) = account::iface(ifindex).filter(|i| i.flags & WANT_REFUSED_INGRESS != 0) else { return 0 };
+    // A packet that died in another tc program or in generic XDP may not have reached our hook.
+    let passed_hook = action == REASON_REFUSED && iface.flags & WANT_INGRESS != 0;
+    place(ifindex, passed_hook, by_note.is_some())
 }
 
 /// See the table in DESIGN section 4: `dev` is the out port if it is neither the in port nor the bridge between
 /// them; otherwise the route's device, unless that is the loopback (local delivery) or the in port.
 #[inline(always)]
-fn headed_out_through(d: &Dropped) -> Option<(u32, &'static Iface)> {
+fn headed_out_through(d: &Dropped, address: u64, action: u8) -> u32 {
     let moved_on = d.dev != 0 && d.dev != d.iif;
     let out = if moved_on { d.dev } else { d.dst };
     if out == 0 || out == LOOPBACK || out == d.iif {
-        return None;
+        return 0;
     }
-    let iface = account::iface(out)?;
+    let Some(iface) = account::iface(out).filter(|i| i.flags & WANT_REFUSED_EGRESS != 0) else { return 0 };
     // A packet that came from a port and is now on the bridge is not (yet) headed out through the bridge device.
     if moved_on && d.iif != 0 && d.dst != out && iface.flags & IS_BRIDGE != 0 {
-        return None;
+        return 0;
     }
-    Some((out, iface))
-}
-
-/// One REJECT to be counted.
-struct Refusal {
-    iface: &'static Iface,
-    direction: u8,
-    reason: u32,
-    /// Without an entry: must its hook have counted it?
-    passed_hook: bool,
-    /// What its hook remembers of it.
-    entry: Option<&'static Seen>,
+    // All firewall hooks of the way out come before the tc hook; only another tc program can come after it.
+    let tc = action == REASON_TC_EGRESS && iface.flags & WANT_EGRESS != 0;
+    place(out, false, tc && seen(address, EGRESS).is_some_and(|e| e.ifindex == out))
 }
 
 /// A function of its own: inlined, four copies of it would not fit on the stack.
 #[inline(never)]
-fn refuse<F: Family>(d: &Dropped, r: &Refusal, f: &Flow<F::Addr>) {
-    let entry = r.entry.copied();
-    let reason = reason_index(r.reason) as u16;
-    let id = r.iface.id;
+fn refuse<F: Family>(event: &Event, place: u32, direction: u8, f: &Flow<F::Addr>) {
+    let Some(iface) = account::iface(place & (PASSED_HOOK - 1)) else { return };
+    let entry = if place & NOTED != 0 { seen(event.address, direction).copied() } else { None };
+    let passed_hook = place & PASSED_HOOK != 0;
+    let d = &event.dropped;
+    let reason = reason_index(event.reason) as u16;
+    let id = iface.id;
     let (packets, bytes) = packet::wire(f.l3_len, f.headers, d.gso_size, d.gso_segs);
-    let (mut w, mut epoch, mut late) = (Wire { packets, bytes }, r.iface.epoch, false);
+    let (mut w, mut epoch, mut late) = (Wire { packets, bytes }, iface.epoch, false);
     if let Some(e) = &entry {
         // What the hook counted, so that taking it back is exact (fragments put together in between, for one).
         w = Wire { packets: e.packets, bytes: e.bytes };
-        late = (e.epoch.wrapping_sub(r.iface.oldest) as i32) < 0;
+        late = (e.epoch.wrapping_sub(iface.oldest) as i32) < 0;
         if !late {
             epoch = e.epoch;
         }
     }
     let Some(truth) = account::truth(id, epoch) else { return };
     let locked = lock();
-    let set = usize::from(r.direction & 1) * 2 + usize::from(locked.is_none());
+    let set = usize::from(direction & 1) * 2 + usize::from(locked.is_none());
     // SAFETY: a map value; direction and set are 0 or 1.
     let truth = unsafe { (&raw mut (*truth).verdict).cast::<VerdictTruth>().add(set) };
-    let mut key = key_of(f, id, Meta::pack(r.direction, class::PASSED), 0, epoch);
+    let mut key = key_of(f, id, Meta::pack(direction, class::PASSED), 0, epoch);
     let class = if late {
         class::REFUSED_LATE
-    } else if entry.is_none() && !r.passed_hook {
+    } else if entry.is_none() && !passed_hook {
         class::REFUSED
     } else if entry.is_some_and(|e| e.place >> SEEN_SLOT_BITS == SEEN_LOST) {
         class::REFUSED_LOST
@@ -217,7 +222,7 @@ fn refuse<F: Family>(d: &Dropped, r: &Refusal, f: &Flow<F::Addr>) {
     } else {
         class::REFUSED_COUNTED
     };
-    key.meta.flags = Meta::pack(r.direction, class);
+    key.meta.flags = Meta::pack(direction, class);
     key.meta.reason = reason;
     let (index, tag) = split(F::hash(&key), REFUSED_MASK.load());
     // Tracing programs have no coarse clock.
@@ -228,7 +233,7 @@ fn refuse<F: Family>(d: &Dropped, r: &Refusal, f: &Flow<F::Addr>) {
         (Some(_), Some(slot)) => unsafe { count::<F>(slot, &key, &one) },
         _ => emit_alone::<F>(&key, &one),
     };
-    let was_seen = entry.is_some() && !late || entry.is_none() && r.passed_hook;
+    let was_seen = entry.is_some() && !late || entry.is_none() && passed_hook;
     // SAFETY: pointers into the map value.
     unsafe {
         bump(&raw mut (*truth).refused, w);
