@@ -38,8 +38,8 @@ pub struct Profile {
 
 /// What objects are written with.
 pub const CHOSEN: Profile = Profile {
-    order: Order::Service,
-    zstd_level: 3,
+    order: Order::Start,
+    zstd_level: 1,
     dictionary_bytes: 4 << 20,
     delta_times: true,
     row_group_rows: 1 << 20,

@@ -81,7 +81,9 @@ fn check(case: &Case<'_>) {
                             let burst = if case.pause.is_some() { 100 } else { frames.len() };
                             for some in frames.chunks(burst) {
                                 raw.send(some).unwrap();
-                                case.pause.map(std::thread::sleep);
+                                if let Some(pause) = case.pause {
+                                    std::thread::sleep(pause);
+                                }
                             }
                         }
                     });
