@@ -94,7 +94,15 @@ fn info() -> ObjectInfo {
     };
     let span = *WindowClock::new(600, now).current();
     let interface_id = "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad001".to_owned();
-    ObjectInfo { rule, node_id: "node-17".into(), account_id: None, interface_id, span, flushed_early: false }
+    ObjectInfo {
+        rule,
+        node_id: "node-17".into(),
+        account_id: None,
+        interface_id,
+        span,
+        flushed_early: false,
+        late: false,
+    }
 }
 
 fn main() {

@@ -14,7 +14,10 @@ use std::{
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
+
+use rustix::fs::FlockOperation;
 
 use crate::{
     encode::Object,
@@ -22,6 +25,8 @@ use crate::{
 };
 
 const PARTIAL: &str = ".partial";
+/// Held by the agent that uses the state directory.
+const LOCK: &str = "lock";
 /// Longest file name that Linux file systems take.
 const NAME_BYTES_MAX: usize = 255;
 
@@ -37,6 +42,12 @@ pub enum SpoolError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// Another agent has the directory.
+    #[error("state directory `{}` is in use by another agent; stop it, or give this one its own with `--state-dir`", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
     },
     /// A target or key does not fit into a file name.
     #[error(
@@ -64,6 +75,8 @@ pub struct Entry {
 pub struct Spool {
     root: PathBuf,
     quarantine: PathBuf,
+    /// Locked as long as anybody holds the spool: two agents would deliver each other's files.
+    _lock: Arc<fs::File>,
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpoolError {
@@ -95,11 +108,17 @@ impl Spool {
     /// Opens (and makes, mode 0700) the spool below `state_dir`.
     ///
     /// # Errors
-    /// If the directories cannot be made.
+    /// If the directories cannot be made, or another agent has them.
     pub fn open(state_dir: &Path) -> Result<Self, SpoolError> {
-        let spool = Self { root: state_dir.join("spool"), quarantine: state_dir.join("quarantine") };
-        make_dir(&spool.root)?;
-        Ok(spool)
+        let root = state_dir.join("spool");
+        make_dir(&root)?;
+        let path = state_dir.join(LOCK);
+        let lock = fs::File::create(&path).map_err(io_error("create", &path))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { root, quarantine: state_dir.join("quarantine"), _lock: Arc::new(lock) }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(SpoolError::InUse { path: state_dir.to_owned() }),
+            Err(error) => Err(io_error("lock", &path)(error.into())),
+        }
     }
 
     /// Checks that objects for a target have a place here.
@@ -222,6 +241,9 @@ mod tests {
         ];
         fs::write(stored[0].path.with_extension("parquet.partial"), b"torn").expect("write");
 
+        let second = Spool::open(dir.path()).expect_err("one agent at a time").to_string();
+        assert!(second.contains("is in use by another agent"), "{second}");
+        drop(spool);
         let again = Spool::open(dir.path()).expect("open again");
         let mut found = again.entries().expect("entries");
         found.sort_by_key(|e| e.key.len());

@@ -240,6 +240,8 @@ impl Capture {
         for proof in &mut w.proofs {
             proof.window_closed(&w.dev.name, &truth);
         }
+        let late_refusals = truth.verdict.iter().flatten().any(|v| v.late.packets > 0);
+        let late = late_refusals || w.late_records > 0;
         if w.late_records > 0 {
             tracing::error!(
                 interface = w.dev.name,
@@ -256,6 +258,7 @@ impl Capture {
             interface_id,
             span,
             flushed_early,
+            late,
         };
         Ok(Closed { info, table, truth })
     }

@@ -32,6 +32,8 @@ pub struct ObjectInfo {
     pub span: Span,
     /// The memory cap was reached, so the window comes in several objects.
     pub flushed_early: bool,
+    /// It holds packets of an earlier window: refused, or recorded, only after that one was closed.
+    pub late: bool,
 }
 
 impl ObjectInfo {
@@ -42,6 +44,7 @@ impl ObjectInfo {
             (self.span.begins_late, "begins_late"),
             (self.span.ends_early, "ends_early"),
             (self.flushed_early, "flushed_early"),
+            (self.late, "late"),
         ];
         let set: Vec<&str> = marks.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
         (!set.is_empty()).then(|| set.join(","))

@@ -43,7 +43,12 @@ pub const COLUMNS: &[Column] = &[
     ("node_id", DataType::Utf8, false, "node that captured it"),
     ("window_start", DataType::Int64, false, "start of the window, Unix seconds"),
     ("sequence", DataType::Int64, false, "part of the window: 0, or the millisecond it began at"),
-    ("window_marks", DataType::Utf8, true, "begins_late, ends_early, flushed_early; null: a whole window"),
+    (
+        "window_marks",
+        DataType::Utf8,
+        true,
+        "begins_late, ends_early, flushed_early, late (holds packets of an earlier window); null: a whole window",
+    ),
     ("skip_reason", DataType::Utf8, true, "why packets are in no row: ring_full, malformed, verdict_unknown"),
 ];
 

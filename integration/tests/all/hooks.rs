@@ -41,6 +41,28 @@ fn every_hook_kind_counts_the_same_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn xdp_falls_back_to_generic_and_says_so() {
+    let pair = Pair::new().unwrap();
+    // A bridge has no XDP of its own.
+    for line in [
+        "ip address flush dev eth0",
+        "ip link add br0 type bridge",
+        "ip link set eth0 master br0",
+        "ip link set br0 up",
+        "ip address add 10.1.0.1/16 dev br0",
+    ] {
+        pair.a.exec(line).unwrap();
+    }
+    let mac = pair.a.mac("br0").unwrap().map(|b| format!("{b:02x}")).join(":");
+    pair.b.exec(&format!("ip neigh replace 10.1.0.1 lladdr {mac} dev eth0 nud permanent")).unwrap();
+    let mut agent = Agent::start(&pair.a, &["br0"], &["--hook", "xdp"]).unwrap();
+    assert!(agent.log().contains("hook=xdp (generic)"), "{}", agent.log());
+    pair.b.run(|| traffic::udp("10.1.0.1:8", PACKETS, 100)).unwrap();
+    let landed = agent.stop().unwrap();
+    assert_eq!(landed.sum(|r| r.dport == 8 && r.direction == "ingress").0, PACKETS as u64, "{:#?}", landed.rows);
+}
+
+#[test]
 fn xdp_capture_tells_refused_from_accepted_too() {
     let pair = Pair::new().unwrap();
     pair.a
