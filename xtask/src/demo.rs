@@ -11,9 +11,9 @@ use std::{
     env, fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -47,19 +47,29 @@ table inet firewall {
 /// What must be undone, also after Ctrl-C.
 struct Undo {
     namespaces: Vec<String>,
-    children: Vec<Child>,
+    server: Option<Child>,
+    agent: Option<Child>,
+    dir: Option<PathBuf>,
 }
 
-static UNDO: Mutex<Undo> = Mutex::new(Undo { namespaces: Vec::new(), children: Vec::new() });
+static UNDO: Mutex<Undo> = Mutex::new(Undo { namespaces: Vec::new(), server: None, agent: None, dir: None });
+
+/// The list of what to undo. A thread that panicked while it held the list has not made it wrong.
+fn to_undo() -> MutexGuard<'static, Undo> {
+    UNDO.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn undo() {
-    let Ok(mut undo) = UNDO.lock() else { return };
-    for mut child in undo.children.drain(..) {
+    let mut undo = to_undo();
+    for mut child in undo.agent.take().into_iter().chain(undo.server.take()) {
         let _ = child.kill();
         let _ = child.wait();
     }
     for ns in undo.namespaces.drain(..) {
         let _ = Command::new("ip").args(["netns", "del", &ns]).stderr(Stdio::null()).status();
+    }
+    if let Some(dir) = undo.dir.take() {
+        let _ = fs::remove_dir_all(dir);
     }
 }
 
@@ -100,22 +110,23 @@ fn demo() -> anyhow::Result<()> {
     let net = Net::new()?;
     let dir = env::temp_dir().join(format!("flowlog-demo-{}", std::process::id()));
     let objects = dir.join("objects");
+    to_undo().dir = Some(dir.clone());
     fs::create_dir_all(&objects)?;
     step("starting the agent on vm0 and wan0");
-    let agent = start_agent(&net, &dir)?;
+    start_agent(&net, &dir)?;
     step("traffic: HTTP-like TCP, DNS-like UDP and pings; telnet, SNMP and the VM's own pings are refused");
     net.traffic()?;
     step("stopping the agent: it flushes, delivers and detaches");
-    stop(agent)?;
+    stop_agent()?;
     println!("\nfirewall's own count:\n{}", net.firewall()?);
     println!("what landed in {}:", objects.display());
     run_command(Command::new(agent_binary()).arg("read").arg(&objects))?;
-    fs::remove_dir_all(&dir).context("remove the demo's directory")?;
+    undo();
     step("cleaned up. Next: flowlog-agent run --interface eth0 --target ./flows");
     Ok(())
 }
 
-fn agent_binary() -> std::path::PathBuf {
+fn agent_binary() -> PathBuf {
     root().join("target/debug/flowlog-agent")
 }
 
@@ -134,9 +145,7 @@ impl Net {
         let name = |role: &str| format!("flowlog-demo-{}-{role}", std::process::id());
         let net = Self { client: name("client"), host: name("host"), vm: name("vm") };
         for ns in [&net.client, &net.host, &net.vm] {
-            if let Ok(mut undo) = UNDO.lock() {
-                undo.namespaces.push(ns.clone());
-            }
+            to_undo().namespaces.push(ns.clone());
             ip(&format!("netns add {ns}"))?;
             ip(&format!("-n {ns} link set lo up"))?;
         }
@@ -175,9 +184,7 @@ impl Net {
         let mut server = Self::inside(&self.vm, &me).args(["demo", "serve"]).stdout(Stdio::piped()).spawn()?;
         let mut ready = String::new();
         BufReader::new(server.stdout.take().context("stdout")?).read_line(&mut ready)?;
-        if let Ok(mut undo) = UNDO.lock() {
-            undo.children.push(server);
-        }
+        to_undo().server = Some(server);
         run_command(Self::inside(&self.client, &me).args(["demo", "connect"]))?;
         output(Self::inside(&self.client, "ping").args(["-c", "5", "-i", "0.2", "-q", VM]))?;
         // Refused: no answer comes, which ping reports as a failure.
@@ -193,7 +200,7 @@ impl Net {
     }
 }
 
-fn start_agent(net: &Net, dir: &Path) -> anyhow::Result<Child> {
+fn start_agent(net: &Net, dir: &Path) -> anyhow::Result<()> {
     let mut agent = Net::inside(&net.host, agent_binary())
         .args(["run", "--interface", "vm0", "--interface", "wan0", "--name", "demo", "--node-id", "demo-node"])
         .arg("--target")
@@ -203,20 +210,22 @@ fn start_agent(net: &Net, dir: &Path) -> anyhow::Result<Child> {
         .stderr(Stdio::piped())
         .spawn()?;
     let mut log = BufReader::new(agent.stderr.take().context("stderr")?);
+    to_undo().agent = Some(agent);
     let mut line = String::new();
     while log.read_line(&mut line)? > 0 {
         if line.contains("capturing") {
             // Let the rest of its log through.
             std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::stderr()));
-            return Ok(agent);
+            return Ok(());
         }
         eprint!("    {line}");
         line.clear();
     }
-    anyhow::bail!("the agent ended: {}", agent.wait()?)
+    anyhow::bail!("the agent ended before it captured; see its words above")
 }
 
-fn stop(mut agent: Child) -> anyhow::Result<()> {
+fn stop_agent() -> anyhow::Result<()> {
+    let mut agent = to_undo().agent.take().context("the agent runs")?;
     run_command(Command::new("kill").args(["-TERM", &agent.id().to_string()]))?;
     let status = agent.wait()?;
     ensure!(status.success(), "the agent ended with {status}");
