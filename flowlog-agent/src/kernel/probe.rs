@@ -164,7 +164,11 @@ fn interface(name: &str) -> Finding {
                 .and_then(|p| p.file_name().map(|n| n.to_string_lossy().into_owned()));
             let driver = driver.unwrap_or_else(|| "virtual".to_owned());
             let kind = if dev.bridge { ", bridge" } else { "" };
-            let xdp = if dev.link_header { "native if the driver has it, else generic" } else { "generic only" };
+            let xdp = match netdev::xdp::native(dev.index) {
+                Some(true) => "native",
+                Some(false) => "generic",
+                None => "native if the driver has it, else generic (this kernel does not say)",
+            };
             finding(what, State::Ok, format!("index {}, driver {driver}{kind}; xdp: {xdp}", dev.index))
         }
     }

@@ -63,6 +63,9 @@ fn check_says_what_the_machine_can_do() {
     for what in ["BTF", "tc attachment", "ring buffer", "xdp", "CAP_BPF", "memory", "interface eth0"] {
         assert!(out.contains(what), "{what} not in\n{out}");
     }
+    assert!(out.contains("xdp: native"), "veth has XDP of its own: {out}");
+    let (_, out, _) = run_to_end(&pair.a, &["check", "--interface", "lo"], dir.path()).unwrap();
+    assert!(out.contains("xdp: generic"), "the loopback has none: {out}");
     let (status, out, _) = run_to_end(&pair.a, &["check", "--interface", "eth9"], dir.path()).unwrap();
     assert_eq!(status, Some(1), "{out}");
     assert!(out.contains("MISSING interface eth9"), "{out}");

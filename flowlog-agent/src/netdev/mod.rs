@@ -1,4 +1,6 @@
-//! What the system says about an interface. Reads sysfs; changes nothing.
+//! What the system says about an interface. Reads sysfs, asks netlink; changes nothing.
+
+pub mod xdp;
 
 use std::{
     fs, io,
