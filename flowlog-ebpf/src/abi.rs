@@ -1,7 +1,7 @@
 //! The kernel/user ABI: every struct that crosses the boundary, with its size pinned by an assertion.
 //!
-//! A change to any layout or to the meaning of a field must raise [`ABI_VERSION`]; `layout_is_frozen` fails
-//! until it does.
+//! A change to any layout or to the meaning of a field must raise [`ABI_VERSION`]; the assertions at the end of the file
+//! remind whoever changes a layout.
 
 /// Version of everything in this file. It names the pin directory, so that two ABIs never share a map.
 pub const ABI_VERSION: u32 = 1;
