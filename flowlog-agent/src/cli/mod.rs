@@ -50,16 +50,45 @@ enum Command {
     },
 }
 
+/// Flags that a configuration file replaces: all but the state directory, which the service manager may set.
+const FLAGS: [&str; 20] = [
+    "interfaces",
+    "target",
+    "prefix",
+    "name",
+    "direction",
+    "action",
+    "window",
+    "hook",
+    "no_nodata",
+    "layout",
+    "node_id",
+    "cache_slots",
+    "refused_slots",
+    "ring_bytes",
+    "flows_max",
+    "s3_endpoint",
+    "s3_region",
+    "s3_path_style",
+    "s3_allow_http",
+    "s3_credentials",
+];
+
 #[derive(clap::Args)]
 struct RunArgs {
     /// Take everything from a TOML file instead of the flags below.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["interfaces", "target"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = FLAGS)]
     config: Option<PathBuf>,
     /// Interface to capture; may be repeated.
     #[arg(long = "interface", short, value_name = "NAME", required_unless_present = "config")]
     interfaces: Vec<String>,
-    /// Where objects go: <s3://bucket>[/prefix], <file:///dir> or ./dir.
-    #[arg(long, short, value_name = "URL", required_unless_present = "config")]
+    #[arg(
+        long,
+        short,
+        value_name = "URL",
+        required_unless_present = "config",
+        help = "Where objects go: s3://bucket[/prefix], file:///dir or ./dir"
+    )]
     target: Option<String>,
     /// First part of every object key; no `/`.
     #[arg(long)]
@@ -123,7 +152,9 @@ struct RunArgs {
 impl RunArgs {
     fn into_raw(self) -> Result<RawConfig, ConfigError> {
         if let Some(path) = &self.config {
-            return RawConfig::from_file(path);
+            let mut raw = RawConfig::from_file(path)?;
+            raw.state_dir = raw.state_dir.or(self.state_dir);
+            return Ok(raw);
         }
         let log = RawFlowLog {
             interfaces: self.interfaces,
@@ -195,5 +226,15 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         ) => EX_NOPERM,
         Some(AgentError::NetDev(_) | AgentError::Target { .. } | AgentError::Spool(_)) => EX_CONFIG,
         _ => EX_SOFTWARE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
     }
 }

@@ -34,6 +34,7 @@ fn bad_input_is_refused_by_name_before_anything_is_attached() {
     refused(&["run", "--config", "none.toml"], 78, &["config `none.toml`"]);
     refused(&run(&["-t", "s3://flows", "--s3-endpoint", "http://127.0.0.1:1"]), 78, &["plain http is off"]);
     refused(&["run", "-i", "eth0"], 64, &["--target"]);
+    refused(&["run", "--config", "x.toml", "--window", "60"], 64, &["--config", "--window"]);
     refused(&["run", "-i", "eth0", "-t", "./f", "--colour"], 64, &["--colour"]);
 }
 
