@@ -100,3 +100,36 @@ pub fn encode(
         Err(source) => Err(EncodeError { key, source }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        rule::{Action, Directions},
+        types::{MonoNs, Now, WallNs},
+        window::WindowClock,
+    };
+
+    #[test]
+    fn everything_unusual_about_a_window_is_marked_and_a_whole_window_is_not() {
+        let rule = Rule {
+            name: "web".parse().expect("name"),
+            directions: Directions::Bidirectional,
+            action: Action::Any,
+            target: "/tmp".parse().expect("target"),
+            window_secs: 60,
+            nodata: true,
+            hive_layout: true,
+        };
+        let mut span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();
+        span.begins_late = false;
+        let (node_id, interface_id) = ("n".to_owned(), "n-eth0".to_owned());
+        let whole =
+            ObjectInfo { rule, node_id, account_id: None, interface_id, span, flushed_early: false, late: false };
+        assert_eq!(whole.marks(), None);
+        span.begins_late = true;
+        span.ends_early = true;
+        let odd = ObjectInfo { span, flushed_early: true, late: true, ..whole };
+        assert_eq!(odd.marks().as_deref(), Some("begins_late,ends_early,flushed_early,late"));
+    }
+}
