@@ -3,7 +3,8 @@
 //! * [`abi`]: the byte layouts that cross the kernel/user boundary, and the numbers both sides must agree on.
 //! * [`packet`]: the one packet parser. The eBPF programs, the unit tests, the golden packet table and the
 //!   fuzz target all run this code; only the way bytes are fetched ([`packet::Bytes`]) differs.
-//! * [`hash`]: which cache slot a flow lives in.
+//! * [`hash`]: which cache slot a flow lives in;
+//! * [`bench`]: what the benchmark and its own programs agree on.
 //!
 //! This crate does not belong to the agent's logic: nothing here allocates, reads a clock or does I/O.
 #![no_std]
@@ -18,5 +19,6 @@
 extern crate std;
 
 pub mod abi;
+pub mod bench;
 pub mod hash;
 pub mod packet;

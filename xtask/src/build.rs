@@ -17,8 +17,8 @@ use crate::{
 };
 
 const TARGET: &str = "bpfel-unknown-none";
-/// The programs, and those that stand for other people's in the tests. `NAME.bpf.o` each.
-pub const OBJECTS: [&str; 2] = ["flowlog", "testkit"];
+/// The programs, those that stand for other people's in the tests, and those of the benchmark. `NAME.bpf.o` each.
+pub const OBJECTS: [&str; 3] = ["flowlog", "testkit", "bench"];
 /// File with the fingerprint of the sources the objects were built from.
 const FINGERPRINT: &str = "SOURCES";
 

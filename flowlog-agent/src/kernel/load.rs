@@ -139,6 +139,12 @@ impl Kernel {
             .collect()
     }
 
+    /// A loaded program, to be measured by `cargo xtask bench` or looked at by tests.
+    pub fn program_fd(&self, name: &str) -> Result<&aya::programs::ProgramFd, KernelError> {
+        let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
+        program.fd().map_err(|e| KernelError::from_chain(format!("use program `{name}`"), &e))
+    }
+
     /// Runs a hook program once on `frame` with `BPF_PROG_TEST_RUN`, as if it had come in on the loopback device
     /// (ifindex 1). `sk_buff` is the `struct __sk_buff` handed to a TC program, `None` for XDP. Returns the
     /// program's verdict.

@@ -5,7 +5,8 @@
 //! * [`account`]: truth counters and the flow cache with its eviction into the ring;
 //! * [`verdict`]: learns from `kfree_skb` which packets the node's firewall refused;
 //! * [`sweep`]: evicts what is left of a closed window, run by the agent;
-//! * [`kernel`]: reading kernel memory and packets. The only file that knows kernel struct offsets.
+//! * [`frame`]: reading a frame's bytes;
+//! * [`kernel`]: reading kernel memory. The only file that knows kernel struct offsets.
 //!
 //! No program ever changes a packet or a verdict: hooks return `TCX_NEXT` or `XDP_PASS` on every path.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -16,6 +17,8 @@
 
 #[cfg(target_arch = "bpf")]
 mod account;
+#[cfg(target_arch = "bpf")]
+mod frame;
 #[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]

@@ -8,7 +8,7 @@ use flowlog_ebpf::{
 
 use crate::{
     account::{self, Hook},
-    kernel::{Direct, Fragmented},
+    frame::{Direct, Fragmented},
 };
 
 /// Link + two VLAN tags + IPv6 + TCP: with this much in the linear part, direct access sees all headers but

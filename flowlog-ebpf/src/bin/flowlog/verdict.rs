@@ -23,7 +23,8 @@ use flowlog_ebpf::{
 
 use crate::{
     account::{self, Family, One, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
-    kernel::{Dropped, forget},
+    frame::forget,
+    kernel::Dropped,
     maps::{CPU, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, SEEN, XDP_PLACE},
 };
 

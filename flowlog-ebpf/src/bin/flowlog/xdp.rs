@@ -10,7 +10,7 @@ use flowlog_ebpf::{
 
 use crate::{
     account::{self, Hook},
-    kernel::Direct,
+    frame::Direct,
 };
 
 /// A frame in several buffers fills its first one; a shorter first buffer is all there is, and the helper call

@@ -1,0 +1,188 @@
+//! Flow caches that were tried. One skeleton, so that each differs from `cache1` in one thing: ways, clock, hash, or
+//! size of the record. No rules, truth counters, lock or verdicts: what differs is the cache.
+
+use aya_ebpf::{
+    bindings::{BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC},
+    btf_maps::{PerCpuArray, RingBuf},
+    helpers::generated::{bpf_get_hash_recalc, bpf_ktime_get_ns},
+    macros::{btf_map, classifier},
+    programs::TcContext,
+};
+use flowlog_ebpf::{
+    abi::{Key, Record4},
+    bench::CACHE_SLOTS,
+    hash,
+    packet::Flow,
+};
+
+use crate::baselines::{coarse_ns, key, parse, stats};
+
+#[btf_map]
+static CACHE: PerCpuArray<Record4, CACHE_SLOTS> = PerCpuArray::new();
+/// Two records side by side: two cache lines, of which the second is prefetched with the first.
+#[btf_map]
+static CACHE2: PerCpuArray<[Record4; 2], { CACHE_SLOTS / 2 }> = PerCpuArray::new();
+#[btf_map]
+static CACHE4: PerCpuArray<[Record4; 4], { CACHE_SLOTS / 4 }> = PerCpuArray::new();
+/// 88 bytes, as if one table held both families.
+#[btf_map]
+static CACHE_WIDE: PerCpuArray<Wide, CACHE_SLOTS> = PerCpuArray::new();
+#[btf_map]
+static EVICTED: RingBuf<Record4, { 8 << 20 }> = RingBuf::new();
+
+#[repr(C)]
+struct Wide {
+    record: Record4,
+    rest: [u64; 3],
+}
+
+#[inline(always)]
+unsafe fn same(a: *const Key<[u8; 4]>, b: &Key<[u8; 4]>) -> bool {
+    // SAFETY: 24-byte keys without padding, aligned to 8.
+    let (a, b) = unsafe { (&*a.cast::<[u64; 3]>(), &*core::ptr::from_ref(b).cast::<[u64; 3]>()) };
+    ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2])) == 0
+}
+
+#[inline(always)]
+fn index(key: &Key<[u8; 4]>) -> u32 {
+    // SAFETY: as in `same`.
+    let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 3]>() };
+    hash::words2(7, w[0], w[1] ^ (w[2] << 32)) as u32
+}
+
+#[inline(always)]
+unsafe fn hit(slot: *mut Record4, f: &Flow<[u8; 4]>, now: u64) {
+    // SAFETY: the caller's map value of this CPU.
+    unsafe {
+        (*slot).stats.packets += 1;
+        (*slot).stats.bytes += u64::from(f.l3_len);
+        (*slot).stats.last_ns = now;
+        (*slot).stats.tcp_flags |= f.tcp_flags;
+    }
+}
+
+#[inline(always)]
+unsafe fn miss(slot: *mut Record4, key: &Key<[u8; 4]>, f: &Flow<[u8; 4]>, now: u64) {
+    // SAFETY: the caller's map value of this CPU; the reserved bytes are ours.
+    unsafe {
+        if (*slot).stats.packets != 0 {
+            let Some(mut entry) = EVICTED.reserve_untyped::<Record4>(0) else { return };
+            *entry.as_mut_ptr() = *slot;
+            entry.discard(u64::from(BPF_RB_NO_WAKEUP));
+        }
+        (*slot).key = *key;
+        (*slot).stats = stats(f, now);
+    }
+}
+
+#[inline(always)]
+fn direct_mapped(slot: Option<*mut Record4>, key: &Key<[u8; 4]>, f: &Flow<[u8; 4]>, now: u64) {
+    let Some(slot) = slot else { return };
+    // SAFETY: a map value of this CPU.
+    unsafe {
+        if same(&raw const (*slot).key, key) { hit(slot, f, now) } else { miss(slot, key, f, now) }
+    }
+}
+
+/// Direct-mapped: what flowlog uses.
+#[classifier]
+pub fn tc_cache1(ctx: TcContext) -> i32 {
+    if let Some(f) = parse(&ctx) {
+        let key = key(&f);
+        direct_mapped(CACHE.get_ptr_mut(index(&key) & (CACHE_SLOTS as u32 - 1)), &key, &f, coarse_ns());
+    }
+    TC_ACT_UNSPEC
+}
+
+/// The exact clock.
+#[classifier]
+pub fn tc_cache1_exact_clock(ctx: TcContext) -> i32 {
+    if let Some(f) = parse(&ctx) {
+        let key = key(&f);
+        // SAFETY: takes no arguments.
+        let now = unsafe { bpf_ktime_get_ns() };
+        direct_mapped(CACHE.get_ptr_mut(index(&key) & (CACHE_SLOTS as u32 - 1)), &key, &f, now);
+    }
+    TC_ACT_UNSPEC
+}
+
+/// No clock at all: what reading it costs.
+#[classifier]
+pub fn tc_cache1_no_clock(ctx: TcContext) -> i32 {
+    if let Some(f) = parse(&ctx) {
+        let key = key(&f);
+        direct_mapped(CACHE.get_ptr_mut(index(&key) & (CACHE_SLOTS as u32 - 1)), &key, &f, 1);
+    }
+    TC_ACT_UNSPEC
+}
+
+/// `skb->hash`, computed by the kernel where the NIC has not. (The packet of a test run keeps the first one it got, so
+/// this shows the cost for one flow only.)
+#[classifier]
+pub fn tc_cache1_skb_hash(ctx: TcContext) -> i32 {
+    if let Some(f) = parse(&ctx) {
+        let key = key(&f);
+        // SAFETY: the context pointer.
+        let hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
+        direct_mapped(CACHE.get_ptr_mut(hash & (CACHE_SLOTS as u32 - 1)), &key, &f, coarse_ns());
+    }
+    TC_ACT_UNSPEC
+}
+
+/// Slots that are not cache lines.
+#[classifier]
+pub fn tc_cache1_wide(ctx: TcContext) -> i32 {
+    if let Some(f) = parse(&ctx) {
+        let key = key(&f);
+        let slot = CACHE_WIDE.get_ptr_mut(index(&key) & (CACHE_SLOTS as u32 - 1));
+        direct_mapped(slot.map(<*mut Wide>::cast), &key, &f, coarse_ns());
+    }
+    TC_ACT_UNSPEC
+}
+
+/// Looks in `WAYS` slots; a miss takes the one with the fewest packets.
+#[inline(always)]
+unsafe fn ways<const WAYS: usize>(set: *mut Record4, key: &Key<[u8; 4]>, f: &Flow<[u8; 4]>, now: u64) {
+    // SAFETY: the caller's map value of this CPU, WAYS records long.
+    unsafe {
+        let mut victim = set;
+        let mut fewest = u64::MAX;
+        for way in 0..WAYS {
+            let slot = set.add(way);
+            if same(&raw const (*slot).key, key) {
+                return hit(slot, f, now);
+            }
+            if (*slot).stats.packets < fewest {
+                fewest = (*slot).stats.packets;
+                victim = slot;
+            }
+        }
+        miss(victim, key, f, now);
+    }
+}
+
+/// Two ways.
+#[classifier]
+pub fn tc_cache2(ctx: TcContext) -> i32 {
+    if let Some(f) = parse(&ctx) {
+        let key = key(&f);
+        if let Some(set) = CACHE2.get_ptr_mut(index(&key) & (CACHE_SLOTS as u32 / 2 - 1)) {
+            // SAFETY: a map value of two records.
+            unsafe { ways::<2>(set.cast(), &key, &f, coarse_ns()) };
+        }
+    }
+    TC_ACT_UNSPEC
+}
+
+/// Four ways.
+#[classifier]
+pub fn tc_cache4(ctx: TcContext) -> i32 {
+    if let Some(f) = parse(&ctx) {
+        let key = key(&f);
+        if let Some(set) = CACHE4.get_ptr_mut(index(&key) & (CACHE_SLOTS as u32 / 4 - 1)) {
+            // SAFETY: a map value of four records.
+            unsafe { ways::<4>(set.cast(), &key, &f, coarse_ns()) };
+        }
+    }
+    TC_ACT_UNSPEC
+}

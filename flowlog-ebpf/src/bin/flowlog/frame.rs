@@ -1,0 +1,72 @@
+//! Reading the bytes of a frame at a hook. Knows no map and no kernel struct: the benchmark's programs use it as well.
+
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use flowlog_ebpf::packet::{Bytes, OFFSET_MAX};
+
+/// The same number, of which the verifier knows nothing: a scalar that went through the stack byte by byte, unaligned.
+/// What follows is then one state to it, however many ways led there.
+#[inline(always)]
+pub fn forget(number: u32) -> u32 {
+    let mut cell = [0u8; 8];
+    let at = cell.as_mut_ptr();
+    let [a, b, c, d] = number.to_le_bytes();
+    // SAFETY: a local array; volatile, so that the compiler keeps the detour.
+    unsafe {
+        at.add(1).write_volatile(a);
+        at.add(2).write_volatile(b);
+        at.add(3).write_volatile(c);
+        at.add(4).write_volatile(d);
+        u32::from_le_bytes([
+            at.add(1).read_volatile(),
+            at.add(2).read_volatile(),
+            at.add(3).read_volatile(),
+            at.add(4).read_volatile(),
+        ])
+    }
+}
+
+/// The linear part of a packet, by direct packet access.
+pub struct Direct {
+    pub data: usize,
+    pub end: usize,
+}
+
+impl Bytes for Direct {
+    #[inline(always)]
+    fn forget(&self, offset: u16) -> u16 {
+        forget(u32::from(offset)) as u16
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > OFFSET_MAX {
+            return None;
+        }
+        let at = self.data + offset;
+        if at + N > self.end {
+            return None;
+        }
+        // SAFETY: `at..at + N` lies within the packet (checked above, and again by the verifier).
+        Some(unsafe { (at as *const [u8; N]).read_unaligned() })
+    }
+}
+
+/// An skb whose headers are not all in its linear part; copies them out without changing the skb.
+pub struct Fragmented {
+    pub skb: *mut aya_ebpf::bindings::__sk_buff,
+}
+
+impl Bytes for Fragmented {
+    #[inline(always)]
+    fn forget(&self, offset: u16) -> u16 {
+        forget(u32::from(offset)) as u16
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut out = [0u8; N];
+        // SAFETY: `out` is N bytes long; the helper checks the offset against the packet.
+        let rc = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, out.as_mut_ptr().cast(), N as u32) };
+        (rc == 0).then_some(out)
+    }
+}

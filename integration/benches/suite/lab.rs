@@ -1,0 +1,206 @@
+//! Programs side by side: flowlog's own, the baselines, and whatever else is to be compared, behind one driver.
+#![allow(unsafe_code)] // plain-old-data markers for the structs shared with the programs
+
+use std::{path::Path, time::Instant};
+
+use anyhow::Context as _;
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, MapData, ProgramArray},
+    programs::{Program, ProgramFd, TestRun as _, TestRunOptions},
+};
+use flowlog_agent::kernel::{Kernel, Ring, Sizes};
+use flowlog_ebpf::{
+    abi::{Iface, WANT_EGRESS, WANT_INGRESS},
+    bench::{Drive, ORDER_ENTRIES},
+};
+
+use crate::frames::{Ends, Kind, frame};
+
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../flowlog-ebpf/prebuilt/bench.bpf.o"));
+
+/// `BPF_PROG_TEST_RUN` presents its packet as one of the loopback device.
+const LOOPBACK: u32 = 1;
+/// Packets in one call: no more records than the default ring holds.
+pub const BATCH: u32 = 65_536;
+
+/// [`Drive`], marked as plain old data for the loader.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct DrivePod(Drive);
+// SAFETY: four `u32`, no padding (asserted in `flowlog_ebpf::bench`).
+unsafe impl Pod for DrivePod {}
+
+/// Which driver a program needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    Tc,
+    Xdp,
+}
+
+/// A program to be measured.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    pub name: String,
+    pub hook: Hook,
+    slot: u32,
+}
+
+/// Everything loaded.
+pub struct Lab {
+    bench: Ebpf,
+    drive: Array<MapData, DrivePod>,
+    order: Array<MapData, u32>,
+    tc: ProgramArray<MapData>,
+    xdp: ProgramArray<MapData>,
+    slots: u32,
+    kernel: Kernel,
+    ring: Ring,
+    others: Vec<Ebpf>,
+}
+
+/// Loads the object and all its programs.
+pub fn load_bench() -> anyhow::Result<Ebpf> {
+    let mut bench = EbpfLoader::new().load(OBJECT)?;
+    load_all(&mut bench)?;
+    Ok(bench)
+}
+
+fn load_all(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    let btf = aya::Btf::from_sys_fs()?;
+    for (name, program) in ebpf.programs_mut() {
+        match program {
+            Program::SchedClassifier(p) => p.load(),
+            Program::Xdp(p) => p.load(),
+            Program::BtfTracePoint(p) => p.load("kfree_skb", &btf),
+            _ => continue,
+        }
+        .with_context(|| format!("program `{name}`"))?;
+    }
+    Ok(())
+}
+
+impl Lab {
+    /// Loads flowlog with its default sizes, and the baselines.
+    pub fn new() -> anyhow::Result<Self> {
+        let mut bench = load_bench()?;
+        let mut kernel = Kernel::load(Sizes::default(), 1)?;
+        let ring = kernel.take_ring()?;
+        let flags = WANT_INGRESS | WANT_EGRESS;
+        kernel.watch(LOOPBACK, Iface { id: 1, flags, epoch: 1, oldest: 1, upper: 0 })?;
+        let mut map = |name: &str| bench.take_map(name).with_context(|| format!("map {name}"));
+        let (drive, order) = (map("DRIVE")?.try_into()?, map("ORDER")?.try_into()?);
+        let (tc, xdp) = (map("TC_PROGRAMS")?.try_into()?, map("XDP_PROGRAMS")?.try_into()?);
+        Ok(Self { bench, drive, order, tc, xdp, slots: 0, kernel, ring, others: Vec::new() })
+    }
+
+    /// One of flowlog's own hook programs.
+    pub fn ours(&mut self, name: &str, program: &str, hook: Hook) -> anyhow::Result<Subject> {
+        let fd = self.kernel.program_fd(program)?;
+        let (tc, xdp) = (&mut self.tc, &mut self.xdp);
+        enter(tc, xdp, &mut self.slots, name, fd, hook)
+    }
+
+    /// A program of the benchmark's object.
+    pub fn baseline(&mut self, name: &str, program: &str) -> anyhow::Result<Subject> {
+        let p = self.bench.program(program).with_context(|| format!("no program `{program}`"))?;
+        let hook = if matches!(p, Program::Xdp(_)) { Hook::Xdp } else { Hook::Tc };
+        enter(&mut self.tc, &mut self.xdp, &mut self.slots, name, p.fd()?, hook)
+    }
+
+    /// A program of anybody's compiled object, with whatever maps it declares.
+    pub fn other(&mut self, object: &Path, program: &str) -> anyhow::Result<Subject> {
+        let bytes = std::fs::read(object).with_context(|| object.display().to_string())?;
+        let mut ebpf = EbpfLoader::new().load(&bytes).with_context(|| object.display().to_string())?;
+        let names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+        let p = ebpf
+            .program_mut(program)
+            .with_context(|| format!("{}: no program `{program}`; it has {names:?}", object.display()))?;
+        let hook = match p {
+            Program::SchedClassifier(p) => p.load().map(|()| Hook::Tc)?,
+            Program::Xdp(p) => p.load().map(|()| Hook::Xdp)?,
+            _ => anyhow::bail!("`{program}` is neither a TC nor an XDP program"),
+        };
+        let subject = enter(&mut self.tc, &mut self.xdp, &mut self.slots, program, p.fd()?, hook)?;
+        self.others.push(ebpf);
+        Ok(subject)
+    }
+
+    /// Sets the order flows come in, over and over.
+    pub fn set_order(&mut self, mut next: impl FnMut(u32) -> u32) -> anyhow::Result<()> {
+        (0..ORDER_ENTRIES).try_for_each(|i| self.order.set(i, next(i), 0)).context("set the order of flows")
+    }
+
+    fn drive(&mut self, subject: &Subject, kind: Kind, new_flows: bool, cpu_shift: u32) -> anyhow::Result<()> {
+        let drive = Drive { offset: kind.source(), program: subject.slot, new_flows: u32::from(new_flows), cpu_shift };
+        Ok(self.drive.set(0, DrivePod(drive), 0)?)
+    }
+
+    /// Runs `packets` packets; returns ns per packet, driver included.
+    pub fn run(&mut self, subject: &Subject, kind: Kind, packets: u32, new_flows: bool) -> anyhow::Result<f64> {
+        self.drive(subject, kind, new_flows, u32::MAX)?;
+        let (packet, _) = frame(kind, &Ends::nowhere(), 64);
+        repeat(&self.bench, subject.hook, &packet, packets)
+    }
+
+    /// As [`run`](Self::run), on CPUs 0 and 1 at once, on the same flows or on flows of their own. Returns the mean.
+    pub fn run_on_two(&mut self, subject: &Subject, kind: Kind, packets: u32, same: bool) -> anyhow::Result<f64> {
+        self.drive(subject, kind, false, if same { u32::MAX } else { 20 })?;
+        let (packet, _) = frame(kind, &Ends::nowhere(), 64);
+        let barrier = std::sync::Barrier::new(2);
+        let bench = &self.bench;
+        let results: Vec<anyhow::Result<f64>> = std::thread::scope(|scope| {
+            let one = |cpu: usize| {
+                let (barrier, packet) = (&barrier, &packet);
+                scope.spawn(move || {
+                    integration::traffic::pin_to_cpu(cpu);
+                    barrier.wait();
+                    repeat(bench, subject.hook, packet, packets)
+                })
+            };
+            [one(0), one(1)].map(|t| t.join().expect("a measuring thread")).into_iter().collect()
+        });
+        let ns = results.into_iter().collect::<anyhow::Result<Vec<f64>>>()?;
+        Ok(ns.iter().sum::<f64>() / 2.0)
+    }
+
+    /// Empties the ring; returns the number of records.
+    pub fn drain(&mut self) -> usize {
+        std::iter::from_fn(|| self.ring.pop()).count()
+    }
+
+    /// Packets flowlog's programs have counted as lost so far.
+    pub fn lost_packets(&self) -> anyhow::Result<u64> {
+        let truth = self.kernel.truth(flowlog_agent::types::IfaceId(1), flowlog_agent::types::Epoch(1))?;
+        Ok(truth.hook.iter().map(|h| h.lost.packets).sum())
+    }
+}
+
+/// Runs the driver; returns ns per packet.
+fn repeat(bench: &Ebpf, hook: Hook, packet: &[u8], packets: u32) -> anyhow::Result<f64> {
+    let name = if hook == Hook::Tc { "drive_tc" } else { "drive_xdp" };
+    let options = TestRunOptions { data_in: Some(packet), repeat: packets, ..TestRunOptions::default() };
+    let start = Instant::now();
+    match bench.program(name).context("driver")? {
+        Program::SchedClassifier(p) => p.test_run(options)?,
+        Program::Xdp(p) => p.test_run(options)?,
+        _ => anyhow::bail!("the driver has changed its type"),
+    };
+    Ok(start.elapsed().as_secs_f64() * 1e9 / f64::from(packets))
+}
+
+fn enter(
+    tc: &mut ProgramArray<MapData>,
+    xdp: &mut ProgramArray<MapData>,
+    slots: &mut u32,
+    name: &str,
+    fd: &ProgramFd,
+    hook: Hook,
+) -> anyhow::Result<Subject> {
+    let slot = *slots;
+    let array = if hook == Hook::Tc { tc } else { xdp };
+    array.set(slot, fd, 0).with_context(|| format!("enter `{name}` into the driver's table"))?;
+    *slots += 1;
+    Ok(Subject { name: name.to_owned(), hook, slot })
+}

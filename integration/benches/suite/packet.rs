@@ -1,0 +1,310 @@
+//! `bench packet`: ns per packet of each program, by `BPF_PROG_TEST_RUN`, less that of an empty program of the same type.
+//!
+//! Rounds of all programs are interleaved, so that whatever else the machine does hits them alike.
+
+use std::path::PathBuf;
+
+use flowlog_ebpf::bench::ORDER_ENTRIES;
+
+use crate::{
+    frames::Kind,
+    lab::{BATCH, Hook, Lab, Subject},
+    report::{Figure, Report, Table},
+};
+
+const UDP4: Kind = Kind::ALL[0];
+const FLOWS: [u32; 6] = [1, 1_000, 10_000, 100_000, 500_000, 1_000_000];
+const FLOW_NAMES: [&str; 6] = ["1", "1k", "10k", "100k", "500k", "1M"];
+
+/// What to measure.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// Rounds of every program; the figure is their median, the best is in brackets
+    #[arg(long, default_value_t = 9)]
+    rounds: u32,
+    /// Anybody's compiled TC or XDP object, to be measured in the same rounds
+    #[arg(long, requires = "program")]
+    object: Option<PathBuf>,
+    /// Program in that object
+    #[arg(long, requires = "object")]
+    program: Option<String>,
+}
+
+impl Options {
+    /// Few rounds, to see that everything runs.
+    pub fn quick(&mut self) {
+        self.rounds = self.rounds.min(3);
+    }
+}
+
+/// Order in which flows come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// All alike: the worst case for any cache.
+    Uniform,
+    /// The n-th flow 1/n as often as the first: how traffic is.
+    Zipf,
+}
+
+/// The same sequence every time.
+struct Random(u64);
+
+impl Random {
+    fn unit(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        #[allow(clippy::cast_precision_loss, reason = "53 bits")]
+        let unit = (self.0 >> 11) as f64 / (1u64 << 53) as f64;
+        unit
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the number of flows")]
+fn set_order(lab: &mut Lab, order: Order, flows: u32) -> anyhow::Result<()> {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let n = f64::from(flows);
+    match order {
+        Order::Uniform => lab.set_order(|_| (random.unit() * n) as u32),
+        Order::Zipf => {
+            // Inverse of the sum of 1/i.
+            let mut sum = 0.0;
+            let cumulative: Vec<f64> = (1..=flows).map(|i| { sum += 1.0 / f64::from(i); sum }).collect();
+            lab.set_order(|_| cumulative.partition_point(|c| *c < random.unit() * sum).min(flows as usize - 1) as u32)
+        }
+    }
+}
+
+/// Programs measured together.
+struct Programs {
+    empty: Subject,
+    all: Vec<Subject>,
+}
+
+/// ns per packet of each program above the empty one.
+fn rounds(
+    lab: &mut Lab,
+    programs: &Programs,
+    rounds: u32,
+    mut once: impl FnMut(&mut Lab, &Subject) -> anyhow::Result<f64>,
+) -> anyhow::Result<Vec<Figure>> {
+    let mut ns = vec![Vec::new(); programs.all.len()];
+    let mut floor = Vec::new();
+    for _ in 0..rounds {
+        floor.push(once(lab, &programs.empty)?);
+        for (subject, ns) in programs.all.iter().zip(&mut ns) {
+            ns.push(once(lab, subject)?);
+        }
+    }
+    let floor = Figure::least(&floor);
+    Ok(ns.iter().map(|ns| Figure::least(ns).minus(floor)).collect())
+}
+
+/// One timed batch with the ring emptied before it.
+fn batch(lab: &mut Lab, subject: &Subject, kind: Kind, new_flows: bool) -> anyhow::Result<f64> {
+    lab.drain();
+    lab.run(subject, kind, BATCH, new_flows)
+}
+
+/// A table with a column for each number of flows.
+fn by_flows(
+    lab: &mut Lab,
+    programs: &Programs,
+    kind: Kind,
+    order: Order,
+    n: u32,
+) -> anyhow::Result<Vec<Vec<Option<Figure>>>> {
+    let mut rows = vec![Vec::new(); programs.all.len()];
+    for flows in FLOWS {
+        set_order(lab, order, flows)?;
+        // Once through the whole order, so that tables hold every flow before anything is timed.
+        for subject in &programs.all {
+            for _ in 0..ORDER_ENTRIES / BATCH {
+                batch(lab, subject, kind, false)?;
+            }
+        }
+        let figures = rounds(lab, programs, n, |lab, subject| {
+            // Several batches: one is too short for the scheduler's noise to even out.
+            let ns = (0..4).map(|_| batch(lab, subject, kind, false)).collect::<anyhow::Result<Vec<_>>>()?;
+            Ok(ns.iter().sum::<f64>() / 4.0)
+        })?;
+        rows.iter_mut().zip(figures).for_each(|(row, figure)| row.push(Some(figure)));
+    }
+    Ok(rows)
+}
+
+/// Measures; adds tables and targets to the report.
+pub fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    integration::traffic::pin_to_cpu(0);
+    let lab = &mut Lab::new()?;
+    let tc_empty = lab.baseline("empty", "tc_empty")?;
+    let flowlog = lab.ours("flowlog", "flowlog_tc_ingress", Hook::Tc)?;
+    let mut compared = vec![flowlog.clone()];
+    for (name, program) in [
+        ("parse only", "tc_parse"),
+        ("HASH, atomics", "tc_hash"),
+        ("HASH, as peers have it", "tc_hash_peer"),
+        ("HASH, spin lock", "tc_hash_locked"),
+        ("LRU hash", "tc_lru"),
+        ("a ring record each", "tc_ring"),
+    ] {
+        compared.push(lab.baseline(name, program)?);
+    }
+    if let (Some(object), Some(program)) = (&options.object, &options.program) {
+        compared.push(lab.other(object, program)?);
+    }
+    let compared = Programs { empty: tc_empty.clone(), all: compared };
+    special(lab, &compared, options.rounds, report)?;
+    let uniform = tables(lab, &compared, options.rounds, report)?;
+    targets(&uniform, report);
+    explored(lab, &tc_empty, &flowlog, options.rounds, report)?;
+    kinds(lab, &tc_empty, options.rounds, report)?;
+    two_cpus(lab, &compared, options.rounds, report)
+}
+
+/// New flows and a full ring. First, while the hash tables still have room.
+fn special(lab: &mut Lab, programs: &Programs, n: u32, report: &mut Report) -> anyhow::Result<()> {
+    let new = rounds(lab, programs, n.min(9), |lab, s| batch(lab, s, UDP4, true))?;
+    let ours = Programs { empty: programs.empty.clone(), all: vec![programs.all[0].clone()] };
+    // Fill the ring, and leave it full.
+    lab.drain();
+    for _ in 0..4 {
+        lab.run(&ours.all[0], UDP4, BATCH, true)?;
+    }
+    let lost = lab.lost_packets()?;
+    let full = rounds(lab, &ours, n, |lab, s| lab.run(s, UDP4, BATCH, true))?;
+    anyhow::ensure!(lab.lost_packets()? > lost, "the ring was not full");
+    lab.drain();
+    let mut table = Table::new(
+        "Every packet a new flow",
+        "ns per packet over an empty program",
+        "A hash table without room refuses the flow; flowlog counts it.",
+        &["new flows", "new flows, ring full"],
+    );
+    for (i, (subject, new)) in programs.all.iter().zip(&new).enumerate() {
+        table.row(&subject.name, vec![Some(*new), (i == 0).then(|| full[0])]);
+    }
+    report.target("packet: a new flow on every packet", new[0].median, "ns", 60.0, true);
+    report.table(table);
+    Ok(())
+}
+
+fn tables(lab: &mut Lab, programs: &Programs, n: u32, report: &mut Report) -> anyhow::Result<Table> {
+    let mut first = None;
+    for (order, name) in [(Order::Uniform, "uniform"), (Order::Zipf, "Zipf")] {
+        let title = format!("TC ingress, IPv4 UDP, flows in {name} order");
+        let mut table = Table::new(title, "ns per packet over an empty program", "", &FLOW_NAMES);
+        table.chart = true;
+        for (subject, figures) in programs.all.iter().zip(by_flows(lab, programs, UDP4, order, n)?) {
+            table.row(&subject.name, figures);
+        }
+        if first.is_none() {
+            first = Some(Table { rows: table.rows.clone(), ..Table::new("", "", "", &FLOW_NAMES) });
+        }
+        report.table(table);
+    }
+    Ok(first.expect("two orders"))
+}
+
+fn targets(uniform: &Table, report: &mut Report) {
+    let cell = |row: &str, flows: &str| {
+        let column = FLOW_NAMES.iter().position(|f| *f == flows)?;
+        uniform.rows.iter().find(|(name, _)| name == row)?.1[column].map(|f| f.median)
+    };
+    for (flows, limit) in [("1", 12.0), ("10k", 30.0), ("500k", 45.0)] {
+        let Some(ours) = cell("flowlog", flows) else { continue };
+        report.target(format!("packet: hit, {flows} flows"), ours, "ns", limit, true);
+        for peer in ["HASH, atomics", "HASH, as peers have it"] {
+            let times = cell(peer, flows).unwrap_or(0.0) / ours;
+            report.target(format!("packet: cheaper than `{peer}`, {flows} flows"), times, "times", 4.0, false);
+        }
+    }
+}
+
+/// What was tried for the cache.
+fn explored(lab: &mut Lab, empty: &Subject, ours: &Subject, n: u32, report: &mut Report) -> anyhow::Result<()> {
+    let mut all = vec![ours.clone()];
+    for (name, program) in [
+        ("cache alone, direct-mapped", "tc_cache1"),
+        ("2 ways", "tc_cache2"),
+        ("4 ways", "tc_cache4"),
+        ("slots of 88 bytes", "tc_cache1_wide"),
+        ("exact clock", "tc_cache1_exact_clock"),
+        ("no clock", "tc_cache1_no_clock"),
+        ("`skb->hash`", "tc_cache1_skb_hash"),
+    ] {
+        all.push(lab.baseline(name, program)?);
+    }
+    let programs = Programs { empty: empty.clone(), all };
+    for (order, name) in [(Order::Uniform, "uniform"), (Order::Zipf, "Zipf")] {
+        let mut table = Table::new(
+            format!("What was tried for the cache, {name} order"),
+            "ns per packet over an empty program",
+            "`flowlog` has rules, truth counters, lock and verdict notes as well; the others only parser, cache and ring. \
+             The packet of a test run keeps its first `skb->hash`: that row means something for one flow only.",
+            &FLOW_NAMES,
+        );
+        for (subject, figures) in programs.all.iter().zip(by_flows(lab, &programs, UDP4, order, n)?) {
+            table.row(&subject.name, figures);
+        }
+        report.table(table);
+    }
+    Ok(())
+}
+
+/// Hooks, families, protocols.
+fn kinds(lab: &mut Lab, tc_empty: &Subject, n: u32, report: &mut Report) -> anyhow::Result<()> {
+    let mut table = Table::new(
+        "Hooks, families and protocols, uniform order",
+        "ns per packet over an empty program of the same type",
+        "",
+        &FLOW_NAMES,
+    );
+    let mut xdp_over_tc = 0.0f64;
+    let xdp_empty = lab.baseline("empty XDP", "xdp_empty")?;
+    let ingress = lab.ours("TC ingress", "flowlog_tc_ingress", Hook::Tc)?;
+    let egress = lab.ours("TC egress", "flowlog_tc_egress", Hook::Tc)?;
+    let xdp = lab.ours("XDP", "flowlog_xdp", Hook::Xdp)?;
+    let tc = Programs { empty: tc_empty.clone(), all: vec![ingress, egress] };
+    let xdp = Programs { empty: xdp_empty, all: vec![xdp] };
+    for kind in Kind::ALL {
+        let mut medians = Vec::new();
+        for programs in [&tc, &xdp] {
+            for (subject, figures) in programs.all.iter().zip(by_flows(lab, programs, kind, Order::Uniform, n)?) {
+                medians.push(figures.iter().flatten().map(|f| f.median).collect::<Vec<_>>());
+                table.row(format!("{}, {}", subject.name, kind.name()), figures);
+            }
+        }
+        for (x, t) in medians[2].iter().zip(&medians[0]) {
+            xdp_over_tc = xdp_over_tc.max(x - t);
+        }
+    }
+    report.target("packet: XDP above TC ingress, at worst", xdp_over_tc, "ns", 0.0, true);
+    report.table(table);
+    Ok(())
+}
+
+fn two_cpus(lab: &mut Lab, programs: &Programs, n: u32, report: &mut Report) -> anyhow::Result<()> {
+    let mut table = Table::new(
+        "Two CPUs at once",
+        "ns per packet and CPU over an empty program",
+        "",
+        &["one CPU, one flow", "two CPUs, the same flow", "two CPUs, a flow each", "two CPUs, 10k flows each"],
+    );
+    set_order(lab, Order::Uniform, 1)?;
+    let long = BATCH * 8;
+    let one = rounds(lab, programs, n, |lab, s| lab.run(s, UDP4, long, false))?;
+    let same = rounds(lab, programs, n, |lab, s| lab.run_on_two(s, UDP4, long, true))?;
+    let apart = rounds(lab, programs, n, |lab, s| lab.run_on_two(s, UDP4, long, false))?;
+    set_order(lab, Order::Uniform, 10_000)?;
+    let many = rounds(lab, programs, n, |lab, s| {
+        lab.drain();
+        lab.run_on_two(s, UDP4, BATCH / 2, false)
+    })?;
+    for (i, subject) in programs.all.iter().enumerate() {
+        table.row(&subject.name, [one[i], same[i], apart[i], many[i]].map(Some).to_vec());
+    }
+    report.target("packet: two CPUs on one flow, against one", same[0].median / one[0].median, "times", 1.2, true);
+    report.table(table);
+    Ok(())
+}
