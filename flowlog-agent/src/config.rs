@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
+use flowlog_ebpf::abi::RING_BYTES_MIN;
 use serde::Deserialize;
 
 use crate::{
@@ -219,7 +220,7 @@ impl RawSizes {
             // Up to 4 Mi slots: 640 MiB for each CPU.
             passed_slots: power("kernel.cache_slots", self.cache_slots, default.passed_slots, 16, 1 << 22)?,
             refused_slots: power("kernel.refused_slots", self.refused_slots, default.refused_slots, 16, 1 << 22)?,
-            ring_bytes: power("kernel.ring_bytes", self.ring_bytes, default.ring_bytes, 4_096, 1 << 30)?,
+            ring_bytes: power("kernel.ring_bytes", self.ring_bytes, default.ring_bytes, RING_BYTES_MIN, 1 << 30)?,
             interfaces_max: interfaces_max.max(default.interfaces_max),
         })
     }

@@ -4,7 +4,7 @@
 //! remind whoever changes a layout.
 
 /// Version of everything in this file. It names the pin directory, so that two ABIs never share a map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Ingress: the packet enters the interface that is being watched.
 pub const INGRESS: u8 = 0;
@@ -28,6 +28,8 @@ pub const CACHE_SLOTS_DEFAULT: u32 = 16_384;
 pub const REFUSED_SLOTS_DEFAULT: u32 = 4_096;
 /// Default size of the ring buffer in bytes. Must be a power of two and a multiple of the page size.
 pub const RING_BYTES_DEFAULT: u32 = 8 << 20;
+/// Smallest ring buffer: a few blocks.
+pub const RING_BYTES_MIN: u32 = 16 << 10;
 
 /// Slots one run of the sweeper visits: about 20 us with interrupts off.
 pub const SWEEP_CHUNK: u32 = 512;
@@ -107,7 +109,13 @@ impl Meta {
     }
 }
 
-/// Flow key; `A` is `[u8; 4]` or `[u8; 16]`, in network order. Aligned so that it compares as `u64` words.
+/// An IPv4 address as it lies in the packet: bytes in network order, held as one word so that it is copied and compared
+/// as one.
+pub type Ip4 = u32;
+/// An IPv6 address, likewise.
+pub type Ip6 = [u64; 2];
+
+/// Flow key; `A` is [`Ip4`] or [`Ip6`]. Aligned so that it compares as `u64` words.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Key<A> {
@@ -139,7 +147,7 @@ pub struct Stats {
     pub tag: u32,
 }
 
-/// One cache slot, and byte for byte one ring buffer record. Told apart by length.
+/// One cache slot, and byte for byte one record in a [`Block`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Record<A> {
@@ -150,9 +158,44 @@ pub struct Record<A> {
 }
 
 /// IPv4 record: exactly one cache line.
-pub type Record4 = Record<[u8; 4]>;
+pub type Record4 = Record<Ip4>;
 /// IPv6 record.
-pub type Record6 = Record<[u8; 16]>;
+pub type Record6 = Record<Ip6>;
+
+/// IPv4 records in a full block: 4 KiB.
+pub const BLOCK4: usize = 64;
+/// IPv6 records in a full block: 4 KiB, nearly.
+pub const BLOCK6: usize = 46;
+/// [`BlockHeader::family`] of IPv4 records.
+pub const FAMILY_V4: u32 = 4;
+/// [`BlockHeader::family`] of IPv6 records.
+pub const FAMILY_V6: u32 = 6;
+
+/// Head of every entry of the ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockHeader {
+    /// Records that follow.
+    pub records: u32,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u32,
+}
+
+/// Records on their way to the agent. Each CPU fills one of each family and sends it when it is full: one reservation
+/// in the ring, one copy and one commit for all of them. A block may be sent with fewer records than `N`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block<A, const N: usize> {
+    /// How many, and of which family.
+    pub header: BlockHeader,
+    /// The first `header.records` of them count.
+    pub records: [Record<A>; N],
+}
+
+/// A full block of IPv4 records.
+pub type Block4 = Block<Ip4, BLOCK4>;
+/// A full block of IPv6 records.
+pub type Block6 = Block<Ip6, BLOCK6>;
 
 /// Packets and layer-3 bytes.
 #[repr(C)]
@@ -346,20 +389,25 @@ pub mod sweep {
     pub const REFUSED4: u64 = 2;
     /// See [`PASSED4`].
     pub const REFUSED6: u64 = 3;
+    /// No cache: sends the CPU's blocks, full or not.
+    pub const BLOCKS: u64 = 4;
     /// No cache: puts a fence into the ring, an IPv4 record with interface 0 and `arg(0)` as its epoch. Records in
     /// front of it were there before.
-    pub const FENCE: u64 = 4;
+    pub const FENCE: u64 = 5;
 }
 
 const _: () = {
     assert!(size_of::<Meta>() == 16);
-    assert!(size_of::<Key<[u8; 4]>>() == 24);
-    assert!(size_of::<Key<[u8; 16]>>() == 48);
+    assert!(size_of::<Key<Ip4>>() == 24);
+    assert!(size_of::<Key<Ip6>>() == 48);
     assert!(size_of::<Stats>() == 40);
     assert!(size_of::<Record4>() == 64);
     assert!(size_of::<Record6>() == 88);
     assert!(core::mem::offset_of!(Record4, stats) == 24);
     assert!(core::mem::offset_of!(Record6, stats) == 48);
+    assert!(size_of::<Block4>() == 8 + 4_096);
+    assert!(size_of::<Block6>() == 8 + 4_048);
+    assert!(core::mem::offset_of!(Block4, records) == 8);
     assert!(size_of::<Truth>() == 2 * 64 + 4 * 80);
     assert!(size_of::<Iface>() == 16);
     assert!(core::mem::offset_of!(Iface, epoch) == 4);

@@ -1,7 +1,10 @@
 //! Byte-exact packets with the key and counts they must give: one or more for every class of packet that promise P6
 //! names. The frames are put together here by hand, from the RFCs, not by any code of the parser.
 
-use flowlog_ebpf::packet::{Flow, Frame, Packet};
+use flowlog_ebpf::{
+    abi::{Ip4, Ip6},
+    packet::{Flow, Frame, Packet, ip4, ip6},
+};
 
 /// One packet and what must come of it.
 #[derive(Clone, Debug)]
@@ -51,7 +54,7 @@ fn eth(tags: &[(u16, u16)], ethertype: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 /// IPv4 header with `options` (a multiple of 4), fragment field and payload.
-fn ip4(proto: u8, options: &[u8], fragment: u16, payload: &[u8]) -> Vec<u8> {
+fn packet4(proto: u8, options: &[u8], fragment: u16, payload: &[u8]) -> Vec<u8> {
     let header = 20 + options.len();
     let total = u16::try_from(header + payload.len()).expect("small");
     let mut p = vec![0x40 | u8::try_from(header / 4).expect("small"), 0];
@@ -66,7 +69,7 @@ fn ip4(proto: u8, options: &[u8], fragment: u16, payload: &[u8]) -> Vec<u8> {
     p
 }
 
-fn ip6(next: u8, payload: &[u8]) -> Vec<u8> {
+fn packet6(next: u8, payload: &[u8]) -> Vec<u8> {
     let mut p = vec![0x60, 0, 0, 0];
     p.extend_from_slice(&u16::try_from(payload.len()).expect("small").to_be_bytes());
     p.extend_from_slice(&[next, 64]);
@@ -98,12 +101,12 @@ fn udp(payload: usize) -> Vec<u8> {
     p
 }
 
-fn flow4(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<[u8; 4]> {
-    Flow { src: SRC4, dst: DST4, sport: ports.0, dport: ports.1, vlan: 0, proto, tcp_flags, l3_len, headers }
+fn flow4(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<Ip4> {
+    Flow { src: ip4(SRC4), dst: ip4(DST4), sport: ports.0, dport: ports.1, vlan: 0, proto, tcp_flags, l3_len, headers }
 }
 
-fn flow6(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<[u8; 16]> {
-    Flow { src: SRC6, dst: DST6, sport: ports.0, dport: ports.1, vlan: 0, proto, tcp_flags, l3_len, headers }
+fn flow6(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<Ip6> {
+    Flow { src: ip6(SRC6), dst: ip6(DST6), sport: ports.0, dport: ports.1, vlan: 0, proto, tcp_flags, l3_len, headers }
 }
 
 fn plain(name: &'static str, frame: Vec<u8>, packet: Packet) -> Golden {
@@ -124,27 +127,27 @@ const IP6: u16 = 0x86dd;
 fn ipv4() -> Vec<Golden> {
     let v4 = |proto, ports, flags, len, headers| Packet::V4(flow4(proto, ports, flags, len, headers));
     let padded = {
-        let mut f = eth(&[], IP, &ip4(17, &[], 0, &udp(1)));
+        let mut f = eth(&[], IP, &packet4(17, &[], 0, &udp(1)));
         f.resize(60, 0xaa);
         f
     };
     let mut all = vec![
-        plain("tcp over ipv4", eth(&[], IP, &ip4(6, &[], 0, &tcp(0x18, 0, 10))), v4(6, WEB, 0x18, 50, 40)),
-        plain("udp over ipv4", eth(&[], IP, &ip4(17, &[], 0, &udp(4))), v4(17, DNS, 0, 32, 28)),
+        plain("tcp over ipv4", eth(&[], IP, &packet4(6, &[], 0, &tcp(0x18, 0, 10))), v4(6, WEB, 0x18, 50, 40)),
+        plain("udp over ipv4", eth(&[], IP, &packet4(17, &[], 0, &udp(4))), v4(17, DNS, 0, 32, 28)),
         plain("ethernet padding is not counted", padded, v4(17, DNS, 0, 29, 28)),
-        plain("icmp echo request", eth(&[], IP, &ip4(1, &[], 0, &[8, 0, 0, 0, 0, 1, 0, 1])), v4(1, (8, 0), 0, 28, 20)),
-        plain("icmp port unreachable", eth(&[], IP, &ip4(1, &[], 0, &[3, 3, 0, 0])), v4(1, (3, 3), 0, 24, 20)),
-        plain("ipv4 options", eth(&[], IP, &ip4(6, &[1; 8], 0, &tcp(0x02, 4, 0))), v4(6, WEB, 0x02, 52, 52)),
-        plain("most ipv4 options", eth(&[], IP, &ip4(17, &[1; 40], 0, &udp(0))), v4(17, DNS, 0, 68, 68)),
-        plain("first fragment", eth(&[], IP, &ip4(17, &[], 0x2000, &udp(8))), v4(17, DNS, 0, 36, 28)),
-        plain("later fragment has no ports", eth(&[], IP, &ip4(17, &[], 0x2001, &[9; 16])), v4(17, NONE, 0, 36, 20)),
-        plain("last fragment has no ports", eth(&[], IP, &ip4(6, &[], 0x00b9, &[9; 4])), v4(6, NONE, 0, 24, 20)),
-        plain("don't fragment is no fragment", eth(&[], IP, &ip4(17, &[], 0x4000, &udp(0))), v4(17, DNS, 0, 28, 28)),
-        plain("gre has no ports", eth(&[], IP, &ip4(47, &[], 0, &[0; 4])), v4(47, NONE, 0, 24, 20)),
-        plain("sctp has no ports here", eth(&[], IP, &ip4(132, &[], 0, &[0; 12])), v4(132, NONE, 0, 32, 20)),
+        plain("icmp echo request", eth(&[], IP, &packet4(1, &[], 0, &[8, 0, 0, 0, 0, 1, 0, 1])), v4(1, (8, 0), 0, 28, 20)),
+        plain("icmp port unreachable", eth(&[], IP, &packet4(1, &[], 0, &[3, 3, 0, 0])), v4(1, (3, 3), 0, 24, 20)),
+        plain("ipv4 options", eth(&[], IP, &packet4(6, &[1; 8], 0, &tcp(0x02, 4, 0))), v4(6, WEB, 0x02, 52, 52)),
+        plain("most ipv4 options", eth(&[], IP, &packet4(17, &[1; 40], 0, &udp(0))), v4(17, DNS, 0, 68, 68)),
+        plain("first fragment", eth(&[], IP, &packet4(17, &[], 0x2000, &udp(8))), v4(17, DNS, 0, 36, 28)),
+        plain("later fragment has no ports", eth(&[], IP, &packet4(17, &[], 0x2001, &[9; 16])), v4(17, NONE, 0, 36, 20)),
+        plain("last fragment has no ports", eth(&[], IP, &packet4(6, &[], 0x00b9, &[9; 4])), v4(6, NONE, 0, 24, 20)),
+        plain("don't fragment is no fragment", eth(&[], IP, &packet4(17, &[], 0x4000, &udp(0))), v4(17, DNS, 0, 28, 28)),
+        plain("gre has no ports", eth(&[], IP, &packet4(47, &[], 0, &[0; 4])), v4(47, NONE, 0, 24, 20)),
+        plain("sctp has no ports here", eth(&[], IP, &packet4(132, &[], 0, &[0; 12])), v4(132, NONE, 0, 32, 20)),
     ];
     for bit in 0..8 {
-        let frame = eth(&[], IP, &ip4(6, &[], 0, &tcp(1 << bit, 0, 0)));
+        let frame = eth(&[], IP, &packet4(6, &[], 0, &tcp(1 << bit, 0, 0)));
         all.push(plain("each tcp flag", frame, v4(6, WEB, 1 << bit, 40, 40)));
     }
     all
@@ -166,23 +169,23 @@ fn ipv6() -> Vec<Golden> {
     let eight = (0..8).fold(udp(0), |p, i| ext(if i == 0 { 17 } else { 60 }, 0, &p));
     let long_len = 40 + len(&long);
     vec![
-        plain("tcp over ipv6", eth(&[], IP6, &ip6(6, &tcp(0x12, 0, 3))), v6(6, WEB, 0x12, 63, 60)),
-        plain("udp over ipv6", eth(&[], IP6, &ip6(17, &udp(0))), v6(17, DNS, 0, 48, 48)),
-        plain("icmpv6 neighbour solicitation", eth(&[], IP6, &ip6(58, &[135, 0, 0, 0])), v6(58, (135, 0), 0, 44, 40)),
-        plain("hop-by-hop options", eth(&[], IP6, &ip6(0, &ext(17, 0, &udp(0)))), v6(17, DNS, 0, 56, 56)),
-        plain("routing header", eth(&[], IP6, &ip6(43, &ext(6, 2, &tcp(2, 0, 0)))), v6(6, WEB, 2, 84, 84)),
-        plain("chain of six kinds", eth(&[], IP6, &ip6(0, &long)), v6(6, WEB, 0x10, long_len, long_len)),
-        plain("eight extension headers", eth(&[], IP6, &ip6(60, &eight)), v6(17, DNS, 0, 112, 112)),
-        plain("nine extension headers are too many", eth(&[], IP6, &ip6(60, &too_many)), Packet::Malformed(120)),
-        plain("first fragment v6", eth(&[], IP6, &ip6(44, &fragment(17, 1, &udp(0)))), v6(17, DNS, 0, 56, 56)),
-        plain("later fragment v6", eth(&[], IP6, &ip6(44, &fragment(17, 8, &[7; 8]))), v6(17, NONE, 0, 56, 48)),
-        plain("no next header", eth(&[], IP6, &ip6(59, &[])), v6(59, NONE, 0, 40, 40)),
-        plain("esp hides the ports", eth(&[], IP6, &ip6(50, &[0; 16])), v6(50, NONE, 0, 56, 40)),
+        plain("tcp over ipv6", eth(&[], IP6, &packet6(6, &tcp(0x12, 0, 3))), v6(6, WEB, 0x12, 63, 60)),
+        plain("udp over ipv6", eth(&[], IP6, &packet6(17, &udp(0))), v6(17, DNS, 0, 48, 48)),
+        plain("icmpv6 neighbour solicitation", eth(&[], IP6, &packet6(58, &[135, 0, 0, 0])), v6(58, (135, 0), 0, 44, 40)),
+        plain("hop-by-hop options", eth(&[], IP6, &packet6(0, &ext(17, 0, &udp(0)))), v6(17, DNS, 0, 56, 56)),
+        plain("routing header", eth(&[], IP6, &packet6(43, &ext(6, 2, &tcp(2, 0, 0)))), v6(6, WEB, 2, 84, 84)),
+        plain("chain of six kinds", eth(&[], IP6, &packet6(0, &long)), v6(6, WEB, 0x10, long_len, long_len)),
+        plain("eight extension headers", eth(&[], IP6, &packet6(60, &eight)), v6(17, DNS, 0, 112, 112)),
+        plain("nine extension headers are too many", eth(&[], IP6, &packet6(60, &too_many)), Packet::Malformed(120)),
+        plain("first fragment v6", eth(&[], IP6, &packet6(44, &fragment(17, 1, &udp(0)))), v6(17, DNS, 0, 56, 56)),
+        plain("later fragment v6", eth(&[], IP6, &packet6(44, &fragment(17, 8, &[7; 8]))), v6(17, NONE, 0, 56, 48)),
+        plain("no next header", eth(&[], IP6, &packet6(59, &[])), v6(59, NONE, 0, 40, 40)),
+        plain("esp hides the ports", eth(&[], IP6, &packet6(50, &[0; 16])), v6(50, NONE, 0, 56, 40)),
     ]
 }
 
 fn links() -> Vec<Golden> {
-    let inner = ip4(17, &[], 0, &udp(0));
+    let inner = packet4(17, &[], 0, &udp(0));
     let vlan = |vlan| Packet::V4(Flow { vlan, ..flow4(17, DNS, 0, 28, 28) });
     vec![
         plain("vlan", eth(&[(0x8100, 0x6064)], IP, &inner), vlan(100)),
@@ -190,7 +193,7 @@ fn links() -> Vec<Golden> {
         plain("qinq keeps the outer id", eth(&[(0x88a8, 200), (0x8100, 100)], IP, &inner), vlan(200)),
         plain(
             "vlan over ipv6",
-            eth(&[(0x8100, 4094)], IP6, &ip6(17, &udp(0))),
+            eth(&[(0x8100, 4094)], IP6, &packet6(17, &udp(0))),
             Packet::V6(Flow { vlan: 4094, ..flow6(17, DNS, 0, 48, 48) }),
         ),
         plain("three tags", eth(&[(0x8100, 1), (0x8100, 2), (0x8100, 3)], IP, &inner), Packet::Malformed(32)),
@@ -204,14 +207,14 @@ fn links() -> Vec<Golden> {
 
 fn malformed() -> Vec<Golden> {
     let cut = |frame: Vec<u8>, at: usize| frame[..at].to_vec();
-    let whole = eth(&[], IP, &ip4(6, &[], 0, &tcp(2, 0, 0)));
+    let whole = eth(&[], IP, &packet4(6, &[], 0, &tcp(2, 0, 0)));
     let mut short_header = whole.clone();
     short_header[14] = 0x44;
     let mut wrong_version = whole.clone();
     wrong_version[14] = 0x65;
     let mut tiny_total = whole.clone();
     tiny_total[16..18].copy_from_slice(&19u16.to_be_bytes());
-    let whole6 = eth(&[], IP6, &ip6(6, &tcp(2, 0, 0)));
+    let whole6 = eth(&[], IP6, &packet6(6, &tcp(2, 0, 0)));
     let mut wrong_version6 = whole6.clone();
     wrong_version6[14] = 0x45;
     let bad = |name, frame: Vec<u8>| {
@@ -227,16 +230,16 @@ fn malformed() -> Vec<Golden> {
         bad("ipv4 total length below its header", tiny_total),
         bad("ipv6 header cut short", cut(whole6.clone(), 14 + 39)),
         bad("ipv6 ethertype, version 4", wrong_version6),
-        bad("udp over ipv6 cut short", cut(eth(&[], IP6, &ip6(17, &udp(0))), 14 + 43)),
-        bad("extension header cut short", cut(eth(&[], IP6, &ip6(0, &ext(17, 0, &udp(0)))), 14 + 41)),
+        bad("udp over ipv6 cut short", cut(eth(&[], IP6, &packet6(17, &udp(0))), 14 + 43)),
+        bad("extension header cut short", cut(eth(&[], IP6, &packet6(0, &ext(17, 0, &udp(0)))), 14 + 41)),
         plain("vlan tag cut short", cut(eth(&[(0x8100, 5)], IP, &[]), 16), Packet::Malformed(2)),
     ]
 }
 
 fn gso() -> Vec<Golden> {
-    let big4 = eth(&[], IP, &ip4(6, &[], 0, &tcp(0x10, 12, 3_000)));
-    let big6 = eth(&[], IP6, &ip6(6, &tcp(0x10, 12, 3_000)));
-    let usegs = eth(&[], IP, &ip4(17, &[], 0, &udp(2_500)));
+    let big4 = eth(&[], IP, &packet4(6, &[], 0, &tcp(0x10, 12, 3_000)));
+    let big6 = eth(&[], IP6, &packet6(6, &tcp(0x10, 12, 3_000)));
+    let usegs = eth(&[], IP, &packet4(17, &[], 0, &udp(2_500)));
     let packet4 = Packet::V4(flow4(6, WEB, 0x10, 3_052, 52));
     let with = |name, frame: Vec<u8>, packet, gso_size, gso_segs, packets, bytes| Golden {
         name,

@@ -65,8 +65,12 @@ impl Kernel {
         let mut at = from;
         let Some(program) = self.sweeper()? else { return Ok(Swept::Done) };
         while let Some(cpu) = self.cpus.get(at.cpu) {
-            while at.cache <= sweep::REFUSED6 {
-                let slots = if at.cache < sweep::REFUSED4 { self.sizes.passed_slots } else { self.sizes.refused_slots };
+            while at.cache <= sweep::BLOCKS {
+                let slots = match at.cache {
+                    sweep::PASSED4 | sweep::PASSED6 => self.sizes.passed_slots,
+                    sweep::BLOCKS => 1,
+                    _ => self.sizes.refused_slots,
+                };
                 while at.slot < slots {
                     match chunk(program, *cpu, at, scope)? {
                         sweep::RING_FULL => return Ok(Swept::RingFull(at)),

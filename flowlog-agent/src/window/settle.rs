@@ -10,7 +10,7 @@
 
 use std::hash::Hash;
 
-use flowlog_ebpf::abi::{Count, Key, Meta, Truth, VerdictTruth, class};
+use flowlog_ebpf::abi::{Count, Ip6, Key, Meta, Truth, VerdictTruth, class};
 use hashbrown::HashMap;
 
 use super::table::{Addresses, Flow, FlowTable, Totals};
@@ -124,8 +124,8 @@ pub struct Settled {
 pub fn settle(table: FlowTable, truth: &Truth) -> Settled {
     let mut lost = [truth.hook[0].lost, truth.hook[1].lost];
     let mut settled = Settled::default();
-    settle_family(table.v4, &mut lost, |k| Addresses::V4(k.src, k.dst), &mut settled.flows);
-    settle_family(table.v6, &mut lost, |k| Addresses::V6(k.src, k.dst), &mut settled.flows);
+    settle_family(table.v4, &mut lost, |k| Addresses::V4(k.src.to_ne_bytes(), k.dst.to_ne_bytes()), &mut settled.flows);
+    settle_family(table.v6, &mut lost, |k| Addresses::V6(bytes6(k.src), bytes6(k.dst)), &mut settled.flows);
     for direction in Direction::BOTH {
         let (hook, verdict) = (&truth.hook[direction.index()], both(&truth.verdict[direction.index()]));
         let mut report = |refused, reason, count: Count| {
@@ -153,6 +153,13 @@ pub fn settle(table: FlowTable, truth: &Truth) -> Settled {
         plus(if loss.reason == LossReason::VerdictUnknown { &mut b.verdict_unknown } else { &mut b.lost }, loss.count);
     }
     settled
+}
+
+fn bytes6(address: Ip6) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&address[0].to_ne_bytes());
+    bytes[8..].copy_from_slice(&address[1].to_ne_bytes());
+    bytes
 }
 
 /// The two sets of verdict counters as one.
@@ -216,13 +223,13 @@ fn take_back<A: Copy + Eq + Hash>(map: &mut HashMap<Key<A>, Totals>, key: &Key<A
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flowlog_ebpf::abi::{Record, Stats};
+    use flowlog_ebpf::abi::{Record, Record4, Stats};
 
-    fn record(sport: u16, class: u8, reason: u16, packets: u64) -> Record<[u8; 4]> {
+    fn record(sport: u16, class: u8, reason: u16, packets: u64) -> Record4 {
         let meta =
             Meta { sport, dport: 443, iface: 1, proto: 6, flags: Meta::pack(0, class), reason, ..Meta::default() };
         let stats = Stats { first_ns: 10, last_ns: 20, bytes: packets * 100, packets, ..Stats::default() };
-        Record { key: Key { src: [10, 0, 0, 1], dst: [10, 0, 0, 2], meta }, stats }
+        Record { key: Key { src: u32::from_ne_bytes([10, 0, 0, 1]), dst: u32::from_ne_bytes([10, 0, 0, 2]), meta }, stats }
     }
 
     fn count(packets: u64) -> Count {

@@ -1,6 +1,6 @@
 //! Merging records by flow.
 
-use flowlog_ebpf::abi::{Key, Record, Stats};
+use flowlog_ebpf::abi::{Ip4, Ip6, Key, Record, Record4, Record6, Stats};
 use hashbrown::HashMap;
 
 /// Counters of one flow in one window.
@@ -56,18 +56,18 @@ pub struct Flow {
 /// The flows of one interface and window. A key still carries class and reason: verdicts are settled later.
 #[derive(Debug, Default)]
 pub struct FlowTable {
-    pub(super) v4: HashMap<Key<[u8; 4]>, Totals>,
-    pub(super) v6: HashMap<Key<[u8; 16]>, Totals>,
+    pub(super) v4: HashMap<Key<Ip4>, Totals>,
+    pub(super) v6: HashMap<Key<Ip6>, Totals>,
 }
 
 impl FlowTable {
     /// Adds an IPv4 record.
-    pub fn add4(&mut self, record: &Record<[u8; 4]>) {
+    pub fn add4(&mut self, record: &Record4) {
         add(&mut self.v4, record);
     }
 
     /// Adds an IPv6 record.
-    pub fn add6(&mut self, record: &Record<[u8; 16]>) {
+    pub fn add6(&mut self, record: &Record6) {
         add(&mut self.v6, record);
     }
 

@@ -6,7 +6,7 @@ use std::{path::Path, time::Instant};
 use anyhow::Context as _;
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, MapData, ProgramArray},
+    maps::{Array, MapData, ProgramArray, RingBuf},
     programs::{Program, ProgramFd, TestRun as _, TestRunOptions},
 };
 use flowlog_agent::kernel::{Kernel, Ring, Sizes};
@@ -57,6 +57,8 @@ pub struct Lab {
     slots: u32,
     kernel: Kernel,
     ring: Ring,
+    /// Rings of the baselines.
+    rings: [RingBuf<MapData>; 2],
     others: Vec<Ebpf>,
 }
 
@@ -92,7 +94,8 @@ impl Lab {
         let mut map = |name: &str| bench.take_map(name).with_context(|| format!("map {name}"));
         let (drive, order) = (map("DRIVE")?.try_into()?, map("ORDER")?.try_into()?);
         let (tc, xdp) = (map("TC_PROGRAMS")?.try_into()?, map("XDP_PROGRAMS")?.try_into()?);
-        Ok(Self { bench, drive, order, tc, xdp, slots: 0, kernel, ring, others: Vec::new() })
+        let rings = [map("RECORDS")?.try_into()?, map("EVICTED")?.try_into()?];
+        Ok(Self { bench, rings, drive, order, tc, xdp, slots: 0, kernel, ring, others: Vec::new() })
     }
 
     /// One of flowlog's own hook programs.
@@ -165,9 +168,11 @@ impl Lab {
         Ok(ns.iter().sum::<f64>() / 2.0)
     }
 
-    /// Empties the ring; returns the number of records.
+    /// Empties all rings; returns the number of records.
     pub fn drain(&mut self) -> usize {
-        std::iter::from_fn(|| self.ring.pop()).count()
+        let ours = std::iter::from_fn(|| self.ring.pop()).count();
+        let theirs = self.rings.iter_mut().map(|ring| std::iter::from_fn(|| ring.next().map(drop)).count());
+        ours + theirs.sum::<usize>()
     }
 
     /// Packets flowlog's programs have counted as lost so far.

@@ -153,7 +153,7 @@ fn nothing_is_missing_with_a_cache_far_too_small() {
 
 #[test]
 fn nothing_is_missing_with_a_ring_far_too_small() {
-    let args = ["--cache-slots", "16", "--refused-slots", "16", "--ring-bytes", "4096"];
+    let args = ["--cache-slots", "16", "--refused-slots", "16", "--ring-bytes", "16384"];
     check(&Case { name: "tiny ring", args: &args, must_lose: true, ..EASY });
 }
 

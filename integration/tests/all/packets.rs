@@ -74,12 +74,16 @@ impl Bench {
 }
 
 /// Source, destination, the rest of the key, TCP flags, packets, bytes.
-type Flat = (Vec<u8>, Vec<u8>, abi::Meta, u8, u64, u64);
+type Flat = (Vec<u64>, Vec<u64>, abi::Meta, u8, u64, u64);
+
+fn words4(address: abi::Ip4) -> Vec<u64> {
+    vec![u64::from(address)]
+}
 
 fn flat(record: &Record) -> Flat {
     match record {
         Record::V4(r) => {
-            (r.key.src.to_vec(), r.key.dst.to_vec(), r.key.meta, r.stats.tcp_flags, r.stats.packets, r.stats.bytes)
+            (words4(r.key.src), words4(r.key.dst), r.key.meta, r.stats.tcp_flags, r.stats.packets, r.stats.bytes)
         }
         Record::V6(r) => {
             (r.key.src.to_vec(), r.key.dst.to_vec(), r.key.meta, r.stats.tcp_flags, r.stats.packets, r.stats.bytes)
@@ -88,12 +92,12 @@ fn flat(record: &Record) -> Flat {
 }
 
 fn expected(g: &Golden, direction: u8) -> Option<Flat> {
-    let of = |src: Vec<u8>, dst, (sport, dport, vlan, proto), flags| {
+    let of = |src: Vec<u64>, dst, (sport, dport, vlan, proto), flags| {
         let meta = abi::Meta { sport, dport, vlan, iface: ID.0, reason: 0, proto, flags: direction, epoch: EPOCH.0 };
         Some((src, dst, meta, flags, u64::from(g.packets), u64::from(g.bytes)))
     };
     match &g.packet {
-        Packet::V4(f) => of(f.src.to_vec(), f.dst.to_vec(), (f.sport, f.dport, f.vlan, f.proto), f.tcp_flags),
+        Packet::V4(f) => of(words4(f.src), words4(f.dst), (f.sport, f.dport, f.vlan, f.proto), f.tcp_flags),
         Packet::V6(f) => of(f.src.to_vec(), f.dst.to_vec(), (f.sport, f.dport, f.vlan, f.proto), f.tcp_flags),
         Packet::NonIp(_) | Packet::Malformed(_) => None,
     }

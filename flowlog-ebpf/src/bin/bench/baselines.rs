@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, TcContext, XdpContext},
 };
 use flowlog_ebpf::{
-    abi::{Key, Record4, Stats},
+    abi::{Ip4, Key, Record4, Stats},
     bench::TABLE_ENTRIES,
     packet::{self, Flow, Frame, Packet},
 };
@@ -39,13 +39,13 @@ struct Locked {
 }
 
 #[btf_map]
-static HASH: HashMap<Key<[u8; 4]>, Stats, TABLE_ENTRIES> = HashMap::new();
+static HASH: HashMap<Key<Ip4>, Stats, TABLE_ENTRIES> = HashMap::new();
 #[btf_map]
 static HASH_PEER: HashMap<MappedKey, Stats, TABLE_ENTRIES> = HashMap::new();
 #[btf_map]
-static HASH_LOCKED: HashMap<Key<[u8; 4]>, Locked, TABLE_ENTRIES> = HashMap::new();
+static HASH_LOCKED: HashMap<Key<Ip4>, Locked, TABLE_ENTRIES> = HashMap::new();
 #[btf_map]
-static LRU: LruHashMap<Key<[u8; 4]>, Stats, TABLE_ENTRIES> = LruHashMap::new();
+static LRU: LruHashMap<Key<Ip4>, Stats, TABLE_ENTRIES> = LruHashMap::new();
 #[btf_map]
 static RECORDS: RingBuf<Record4, { 8 << 20 }> = RingBuf::new();
 
@@ -69,7 +69,7 @@ pub fn verdict_empty(_ctx: BtfTracePointContext) -> i32 {
 
 /// Parses an IPv4 packet as flowlog does.
 #[inline(always)]
-pub fn parse(ctx: &TcContext) -> Option<Flow<[u8; 4]>> {
+pub fn parse(ctx: &TcContext) -> Option<Flow<Ip4>> {
     // SAFETY: the context pointer.
     let (len, vlan_tci) = unsafe { ((*ctx.skb.skb).len, (*ctx.skb.skb).vlan_tci as u16) };
     let direct = Direct { data: ctx.data(), end: ctx.data_end() };
@@ -82,19 +82,18 @@ pub fn parse(ctx: &TcContext) -> Option<Flow<[u8; 4]>> {
 /// The key, put together in words: with constants among its members, LLVM would merge stores across word boundaries,
 /// which the verifier refuses on the stack.
 #[inline(always)]
-pub fn key(f: &Flow<[u8; 4]>) -> Key<[u8; 4]> {
-    let half = |a: [u8; 4]| u64::from(u32::from_ne_bytes(a));
+pub fn key(f: &Flow<Ip4>) -> Key<Ip4> {
     let words = [
-        half(f.src) | half(f.dst) << 32,
+        u64::from(f.src) | u64::from(f.dst) << 32,
         u64::from(f.sport) | u64::from(f.dport) << 16 | u64::from(f.vlan) << 32 | 1 << 48,
         u64::from(f.proto) << 16 | 1 << 32,
     ];
     // SAFETY: a key is three words without padding; any bits are valid.
-    unsafe { core::mem::transmute::<[u64; 3], Key<[u8; 4]>>(words) }
+    unsafe { core::mem::transmute::<[u64; 3], Key<Ip4>>(words) }
 }
 
 #[inline(always)]
-pub fn stats(f: &Flow<[u8; 4]>, now_ns: u64) -> Stats {
+pub fn stats(f: &Flow<Ip4>, now_ns: u64) -> Stats {
     Stats {
         first_ns: now_ns,
         last_ns: now_ns,
@@ -124,7 +123,7 @@ unsafe fn atomic_add(at: *mut u64, n: u64) {
 /// # Safety
 /// `s` must point to a map value.
 #[inline(always)]
-unsafe fn add_shared(s: *mut Stats, f: &Flow<[u8; 4]>, now_ns: u64) {
+unsafe fn add_shared(s: *mut Stats, f: &Flow<Ip4>, now_ns: u64) {
     // SAFETY: by the contract above.
     unsafe {
         atomic_add(&raw mut (*s).packets, 1);
@@ -249,8 +248,7 @@ pub fn tc_ring(ctx: TcContext) -> i32 {
                 (*record).key = key(&f);
                 (*record).stats = stats(&f, now);
             }
-            // Gives its place back at once, so that nobody has to read.
-            entry.discard(u64::from(BPF_RB_NO_WAKEUP));
+            entry.submit(u64::from(BPF_RB_NO_WAKEUP));
         }
     }
     TC_ACT_UNSPEC

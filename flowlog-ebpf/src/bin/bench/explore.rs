@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flowlog_ebpf::{
-    abi::{Key, Record4},
+    abi::{Ip4, Key, Record4},
     bench::CACHE_SLOTS,
     hash,
     packet::Flow,
@@ -37,21 +37,21 @@ struct Wide {
 }
 
 #[inline(always)]
-unsafe fn same(a: *const Key<[u8; 4]>, b: &Key<[u8; 4]>) -> bool {
+unsafe fn same(a: *const Key<Ip4>, b: &Key<Ip4>) -> bool {
     // SAFETY: 24-byte keys without padding, aligned to 8.
     let (a, b) = unsafe { (&*a.cast::<[u64; 3]>(), &*core::ptr::from_ref(b).cast::<[u64; 3]>()) };
     ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2])) == 0
 }
 
 #[inline(always)]
-fn index(key: &Key<[u8; 4]>) -> u32 {
+fn index(key: &Key<Ip4>) -> u32 {
     // SAFETY: as in `same`.
     let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 3]>() };
     hash::words2(7, w[0], w[1] ^ (w[2] << 32)) as u32
 }
 
 #[inline(always)]
-unsafe fn hit(slot: *mut Record4, f: &Flow<[u8; 4]>, now: u64) {
+unsafe fn hit(slot: *mut Record4, f: &Flow<Ip4>, now: u64) {
     // SAFETY: the caller's map value of this CPU.
     unsafe {
         (*slot).stats.packets += 1;
@@ -62,13 +62,13 @@ unsafe fn hit(slot: *mut Record4, f: &Flow<[u8; 4]>, now: u64) {
 }
 
 #[inline(always)]
-unsafe fn miss(slot: *mut Record4, key: &Key<[u8; 4]>, f: &Flow<[u8; 4]>, now: u64) {
+unsafe fn miss(slot: *mut Record4, key: &Key<Ip4>, f: &Flow<Ip4>, now: u64) {
     // SAFETY: the caller's map value of this CPU; the reserved bytes are ours.
     unsafe {
         if (*slot).stats.packets != 0 {
             let Some(mut entry) = EVICTED.reserve_untyped::<Record4>(0) else { return };
             *entry.as_mut_ptr() = *slot;
-            entry.discard(u64::from(BPF_RB_NO_WAKEUP));
+            entry.submit(u64::from(BPF_RB_NO_WAKEUP));
         }
         (*slot).key = *key;
         (*slot).stats = stats(f, now);
@@ -76,7 +76,7 @@ unsafe fn miss(slot: *mut Record4, key: &Key<[u8; 4]>, f: &Flow<[u8; 4]>, now: u
 }
 
 #[inline(always)]
-fn direct_mapped(slot: Option<*mut Record4>, key: &Key<[u8; 4]>, f: &Flow<[u8; 4]>, now: u64) {
+fn direct_mapped(slot: Option<*mut Record4>, key: &Key<Ip4>, f: &Flow<Ip4>, now: u64) {
     let Some(slot) = slot else { return };
     // SAFETY: a map value of this CPU.
     unsafe {
@@ -142,7 +142,7 @@ pub fn tc_cache1_wide(ctx: TcContext) -> i32 {
 
 /// Looks in `WAYS` slots; a miss takes the one with the fewest packets.
 #[inline(always)]
-unsafe fn ways<const WAYS: usize>(set: *mut Record4, key: &Key<[u8; 4]>, f: &Flow<[u8; 4]>, now: u64) {
+unsafe fn ways<const WAYS: usize>(set: *mut Record4, key: &Key<Ip4>, f: &Flow<Ip4>, now: u64) {
     // SAFETY: the caller's map value of this CPU, WAYS records long.
     unsafe {
         let mut victim = set;

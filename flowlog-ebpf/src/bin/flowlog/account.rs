@@ -1,33 +1,27 @@
 //! Truth counters and the flow cache.
 //!
 //! The cache is a per-CPU, direct-mapped array. A hit adds to its slot; a miss first moves the old record into the
-//! ring, then takes the slot. If the ring is full the slot keeps its flow and the packet is counted as lost: a
-//! packet is always in exactly one of {a slot, a ring record, a loss counter}.
+//! CPU's block ([`crate::block`]), then takes the slot. If the ring is full the slot keeps its flow and the packet is
+//! counted as lost: a packet is always in exactly one of {a slot, a block, the ring, a loss counter}.
 //!
 //! Three contexts share a CPU's caches: softirq (hooks), process context (verdicts of locally made packets), and
 //! the sweeper. Whoever finds [`Cpu::busy`] set sends its packet as a record of its own and touches nothing.
 
-use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ringbuf_query},
-};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use flowlog_ebpf::{
     abi::{
-        Count, Cpu, EPOCHS, HookTruth, Iface, Key, Meta, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_RECORD, SEEN_SLOT_BITS,
-        SEEN_V4, SEEN_V6, Seen, Stats, Truth, WANT_EGRESS, WANT_INGRESS, class,
+        BLOCK4 as SIZE4, BLOCK6 as SIZE6, BlockHeader, Count, Cpu, EPOCHS, FAMILY_V4, FAMILY_V6, HookTruth, Iface, Ip4,
+        Ip6, Key, Meta, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_RECORD, SEEN_SLOT_BITS, SEEN_V4, SEEN_V6, Seen, Stats,
+        Truth, class,
     },
     hash,
     packet::{self, Bytes, Flow, Frame, Packet},
 };
 
-use crate::maps::{
-    CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, RING, RING_WAKE_BYTES, SEED, SEEN, TRACK_SEEN,
-    TRUTH,
+use crate::{
+    block,
+    maps::{BLOCK4, BLOCK6, CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED, SEEN, TRACK_SEEN, TRUTH},
 };
-
-/// Ring fill band above the wake mark in which every record wakes the agent. More than one record must do it,
-/// since two CPUs can cross the mark together; much more would make the packet path pay for wake-ups.
-const WAKE_BAND_BYTES: u64 = 4_096;
 
 /// What differs between the IPv4 and the IPv6 tables.
 pub trait Family {
@@ -35,10 +29,16 @@ pub trait Family {
     type Addr: Copy + 'static;
     /// `SEEN_V4` or `SEEN_V6`.
     const PLACE: u32;
+    /// `FAMILY_V4` or `FAMILY_V6`.
+    const FAMILY: u32;
+    /// Records in a full block.
+    const BLOCK: u32;
     /// Slot of the flow cache.
     fn passed(index: u32) -> Option<*mut Record<Self::Addr>>;
     /// Slot of the refused cache.
     fn refused(index: u32) -> Option<*mut Record<Self::Addr>>;
+    /// Head of the block that is being filled.
+    fn block() -> Option<*mut BlockHeader>;
     /// Flow hash, without the epoch: a flow keeps its slot across windows.
     fn hash(key: &Key<Self::Addr>) -> u64;
     /// Key comparison by words.
@@ -54,25 +54,31 @@ pub enum V4 {}
 pub enum V6 {}
 
 impl Family for V4 {
-    type Addr = [u8; 4];
+    type Addr = Ip4;
     const PLACE: u32 = SEEN_V4;
+    const FAMILY: u32 = FAMILY_V4;
+    const BLOCK: u32 = SIZE4 as u32;
     #[inline(always)]
-    fn passed(index: u32) -> Option<*mut Record<[u8; 4]>> {
+    fn passed(index: u32) -> Option<*mut Record<Ip4>> {
         PASSED4.get_ptr_mut(index)
     }
     #[inline(always)]
-    fn refused(index: u32) -> Option<*mut Record<[u8; 4]>> {
+    fn refused(index: u32) -> Option<*mut Record<Ip4>> {
         REFUSED4.get_ptr_mut(index)
     }
     #[inline(always)]
-    fn hash(key: &Key<[u8; 4]>) -> u64 {
+    fn block() -> Option<*mut BlockHeader> {
+        BLOCK4.get_ptr_mut(0).map(<*mut _>::cast)
+    }
+    #[inline(always)]
+    fn hash(key: &Key<Ip4>) -> u64 {
         // SAFETY: the key is 24 bytes with no padding, aligned to 8.
         let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 3]>() };
         // The third word holds reason, protocol, flags and the epoch; keep the part below the epoch.
         hash::words2(SEED.load(), w[0], w[1] ^ (w[2] << 32))
     }
     #[inline(always)]
-    unsafe fn same(slot: *const Key<[u8; 4]>, key: &Key<[u8; 4]>) -> bool {
+    unsafe fn same(slot: *const Key<Ip4>, key: &Key<Ip4>) -> bool {
         // SAFETY: both are 24-byte keys without padding, aligned to 8.
         let (a, b) = unsafe { (&*slot.cast::<[u64; 3]>(), &*core::ptr::from_ref(key).cast::<[u64; 3]>()) };
         ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2])) == 0
@@ -80,24 +86,30 @@ impl Family for V4 {
 }
 
 impl Family for V6 {
-    type Addr = [u8; 16];
+    type Addr = Ip6;
     const PLACE: u32 = SEEN_V6;
+    const FAMILY: u32 = FAMILY_V6;
+    const BLOCK: u32 = SIZE6 as u32;
     #[inline(always)]
-    fn passed(index: u32) -> Option<*mut Record<[u8; 16]>> {
+    fn passed(index: u32) -> Option<*mut Record<Ip6>> {
         PASSED6.get_ptr_mut(index)
     }
     #[inline(always)]
-    fn refused(index: u32) -> Option<*mut Record<[u8; 16]>> {
+    fn refused(index: u32) -> Option<*mut Record<Ip6>> {
         REFUSED6.get_ptr_mut(index)
     }
     #[inline(always)]
-    fn hash(key: &Key<[u8; 16]>) -> u64 {
+    fn block() -> Option<*mut BlockHeader> {
+        BLOCK6.get_ptr_mut(0).map(<*mut _>::cast)
+    }
+    #[inline(always)]
+    fn hash(key: &Key<Ip6>) -> u64 {
         // SAFETY: the key is 48 bytes with no padding, aligned to 8.
         let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 6]>() };
         hash::words5(SEED.load(), w[0], w[1], w[2], w[3], w[4] ^ (w[5] << 32))
     }
     #[inline(always)]
-    unsafe fn same(slot: *const Key<[u8; 16]>, key: &Key<[u8; 16]>) -> bool {
+    unsafe fn same(slot: *const Key<Ip6>, key: &Key<Ip6>) -> bool {
         // SAFETY: both are 48-byte keys without padding, aligned to 8.
         let (a, b) = unsafe { (&*slot.cast::<[u64; 6]>(), &*core::ptr::from_ref(key).cast::<[u64; 6]>()) };
         ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) | (a[5] ^ b[5])) == 0
@@ -160,35 +172,18 @@ pub fn iface(ifindex: u32) -> Option<&'static Iface> {
     IFACES.get(ifindex).filter(|iface| iface.id != 0)
 }
 
-/// Copies a record into the ring. `false`: the ring is full.
-#[inline(always)]
-pub fn emit<A: Copy + 'static>(key: &Key<A>, stats: &Stats) -> bool {
-    let Some(mut entry) = RING.reserve_untyped::<Record<A>>(0) else { return false };
-    let record = entry.as_mut_ptr();
-    // SAFETY: the reserved bytes are ours; written in place, since a record on the stack is a sixth of all there is.
-    unsafe {
-        (*record).key = *key;
-        (*record).stats = *stats;
-    }
-    // SAFETY: RING is a ring buffer map.
-    let fill = unsafe { bpf_ringbuf_query((&raw const RING).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
-    let wake = RING_WAKE_BYTES.load();
-    let flags = if fill >= wake && fill < wake + WAKE_BAND_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
-    entry.submit(u64::from(flags));
-    true
-}
-
-/// Moves a slot's record into the ring and empties the slot. `false`: the ring is full, the slot is unchanged.
+/// Moves a slot's record into the CPU's block and empties the slot. `false`: the ring is full, the slot is unchanged.
 ///
 /// # Safety
 /// `slot` must be a cache slot of this CPU, and the caller must hold `busy`.
 #[inline(always)]
-pub unsafe fn evict<A: Copy + 'static>(slot: *mut Record<A>) -> bool {
+pub unsafe fn evict<F: Family>(slot: *mut Record<F::Addr>) -> bool {
     // SAFETY: by the contract above.
     unsafe {
         // A slot whose packets were all taken back by the verdict program has nothing to tell.
-        if (*slot).key.meta.iface != 0 && (*slot).stats.packets != 0 && !emit(&(*slot).key, &(*slot).stats) {
-            return false;
+        if (*slot).key.meta.iface != 0 && (*slot).stats.packets != 0 {
+            let Some(room) = block::room::<F>() else { return false };
+            *room = *slot;
         }
         (*slot).key.meta.iface = 0;
         (*slot).stats.packets = 0;
@@ -212,7 +207,7 @@ pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p
             s.tcp_flags |= p.tcp_flags;
             return true;
         }
-        if !evict(slot) {
+        if !evict::<F>(slot) {
             return false;
         }
         (*slot).key = *key;
@@ -224,7 +219,7 @@ pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p
 /// Sends one packet as a record of its own. `false`: the ring is full.
 #[inline(always)]
 pub fn emit_alone<F: Family>(key: &Key<F::Addr>, p: &One) -> bool {
-    emit(key, &p.stats())
+    block::send_one(F::FAMILY, key, &p.stats())
 }
 
 /// Keeps the compiler from moving memory accesses across: volatile orders only volatile accesses, and the slot's must
@@ -235,21 +230,26 @@ fn compiler_barrier() {
     unsafe { core::arch::asm!("", options(nostack, preserves_flags)) };
 }
 
-/// Takes this CPU's caches. `None`: somebody we interrupted has them.
+/// Scratch state of this CPU.
 #[inline(always)]
-pub fn lock() -> Option<*mut Cpu> {
-    let cpu = CPU.get_ptr_mut(0)?;
+pub fn cpu() -> Option<*mut Cpu> {
+    CPU.get_ptr_mut(0)
+}
+
+/// Takes this CPU's caches. `false`: somebody we interrupted has them.
+#[inline(always)]
+pub fn lock(cpu: *mut Cpu) -> bool {
     // SAFETY: a map value. Volatile, so that the stores stay around what they guard. An interrupt between the
     // load and the store is harmless: it takes and gives back the flag before we go on.
     unsafe {
         let busy = &raw mut (*cpu).busy;
         if busy.read_volatile() != 0 {
-            return None;
+            return false;
         }
         busy.write_volatile(1);
     }
     compiler_barrier();
-    Some(cpu)
+    true
 }
 
 /// Gives the caches back.
@@ -269,8 +269,7 @@ pub const fn split(hash: u64, mask: u32) -> (u32, u32) {
 /// The address of an `sk_buff` as a number. It goes through a map value, because the verifier allows no arithmetic on
 /// such a pointer but lets a privileged program store one.
 #[inline(always)]
-pub fn address(pointer: u64) -> u64 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else { return 0 };
+pub fn address(cpu: *mut Cpu, pointer: u64) -> u64 {
     // SAFETY: a map value of this CPU; read back at once. A program that interrupts in between leaves its own address
     // there, and a wrong one only makes a look-up miss.
     unsafe {
@@ -288,38 +287,49 @@ pub const fn seen_index(skb: u64, direction: u8) -> u32 {
 }
 
 /// A frame at a hook.
-pub struct Hook {
-    pub ifindex: u32,
-    pub direction: u8,
-    /// Address of the buffer, 0 if there is none (XDP).
-    pub skb: u64,
-    pub gso_size: u32,
-    pub gso_segs: u32,
+pub trait Hook {
+    /// Ifindex, and address of the buffer (0 if there is none: XDP).
+    fn buffer(&self, cpu: *mut Cpu) -> (u32, u64);
+    /// Wire packets and bytes of a packet with these lengths.
+    fn wire(&self, l3_len: u32, headers: u32) -> Wire;
 }
 
-/// Accounts for one frame. Every frame of a watched interface and direction ends in `HookTruth::seen`, and in one
-/// of: a slot, a record, `non_ip`, `malformed`, `lost`.
+/// What a hook knows before it looks at the packet.
+pub struct At {
+    pub iface: Iface,
+    pub direction: u8,
+    truth: *mut HookTruth,
+}
+
+/// Looks up a frame's interface and its witness counters. `None`: nobody wants this direction of this interface.
 #[inline(always)]
-pub fn frame<B: Bytes>(hook: &Hook, iface: &Iface, bytes: &B, frame: Frame) {
-    let want = if hook.direction == 0 { WANT_INGRESS } else { WANT_EGRESS };
+pub fn at(ifindex: u32, direction: u8, want: u16) -> Option<At> {
+    let iface = *IFACES.get(ifindex)?;
     if iface.flags & want == 0 {
-        return;
+        return None;
     }
-    let Some(truth) = truth(iface.id, iface.epoch) else { return };
+    let truth = truth(iface.id, iface.epoch)?;
     // SAFETY: a map value; the direction is 0 or 1.
-    let truth = unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(usize::from(hook.direction & 1)) };
+    let truth = unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(usize::from(direction & 1)) };
+    Some(At { iface, direction, truth })
+}
+
+/// Accounts for one frame of any kind. Every frame of a watched interface and direction ends in `HookTruth::seen`, and
+/// in one of: a slot, a record, `non_ip`, `malformed`, `lost`.
+#[inline(always)]
+pub fn frame<H: Hook, B: Bytes>(hook: &H, at: &At, bytes: &B, frame: Frame) {
     match packet::parse(bytes, frame) {
-        Packet::V4(f) => flow::<V4>(hook, iface, truth, &f),
-        Packet::V6(f) => flow::<V6>(hook, iface, truth, &f),
+        Packet::V4(f) => flow::<V4, H>(hook, at, &f),
+        Packet::V6(f) => flow::<V6, H>(hook, at, &f),
         // SAFETY: pointers into the map value.
         Packet::NonIp(len) => unsafe {
-            bump(&raw mut (*truth).seen, Wire { packets: 1, bytes: len });
-            bump(&raw mut (*truth).non_ip, Wire { packets: 1, bytes: len });
+            bump(&raw mut (*at.truth).seen, Wire { packets: 1, bytes: len });
+            bump(&raw mut (*at.truth).non_ip, Wire { packets: 1, bytes: len });
         },
         // SAFETY: pointers into the map value.
         Packet::Malformed(len) => unsafe {
-            bump(&raw mut (*truth).seen, Wire { packets: 1, bytes: len });
-            bump(&raw mut (*truth).malformed, Wire { packets: 1, bytes: len });
+            bump(&raw mut (*at.truth).seen, Wire { packets: 1, bytes: len });
+            bump(&raw mut (*at.truth).malformed, Wire { packets: 1, bytes: len });
         },
     }
 }
@@ -331,20 +341,21 @@ pub fn key_of<A: Copy>(f: &Flow<A>, iface: u16, flags: u8, reason: u16, epoch: u
     Key { src: f.src, dst: f.dst, meta }
 }
 
+/// Accounts for one IP packet.
 #[inline(always)]
-fn flow<F: Family>(hook: &Hook, iface: &Iface, truth: *mut HookTruth, f: &Flow<F::Addr>) {
-    let (packets, bytes) = packet::wire(f.l3_len, f.headers, hook.gso_size, hook.gso_segs);
-    let w = Wire { packets, bytes };
+pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {
+    let w = hook.wire(f.l3_len, f.headers);
     // SAFETY: a pointer into the map value.
-    unsafe { bump(&raw mut (*truth).seen, w) };
-    let key = key_of(f, iface.id, Meta::pack(hook.direction, class::PASSED), 0, iface.epoch);
+    unsafe { bump(&raw mut (*at.truth).seen, w) };
+    let Some(cpu) = cpu() else { return };
+    let key = key_of(f, at.iface.id, Meta::pack(at.direction, class::PASSED), 0, at.iface.epoch);
     let (index, tag) = split(F::hash(&key), PASSED_MASK.load());
     // Coarse: the time of the last timer tick, good to a few ms, at a third of the cost of the exact clock.
     // SAFETY: takes no arguments.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
     let one = One { wire: w, tcp_flags: f.tcp_flags, tag, now_ns };
-    let (counted, place) = match (lock(), F::passed(index)) {
-        (Some(cpu), Some(slot)) => {
+    let (counted, place) = match F::passed(index) {
+        Some(slot) if lock(cpu) => {
             // SAFETY: a slot of this CPU, and we hold the flag.
             let counted = unsafe { count::<F>(slot, &key, &one) };
             unlock(cpu);
@@ -354,13 +365,14 @@ fn flow<F: Family>(hook: &Hook, iface: &Iface, truth: *mut HookTruth, f: &Flow<F
     };
     if !counted {
         // SAFETY: a pointer into the map value.
-        unsafe { bump(&raw mut (*truth).lost, w) };
+        unsafe { bump(&raw mut (*at.truth).lost, w) };
     }
-    if TRACK_SEEN.load() != 0 && hook.skb != 0 {
+    let (ifindex, skb) = hook.buffer(cpu);
+    if TRACK_SEEN.load() != 0 && skb != 0 {
         let place = if counted { place } else { SEEN_LOST << SEEN_SLOT_BITS };
-        if let Some(seen) = SEEN.get_ptr_mut(seen_index(hook.skb, hook.direction)) {
-            let Iface { epoch, .. } = *iface;
-            let entry = Seen { skb: hook.skb, place, tag, packets, bytes, epoch, ifindex: hook.ifindex };
+        if let Some(seen) = SEEN.get_ptr_mut(seen_index(skb, at.direction)) {
+            let Wire { packets, bytes } = w;
+            let entry = Seen { skb, place, tag, packets, bytes, epoch: at.iface.epoch, ifindex };
             // SAFETY: a map value of this CPU.
             unsafe { *seen = entry };
         }

@@ -31,6 +31,18 @@ pub struct Direct {
     pub end: usize,
 }
 
+impl Direct {
+    /// The first `N` bytes, in place; `None` if the linear part is shorter.
+    #[inline(always)]
+    pub fn head<const N: usize>(&self) -> Option<&[u8; N]> {
+        if self.data + N > self.end {
+            return None;
+        }
+        // SAFETY: within the packet (checked above, and again by the verifier).
+        Some(unsafe { &*(self.data as *const [u8; N]) })
+    }
+}
+
 impl Bytes for Direct {
     #[inline(always)]
     fn forget(&self, offset: u16) -> u16 {

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use flowlog_ebpf::abi::{
-    CACHE_SLOTS_DEFAULT, Cpu, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets, REASONS as REASON_COUNT,
+    Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets, REASONS as REASON_COUNT,
     REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Record4, Record6, SEEN_ENTRIES, Seen, Truth,
 };
 
@@ -47,13 +47,20 @@ pub static REFUSED4: PerCpuArray<Record4, { REFUSED_SLOTS_DEFAULT as usize }> = 
 #[btf_map]
 pub static REFUSED6: PerCpuArray<Record6, { REFUSED_SLOTS_DEFAULT as usize }> = PerCpuArray::new();
 
+/// IPv4 records of this CPU on their way to the ring.
+#[btf_map]
+pub static BLOCK4: PerCpuArray<Block4, 1> = PerCpuArray::new();
+/// IPv6 records of this CPU on their way to the ring.
+#[btf_map]
+pub static BLOCK6: PerCpuArray<Block6, 1> = PerCpuArray::new();
+
 /// What kind of drop a reason is: 0 (not a firewall's) or `REASON_*`.
 #[btf_map]
 pub static REASONS: Array<u8, { REASON_COUNT as usize }> = Array::new();
 
-/// Evicted records on their way to the agent: `Record4` or `Record6`, told apart by length.
+/// Blocks of evicted records, for the agent.
 #[btf_map]
-pub static RING: RingBuf<Record4, { RING_BYTES_DEFAULT as usize }> = RingBuf::new();
+pub static RING: RingBuf<Block4, { RING_BYTES_DEFAULT as usize }> = RingBuf::new();
 
 /// Kernel struct offsets.
 #[unsafe(no_mangle)]

@@ -6,10 +6,11 @@
 
 use aya_ebpf::{helpers::generated::bpf_loop, programs::RawTracePointContext};
 use core::ffi::c_void;
-use flowlog_ebpf::abi::{Key, Meta, Record, SWEEP_CHUNK, Stats, sweep};
+use flowlog_ebpf::abi::{FAMILY_V4, Key, Meta, Record, SWEEP_CHUNK, Stats, sweep};
 
 use crate::{
-    account::{Family, V4, V6, emit, evict, lock, unlock},
+    account::{self, Family, V4, V6, evict, lock, unlock},
+    block,
     maps::EPOCH_OF,
 };
 
@@ -35,10 +36,16 @@ pub extern "C" fn flowlog_sweep(ctx: *mut c_void) -> i32 {
     let which: u64 = ctx.arg(1);
     if which == sweep::FENCE {
         let meta = Meta { epoch: chunk.first, ..EMPTY };
-        let fenced = emit(&Key { src: [0u8; 4], dst: [0; 4], meta }, &NOTHING);
+        let fenced = block::send_one(FAMILY_V4, &Key { src: 0u32, dst: 0, meta }, &NOTHING);
         return if fenced { sweep::DONE as i32 } else { sweep::RING_FULL as i32 };
     }
-    let Some(cpu) = lock() else { return sweep::BUSY as i32 };
+    let Some(cpu) = account::cpu().filter(|cpu| lock(*cpu)) else { return sweep::BUSY as i32 };
+    if which == sweep::BLOCKS {
+        // SAFETY: we hold the flag.
+        let sent = unsafe { block::flush::<V4>() && block::flush::<V6>() };
+        unlock(cpu);
+        return if sent { sweep::DONE as i32 } else { sweep::RING_FULL as i32 };
+    }
     let step: unsafe extern "C" fn(u32, *mut c_void) -> i64 = match which {
         sweep::PASSED4 => passed4,
         sweep::PASSED6 => passed6,
@@ -57,21 +64,21 @@ fn run(step: unsafe extern "C" fn(u32, *mut c_void) -> i64, chunk: &mut Chunk) {
 }
 
 unsafe extern "C" fn passed4(i: u32, chunk: *mut c_void) -> i64 {
-    visit(i, chunk, V4::passed)
+    visit::<V4>(i, chunk, V4::passed)
 }
 unsafe extern "C" fn passed6(i: u32, chunk: *mut c_void) -> i64 {
-    visit(i, chunk, V6::passed)
+    visit::<V6>(i, chunk, V6::passed)
 }
 unsafe extern "C" fn refused4(i: u32, chunk: *mut c_void) -> i64 {
-    visit(i, chunk, V4::refused)
+    visit::<V4>(i, chunk, V4::refused)
 }
 unsafe extern "C" fn refused6(i: u32, chunk: *mut c_void) -> i64 {
-    visit(i, chunk, V6::refused)
+    visit::<V6>(i, chunk, V6::refused)
 }
 
 /// Returns 0 to go on, 1 to stop.
 #[inline(always)]
-fn visit<A: Copy + 'static>(i: u32, chunk: *mut c_void, slot: impl Fn(u32) -> Option<*mut Record<A>>) -> i64 {
+fn visit<F: Family>(i: u32, chunk: *mut c_void, slot: impl Fn(u32) -> Option<*mut Record<F::Addr>>) -> i64 {
     // SAFETY: `bpf_loop` hands back the pointer it was given.
     let chunk = unsafe { &mut *chunk.cast::<Chunk>() };
     let Some(slot) = slot(chunk.first + i) else { return 1 };
@@ -85,7 +92,7 @@ fn visit<A: Copy + 'static>(i: u32, chunk: *mut c_void, slot: impl Fn(u32) -> Op
         if current && chunk.all == 0 {
             return 0;
         }
-        if !evict(slot) {
+        if !evict::<F>(slot) {
             chunk.full = 1;
             return 1;
         }

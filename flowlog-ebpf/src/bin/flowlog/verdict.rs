@@ -14,7 +14,7 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::{
     abi::{
-        EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_XDP,
+        Cpu, EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_XDP,
         Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS,
         WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
     },
@@ -25,7 +25,7 @@ use crate::{
     account::{self, Family, One, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
     frame::forget,
     kernel::Dropped,
-    maps::{CPU, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, SEEN, XDP_PLACE},
+    maps::{NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, SEEN, XDP_PLACE},
 };
 
 /// The loopback device has this index in every network namespace.
@@ -37,11 +37,10 @@ const ETH_P_IPV6: u16 = 0x86dd;
 pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
     let Some((reason, action)) = refusal(&ctx) else { return 0 };
     let skb: *const u8 = ctx.arg(0);
-    let address = account::address(skb as u64);
-    if let Some(mark) = handled(address) {
-        // SAFETY: a map value of this CPU.
-        unsafe { mark.write_volatile(address) };
-    }
+    let Some(cpu) = account::cpu() else { return 0 };
+    let address = account::address(cpu, skb as u64);
+    // SAFETY: a map value of this CPU.
+    unsafe { handled(cpu, address).write_volatile(address) };
     dropped(skb, address, reason, action);
     0
 }
@@ -51,14 +50,14 @@ pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
 pub fn flowlog_verdict_nested(ctx: BtfTracePointContext) -> i32 {
     let Some((reason, action)) = refusal(&ctx) else { return 0 };
     let skb: *const u8 = ctx.arg(0);
-    let address = account::address(skb as u64);
-    if let Some(mark) = handled(address) {
-        // SAFETY: a map value of this CPU.
-        unsafe {
-            if mark.read_volatile() == address {
-                mark.write_volatile(0);
-                return 0;
-            }
+    let Some(cpu) = account::cpu() else { return 0 };
+    let address = account::address(cpu, skb as u64);
+    let mark = handled(cpu, address);
+    // SAFETY: a map value of this CPU.
+    unsafe {
+        if mark.read_volatile() == address {
+            mark.write_volatile(0);
+            return 0;
         }
     }
     dropped(skb, address, reason, action);
@@ -79,11 +78,10 @@ fn refusal(ctx: &BtfTracePointContext) -> Option<(u32, u8)> {
 }
 
 #[inline(always)]
-fn handled(address: u64) -> Option<*mut u64> {
-    let cpu = CPU.get_ptr_mut(0)?;
+fn handled(cpu: *mut Cpu, address: u64) -> *mut u64 {
     let index = (address >> 6) as usize & (HANDLED - 1);
     // SAFETY: the index is below the array's length.
-    Some(unsafe { (&raw mut (*cpu).handled).cast::<u64>().add(index) })
+    unsafe { (&raw mut (*cpu).handled).cast::<u64>().add(index) }
 }
 
 #[inline(always)]
@@ -207,8 +205,9 @@ fn refuse<F: Family>(event: &Event, place: u32, direction: u8, f: &Flow<F::Addr>
         }
     }
     let Some(truth) = account::truth(id, epoch) else { return };
-    let locked = lock();
-    let set = usize::from(direction & 1) * 2 + usize::from(locked.is_none());
+    let Some(cpu) = account::cpu() else { return };
+    let locked = lock(cpu);
+    let set = usize::from(direction & 1) * 2 + usize::from(!locked);
     // SAFETY: a map value; direction and set are 0 or 1.
     let truth = unsafe { (&raw mut (*truth).verdict).cast::<VerdictTruth>().add(set) };
     let mut key = key_of(f, id, Meta::pack(direction, class::PASSED), 0, epoch);
@@ -218,7 +217,7 @@ fn refuse<F: Family>(event: &Event, place: u32, direction: u8, f: &Flow<F::Addr>
         class::REFUSED
     } else if entry.is_some_and(|e| e.place >> SEEN_SLOT_BITS == SEEN_LOST) {
         class::REFUSED_LOST
-    } else if locked.is_some() && take_back::<F>(&mut key, entry, w) {
+    } else if locked && take_back::<F>(&mut key, entry, w) {
         class::REFUSED
     } else {
         class::REFUSED_COUNTED
@@ -231,7 +230,7 @@ fn refuse<F: Family>(event: &Event, place: u32, direction: u8, f: &Flow<F::Addr>
     let one = One { wire: w, tcp_flags: f.tcp_flags, tag, now_ns: unsafe { bpf_ktime_get_ns() } };
     let recorded = match (locked, F::refused(index)) {
         // SAFETY: a slot of this CPU, and we hold the flag.
-        (Some(_), Some(slot)) => unsafe { count::<F>(slot, &key, &one) },
+        (true, Some(slot)) => unsafe { count::<F>(slot, &key, &one) },
         _ => emit_alone::<F>(&key, &one),
     };
     let was_seen = entry.is_some() && !late || entry.is_none() && passed_hook;
@@ -250,7 +249,7 @@ fn refuse<F: Family>(event: &Event, place: u32, direction: u8, f: &Flow<F::Addr>
             bump(&raw mut (*truth).lost_counted, w);
         }
     }
-    if let Some(cpu) = locked {
+    if locked {
         unlock(cpu);
     }
 }

@@ -1,15 +1,18 @@
 //! The XDP hook: ingress only, before the kernel has made an `sk_buff`.
 
 use aya_ebpf::{
-    bindings::xdp_action::XDP_PASS, helpers::generated::bpf_xdp_get_buff_len, macros::xdp, programs::XdpContext,
+    bindings::{xdp_action::XDP_PASS, xdp_md},
+    helpers::generated::bpf_xdp_get_buff_len,
+    macros::xdp,
+    programs::XdpContext,
 };
 use flowlog_ebpf::{
-    abi::{INGRESS, NO_LINK_HEADER},
-    packet::Frame,
+    abi::{Cpu, INGRESS, NO_LINK_HEADER, WANT_INGRESS},
+    packet::{Frame, common4, common6},
 };
 
 use crate::{
-    account::{self, Hook},
+    account::{self, Hook, V4, V6, Wire},
     frame::Direct,
 };
 
@@ -23,16 +26,48 @@ pub fn flowlog_xdp(ctx: XdpContext) -> u32 {
     XDP_PASS
 }
 
+/// A frame without an `sk_buff`: no buffer to remember, never GSO.
+struct Raw;
+
+impl Hook for Raw {
+    #[inline(always)]
+    fn buffer(&self, _cpu: *mut Cpu) -> (u32, u64) {
+        (0, 0)
+    }
+
+    #[inline(always)]
+    fn wire(&self, l3_len: u32, _headers: u32) -> Wire {
+        Wire { packets: 1, bytes: l3_len }
+    }
+}
+
 #[inline(always)]
 fn hook(ctx: &XdpContext) {
     // SAFETY: the context pointer.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-    let Some(iface) = account::iface(ifindex).copied() else { return };
-    let (data, end) = (ctx.data(), ctx.data_end());
-    let linear = end - data;
+    let Some(at) = account::at(ifindex, INGRESS, WANT_INGRESS) else { return };
+    let direct = Direct { data: ctx.data(), end: ctx.data_end() };
+    let linear = direct.end - direct.data;
+    if linear < ONE_BUFFER_MAX && at.iface.flags & NO_LINK_HEADER == 0 {
+        let frame = Frame { len: linear as u32, vlan_tci: 0, link_header: true };
+        if let Some(f) = direct.head().and_then(|h| common4(h, frame)) {
+            return account::flow::<V4, Raw>(&Raw, &at, &f);
+        }
+        if let Some(f) = direct.head().and_then(|h| common6(h, frame)) {
+            return account::flow::<V6, Raw>(&Raw, &at, &f);
+        }
+    }
+    uncommon(ctx.ctx);
+}
+
+/// Any other frame. A function of its own, so that its variables do not crowd the registers of the common case.
+#[inline(never)]
+fn uncommon(ctx: *mut xdp_md) {
     // SAFETY: the context pointer.
-    let len = if linear < ONE_BUFFER_MAX { linear as u32 } else { unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 } };
-    let hook = Hook { ifindex, direction: INGRESS, skb: 0, gso_size: 0, gso_segs: 0 };
-    let frame = Frame { len, vlan_tci: 0, link_header: iface.flags & NO_LINK_HEADER == 0 };
-    account::frame(&hook, &iface, &Direct { data, end }, frame);
+    let (ifindex, data, end, len) = unsafe {
+        ((*ctx).ingress_ifindex, (*ctx).data as usize, (*ctx).data_end as usize, bpf_xdp_get_buff_len(ctx) as u32)
+    };
+    let Some(at) = account::at(ifindex, INGRESS, WANT_INGRESS) else { return };
+    let frame = Frame { len, vlan_tci: 0, link_header: at.iface.flags & NO_LINK_HEADER == 0 };
+    account::frame(&Raw, &at, &Direct { data, end }, frame);
 }
