@@ -139,10 +139,8 @@ pub struct Stats {
     pub bytes: u64,
     /// Packets as on the wire (a GSO packet counts its segments).
     pub packets: u64,
-    /// OR of all TCP flag octets.
-    pub tcp_flags: u8,
-    /// Explicit padding, always 0.
-    pub pad: [u8; 3],
+    /// OR of all TCP flag octets. As wide as everything around it: a load of eight bytes must wait for a narrower store.
+    pub tcp_flags: u32,
     /// Upper half of the flow hash: recognises a slot that another flow took over.
     pub tag: u32,
 }

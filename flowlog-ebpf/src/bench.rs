@@ -5,14 +5,21 @@
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drive {
-    /// Offset in the frame of the four bytes that tell flows apart (the lower half of the source address).
+    /// Offset in the frame of the word of eight bytes that tells flows apart. It is written as a whole: the programs
+    /// load it as a whole, and would wait for a narrower store, which packets do not make them do.
     pub offset: u32,
+    /// Shift of the flow number in that word.
+    pub shift: u32,
+    /// The rest of the word.
+    pub rest: u64,
     /// Slot of the program under test.
     pub program: u32,
     /// 0: flow numbers come from the `ORDER` array. Else: every packet has a new one, counted up.
     pub new_flows: u32,
     /// Each CPU adds its number shifted by this, so that CPUs work on flows of their own; 32 or more: on the same ones.
     pub cpu_shift: u32,
+    /// Explicit padding, always 0.
+    pub pad: u32,
 }
 
 /// Entries of `ORDER`: packets before a sequence repeats. A power of two.
@@ -46,6 +53,6 @@ pub struct Generate {
 }
 
 const _: () = {
-    assert!(size_of::<Drive>() == 16);
+    assert!(size_of::<Drive>() == 32);
     assert!(size_of::<Generate>() == 32);
 };

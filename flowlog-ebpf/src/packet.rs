@@ -141,7 +141,8 @@ pub const COMMON6: usize = ETH_HEADER + 40 + 14;
 /// The `N` bytes at `AT`: one load.
 #[inline(always)]
 fn at<const AT: usize, const N: usize, const LEN: usize>(h: &[u8; LEN]) -> [u8; N] {
-    core::array::from_fn(|i| h[AT + i])
+    // Never the default: every call has AT + N <= LEN.
+    h.get(AT..).and_then(<[u8]>::first_chunk).copied().unwrap_or([0; N])
 }
 
 /// The most common frame: Ethernet without a tag, IPv4 without options or fragmentation, TCP or UDP. Says the same as

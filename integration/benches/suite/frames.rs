@@ -34,8 +34,13 @@ impl Kind {
     }
 
     /// Offset of the last four bytes of the source address.
-    pub fn source(self) -> u32 {
+    fn source(self) -> usize {
         if self.v6 { 34 } else { 26 }
+    }
+
+    /// Offset of the word of eight bytes that programs load these four in, and their shift in it.
+    pub fn word(self) -> (usize, u32) {
+        if self.v6 { (30, 32) } else { (26, 0) }
     }
 }
 
@@ -98,7 +103,7 @@ pub fn frame(kind: Kind, ends: &Ends, bytes: usize) -> (Vec<u8>, Balance) {
         f.extend_from_slice(&[0, 0]);
     }
     f.resize(bytes, 0);
-    let source = usize::try_from(kind.source()).expect("small");
+    let source = kind.source();
     // Two bytes of the source vary, balanced in the IPv4 header by its id, in IPv6 by the payload.
     let place = |at: usize| u32::try_from(at).expect("small");
     let balance = Balance {

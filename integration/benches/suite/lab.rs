@@ -29,7 +29,7 @@ pub const BATCH: u32 = 65_536;
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct DrivePod(Drive);
-// SAFETY: four `u32`, no padding (asserted in `flowlog_ebpf::bench`).
+// SAFETY: integers without padding (asserted in `flowlog_ebpf::bench`).
 unsafe impl Pod for DrivePod {}
 
 /// Which driver a program needs.
@@ -136,7 +136,13 @@ impl Lab {
     }
 
     fn drive(&mut self, subject: &Subject, kind: Kind, new_flows: bool, cpu_shift: u32) -> anyhow::Result<()> {
-        let drive = Drive { offset: kind.source(), program: subject.slot, new_flows: u32::from(new_flows), cpu_shift };
+        let (packet, _) = frame(kind, &Ends::nowhere(), 64);
+        let (offset, shift) = kind.word();
+        let word = packet.get(offset..offset + 8).and_then(|w| w.try_into().ok()).context("a frame")?;
+        // Flow numbers take the place of the last bytes of the source address, below its first one.
+        let rest = u64::from_ne_bytes(word) & !(0xffff_ff00 << shift);
+        let (offset, program, new_flows) = (u32::try_from(offset)?, subject.slot, u32::from(new_flows));
+        let drive = Drive { offset, shift, rest, program, new_flows, cpu_shift, pad: 0 };
         Ok(self.drive.set(0, DrivePod(drive), 0)?)
     }
 

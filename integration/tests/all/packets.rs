@@ -74,7 +74,7 @@ impl Bench {
 }
 
 /// Source, destination, the rest of the key, TCP flags, packets, bytes.
-type Flat = (Vec<u64>, Vec<u64>, abi::Meta, u8, u64, u64);
+type Flat = (Vec<u64>, Vec<u64>, abi::Meta, u32, u64, u64);
 
 fn words4(address: abi::Ip4) -> Vec<u64> {
     vec![u64::from(address)]
@@ -94,7 +94,7 @@ fn flat(record: &Record) -> Flat {
 fn expected(g: &Golden, direction: u8) -> Option<Flat> {
     let of = |src: Vec<u64>, dst, (sport, dport, vlan, proto), flags| {
         let meta = abi::Meta { sport, dport, vlan, iface: ID.0, reason: 0, proto, flags: direction, epoch: EPOCH.0 };
-        Some((src, dst, meta, flags, u64::from(g.packets), u64::from(g.bytes)))
+        Some((src, dst, meta, u32::from(flags), u64::from(g.packets), u64::from(g.bytes)))
     };
     match &g.packet {
         Packet::V4(f) => of(words4(f.src), words4(f.dst), (f.sport, f.dport, f.vlan, f.proto), f.tcp_flags),

@@ -99,8 +99,7 @@ pub fn stats(f: &Flow<Ip4>, now_ns: u64) -> Stats {
         last_ns: now_ns,
         bytes: u64::from(f.l3_len),
         packets: 1,
-        tcp_flags: f.tcp_flags,
-        pad: [0; 3],
+        tcp_flags: u32::from(f.tcp_flags),
         tag: 0,
     }
 }
@@ -129,7 +128,7 @@ unsafe fn add_shared(s: *mut Stats, f: &Flow<Ip4>, now_ns: u64) {
         atomic_add(&raw mut (*s).packets, 1);
         atomic_add(&raw mut (*s).bytes, u64::from(f.l3_len));
         (*s).last_ns = now_ns;
-        (*s).tcp_flags |= f.tcp_flags;
+        (*s).tcp_flags |= u32::from(f.tcp_flags);
     }
 }
 
@@ -195,7 +194,7 @@ pub fn tc_hash_peer(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-const NOTHING: Stats = Stats { first_ns: 0, last_ns: 0, bytes: 0, packets: 0, tcp_flags: 0, pad: [0; 3], tag: 0 };
+const NOTHING: Stats = Stats { first_ns: 0, last_ns: 0, bytes: 0, packets: 0, tcp_flags: 0, tag: 0 };
 
 /// Preallocated hash table, a spin lock in each value.
 #[classifier]
@@ -210,7 +209,7 @@ pub fn tc_hash_locked(ctx: TcContext) -> i32 {
                 (*s).packets += 1;
                 (*s).bytes += u64::from(f.l3_len);
                 (*s).last_ns = now;
-                (*s).tcp_flags |= f.tcp_flags;
+                (*s).tcp_flags |= u32::from(f.tcp_flags);
                 bpf_spin_unlock(&raw mut (*value).lock);
             },
             None => {

@@ -28,8 +28,6 @@ static TC_PROGRAMS: ProgramArray<{ PROGRAMS_MAX as usize }> = ProgramArray::new(
 #[btf_map]
 static XDP_PROGRAMS: ProgramArray<{ PROGRAMS_MAX as usize }> = ProgramArray::new();
 
-/// Four bytes: enough for any flow number.
-const NUMBER: usize = 4;
 /// Keeps the verifier sure of the offset.
 const OFFSET_MASK: usize = 0x7f;
 
@@ -51,11 +49,11 @@ fn next(data: usize, end: usize) -> Option<u32> {
         0
     };
     let at = data + (drive.offset as usize & OFFSET_MASK);
-    if at + NUMBER > end {
+    if at + 8 > end {
         return None;
     }
     // SAFETY: within the packet.
-    unsafe { (at as *mut u32).write_unaligned((0x0a00_0000 + (number ^ own)).to_be()) };
+    unsafe { (at as *mut u64).write_unaligned(drive.rest | u64::from((number ^ own).to_be()) << (drive.shift & 63)) };
     Some(drive.program)
 }
 

@@ -57,7 +57,7 @@ unsafe fn hit(slot: *mut Record4, f: &Flow<Ip4>, now: u64) {
         (*slot).stats.packets += 1;
         (*slot).stats.bytes += u64::from(f.l3_len);
         (*slot).stats.last_ns = now;
-        (*slot).stats.tcp_flags |= f.tcp_flags;
+        (*slot).stats.tcp_flags |= u32::from(f.tcp_flags);
     }
 }
 

@@ -20,7 +20,7 @@ use flowlog_ebpf::{
 
 use crate::{
     block,
-    maps::{BLOCK4, BLOCK6, CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED, SEEN, TRACK_SEEN, TRUTH},
+    maps::{BLOCK4, BLOCK6, CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED, SEEN, TRUTH},
 };
 
 /// What differs between the IPv4 and the IPv6 tables.
@@ -140,8 +140,7 @@ impl One {
             last_ns: self.now_ns,
             bytes: u64::from(self.wire.bytes),
             packets: u64::from(self.wire.packets),
-            tcp_flags: self.tcp_flags,
-            pad: [0; 3],
+            tcp_flags: u32::from(self.tcp_flags),
             tag: self.tag,
         }
     }
@@ -172,6 +171,18 @@ pub fn iface(ifindex: u32) -> Option<&'static Iface> {
     IFACES.get(ifindex).filter(|iface| iface.id != 0)
 }
 
+/// Copies a record word by word. (A plain assignment becomes a call of `memmove`, which here is a loop over bytes.)
+///
+/// # Safety
+/// Both must point to records, aligned to 8.
+#[inline(always)]
+unsafe fn copy<A>(from: *const Record<A>, to: *mut Record<A>) {
+    for word in 0..size_of::<Record<A>>() / 8 {
+        // SAFETY: within the record. Volatile, so that LLVM does not see the assignment through.
+        unsafe { to.cast::<u64>().add(word).write_volatile(from.cast::<u64>().add(word).read_volatile()) };
+    }
+}
+
 /// Moves a slot's record into the CPU's block and empties the slot. `false`: the ring is full, the slot is unchanged.
 ///
 /// # Safety
@@ -183,7 +194,7 @@ pub unsafe fn evict<F: Family>(slot: *mut Record<F::Addr>) -> bool {
         // A slot whose packets were all taken back by the verdict program has nothing to tell.
         if (*slot).key.meta.iface != 0 && (*slot).stats.packets != 0 {
             let Some(room) = block::room::<F>() else { return false };
-            *room = *slot;
+            copy(slot, room);
         }
         (*slot).key.meta.iface = 0;
         (*slot).stats.packets = 0;
@@ -204,7 +215,7 @@ pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p
             s.packets += u64::from(p.wire.packets);
             s.bytes += u64::from(p.wire.bytes);
             s.last_ns = p.now_ns;
-            s.tcp_flags |= p.tcp_flags;
+            s.tcp_flags |= u32::from(p.tcp_flags);
             return true;
         }
         if !evict::<F>(slot) {
@@ -288,8 +299,8 @@ pub const fn seen_index(skb: u64, direction: u8) -> u32 {
 
 /// A frame at a hook.
 pub trait Hook {
-    /// Ifindex, and address of the buffer (0 if there is none: XDP).
-    fn buffer(&self, cpu: *mut Cpu) -> (u32, u64);
+    /// Ifindex and address of the buffer; `None` if there is none (XDP).
+    fn buffer(&self, cpu: *mut Cpu) -> Option<(u32, u64)>;
     /// Wire packets and bytes of a packet with these lengths.
     fn wire(&self, l3_len: u32, headers: u32) -> Wire;
 }
@@ -367,8 +378,7 @@ pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {
         // SAFETY: a pointer into the map value.
         unsafe { bump(&raw mut (*at.truth).lost, w) };
     }
-    let (ifindex, skb) = hook.buffer(cpu);
-    if TRACK_SEEN.load() != 0 && skb != 0 {
+    if let Some((ifindex, skb)) = hook.buffer(cpu) {
         let place = if counted { place } else { SEEN_LOST << SEEN_SLOT_BITS };
         if let Some(seen) = SEEN.get_ptr_mut(seen_index(skb, at.direction)) {
             let Wire { packets, bytes } = w;

@@ -108,7 +108,3 @@ pub static RING_WAKE_BYTES: Global<u64> = Global::new(RING_BYTES_DEFAULT as u64 
 /// Hash seed, random per load.
 #[unsafe(no_mangle)]
 pub static SEED: Global<u64> = Global::new(0);
-
-/// 1 if the verdict program is attached: hooks then remember the packets they counted.
-#[unsafe(no_mangle)]
-pub static TRACK_SEEN: Global<u32> = Global::new(1);

@@ -15,7 +15,7 @@ use crate::{
 };
 
 const EMPTY: Meta = Meta { sport: 0, dport: 0, vlan: 0, iface: 0, reason: 0, proto: 0, flags: 0, epoch: 0 };
-const NOTHING: Stats = Stats { first_ns: 0, last_ns: 0, bytes: 0, packets: 0, tcp_flags: 0, pad: [0; 3], tag: 0 };
+const NOTHING: Stats = Stats { first_ns: 0, last_ns: 0, bytes: 0, packets: 0, tcp_flags: 0, tag: 0 };
 
 /// Loop state of one chunk.
 #[repr(C)]

@@ -36,9 +36,9 @@ struct Skb(*mut __sk_buff);
 
 impl Hook for Skb {
     #[inline(always)]
-    fn buffer(&self, cpu: *mut Cpu) -> (u32, u64) {
+    fn buffer(&self, cpu: *mut Cpu) -> Option<(u32, u64)> {
         // SAFETY: the context pointer; the verifier rewrites the load to the real member.
-        (unsafe { (*self.0).ifindex }, account::address(cpu, self.0 as u64))
+        Some((unsafe { (*self.0).ifindex }, account::address(cpu, self.0 as u64)))
     }
 
     #[inline(always)]

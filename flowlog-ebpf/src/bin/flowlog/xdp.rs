@@ -31,8 +31,8 @@ struct Raw;
 
 impl Hook for Raw {
     #[inline(always)]
-    fn buffer(&self, _cpu: *mut Cpu) -> (u32, u64) {
-        (0, 0)
+    fn buffer(&self, _cpu: *mut Cpu) -> Option<(u32, u64)> {
+        None
     }
 
     #[inline(always)]
