@@ -18,7 +18,7 @@ pub const EPOCHS: u32 = 4;
 /// ascending, so a node needs 65,535 interface creations to get past it; what is past it is refused by name.
 pub const IFINDEX_MAX: u32 = 65_536;
 
-/// Entries of the per-CPU table of packets that passed a hook (one bank for each direction). A receive batch is at
+/// Packets that passed a hook that each CPU remembers, for each direction. A receive batch is at
 /// most 64 packets (`NAPI_POLL_WEIGHT`); eight times that leaves room for buffers whose addresses collide.
 pub const SEEN_ENTRIES: u32 = 512;
 
@@ -262,24 +262,23 @@ pub struct Iface {
     pub upper: u32,
 }
 
-/// A packet that passed a hook on this CPU, kept so that the verdict program can take it back.
+/// A packet that passed a hook on this CPU, kept so that the verdict program can take it back. Its buffer's address is
+/// beside it, in [`Cpu::skbs`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Address of the `sk_buff`.
-    pub skb: u64,
     /// Where it was counted: `SEEN_*` in the upper 4 bits, the cache slot in the lower 28.
     pub place: u32,
     /// [`Stats::tag`] of that slot.
     pub tag: u32,
-    /// Wire packets the hook counted for it.
-    pub packets: u32,
     /// Wire layer-3 bytes the hook counted for it.
     pub bytes: u32,
     /// Epoch the hook counted it in.
     pub epoch: u32,
-    /// Interface whose hook counted it.
-    pub ifindex: u32,
+    /// Wire packets the hook counted for it (the kernel keeps the segments of a buffer in 16 bits).
+    pub packets: u16,
+    /// Interface whose hook counted it ([`IFINDEX_MAX`] fits).
+    pub ifindex: u16,
 }
 
 /// Bits of [`Seen::place`] that hold the slot.
@@ -293,17 +292,29 @@ pub const SEEN_RECORD: u32 = 3;
 /// [`Seen::place`]: in the `lost` counter.
 pub const SEEN_LOST: u32 = 4;
 
-/// Entries of [`Cpu::handled`]: events can nest three deep (process, softirq, hardirq); the rest is for collisions.
-pub const HANDLED: usize = 64;
-
-/// Per-CPU scratch state.
+/// Scratch state of one CPU: in one map value, since every look-up costs a nanosecond. A per-CPU value has at most 32 KiB.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpu {
     /// A program of ours is changing this CPU's caches right now.
     pub busy: u64,
-    /// A pointer on its way to becoming a number (the verifier refuses arithmetic on it before).
+    /// A pointer on its way to becoming a number (the verifier refuses arithmetic on it before). For hooks.
     pub pointer: u64,
+    /// Addresses of the buffers of the packets in `seen`; one half for each direction.
+    pub skbs: [u64; 2 * SEEN_ENTRIES as usize],
+    /// Packets that passed a hook.
+    pub seen: [Seen; 2 * SEEN_ENTRIES as usize],
+}
+
+/// Entries of [`Dying::handled`]: events can nest three deep (process, softirq, hardirq); the rest is for collisions.
+pub const HANDLED: usize = 64;
+
+/// Scratch state of the verdict programs on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dying {
+    /// As [`Cpu::pointer`], one for each of the two programs: they can interrupt each other and the hooks.
+    pub pointers: [u64; 2],
     /// Buffers the first verdict program has handled and the second has not yet seen.
     pub handled: [u64; HANDLED],
 }
@@ -410,6 +421,8 @@ const _: () = {
     assert!(size_of::<Iface>() == 16);
     assert!(core::mem::offset_of!(Iface, epoch) == 4);
     assert!(core::mem::offset_of!(Iface, oldest) == 8);
-    assert!(size_of::<Seen>() == 32);
+    assert!(size_of::<Seen>() == 20);
+    assert!(size_of::<Cpu>() == 16 + 1_024 * 28 && size_of::<Cpu>() <= 32 << 10);
+    assert!(IFINDEX_MAX - 1 <= u16::MAX as u32);
     assert!(size_of::<KernelOffsets>() == 17 * 4);
 };

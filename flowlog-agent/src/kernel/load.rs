@@ -50,10 +50,10 @@ impl Sizes {
         let records = (size_of::<abi::Record4>() + size_of::<abi::Record6>()) as u64;
         let slots = u64::from(self.passed_slots) + u64::from(self.refused_slots);
         let truth = (u64::from(self.interfaces_max) + 1) * u64::from(EPOCHS) * size_of::<abi::Truth>() as u64;
-        let seen = u64::from(abi::SEEN_ENTRIES) * 2 * size_of::<abi::Seen>() as u64;
+        let scratch = (size_of::<abi::Cpu>() + size_of::<abi::Dying>()) as u64;
         let blocks = (size_of::<abi::Block4>() + size_of::<abi::Block6>()) as u64;
         let shared = u64::from(self.ring_bytes) + u64::from(abi::IFINDEX_MAX) * size_of::<Iface>() as u64;
-        cpus * (slots * records + truth + seen + blocks) + shared
+        cpus * (slots * records + truth + scratch + blocks) + shared
     }
 }
 

@@ -20,7 +20,7 @@ use flowlog_ebpf::{
 
 use crate::{
     block,
-    maps::{BLOCK4, BLOCK6, CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED, SEEN, TRUTH},
+    maps::{BLOCK4, BLOCK6, CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED, TRUTH},
 };
 
 /// What differs between the IPv4 and the IPv6 tables.
@@ -279,18 +279,19 @@ pub const fn split(hash: u64, mask: u32) -> (u32, u32) {
 
 /// The address of an `sk_buff` as a number. It goes through a map value, because the verifier allows no arithmetic on
 /// such a pointer but lets a privileged program store one.
+///
+/// # Safety
+/// `cell` must lie in a map value of this CPU that nothing which interrupts the caller uses.
 #[inline(always)]
-pub fn address(cpu: *mut Cpu, pointer: u64) -> u64 {
-    // SAFETY: a map value of this CPU; read back at once. A program that interrupts in between leaves its own address
-    // there, and a wrong one only makes a look-up miss.
+pub unsafe fn address(cell: *mut u64, pointer: u64) -> u64 {
+    // SAFETY: by the contract above.
     unsafe {
-        let cell = &raw mut (*cpu).pointer;
         cell.write_volatile(pointer);
         cell.read_volatile()
     }
 }
 
-/// Index into [`SEEN`] for a buffer address. Buffers come from a slab, so the low bits carry nothing.
+/// Index into [`Cpu::skbs`] and [`Cpu::seen`] for a buffer address. Buffers come from a slab, so the low bits carry nothing.
 #[inline(always)]
 pub const fn seen_index(skb: u64, direction: u8) -> u32 {
     let h = (skb >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SEEN_ENTRIES.trailing_zeros());
@@ -380,11 +381,13 @@ pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {
     }
     if let Some((ifindex, skb)) = hook.buffer(cpu) {
         let place = if counted { place } else { SEEN_LOST << SEEN_SLOT_BITS };
-        if let Some(seen) = SEEN.get_ptr_mut(seen_index(skb, at.direction)) {
-            let Wire { packets, bytes } = w;
-            let entry = Seen { skb, place, tag, packets, bytes, epoch: at.iface.epoch, ifindex };
-            // SAFETY: a map value of this CPU.
-            unsafe { *seen = entry };
+        let (packets, ifindex) = (w.packets as u16, ifindex as u16);
+        let note = Seen { place, tag, bytes: w.bytes, epoch: at.iface.epoch, packets, ifindex };
+        let index = seen_index(skb, at.direction) as usize & (2 * SEEN_ENTRIES as usize - 1);
+        // SAFETY: a map value of this CPU; the index is below the length of both arrays.
+        unsafe {
+            (&raw mut (*cpu).skbs).cast::<u64>().add(index).write(skb);
+            (&raw mut (*cpu).seen).cast::<Seen>().add(index).write(note);
         }
     }
 }

@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use flowlog_ebpf::abi::{
-    Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets, REASONS as REASON_COUNT,
-    REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Record4, Record6, SEEN_ENTRIES, Seen, Truth,
+    Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, Dying, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets, REASONS as REASON_COUNT,
+    REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Record4, Record6, Truth,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
@@ -30,9 +30,9 @@ pub static TRUTH: PerCpuArray<Truth, { 2 * EPOCHS as usize }> = PerCpuArray::new
 #[btf_map]
 pub static CPU: PerCpuArray<Cpu, 1> = PerCpuArray::new();
 
-/// Packets that passed a hook on this CPU: one bank for each direction.
+/// Scratch state of the verdict programs on this CPU.
 #[btf_map]
-pub static SEEN: PerCpuArray<Seen, { 2 * SEEN_ENTRIES as usize }> = PerCpuArray::new();
+pub static DYING: PerCpuArray<Dying, 1> = PerCpuArray::new();
 
 /// Flow cache, IPv4.
 #[btf_map]

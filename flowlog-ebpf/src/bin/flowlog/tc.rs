@@ -37,8 +37,8 @@ struct Skb(*mut __sk_buff);
 impl Hook for Skb {
     #[inline(always)]
     fn buffer(&self, cpu: *mut Cpu) -> Option<(u32, u64)> {
-        // SAFETY: the context pointer; the verifier rewrites the load to the real member.
-        Some((unsafe { (*self.0).ifindex }, account::address(cpu, self.0 as u64)))
+        // SAFETY: the context pointer; the verifier rewrites the load to the real member. Hooks do not interrupt hooks.
+        unsafe { Some(((*self.0).ifindex, account::address(&raw mut (*cpu).pointer, self.0 as u64))) }
     }
 
     #[inline(always)]

@@ -14,7 +14,7 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::{
     abi::{
-        Cpu, EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_XDP,
+        Dying, EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_XDP,
         Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS,
         WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
     },
@@ -25,7 +25,7 @@ use crate::{
     account::{self, Family, One, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
     frame::forget,
     kernel::Dropped,
-    maps::{NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, SEEN, XDP_PLACE},
+    maps::{DYING, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, XDP_PLACE},
 };
 
 /// The loopback device has this index in every network namespace.
@@ -37,10 +37,11 @@ const ETH_P_IPV6: u16 = 0x86dd;
 pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
     let Some((reason, action)) = refusal(&ctx) else { return 0 };
     let skb: *const u8 = ctx.arg(0);
-    let Some(cpu) = account::cpu() else { return 0 };
-    let address = account::address(cpu, skb as u64);
+    let Some(dying) = DYING.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a map value of this CPU; this program does not interrupt itself.
+    let address = unsafe { account::address((&raw mut (*dying).pointers).cast::<u64>(), skb as u64) };
     // SAFETY: a map value of this CPU.
-    unsafe { handled(cpu, address).write_volatile(address) };
+    unsafe { handled(dying, address).write_volatile(address) };
     dropped(skb, address, reason, action);
     0
 }
@@ -50,9 +51,10 @@ pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
 pub fn flowlog_verdict_nested(ctx: BtfTracePointContext) -> i32 {
     let Some((reason, action)) = refusal(&ctx) else { return 0 };
     let skb: *const u8 = ctx.arg(0);
-    let Some(cpu) = account::cpu() else { return 0 };
-    let address = account::address(cpu, skb as u64);
-    let mark = handled(cpu, address);
+    let Some(dying) = DYING.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a map value of this CPU; this program does not interrupt itself.
+    let address = unsafe { account::address((&raw mut (*dying).pointers).cast::<u64>().add(1), skb as u64) };
+    let mark = handled(dying, address);
     // SAFETY: a map value of this CPU.
     unsafe {
         if mark.read_volatile() == address {
@@ -78,16 +80,21 @@ fn refusal(ctx: &BtfTracePointContext) -> Option<(u32, u8)> {
 }
 
 #[inline(always)]
-fn handled(cpu: *mut Cpu, address: u64) -> *mut u64 {
+fn handled(dying: *mut Dying, address: u64) -> *mut u64 {
     let index = (address >> 6) as usize & (HANDLED - 1);
     // SAFETY: the index is below the array's length.
-    unsafe { (&raw mut (*cpu).handled).cast::<u64>().add(index) }
+    unsafe { (&raw mut (*dying).handled).cast::<u64>().add(index) }
 }
 
 #[inline(always)]
 fn seen(skb: u64, direction: u8) -> Option<&'static Seen> {
-    let entry = SEEN.get(seen_index(skb, direction) & (2 * SEEN_ENTRIES - 1))?;
-    (entry.skb == skb && skb != 0).then_some(entry)
+    let cpu = account::cpu()?;
+    let index = seen_index(skb, direction) as usize & (2 * SEEN_ENTRIES as usize - 1);
+    // SAFETY: a map value of this CPU; the index is below the length of both arrays.
+    unsafe {
+        let noted = (&raw const (*cpu).skbs).cast::<u64>().add(index).read();
+        (noted == skb && skb != 0).then(|| &*(&raw const (*cpu).seen).cast::<Seen>().add(index))
+    }
 }
 
 /// Everything but which of the two programs handles the event.
@@ -138,7 +145,7 @@ const fn place(ifindex: u32, passed_hook: bool, noted: bool) -> u32 {
 }
 /// Bit of [`place`]: its hook must have counted it, note or no note.
 const PASSED_HOOK: u32 = 1 << 30;
-/// Bit of [`place`]: its hook has left a note in [`SEEN`].
+/// Bit of [`place`]: its hook has left a note in `Cpu::seen`.
 const NOTED: u32 = 1 << 31;
 
 #[inline(always)]
@@ -158,8 +165,11 @@ fn came_in_through(d: &Dropped, noted: Option<&Seen>, action: u8) -> u32 {
     if d.iif == 0 {
         return 0;
     }
-    let by_note = noted.filter(|e| e.ifindex == d.iif || account::iface(e.ifindex).is_some_and(|i| i.upper == d.iif));
-    let ifindex = by_note.map_or(d.iif, |e| e.ifindex);
+    let by_note = noted.filter(|e| {
+        let ifindex = u32::from(e.ifindex);
+        ifindex == d.iif || account::iface(ifindex).is_some_and(|i| i.upper == d.iif)
+    });
+    let ifindex = by_note.map_or(d.iif, |e| u32::from(e.ifindex));
     let Some(iface) = account::iface(ifindex).filter(|i| i.flags & WANT_REFUSED_INGRESS != 0) else { return 0 };
     // A packet that died in another tc program or in generic XDP may not have reached our hook.
     let passed_hook = action == REASON_REFUSED && iface.flags & WANT_INGRESS != 0;
@@ -182,7 +192,7 @@ fn headed_out_through(d: &Dropped, address: u64, action: u8) -> u32 {
     }
     // All firewall hooks of the way out come before the tc hook; only another tc program can come after it.
     let tc = action == REASON_TC_EGRESS && iface.flags & WANT_EGRESS != 0;
-    place(out, false, tc && seen(address, EGRESS).is_some_and(|e| e.ifindex == out))
+    place(out, false, tc && seen(address, EGRESS).is_some_and(|e| u32::from(e.ifindex) == out))
 }
 
 /// A function of its own: inlined, four copies of it would not fit on the stack.
@@ -198,7 +208,7 @@ fn refuse<F: Family>(event: &Event, place: u32, direction: u8, f: &Flow<F::Addr>
     let (mut w, mut epoch, mut late) = (Wire { packets, bytes }, iface.epoch, false);
     if let Some(e) = &entry {
         // What the hook counted, so that taking it back is exact (fragments put together in between, for one).
-        w = Wire { packets: e.packets, bytes: e.bytes };
+        w = Wire { packets: u32::from(e.packets), bytes: e.bytes };
         late = (e.epoch.wrapping_sub(iface.oldest) as i32) < 0;
         if !late {
             epoch = e.epoch;
