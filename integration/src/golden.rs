@@ -135,14 +135,26 @@ fn ipv4() -> Vec<Golden> {
         plain("tcp over ipv4", eth(&[], IP, &packet4(6, &[], 0, &tcp(0x18, 0, 10))), v4(6, WEB, 0x18, 50, 40)),
         plain("udp over ipv4", eth(&[], IP, &packet4(17, &[], 0, &udp(4))), v4(17, DNS, 0, 32, 28)),
         plain("ethernet padding is not counted", padded, v4(17, DNS, 0, 29, 28)),
-        plain("icmp echo request", eth(&[], IP, &packet4(1, &[], 0, &[8, 0, 0, 0, 0, 1, 0, 1])), v4(1, (8, 0), 0, 28, 20)),
+        plain(
+            "icmp echo request",
+            eth(&[], IP, &packet4(1, &[], 0, &[8, 0, 0, 0, 0, 1, 0, 1])),
+            v4(1, (8, 0), 0, 28, 20),
+        ),
         plain("icmp port unreachable", eth(&[], IP, &packet4(1, &[], 0, &[3, 3, 0, 0])), v4(1, (3, 3), 0, 24, 20)),
         plain("ipv4 options", eth(&[], IP, &packet4(6, &[1; 8], 0, &tcp(0x02, 4, 0))), v4(6, WEB, 0x02, 52, 52)),
         plain("most ipv4 options", eth(&[], IP, &packet4(17, &[1; 40], 0, &udp(0))), v4(17, DNS, 0, 68, 68)),
         plain("first fragment", eth(&[], IP, &packet4(17, &[], 0x2000, &udp(8))), v4(17, DNS, 0, 36, 28)),
-        plain("later fragment has no ports", eth(&[], IP, &packet4(17, &[], 0x2001, &[9; 16])), v4(17, NONE, 0, 36, 20)),
+        plain(
+            "later fragment has no ports",
+            eth(&[], IP, &packet4(17, &[], 0x2001, &[9; 16])),
+            v4(17, NONE, 0, 36, 20),
+        ),
         plain("last fragment has no ports", eth(&[], IP, &packet4(6, &[], 0x00b9, &[9; 4])), v4(6, NONE, 0, 24, 20)),
-        plain("don't fragment is no fragment", eth(&[], IP, &packet4(17, &[], 0x4000, &udp(0))), v4(17, DNS, 0, 28, 28)),
+        plain(
+            "don't fragment is no fragment",
+            eth(&[], IP, &packet4(17, &[], 0x4000, &udp(0))),
+            v4(17, DNS, 0, 28, 28),
+        ),
         plain("gre has no ports", eth(&[], IP, &packet4(47, &[], 0, &[0; 4])), v4(47, NONE, 0, 24, 20)),
         plain("sctp has no ports here", eth(&[], IP, &packet4(132, &[], 0, &[0; 12])), v4(132, NONE, 0, 32, 20)),
     ];
@@ -171,7 +183,11 @@ fn ipv6() -> Vec<Golden> {
     vec![
         plain("tcp over ipv6", eth(&[], IP6, &packet6(6, &tcp(0x12, 0, 3))), v6(6, WEB, 0x12, 63, 60)),
         plain("udp over ipv6", eth(&[], IP6, &packet6(17, &udp(0))), v6(17, DNS, 0, 48, 48)),
-        plain("icmpv6 neighbour solicitation", eth(&[], IP6, &packet6(58, &[135, 0, 0, 0])), v6(58, (135, 0), 0, 44, 40)),
+        plain(
+            "icmpv6 neighbour solicitation",
+            eth(&[], IP6, &packet6(58, &[135, 0, 0, 0])),
+            v6(58, (135, 0), 0, 44, 40),
+        ),
         plain("hop-by-hop options", eth(&[], IP6, &packet6(0, &ext(17, 0, &udp(0)))), v6(17, DNS, 0, 56, 56)),
         plain("routing header", eth(&[], IP6, &packet6(43, &ext(6, 2, &tcp(2, 0, 0)))), v6(6, WEB, 2, 84, 84)),
         plain("chain of six kinds", eth(&[], IP6, &packet6(0, &long)), v6(6, WEB, 0x10, long_len, long_len)),

@@ -229,7 +229,10 @@ mod tests {
         let meta =
             Meta { sport, dport: 443, iface: 1, proto: 6, flags: Meta::pack(0, class), reason, ..Meta::default() };
         let stats = Stats { first_ns: 10, last_ns: 20, bytes: packets * 100, packets, ..Stats::default() };
-        Record { key: Key { src: u32::from_ne_bytes([10, 0, 0, 1]), dst: u32::from_ne_bytes([10, 0, 0, 2]), meta }, stats }
+        Record {
+            key: Key { src: u32::from_ne_bytes([10, 0, 0, 1]), dst: u32::from_ne_bytes([10, 0, 0, 2]), meta },
+            stats,
+        }
     }
 
     fn count(packets: u64) -> Count {

@@ -20,7 +20,13 @@ pub struct Totals {
 
 impl Totals {
     fn of(s: &Stats) -> Self {
-        Self { first_ns: s.first_ns, last_ns: s.last_ns, bytes: s.bytes, packets: s.packets, tcp_flags: s.tcp_flags.to_le_bytes()[0] }
+        Self {
+            first_ns: s.first_ns,
+            last_ns: s.last_ns,
+            bytes: s.bytes,
+            packets: s.packets,
+            tcp_flags: s.tcp_flags.to_le_bytes()[0],
+        }
     }
 
     /// Adds another record of the same flow; records arrive in any order.

@@ -91,7 +91,12 @@ fn set_order(lab: &mut Lab, order: Order, flows: u32) -> anyhow::Result<()> {
         Order::Zipf => {
             // Inverse of the sum of 1/i.
             let mut sum = 0.0;
-            let cumulative: Vec<f64> = (1..=flows).map(|i| { sum += 1.0 / f64::from(i); sum }).collect();
+            let cumulative: Vec<f64> = (1..=flows)
+                .map(|i| {
+                    sum += 1.0 / f64::from(i);
+                    sum
+                })
+                .collect();
             lab.set_order(|_| cumulative.partition_point(|c| *c < random.unit() * sum).min(flows as usize - 1) as u32)
         }
     }

@@ -101,7 +101,14 @@ impl Report {
     pub fn summary(&self) -> String {
         let mut text = "### Targets\n\n| what | goal | measured | |\n|---|---|---|---|\n".to_owned();
         for t in &self.targets {
-            let _ = writeln!(text, "| {} | {} | {} | {} |", t.what, t.goal, t.measured, if t.met { "met" } else { "**missed**" });
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} |",
+                t.what,
+                t.goal,
+                t.measured,
+                if t.met { "met" } else { "**missed**" }
+            );
         }
         text
     }

@@ -4,9 +4,7 @@
 //! table differs; they know no rules, no truth counters, no verdicts and one direction, all of which would cost more.
 
 use aya_ebpf::{
-    bindings::{
-        BPF_NOEXIST, BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC, bpf_spin_lock as SpinLock, xdp_action::XDP_PASS,
-    },
+    bindings::{BPF_NOEXIST, BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC, bpf_spin_lock as SpinLock, xdp_action::XDP_PASS},
     btf_maps::{HashMap, LruHashMap, RingBuf},
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_spin_lock, bpf_spin_unlock},
     macros::{btf_map, btf_tracepoint, classifier, xdp},

@@ -79,9 +79,7 @@ unsafe fn miss(slot: *mut Record4, key: &Key<Ip4>, f: &Flow<Ip4>, now: u64) {
 fn direct_mapped(slot: Option<*mut Record4>, key: &Key<Ip4>, f: &Flow<Ip4>, now: u64) {
     let Some(slot) = slot else { return };
     // SAFETY: a map value of this CPU.
-    unsafe {
-        if same(&raw const (*slot).key, key) { hit(slot, f, now) } else { miss(slot, key, f, now) }
-    }
+    unsafe { if same(&raw const (*slot).key, key) { hit(slot, f, now) } else { miss(slot, key, f, now) } }
 }
 
 /// Direct-mapped: what flowlog uses.

@@ -306,24 +306,31 @@ pub trait Hook {
     fn wire(&self, l3_len: u32, headers: u32) -> Wire;
 }
 
-/// What a hook knows before it looks at the packet.
+/// What a hook knows before it looks at the packet. Gathered first: every helper call and look-up clobbers half of the
+/// registers, and what the packet brings would have to be kept on the stack meanwhile.
 pub struct At {
     pub iface: Iface,
     pub direction: u8,
     truth: *mut HookTruth,
+    cpu: *mut Cpu,
+    now_ns: u64,
 }
 
 /// Looks up a frame's interface and its witness counters. `None`: nobody wants this direction of this interface.
 #[inline(always)]
 pub fn at(ifindex: u32, direction: u8, want: u16) -> Option<At> {
+    // Coarse: the time of the last timer tick, good to a few ms, at a third of the cost of the exact clock.
+    // SAFETY: takes no arguments.
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
     let iface = *IFACES.get(ifindex)?;
     if iface.flags & want == 0 {
         return None;
     }
     let truth = truth(iface.id, iface.epoch)?;
+    let cpu = cpu()?;
     // SAFETY: a map value; the direction is 0 or 1.
     let truth = unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(usize::from(direction & 1)) };
-    Some(At { iface, direction, truth })
+    Some(At { iface, direction, truth, cpu, now_ns })
 }
 
 /// Accounts for one frame of any kind. Every frame of a watched interface and direction ends in `HookTruth::seen`, and
@@ -356,16 +363,12 @@ pub fn key_of<A: Copy>(f: &Flow<A>, iface: u16, flags: u8, reason: u16, epoch: u
 /// Accounts for one IP packet.
 #[inline(always)]
 pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {
-    let w = hook.wire(f.l3_len, f.headers);
+    let (cpu, w) = (at.cpu, hook.wire(f.l3_len, f.headers));
     // SAFETY: a pointer into the map value.
     unsafe { bump(&raw mut (*at.truth).seen, w) };
-    let Some(cpu) = cpu() else { return };
     let key = key_of(f, at.iface.id, Meta::pack(at.direction, class::PASSED), 0, at.iface.epoch);
     let (index, tag) = split(F::hash(&key), PASSED_MASK.load());
-    // Coarse: the time of the last timer tick, good to a few ms, at a third of the cost of the exact clock.
-    // SAFETY: takes no arguments.
-    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    let one = One { wire: w, tcp_flags: f.tcp_flags, tag, now_ns };
+    let one = One { wire: w, tcp_flags: f.tcp_flags, tag, now_ns: at.now_ns };
     let (counted, place) = match F::passed(index) {
         Some(slot) if lock(cpu) => {
             // SAFETY: a slot of this CPU, and we hold the flag.

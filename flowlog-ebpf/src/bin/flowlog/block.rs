@@ -57,7 +57,10 @@ pub unsafe fn room<F: Family>() -> Option<*mut Record<F::Addr>> {
     unsafe {
         let mut n = (*header).records;
         if n >= F::BLOCK {
-            if !send(header, size_of::<BlockHeader>() as u64 + u64::from(F::BLOCK) * size_of::<Record<F::Addr>>() as u64) {
+            if !send(
+                header,
+                size_of::<BlockHeader>() as u64 + u64::from(F::BLOCK) * size_of::<Record<F::Addr>>() as u64,
+            ) {
                 return None;
             }
             n = 0;

@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use flowlog_ebpf::abi::{
-    Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, Dying, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets, REASONS as REASON_COUNT,
-    REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Record4, Record6, Truth,
+    Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, Dying, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets,
+    REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Record4, Record6, Truth,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.

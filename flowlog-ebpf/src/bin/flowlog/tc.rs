@@ -78,9 +78,8 @@ fn hook(ctx: &TcContext, direction: u8, want: u16) {
 #[inline(never)]
 fn uncommon(skb: *mut __sk_buff, direction: u32, want: u32) {
     // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
-    let (ifindex, len, vlan_tci, data, end) = unsafe {
-        ((*skb).ifindex, (*skb).len, (*skb).vlan_tci as u16, (*skb).data as usize, (*skb).data_end as usize)
-    };
+    let (ifindex, len, vlan_tci, data, end) =
+        unsafe { ((*skb).ifindex, (*skb).len, (*skb).vlan_tci as u16, (*skb).data as usize, (*skb).data_end as usize) };
     let Some(at) = account::at(ifindex, direction as u8, want as u16) else { return };
     let frame = Frame { len, vlan_tci, link_header: at.iface.flags & NO_LINK_HEADER == 0 };
     if data + LINEAR_ENOUGH > end && ((end - data) as u32) < len {

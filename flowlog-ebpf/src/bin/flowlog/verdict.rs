@@ -14,8 +14,8 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::{
     abi::{
-        Dying, EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_XDP,
-        Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS,
+        Dying, EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS,
+        REASON_XDP, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS,
         WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
     },
     packet::{self, Flow, Frame, Packet},
