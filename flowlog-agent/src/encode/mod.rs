@@ -2,12 +2,14 @@
 //!
 //! * [`schema`]: the columns, their types, and what they mean;
 //! * [`rows`]: building them;
-//! * [`parquet`]: encodings, chosen by measurement;
+//! * [`labels`]: column chunks of those with few different values;
+//! * [`parquet`]: the file; encodings, chosen by measurement;
 //! * [`key`]: where the object goes.
 //!
 //! Pure: bytes in memory, no I/O, no clock.
 
 pub mod key;
+mod labels;
 pub mod parquet;
 pub mod rows;
 pub mod schema;
@@ -95,7 +97,7 @@ pub fn encode(
     }
     let key = key::object_key(info);
     let counts = rows.counts();
-    match parquet::write(info, rows, reason_name, parquet::CHOSEN) {
+    match parquet::write(info, &rows, reason_name, parquet::CHOSEN) {
         Ok(bytes) => Ok(Some(Object { key, bytes, rows: counts })),
         Err(source) => Err(EncodeError { key, source }),
     }

@@ -1,34 +1,35 @@
 //! Writing rows as Parquet. Encodings, order and sizes were chosen by `cargo run --release --example encode_size`;
 //! ARCHITECTURE.md keeps the figures.
 
+use std::sync::Arc;
+
 use parquet::{
-    arrow::{ArrowWriter, arrow_writer::ArrowWriterOptions},
+    arrow::ArrowSchemaConverter,
     basic::{Compression, Encoding, ZstdLevel},
+    data_type::Int64Type,
     errors::ParquetError,
-    file::{metadata::KeyValue, properties::WriterProperties},
+    file::{
+        metadata::KeyValue,
+        properties::WriterProperties,
+        writer::{SerializedFileWriter, SerializedRowGroupWriter},
+    },
     schema::types::ColumnPath,
 };
 
-use super::{ObjectInfo, rows::Rows, schema};
-use crate::window::{Addresses, Balance, Flow};
-
-/// Order of the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// By first packet.
-    Start,
-    /// By service (protocol and lower port), then destination, then source.
-    Service,
-}
+use super::{
+    ObjectInfo,
+    labels::{self, Compressor},
+    rows::{Column, Rows},
+    schema,
+};
+use crate::window::Balance;
 
 /// How an object is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
-    /// Order of the rows.
-    pub order: Order,
     /// zstd level; 0: snappy-less, uncompressed.
     pub zstd_level: i32,
-    /// Bytes up to which a dictionary is kept; past it a column falls back to plain values.
+    /// Bytes up to which a dictionary grows; past it a new row group begins, and numbers fall back to plain values.
     pub dictionary_bytes: usize,
     /// Delta encoding for the four time columns.
     pub delta_times: bool,
@@ -38,65 +39,63 @@ pub struct Profile {
 
 /// What objects are written with.
 pub const CHOSEN: Profile = Profile {
-    order: Order::Start,
     zstd_level: 1,
     dictionary_bytes: 4 << 20,
     delta_times: true,
     row_group_rows: 1 << 20,
 };
 
-/// Rows handed to the writer at a time: bounds the memory of the row builders to a few MiB.
-const BATCH_ROWS: usize = 32 * 1024;
-
 /// Writes one object.
 ///
 /// # Errors
-/// The writer's own; none are known for rows built from [`schema::COLUMNS`].
+/// The writer's own; none are known for columns of [`schema::COLUMNS`].
 pub fn write(
     info: &ObjectInfo,
-    mut rows: Rows,
+    rows: &Rows,
     reason_name: &dyn Fn(u16) -> Option<String>,
     profile: Profile,
 ) -> Result<Vec<u8>, ParquetError> {
-    sort(&mut rows.flows, profile.order);
-    let options = ArrowWriterOptions::new()
-        .with_properties(properties(info, &rows.balance, profile)?)
-        .with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema::schema(), options)?;
-    for batch in rows.batches(info, reason_name, BATCH_ROWS) {
-        writer.write(&batch.map_err(|e| ParquetError::General(e.to_string()))?)?;
+    let schema = ArrowSchemaConverter::new().convert(&schema::schema())?;
+    let properties = Arc::new(properties(info, &rows.balance, profile)?);
+    let mut compressor = Compressor::new(compression(profile)?, profile.zstd_level)?;
+    let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), properties)?;
+    for columns in rows.groups(info, reason_name, profile.row_group_rows, profile.dictionary_bytes) {
+        let mut group = file.next_row_group()?;
+        for (number, column) in columns.into_iter().enumerate() {
+            match column {
+                Column::Labels(labels) => {
+                    let (bytes, close) = labels::chunk(&schema.column(number), &labels, &mut compressor)?;
+                    group.append_column(&bytes, close)?;
+                }
+                Column::Longs(values) => longs(&mut group, &values, &vec![1; values.len()])?,
+                Column::Nulls(rows) => longs(&mut group, &[], &vec![0; rows])?,
+            }
+        }
+        group.close()?;
     }
-    writer.into_inner()
+    file.into_inner()
 }
 
-fn sort(flows: &mut [Flow], order: Order) {
-    match order {
-        Order::Start => flows.sort_unstable_by_key(|f| (f.totals.first_ns, f.meta.sport)),
-        Order::Service => flows.sort_unstable_by_key(service),
-    }
+fn longs(
+    group: &mut SerializedRowGroupWriter<'_, Vec<u8>>,
+    values: &[i64],
+    present: &[i16],
+) -> Result<(), ParquetError> {
+    let mut column = group.next_column()?.ok_or_else(|| ParquetError::General("one column too many".to_owned()))?;
+    column.typed::<Int64Type>().write_batch(values, Some(present), None)?;
+    column.close()
 }
 
-/// Protocol and the port that names the service: the lower one.
-fn service(f: &Flow) -> (u8, u16, [u8; 16], [u8; 16], u64) {
-    let wide = |a: [u8; 4]| {
-        let mut wide = [0; 16];
-        wide[..4].copy_from_slice(&a);
-        wide
-    };
-    let (src, dst) = match f.addresses {
-        Addresses::V4(src, dst) => (wide(src), wide(dst)),
-        Addresses::V6(src, dst) => (src, dst),
-    };
-    (f.meta.proto, f.meta.sport.min(f.meta.dport), dst, src, f.totals.first_ns)
+fn compression(profile: Profile) -> Result<Compression, ParquetError> {
+    Ok(match profile.zstd_level {
+        0 => Compression::UNCOMPRESSED,
+        level => Compression::ZSTD(ZstdLevel::try_new(level)?),
+    })
 }
 
 fn properties(info: &ObjectInfo, balance: &Balance, profile: Profile) -> Result<WriterProperties, ParquetError> {
-    let compression = match profile.zstd_level {
-        0 => Compression::UNCOMPRESSED,
-        level => Compression::ZSTD(ZstdLevel::try_new(level)?),
-    };
     let mut builder = WriterProperties::builder()
-        .set_compression(compression)
+        .set_compression(compression(profile)?)
         .set_dictionary_page_size_limit(profile.dictionary_bytes)
         .set_max_row_group_row_count(Some(profile.row_group_rows))
         .set_created_by(concat!("flowlog ", env!("CARGO_PKG_VERSION")).to_owned())

@@ -1,22 +1,21 @@
-//! Building the rows of an object.
+//! Building the columns of an object.
 
 use std::{
-    fmt::Write as _,
+    hash::Hash,
     net::{Ipv4Addr, Ipv6Addr},
-    sync::Arc,
 };
 
-use arrow::{
-    array::{ArrayRef, Int32Builder, Int64Builder, RecordBatch, StringBuilder},
-    error::ArrowError,
-};
-use flowlog_ebpf::abi::class;
+use hashbrown::{HashMap, hash_map::Entry};
 
-use super::{ObjectInfo, RowCounts, schema};
+use super::{
+    ObjectInfo, RowCounts,
+    labels::{Label, Labels, NULL},
+    schema,
+};
 use crate::{
     rule::{Action, Direction},
     types::{MonoNs, NS_PER_SEC},
-    window::{Addresses, Balance, Flow, Loss, Settled},
+    window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled},
 };
 
 const TCP: u8 = 6;
@@ -25,31 +24,37 @@ const ICMPV6: u8 = 58;
 
 /// The rows a rule wants of a window.
 pub struct Rows {
-    /// Flows of the wanted verdict.
-    pub flows: Vec<Flow>,
+    /// All flows of the window.
+    pub table: FlowTable,
+    /// Numbers of the flows with the wanted verdict, in the order they are written.
+    pub flows: Vec<u32>,
     /// The books of the whole window, before the rule's choice.
     pub balance: Balance,
     losses: Vec<Loss>,
+    counts: RowCounts,
 }
 
 impl Rows {
-    /// Keeps what the rule wants. Unwanted directions were never counted.
+    /// Keeps what the rule wants, by first packet. Unwanted directions were never counted.
     #[must_use]
     pub fn select(info: &ObjectInfo, settled: Settled) -> Self {
-        let Settled { mut flows, mut losses, balance } = settled;
-        let refused = |f: &Flow| f.meta.class() != class::PASSED;
-        match info.rule.action {
-            Action::Any => {}
-            Action::Accepted => {
-                flows.retain(|f| !refused(f));
-                losses.retain(|l| !l.refused);
-            }
-            Action::Rejected => {
-                flows.retain(refused);
-                losses.retain(|l| l.refused);
-            }
+        let Settled { table, mut losses, balance } = settled;
+        let wanted = |refused: bool| match info.rule.action {
+            Action::Any => true,
+            Action::Accepted => !refused,
+            Action::Rejected => refused,
+        };
+        losses.retain(|l| info.rule.action == Action::Any || wanted(l.refused));
+        let mut counts = RowCounts { skipped: losses.len(), ..RowCounts::default() };
+        let mut keyed = Vec::with_capacity(table.len());
+        for number in table.numbers() {
+            let Some(flow) = table.flow(number).filter(|f| wanted(f.refused)) else { continue };
+            *(if flow.refused { &mut counts.rejected } else { &mut counts.accepted }) += 1;
+            keyed.push((flow.totals.first_ns, number));
         }
-        Self { flows, balance, losses }
+        keyed.sort_unstable();
+        let flows = keyed.into_iter().map(|(_, number)| number).collect();
+        Self { table, flows, balance, losses, counts }
     }
 
     /// Whether there is nothing but, perhaps, a NODATA row.
@@ -61,66 +66,163 @@ impl Rows {
     /// Rows by kind.
     #[must_use]
     pub fn counts(&self) -> RowCounts {
-        let rejected = self.flows.iter().filter(|f| f.meta.class() != class::PASSED).count();
-        RowCounts { accepted: self.flows.len() - rejected, rejected, skipped: self.losses.len() }
+        self.counts
     }
 
-    /// All rows as batches of at most `rows_max` rows.
-    pub fn batches<'a>(
+    /// The columns of all row groups. A group ends after `rows_max` rows, or when a dictionary is `dictionary_bytes` long.
+    pub fn groups<'a>(
         &'a self,
         info: &'a ObjectInfo,
         reason_name: &'a dyn Fn(u16) -> Option<String>,
         rows_max: usize,
-    ) -> impl Iterator<Item = Result<RecordBatch, ArrowError>> + 'a {
-        let flows = self.flows.chunks(rows_max).map(move |chunk| {
-            let mut b = Builder::new(info, chunk.len());
-            for flow in chunk {
-                b.flow(flow, reason_name);
+        dictionary_bytes: usize,
+    ) -> impl Iterator<Item = Vec<Column>> + 'a {
+        let mut flows = self.flows.iter();
+        let flow_groups = std::iter::from_fn(move || {
+            let mut b = Builder::new(info, rows_max.min(flows.len()));
+            for number in flows.by_ref() {
+                if let Some(flow) = self.table.flow(*number) {
+                    b.flow(&flow, reason_name);
+                }
+                if b.rows == rows_max || b.dictionary_bytes() >= dictionary_bytes {
+                    break;
+                }
             }
-            b.finish()
+            (b.rows > 0).then(|| b.finish())
         });
         let rest = std::iter::once_with(move || {
-            let mut b = Builder::new(info, 1);
-            for loss in &self.losses {
-                b.loss(loss);
-            }
+            let mut b = Builder::new(info, self.losses.len());
+            self.losses.iter().for_each(|loss| b.loss(loss));
             if self.is_empty() {
-                b.no_data();
+                b.no_flow("NODATA");
             }
-            b.finish()
+            (b.rows > 0).then(|| b.finish())
         });
-        flows.chain(rest.filter(|r| r.as_ref().map_or(true, |batch| batch.num_rows() > 0)))
+        flow_groups.chain(rest.flatten())
     }
 }
 
-/// Column builders, in schema order where it matters: [`Builder::finish`].
+/// The values of one column in one row group.
+pub enum Column {
+    /// Few different ones.
+    Labels(Labels),
+    /// Many, and none missing, or (for rows that are no flows) all.
+    Longs(Vec<i64>),
+    /// No value in any of so many rows.
+    Nulls(usize),
+}
+
+/// Labels of a set that is found out on the way.
+struct Found<K> {
+    labels: Labels,
+    codes: HashMap<K, u32>,
+}
+
+impl<K> Default for Found<K> {
+    fn default() -> Self {
+        Self { labels: Labels::default(), codes: HashMap::new() }
+    }
+}
+
+impl<K: Hash + Eq> Found<K> {
+    #[inline]
+    fn push(&mut self, key: K, label: impl FnOnce(&K) -> Option<Label>) {
+        let code = match self.codes.entry(key) {
+            Entry::Occupied(e) => *e.get(),
+            Entry::Vacant(e) => {
+                let code = label(e.key()).map_or(NULL, |l| self.labels.label(l));
+                *e.insert(code)
+            }
+        };
+        self.labels.push(code);
+    }
+}
+
+/// Labels that are 16-bit numbers: looked up in an array.
+struct Numbers {
+    labels: Labels,
+    codes: Box<[u32]>,
+}
+
+impl Numbers {
+    fn new() -> Self {
+        Self { labels: Labels::default(), codes: vec![NULL; 1 << 16].into_boxed_slice() }
+    }
+
+    #[inline]
+    fn push(&mut self, number: Option<u16>) {
+        let Some(number) = number else { return self.labels.push(NULL) };
+        let code = &mut self.codes[usize::from(number)];
+        if *code == NULL {
+            *code = self.labels.label(Label::Int(i32::from(number)));
+        }
+        self.labels.push(*code);
+    }
+}
+
+/// Labels of a set that is known: the code is the index.
+struct Known(Labels);
+
+impl Known {
+    fn new(values: &[&str]) -> Self {
+        let mut labels = Labels::default();
+        for value in values {
+            labels.label(Label::Text((*value).to_owned()));
+        }
+        Self(labels)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Address {
+    None,
+    V4(u32),
+    V6([u64; 2]),
+}
+
+impl Address {
+    fn label(&self) -> Option<Label> {
+        match self {
+            Self::None => None,
+            Self::V4(a) => Some(Label::Text(Ipv4Addr::from(a.to_ne_bytes()).to_string())),
+            Self::V6([hi, lo]) => {
+                let mut bytes = [0; 16];
+                bytes[..8].copy_from_slice(&hi.to_ne_bytes());
+                bytes[8..].copy_from_slice(&lo.to_ne_bytes());
+                Some(Label::Text(Ipv6Addr::from(bytes).to_string()))
+            }
+        }
+    }
+}
+
+/// Columns that are being built; [`Builder::finish`] puts them in schema order.
 struct Builder<'a> {
     info: &'a ObjectInfo,
-    marks: Option<String>,
-    text: String,
-    src: StringBuilder,
-    dst: StringBuilder,
-    sport: Int32Builder,
-    dport: Int32Builder,
-    protocol: Int32Builder,
-    packets: Int64Builder,
-    bytes: Int64Builder,
-    start: Int64Builder,
-    end: Int64Builder,
-    action: StringBuilder,
-    status: StringBuilder,
-    direction: StringBuilder,
-    tcp_flags: Int32Builder,
-    icmp_type: Int32Builder,
-    icmp_code: Int32Builder,
-    family: StringBuilder,
-    vlan: Int32Builder,
-    start_ns: Int64Builder,
-    end_ns: Int64Builder,
-    reason: StringBuilder,
-    skip: StringBuilder,
+    src: Found<Address>,
+    dst: Found<Address>,
+    sport: Numbers,
+    dport: Numbers,
+    protocol: Numbers,
+    packets: Vec<i64>,
+    bytes: Vec<i64>,
+    start: Vec<i64>,
+    end: Vec<i64>,
+    action: Known,
+    status: Known,
+    direction: Known,
+    tcp_flags: Numbers,
+    icmp_type: Numbers,
+    icmp_code: Numbers,
+    family: Known,
+    vlan: Numbers,
+    start_ns: Vec<i64>,
+    end_ns: Vec<i64>,
+    reason: Found<Option<u16>>,
+    skip: Known,
     rows: usize,
 }
+
+const STATUS: [&str; 3] = ["OK", "SKIPDATA", "NODATA"];
 
 fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
@@ -128,91 +230,78 @@ fn signed(n: u64) -> i64 {
 
 impl<'a> Builder<'a> {
     fn new(info: &'a ObjectInfo, rows: usize) -> Self {
-        let (i32s, i64s) = (|| Int32Builder::with_capacity(rows), || Int64Builder::with_capacity(rows));
-        let text = || StringBuilder::with_capacity(rows, rows * 8);
+        let longs = || Vec::with_capacity(rows);
         Self {
             info,
-            marks: info.marks(),
-            text: String::new(),
-            src: StringBuilder::with_capacity(rows, rows * 16),
-            dst: StringBuilder::with_capacity(rows, rows * 16),
-            sport: i32s(),
-            dport: i32s(),
-            protocol: i32s(),
-            packets: i64s(),
-            bytes: i64s(),
-            start: i64s(),
-            end: i64s(),
-            action: text(),
-            status: text(),
-            direction: text(),
-            tcp_flags: i32s(),
-            icmp_type: i32s(),
-            icmp_code: i32s(),
-            family: text(),
-            vlan: i32s(),
-            start_ns: i64s(),
-            end_ns: i64s(),
-            reason: text(),
-            skip: text(),
+            src: Found::default(),
+            dst: Found::default(),
+            sport: Numbers::new(),
+            dport: Numbers::new(),
+            protocol: Numbers::new(),
+            packets: longs(),
+            bytes: longs(),
+            start: longs(),
+            end: longs(),
+            action: Known::new(&["ACCEPT", "REJECT"]),
+            status: Known::new(&STATUS),
+            direction: Known::new(&["ingress", "egress"]),
+            tcp_flags: Numbers::new(),
+            icmp_type: Numbers::new(),
+            icmp_code: Numbers::new(),
+            family: Known::new(&["IPv4", "IPv6"]),
+            vlan: Numbers::new(),
+            start_ns: longs(),
+            end_ns: longs(),
+            reason: Found::default(),
+            skip: Known::new(&LossReason::ALL.map(LossReason::as_str)),
             rows: 0,
         }
     }
 
+    fn dictionary_bytes(&self) -> usize {
+        self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes())
+    }
+
     fn flow(&mut self, flow: &Flow, reason_name: &dyn Fn(u16) -> Option<String>) {
-        let (meta, totals) = (&flow.meta, &flow.totals);
-        self.addresses(&flow.addresses);
-        let icmp = matches!((&flow.addresses, meta.proto), (Addresses::V4(..), ICMP) | (Addresses::V6(..), ICMPV6));
-        let port = |p: u16| if icmp { 0 } else { i32::from(p) };
-        self.sport.append_value(port(meta.sport));
-        self.dport.append_value(port(meta.dport));
-        self.protocol.append_value(i32::from(meta.proto));
-        self.packets.append_value(signed(totals.packets));
-        self.bytes.append_value(signed(totals.bytes));
+        let totals = &flow.totals;
+        let (src, dst, v6) = match flow.addresses {
+            Addresses::V4(src, dst) => (Address::V4(src), Address::V4(dst), false),
+            Addresses::V6(src, dst) => (Address::V6(src), Address::V6(dst), true),
+        };
+        let icmp = flow.proto == if v6 { ICMPV6 } else { ICMP };
+        self.src.push(src, Address::label);
+        self.dst.push(dst, Address::label);
+        self.sport.push(Some(if icmp { 0 } else { flow.sport }));
+        self.dport.push(Some(if icmp { 0 } else { flow.dport }));
+        self.protocol.push(Some(u16::from(flow.proto)));
+        self.packets.push(signed(totals.packets));
+        self.bytes.push(signed(totals.bytes));
         let (first, last) = (self.info.span.wall(MonoNs(totals.first_ns)), self.info.span.wall(MonoNs(totals.last_ns)));
-        self.start.append_value(first.secs());
-        self.end.append_value(last.secs());
-        self.start_ns.append_value(first.0);
-        self.end_ns.append_value(last.0);
-        let refused = meta.class() != class::PASSED;
-        self.action.append_value(if refused { "REJECT" } else { "ACCEPT" });
-        self.status.append_value("OK");
-        self.direction.append_value(direction_name(meta.direction()));
-        self.tcp_flags.append_option((meta.proto == TCP).then_some(i32::from(totals.tcp_flags)));
-        self.icmp_type.append_option(icmp.then_some(i32::from(meta.sport)));
-        self.icmp_code.append_option(icmp.then_some(i32::from(meta.dport)));
-        self.family.append_value(if matches!(flow.addresses, Addresses::V4(..)) { "IPv4" } else { "IPv6" });
-        self.vlan.append_option((meta.vlan != 0).then_some(i32::from(meta.vlan)));
-        self.reason.append_option(refused.then(|| reason_name(meta.reason)).flatten());
-        self.skip.append_null();
+        self.start.push(first.secs());
+        self.end.push(last.secs());
+        self.start_ns.push(first.0);
+        self.end_ns.push(last.0);
+        self.action.0.push(u32::from(flow.refused));
+        self.status.0.push(0);
+        self.direction.0.push(u32::from(flow.direction == Direction::Egress));
+        self.tcp_flags.push((flow.proto == TCP).then_some(u16::from(totals.tcp_flags)));
+        self.icmp_type.push(icmp.then_some(flow.sport));
+        self.icmp_code.push(icmp.then_some(flow.dport));
+        self.family.0.push(u32::from(v6));
+        self.vlan.push((flow.vlan != 0).then_some(flow.vlan));
+        let reason = flow.refused.then_some(flow.reason);
+        self.reason.push(reason, |r| r.and_then(reason_name).map(Label::Text));
+        self.skip.0.push(NULL);
         self.rows += 1;
     }
 
-    fn addresses(&mut self, addresses: &Addresses) {
-        let mut put = |builder: &mut StringBuilder, address: &dyn std::fmt::Display| {
-            self.text.clear();
-            // Writing to a String cannot fail.
-            let _ = write!(self.text, "{address}");
-            builder.append_value(&self.text);
-        };
-        match addresses {
-            Addresses::V4(src, dst) => {
-                put(&mut self.src, &Ipv4Addr::from(*src));
-                put(&mut self.dst, &Ipv4Addr::from(*dst));
-            }
-            Addresses::V6(src, dst) => {
-                put(&mut self.src, &Ipv6Addr::from(*src));
-                put(&mut self.dst, &Ipv6Addr::from(*dst));
-            }
-        }
-    }
-
-    /// A row that is no flow: everything about packets is null, times are the window's.
+    /// A row that is no flow: everything about packets is null, times are the window's. Packets, bytes, action,
+    /// direction and skip reason are the caller's, if there are any.
     fn no_flow(&mut self, status: &str) {
-        for b in [&mut self.src, &mut self.dst, &mut self.family, &mut self.reason] {
-            b.append_null();
+        for found in [&mut self.src, &mut self.dst] {
+            found.push(Address::None, Address::label);
         }
-        for b in [
+        for numbers in [
             &mut self.sport,
             &mut self.dport,
             &mut self.protocol,
@@ -221,79 +310,69 @@ impl<'a> Builder<'a> {
             &mut self.icmp_code,
             &mut self.vlan,
         ] {
-            b.append_null();
+            numbers.push(None);
         }
-        self.start.append_value(self.info.span.start_secs);
-        self.end.append_value(self.info.span.end_secs);
-        self.start_ns.append_value(self.info.span.start_secs.saturating_mul(NS_PER_SEC));
-        self.end_ns.append_value(self.info.span.end_secs.saturating_mul(NS_PER_SEC));
-        self.status.append_value(status);
+        self.start.push(self.info.span.start_secs);
+        self.end.push(self.info.span.end_secs);
+        self.start_ns.push(self.info.span.start_secs.saturating_mul(NS_PER_SEC));
+        self.end_ns.push(self.info.span.end_secs.saturating_mul(NS_PER_SEC));
+        let code = STATUS.iter().position(|s| *s == status).and_then(|i| u32::try_from(i).ok());
+        self.status.0.push(code.unwrap_or(NULL));
+        self.family.0.push(NULL);
+        self.reason.push(None, |_| None);
+        if status == STATUS[2] {
+            for known in [&mut self.action, &mut self.direction, &mut self.skip] {
+                known.0.push(NULL);
+            }
+        }
         self.rows += 1;
     }
 
     fn loss(&mut self, loss: &Loss) {
-        self.no_flow("SKIPDATA");
-        self.packets.append_value(signed(loss.count.packets));
-        self.bytes.append_value(signed(loss.count.bytes));
-        let unknown = loss.reason == crate::window::LossReason::Malformed;
-        self.action.append_option((!unknown).then_some(if loss.refused { "REJECT" } else { "ACCEPT" }));
-        self.direction.append_value(direction_name(u8::from(loss.direction != Direction::Ingress)));
-        self.skip.append_value(loss.reason.as_str());
+        self.no_flow(STATUS[1]);
+        self.packets.push(signed(loss.count.packets));
+        self.bytes.push(signed(loss.count.bytes));
+        let unknown = loss.reason == LossReason::Malformed;
+        self.action.0.push(if unknown { NULL } else { u32::from(loss.refused) });
+        self.direction.0.push(u32::from(loss.direction == Direction::Egress));
+        self.skip.0.push(loss.reason as u32);
     }
 
-    fn no_data(&mut self) {
-        self.no_flow("NODATA");
-        self.packets.append_null();
-        self.bytes.append_null();
-        self.action.append_null();
-        self.direction.append_null();
-        self.skip.append_null();
+    fn finish(self) -> Vec<Column> {
+        let (n, info) = (self.rows, self.info);
+        let same = |value: Option<Label>| Column::Labels(Labels::same(value, n));
+        let text = |value: Option<&str>| same(value.map(|v| Label::Text(v.to_owned())));
+        let longs = |values: Vec<i64>| if values.is_empty() { Column::Nulls(n) } else { Column::Longs(values) };
+        vec![
+            same(Some(Label::Int(schema::RECORD_VERSION))),
+            text(info.account_id.as_deref()),
+            text(Some(&info.interface_id)),
+            Column::Labels(self.src.labels),
+            Column::Labels(self.dst.labels),
+            Column::Labels(self.sport.labels),
+            Column::Labels(self.dport.labels),
+            Column::Labels(self.protocol.labels),
+            longs(self.packets),
+            longs(self.bytes),
+            longs(self.start),
+            longs(self.end),
+            Column::Labels(self.action.0),
+            Column::Labels(self.status.0),
+            Column::Labels(self.direction.0),
+            Column::Labels(self.tcp_flags.labels),
+            Column::Labels(self.icmp_type.labels),
+            Column::Labels(self.icmp_code.labels),
+            Column::Labels(self.family.0),
+            Column::Labels(self.vlan.labels),
+            longs(self.start_ns),
+            longs(self.end_ns),
+            Column::Labels(self.reason.labels),
+            text(Some(info.rule.name.as_str())),
+            text(Some(&info.node_id)),
+            same(Some(Label::Long(info.span.start_secs))),
+            same(Some(Label::Long(signed(info.span.sequence)))),
+            text(info.marks().as_deref()),
+            Column::Labels(self.skip.0),
+        ]
     }
-
-    fn finish(mut self) -> Result<RecordBatch, ArrowError> {
-        let n = self.rows;
-        let info = self.info;
-        let same = |value: Option<&str>| -> ArrayRef {
-            let mut b = StringBuilder::with_capacity(n, value.map_or(0, |v| v.len() * n));
-            (0..n).for_each(|_| b.append_option(value));
-            Arc::new(b.finish())
-        };
-        let same_i64 = |value: i64| -> ArrayRef { Arc::new(arrow::array::Int64Array::from_value(value, n)) };
-        let columns: Vec<ArrayRef> = vec![
-            Arc::new(arrow::array::Int32Array::from_value(schema::RECORD_VERSION, n)),
-            same(info.account_id.as_deref()),
-            same(Some(&info.interface_id)),
-            Arc::new(self.src.finish()),
-            Arc::new(self.dst.finish()),
-            Arc::new(self.sport.finish()),
-            Arc::new(self.dport.finish()),
-            Arc::new(self.protocol.finish()),
-            Arc::new(self.packets.finish()),
-            Arc::new(self.bytes.finish()),
-            Arc::new(self.start.finish()),
-            Arc::new(self.end.finish()),
-            Arc::new(self.action.finish()),
-            Arc::new(self.status.finish()),
-            Arc::new(self.direction.finish()),
-            Arc::new(self.tcp_flags.finish()),
-            Arc::new(self.icmp_type.finish()),
-            Arc::new(self.icmp_code.finish()),
-            Arc::new(self.family.finish()),
-            Arc::new(self.vlan.finish()),
-            Arc::new(self.start_ns.finish()),
-            Arc::new(self.end_ns.finish()),
-            Arc::new(self.reason.finish()),
-            same(Some(info.rule.name.as_str())),
-            same(Some(&info.node_id)),
-            same_i64(info.span.start_secs),
-            same_i64(signed(info.span.sequence)),
-            same(self.marks.as_deref()),
-            Arc::new(self.skip.finish()),
-        ];
-        RecordBatch::try_new(schema::schema(), columns)
-    }
-}
-
-fn direction_name(direction: u8) -> &'static str {
-    if direction == 0 { "ingress" } else { "egress" }
 }

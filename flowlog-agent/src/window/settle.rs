@@ -1,4 +1,4 @@
-//! Settling a window: refused packets leave the flows that had counted them as passed, and the books are balanced.
+//! Settling a window: its flows and its losses, balanced against what the programs counted.
 //!
 //! For each direction, with everything counted by programs and records alone:
 //!
@@ -8,12 +8,9 @@
 //!
 //! [`Balance::difference`] is left minus right, and is 0 (promise P1).
 
-use std::hash::Hash;
+use flowlog_ebpf::abi::{Count, Truth, VerdictTruth};
 
-use flowlog_ebpf::abi::{Count, Ip6, Key, Meta, Truth, VerdictTruth, class};
-use hashbrown::HashMap;
-
-use super::table::{Addresses, Flow, FlowTable, Totals};
+use super::table::FlowTable;
 use crate::rule::Direction;
 
 /// Why packets are in no row.
@@ -29,6 +26,9 @@ pub enum LossReason {
 }
 
 impl LossReason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::RingFull, Self::Malformed, Self::VerdictUnknown];
+
     /// As in the column `skip_reason`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -111,8 +111,8 @@ impl std::fmt::Display for Balance {
 /// A settled window.
 #[derive(Debug, Default)]
 pub struct Settled {
-    /// All flows, unsorted. Class [`class::PASSED`] is ACCEPT, anything else REJECT.
-    pub flows: Vec<Flow>,
+    /// All flows.
+    pub table: FlowTable,
     /// Losses, each with a count above 0.
     pub losses: Vec<Loss>,
     /// The books.
@@ -121,45 +121,34 @@ pub struct Settled {
 
 /// Settles a window's records against its truth counters.
 #[must_use]
-pub fn settle(table: FlowTable, truth: &Truth) -> Settled {
-    let mut lost = [truth.hook[0].lost, truth.hook[1].lost];
-    let mut settled = Settled::default();
-    settle_family(table.v4, &mut lost, |k| Addresses::V4(k.src.to_ne_bytes(), k.dst.to_ne_bytes()), &mut settled.flows);
-    settle_family(table.v6, &mut lost, |k| Addresses::V6(bytes6(k.src), bytes6(k.dst)), &mut settled.flows);
+pub fn settle(mut table: FlowTable, truth: &Truth) -> Settled {
+    table.seal();
+    let refused_lost = table.refused_lost();
+    let (mut losses, mut b) = (Vec::new(), Balance::default());
     for direction in Direction::BOTH {
         let (hook, verdict) = (&truth.hook[direction.index()], both(&truth.verdict[direction.index()]));
         let mut report = |refused, reason, count: Count| {
             if count != Count::default() {
-                settled.losses.push(Loss { direction, refused, reason, count });
+                losses.push(Loss { direction, refused, reason, count });
             }
         };
-        report(false, LossReason::RingFull, lost[direction.index()]);
+        report(false, LossReason::RingFull, minus(hook.lost, refused_lost[direction.index()]));
         report(false, LossReason::Malformed, hook.malformed);
         report(true, LossReason::RingFull, verdict.lost);
         report(true, LossReason::VerdictUnknown, verdict.lost_counted);
-        let b = &mut settled.balance;
         plus(&mut b.seen, hook.seen);
         plus(&mut b.non_ip, hook.non_ip);
         plus(&mut b.refused, verdict.refused);
         plus(&mut b.refused_unseen, minus(verdict.refused, verdict.seen));
     }
-    for flow in &settled.flows {
+    for flow in table.flows() {
         let count = Count { packets: flow.totals.packets, bytes: flow.totals.bytes };
-        let b = &mut settled.balance;
-        plus(if flow.meta.class() == class::PASSED { &mut b.accepted_rows } else { &mut b.rejected_rows }, count);
+        plus(if flow.refused { &mut b.rejected_rows } else { &mut b.accepted_rows }, count);
     }
-    for loss in &settled.losses {
-        let b = &mut settled.balance;
+    for loss in &losses {
         plus(if loss.reason == LossReason::VerdictUnknown { &mut b.verdict_unknown } else { &mut b.lost }, loss.count);
     }
-    settled
-}
-
-fn bytes6(address: Ip6) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&address[0].to_ne_bytes());
-    bytes[8..].copy_from_slice(&address[1].to_ne_bytes());
-    bytes
+    Settled { table, losses, balance: b }
 }
 
 /// The two sets of verdict counters as one.
@@ -183,47 +172,10 @@ fn minus(a: Count, b: Count) -> Count {
     Count { packets: a.packets.saturating_sub(b.packets), bytes: a.bytes.saturating_sub(b.bytes) }
 }
 
-/// Takes refused packets out of passed flows and loss counters, then merges refusals of one flow and reason.
-fn settle_family<A: Copy + Eq + Hash>(
-    mut map: HashMap<Key<A>, Totals>,
-    lost: &mut [Count; 2],
-    addresses: impl Fn(&Key<A>) -> Addresses,
-    flows: &mut Vec<Flow>,
-) {
-    let refused: Vec<(Key<A>, Totals)> = map.extract_if(|k, _| k.meta.class() != class::PASSED).collect();
-    let mut merged: HashMap<Key<A>, Totals> = HashMap::with_capacity(refused.len());
-    for (key, totals) in refused {
-        let direction = key.meta.direction();
-        let with_class =
-            |class, reason| Key { meta: Meta { flags: Meta::pack(direction, class), reason, ..key.meta }, ..key };
-        match key.meta.class() {
-            class::REFUSED_COUNTED => take_back(&mut map, &with_class(class::PASSED, 0), &totals),
-            class::REFUSED_LOST => {
-                let l = &mut lost[usize::from(direction)];
-                *l = minus(*l, Count { packets: totals.packets, bytes: totals.bytes });
-            }
-            _ => {}
-        }
-        let row = with_class(class::REFUSED, key.meta.reason);
-        merged.entry(row).and_modify(|t| t.merge(&totals)).or_insert(totals);
-    }
-    let all = map.into_iter().filter(|(_, t)| t.packets > 0).chain(merged);
-    flows.extend(all.map(|(key, totals)| Flow { addresses: addresses(&key), meta: key.meta, totals }));
-}
-
-/// Subtracts refused packets from the flow that counted them as passed. If they are not (all) there, the rest stays
-/// and shows as [`Balance::difference`].
-fn take_back<A: Copy + Eq + Hash>(map: &mut HashMap<Key<A>, Totals>, key: &Key<A>, refused: &Totals) {
-    if let Some(passed) = map.get_mut(key) {
-        passed.packets = passed.packets.saturating_sub(refused.packets);
-        passed.bytes = passed.bytes.saturating_sub(refused.bytes);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flowlog_ebpf::abi::{Record, Record4, Stats};
+    use flowlog_ebpf::abi::{Key, Meta, Record, Record4, Stats, class};
 
     fn record(sport: u16, class: u8, reason: u16, packets: u64) -> Record4 {
         let meta =
@@ -241,10 +193,10 @@ mod tests {
 
     fn packets(settled: &Settled, refused: bool) -> Vec<(u16, u64)> {
         let mut rows: Vec<_> = settled
-            .flows
-            .iter()
-            .filter(|f| (f.meta.class() != class::PASSED) == refused)
-            .map(|f| (f.meta.sport, f.totals.packets))
+            .table
+            .flows()
+            .filter(|f| f.refused == refused)
+            .map(|f| (f.sport, f.totals.packets))
             .collect();
         rows.sort_unstable();
         rows
@@ -292,6 +244,21 @@ mod tests {
         truth.verdict[0][0].seen = count(2);
         let settled = settle(table, &truth);
         assert!(packets(&settled, false).is_empty());
+        assert_eq!(settled.balance.difference(), (0, 0));
+    }
+
+    #[test]
+    fn records_settle_in_any_order() {
+        let mut table = FlowTable::default();
+        for r in [record(1, class::REFUSED_COUNTED, 12, 2), record(1, class::PASSED, 0, 1), record(1, class::PASSED, 0, 3)] {
+            table.add4(&r);
+        }
+        let mut truth = Truth::default();
+        truth.hook[0].seen = count(4);
+        truth.verdict[0][0].refused = count(2);
+        truth.verdict[0][0].seen = count(2);
+        let settled = settle(table, &truth);
+        assert_eq!((packets(&settled, false), packets(&settled, true)), (vec![(1, 2)], vec![(1, 2)]));
         assert_eq!(settled.balance.difference(), (0, 0));
     }
 

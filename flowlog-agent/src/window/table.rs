@@ -1,7 +1,17 @@
 //! Merging records by flow.
+//!
+//! Flows live in chunks of a fixed size beside a hash index of 4-byte numbers: a table that grows moves the index only,
+//! and a flow costs 56 bytes (IPv6: 80) and 6 to 12 for the index. What all flows of a window share is not repeated.
+//!
+//! Verdicts are settled on the way in: a refused packet that a hook had counted is subtracted from its accepted flow,
+//! which may then stand below zero until its own record arrives.
 
-use flowlog_ebpf::abi::{Ip4, Ip6, Key, Record, Record4, Record6, Stats};
-use hashbrown::HashMap;
+use std::hash::{BuildHasher as _, Hash};
+
+use flowlog_ebpf::abi::{Count, Ip4, Ip6, Key, Meta, Record, Record4, Record6, Stats, class};
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use crate::rule::Direction;
 
 /// Counters of one flow in one window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,34 +28,13 @@ pub struct Totals {
     pub tcp_flags: u8,
 }
 
-impl Totals {
-    fn of(s: &Stats) -> Self {
-        Self {
-            first_ns: s.first_ns,
-            last_ns: s.last_ns,
-            bytes: s.bytes,
-            packets: s.packets,
-            tcp_flags: s.tcp_flags.to_le_bytes()[0],
-        }
-    }
-
-    /// Adds another record of the same flow; records arrive in any order.
-    pub fn merge(&mut self, other: &Self) {
-        self.first_ns = self.first_ns.min(other.first_ns);
-        self.last_ns = self.last_ns.max(other.last_ns);
-        self.bytes += other.bytes;
-        self.packets += other.packets;
-        self.tcp_flags |= other.tcp_flags;
-    }
-}
-
 /// Addresses of a flow, by family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Addresses {
-    /// Source and destination.
-    V4([u8; 4], [u8; 4]),
-    /// Source and destination.
-    V6([u8; 16], [u8; 16]),
+    /// Source and destination, as they lie in the packet.
+    V4(Ip4, Ip4),
+    /// Source and destination, as they lie in the packet.
+    V6(Ip6, Ip6),
 }
 
 /// One flow of a settled window.
@@ -53,28 +42,205 @@ pub enum Addresses {
 pub struct Flow {
     /// Source and destination.
     pub addresses: Addresses,
-    /// Ports (or ICMP type and code), protocol, direction, class, reason.
-    pub meta: flowlog_ebpf::abi::Meta,
+    /// Source port, or ICMP type.
+    pub sport: u16,
+    /// Destination port, or ICMP code.
+    pub dport: u16,
+    /// VLAN id, 0 if untagged.
+    pub vlan: u16,
+    /// Drop reason's index; 0 if accepted.
+    pub reason: u16,
+    /// IP protocol.
+    pub proto: u8,
+    /// Way through the interface.
+    pub direction: Direction,
+    /// Verdict.
+    pub refused: bool,
     /// Counters.
     pub totals: Totals,
 }
 
-/// The flows of one interface and window. A key still carries class and reason: verdicts are settled later.
+/// What tells flows of one window and interface apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FlowKey<A> {
+    src: A,
+    dst: A,
+    sport: u16,
+    dport: u16,
+    vlan: u16,
+    reason: u16,
+    proto: u8,
+    /// Bit 0: direction, as in [`Meta::flags`]; bit 1: refused.
+    flags: u8,
+}
+
+const REFUSED: u8 = 1 << 1;
+
+impl<A: Copy> FlowKey<A> {
+    fn of(key: &Key<A>, refused: bool) -> Self {
+        let Meta { sport, dport, vlan, proto, .. } = key.meta;
+        let flags = key.meta.direction() | if refused { REFUSED } else { 0 };
+        let reason = if refused { key.meta.reason } else { 0 };
+        Self { src: key.src, dst: key.dst, sport, dport, vlan, reason, proto, flags }
+    }
+}
+
+/// A flow as it is kept: its key, member by member so that no byte is lost to alignment, and its counts. These are below
+/// zero while more has been taken back than has arrived.
+#[derive(Clone, Copy, Debug)]
+struct Entry<A> {
+    src: A,
+    dst: A,
+    sport: u16,
+    dport: u16,
+    vlan: u16,
+    reason: u16,
+    proto: u8,
+    flags: u8,
+    tcp_flags: u8,
+    first_ns: u64,
+    last_ns: u64,
+    bytes: i64,
+    packets: i64,
+}
+
+const _: () = {
+    assert!(size_of::<Entry<Ip4>>() == 56);
+    assert!(size_of::<Entry<Ip6>>() == 80);
+};
+
+/// Flows in a chunk: 224 KiB of IPv4 flows.
+const CHUNK: usize = 1 << 12;
+
+#[derive(Debug)]
+struct Table<A> {
+    chunks: Vec<Vec<Entry<A>>>,
+    index: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+}
+
+impl<A> Default for Table<A> {
+    fn default() -> Self {
+        Self { chunks: Vec::new(), index: HashTable::new(), hasher: DefaultHashBuilder::default() }
+    }
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+impl<A: Copy + Eq + Hash> Table<A> {
+    fn len(&self) -> usize {
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+    }
+
+    /// The flow with this key; a new one has counted nothing.
+    fn entry(&mut self, key: FlowKey<A>) -> &mut Entry<A> {
+        let Self { chunks, index, hasher } = self;
+        let at = |chunks: &[Vec<Entry<A>>], id: u32| chunks[id as usize / CHUNK][id as usize % CHUNK].key();
+        let hash = hasher.hash_one(key);
+        let found = index.find(hash, |id| at(chunks, *id) == key).copied();
+        let id = found.unwrap_or_else(|| {
+            if chunks.last().is_none_or(|last| last.len() == CHUNK) {
+                chunks.push(Vec::with_capacity(CHUNK));
+            }
+            let chunk = chunks.len() - 1;
+            let id = u32::try_from(chunk * CHUNK + chunks[chunk].len()).expect("fewer flows than `flows_max` allows");
+            chunks[chunk].push(Entry::new(key));
+            index.insert_unique(hash, id, |id| hasher.hash_one(at(chunks, *id)));
+            id
+        });
+        &mut chunks[id as usize / CHUNK][id as usize % CHUNK]
+    }
+
+    fn add(&mut self, record: &Record<A>, lost: &mut [Count; 2]) {
+        let Record { key, stats } = record;
+        let of_class = key.meta.class();
+        self.entry(FlowKey::of(key, of_class != class::PASSED)).merge(stats);
+        match of_class {
+            class::REFUSED_COUNTED => {
+                let passed = self.entry(FlowKey::of(key, false));
+                passed.packets -= signed(stats.packets);
+                passed.bytes -= signed(stats.bytes);
+            }
+            class::REFUSED_LOST => {
+                let lost = &mut lost[usize::from(key.meta.direction())];
+                lost.packets += stats.packets;
+                lost.bytes += stats.bytes;
+            }
+            _ => {}
+        }
+    }
+
+    /// Frees the index: nothing is added any more. Drops chunks' spare room, too.
+    fn seal(&mut self) {
+        self.index = HashTable::new();
+        if let Some(last) = self.chunks.last_mut() {
+            last.shrink_to_fit();
+        }
+    }
+}
+
+impl<A: Copy> Entry<A> {
+    fn new(key: FlowKey<A>) -> Self {
+        let FlowKey { src, dst, sport, dport, vlan, reason, proto, flags } = key;
+        let (first_ns, last_ns, bytes, packets) = (u64::MAX, 0, 0, 0);
+        Self { src, dst, sport, dport, vlan, reason, proto, flags, tcp_flags: 0, first_ns, last_ns, bytes, packets }
+    }
+
+    fn key(&self) -> FlowKey<A> {
+        let Self { src, dst, sport, dport, vlan, reason, proto, flags, .. } = *self;
+        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags }
+    }
+
+    fn merge(&mut self, stats: &Stats) {
+        self.first_ns = self.first_ns.min(stats.first_ns);
+        self.last_ns = self.last_ns.max(stats.last_ns);
+        self.bytes += signed(stats.bytes);
+        self.packets += signed(stats.packets);
+        self.tcp_flags |= stats.tcp_flags.to_le_bytes()[0];
+    }
+
+    /// `None`: all of its packets were taken back.
+    fn flow(&self, addresses: impl Fn(A, A) -> Addresses) -> Option<Flow> {
+        let Self { sport, dport, vlan, reason, proto, flags, .. } = *self;
+        let (packets, bytes) = (u64::try_from(self.packets).ok()?, u64::try_from(self.bytes).unwrap_or(0));
+        let Self { first_ns, last_ns, tcp_flags, .. } = *self;
+        (packets > 0).then(|| Flow {
+            addresses: addresses(self.src, self.dst),
+            sport,
+            dport,
+            vlan,
+            reason,
+            proto,
+            direction: Direction::BOTH[usize::from(flags & 1)],
+            refused: flags & REFUSED != 0,
+            totals: Totals { first_ns, last_ns, bytes, packets, tcp_flags },
+        })
+    }
+}
+
+/// The flows of one interface and window.
 #[derive(Debug, Default)]
 pub struct FlowTable {
-    pub(super) v4: HashMap<Key<Ip4>, Totals>,
-    pub(super) v6: HashMap<Key<Ip6>, Totals>,
+    v4: Table<Ip4>,
+    v6: Table<Ip6>,
+    /// Refused packets that the hook had counted as lost, by direction.
+    refused_lost: [Count; 2],
 }
+
+/// Bit of a flow's number that says IPv6.
+const V6: u32 = 1 << 31;
 
 impl FlowTable {
     /// Adds an IPv4 record.
     pub fn add4(&mut self, record: &Record4) {
-        add(&mut self.v4, record);
+        self.v4.add(record, &mut self.refused_lost);
     }
 
     /// Adds an IPv6 record.
     pub fn add6(&mut self, record: &Record6) {
-        add(&mut self.v6, record);
+        self.v6.add(record, &mut self.refused_lost);
     }
 
     /// Number of different flows.
@@ -88,9 +254,38 @@ impl FlowTable {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
 
-fn add<A: Copy + Eq + std::hash::Hash>(map: &mut HashMap<Key<A>, Totals>, record: &Record<A>) {
-    let totals = Totals::of(&record.stats);
-    map.entry(record.key).and_modify(|t| t.merge(&totals)).or_insert(totals);
+    /// Refused packets that the hook had counted as lost, by direction: they are lost no longer.
+    #[must_use]
+    pub fn refused_lost(&self) -> [Count; 2] {
+        self.refused_lost
+    }
+
+    /// No more records are added: frees what was needed for that.
+    pub fn seal(&mut self) {
+        self.v4.seal();
+        self.v6.seal();
+    }
+
+    /// Numbers of all flows, for [`flow`](Self::flow).
+    pub fn numbers(&self) -> impl Iterator<Item = u32> + use<> {
+        let upto = |n: usize| 0..u32::try_from(n).unwrap_or(V6);
+        upto(self.v4.len()).chain(upto(self.v6.len()).map(|id| id | V6))
+    }
+
+    /// One flow; `None` if all its packets were taken back, or there is no such number.
+    #[must_use]
+    pub fn flow(&self, number: u32) -> Option<Flow> {
+        let id = (number & !V6) as usize;
+        if number & V6 == 0 {
+            self.v4.chunks.get(id / CHUNK)?.get(id % CHUNK)?.flow(Addresses::V4)
+        } else {
+            self.v6.chunks.get(id / CHUNK)?.get(id % CHUNK)?.flow(Addresses::V6)
+        }
+    }
+
+    /// All flows, in no order.
+    pub fn flows(&self) -> impl Iterator<Item = Flow> + '_ {
+        self.numbers().filter_map(|n| self.flow(n))
+    }
 }

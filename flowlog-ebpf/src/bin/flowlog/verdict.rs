@@ -165,6 +165,8 @@ fn came_in_through(d: &Dropped, noted: Option<&Seen>, action: u8) -> u32 {
     if d.iif == 0 {
         return 0;
     }
+    // Generic XDP comes before the hook of its own interface: a note of that one is an earlier packet's.
+    let noted = noted.filter(|e| action != REASON_XDP || u32::from(e.ifindex) != d.dev);
     let by_note = noted.filter(|e| {
         let ifindex = u32::from(e.ifindex);
         ifindex == d.iif || account::iface(ifindex).is_some_and(|i| i.upper == d.iif)
@@ -199,11 +201,16 @@ fn headed_out_through(d: &Dropped, address: u64, action: u8) -> u32 {
 #[inline(never)]
 fn refuse<F: Family>(event: &Event, place: u32, direction: u8, f: &Flow<F::Addr>) {
     let Some(iface) = account::iface(place & (PASSED_HOOK - 1)) else { return };
-    let entry = if place & NOTED != 0 { seen(event.address, direction).copied() } else { None };
     let passed_hook = place & PASSED_HOOK != 0;
     let d = &event.dropped;
     let reason = reason_index(event.reason) as u16;
     let id = iface.id;
+    let mut key = key_of(f, id, Meta::pack(direction, class::PASSED), 0, iface.epoch);
+    let (_, tag) = split(F::hash(&key), PASSED_MASK.load());
+    let noted = if place & NOTED != 0 { seen(event.address, direction).copied() } else { None };
+    // A packet that may have died before our hook is in the place of an earlier one more often than not: buffers are
+    // used again at once. No address has been translated yet, so the note must be of the same flow.
+    let entry = noted.filter(|e| passed_hook || e.tag == tag);
     let (packets, bytes) = packet::wire(f.l3_len, f.headers, d.gso_size, d.gso_segs);
     let (mut w, mut epoch, mut late) = (Wire { packets, bytes }, iface.epoch, false);
     if let Some(e) = &entry {
@@ -220,7 +227,7 @@ fn refuse<F: Family>(event: &Event, place: u32, direction: u8, f: &Flow<F::Addr>
     let set = usize::from(direction & 1) * 2 + usize::from(!locked);
     // SAFETY: a map value; direction and set are 0 or 1.
     let truth = unsafe { (&raw mut (*truth).verdict).cast::<VerdictTruth>().add(set) };
-    let mut key = key_of(f, id, Meta::pack(direction, class::PASSED), 0, epoch);
+    key.meta.epoch = epoch;
     let class = if late {
         class::REFUSED_LATE
     } else if entry.is_none() && !passed_hook {
