@@ -33,6 +33,8 @@ pub struct Profile {
     pub dictionary_bytes: usize,
     /// Delta encoding for the four time columns.
     pub delta_times: bool,
+    /// Delta encoding for the column `bytes`, else a dictionary.
+    pub delta_bytes: bool,
     /// Rows in a row group.
     pub row_group_rows: usize,
 }
@@ -42,6 +44,7 @@ pub const CHOSEN: Profile = Profile {
     zstd_level: 1,
     dictionary_bytes: 4 << 20,
     delta_times: true,
+    delta_bytes: false,
     row_group_rows: 1 << 20,
 };
 
@@ -100,12 +103,11 @@ fn properties(info: &ObjectInfo, balance: &Balance, profile: Profile) -> Result<
         .set_max_row_group_row_count(Some(profile.row_group_rows))
         .set_created_by(concat!("flowlog ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_key_value_metadata(Some(metadata(info, balance)));
-    if profile.delta_times {
-        for column in ["start", "end", "start_ns", "end_ns"] {
-            builder = builder
-                .set_column_dictionary_enabled(ColumnPath::from(column), false)
-                .set_column_encoding(ColumnPath::from(column), Encoding::DELTA_BINARY_PACKED);
-        }
+    let times = ["start", "end", "start_ns", "end_ns"].into_iter().filter(|_| profile.delta_times);
+    for column in times.chain(["bytes"].into_iter().filter(|_| profile.delta_bytes)) {
+        builder = builder
+            .set_column_dictionary_enabled(ColumnPath::from(column), false)
+            .set_column_encoding(ColumnPath::from(column), Encoding::DELTA_BINARY_PACKED);
     }
     Ok(builder.build())
 }

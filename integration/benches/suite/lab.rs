@@ -9,7 +9,7 @@ use aya::{
     maps::{Array, MapData, ProgramArray, RingBuf},
     programs::{Program, ProgramFd, TestRun as _, TestRunOptions},
 };
-use flowlog_agent::kernel::{Kernel, Ring, Sizes};
+use flowlog_agent::kernel::{Kernel, Ring, Sizes, ring::Record};
 use flowlog_ebpf::{
     abi::{Iface, WANT_EGRESS, WANT_INGRESS},
     bench::{Drive, ORDER_ENTRIES},
@@ -181,6 +181,16 @@ impl Lab {
         let ours = std::iter::from_fn(|| self.ring.pop()).count();
         let theirs = self.rings.iter_mut().map(|ring| std::iter::from_fn(|| ring.next().map(drop)).count());
         ours + theirs.sum::<usize>()
+    }
+
+    /// Hands all records of flowlog's own ring to `each`; returns how many.
+    pub fn take(&mut self, mut each: impl FnMut(Record)) -> usize {
+        let mut n = 0;
+        while let Some(record) = self.ring.pop() {
+            each(record);
+            n += 1;
+        }
+        n
     }
 
     /// Packets flowlog's programs have counted as lost so far.

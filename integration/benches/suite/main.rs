@@ -4,9 +4,12 @@
 //! * [`report`]: tables, JSON; [`plot`]: charts.
 #![allow(missing_docs, clippy::missing_panics_doc, reason = "a program of its own")]
 
+mod agent;
 mod frames;
 mod lab;
+mod memory;
 mod packet;
+mod records;
 mod report;
 
 use std::path::PathBuf;
@@ -37,7 +40,12 @@ struct Cli {
 enum What {
     /// The programs, packet by packet
     Packet(packet::Options),
+    /// The agent's stages: drain, merge, encode, close
+    Agent(agent::Options),
 }
+
+#[global_allocator]
+static ALLOCATOR: memory::Counted = memory::Counted;
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
@@ -48,6 +56,12 @@ fn main() -> anyhow::Result<()> {
                 options.quick();
             }
             packet::run(&options, &mut report)?;
+        }
+        Some(What::Agent(mut options)) => {
+            if cli.quick {
+                options.quick();
+            }
+            agent::run(&options, &mut report)?;
         }
         None => anyhow::bail!("name one"),
     }

@@ -9,6 +9,7 @@ use flowlog_ebpf::bench::ORDER_ENTRIES;
 use crate::{
     frames::Kind,
     lab::{BATCH, Hook, Lab, Subject},
+    records::Random,
     report::{Figure, Report, Table},
 };
 
@@ -66,20 +67,6 @@ enum Order {
     Uniform,
     /// The n-th flow 1/n as often as the first: how traffic is.
     Zipf,
-}
-
-/// The same sequence every time.
-struct Random(u64);
-
-impl Random {
-    fn unit(&mut self) -> f64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        #[allow(clippy::cast_precision_loss, reason = "53 bits")]
-        let unit = (self.0 >> 11) as f64 / (1u64 << 53) as f64;
-        unit
-    }
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the number of flows")]

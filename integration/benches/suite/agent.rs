@@ -1,0 +1,301 @@
+//! `bench agent`: what the user half costs. Stages are called as the agent calls them; the running agent itself is in
+//! [`crate::wire`].
+#![allow(clippy::cast_precision_loss, reason = "counts that are printed")]
+
+use std::{hint::black_box, io::Write as _, net::IpAddr, time::Instant};
+
+use flate2::{Compression, write::GzEncoder};
+use flowlog_agent::{
+    encode::{
+        self,
+        parquet::{CHOSEN, Profile, write},
+        rows::Rows,
+    },
+    kernel::ring::Record,
+    spool::Spool,
+    types::MonoNs,
+    window::{Addresses, Balance, Flow, FlowTable, Settled, settle::settle},
+};
+use flowlog_ebpf::abi::Truth;
+use parquet::{
+    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    basic::{Compression as ParquetCompression, ZstdLevel},
+    file::properties::WriterProperties,
+};
+
+use crate::{
+    frames::Kind,
+    lab::{BATCH, Hook, Lab},
+    memory,
+    records::{self, Random, add},
+    report::{Figure, Report, Table},
+};
+
+const ROWS: usize = 500_000;
+
+/// What to measure.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// Rounds; the figure is their median, the best is in brackets
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+}
+
+impl Options {
+    /// Few rounds, to see that everything runs.
+    pub fn quick(&mut self) {
+        self.rounds = 1;
+    }
+}
+
+/// Measures; adds tables and targets to the report.
+pub fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    integration::traffic::pin_to_cpu(0);
+    drain(options.rounds, report)?;
+    merge(options.rounds, report);
+    formats(options.rounds, report)?;
+    small(report)?;
+    close(options.rounds, report)
+}
+
+/// Seconds of a piece of work.
+fn seconds<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let start = Instant::now();
+    let out = work();
+    (start.elapsed().as_secs_f64(), out)
+}
+
+fn millions(figures: &[f64]) -> Figure {
+    Figure::most(figures)
+}
+
+/// From the kernel's ring into a table.
+fn drain(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
+    let mut lab = Lab::new()?;
+    let ours = lab.ours("flowlog", "flowlog_tc_ingress", Hook::Tc)?;
+    let (mut alone, mut merged) = (Vec::new(), Vec::new());
+    for _ in 0..rounds.max(3) {
+        for (rates, merge) in [(&mut alone, false), (&mut merged, true)] {
+            let mut table = FlowTable::default();
+            let (mut taken, mut spent) = (0, 0.0);
+            for _ in 0..8 {
+                lab.run(&ours, Kind::ALL[0], BATCH, true)?;
+                let (s, n) = seconds(|| {
+                    lab.take(|record| if merge { add(&mut table, &record) } else { drop(black_box(record)) })
+                });
+                taken += n;
+                spent += s;
+            }
+            rates.push(taken as f64 / spent / 1e6);
+        }
+    }
+    let mut table = Table::new("Drain", "M records/s of one core", "Every record a new flow.", &["rate"]);
+    table.decimals = 2;
+    table.row("ring to record", vec![Some(millions(&alone))]);
+    table.row("ring to table", vec![Some(millions(&merged))]);
+    report.target("agent: ring records merged", millions(&merged).median, "M/s per core", 3.0, false);
+    report.table(table);
+    Ok(())
+}
+
+/// Merging records that are in memory, by number of flows.
+fn merge(rounds: u32, report: &mut Report) {
+    let mut speed = Table::new("Merge", "M records/s of one core", "2 M records in random order.", &["10k", "100k", "1M"]);
+    let mut bytes = Table::new("Memory of a flow", "bytes, IPv4 / IPv6 4:1", "", &["10k flows", "100k", "1M", "2M"]);
+    speed.decimals = 2;
+    let mut row = Vec::new();
+    for flows in [10_000u64, 100_000, 1_000_000] {
+        let different = records::records(usize::try_from(flows).expect("small"));
+        let rates: Vec<f64> = (0..rounds)
+            .map(|_| {
+                let mut random = Random(7);
+                let order: Vec<usize> = (0..2_000_000).map(|_| usize::try_from(random.below(flows)).expect("small")).collect();
+                let mut table = FlowTable::default();
+                let (s, ()) = seconds(|| order.iter().for_each(|i| add(&mut table, &different[*i])));
+                order.len() as f64 / s / 1e6
+            })
+            .collect();
+        row.push(Some(millions(&rates)));
+    }
+    speed.row("records merged", row);
+    let (mut held, mut peaks, mut worst) = (Vec::new(), Vec::new(), 0.0f64);
+    for flows in [10_000, 100_000, 1_000_000, 2_000_000] {
+        let different = records::records(flows);
+        let before = memory::live();
+        let mut table = records::table(&different);
+        let n = table.len() as f64;
+        let open = (memory::live() - before) as f64 / n;
+        worst = worst.max(open);
+        held.push(Some(Figure::once(open)));
+        table.seal();
+        peaks.push(Some(Figure::once((memory::live() - before) as f64 / n)));
+        drop(table);
+    }
+    bytes.row("open window", held);
+    bytes.row("closed window", peaks);
+    report.target("agent: memory of a live flow, at worst", worst, "bytes", 96.0, true);
+    report.table(speed);
+    report.table(bytes);
+}
+
+fn settled(records: &[Record]) -> Settled {
+    let mut table = records::table(records);
+    table.seal();
+    Settled { table, losses: Vec::new(), balance: Balance::default() }
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "the encoder's signature")]
+fn reason(_: u16) -> Option<String> {
+    Some("NETFILTER_DROP".to_owned())
+}
+
+/// The AWS v2 text line of a flow.
+fn line(out: &mut impl std::io::Write, f: &Flow) -> std::io::Result<()> {
+    let v6 = |a: [u64; 2]| {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&a[0].to_ne_bytes());
+        bytes[8..].copy_from_slice(&a[1].to_ne_bytes());
+        IpAddr::from(bytes)
+    };
+    let (src, dst) = match f.addresses {
+        Addresses::V4(a, b) => (IpAddr::from(a.to_ne_bytes()), IpAddr::from(b.to_ne_bytes())),
+        Addresses::V6(a, b) => (v6(a), v6(b)),
+    };
+    let span = records::info().span;
+    let (start, end) = (span.wall(MonoNs(f.totals.first_ns)).secs(), span.wall(MonoNs(f.totals.last_ns)).secs());
+    let action = if f.refused { "REJECT" } else { "ACCEPT" };
+    let (t, id) = (&f.totals, "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad001");
+    writeln!(
+        out,
+        "2 - {id} {src} {dst} {} {} {} {} {} {start} {end} {action} OK",
+        f.sport, f.dport, f.proto, t.packets, t.bytes
+    )
+}
+
+fn parquet(records: &[Record], profile: Profile) -> anyhow::Result<(f64, Vec<u8>)> {
+    let info = records::info();
+    let settled = settled(records);
+    // Choosing, sorting and encoding: everything between a settled window and an object.
+    let (s, bytes) = seconds(|| write(&info, &Rows::select(&info, settled), &reason, profile));
+    Ok((s, bytes?))
+}
+
+/// Bytes and time of a row, by format.
+fn formats(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
+    let records = records::records(ROWS);
+    let rows = records::table(&records).len() as f64;
+    let mut table = Table::new(
+        "Formats",
+        "500,000 flows of one NIC and window",
+        "gzip text has 14 columns, Parquet 29. `default settings` are those of the arrow writer, given the same rows as \
+         record batches; its speed leaves out choosing, sorting and building them.",
+        &["bytes/row", "M rows/s of one core"],
+    );
+    table.decimals = 2;
+    let mut add = |name: &str, runs: &[(f64, usize)]| {
+        let rates: Vec<f64> = runs.iter().map(|(s, _)| rows / s / 1e6).collect();
+        let (size, speed) = (Figure::once(runs[0].1 as f64 / rows), millions(&rates));
+        table.row(name, vec![Some(size), Some(speed)]);
+        (size.median, speed.median)
+    };
+    let profile = |p: Profile, n: u32| -> anyhow::Result<Vec<(f64, usize)>> {
+        (0..n).map(|_| parquet(&records, p).map(|(s, b)| (s, b.len()))).collect()
+    };
+    let (bytes, speed) = add("flowlog", &profile(CHOSEN, rounds)?);
+    for (name, p) in [
+        ("zstd 3", Profile { zstd_level: 3, ..CHOSEN }),
+        ("zstd 6", Profile { zstd_level: 6, ..CHOSEN }),
+        ("uncompressed", Profile { zstd_level: 0, ..CHOSEN }),
+        ("dictionaries to 1 MiB", Profile { dictionary_bytes: 1 << 20, ..CHOSEN }),
+        ("dictionaries to 16 MiB", Profile { dictionary_bytes: 16 << 20, ..CHOSEN }),
+        ("times not delta-coded", Profile { delta_times: false, ..CHOSEN }),
+        ("bytes not delta-coded", Profile { delta_bytes: !CHOSEN.delta_bytes, ..CHOSEN }),
+        ("row groups of 128 Ki", Profile { row_group_rows: 128 << 10, ..CHOSEN }),
+    ] {
+        add(name, &profile(p, rounds.min(3))?);
+    }
+    let object = parquet(&records, CHOSEN)?.1;
+    let batches: Vec<_> = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(object))?
+        .with_batch_size(32_768)
+        .build()?
+        .collect::<Result<_, _>>()?;
+    for (name, compression) in [
+        ("arrow writer, default settings", ParquetCompression::UNCOMPRESSED),
+        ("arrow writer, zstd 1", ParquetCompression::ZSTD(ZstdLevel::try_new(1)?)),
+    ] {
+        let properties = WriterProperties::builder().set_compression(compression).build();
+        let (s, size) = seconds(|| -> anyhow::Result<usize> {
+            let mut writer = ArrowWriter::try_new(Vec::new(), batches[0].schema(), Some(properties))?;
+            batches.iter().try_for_each(|b| writer.write(b))?;
+            Ok(writer.into_inner()?.len())
+        });
+        add(name, &[(s, size?)]);
+    }
+    let flows = settled(&records).table;
+    let (s, size) = seconds(|| -> anyhow::Result<usize> {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::new(6));
+        flows.flows().try_for_each(|f| line(&mut gzip, &f))?;
+        gzip.flush()?;
+        Ok(gzip.finish()?.len())
+    });
+    let (text, _) = add("gzip -6 of v2 text", &[(s, size?)]);
+    report.target("agent: Parquet rows", speed, "M/s per core", 2.0, false);
+    report.target("agent: bytes per row against gzip text", bytes / text, "times", 0.6, true);
+    report.table(table);
+    Ok(())
+}
+
+/// Objects of few rows.
+fn small(report: &mut Report) -> anyhow::Result<()> {
+    let mut table = Table::new("Small windows", "bytes/row", "One row is nearly all footer.", &["1 row", "100", "1k", "10k", "100k"]);
+    let (mut ours, mut text) = (Vec::new(), Vec::new());
+    for n in [1, 100, 1_000, 10_000, 100_000] {
+        let records = records::records(n);
+        ours.push(Some(Figure::once(parquet(&records, CHOSEN)?.1.len() as f64 / n as f64)));
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::new(6));
+        settled(&records).table.flows().try_for_each(|f| line(&mut gzip, &f))?;
+        text.push(Some(Figure::once(gzip.finish()?.len() as f64 / n as f64)));
+    }
+    table.row("flowlog", ours);
+    table.row("gzip -6 of v2 text", text);
+    report.table(table);
+    Ok(())
+}
+
+/// From the end of a window to a durable object in the spool.
+fn close(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
+    let mut table = Table::new(
+        "Window close to durable object",
+        "ms / MiB",
+        "Settling, encoding, writing and syncing. Memory is the most that was allocated on top of the open window.",
+        &["1k flows", "10k", "100k", "1M"],
+    );
+    let dir = tempfile::tempdir()?;
+    let spool = Spool::open(&dir.path().join("state"))?;
+    let target: flowlog_agent::rule::Target = dir.path().join("objects").display().to_string().parse()?;
+    let (mut times, mut memory) = (Vec::new(), Vec::new());
+    for n in [1_000, 10_000, 100_000, 1_000_000] {
+        let records = records::records(n);
+        let (mut ms, mut most) = (Vec::new(), 0);
+        for _ in 0..rounds {
+            let open = records::table(&records);
+            memory::reset_peak();
+            let before = memory::live();
+            let (s, stored) = seconds(|| -> anyhow::Result<()> {
+                let settled = settle(open, &Truth::default());
+                let object = encode::encode(&records::info(), settled, &reason)?.expect("rows");
+                spool.store(&target.location, &object)?;
+                Ok(())
+            });
+            stored?;
+            ms.push(s * 1e3);
+            most = most.max(memory::peak() - before);
+        }
+        times.push(Some(Figure::least(&ms)));
+        memory.push(Some(Figure::once(most as f64 / f64::from(1 << 20))));
+    }
+    table.row("time (ms)", times);
+    table.row("memory (MiB)", memory);
+    report.table(table);
+    Ok(())
+}
