@@ -143,6 +143,8 @@ pub struct RawFlowLog {
     pub hook: Option<String>,
     /// Write NODATA objects.
     pub nodata: Option<bool>,
+    /// Times to the nanosecond as well as to the second.
+    pub subsecond: Option<bool>,
     /// `hive` or `flat`.
     pub layout: Option<String>,
     /// Inventory id; only with one interface.
@@ -242,6 +244,7 @@ impl RawFlowLog {
             target,
             window_secs: window_secs(self.window.unwrap_or(WINDOW_SECS_DEFAULT))?,
             nodata: self.nodata.unwrap_or(true),
+            subsecond: self.subsecond.unwrap_or(false),
             hive_layout: layout(self.layout.as_deref())?,
         };
         let hook = hook(self.hook.as_deref())?;

@@ -51,7 +51,7 @@ enum Command {
 }
 
 /// Flags that a configuration file replaces: all but the state directory, which the service manager may set.
-const FLAGS: [&str; 20] = [
+const FLAGS: [&str; 21] = [
     "interfaces",
     "target",
     "prefix",
@@ -61,6 +61,7 @@ const FLAGS: [&str; 20] = [
     "window",
     "hook",
     "no_nodata",
+    "subsecond",
     "layout",
     "node_id",
     "cache_slots",
@@ -111,6 +112,9 @@ struct RunArgs {
     /// Write no object for a window without traffic.
     #[arg(long)]
     no_nodata: bool,
+    /// Fill the columns `start_ns` and `end_ns` too: objects grow by half.
+    #[arg(long)]
+    subsecond: bool,
     /// Key layout: hive (year=…/month=…/day=…/hour=…) or flat [default: hive].
     #[arg(long)]
     layout: Option<String>,
@@ -166,6 +170,7 @@ impl RunArgs {
             window: self.window,
             hook: self.hook,
             nodata: Some(!self.no_nodata),
+            subsecond: Some(self.subsecond),
             layout: self.layout,
             ..RawFlowLog::default()
         };

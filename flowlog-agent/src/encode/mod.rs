@@ -91,7 +91,7 @@ pub fn encode(
     settled: Settled,
     reason_name: &dyn Fn(u16) -> Option<String>,
 ) -> Result<Option<Object>, EncodeError> {
-    let rows = rows::Rows::select(info, settled);
+    let rows = rows::Rows::select(info, settled, rows::CHOSEN);
     if rows.is_empty() && !info.rule.nodata {
         return Ok(None);
     }
@@ -121,6 +121,7 @@ mod tests {
             target: "/tmp".parse().expect("target"),
             window_secs: 60,
             nodata: true,
+            subsecond: false,
             hive_layout: true,
         };
         let mut span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();

@@ -31,22 +31,15 @@ pub struct Profile {
     pub zstd_level: i32,
     /// Bytes up to which a dictionary grows; past it a new row group begins, and numbers fall back to plain values.
     pub dictionary_bytes: usize,
-    /// Delta encoding for the four time columns.
-    pub delta_times: bool,
-    /// Delta encoding for the column `bytes`, else a dictionary.
+    /// Delta encoding for the column `bytes`, else a dictionary as far as it goes.
     pub delta_bytes: bool,
     /// Rows in a row group.
     pub row_group_rows: usize,
 }
 
 /// What objects are written with.
-pub const CHOSEN: Profile = Profile {
-    zstd_level: 1,
-    dictionary_bytes: 4 << 20,
-    delta_times: true,
-    delta_bytes: false,
-    row_group_rows: 1 << 20,
-};
+pub const CHOSEN: Profile =
+    Profile { zstd_level: 1, dictionary_bytes: 4 << 20, delta_bytes: true, row_group_rows: 1 << 20 };
 
 /// Writes one object.
 ///
@@ -103,8 +96,7 @@ fn properties(info: &ObjectInfo, balance: &Balance, profile: Profile) -> Result<
         .set_max_row_group_row_count(Some(profile.row_group_rows))
         .set_created_by(concat!("flowlog ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_key_value_metadata(Some(metadata(info, balance)));
-    let times = ["start", "end", "start_ns", "end_ns"].into_iter().filter(|_| profile.delta_times);
-    for column in times.chain(["bytes"].into_iter().filter(|_| profile.delta_bytes)) {
+    for column in ["start_ns", "end_ns"].into_iter().chain(profile.delta_bytes.then_some("bytes")) {
         builder = builder
             .set_column_dictionary_enabled(ColumnPath::from(column), false)
             .set_column_encoding(ColumnPath::from(column), Encoding::DELTA_BINARY_PACKED);

@@ -26,8 +26,8 @@ const ICMPV6: u8 = 58;
 pub struct Rows {
     /// All flows of the window.
     pub table: FlowTable,
-    /// Numbers of the flows with the wanted verdict, in the order they are written.
-    pub flows: Vec<u32>,
+    /// Numbers of the flows with the wanted verdict.
+    flows: Vec<u32>,
     /// The books of the whole window, before the rule's choice.
     pub balance: Balance,
     losses: Vec<Loss>,
@@ -35,9 +35,9 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Keeps what the rule wants, by first packet. Unwanted directions were never counted.
+    /// Keeps what the rule wants, in the order it is written in. Unwanted directions were never counted.
     #[must_use]
-    pub fn select(info: &ObjectInfo, settled: Settled) -> Self {
+    pub fn select(info: &ObjectInfo, settled: Settled, order: Order) -> Self {
         let Settled { table, mut losses, balance } = settled;
         let wanted = |refused: bool| match info.rule.action {
             Action::Any => true,
@@ -50,7 +50,8 @@ impl Rows {
         for number in table.numbers() {
             let Some(flow) = table.flow(number).filter(|f| wanted(f.refused)) else { continue };
             *(if flow.refused { &mut counts.rejected } else { &mut counts.accepted }) += 1;
-            keyed.push((flow.totals.first_ns, number));
+            let key = if order == Order::Start { flow.totals.first_ns } else { by_service(&flow) };
+            keyed.push((key, number));
         }
         keyed.sort_unstable();
         let flows = keyed.into_iter().map(|(_, number)| number).collect();
@@ -100,6 +101,34 @@ impl Rows {
         });
         flow_groups.chain(rest.flatten())
     }
+}
+
+/// Order of the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// By first packet.
+    Start,
+    /// By direction, family, service (protocol and lower port) and the address at the other end: rows of one customer's
+    /// interface then differ least from their neighbours.
+    Service,
+}
+
+/// What objects are written in.
+pub const CHOSEN: Order = Order::Service;
+
+/// [`Order::Service`] in one word: all of an IPv4 address, 32 bits of the first half of an IPv6 address.
+fn by_service(f: &Flow) -> u64 {
+    let egress = f.direction == Direction::Egress;
+    let (v6, peer) = match f.addresses {
+        Addresses::V4(src, dst) => (false, u32::from_be(if egress { dst } else { src })),
+        Addresses::V6(src, dst) => {
+            let [hi, lo] = if egress { dst } else { src };
+            // A network's hosts differ in the second half, networks in the first.
+            (true, (u64::from_be(hi) ^ u64::from_be(lo).rotate_left(16)) as u32)
+        }
+    };
+    let service = u64::from(f.sport.min(f.dport));
+    u64::from(egress) << 57 | u64::from(v6) << 56 | u64::from(f.proto) << 48 | service << 32 | u64::from(peer)
 }
 
 /// The values of one column in one row group.
@@ -205,8 +234,8 @@ struct Builder<'a> {
     protocol: Numbers,
     packets: Vec<i64>,
     bytes: Vec<i64>,
-    start: Vec<i64>,
-    end: Vec<i64>,
+    start: Found<i64>,
+    end: Found<i64>,
     action: Known,
     status: Known,
     direction: Known,
@@ -240,8 +269,8 @@ impl<'a> Builder<'a> {
             protocol: Numbers::new(),
             packets: longs(),
             bytes: longs(),
-            start: longs(),
-            end: longs(),
+            start: Found::default(),
+            end: Found::default(),
             action: Known::new(&["ACCEPT", "REJECT"]),
             status: Known::new(&STATUS),
             direction: Known::new(&["ingress", "egress"]),
@@ -277,10 +306,12 @@ impl<'a> Builder<'a> {
         self.packets.push(signed(totals.packets));
         self.bytes.push(signed(totals.bytes));
         let (first, last) = (self.info.span.wall(MonoNs(totals.first_ns)), self.info.span.wall(MonoNs(totals.last_ns)));
-        self.start.push(first.secs());
-        self.end.push(last.secs());
-        self.start_ns.push(first.0);
-        self.end_ns.push(last.0);
+        self.start.push(first.secs(), |s| Some(Label::Long(*s)));
+        self.end.push(last.secs(), |s| Some(Label::Long(*s)));
+        if self.info.rule.subsecond {
+            self.start_ns.push(first.0);
+            self.end_ns.push(last.0);
+        }
         self.action.0.push(u32::from(flow.refused));
         self.status.0.push(0);
         self.direction.0.push(u32::from(flow.direction == Direction::Egress));
@@ -312,10 +343,12 @@ impl<'a> Builder<'a> {
         ] {
             numbers.push(None);
         }
-        self.start.push(self.info.span.start_secs);
-        self.end.push(self.info.span.end_secs);
-        self.start_ns.push(self.info.span.start_secs.saturating_mul(NS_PER_SEC));
-        self.end_ns.push(self.info.span.end_secs.saturating_mul(NS_PER_SEC));
+        self.start.push(self.info.span.start_secs, |s| Some(Label::Long(*s)));
+        self.end.push(self.info.span.end_secs, |s| Some(Label::Long(*s)));
+        if self.info.rule.subsecond {
+            self.start_ns.push(self.info.span.start_secs.saturating_mul(NS_PER_SEC));
+            self.end_ns.push(self.info.span.end_secs.saturating_mul(NS_PER_SEC));
+        }
         let code = STATUS.iter().position(|s| *s == status).and_then(|i| u32::try_from(i).ok());
         self.status.0.push(code.unwrap_or(NULL));
         self.family.0.push(NULL);
@@ -354,8 +387,8 @@ impl<'a> Builder<'a> {
             Column::Labels(self.protocol.labels),
             longs(self.packets),
             longs(self.bytes),
-            longs(self.start),
-            longs(self.end),
+            Column::Labels(self.start.labels),
+            Column::Labels(self.end.labels),
             Column::Labels(self.action.0),
             Column::Labels(self.status.0),
             Column::Labels(self.direction.0),

@@ -193,6 +193,8 @@ pub struct Rule {
     pub window_secs: u32,
     /// Write an object for a window without traffic.
     pub nodata: bool,
+    /// Fill the columns `start_ns` and `end_ns`: half as many bytes again.
+    pub subsecond: bool,
     /// Hive-style key folders (`year=…/`), or none.
     pub hive_layout: bool,
 }

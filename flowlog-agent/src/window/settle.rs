@@ -192,12 +192,8 @@ mod tests {
     }
 
     fn packets(settled: &Settled, refused: bool) -> Vec<(u16, u64)> {
-        let mut rows: Vec<_> = settled
-            .table
-            .flows()
-            .filter(|f| f.refused == refused)
-            .map(|f| (f.sport, f.totals.packets))
-            .collect();
+        let mut rows: Vec<_> =
+            settled.table.flows().filter(|f| f.refused == refused).map(|f| (f.sport, f.totals.packets)).collect();
         rows.sort_unstable();
         rows
     }
@@ -250,7 +246,9 @@ mod tests {
     #[test]
     fn records_settle_in_any_order() {
         let mut table = FlowTable::default();
-        for r in [record(1, class::REFUSED_COUNTED, 12, 2), record(1, class::PASSED, 0, 1), record(1, class::PASSED, 0, 3)] {
+        for r in
+            [record(1, class::REFUSED_COUNTED, 12, 2), record(1, class::PASSED, 0, 1), record(1, class::PASSED, 0, 3)]
+        {
             table.add4(&r);
         }
         let mut truth = Truth::default();

@@ -2,14 +2,14 @@
 //! [`crate::wire`].
 #![allow(clippy::cast_precision_loss, reason = "counts that are printed")]
 
-use std::{hint::black_box, io::Write as _, net::IpAddr, time::Instant};
+use std::{hint::black_box, io::BufWriter, net::IpAddr, time::Instant};
 
 use flate2::{Compression, write::GzEncoder};
 use flowlog_agent::{
     encode::{
-        self,
+        self, ObjectInfo,
         parquet::{CHOSEN, Profile, write},
-        rows::Rows,
+        rows::{CHOSEN as ORDER, Order, Rows},
     },
     kernel::ring::Record,
     spool::Spool,
@@ -100,7 +100,8 @@ fn drain(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
 
 /// Merging records that are in memory, by number of flows.
 fn merge(rounds: u32, report: &mut Report) {
-    let mut speed = Table::new("Merge", "M records/s of one core", "2 M records in random order.", &["10k", "100k", "1M"]);
+    let mut speed =
+        Table::new("Merge", "M records/s of one core", "2 M records in random order.", &["10k", "100k", "1M"]);
     let mut bytes = Table::new("Memory of a flow", "bytes, IPv4 / IPv6 4:1", "", &["10k flows", "100k", "1M", "2M"]);
     speed.decimals = 2;
     let mut row = Vec::new();
@@ -109,7 +110,8 @@ fn merge(rounds: u32, report: &mut Report) {
         let rates: Vec<f64> = (0..rounds)
             .map(|_| {
                 let mut random = Random(7);
-                let order: Vec<usize> = (0..2_000_000).map(|_| usize::try_from(random.below(flows)).expect("small")).collect();
+                let order: Vec<usize> =
+                    (0..2_000_000).map(|_| usize::try_from(random.below(flows)).expect("small")).collect();
                 let mut table = FlowTable::default();
                 let (s, ()) = seconds(|| order.iter().for_each(|i| add(&mut table, &different[*i])));
                 order.len() as f64 / s / 1e6
@@ -172,11 +174,21 @@ fn line(out: &mut impl std::io::Write, f: &Flow) -> std::io::Result<()> {
     )
 }
 
+/// Length of these flows as gzipped text.
+fn text_bytes(mut flows: impl Iterator<Item = Flow>) -> anyhow::Result<usize> {
+    let mut out = BufWriter::new(GzEncoder::new(Vec::new(), Compression::new(6)));
+    flows.try_for_each(|f| line(&mut out, &f))?;
+    Ok(out.into_inner().map_err(std::io::IntoInnerError::into_error)?.finish()?.len())
+}
+
 fn parquet(records: &[Record], profile: Profile) -> anyhow::Result<(f64, Vec<u8>)> {
-    let info = records::info();
+    parquet_as(&records::info(), records, ORDER, profile)
+}
+
+fn parquet_as(info: &ObjectInfo, records: &[Record], order: Order, profile: Profile) -> anyhow::Result<(f64, Vec<u8>)> {
     let settled = settled(records);
     // Choosing, sorting and encoding: everything between a settled window and an object.
-    let (s, bytes) = seconds(|| write(&info, &Rows::select(&info, settled), &reason, profile));
+    let (s, bytes) = seconds(|| write(info, &Rows::select(info, settled, order), &reason, profile));
     Ok((s, bytes?))
 }
 
@@ -208,11 +220,20 @@ fn formats(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
         ("uncompressed", Profile { zstd_level: 0, ..CHOSEN }),
         ("dictionaries to 1 MiB", Profile { dictionary_bytes: 1 << 20, ..CHOSEN }),
         ("dictionaries to 16 MiB", Profile { dictionary_bytes: 16 << 20, ..CHOSEN }),
-        ("times not delta-coded", Profile { delta_times: false, ..CHOSEN }),
         ("bytes not delta-coded", Profile { delta_bytes: !CHOSEN.delta_bytes, ..CHOSEN }),
         ("row groups of 128 Ki", Profile { row_group_rows: 128 << 10, ..CHOSEN }),
     ] {
         add(name, &profile(p, rounds.min(3))?);
+    }
+    let mut subsecond = records::info();
+    subsecond.rule.subsecond = true;
+    for (name, info, order) in [
+        ("in order of time", &records::info(), Order::Start),
+        ("with --subsecond", &subsecond, ORDER),
+        ("with --subsecond, in order of time", &subsecond, Order::Start),
+    ] {
+        let (s, bytes) = parquet_as(info, &records, order, CHOSEN)?;
+        add(name, &[(s, bytes.len())]);
     }
     let object = parquet(&records, CHOSEN)?.1;
     let batches: Vec<_> = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(object))?
@@ -232,12 +253,7 @@ fn formats(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
         add(name, &[(s, size?)]);
     }
     let flows = settled(&records).table;
-    let (s, size) = seconds(|| -> anyhow::Result<usize> {
-        let mut gzip = GzEncoder::new(Vec::new(), Compression::new(6));
-        flows.flows().try_for_each(|f| line(&mut gzip, &f))?;
-        gzip.flush()?;
-        Ok(gzip.finish()?.len())
-    });
+    let (s, size) = seconds(|| -> anyhow::Result<usize> { text_bytes(flows.flows()) });
     let (text, _) = add("gzip -6 of v2 text", &[(s, size?)]);
     report.target("agent: Parquet rows", speed, "M/s per core", 2.0, false);
     report.target("agent: bytes per row against gzip text", bytes / text, "times", 0.6, true);
@@ -247,14 +263,17 @@ fn formats(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
 
 /// Objects of few rows.
 fn small(report: &mut Report) -> anyhow::Result<()> {
-    let mut table = Table::new("Small windows", "bytes/row", "One row is nearly all footer.", &["1 row", "100", "1k", "10k", "100k"]);
+    let mut table = Table::new(
+        "Small windows",
+        "bytes/row",
+        "One row is nearly all footer.",
+        &["1 row", "100", "1k", "10k", "100k"],
+    );
     let (mut ours, mut text) = (Vec::new(), Vec::new());
     for n in [1, 100, 1_000, 10_000, 100_000] {
         let records = records::records(n);
         ours.push(Some(Figure::once(parquet(&records, CHOSEN)?.1.len() as f64 / n as f64)));
-        let mut gzip = GzEncoder::new(Vec::new(), Compression::new(6));
-        settled(&records).table.flows().try_for_each(|f| line(&mut gzip, &f))?;
-        text.push(Some(Figure::once(gzip.finish()?.len() as f64 / n as f64)));
+        text.push(Some(Figure::once(text_bytes(settled(&records).table.flows())? as f64 / n as f64)));
     }
     table.row("flowlog", ours);
     table.row("gzip -6 of v2 text", text);

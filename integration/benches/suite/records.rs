@@ -63,7 +63,8 @@ pub fn record(r: &mut Random) -> Record {
     let meta = Meta { sport, dport, vlan: 0, iface: 1, reason, proto, flags, epoch: 1 };
     let packets = if refused { 1 + r.below(3) } else { 1 + r.skewed(50_000) };
     let first_ns = r.below(150_000) * TICK_NS;
-    let last_ns = (first_ns + r.skewed(600_000_000_000 / TICK_NS) * TICK_NS).min(u64::from(WINDOW_SECS) * 1_000_000_000);
+    let last_ns =
+        (first_ns + r.skewed(600_000_000_000 / TICK_NS) * TICK_NS).min(u64::from(WINDOW_SECS) * 1_000_000_000);
     let bytes = packets * (40 + r.skewed(1_460));
     let tcp_flags = if proto == 6 { [0x1b, 0x1a, 0x02, 0x1f][r.skewed(4) as usize] } else { 0 };
     let stats = Stats { first_ns, last_ns, bytes, packets, tcp_flags, tag: 0 };
@@ -110,6 +111,7 @@ pub fn info() -> ObjectInfo {
         target: "/tmp".parse().expect("a target"),
         window_secs: WINDOW_SECS,
         nodata: true,
+        subsecond: false,
         hive_layout: true,
     };
     ObjectInfo {

@@ -6,7 +6,7 @@ use integration::{agent::Agent, net::Pair, traffic};
 #[test]
 fn records_belong_to_the_window_in_which_the_packet_passed() {
     let pair = Pair::new().unwrap();
-    let mut agent = Agent::start(&pair.a, &["eth0"], &["--window", "1"]).unwrap();
+    let mut agent = Agent::start(&pair.a, &["eth0"], &["--window", "1", "--subsecond"]).unwrap();
     for port in 5_000..5_004 {
         agent.wait_for("window closed").unwrap();
         pair.b.run(|| traffic::udp(&format!("10.1.0.1:{port}"), 10, 10)).unwrap();
