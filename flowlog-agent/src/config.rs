@@ -19,7 +19,7 @@ pub const NAME_DEFAULT: &str = "flowlog";
 pub const STATE_DIR_DEFAULT: &str = "/var/lib/flowlog";
 /// Largest configuration file that is read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
-/// Default cap on flows in memory for each interface and window; about 100 bytes each.
+/// Default cap on flows in open windows; about 70 bytes each, and as many again while windows are being written.
 const FLOWS_MAX_DEFAULT: usize = 2_000_000;
 
 /// A whole configuration, checked as far as that goes without looking at the system.
@@ -33,7 +33,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Kernel map sizes.
     pub sizes: Sizes,
-    /// Flows in memory for each interface before its window is written early.
+    /// Flows in the open windows of all interfaces before the largest is written early.
     pub flows_max: usize,
     /// How to reach buckets.
     pub s3: S3Options,

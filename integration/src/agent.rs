@@ -121,12 +121,21 @@ impl Agent {
     /// # Errors
     /// With its log otherwise.
     pub fn stop(mut self) -> anyhow::Result<Objects> {
+        self.end()?;
+        Objects::below(&self.objects()).with_context(|| self.log.join("\n"))
+    }
+
+    /// As [`stop`](Self::stop), leaving what landed unread.
+    ///
+    /// # Errors
+    /// With its log otherwise.
+    pub fn end(&mut self) -> anyhow::Result<()> {
         self.signal(rustix::process::Signal::TERM);
         let status = self.wait()?;
         let log = self.log.join("\n");
         ensure!(status == Some(0), "exit status {status:?}:\n{log}");
         ensure!(!log.contains("ERROR"), "{log}");
-        Objects::below(&self.objects()).with_context(|| log)
+        Ok(())
     }
 
     /// Waits for its end; returns the exit code.

@@ -170,15 +170,14 @@ impl Capture {
         most
     }
 
-    /// Closes every window that is due, and those that hold too many flows.
+    /// Closes every window that is due; if all together hold too many flows, the largest as well.
     pub fn turn_due(&mut self, now: Now) -> Result<Vec<Closed>, AgentError> {
-        let full = |w: &Watched| w.table.len() > self.flows_max;
-        let due: Vec<(usize, bool)> = self
-            .watched
-            .iter()
-            .enumerate()
-            .filter(|(_, w)| w.clock.is_due(now) || full(w))
-            .map(|(i, w)| (i, full(w) && !w.clock.is_due(now)))
+        let flows: usize = self.watched.iter().map(|w| w.table.len()).sum();
+        let all = || self.watched.iter().enumerate();
+        let largest = all().max_by_key(|(_, w)| w.table.len()).filter(|_| flows > self.flows_max).map(|(i, _)| i);
+        let due: Vec<(usize, bool)> = all()
+            .filter(|(i, w)| w.clock.is_due(now) || largest == Some(*i))
+            .map(|(i, w)| (i, !w.clock.is_due(now)))
             .collect();
         if due.is_empty() { Ok(Vec::new()) } else { self.turn(&due, now, Scope::Closed) }
     }

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::MissedTickBehavior,
 };
 
@@ -31,8 +31,8 @@ use capture::{Capture, Closed};
 const TICK: Duration = Duration::from_millis(500);
 /// Records taken from the ring before signals and timers get their turn.
 const DRAIN_BATCH: usize = 65_536;
-/// Closed windows waiting for the encoder before draining waits for it: bounds memory.
-const CLOSED_MAX: usize = 8;
+/// Closed windows waiting for the encoder before draining waits for it. Their flows are bounded as well, by `flows_max`.
+const CLOSED_MAX: usize = 1_024;
 
 /// What can go wrong before or while capturing.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +86,9 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let wake = Arc::new(Notify::new());
     wake.notify_one();
     let upload = tokio::spawn(uploader.run(wake.clone()));
-    let (closed, windows) = mpsc::channel(CLOSED_MAX);
+    let (sender, windows) = mpsc::channel(CLOSED_MAX);
+    let flows_max = config.flows_max.min(Semaphore::MAX_PERMITS);
+    let closed = Encoder { sender, room: Arc::new(Semaphore::new(flows_max)), flows_max };
     let reasons = capture.reasons().clone();
     let encoder = {
         let (wake, spool) = (wake.clone(), spool.clone());
@@ -97,8 +99,7 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let last = capture.finish(Now::read())?;
     drop(capture);
     for window in last {
-        // The encoder outlives the channel's last sender.
-        let _ = closed.send(window).await;
+        closed.send(window).await;
     }
     drop(closed);
     encoder.await.map_err(|e| system("encode the last windows")(std::io::Error::other(e)))?;
@@ -122,7 +123,7 @@ async fn check_targets(config: &Config) -> Result<(), AgentError> {
     Ok(())
 }
 
-async fn main_loop(capture: &mut Capture, closed: &mpsc::Sender<Closed>, stop: &mut Stop) -> Result<(), AgentError> {
+async fn main_loop(capture: &mut Capture, closed: &Encoder, stop: &mut Stop) -> Result<(), AgentError> {
     let wakeups = capture.wakeups().map_err(system("watch the ring"))?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -135,25 +136,52 @@ async fn main_loop(capture: &mut Capture, closed: &mpsc::Sender<Closed>, stop: &
             _ = tick.tick() => capture.check_hooks(),
             () = tokio::time::sleep(deadline) => {}
         }
-        while capture.drain(DRAIN_BATCH) == DRAIN_BATCH {
+        // In a flood the ring is never empty: windows turn in between.
+        loop {
+            let taken = capture.drain(DRAIN_BATCH);
+            for window in capture.turn_due(Now::read())? {
+                closed.send(window).await;
+            }
+            if taken < DRAIN_BATCH {
+                break;
+            }
             tokio::task::yield_now().await;
             if stop.is_asked() {
                 return Ok(());
             }
         }
-        for window in capture.turn_due(Now::read())? {
-            if closed.send(window).await.is_err() {
-                return Ok(()); // the encoder is gone: its panic is reported by the caller
-            }
+    }
+}
+
+/// A closed window on its way to the encoder, with its share of the memory for flows.
+type Job = (Closed, OwnedSemaphorePermit);
+
+/// The way to the encoder.
+struct Encoder {
+    sender: mpsc::Sender<Job>,
+    /// One permit for each flow.
+    room: Arc<Semaphore>,
+    flows_max: usize,
+}
+
+impl Encoder {
+    /// Waits until closed windows have room in memory: the kernel's ring fills up meanwhile, and counts what it loses.
+    async fn send(&self, window: Closed) {
+        let flows = window.table.len().min(self.flows_max);
+        let permits = u32::try_from(flows).unwrap_or(u32::MAX);
+        // The semaphore is never closed. If the encoder is gone, its panic is reported by the caller.
+        if let Ok(permit) = self.room.clone().acquire_many_owned(permits).await {
+            let _ = self.sender.send((window, permit)).await;
         }
     }
 }
 
 /// Encodes and spools windows until the channel closes. An object that cannot be made durable is tried again: until
 /// it is, its records exist only here.
-fn encode_windows(mut windows: mpsc::Receiver<Closed>, spool: &Spool, reasons: &Reasons, wake: &Notify) {
+fn encode_windows(mut windows: mpsc::Receiver<Job>, spool: &Spool, reasons: &Reasons, wake: &Notify) {
     let name = |index: u16| reasons.name(index).map(str::to_owned);
-    while let Some(closed) = windows.blocking_recv() {
+    // The permit is given back when the window's object is in the spool.
+    while let Some((closed, _permit)) = windows.blocking_recv() {
         let Closed { info, table, truth } = closed;
         let settled = window::settle::settle(table, &truth);
         let balance = settled.balance;

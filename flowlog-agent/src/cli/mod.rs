@@ -133,7 +133,7 @@ struct RunArgs {
     /// Ring buffer size; a power of two.
     #[arg(long, value_name = "BYTES")]
     ring_bytes: Option<u32>,
-    /// Flows in memory for each interface before its window is written early.
+    /// Flows in memory before the largest window is written early; 70 bytes each, twice.
     #[arg(long, value_name = "N")]
     flows_max: Option<usize>,
     /// S3 server; AWS if absent. Credentials: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or a file.

@@ -39,7 +39,7 @@ pub struct Profile {
 
 /// What objects are written with.
 pub const CHOSEN: Profile =
-    Profile { zstd_level: 1, dictionary_bytes: 4 << 20, delta_bytes: true, row_group_rows: 1 << 20 };
+    Profile { zstd_level: 1, dictionary_bytes: 4 << 20, delta_bytes: true, row_group_rows: 256 << 10 };
 
 /// Writes one object.
 ///

@@ -221,7 +221,8 @@ fn formats(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
         ("dictionaries to 1 MiB", Profile { dictionary_bytes: 1 << 20, ..CHOSEN }),
         ("dictionaries to 16 MiB", Profile { dictionary_bytes: 16 << 20, ..CHOSEN }),
         ("bytes not delta-coded", Profile { delta_bytes: !CHOSEN.delta_bytes, ..CHOSEN }),
-        ("row groups of 128 Ki", Profile { row_group_rows: 128 << 10, ..CHOSEN }),
+        ("row groups of 64 Ki", Profile { row_group_rows: 64 << 10, ..CHOSEN }),
+        ("row groups of 1 Mi", Profile { row_group_rows: 1 << 20, ..CHOSEN }),
     ] {
         add(name, &profile(p, rounds.min(3))?);
     }

@@ -7,10 +7,12 @@
 mod agent;
 mod frames;
 mod lab;
+mod lane;
 mod memory;
 mod packet;
 mod records;
 mod report;
+mod wire;
 
 use std::path::PathBuf;
 
@@ -40,6 +42,8 @@ struct Cli {
 enum What {
     /// The programs, packet by packet
     Packet(packet::Options),
+    /// Real interfaces: rates, latency, floods, memory, idle CPU
+    Wire(wire::Options),
     /// The agent's stages: drain, merge, encode, close
     Agent(agent::Options),
 }
@@ -56,6 +60,12 @@ fn main() -> anyhow::Result<()> {
                 options.quick();
             }
             packet::run(&options, &mut report)?;
+        }
+        Some(What::Wire(mut options)) => {
+            if cli.quick {
+                options.quick();
+            }
+            wire::run(&options, &mut report)?;
         }
         Some(What::Agent(mut options)) => {
             if cli.quick {

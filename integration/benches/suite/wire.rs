@@ -1,0 +1,447 @@
+//! `bench wire`: real interfaces, real packets, the real agent.
+//!
+//! Two lanes lead through one node; the agent watches the first. Rounds on both are interleaved, so that what the watch
+//! costs is the difference of two figures of the same moment.
+#![allow(clippy::cast_precision_loss, reason = "counts that are printed")]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use arrow::{array::AsArray as _, datatypes::Int64Type};
+use aya::programs::{BtfTracePoint, loaded_programs};
+use integration::{agent::Agent, net::Netns};
+use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
+
+use crate::{
+    frames::Kind,
+    lab,
+    lane::{Lane, Load, Traffic, node},
+    report::{Figure, Report, Table},
+};
+
+const UDP4: Kind = Kind::ALL[0];
+const TCP4: Kind = Kind::ALL[1];
+const UDP6: Kind = Kind::ALL[2];
+const LANES: [&str; 3] = ["watched", "not watched", "kept"];
+
+/// What to measure.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    /// Rounds on each lane; the figure is their median, the best is in brackets
+    #[arg(long, default_value_t = 15)]
+    rounds: u32,
+    /// Different flows in the floods
+    #[arg(long, default_value_t = 5_000_000)]
+    flood: u32,
+}
+
+impl Options {
+    /// Few rounds, to see that everything runs.
+    pub fn quick(&mut self) {
+        self.rounds = 3;
+        self.flood = self.flood.min(500_000);
+    }
+}
+
+/// The node, two lanes and the generator.
+struct Wire {
+    traffic: Traffic,
+    lanes: [Lane; 2],
+    node: Netns,
+}
+
+/// Measures; adds tables and targets to the report.
+pub fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let node = node()?;
+    let wire = &mut Wire { traffic: Traffic::new()?, lanes: [Lane::new(&node, 0)?, Lane::new(&node, 1)?], node };
+    let before = wire.counters()?;
+    let mut agent = wire.agent(&[])?;
+    idle(&agent, report)?;
+    forwarded(wire, options.rounds, report)?;
+    streams(wire, options.rounds, report)?;
+    latency(wire, options.rounds, report)?;
+    agent.end()?;
+    exact(wire, &agent, before, "rates, streams and requests")?;
+    resident(wire, report)?;
+    floods(wire, options, report)
+}
+
+impl Wire {
+    fn agent(&self, args: &[&str]) -> anyhow::Result<Agent> {
+        Agent::start(&self.node, &[&self.lanes[0].interface()], args)
+    }
+
+    /// Packets and layer-3 bytes, received and sent, of the watched interface.
+    fn counters(&self) -> anyhow::Result<[(u64, u64); 2]> {
+        let of = |side: &str| -> anyhow::Result<(u64, u64)> {
+            let packets = self.node.statistic("in0", &format!("{side}_packets"))?;
+            Ok((packets, self.node.statistic("in0", &format!("{side}_bytes"))? - 14 * packets))
+        };
+        Ok([of("rx")?, of("tx")?])
+    }
+}
+
+/// P1: rows and losses are what the interface itself has counted, packets and (GSO aside) bytes.
+fn exact(wire: &Wire, agent: &Agent, before: [(u64, u64); 2], what: &str) -> anyhow::Result<()> {
+    let after = wire.counters()?;
+    let received = after[0].0 - before[0].0;
+    let landed = landed(&agent.objects(), "ingress")?;
+    println!("P1, {what}: {received} packets came in, {} are in rows and counted losses ({} lost)\n", landed.0, landed.1);
+    ensure!(received == landed.0, "{what}: {received} packets came in, {} are accounted for", landed.0);
+    Ok(())
+}
+
+/// Packets in all rows of a direction, and those of them that are losses.
+fn landed(dir: &Path, direction: &str) -> anyhow::Result<(u64, u64)> {
+    let (mut all, mut lost) = (0, 0);
+    let mut todo = vec![dir.to_owned()];
+    while let Some(at) = todo.pop() {
+        for entry in std::fs::read_dir(&at)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                todo.push(path);
+                continue;
+            }
+            let builder = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(&path)?)?;
+            let columns = ["packets", "log_status", "flow_direction", "skip_reason"];
+            let mask = ProjectionMask::columns(builder.parquet_schema(), columns);
+            for batch in builder.with_projection(mask).build()? {
+                let batch = batch?;
+                let column = |name: &str| batch.column_by_name(name).context("column of the schema");
+                let packets = column("packets")?.as_primitive::<Int64Type>().clone();
+                let (status, way) = (column("log_status")?.as_string::<i32>(), column("flow_direction")?.as_string::<i32>());
+                for row in 0..batch.num_rows() {
+                    if way.value(row) == direction {
+                        let n = u64::try_from(packets.value(row))?;
+                        all += n;
+                        lost += if status.value(row) == "SKIPDATA" { n } else { 0 };
+                    }
+                }
+            }
+        }
+    }
+    Ok((all, lost))
+}
+
+/// CPU seconds and context switches of a process so far, and its resident MiB now and at most.
+struct Usage {
+    cpu_secs: f64,
+    switches: u64,
+    rss_mib: f64,
+    peak_mib: f64,
+}
+
+fn usage(pid: u32) -> anyhow::Result<Usage> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+    let kib = |text: &str, name: &str| -> f64 {
+        let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0.0)
+    };
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let mut switches = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        let n = kib(&text, "voluntary_ctxt_switches") as u64;
+        switches += n;
+    }
+    let (rss_mib, peak_mib) = (kib(&status, "VmRSS") / 1024.0, kib(&status, "VmHWM") / 1024.0);
+    Ok(Usage { cpu_secs: ticks / rustix::param::clock_ticks_per_second() as f64, switches, rss_mib, peak_mib })
+}
+
+fn idle(agent: &Agent, report: &mut Report) -> anyhow::Result<()> {
+    const SECS: u64 = 10;
+    // Start-up is over when the uploader has looked into the empty spool.
+    std::thread::sleep(Duration::from_secs(1));
+    let before = usage(agent.pid())?;
+    std::thread::sleep(Duration::from_secs(SECS));
+    let after = usage(agent.pid())?;
+    let cpu = (after.cpu_secs - before.cpu_secs) / SECS as f64 * 100.0;
+    let wakeups = (after.switches - before.switches) as f64 / SECS as f64;
+    let mut table = Table::new("Idle agent", "over 10 s", "", &["CPU %", "wake-ups/s", "RSS MiB"]);
+    table.row("no traffic", [cpu, wakeups, after.rss_mib].map(|v| Some(Figure::once(v))).to_vec());
+    report.target("agent: CPU when idle", cpu, "%", 0.1, true);
+    report.target("agent: wake-ups when idle", wakeups, "per s", 2.0, true);
+    report.target("agent: RSS without flows", after.rss_mib, "MiB", 40.0, true);
+    report.table(table);
+    Ok(())
+}
+
+/// ns per frame on both lanes.
+fn both(wire: &mut Wire, load: Load, rounds: u32) -> anyhow::Result<[Vec<f64>; 2]> {
+    let mut ns = [Vec::new(), Vec::new()];
+    let Wire { traffic, lanes, .. } = wire;
+    for lane in &*lanes {
+        lane.send(traffic, load)?;
+    }
+    for round in 0..rounds as usize {
+        // Each lane goes first as often as second.
+        for i in [round % 2, (round + 1) % 2] {
+            ns[i].push(lanes[i].send(traffic, load)?);
+        }
+    }
+    Ok(ns)
+}
+
+/// Median of the ratios of the rounds: of one moment each.
+fn ratio(less: &[f64], more: &[f64]) -> f64 {
+    let mut ratios: Vec<f64> = less.iter().zip(more).map(|(a, b)| a / b).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios[ratios.len() / 2]
+}
+
+fn forwarded(wire: &mut Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> {
+    let mut table = Table::new(
+        "Forwarded by the node, one CPU",
+        "M packets/s, from the generator to the sink",
+        "`kept` is the median over rounds of watched / not watched.",
+        &LANES,
+    );
+    table.decimals = 3;
+    let load = |kind, bytes, flows| Load { kind, bytes, flows, frames: 200_000 };
+    for (name, load) in [
+        ("UDP, IPv4, 64 bytes, 1 flow", load(UDP4, 64, 1)),
+        ("UDP, IPv4, 64 bytes, 8k flows", load(UDP4, 64, 8_192)),
+        ("UDP, IPv4, 64 bytes, 16k flows", load(UDP4, 64, 16_384)),
+        ("UDP, IPv4, 64 bytes, 128k flows", load(UDP4, 64, 131_072)),
+        ("UDP, IPv4, 1,400 bytes, 8k flows", load(UDP4, 1_400, 8_192)),
+        ("UDP, IPv6, 74 bytes, 8k flows", load(UDP6, 74, 8_192)),
+        ("TCP SYN, IPv4, every packet a new flow", Load { frames: 500_000, ..load(TCP4, 64, 1 << 27) }),
+    ] {
+        let ns = both(wire, load, rounds)?;
+        let kept = ratio(&ns[1], &ns[0]);
+        let rate = |ns: &[f64]| Figure::most(&ns.iter().map(|n| 1e3 / n).collect::<Vec<_>>());
+        table.row(name, vec![Some(rate(&ns[0])), Some(rate(&ns[1])), Some(Figure::once(kept))]);
+        if name.contains("k flows") && load.bytes == 64 && load.flows < 100_000 {
+            report.target(format!("wire: packet rate kept, {name}"), kept * 100.0, "%", 97.0, false);
+        }
+    }
+    report.table(table);
+    Ok(())
+}
+
+/// A TCP connection over a lane, ending in the node: what `server` and `client` do with it.
+fn connection<T: Send>(
+    wire: &Wire,
+    lane: usize,
+    server: impl FnOnce(TcpStream) -> anyhow::Result<()> + Send,
+    client: impl FnOnce(TcpStream) -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    let address = format!("{}:5001", wire.lanes[lane].node_address());
+    let listener = wire.node.run(|| TcpListener::bind(&address))?;
+    std::thread::scope(|scope| {
+        let serving = scope.spawn(move || server(listener.accept()?.0));
+        let out = wire.lanes[lane].generator.run(|| {
+            let stream = TcpStream::connect(&address)?;
+            stream.set_nodelay(true)?;
+            client(stream)
+        })?;
+        serving.join().expect("the server's thread")?;
+        Ok(out)
+    })
+}
+
+fn streams(wire: &Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> {
+    const BYTES: usize = 1 << 30;
+    let mut rates = [Vec::new(), Vec::new()];
+    for round in 0..rounds as usize {
+        for lane in [round % 2, (round + 1) % 2] {
+            let start = Instant::now();
+            connection(
+                wire,
+                lane,
+                |mut stream| {
+                    let mut buffer = vec![0; 1 << 20];
+                    while stream.read(&mut buffer)? > 0 {}
+                    Ok(())
+                },
+                |mut stream| {
+                    let block = vec![0; 1 << 20];
+                    (0..BYTES >> 20).try_for_each(|_| stream.write_all(&block))?;
+                    Ok(())
+                },
+            )?;
+            rates[lane].push(BYTES as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9);
+        }
+    }
+    let kept = ratio(&rates[0], &rates[1]);
+    let mut table = Table::new("TCP stream to the node", "Gbit/s", "1 GiB on one connection.", &LANES);
+    table.decimals = 2;
+    table.row("stream", vec![Some(Figure::most(&rates[0])), Some(Figure::most(&rates[1])), Some(Figure::once(kept))]);
+    report.target("wire: TCP throughput kept", kept * 100.0, "%", 99.0, false);
+    report.table(table);
+    Ok(())
+}
+
+fn latency(wire: &Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> {
+    const REQUESTS: usize = 5_000;
+    let mut us = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
+    for round in 0..rounds as usize {
+        for lane in [round % 2, (round + 1) % 2] {
+            let mut times = connection(
+                wire,
+                lane,
+                |mut stream| {
+                    stream.set_nodelay(true)?;
+                    let mut byte = [0];
+                    while stream.read(&mut byte)? > 0 {
+                        stream.write_all(&byte)?;
+                    }
+                    Ok(())
+                },
+                |mut stream| {
+                    let mut byte = [0];
+                    let mut once = || {
+                        let start = Instant::now();
+                        stream.write_all(&byte)?;
+                        stream.read_exact(&mut byte)?;
+                        Ok(start.elapsed().as_secs_f64() * 1e6)
+                    };
+                    (0..REQUESTS).map(|_| once()).collect::<anyhow::Result<Vec<f64>>>()
+                },
+            )?;
+            times.sort_by(f64::total_cmp);
+            us[lane][0].push(times[REQUESTS / 2]);
+            us[lane][1].push(times[REQUESTS * 99 / 100]);
+        }
+    }
+    let mut table = Table::new("Requests of one byte to the node", "us", "", &["p50", "p99"]);
+    for (lane, name) in LANES.iter().take(2).enumerate() {
+        table.row(*name, us[lane].iter().map(|rounds| Some(Figure::least(rounds))).collect());
+    }
+    report.table(table);
+    Ok(())
+}
+
+/// Memory of the agent by number of flows in a window.
+fn resident(wire: &mut Wire, report: &mut Report) -> anyhow::Result<()> {
+    let mut table =
+        Table::new("Resident memory of the agent", "MiB", "Flows in one window, IPv4.", &["10k", "100k", "1M", "1M, written"]);
+    let before = wire.counters()?;
+    let mut agent = wire.agent(&["--ring-bytes", "67108864"])?;
+    let base = usage(agent.pid())?.rss_mib;
+    let (mut row, mut over) = (Vec::new(), 0.0f64);
+    for flows in [10_000u32, 100_000, 1_000_000] {
+        let Wire { traffic, lanes, .. } = wire;
+        let load = Load { kind: UDP4, bytes: 64, flows: flows.next_power_of_two(), frames: flows };
+        lanes[0].send(traffic, load)?;
+        // Two ticks of the agent: the ring is empty then.
+        std::thread::sleep(Duration::from_millis(1_200));
+        let rss = usage(agent.pid())?.rss_mib;
+        over = over.max((rss - base) * f64::from(1 << 20) / f64::from(flows));
+        row.push(Some(Figure::once(rss)));
+    }
+    agent.signal(rustix::process::Signal::TERM);
+    let mut peak = 0.0f64;
+    while let Ok(u) = usage(agent.pid()) {
+        if u.peak_mib == 0.0 {
+            break; // gone, and not yet waited for
+        }
+        peak = peak.max(u.peak_mib);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    row.push(Some(Figure::once(peak)));
+    agent.end()?;
+    exact(wire, &agent, before, "a million flows in one window")?;
+    table.row("RSS", row);
+    report.table(table);
+    Ok(())
+}
+
+/// Floods of new flows, let through and refused.
+fn floods(wire: &mut Wire, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let load = Load { kind: TCP4, bytes: 64, flows: 1 << 27, frames: options.flood };
+    let mut table = Table::new(
+        format!("Floods: {} SYNs, each a flow of its own", options.flood),
+        "one CPU sends and forwards, the agent has the other",
+        "`no agent` is the same lane before the agent started.",
+        &["M packets/s", "no agent", "agent CPU %", "RSS MiB at most", "packets lost %"],
+    );
+    table.decimals = 2;
+    for refused in [false, true] {
+        if refused {
+            wire.node.nft(
+                "table inet flood {\n chain c { type filter hook prerouting priority raw; tcp flags syn counter drop; }\n}",
+            )?;
+        }
+        let Wire { traffic, lanes, .. } = &mut *wire;
+        let off = lanes[0].send(traffic, load)?;
+        let before = wire.counters()?;
+        let mut agent = wire.agent(&[])?;
+        let start = (usage(agent.pid())?, Instant::now());
+        let Wire { traffic, lanes, .. } = &mut *wire;
+        let on = lanes[0].send(traffic, load)?;
+        let after = usage(agent.pid())?;
+        let cpu = (after.cpu_secs - start.0.cpu_secs) / start.1.elapsed().as_secs_f64() * 100.0;
+        agent.end()?;
+        let what = if refused { "refused" } else { "let through" };
+        exact(wire, &agent, before, &format!("flood, {what}"))?;
+        let (all, lost) = landed(&agent.objects(), "ingress")?;
+        let row = [1e3 / on, 1e3 / off, cpu, after.peak_mib, lost as f64 / all as f64 * 100.0];
+        table.row(what, row.map(|v| Some(Figure::once(v))).to_vec());
+    }
+    report.table(table);
+    verdict(wire, options.rounds, report)
+}
+
+/// ns of the verdict programs per dropped packet, by the kernel's own statistics, less those of an empty program on the
+/// same tracepoint.
+fn verdict(wire: &mut Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> {
+    let mut table = Table::new(
+        "Verdict programs",
+        "ns per refused packet over an empty program on the same tracepoint",
+        "By the kernel's run-time statistics. Both programs run for each packet; the second finds it handled.",
+        &["1 flow", "8k flows", "128k flows", "every packet a new flow"],
+    );
+    let mut bench = lab::load_bench()?;
+    let empty: &mut BtfTracePoint = bench.program_mut("verdict_empty").context("verdict_empty")?.try_into()?;
+    empty.attach()?;
+    let mut agent = wire.agent(&[])?;
+    let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)?;
+    let mut row = Vec::new();
+    for flows in [1, 8_192, 131_072, 1 << 27] {
+        let load = Load { kind: TCP4, bytes: 64, flows, frames: 100_000 };
+        let mut ns = Vec::new();
+        for _ in 0..=rounds {
+            let before = runs()?;
+            let Wire { traffic, lanes, .. } = &mut *wire;
+            lanes[0].send(traffic, load)?;
+            let after = runs()?;
+            let mean = |i: usize| (after[i].0 - before[i].0) as f64 / (after[i].1 - before[i].1).max(1) as f64;
+            ns.push(mean(0) + mean(1) - 2.0 * mean(2));
+        }
+        // The first round fills the caches.
+        row.push(Some(Figure::least(&ns[1..])));
+    }
+    agent.end()?;
+    for (flows, figure) in ["1 flow", "8k flows"].iter().zip(row.iter().flatten()) {
+        report.target(format!("packet: verdict, {flows}"), figure.median, "ns", 120.0, true);
+    }
+    table.row("both programs", row);
+    report.table(table);
+    Ok(())
+}
+
+/// Run time in ns and number of runs of the first, the second and the empty verdict program.
+fn runs() -> anyhow::Result<[(u128, u64); 3]> {
+    let mut runs = [(0, 0); 3];
+    for info in loaded_programs() {
+        let info = info?;
+        // The kernel keeps 15 characters; both verdict programs begin alike, and the first is loaded first.
+        let place = match info.name() {
+            b"flowlog_verdict" if runs[0].1 == 0 => 0,
+            b"flowlog_verdict" => 1,
+            b"verdict_empty" if info.run_count() > 0 => 2,
+            _ => continue,
+        };
+        runs[place] = (info.run_time().as_nanos(), info.run_count().max(1));
+    }
+    Ok(runs)
+}
