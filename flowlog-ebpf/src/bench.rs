@@ -50,9 +50,14 @@ pub struct Generate {
     pub pad: u32,
     /// Frames made so far: the next flow number. Written by the program.
     pub made: u64,
+    /// First bytes of every frame. The kernel uses frames again, after the node has changed their headers.
+    pub start: [u64; GENERATED_WORDS],
 }
+
+/// Words at the start of a frame that the generator writes anew.
+pub const GENERATED_WORDS: usize = 8;
 
 const _: () = {
     assert!(size_of::<Drive>() == 32);
-    assert!(size_of::<Generate>() == 32);
+    assert!(size_of::<Generate>() == 32 + 64);
 };

@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     config::Config,
     encode::{self, EncodeError},
-    kernel::{KernelError, layout::Reasons},
+    kernel::{KernelError, heap, layout::Reasons},
     netdev::NetDevError,
     spool::{Spool, SpoolError},
     types::Now,
@@ -28,9 +28,11 @@ use crate::{
 use capture::{Capture, Closed};
 
 /// How often the ring is looked at without being woken: it then holds less than a quarter of its size.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_secs(1);
 /// Records taken from the ring before signals and timers get their turn.
 const DRAIN_BATCH: usize = 65_536;
+/// A window with more rows leaves enough freed memory behind to be worth giving back: 20 MiB.
+const LARGE_WINDOW: usize = 100_000;
 /// Closed windows waiting for the encoder before draining waits for it. Their flows are bounded as well, by `flows_max`.
 const CLOSED_MAX: usize = 1_024;
 
@@ -80,12 +82,13 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     let spool = Spool::open(&config.state_dir)?;
     check_targets(&config).await?;
     let mut capture = Capture::start(&config)?;
+    heap::give_back();
     tracing::info!(interfaces = config.captures.len(), "capturing");
     let uploader = Uploader::new(spool.clone(), config.s3.clone());
     let progress = uploader.progress();
     let wake = Arc::new(Notify::new());
     wake.notify_one();
-    let upload = tokio::spawn(uploader.run(wake.clone()));
+    upload_forever(uploader, wake.clone())?;
     let (sender, windows) = mpsc::channel(CLOSED_MAX);
     let flows_max = config.flows_max.min(Semaphore::MAX_PERMITS);
     let closed = Encoder { sender, room: Arc::new(Semaphore::new(flows_max)), flows_max };
@@ -105,7 +108,14 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
     encoder.await.map_err(|e| system("encode the last windows")(std::io::Error::other(e)))?;
     result?;
     finish_upload(&spool, progress, &wake, &mut stop).await;
-    upload.abort();
+    Ok(())
+}
+
+/// Runs the uploader on a thread of its own, which ends with the process: what it has not delivered is in the spool.
+fn upload_forever(uploader: Uploader, wake: Arc<Notify>) -> Result<(), AgentError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start uploads"))?;
+    let thread = std::thread::Builder::new().name("upload".to_owned());
+    thread.spawn(move || runtime.block_on(uploader.run(wake))).map_err(system("start uploads"))?;
     Ok(())
 }
 
@@ -213,6 +223,10 @@ fn encode_windows(mut windows: mpsc::Receiver<Job>, spool: &Spool, reasons: &Rea
             std::thread::sleep(Duration::from_secs(1));
         }
         wake.notify_one();
+        if rows.accepted + rows.rejected > LARGE_WINDOW {
+            drop(object);
+            heap::give_back();
+        }
     }
 }
 

@@ -17,8 +17,8 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .with_target(false)
         .init();
     let config = args.into_raw()?.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // One thread drains; uploads and encoding have their own. More would wake each other up all day.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;

@@ -6,12 +6,14 @@
 //! * [`maps`]: interfaces, epochs, truth counters;
 //! * [`ring`]: the records;
 //! * [`sweep`]: closing an epoch on every CPU;
+//! * [`heap`]: giving freed memory back;
 //! * [`probe`]: what this machine can do, without changing it.
 //!
 //! What a record *means* does not belong here (`window`), nor does any decision about rules (`rule`).
 
 pub mod attach;
 pub mod btf;
+pub mod heap;
 pub mod layout;
 pub mod load;
 pub mod maps;

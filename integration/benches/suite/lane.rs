@@ -5,16 +5,17 @@
 //!  eth0 ---------------- in<i>   out<i> ------- eth0 (XDP_DROP)
 //! ```
 //!
-//! Both lanes are alike, and go through the same node. The agent watches one of them.
+//! All lanes are alike, and go through the same node. The agent watches one of them; another has an empty TC program on
+//! the same hooks.
 #![allow(unsafe_code)] // an ioctl, and a plain-old-data marker
-
-use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, Pod,
     maps::Array,
-    programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode, tc::TcAttachOptions,
+    },
 };
 use flowlog_ebpf::bench::Generate;
 use integration::net::{Netns, address, veth};
@@ -113,6 +114,20 @@ impl Lane {
         Ok(Self { generator, _sink: sink, number, ends, _programs: programs })
     }
 
+    /// Puts empty TC programs on the node's interface: the least that any agent costs. They stay as long as what is
+    /// returned.
+    pub fn with_empty_programs(&self, node: &Netns) -> anyhow::Result<Ebpf> {
+        let mut programs = lab::load_bench()?;
+        node.run(|| -> anyhow::Result<()> {
+            let program: &mut SchedClassifier = programs.program_mut("tc_empty").context("tc_empty")?.try_into()?;
+            for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+                program.attach_with_options(&self.interface(), side, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
+            }
+            Ok(())
+        })?;
+        Ok(programs)
+    }
+
     /// Name of the node's interface that frames come in by.
     pub fn interface(&self) -> String {
         format!("in{}", self.number)
@@ -135,6 +150,10 @@ impl Lane {
             flows: load.flows,
             pad: 0,
             made: 0,
+            start: std::array::from_fn(|i| {
+                let word = frame[i * 8..].first_chunk().copied().unwrap_or_default();
+                u64::from_ne_bytes(word)
+            }),
         };
         traffic.settings()?.set(0, GeneratePod(generate), 0)?;
         let program: &Xdp = traffic.0.program("generate").context("generator")?.try_into()?;
@@ -149,7 +168,6 @@ impl Lane {
             let md: Vec<u8> =
                 [0, u32::try_from(frame.len())?, 0, index, 0, 0].iter().flat_map(|w| w.to_ne_bytes()).collect();
             let attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
-            let start = Instant::now();
             let options = TestRunOptions {
                 data_in: Some(&frame),
                 ctx_in: Some(&md),
@@ -157,8 +175,8 @@ impl Lane {
                 attrs,
                 ..TestRunOptions::default()
             };
-            program.test_run(options).context("send live frames")?;
-            Ok(start.elapsed().as_secs_f64() * 1e9 / f64::from(load.frames))
+            // The kernel's own clock: setting up and taking down waits for timer ticks.
+            Ok(program.test_run(options).context("send live frames")?.duration.as_secs_f64() * 1e9)
         })
     }
 }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
-use flowlog_ebpf::bench::Generate;
+use flowlog_ebpf::bench::{GENERATED_WORDS, Generate};
 
 /// What to vary; one element. Only one generator runs at a time.
 #[btf_map]
@@ -30,10 +30,17 @@ fn put(ctx: &XdpContext, offset: u32, value: u16) -> Option<()> {
 #[inline(always)]
 fn vary(ctx: &XdpContext) -> Option<()> {
     let g = GENERATE.get_ptr_mut(0)?;
-    // SAFETY: a map value that only this program writes to while it runs.
+    let (data, end) = (ctx.data(), ctx.data_end());
+    if data + GENERATED_WORDS * 8 > end {
+        return None;
+    }
+    // SAFETY: a map value that only this program writes to while it runs; within the frame.
     let (made, g) = unsafe {
         (*g).made += 1;
-        ((*g).made - 1, *g)
+        for word in 0..GENERATED_WORDS {
+            (data as *mut u64).add(word).write_unaligned((&raw const (*g).start).cast::<u64>().add(word).read());
+        }
+        ((*g).made - 1, &*g)
     };
     let flow = made as u32 & (g.flows.wrapping_sub(1));
     // Two addresses next to each other carry neighbouring ports, as in life.
