@@ -31,6 +31,10 @@ pub const RING_BYTES_DEFAULT: u32 = 8 << 20;
 /// Smallest ring buffer: a few blocks.
 pub const RING_BYTES_MIN: u32 = 16 << 10;
 
+/// Slots in one element of a cache map. Per-CPU elements are found through an array of pointers: with one slot each, that
+/// array is an eighth as large as the cache itself, and every look-up misses twice. An element has at most 32 KiB.
+pub const BANK_SLOTS: u32 = 256;
+
 /// Slots one run of the sweeper visits: about 20 us with interrupts off.
 pub const SWEEP_CHUNK: u32 = 512;
 
@@ -414,6 +418,7 @@ const _: () = {
     assert!(size_of::<Record6>() == 88);
     assert!(core::mem::offset_of!(Record4, stats) == 24);
     assert!(core::mem::offset_of!(Record6, stats) == 48);
+    assert!(BANK_SLOTS as usize * size_of::<Record6>() <= 32 << 10);
     assert!(size_of::<Block4>() == 8 + 4_096);
     assert!(size_of::<Block6>() == 8 + 4_048);
     assert!(core::mem::offset_of!(Block4, records) == 8);

@@ -48,7 +48,7 @@ impl Sizes {
     #[must_use]
     pub fn memory_bytes(&self, cpus: u64) -> u64 {
         let records = (size_of::<abi::Record4>() + size_of::<abi::Record6>()) as u64;
-        let slots = u64::from(self.passed_slots) + u64::from(self.refused_slots);
+        let slots = u64::from(banks(self.passed_slots) + banks(self.refused_slots)) * u64::from(abi::BANK_SLOTS);
         let truth = (u64::from(self.interfaces_max) + 1) * u64::from(EPOCHS) * size_of::<abi::Truth>() as u64;
         let scratch = (size_of::<abi::Cpu>() + size_of::<abi::Dying>()) as u64;
         let blocks = (size_of::<abi::Block4>() + size_of::<abi::Block6>()) as u64;
@@ -91,10 +91,10 @@ impl Kernel {
             .override_global("RING_WAKE_BYTES", &wake, true)
             .override_global("SEED", &seed, true)
             .override_global("XDP_PLACE", &xdp_place, true)
-            .map_max_entries("PASSED4", sizes.passed_slots)
-            .map_max_entries("PASSED6", sizes.passed_slots)
-            .map_max_entries("REFUSED4", sizes.refused_slots)
-            .map_max_entries("REFUSED6", sizes.refused_slots)
+            .map_max_entries("PASSED4", banks(sizes.passed_slots))
+            .map_max_entries("PASSED6", banks(sizes.passed_slots))
+            .map_max_entries("REFUSED4", banks(sizes.refused_slots))
+            .map_max_entries("REFUSED6", banks(sizes.refused_slots))
             .map_max_entries("RING", sizes.ring_bytes)
             .map_max_entries("TRUTH", interfaces * EPOCHS)
             .map_max_entries("EPOCH_OF", interfaces)
@@ -160,6 +160,11 @@ impl Kernel {
         };
         Ok(result.map_err(refused)?.return_value)
     }
+}
+
+/// Map elements for so many slots.
+fn banks(slots: u32) -> u32 {
+    slots.div_ceil(abi::BANK_SLOTS)
 }
 
 fn offsets_words(o: &abi::KernelOffsets) -> [u32; size_of::<abi::KernelOffsets>() / 4] {

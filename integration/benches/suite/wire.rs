@@ -343,7 +343,7 @@ fn resident(wire: &mut Wire, report: &mut Report) -> anyhow::Result<()> {
     let mut table =
         Table::new("Resident memory of the agent", "MiB", "Flows in one window, IPv4.", &["10k", "100k", "1M", "1M, written"]);
     let before = wire.counters()?;
-    let mut agent = wire.agent(&["--ring-bytes", "67108864"])?;
+    let mut agent = wire.agent(&[])?;
     let base = usage(agent.pid())?.rss_mib;
     let (mut row, mut over) = (Vec::new(), 0.0f64);
     for flows in [10_000u32, 100_000, 1_000_000] {

@@ -10,7 +10,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use flowlog_ebpf::{
     abi::{
-        BLOCK4 as SIZE4, BLOCK6 as SIZE6, BlockHeader, Count, Cpu, EPOCHS, FAMILY_V4, FAMILY_V6, HookTruth, Iface, Ip4,
+        BANK_SLOTS, BLOCK4 as SIZE4, BLOCK6 as SIZE6, BlockHeader, Count, Cpu, EPOCHS, FAMILY_V4, FAMILY_V6, HookTruth, Iface, Ip4,
         Ip6, Key, Meta, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_RECORD, SEEN_SLOT_BITS, SEEN_V4, SEEN_V6, Seen, Stats,
         Truth, class,
     },
@@ -20,7 +20,7 @@ use flowlog_ebpf::{
 
 use crate::{
     block,
-    maps::{BLOCK4, BLOCK6, CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED, TRUTH},
+    maps::{BLOCK4, BLOCK6, Bank, CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED, TRUTH},
 };
 
 /// What differs between the IPv4 and the IPv6 tables.
@@ -48,6 +48,13 @@ pub trait Family {
     unsafe fn same(slot: *const Key<Self::Addr>, key: &Key<Self::Addr>) -> bool;
 }
 
+/// A slot in its bank.
+#[inline(always)]
+fn slot<R>(bank: *mut Bank<R>, index: u32) -> Option<*mut R> {
+    // SAFETY: a map value; the index is below the length of a bank.
+    Some(unsafe { bank.cast::<R>().add((index & (BANK_SLOTS - 1)) as usize) })
+}
+
 /// IPv4 tables.
 pub enum V4 {}
 /// IPv6 tables.
@@ -60,11 +67,11 @@ impl Family for V4 {
     const BLOCK: u32 = SIZE4 as u32;
     #[inline(always)]
     fn passed(index: u32) -> Option<*mut Record<Ip4>> {
-        PASSED4.get_ptr_mut(index)
+        slot(PASSED4.get_ptr_mut(index / BANK_SLOTS)?, index)
     }
     #[inline(always)]
     fn refused(index: u32) -> Option<*mut Record<Ip4>> {
-        REFUSED4.get_ptr_mut(index)
+        slot(REFUSED4.get_ptr_mut(index / BANK_SLOTS)?, index)
     }
     #[inline(always)]
     fn block() -> Option<*mut BlockHeader> {
@@ -92,11 +99,11 @@ impl Family for V6 {
     const BLOCK: u32 = SIZE6 as u32;
     #[inline(always)]
     fn passed(index: u32) -> Option<*mut Record<Ip6>> {
-        PASSED6.get_ptr_mut(index)
+        slot(PASSED6.get_ptr_mut(index / BANK_SLOTS)?, index)
     }
     #[inline(always)]
     fn refused(index: u32) -> Option<*mut Record<Ip6>> {
-        REFUSED6.get_ptr_mut(index)
+        slot(REFUSED6.get_ptr_mut(index / BANK_SLOTS)?, index)
     }
     #[inline(always)]
     fn block() -> Option<*mut BlockHeader> {

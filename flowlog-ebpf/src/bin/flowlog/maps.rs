@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use flowlog_ebpf::abi::{
-    Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, Dying, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets,
+    BANK_SLOTS, Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, Dying, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets,
     REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Record4, Record6, Truth,
 };
 
@@ -34,18 +34,21 @@ pub static CPU: PerCpuArray<Cpu, 1> = PerCpuArray::new();
 #[btf_map]
 pub static DYING: PerCpuArray<Dying, 1> = PerCpuArray::new();
 
+/// Slots of a cache, as many as one map element holds.
+pub type Bank<R> = [R; BANK_SLOTS as usize];
+
 /// Flow cache, IPv4.
 #[btf_map]
-pub static PASSED4: PerCpuArray<Record4, { CACHE_SLOTS_DEFAULT as usize }> = PerCpuArray::new();
+pub static PASSED4: PerCpuArray<Bank<Record4>, { (CACHE_SLOTS_DEFAULT / BANK_SLOTS) as usize }> = PerCpuArray::new();
 /// Flow cache, IPv6.
 #[btf_map]
-pub static PASSED6: PerCpuArray<Record6, { CACHE_SLOTS_DEFAULT as usize }> = PerCpuArray::new();
+pub static PASSED6: PerCpuArray<Bank<Record6>, { (CACHE_SLOTS_DEFAULT / BANK_SLOTS) as usize }> = PerCpuArray::new();
 /// Cache of refused flows, IPv4.
 #[btf_map]
-pub static REFUSED4: PerCpuArray<Record4, { REFUSED_SLOTS_DEFAULT as usize }> = PerCpuArray::new();
+pub static REFUSED4: PerCpuArray<Bank<Record4>, { (REFUSED_SLOTS_DEFAULT / BANK_SLOTS) as usize }> = PerCpuArray::new();
 /// Cache of refused flows, IPv6.
 #[btf_map]
-pub static REFUSED6: PerCpuArray<Record6, { REFUSED_SLOTS_DEFAULT as usize }> = PerCpuArray::new();
+pub static REFUSED6: PerCpuArray<Bank<Record6>, { (REFUSED_SLOTS_DEFAULT / BANK_SLOTS) as usize }> = PerCpuArray::new();
 
 /// IPv4 records of this CPU on their way to the ring.
 #[btf_map]
