@@ -304,6 +304,8 @@ pub struct Cpu {
     pub busy: u64,
     /// A pointer on its way to becoming a number (the verifier refuses arithmetic on it before). For hooks.
     pub pointer: u64,
+    /// When the last packet passed a hook.
+    pub now_ns: u64,
     /// Addresses of the buffers of the packets in `seen`; one half for each direction.
     pub skbs: [u64; 2 * SEEN_ENTRIES as usize],
     /// Packets that passed a hook.
@@ -427,7 +429,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Iface, epoch) == 4);
     assert!(core::mem::offset_of!(Iface, oldest) == 8);
     assert!(size_of::<Seen>() == 20);
-    assert!(size_of::<Cpu>() == 16 + 1_024 * 28 && size_of::<Cpu>() <= 32 << 10);
+    assert!(size_of::<Cpu>() == 24 + 1_024 * 28 && size_of::<Cpu>() <= 32 << 10);
     assert!(IFINDEX_MAX - 1 <= u16::MAX as u32);
     assert!(size_of::<KernelOffsets>() == 17 * 4);
 };

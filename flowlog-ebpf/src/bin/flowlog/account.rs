@@ -396,6 +396,7 @@ pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {
         let index = seen_index(skb, at.direction) as usize & (2 * SEEN_ENTRIES as usize - 1);
         // SAFETY: a map value of this CPU; the index is below the length of both arrays.
         unsafe {
+            (*cpu).now_ns = at.now_ns;
             (&raw mut (*cpu).skbs).cast::<u64>().add(index).write(skb);
             (&raw mut (*cpu).seen).cast::<Seen>().add(index).write(note);
         }

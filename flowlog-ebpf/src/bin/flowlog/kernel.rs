@@ -1,7 +1,7 @@
 //! Reading kernel memory: the headers of a packet that dies, and what the kernel knows about it.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use flowlog_ebpf::packet::Bytes;
+use flowlog_ebpf::{abi::KernelOffsets, packet::Bytes};
 
 use crate::{frame::forget, maps::OFFSETS};
 
@@ -58,6 +58,18 @@ unsafe fn member<T: Copy>(base: *const u8, offset: u32) -> T {
     unsafe { base.add(offset as usize).cast::<T>().read_volatile() }
 }
 
+/// Segment size and number of segments of a buffer; 0 if it is not GSO.
+#[inline(always)]
+fn gso(shinfo: u64, o: &KernelOffsets) -> (u32, u32) {
+    if o.shinfo_gso_segs == o.shinfo_gso_size + 2 {
+        // Side by side, in every kernel so far: one call.
+        let both: u32 = probe_or_zero(shinfo + u64::from(o.shinfo_gso_size));
+        return (both & 0xffff, both >> 16);
+    }
+    let one = |offset: u32| u32::from(probe_or_zero::<u16>(shinfo + u64::from(offset)));
+    (one(o.shinfo_gso_size), one(o.shinfo_gso_segs))
+}
+
 /// What the verdict program needs from a dropped `sk_buff`.
 pub struct Dropped {
     /// `skb->skb_iif`: the interface it came in through, 0 if it was made here.
@@ -101,20 +113,30 @@ impl Dropped {
             let pulled = data.wrapping_sub(network) as u32;
             let l3_available = len.wrapping_add(pulled);
             let shinfo = head + u64::from(member::<u32>(skb, o.skb_end));
-            let dev = member::<u64>(skb, o.skb_dev);
+            // The verifier knows the types along this way: plain loads, which read as 0 behind a null pointer.
+            let dev = member::<*const u8>(skb, o.skb_dev);
+            let mut netns: u32 = member(member::<*const u8>(dev, o.dev_net), o.net_inum);
             let dst = member::<u64>(skb, o.skb_refdst) & !1;
-            let dst_dev: u64 = probe_or_zero(dst + u64::from(o.dst_dev));
-            let net: u64 = probe_or_zero(if dev == 0 { dst_dev } else { dev } + u64::from(o.dev_net));
+            let mut dst_ifindex = 0;
+            if dst != 0 {
+                let dst_dev: u64 = probe_or_zero(dst + u64::from(o.dst_dev));
+                dst_ifindex = probe_or_zero(dst_dev + u64::from(o.dev_ifindex));
+                if netns == 0 {
+                    let net: u64 = probe_or_zero(dst_dev + u64::from(o.dev_net));
+                    netns = probe_or_zero(net + u64::from(o.net_inum));
+                }
+            }
+            let (gso_size, gso_segs) = gso(shinfo, o);
             Self {
                 iif: member(skb, o.skb_iif),
-                dev: probe_or_zero(dev + u64::from(o.dev_ifindex)),
-                dst: probe_or_zero(dst_dev + u64::from(o.dev_ifindex)),
-                netns: probe_or_zero(net + u64::from(o.net_inum)),
+                dev: member(dev, o.dev_ifindex),
+                dst: forget(dst_ifindex),
+                netns: forget(netns),
                 protocol: u16::from_be(member(skb, o.skb_protocol)),
                 vlan_tci: member(skb, o.skb_vlan_tci),
                 l3_available,
-                gso_size: u32::from(probe_or_zero::<u16>(shinfo + u64::from(o.shinfo_gso_size))),
-                gso_segs: u32::from(probe_or_zero::<u16>(shinfo + u64::from(o.shinfo_gso_segs))),
+                gso_size,
+                gso_segs,
                 headers: Linear { address: network, len: l3_available.wrapping_sub(data_len) as usize },
             }
         }
