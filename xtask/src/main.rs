@@ -1,5 +1,6 @@
 //! flowlog's development commands: `cargo xtask VERB`. One file per verb; CI and the README call only these.
 
+mod bench;
 mod build;
 mod check;
 mod demo;
@@ -14,6 +15,7 @@ usage: cargo xtask VERB
 
   demo            build, make a small network, run the agent on it, show what landed (root)
   test [NAME]     everything: unit, parser, kernel, network and object store tests (root)
+  bench [WHAT]    measure: packet, wire, agent; `cargo xtask bench --help` for options (root)
   check           format, clippy, reproducible eBPF object, dependency and symbol checks
   build           rebuild the eBPF object from source, then the release agent
   build-ebpf      only the object, flowlog-ebpf/prebuilt/flowlog.bpf.o
@@ -29,6 +31,7 @@ fn main() -> anyhow::Result<()> {
         "build-ebpf" => build::ebpf(),
         "check" => check::run(),
         "test" => test::run(&rest),
+        "bench" => bench::run(&rest),
         "demo" => demo::run(&rest),
         "" | "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -28,7 +28,7 @@ use crate::{
 use capture::{Capture, Closed};
 
 /// How often the ring is looked at without being woken: it then holds less than a quarter of its size.
-const TICK: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_secs(2);
 /// Records taken from the ring before signals and timers get their turn.
 const DRAIN_BATCH: usize = 65_536;
 /// A window with more rows leaves enough freed memory behind to be worth giving back: 20 MiB.
@@ -113,7 +113,8 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 
 /// Runs the uploader on a thread of its own, which ends with the process: what it has not delivered is in the spool.
 fn upload_forever(uploader: Uploader, wake: Arc<Notify>) -> Result<(), AgentError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start uploads"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start uploads"))?;
     let thread = std::thread::Builder::new().name("upload".to_owned());
     thread.spawn(move || runtime.block_on(uploader.run(wake))).map_err(system("start uploads"))?;
     Ok(())

@@ -76,6 +76,7 @@ const FLAGS: [&str; 21] = [
 ];
 
 #[derive(clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 struct RunArgs {
     /// Take everything from a TOML file instead of the flags below.
     #[arg(long, value_name = "FILE", conflicts_with_all = FLAGS)]

@@ -18,10 +18,8 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .init();
     let config = args.into_raw()?.check()?;
     // One thread drains; uploads and encoding have their own. More would wake each other up all day.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(agent::run(config))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -34,7 +34,7 @@ pub enum Label {
     Int(i32),
     /// INT64.
     Long(i64),
-    /// BYTE_ARRAY, UTF-8.
+    /// `BYTE_ARRAY`, UTF-8.
     Text(String),
 }
 

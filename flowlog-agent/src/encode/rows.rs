@@ -124,7 +124,8 @@ fn by_service(f: &Flow) -> u64 {
         Addresses::V6(src, dst) => {
             let [hi, lo] = if egress { dst } else { src };
             // A network's hosts differ in the second half, networks in the first.
-            (true, (u64::from_be(hi) ^ u64::from_be(lo).rotate_left(16)) as u32)
+            let mixed = u64::from_be(hi) ^ u64::from_be(lo).rotate_left(16);
+            (true, u32::try_from(mixed & u64::from(u32::MAX)).unwrap_or_default())
         }
     };
     let service = u64::from(f.sport.min(f.dport));

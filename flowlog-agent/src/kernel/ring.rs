@@ -23,7 +23,7 @@ pub enum Record {
 
 /// The consumer of the ring. A block leaves the ring when its last record has been taken and the next is asked for.
 pub struct Ring {
-    ring: RingBuf<MapData>,
+    blocks: RingBuf<MapData>,
     /// The block that is being read, copied out of the ring.
     block: Vec<u8>,
     /// Its family, and where the next record begins.
@@ -34,8 +34,8 @@ pub struct Ring {
 
 impl Ring {
     pub(super) fn new(map: Map) -> Result<Self, KernelError> {
-        let ring = RingBuf::try_from(map).map_err(|e| KernelError::from_chain("map the ring buffer", &e))?;
-        Ok(Self { ring, block: Vec::with_capacity(size_of::<Block4>()), family: 0, at: 0, unknown: 0 })
+        let blocks = RingBuf::try_from(map).map_err(|e| KernelError::from_chain("map the ring buffer", &e))?;
+        Ok(Self { blocks, block: Vec::with_capacity(size_of::<Block4>()), family: 0, at: 0, unknown: 0 })
     }
 
     /// The oldest record, `None` if the ring is empty right now.
@@ -57,7 +57,7 @@ impl Ring {
     fn next_block(&mut self) -> Option<()> {
         self.block.clear();
         self.at = 0;
-        let item = self.ring.next()?;
+        let item = self.blocks.next()?;
         let word = |at: usize| item.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
         let (records, family) = (word(0).unwrap_or(0) as usize, word(4).unwrap_or(0));
         let size = match family {
@@ -84,7 +84,7 @@ impl Ring {
     /// Wake-ups of this ring, independent of reading it. Needs a running tokio reactor.
     pub fn wakeups(&self) -> io::Result<Wakeups> {
         // SAFETY: the ring's descriptor is open as long as `self` is, and is duplicated right here.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }.try_clone_to_owned()?;
+        let fd = unsafe { BorrowedFd::borrow_raw(self.blocks.as_raw_fd()) }.try_clone_to_owned()?;
         // SAFETY: the descriptor is owned by the registration and closed only with it.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)?;
         Ok(Wakeups(fd))

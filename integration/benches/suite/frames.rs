@@ -63,7 +63,7 @@ impl Ends {
 
 /// Where [`frame`] leaves room for what balances a changed address and port in the checksums.
 #[derive(Clone, Copy, Debug)]
-pub struct Balance {
+pub struct Varied {
     pub address: u32,
     pub address_balance: u32,
     pub port: u32,
@@ -72,7 +72,7 @@ pub struct Balance {
 
 /// A frame of `bytes` bytes (without frame check sequence) and the places to vary it. Its checksums are right for any
 /// address and port, as long as each is balanced by its complement.
-pub fn frame(kind: Kind, ends: &Ends, bytes: usize) -> (Vec<u8>, Balance) {
+pub fn frame(kind: Kind, ends: &Ends, bytes: usize) -> (Vec<u8>, Varied) {
     let upper = kind.upper();
     let header = if kind.tcp { 20 } else { 8 };
     let bytes = bytes.max(upper + header + 4);
@@ -106,7 +106,7 @@ pub fn frame(kind: Kind, ends: &Ends, bytes: usize) -> (Vec<u8>, Balance) {
     let source = kind.source();
     // Two bytes of the source vary, balanced in the IPv4 header by its id, in IPv6 by the payload.
     let place = |at: usize| u32::try_from(at).expect("small");
-    let balance = Balance {
+    let balance = Varied {
         address: place(source + 2),
         address_balance: place(if kind.v6 { upper + header + 2 } else { 18 }),
         port: place(upper),

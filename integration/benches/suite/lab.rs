@@ -96,6 +96,8 @@ impl Lab {
         let mut map = |name: &str| bench.take_map(name).with_context(|| format!("map {name}"));
         let (drive, order) = (map("DRIVE")?.try_into()?, map("ORDER")?.try_into()?);
         let (tc, xdp) = (map("TC_PROGRAMS")?.try_into()?, map("XDP_PROGRAMS")?.try_into()?);
+        let mut rules: aya::maps::HashMap<_, u32, u64> = map("RULE_HASH")?.try_into()?;
+        rules.insert(LOOPBACK, 0, 0)?;
         let rings = [map("RECORDS")?.try_into()?, map("EVICTED")?.try_into()?];
         Ok(Self { bench, rings, drive, order, tc, xdp, slots: 0, kernel, ring, others: Vec::new() })
     }

@@ -14,7 +14,8 @@ use aya::{
     Ebpf, Pod,
     maps::Array,
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode, tc::TcAttachOptions,
+        LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode,
+        tc::TcAttachOptions,
     },
 };
 use flowlog_ebpf::bench::Generate;
@@ -159,11 +160,10 @@ impl Lane {
         let program: &Xdp = traffic.0.program("generate").context("generator")?.try_into()?;
         self.generator.run(|| {
             integration::traffic::pin_to_cpu(0);
-            let index = rustix::net::netdevice::name_to_index(rustix::net::socket(
-                rustix::net::AddressFamily::INET,
-                rustix::net::SocketType::DGRAM,
-                None,
-            )?, "eth0")?;
+            let index = rustix::net::netdevice::name_to_index(
+                rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?,
+                "eth0",
+            )?;
             // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
             let md: Vec<u8> =
                 [0, u32::try_from(frame.len())?, 0, index, 0, 0].iter().flat_map(|w| w.to_ne_bytes()).collect();

@@ -1,7 +1,9 @@
-//! flowlog's benchmark: `cargo xtask bench`. Prints tables; compares with what was wanted; asserts nothing.
+//! flowlog's benchmark: `cargo xtask bench`. Prints tables; compares with what was wanted; asserts nothing about time.
 //!
 //! * [`packet`]: what the programs cost, by `BPF_PROG_TEST_RUN`; with [`lab`], the programs behind one driver;
-//! * [`report`]: tables, JSON; [`plot`]: charts.
+//! * [`wire`]: real interfaces and the real agent; with [`lane`], the network and the traffic generator;
+//! * [`agent`]: the agent's stages; with [`records`], a realistic window, and [`memory`], an allocator that counts;
+//! * [`frames`]: the packets; [`report`]: tables, JSON, Markdown; [`plot`]: charts.
 #![allow(missing_docs, clippy::missing_panics_doc, reason = "a program of its own")]
 
 mod agent;
@@ -10,15 +12,17 @@ mod lab;
 mod lane;
 mod memory;
 mod packet;
+mod plot;
 mod records;
 mod report;
 mod wire;
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::Parser;
 
-/// Measures flowlog on this machine.
+/// Measures flowlog on this machine; without a verb, everything.
 #[derive(Parser)]
 #[command(name = "cargo xtask bench")]
 struct Cli {
@@ -30,6 +34,9 @@ struct Cli {
     /// Also write everything as Markdown
     #[arg(long, global = true, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Also draw charts (SVG)
+    #[arg(long, global = true, value_name = "DIR")]
+    plots: Option<PathBuf>,
     /// A few rounds only, to see that everything runs
     #[arg(long, global = true)]
     quick: bool,
@@ -51,36 +58,36 @@ enum What {
 #[global_allocator]
 static ALLOCATOR: memory::Counted = memory::Counted;
 
+/// The options of a verb that was not named: its defaults.
+fn defaults<T: clap::Args>() -> anyhow::Result<T> {
+    let matches = T::augment_args(clap::Command::new("")).try_get_matches_from([""])?;
+    Ok(T::from_arg_matches(&matches)?)
+}
+
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let mut report = report::Report { machine: report::machine(), ..report::Report::default() };
-    match cli.what {
-        Some(What::Packet(mut options)) => {
-            if cli.quick {
-                options.quick();
-            }
-            packet::run(&options, &mut report)?;
+    let all = match cli.what {
+        Some(what) => vec![what],
+        None => vec![What::Packet(defaults()?), What::Agent(defaults()?), What::Wire(defaults()?)],
+    };
+    for what in all {
+        match what {
+            What::Packet(options) => packet::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
+            What::Wire(options) => wire::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
+            What::Agent(options) => agent::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
         }
-        Some(What::Wire(mut options)) => {
-            if cli.quick {
-                options.quick();
-            }
-            wire::run(&options, &mut report)?;
-        }
-        Some(What::Agent(mut options)) => {
-            if cli.quick {
-                options.quick();
-            }
-            agent::run(&options, &mut report)?;
-        }
-        None => anyhow::bail!("name one"),
     }
     println!("{}", report.summary());
     if let Some(path) = cli.json {
-        std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
+        std::fs::write(&path, serde_json::to_string_pretty(&report)?).with_context(|| path.display().to_string())?;
     }
     if let Some(path) = cli.markdown {
-        std::fs::write(path, report.markdown())?;
+        std::fs::write(&path, report.markdown()).with_context(|| path.display().to_string())?;
+    }
+    if let Some(dir) = cli.plots {
+        std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        report.tables.iter().filter(|t| t.chart).try_for_each(|table| plot::chart(&dir, table))?;
     }
     Ok(())
 }

@@ -97,7 +97,9 @@ pub fn add(table: &mut FlowTable, record: &Record) {
 /// All of them as a table.
 pub fn table(records: &[Record]) -> FlowTable {
     let mut table = FlowTable::default();
-    records.iter().for_each(|r| add(&mut table, r));
+    for record in records {
+        add(&mut table, record);
+    }
     table
 }
 

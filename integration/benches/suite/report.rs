@@ -115,9 +115,9 @@ impl Report {
 
     /// All of it as Markdown.
     pub fn markdown(&self) -> String {
-        let machine: String = self.machine.iter().map(|l| format!("- {l}\n")).collect();
+        let machine = self.machine.join("\n- ");
         let tables: String = self.tables.iter().map(|t| markdown(t) + "\n").collect();
-        format!("### Machine\n\n{machine}\n{}\n{tables}", self.summary())
+        format!("### Machine\n\n- {machine}\n\n{}\n{tables}", self.summary())
     }
 }
 

@@ -42,9 +42,8 @@ pub struct Options {
 
 impl Options {
     /// Few rounds, to see that everything runs.
-    pub fn quick(&mut self) {
-        self.rounds = 3;
-        self.flood = self.flood.min(500_000);
+    pub fn quick(self) -> Self {
+        Self { rounds: self.rounds.min(3), flood: self.flood.min(500_000) }
     }
 }
 
@@ -98,7 +97,10 @@ fn exact(wire: &Wire, agent: &Agent, before: [(u64, u64); 2], what: &str) -> any
     let after = wire.counters()?;
     let received = after[0].0 - before[0].0;
     let landed = landed(&agent.objects(), "ingress")?;
-    println!("P1, {what}: {received} packets came in, {} are in rows and counted losses ({} lost)\n", landed.0, landed.1);
+    println!(
+        "P1, {what}: {received} packets came in, {} are in rows and counted losses ({} lost)\n",
+        landed.0, landed.1
+    );
     ensure!(received == landed.0, "{what}: {received} packets came in, {} are accounted for", landed.0);
     Ok(())
 }
@@ -121,7 +123,8 @@ fn landed(dir: &Path, direction: &str) -> anyhow::Result<(u64, u64)> {
                 let batch = batch?;
                 let column = |name: &str| batch.column_by_name(name).context("column of the schema");
                 let packets = column("packets")?.as_primitive::<Int64Type>().clone();
-                let (status, way) = (column("log_status")?.as_string::<i32>(), column("flow_direction")?.as_string::<i32>());
+                let (status, way) =
+                    (column("log_status")?.as_string::<i32>(), column("flow_direction")?.as_string::<i32>());
                 for row in 0..batch.num_rows() {
                     if way.value(row) == direction {
                         let n = u64::try_from(packets.value(row))?;
@@ -289,7 +292,12 @@ fn streams(wire: &Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> 
         }
     }
     let kept = ratio(&rates[0], &rates[1]);
-    let mut table = Table::new("TCP stream to the node", "Gbit/s", "1 GiB on one connection.", &[LANES[0], LANES[1], LANES[2], "kept of bare"]);
+    let mut table = Table::new(
+        "TCP stream to the node",
+        "Gbit/s",
+        "1 GiB on one connection.",
+        &[LANES[0], LANES[1], LANES[2], "kept of bare"],
+    );
     table.decimals = 2;
     let figures = rates.each_ref().map(|r| Some(Figure::most(r)));
     table.row("stream", [&figures[..], &[Some(Figure::once(kept))]].concat());
@@ -340,8 +348,12 @@ fn latency(wire: &Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> 
 
 /// Memory of the agent by number of flows in a window.
 fn resident(wire: &mut Wire, report: &mut Report) -> anyhow::Result<()> {
-    let mut table =
-        Table::new("Resident memory of the agent", "MiB", "Flows in one window, IPv4.", &["10k", "100k", "1M", "1M, written"]);
+    let mut table = Table::new(
+        "Resident memory of the agent",
+        "MiB",
+        "Flows in one window, IPv4.",
+        &["10k", "100k", "1M", "1M, written"],
+    );
     let before = wire.counters()?;
     let mut agent = wire.agent(&[])?;
     let base = usage(agent.pid())?.rss_mib;
@@ -351,7 +363,7 @@ fn resident(wire: &mut Wire, report: &mut Report) -> anyhow::Result<()> {
         let load = Load { kind: UDP4, bytes: 64, flows: flows.next_power_of_two(), frames: flows };
         lanes[0].send(traffic, load)?;
         // Two ticks of the agent: the ring is empty then.
-        std::thread::sleep(Duration::from_millis(2_500));
+        std::thread::sleep(Duration::from_millis(4_500));
         let rss = usage(agent.pid())?.rss_mib;
         over = over.max((rss - base) * f64::from(1 << 20) / f64::from(flows));
         row.push(Some(Figure::once(rss)));

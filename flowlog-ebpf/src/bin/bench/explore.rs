@@ -1,15 +1,15 @@
-//! Flow caches that were tried. One skeleton, so that each differs from `cache1` in one thing: ways, clock, hash, or
-//! size of the record. No rules, truth counters, lock or verdicts: what differs is the cache.
+//! Flow caches that were tried. One skeleton, so that each differs from `cache1` in one thing: ways, clock, hash, rule, or
+//! size of the record. Each evicted record goes into the ring by itself. No rules, truth counters, lock or verdicts: what differs is the cache.
 
 use aya_ebpf::{
     bindings::{BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC},
-    btf_maps::{PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     helpers::generated::{bpf_get_hash_recalc, bpf_ktime_get_ns},
     macros::{btf_map, classifier},
     programs::TcContext,
 };
 use flowlog_ebpf::{
-    abi::{Ip4, Key, Record4},
+    abi::{IFINDEX_MAX, Ip4, Key, Record4},
     bench::CACHE_SLOTS,
     hash,
     packet::Flow,
@@ -27,6 +27,11 @@ static CACHE4: PerCpuArray<[Record4; 4], { CACHE_SLOTS / 4 }> = PerCpuArray::new
 /// 88 bytes, as if one table held both families.
 #[btf_map]
 static CACHE_WIDE: PerCpuArray<Wide, CACHE_SLOTS> = PerCpuArray::new();
+#[btf_map]
+static RULE_ARRAY: Array<u64, { IFINDEX_MAX as usize }> = Array::new();
+/// Filled by the benchmark.
+#[btf_map]
+static RULE_HASH: HashMap<u32, u64, 1_024> = HashMap::new();
 #[btf_map]
 static EVICTED: RingBuf<Record4, { 8 << 20 }> = RingBuf::new();
 
@@ -134,6 +139,37 @@ pub fn tc_cache1_wide(ctx: TcContext) -> i32 {
         let key = key(&f);
         let slot = CACHE_WIDE.get_ptr_mut(index(&key) & (CACHE_SLOTS as u32 - 1));
         direct_mapped(slot.map(<*mut Wide>::cast), &key, &f, coarse_ns());
+    }
+    TC_ACT_UNSPEC
+}
+
+/// A rule looked up by ifindex in an array.
+#[classifier]
+pub fn tc_cache1_rule_array(ctx: TcContext) -> i32 {
+    // SAFETY: the context pointer.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    if RULE_ARRAY.get(ifindex).is_some_and(|rule| *rule == 0) {
+        return tc_cache1_body(&ctx);
+    }
+    TC_ACT_UNSPEC
+}
+
+/// A rule looked up by ifindex in a hash table.
+#[classifier]
+pub fn tc_cache1_rule_hash(ctx: TcContext) -> i32 {
+    // SAFETY: the context pointer.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    if RULE_HASH.get_ptr(ifindex).is_some() {
+        return tc_cache1_body(&ctx);
+    }
+    TC_ACT_UNSPEC
+}
+
+#[inline(always)]
+fn tc_cache1_body(ctx: &TcContext) -> i32 {
+    if let Some(f) = parse(ctx) {
+        let key = key(&f);
+        direct_mapped(CACHE.get_ptr_mut(index(&key) & (CACHE_SLOTS as u32 - 1)), &key, &f, coarse_ns());
     }
     TC_ACT_UNSPEC
 }

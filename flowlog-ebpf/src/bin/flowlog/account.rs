@@ -10,9 +10,9 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use flowlog_ebpf::{
     abi::{
-        BANK_SLOTS, BLOCK4 as SIZE4, BLOCK6 as SIZE6, BlockHeader, Count, Cpu, EPOCHS, FAMILY_V4, FAMILY_V6, HookTruth, Iface, Ip4,
-        Ip6, Key, Meta, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_RECORD, SEEN_SLOT_BITS, SEEN_V4, SEEN_V6, Seen, Stats,
-        Truth, class,
+        BANK_SLOTS, BLOCK4 as SIZE4, BLOCK6 as SIZE6, BlockHeader, Count, Cpu, EPOCHS, FAMILY_V4, FAMILY_V6, HookTruth,
+        Iface, Ip4, Ip6, Key, Meta, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_RECORD, SEEN_SLOT_BITS, SEEN_V4, SEEN_V6,
+        Seen, Stats, Truth, class,
     },
     hash,
     packet::{self, Bytes, Flow, Frame, Packet},
