@@ -59,6 +59,8 @@ pub struct Capture {
     fence_seen: u32,
 }
 
+/// Records taken before a grace period: all that the default ring holds, and an end in any flood.
+const DRAIN_BEFORE_WAIT: usize = 131_072;
 /// Records taken between two looks for the fence.
 const DRAIN_TO_FENCE: usize = 65_536;
 
@@ -200,8 +202,11 @@ impl Capture {
             self.kernel.set_epoch(w.id, w.dev.index, w.epoch);
             spans.push((index, flushed_early, w.clock.turn(now)));
         }
+        // A grace period takes tens of ms: as much room in the ring as can be had.
+        self.drain(DRAIN_BEFORE_WAIT);
         // Packets between a hook and their verdict get one grace period to be taken back from the old window.
         self.kernel.wait_for_programs();
+        self.drain(DRAIN_BEFORE_WAIT);
         for (index, ..) in &spans {
             let w = &self.watched[*index];
             self.kernel.set_oldest(w.dev.index, w.epoch);

@@ -305,3 +305,68 @@ fn statistics(of: Type, bounds: Option<(Label, Label)>, nulls: u64) -> Statistic
         _ => Statistics::byte_array(text(min), text(max), None, nulls, false),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::{
+        basic::ZstdLevel,
+        file::writer::SerializedFileWriter,
+        file::{properties::WriterProperties, reader::FileReader as _, serialized_reader::SerializedFileReader},
+        record::{Field, RowAccessor as _},
+        schema::parser::parse_message_type,
+    };
+
+    use super::*;
+
+    /// Writes one optional INT32 column and reads it back with the library's reader.
+    fn there_and_back(labels: &Labels) -> Vec<Option<i32>> {
+        let schema = Arc::new(parse_message_type("message m { optional int32 a; }").expect("a schema"));
+        let codec = Compression::ZSTD(ZstdLevel::try_new(1).expect("a level"));
+        let mut file =
+            SerializedFileWriter::new(Vec::new(), schema, Arc::new(WriterProperties::new())).expect("a file");
+        let column = file.schema_descr().column(0);
+        let mut group = file.next_row_group().expect("a row group");
+        let mut compressor = Compressor::new(codec, 1).expect("a compressor");
+        let (bytes, close) = chunk(&column, labels, &mut compressor).expect("a chunk");
+        group.append_column(&bytes, close).expect("appends");
+        group.close().expect("closes");
+        let bytes = Bytes::from(file.into_inner().expect("finishes"));
+        let reader = SerializedFileReader::new(bytes).expect("a Parquet file");
+        let rows = reader.get_row_iter(None).expect("rows").map(|row| row.expect("a row"));
+        rows.map(|row| match row.get_column_iter().next() {
+            Some((_, Field::Null)) => None,
+            _ => Some(row.get_int(0).expect("an integer")),
+        })
+        .collect()
+    }
+
+    #[test]
+    fn labels_read_back_as_written_whatever_their_number_and_gaps() {
+        for rows in [1, 7, 8, 9, RUN - 1, RUN, RUN + 1, 3 * RUN + 5, PAGE_ROWS + 3] {
+            for different in [1, 2, 3, 255, 256, 257, 40_000] {
+                for gap in [0, 1, 2, 7] {
+                    let mut labels = Labels::default();
+                    for value in 0..different {
+                        labels.label(Label::Int(value - 5));
+                    }
+                    let value = |row: usize| (i32::try_from(row * 7).unwrap_or(0)) % different;
+                    // Gap 1: nothing but nulls.
+                    let null = |row: usize| gap != 0 && row % gap == 0;
+                    for row in 0..rows {
+                        labels.push(if null(row) { NULL } else { u32::try_from(value(row)).unwrap_or(NULL) });
+                    }
+                    let wanted: Vec<_> = (0..rows).map(|row| (!null(row)).then(|| value(row) - 5)).collect();
+                    assert!(there_and_back(&labels) == wanted, "{rows} rows, {different} labels, gap {gap}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_column_of_one_value_or_of_none_reads_back() {
+        assert_eq!(there_and_back(&Labels::same(Some(Label::Int(2)), 1_000)), vec![Some(2); 1_000]);
+        assert_eq!(there_and_back(&Labels::same(None, 1_000)), vec![None; 1_000]);
+    }
+}

@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use arrow::{array::AsArray as _, datatypes::Int64Type};
+use arrow::{
+    array::{Array as _, AsArray as _},
+    datatypes::Int64Type,
+};
 use aya::programs::{BtfTracePoint, loaded_programs};
 use integration::{agent::Agent, net::Netns};
 use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
@@ -125,8 +128,11 @@ fn landed(dir: &Path, direction: &str) -> anyhow::Result<(u64, u64)> {
                 let packets = column("packets")?.as_primitive::<Int64Type>().clone();
                 let (status, way) =
                     (column("log_status")?.as_string::<i32>(), column("flow_direction")?.as_string::<i32>());
+                let skip = column("skip_reason")?.as_string::<i32>();
                 for row in 0..batch.num_rows() {
-                    if way.value(row) == direction {
+                    // Those stand in an ACCEPT row already.
+                    let counted_twice = skip.is_valid(row) && skip.value(row) == "verdict_unknown";
+                    if way.value(row) == direction && !counted_twice {
                         let n = u64::try_from(packets.value(row))?;
                         all += n;
                         lost += if status.value(row) == "SKIPDATA" { n } else { 0 };

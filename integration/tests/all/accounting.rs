@@ -3,7 +3,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use integration::{agent::Agent, net::Pair, traffic};
+use integration::{agent::Agent, net::Pair, rows::Objects, traffic};
 use rustix::process::Signal;
 
 /// One way to make life hard.
@@ -52,7 +52,7 @@ fn interface_counters(pair: &Pair) -> [(u64, u64); 2] {
     })
 }
 
-fn check(case: &Case<'_>) {
+fn check(case: &Case<'_>) -> Objects {
     let name = case.name;
     let pair = Pair::new().unwrap();
     for ns in [&pair.a, &pair.b] {
@@ -122,6 +122,7 @@ fn check(case: &Case<'_>) {
     for row in landed.rows.iter().filter(|r| r.status == "SKIPDATA") {
         assert!(row.packets > 0 && row.bytes > 0 && !row.skip.is_empty(), "{row:?}");
     }
+    landed
 }
 
 const EASY: Case<'_> = Case {
@@ -176,6 +177,14 @@ fn nothing_is_missing_with_a_stalled_reader() {
 fn nothing_is_missing_with_a_million_distinct_flows() {
     let args = ["--ring-bytes", "67108864"];
     check(&Case { name: "million", args: &args, flows: 1_000_000, rounds: 1, ..EASY });
+}
+
+#[test]
+fn nothing_is_missing_when_windows_are_written_early_for_their_size() {
+    let args = ["--flows-max", "5000"];
+    let landed = check(&Case { name: "memory cap", args: &args, flows: 50_000, rounds: 2, ..EASY });
+    assert!(landed.keys.len() > 4, "{:?}", landed.keys);
+    assert!(landed.rows.iter().any(|r| r.marks.contains("flushed_early")));
 }
 
 #[test]
