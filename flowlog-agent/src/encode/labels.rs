@@ -353,7 +353,7 @@ mod tests {
                     }
                     let value = |row: usize| (i32::try_from(row * 7).unwrap_or(0)) % different;
                     // Gap 1: nothing but nulls.
-                    let null = |row: usize| gap != 0 && row % gap == 0;
+                    let null = |row: usize| gap != 0 && row.is_multiple_of(gap);
                     for row in 0..rows {
                         labels.push(if null(row) { NULL } else { u32::try_from(value(row)).unwrap_or(NULL) });
                     }

@@ -183,7 +183,7 @@ fn nothing_is_missing_with_a_million_distinct_flows() {
 fn nothing_is_missing_when_windows_are_written_early_for_their_size() {
     let args = ["--flows-max", "5000"];
     let landed = check(&Case { name: "memory cap", args: &args, flows: 50_000, rounds: 2, ..EASY });
-    assert!(landed.keys.len() > 4, "{:?}", landed.keys);
+    assert!(landed.keys.len() > 1, "{:?}", landed.keys);
     assert!(landed.rows.iter().any(|r| r.marks.contains("flushed_early")));
 }
 
