@@ -93,10 +93,7 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
 }
 
 fn demo() -> anyhow::Result<()> {
-    ensure!(
-        setup::is_root(),
-        "the demo loads eBPF programs and makes network namespaces: run as root, or `sudo -E cargo xtask demo`"
-    );
+    setup::require_root("demo")?;
     setup::network_tools()?;
     step("building the agent (minutes the first time)");
     run_command(cargo().args(["build", "--locked", "--package", "flowlog-agent"]))?;

@@ -112,7 +112,15 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether we are root; everything that touches the network needs it.
-pub fn is_root() -> bool {
+/// Fails unless we are root, which a verb that loads eBPF programs and makes network namespaces needs.
+pub fn require_root(verb: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        is_root(),
+        "`{verb}` loads eBPF programs and makes network namespaces: run as root, or `sudo -E cargo xtask {verb}`"
+    );
+    Ok(())
+}
+
+fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|id| id == "0")
 }

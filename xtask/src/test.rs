@@ -1,7 +1,5 @@
 //! `cargo xtask test [NAME]`: everything, on the real kernel.
 
-use anyhow::ensure;
-
 use crate::{
     build, setup,
     util::{cargo, run as run_command, step},
@@ -9,10 +7,7 @@ use crate::{
 
 /// Sets up, builds, and runs unit tests, then everything that needs the kernel. `filter` picks tests by name.
 pub fn run(filter: &[String]) -> anyhow::Result<()> {
-    ensure!(
-        setup::is_root(),
-        "the tests load eBPF programs and make network namespaces: run as root, or `sudo -E cargo xtask test`"
-    );
+    setup::require_root("test")?;
     setup::network_tools()?;
     setup::parquet_reader()?;
     setup::object_server()?;

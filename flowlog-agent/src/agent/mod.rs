@@ -151,7 +151,9 @@ async fn main_loop(capture: &mut Capture, closed: &Encoder, stop: &mut Stop) -> 
         loop {
             let taken = capture.drain(DRAIN_BATCH);
             for window in capture.turn_due(Now::read())? {
-                closed.send(window).await;
+                if !closed.send(window).await {
+                    return Ok(()); // its panic is reported by the caller
+                }
             }
             if taken < DRAIN_BATCH {
                 break;
@@ -177,12 +179,13 @@ struct Encoder {
 
 impl Encoder {
     /// Waits until closed windows have room in memory: the kernel's ring fills up meanwhile, and counts what it loses.
-    async fn send(&self, window: Closed) {
+    /// `false`: the encoder is gone.
+    async fn send(&self, window: Closed) -> bool {
         let flows = window.table.len().min(self.flows_max);
         let permits = u32::try_from(flows).unwrap_or(u32::MAX);
-        // The semaphore is never closed. If the encoder is gone, its panic is reported by the caller.
-        if let Ok(permit) = self.room.clone().acquire_many_owned(permits).await {
-            let _ = self.sender.send((window, permit)).await;
+        match self.room.clone().acquire_many_owned(permits).await {
+            Ok(permit) => self.sender.send((window, permit)).await.is_ok(),
+            Err(_) => false,
         }
     }
 }

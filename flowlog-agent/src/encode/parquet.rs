@@ -1,5 +1,5 @@
-//! Writing rows as Parquet. Encodings, order and sizes were chosen by `cargo run --release --example encode_size`;
-//! ARCHITECTURE.md keeps the figures.
+//! Writing rows as Parquet. Encodings and sizes were chosen by `cargo xtask bench agent`; docs/performance.md keeps the
+//! figures.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use crate::window::Balance;
 /// How an object is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
-    /// zstd level; 0: snappy-less, uncompressed.
+    /// zstd level; 0: uncompressed.
     pub zstd_level: i32,
     /// Bytes up to which a dictionary grows; past it a new row group begins, and numbers fall back to plain values.
     pub dictionary_bytes: usize,

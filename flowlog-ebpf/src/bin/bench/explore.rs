@@ -90,11 +90,7 @@ fn direct_mapped(slot: Option<*mut Record4>, key: &Key<Ip4>, f: &Flow<Ip4>, now:
 /// Direct-mapped: what flowlog uses.
 #[classifier]
 pub fn tc_cache1(ctx: TcContext) -> i32 {
-    if let Some(f) = parse(&ctx) {
-        let key = key(&f);
-        direct_mapped(CACHE.get_ptr_mut(index(&key) & (CACHE_SLOTS as u32 - 1)), &key, &f, coarse_ns());
-    }
-    TC_ACT_UNSPEC
+    tc_cache1_body(&ctx)
 }
 
 /// The exact clock.
