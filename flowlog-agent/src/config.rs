@@ -6,8 +6,9 @@ use flowlog_ebpf::abi::RING_BYTES_MIN;
 use serde::Deserialize;
 
 use crate::{
-    kernel::{HookKind, Sizes},
+    kernel::{HookKind, Sizes, pins::PIN_DIR_DEFAULT},
     rule::{Action, Directions, InvalidField, Name, Rule, Target, key_part, window_secs},
+    spool::Limits,
     upload::S3Options,
 };
 
@@ -31,6 +32,10 @@ pub struct Config {
     pub node_id: String,
     /// Spool and locks.
     pub state_dir: PathBuf,
+    /// Where the capture is pinned, so that it outlives the agent; `None`: it does not.
+    pub pin_dir: Option<PathBuf>,
+    /// What the spool may hold.
+    pub spool: Limits,
     /// Kernel map sizes.
     pub sizes: Sizes,
     /// Flows in the open windows of all interfaces before the largest is written early.
@@ -78,8 +83,16 @@ pub struct RawConfig {
     pub node_id: Option<String>,
     /// Spool and locks.
     pub state_dir: Option<PathBuf>,
+    /// See [`Config::pin_dir`].
+    pub pin_dir: Option<PathBuf>,
+    /// End the capture with the agent.
+    #[serde(default)]
+    pub no_pin: bool,
     /// See [`Config::flows_max`].
     pub flows_max: Option<usize>,
+    /// Limits of the spool.
+    #[serde(default)]
+    pub spool: RawSpool,
     /// Kernel map sizes.
     #[serde(default)]
     pub kernel: RawSizes,
@@ -101,6 +114,18 @@ pub struct RawSizes {
     pub refused_slots: Option<u32>,
     /// Bytes of the ring buffer.
     pub ring_bytes: Option<u32>,
+    /// Interfaces that can be watched.
+    pub interfaces_max: Option<u16>,
+}
+
+/// `[spool]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawSpool {
+    /// Bytes before windows leave their totals only.
+    pub bytes_max: Option<u64>,
+    /// Age in seconds of the oldest object before windows leave their totals only.
+    pub age_secs_max: Option<u64>,
 }
 
 /// `[s3]`.
@@ -169,8 +194,18 @@ impl RawConfig {
         })
     }
 
+    /// As [`check`](Self::check), for commands that capture nothing new.
+    pub fn check_without_captures(mut self) -> Result<Config, ConfigError> {
+        self.flow_logs.clear();
+        self.check_with(0)
+    }
+
     /// Checks everything that can be checked without looking at the system.
     pub fn check(self) -> Result<Config, ConfigError> {
+        self.check_with(1)
+    }
+
+    fn check_with(self, captures_min: usize) -> Result<Config, ConfigError> {
         let node_id = match self.node_id {
             Some(id) => key_part("node_id", &id)?,
             None => host_name(),
@@ -179,7 +214,7 @@ impl RawConfig {
         for log in &self.flow_logs {
             captures.extend(log.check()?);
         }
-        if captures.is_empty() {
+        if captures.len() < captures_min {
             return Err(InvalidField::new("interface", "", "name at least one interface to capture").into());
         }
         for (i, c) in captures.iter().enumerate() {
@@ -201,7 +236,14 @@ impl RawConfig {
             credentials_file: self.s3.credentials_file,
         };
         let state_dir = self.state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR_DEFAULT));
-        Ok(Config { captures, node_id, state_dir, sizes, flows_max, s3 })
+        let default = Limits::default();
+        let spool = Limits {
+            bytes_max: self.spool.bytes_max.unwrap_or(default.bytes_max),
+            age_secs_max: self.spool.age_secs_max.unwrap_or(default.age_secs_max),
+        };
+        let pin_dir = self.pin_dir.unwrap_or_else(|| PathBuf::from(PIN_DIR_DEFAULT));
+        let pin_dir = (!self.no_pin).then_some(pin_dir);
+        Ok(Config { captures, node_id, state_dir, pin_dir, spool, sizes, flows_max, s3 })
     }
 }
 
@@ -215,15 +257,17 @@ impl RawSizes {
                 Err(InvalidField::new(field, v.to_string(), format!("must be a power of two from {min} to {max}")))
             }
         };
-        let interfaces_max = u16::try_from(interfaces).ok().filter(|n| *n < u16::MAX).ok_or_else(|| {
-            InvalidField::new("interface", interfaces.to_string(), "more interfaces than an agent can watch (65534)")
-        })?;
+        let interfaces_max = self.interfaces_max.unwrap_or(default.interfaces_max);
+        if interfaces > usize::from(interfaces_max) || interfaces_max == u16::MAX {
+            let rule = format!("more than `kernel.interfaces_max` ({interfaces_max}, at most 65534); raise it");
+            return Err(InvalidField::new("interface", interfaces.to_string(), rule));
+        }
         Ok(Sizes {
             // Up to 4 Mi slots: 640 MiB for each CPU.
             passed_slots: power("kernel.cache_slots", self.cache_slots, default.passed_slots, 16, 1 << 22)?,
             refused_slots: power("kernel.refused_slots", self.refused_slots, default.refused_slots, 16, 1 << 22)?,
             ring_bytes: power("kernel.ring_bytes", self.ring_bytes, default.ring_bytes, RING_BYTES_MIN, 1 << 30)?,
-            interfaces_max: interfaces_max.max(default.interfaces_max),
+            interfaces_max,
         })
     }
 }

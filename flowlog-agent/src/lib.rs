@@ -11,8 +11,12 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod disk;
 pub mod encode;
+pub mod fault;
+pub mod journal;
 pub mod kernel;
+pub mod lock;
 pub mod netdev;
 pub mod rule;
 pub mod spool;

@@ -3,5 +3,10 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "faults")]
+    if let Err(error) = flowlog_agent::fault::arm() {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
     flowlog_agent::cli::main()
 }

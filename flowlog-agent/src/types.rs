@@ -1,14 +1,22 @@
 //! Newtypes for numbers that must not be mixed up.
 
+use serde::{Deserialize, Serialize};
+
 /// Id of a watched interface within this agent, 1-based.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct IfaceId(pub u16);
 
 /// Number of a window of one interface, counting up from 1; wraps with `u32`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u32);
 
 impl Epoch {
+    /// The epoch before this one.
+    #[must_use]
+    pub fn previous(self) -> Self {
+        Self(self.0.wrapping_sub(1))
+    }
+
     /// The epoch after this one.
     #[must_use]
     pub fn next(self) -> Self {
@@ -17,11 +25,11 @@ impl Epoch {
 }
 
 /// Monotonic time in ns (`CLOCK_MONOTONIC`): never steps, says nothing about the date.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MonoNs(pub u64);
 
 /// Wall-clock time in ns since 1970 (UTC): can step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WallNs(pub i64);
 
 /// Nanoseconds in a second.
@@ -36,7 +44,7 @@ impl WallNs {
 }
 
 /// Both clocks at (nearly) the same instant. The only place in the agent where clocks are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Now {
     /// Monotonic.
     pub mono: MonoNs,

@@ -4,7 +4,7 @@
 //! remind whoever changes a layout.
 
 /// Version of everything in this file. It names the pin directory, so that two ABIs never share a map.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Ingress: the packet enters the interface that is being watched.
 pub const INGRESS: u8 = 0;
@@ -250,6 +250,26 @@ pub struct Truth {
     pub verdict: [[VerdictTruth; 2]; 2],
 }
 
+impl Truth {
+    /// All counters, in the order of their declaration.
+    pub fn counts(&self) -> impl Iterator<Item = Count> + '_ {
+        let hooks = self.hook.iter().flat_map(|h| [h.seen, h.non_ip, h.malformed, h.lost]);
+        let verdicts = self.verdict.iter().flatten().flat_map(|v| [v.refused, v.seen, v.lost, v.lost_counted, v.late]);
+        hooks.chain(verdicts)
+    }
+
+    /// All counters, in the same order.
+    pub fn counts_mut(&mut self) -> impl Iterator<Item = &mut Count> {
+        let hooks = self.hook.iter_mut().flat_map(|h| [&mut h.seen, &mut h.non_ip, &mut h.malformed, &mut h.lost]);
+        let verdicts = self
+            .verdict
+            .iter_mut()
+            .flatten()
+            .flat_map(|v| [&mut v.refused, &mut v.seen, &mut v.lost, &mut v.lost_counted, &mut v.late]);
+        hooks.chain(verdicts)
+    }
+}
+
 /// A watched interface, at index `ifindex` of the `IFACES` array. All zero: not watched.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -365,6 +385,29 @@ pub struct KernelOffsets {
     pub dst_dev: u32,
 }
 
+/// What a set of maps was made for, written once when it is made.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Setup {
+    /// The programs' hash seed: programs that share maps share it.
+    pub seed: u64,
+    /// Inode of the network namespace whose interfaces are watched.
+    pub netns_inum: u32,
+    /// Slots of the flow cache for each CPU.
+    pub passed_slots: u32,
+    /// Slots of the refused cache for each CPU.
+    pub refused_slots: u32,
+    /// [`ABI_VERSION`].
+    pub abi_version: u32,
+}
+
+/// Index in the `VERDICTS` array of the program that runs first for every drop.
+pub const VERDICT_FIRST: u32 = 0;
+/// Index of the program that handles what interrupted the first.
+pub const VERDICT_NESTED: u32 = 1;
+/// Entries of the `VERDICTS` array.
+pub const VERDICTS: u32 = 2;
+
 /// `REASONS` value of drop reasons that count as REJECT.
 pub const REASON_REFUSED: u8 = 1;
 /// As [`REASON_REFUSED`], dropped by a tc program on ingress: our hook may or may not have run before it.
@@ -406,9 +449,6 @@ pub mod sweep {
     pub const REFUSED6: u64 = 3;
     /// No cache: sends the CPU's blocks, full or not.
     pub const BLOCKS: u64 = 4;
-    /// No cache: puts a fence into the ring, an IPv4 record with interface 0 and `arg(0)` as its epoch. Records in
-    /// front of it were there before.
-    pub const FENCE: u64 = 5;
 }
 
 const _: () = {
@@ -432,4 +472,5 @@ const _: () = {
     assert!(size_of::<Cpu>() == 24 + 1_024 * 28 && size_of::<Cpu>() <= 32 << 10);
     assert!(IFINDEX_MAX - 1 <= u16::MAX as u32);
     assert!(size_of::<KernelOffsets>() == 17 * 4);
+    assert!(size_of::<Setup>() == 24);
 };

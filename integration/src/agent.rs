@@ -65,6 +65,21 @@ impl Agent {
         Self::spawn_with(Command::new(binary()), interfaces, args)
     }
 
+    /// As [`spawn`](Self::spawn), with variables in its environment.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn_env(
+        ns: &Netns,
+        interfaces: &[&str],
+        args: &[&str],
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", ns.name()]).arg(binary()).envs(variables.iter().copied());
+        Self::spawn_with(command, interfaces, args)
+    }
+
     fn spawn_with(mut command: Command, interfaces: &[&str], args: &[&str]) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         command.arg("run");
@@ -76,6 +91,10 @@ impl Agent {
         }
         for interface in interfaces {
             command.args(["--interface", interface]);
+        }
+        // What a test leaves in the kernel would outlive it.
+        if !args.contains(&"--pin-dir") && !args.contains(&"--no-pin") {
+            command.arg("--no-pin");
         }
         // A window that no test lives to see the end of, unless it asks for a shorter one.
         if !args.contains(&"--window") {
@@ -146,6 +165,15 @@ impl Agent {
         let status = self.child.wait()?;
         self.log.extend(self.lines.iter());
         Ok(status.code())
+    }
+
+    /// Ends it as `kill -9` does, and waits for that.
+    ///
+    /// # Errors
+    /// If it cannot be waited for.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.signal(rustix::process::Signal::KILL);
+        self.wait().map(drop)
     }
 
     /// Everything it has said so far.

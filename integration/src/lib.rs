@@ -14,6 +14,8 @@
 pub mod agent;
 pub mod golden;
 pub mod net;
+pub mod node;
+pub mod oracle;
 pub mod others;
 pub mod rows;
 pub mod s3;

@@ -3,6 +3,8 @@
 
 #[path = "all/accounting.rs"]
 mod accounting;
+#[path = "all/handover.rs"]
+mod handover;
 #[path = "all/hooks.rs"]
 mod hooks;
 #[path = "all/input.rs"]

@@ -200,6 +200,7 @@ impl Net {
 fn start_agent(net: &Net, dir: &Path) -> anyhow::Result<()> {
     let mut agent = Net::inside(&net.host, agent_binary())
         .args(["run", "--interface", "vm0", "--interface", "wan0", "--name", "demo", "--node-id", "demo-node"])
+        .arg("--no-pin")
         .arg("--target")
         .arg(dir.join("objects"))
         .arg("--state-dir")

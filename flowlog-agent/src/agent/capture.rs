@@ -1,68 +1,51 @@
-//! The kernel, its ring and the windows of all watched interfaces. Everything here runs on one thread.
+//! The live capture: the kernel's programs and hooks behind the books, and which interfaces they watch. Everything
+//! here runs on one thread.
 
-use std::{collections::HashMap, io};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use flowlog_ebpf::abi::{self, Iface, Truth};
 
-use super::{AgentError, proof::Proof};
+use super::{
+    AgentError,
+    books::{Books, Source},
+    proof::Proof,
+};
 use crate::{
     config::{self, Config},
-    encode::ObjectInfo,
+    disk::Filesystem,
+    fault,
+    journal::{
+        self, Journal, JournalError, Recovered,
+        entry::{FORMAT, Head},
+        replay::Pending,
+    },
     kernel::{
-        Kernel, Ring,
+        Kernel, Pins, Ring,
         layout::Reasons,
-        ring::{Record, Wakeups},
+        ring::Wakeups,
         sweep::{Cursor, Scope, Swept},
     },
     netdev::{self, NetDev},
     rule::{Action, Direction, Rule},
     types::{Epoch, IfaceId, Now},
-    window::{FlowTable, Span, WindowClock},
+    window::{Closed, Event, Ledger, Span, Subject, WindowClock},
 };
 
-/// A window that is over: everything an object is made from.
-#[derive(Debug)]
-pub struct Closed {
-    /// About the object.
-    pub info: ObjectInfo,
-    /// Its records.
-    pub table: FlowTable,
-    /// The programs' own count.
-    pub truth: Truth,
-}
-
-/// One watched interface.
-struct Watched {
-    id: IfaceId,
-    dev: NetDev,
-    capture: config::Capture,
-    clock: WindowClock,
-    epoch: Epoch,
-    /// The open window's records.
-    table: FlowTable,
-    /// While a window is being closed: its epoch and records.
-    closing: Option<(Epoch, FlowTable)>,
-    proofs: Vec<Proof>,
-    late_records: u64,
+/// The real kernel.
+pub struct Live {
+    kernel: Kernel,
+    ring: Ring,
 }
 
 /// See the module's head.
 pub struct Capture {
-    kernel: Kernel,
-    ring: Ring,
-    watched: Vec<Watched>,
-    by_id: HashMap<u16, usize>,
-    node_id: String,
+    books: Books<Live>,
+    proofs: BTreeMap<IfaceId, Vec<Proof>>,
     flows_max: usize,
-    /// Fences put into the ring, and the last one that came out.
-    fences: u32,
-    fence_seen: u32,
 }
 
-/// Records taken before a grace period: all that the default ring holds, and an end in any flood.
-const DRAIN_BEFORE_WAIT: usize = 131_072;
-/// Records taken between two looks for the fence.
-const DRAIN_TO_FENCE: usize = 65_536;
+/// Last windows of an earlier watch, by interface id.
+type Spans = BTreeMap<String, Span>;
 
 /// Flags of an interface for the programs.
 fn flags(rule: &Rule, dev: &NetDev) -> u16 {
@@ -79,227 +62,426 @@ fn flags(rule: &Rule, dev: &NetDev) -> u16 {
         | if dev.bridge { abi::IS_BRIDGE } else { 0 }
 }
 
+fn subject(config: &Config, capture: &config::Capture, dev: &NetDev) -> Subject {
+    Subject {
+        interface: dev.name.clone(),
+        ifindex: dev.index,
+        hook: capture.hook,
+        rule: capture.rule.clone(),
+        node_id: config.node_id.clone(),
+        account_id: capture.account_id.clone(),
+        interface_id: capture.interface_id.clone().unwrap_or_else(|| format!("{}-{}", config.node_id, dev.name)),
+    }
+}
+
+fn boot_id() -> Result<String, AgentError> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(super::system("read the boot id"))?;
+    Ok(text.trim().to_owned())
+}
+
 impl Capture {
-    /// Looks everything up, loads the programs, and attaches.
+    /// Loads the programs, goes on where an earlier agent stopped, and watches what is configured.
     ///
     /// # Errors
-    /// On the first thing that is not as configured; hooks attached so far are taken away again.
-    pub fn start(config: &Config) -> Result<Self, AgentError> {
+    /// On the first thing that is not as configured; without pins, hooks attached so far are taken away again.
+    pub fn start(
+        config: &Config,
+        fs: &Arc<dyn Filesystem>,
+        found: Recovered,
+    ) -> Result<(Self, Vec<Pending>), AgentError> {
         let devs: Vec<NetDev> = config.captures.iter().map(|c| netdev::find(&c.interface)).collect::<Result<_, _>>()?;
-        let netns = netdev::netns_inum().map_err(super::system("find the network namespace"))?;
-        let mut kernel = Kernel::load(config.sizes, netns)?;
-        let ring = kernel.take_ring()?;
-        let mut capture = Self {
-            kernel,
-            ring,
-            watched: Vec::new(),
-            by_id: HashMap::new(),
-            node_id: config.node_id.clone(),
-            flows_max: config.flows_max,
-            fences: 0,
-            fence_seen: 0,
-        };
+        let wanted: Vec<(Subject, NetDev)> =
+            config.captures.iter().zip(devs).map(|(c, dev)| (subject(config, c, &dev), dev)).collect();
+        let (mut capture, pending, spans) = Self::open(config, fs, found)?;
         // Verdicts first: a packet that passed a hook must not die unnoticed.
-        capture.kernel.attach_verdict()?;
-        for (number, (c, dev)) in (1u16..).zip(config.captures.iter().zip(devs)) {
-            capture.add(IfaceId(number), c.clone(), dev)?;
+        capture.books.source.kernel.attach_verdict()?;
+        capture.retire(|s| !wanted.iter().any(|(w, _)| w == s))?;
+        for (subject, dev) in wanted {
+            let previous = spans.get(&subject.interface_id).copied();
+            capture.watch(&subject, &dev, previous)?;
         }
-        Ok(capture)
+        capture.books.source.kernel.remove_stale_hooks()?;
+        capture.books.beat(Now::read())?;
+        Ok((capture, pending))
     }
 
-    fn add(&mut self, id: IfaceId, capture: config::Capture, dev: NetDev) -> Result<(), AgentError> {
-        let (epoch, flags) = (Epoch(1), flags(&capture.rule, &dev));
-        let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: epoch.0, upper: dev.upper };
-        let mut proofs = Vec::new();
-        self.kernel.watch(dev.index, iface)?;
-        for direction in Direction::BOTH {
-            let wanted = capture.rule.directions.includes(direction) && capture.rule.action != Action::Rejected;
-            if wanted {
-                let before = netdev::counters(&dev.name)?;
-                let hook = self.kernel.attach(&dev.name, direction, capture.hook)?;
-                tracing::info!(interface = dev.name, %direction, %hook, "attached");
-                proofs.push(Proof::new(direction, before));
+    /// Takes over what an earlier agent left in the kernel and in the journal, only to end it.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn take_over(
+        config: &Config,
+        fs: &Arc<dyn Filesystem>,
+        found: Recovered,
+    ) -> Result<(Self, Vec<Pending>), AgentError> {
+        let (mut capture, pending, _) = Self::open(config, fs, found)?;
+        let kernel = &mut capture.books.source.kernel;
+        // Only links that we hold can be taken away in the right order.
+        kernel.attach_verdict()?;
+        for (_, w) in capture.books.ledger.watched() {
+            if let Some(dev) = still_there(&w.subject) {
+                attach(kernel, &w.subject, &dev)?;
             }
         }
-        let clock = WindowClock::new(capture.rule.window_secs, Now::read());
-        self.by_id.insert(id.0, self.watched.len());
-        self.watched.push(Watched {
-            id,
-            dev,
-            capture,
-            clock,
-            epoch,
-            table: FlowTable::default(),
-            closing: None,
-            proofs,
-            late_records: 0,
-        });
+        Ok((capture, pending))
+    }
+
+    /// Everything up to, and without, deciding what is watched. The last labels of windows that were lost are returned:
+    /// new ones must come after them.
+    fn open(
+        config: &Config,
+        fs: &Arc<dyn Filesystem>,
+        found: Recovered,
+    ) -> Result<(Self, Vec<Pending>, Spans), AgentError> {
+        let boot_id = boot_id()?;
+        refuse_other_pins(config, found.head.as_ref(), &boot_id)?;
+        let netns = netdev::netns_inum().map_err(super::system("find the network namespace"))?;
+        let mut kernel = match &config.pin_dir {
+            Some(dir) => Kernel::load_pinned(config.sizes, netns, Pins::open(dir, config.sizes)?)?,
+            None => Kernel::load(config.sizes, netns)?,
+        };
+        let mut ring = kernel.take_ring()?;
+        let head =
+            Head { format: FORMAT, boot_id, ring_id: ring.id()?, pin_dir: config.pin_dir.clone(), begun: Now::read() };
+        let same = |h: &Head| h.boot_id == head.boot_id && h.ring_id == head.ring_id;
+        let goes_on = found.head.as_ref().is_some_and(same) && ring.seek(found.position);
+        let mut live = Live { kernel, ring };
+        if !goes_on {
+            live.forget()?;
+        }
+        let (position, last_seen) = (live.ring.position(), found.last_seen);
+        let (ledger, journal, pending) = start_journal(fs, found, &head, goes_on, position)?;
+        let mut books = Books::new(live, ledger, journal);
+        let mut spans = Spans::new();
+        if goes_on {
+            books.reconcile()?;
+        } else {
+            for (_, w) in books.ledger.watched() {
+                spans.insert(w.subject.interface_id.clone(), *w.clock.current());
+            }
+            let now = Now::read();
+            books.close_lost(last_seen.unwrap_or(now), now)?;
+            books.begin_anew(head, position)?;
+        }
+        let capture = Self { books, proofs: BTreeMap::new(), flows_max: config.flows_max };
+        Ok((capture, pending, spans))
+    }
+
+    /// Starts watching, or goes on with it.
+    fn watch(&mut self, subject: &Subject, dev: &NetDev, previous: Option<Span>) -> Result<(), AgentError> {
+        let known = self.books.ledger.watched().find(|(_, w)| w.subject == *subject).map(|(id, _)| id);
+        let id = known.unwrap_or_else(|| self.books.ledger.free_id());
+        if known.is_none() {
+            let span = first_window(subject.rule.window_secs, previous, Now::read());
+            let event = Event::Watch { id, subject: subject.clone(), span, epoch: Epoch(1) };
+            self.books.record(&[event])?;
+        }
+        let Some(w) = self.books.ledger.get(id) else { return Ok(()) };
+        let (epoch, oldest) = (w.epoch, w.closing_epoch().unwrap_or(w.epoch));
+        let flags = flags(&subject.rule, dev);
+        let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, upper: dev.upper };
+        let before = netdev::counters(&dev.name)?;
+        self.books.source.kernel.watch(dev.index, iface)?;
+        let hooks = attach(&mut self.books.source.kernel, subject, dev)?;
+        let proofs = hooks.into_iter().map(|direction| Proof::new(direction, before)).collect();
+        self.proofs.insert(id, proofs);
         Ok(())
+    }
+
+    /// Stops watching what `unwanted` says.
+    fn retire(&mut self, unwanted: impl Fn(&Subject) -> bool) -> Result<(), AgentError> {
+        let watched = self.books.ledger.watched().filter(|(_, w)| unwanted(&w.subject));
+        let gone: Vec<(IfaceId, Subject)> = watched.map(|(id, w)| (id, w.subject.clone())).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for (id, subject) in &gone {
+            let kernel = &mut self.books.source.kernel;
+            // Only links that we hold can be taken away, so hooks of an earlier agent are taken over first.
+            if let Some(dev) = still_there(subject) {
+                attach(kernel, subject, &dev)?;
+            }
+            kernel.detach(subject.ifindex)?;
+            if kernel.watched(subject.ifindex) == Some(*id) {
+                kernel.unwatch(subject.ifindex);
+            }
+            self.proofs.remove(id);
+        }
+        let due: Vec<(IfaceId, bool)> = gone.iter().map(|(id, _)| (*id, false)).collect();
+        self.books.turn(&due, Now::read(), Scope::Closed)?;
+        let events: Vec<Event> = gone.iter().map(|(id, _)| Event::Unwatch { id: *id }).collect();
+        Ok(self.books.record(&events)?)
     }
 
     /// Names of drop reasons.
     #[must_use]
     pub fn reasons(&self) -> &Reasons {
-        self.kernel.reasons()
+        self.books.source.kernel.reasons()
     }
 
     /// Tells when the ring has filled up to its wake mark.
     pub fn wakeups(&self) -> io::Result<Wakeups> {
-        self.ring.wakeups()
+        self.books.source.ring.wakeups()
     }
 
     /// Time until the next window must be closed.
     #[must_use]
     pub fn due_in_ns(&self, now: Now) -> u64 {
-        self.watched.iter().map(|w| w.clock.due_in_ns(now)).min().unwrap_or(u64::MAX)
+        self.books.ledger.watched().map(|(_, w)| w.clock.due_in_ns(now)).min().unwrap_or(u64::MAX)
     }
 
-    /// Takes up to `most` records from the ring into their windows; returns how many.
+    /// Takes up to `most` blocks from the ring into their windows; returns how many.
     pub fn drain(&mut self, most: usize) -> usize {
-        for taken in 0..most {
-            let Some(record) = self.ring.pop() else { return taken };
-            let meta = match &record {
-                Record::V4(r) => r.key.meta,
-                Record::V6(r) => r.key.meta,
-            };
-            if meta.iface == 0 {
-                self.fence_seen = meta.epoch;
-                continue;
-            }
-            let Some(watched) = self.by_id.get(&meta.iface).and_then(|i| self.watched.get_mut(*i)) else { continue };
-            watched.add(record, Epoch(meta.epoch));
-        }
-        most
+        self.books.drain(most)
+    }
+
+    /// Makes what was drained durable.
+    ///
+    /// # Errors
+    /// If it cannot be; see [`Books::commit`].
+    pub fn commit(&mut self) -> Result<(), JournalError> {
+        self.books.commit()
+    }
+
+    /// Says in the journal that the host is up, if it has not for `every_ns`.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn beat(&mut self, now: Now, every_ns: u64) -> Result<(), JournalError> {
+        if self.books.since_beat_ns(now) < every_ns { Ok(()) } else { self.books.beat(now) }
+    }
+
+    /// Objects are durable in the spool.
+    ///
+    /// # Errors
+    /// If the journal cannot say so.
+    pub fn done(&mut self, keys: &[String]) -> Result<(), JournalError> {
+        self.books.done(keys)
     }
 
     /// Closes every window that is due; if all together hold too many flows, the largest as well.
-    pub fn turn_due(&mut self, now: Now) -> Result<Vec<Closed>, AgentError> {
-        let flows: usize = self.watched.iter().map(|w| w.table.len()).sum();
-        let all = || self.watched.iter().enumerate();
-        let largest = all().max_by_key(|(_, w)| w.table.len()).filter(|_| flows > self.flows_max).map(|(i, _)| i);
-        let due: Vec<(usize, bool)> = all()
-            .filter(|(i, w)| w.clock.is_due(now) || largest == Some(*i))
-            .map(|(i, w)| (i, !w.clock.is_due(now)))
+    ///
+    /// # Errors
+    /// If the kernel or the journal refuses.
+    pub fn turn_due(&mut self, now: Now) -> Result<(), AgentError> {
+        let ledger = &self.books.ledger;
+        let crowded = ledger.flows() > self.flows_max;
+        let largest = ledger.watched().max_by_key(|(_, w)| w.flows()).filter(|_| crowded).map(|(id, _)| id);
+        let due: Vec<(IfaceId, bool)> = ledger
+            .watched()
+            .filter(|(id, w)| w.clock.is_due(now) || largest == Some(*id))
+            .map(|(id, w)| (id, !w.clock.is_due(now)))
             .collect();
-        if due.is_empty() { Ok(Vec::new()) } else { self.turn(&due, now, Scope::Closed) }
+        let unfinished = ledger.watched().any(|(_, w)| w.closing_epoch().is_some());
+        if due.is_empty() && !unfinished { Ok(()) } else { self.books.turn(&due, now, Scope::Closed) }
     }
 
-    /// Takes the hooks away and closes all windows.
-    pub fn finish(&mut self, now: Now) -> Result<Vec<Closed>, AgentError> {
-        self.kernel.detach();
-        let all: Vec<(usize, bool)> = (0..self.watched.len()).map(|i| (i, false)).collect();
-        self.turn(&all, now, Scope::All)
+    /// Windows closed since the last call.
+    pub fn take_closed(&mut self) -> Vec<Closed> {
+        let closed = self.books.take_closed();
+        for window in &closed {
+            self.prove(window);
+        }
+        closed
     }
 
-    /// Ends the windows of some interfaces together. `true` marks one that is flushed for its size.
-    fn turn(&mut self, due: &[(usize, bool)], now: Now, scope: Scope) -> Result<Vec<Closed>, AgentError> {
-        let mut spans: Vec<(usize, bool, Span)> = Vec::with_capacity(due.len());
-        for &(index, flushed_early) in due {
-            let w = &mut self.watched[index];
-            let old = w.epoch;
-            w.epoch = old.next();
-            w.closing = Some((old, std::mem::take(&mut w.table)));
-            self.kernel.set_epoch(w.id, w.dev.index, w.epoch);
-            spans.push((index, flushed_early, w.clock.turn(now)));
+    /// At the end of a window: was a hook by-passed all the time?
+    fn prove(&mut self, window: &Closed) {
+        let Some(truth) = &window.truth else { return };
+        let of = |w: &crate::window::ledger::Watched| w.subject.interface_id == window.info.interface_id;
+        let Some((id, w)) = self.books.ledger.watched().find(|(_, w)| of(w)) else { return };
+        for proof in self.proofs.get_mut(&id).into_iter().flatten() {
+            proof.window_closed(&w.subject.interface, truth);
         }
-        // A grace period takes tens of ms: as much room in the ring as can be had.
-        self.drain(DRAIN_BEFORE_WAIT);
-        // Packets between a hook and their verdict get one grace period to be taken back from the old window.
-        self.kernel.wait_for_programs();
-        self.drain(DRAIN_BEFORE_WAIT);
-        for (index, ..) in &spans {
-            let w = &self.watched[*index];
-            self.kernel.set_oldest(w.dev.index, w.epoch);
-            self.kernel.set_upper(w.dev.index, netdev::upper(&w.dev.name));
-        }
-        self.kernel.wait_for_programs();
-        let mut at = Cursor::default();
-        while let Swept::RingFull(cursor) = self.kernel.sweep(scope, at)? {
-            at = cursor;
-            self.drain(usize::MAX);
-        }
-        self.drain_to_fence()?;
-        spans.into_iter().map(|(index, flushed_early, span)| self.collect(index, flushed_early, span)).collect()
     }
 
-    /// Drains until everything that is in the ring now is out. Just emptying it is not enough: it looks empty while
-    /// another CPU is writing a record in front of ours.
-    fn drain_to_fence(&mut self) -> Result<(), AgentError> {
-        self.fences = self.fences.wrapping_add(1);
-        let fence = self.fences;
-        while !self.kernel.fence(fence)? {
-            self.drain(usize::MAX);
-        }
-        while self.fence_seen != fence {
-            self.drain(DRAIN_TO_FENCE);
-        }
-        Ok(())
+    /// Takes the hooks away and closes all windows; nothing of us stays in the kernel.
+    ///
+    /// # Errors
+    /// If the kernel or the journal refuses.
+    pub fn finish(&mut self, now: Now) -> Result<(), AgentError> {
+        self.books.source.kernel.detach_all()?;
+        let all: Vec<(IfaceId, bool)> = self.books.ledger.watched().map(|(id, _)| (id, false)).collect();
+        self.books.turn(&all, now, Scope::All)?;
+        let events: Vec<Event> = all.iter().map(|(id, _)| Event::Unwatch { id: *id }).collect();
+        self.books.record(&events)?;
+        Ok(self.books.source.kernel.remove_pins()?)
     }
 
-    fn collect(&mut self, index: usize, flushed_early: bool, span: Span) -> Result<Closed, AgentError> {
-        let w = &mut self.watched[index];
-        let (epoch, table) = w.closing.take().unwrap_or((w.epoch, FlowTable::default()));
-        let truth = self.kernel.truth(w.id, epoch)?;
-        self.kernel.clear_truth(w.id, epoch)?;
-        for proof in &mut w.proofs {
-            proof.window_closed(&w.dev.name, &truth);
-        }
-        let late_refusals = truth.verdict.iter().flatten().any(|v| v.late.packets > 0);
-        let late = late_refusals || w.late_records > 0;
-        if w.late_records > 0 {
-            tracing::error!(
-                interface = w.dev.name,
-                records = w.late_records,
-                "records of a closed window; counted in the next"
-            );
-            w.late_records = 0;
-        }
-        let interface_id = w.capture.interface_id.clone().unwrap_or_else(|| format!("{}-{}", self.node_id, w.dev.name));
-        let info = ObjectInfo {
-            rule: w.capture.rule.clone(),
-            node_id: self.node_id.clone(),
-            account_id: w.capture.account_id.clone(),
-            interface_id,
-            span,
-            flushed_early,
-            late,
-        };
-        Ok(Closed { info, table, truth })
+    /// After [`finish`](Self::finish), when all objects are delivered: removes the journal.
+    pub fn end(&mut self) {
+        self.books.end();
+    }
+
+    /// Whether hooks and maps outlive this process.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.books.source.kernel.is_pinned()
     }
 
     /// Looks whether hooks that have not been seen running yet are.
     pub fn check_hooks(&mut self) {
-        for w in &mut self.watched {
-            if w.proofs.iter().all(Proof::is_settled) {
+        for (id, proofs) in &mut self.proofs {
+            let Some(w) = self.books.ledger.get(*id) else { continue };
+            if proofs.iter().all(Proof::is_settled) {
                 continue;
             }
-            if let Ok(truth) = self.kernel.truth(w.id, w.epoch) {
-                for proof in &mut w.proofs {
-                    proof.look(&w.dev.name, &truth);
+            if let Ok(truth) = self.books.source.truth(*id, w.epoch) {
+                for proof in proofs {
+                    proof.look(&w.subject.interface, &truth);
                 }
             }
+        }
+    }
+
+    /// The books, to look at.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.books.ledger
+    }
+}
+
+/// Attaches what a rule needs; returns the directions hooked.
+fn attach(kernel: &mut Kernel, subject: &Subject, dev: &NetDev) -> Result<Vec<Direction>, AgentError> {
+    let mut hooked = Vec::new();
+    for direction in Direction::BOTH {
+        if subject.rule.directions.includes(direction) && subject.rule.action != Action::Rejected {
+            let hook = kernel.attach(dev, direction, subject.hook)?;
+            tracing::info!(interface = dev.name, %direction, %hook, "attached");
+            hooked.push(direction);
+        }
+    }
+    Ok(hooked)
+}
+
+/// The first window of a watch, after the last one of an earlier watch.
+fn first_window(secs: u32, previous: Option<Span>, now: Now) -> Span {
+    match previous {
+        None => *WindowClock::new(secs, now).current(),
+        Some(span) => {
+            let mut clock = WindowClock::resume(secs, span);
+            clock.turn(now);
+            *clock.current()
         }
     }
 }
 
-impl Watched {
-    fn add(&mut self, mut record: Record, epoch: Epoch) {
-        let table = match &mut self.closing {
-            Some((closing, table)) if *closing == epoch => table,
-            _ => {
-                if epoch != self.epoch {
-                    self.late_records += 1;
-                    match &mut record {
-                        Record::V4(r) => r.key.meta.epoch = self.epoch.0,
-                        Record::V6(r) => r.key.meta.epoch = self.epoch.0,
-                    }
-                }
-                &mut self.table
-            }
-        };
-        match &record {
-            Record::V4(r) => table.add4(r),
-            Record::V6(r) => table.add6(r),
-        }
+/// The interface of a subject, if it is still the same one. One that is gone has taken its hooks along.
+fn still_there(subject: &Subject) -> Option<NetDev> {
+    netdev::find(&subject.interface).ok().filter(|dev| dev.index == subject.ifindex)
+}
+
+/// A journal whose ring is pinned elsewhere must not be taken for one whose ring is gone.
+fn refuse_other_pins(config: &Config, head: Option<&Head>, boot_id: &str) -> Result<(), AgentError> {
+    let Some(Head { boot_id: written, pin_dir: Some(dir), .. }) = head else { return Ok(()) };
+    if written != boot_id || config.pin_dir.as_ref() == Some(dir) || !dir.exists() {
+        return Ok(());
     }
+    Err(AgentError::OtherPins { dir: dir.clone() })
+}
+
+fn start_journal(
+    fs: &Arc<dyn Filesystem>,
+    mut found: Recovered,
+    head: &Head,
+    goes_on: bool,
+    position: u64,
+) -> Result<(Ledger, Journal, Vec<Pending>), AgentError> {
+    // What belongs to a kernel state that is gone keeps its head until its windows are closed: this start may fail.
+    let (head, position) = match &found.head {
+        Some(old) if !goes_on => (old.clone(), found.position),
+        _ => (head.clone(), position),
+    };
+    let ledger = std::mem::take(&mut found.ledger);
+    let journal = Journal::start(fs.clone(), head, &found, &ledger, position)?;
+    Ok((ledger, journal, found.pending))
+}
+
+impl Live {
+    /// Empties a kernel state that has no journal: nobody knows what its records belong to.
+    fn forget(&mut self) -> Result<(), AgentError> {
+        if !self.kernel.is_pinned() {
+            return Ok(());
+        }
+        self.kernel.unwatch_all();
+        self.kernel.wait_for_programs();
+        let (mut at, mut dropped) = (Cursor::default(), 0u64);
+        loop {
+            let swept = self.kernel.sweep(Scope::All, at)?;
+            while self.ring.pop().is_some() {
+                dropped += 1;
+            }
+            match swept {
+                Swept::RingFull(cursor) => at = cursor,
+                Swept::Done => break,
+            }
+        }
+        self.kernel.clear_all_truth()?;
+        if dropped > 0 {
+            tracing::error!(
+                records = dropped,
+                "the pinned maps held records, but the state directory has no journal of them: dropped"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Source for Live {
+    fn read(&mut self) -> Option<(&[u8], u64)> {
+        self.ring.read()
+    }
+
+    fn position(&self) -> u64 {
+        self.ring.position()
+    }
+
+    fn produced(&self) -> u64 {
+        self.ring.produced()
+    }
+
+    fn release(&mut self, position: u64) {
+        self.ring.release(position);
+    }
+
+    fn set_epoch(&mut self, id: IfaceId, ifindex: u32, epoch: Epoch) {
+        self.kernel.set_epoch(id, ifindex, epoch);
+    }
+
+    fn set_oldest(&mut self, subject: &Subject, oldest: Epoch) {
+        self.kernel.set_oldest(subject.ifindex, oldest);
+        self.kernel.set_upper(subject.ifindex, netdev::upper(&subject.interface));
+    }
+
+    fn wait_for_programs(&mut self) {
+        self.kernel.wait_for_programs();
+    }
+
+    fn sweep(&mut self, scope: Scope, from: Cursor) -> Result<Swept, AgentError> {
+        fault::point("sweep_begins");
+        Ok(self.kernel.sweep(scope, from)?)
+    }
+
+    fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, AgentError> {
+        Ok(self.kernel.truth(id, epoch)?)
+    }
+
+    fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), AgentError> {
+        Ok(self.kernel.clear_truth(id, epoch)?)
+    }
+}
+
+/// Re-reads the journal of a state directory.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn recover(fs: &dyn Filesystem) -> Result<Recovered, AgentError> {
+    let found = journal::recover(fs)?;
+    if found.torn_bytes > 0 {
+        tracing::warn!(bytes = found.torn_bytes, "the journal had a torn end: cut off");
+    }
+    for name in &found.foreign {
+        tracing::warn!(name, "this is not the journal's: left alone");
+    }
+    Ok(found)
 }

@@ -1,40 +1,47 @@
-//! Wiring: one task drains the kernel and turns windows, one blocking thread encodes and spools, one task uploads.
+//! Wiring: one thread drains the kernel and turns windows, one encodes and spools, one uploads.
 //!
 //! * [`capture`]: kernel, ring and windows of all watched interfaces. Synchronous;
+//! * [`books`]: the order in which ring, windows and journal change;
+//! * [`encoder`]: from a closed window to a durable object;
 //! * [`proof`]: does each attached hook really run?
-//! * this file: start-up checks, the main loop, shutdown.
+//! * [`status`]: what there is to say about every rule;
+//! * this file: start-up checks, the main loop, the ways to end.
 
+pub mod books;
 pub mod capture;
+pub mod encoder;
 pub mod proof;
+pub mod status;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{Notify, watch},
     time::MissedTickBehavior,
 };
 
 use crate::{
     config::Config,
-    encode::{self, EncodeError},
-    kernel::{KernelError, heap, layout::Reasons},
+    disk::{Filesystem, real::Disk},
+    journal::{JournalError, replay::Pending},
+    kernel::{KernelError, heap},
+    lock,
     netdev::NetDevError,
     spool::{Spool, SpoolError},
     types::Now,
     upload::{Progress, Store, StoreError, Uploader},
-    window,
 };
-use capture::{Capture, Closed};
+use capture::Capture;
+use encoder::{Encoded, Encoder};
+use status::Reporter;
 
 /// How often the ring is looked at without being woken: it then holds less than a quarter of its size.
 const TICK: Duration = Duration::from_secs(2);
-/// Records taken from the ring before signals and timers get their turn.
-const DRAIN_BATCH: usize = 65_536;
-/// A window with more rows leaves enough freed memory behind to be worth giving back: 20 MiB.
-const LARGE_WINDOW: usize = 100_000;
-/// Closed windows waiting for the encoder before draining waits for it. Their flows are bounded as well, by `flows_max`.
-const CLOSED_MAX: usize = 1_024;
+/// How often the journal says that the host is up: what a gap is measured from.
+const BEAT_NS: u64 = 10_000_000_000;
+/// Blocks taken from the ring before signals and timers get their turn: 64 Ki records.
+const DRAIN_BATCH: usize = 1_024;
 
 /// What can go wrong before or while capturing.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +55,26 @@ pub enum AgentError {
     /// Spool.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    /// Journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The state directory.
+    #[error("state directory `{}`: {source}; end what uses it, or name another with `--state-dir`", path.display())]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why it cannot be used.
+        source: std::io::Error,
+    },
+    /// The journal belongs to pins that are still there.
+    #[error(
+        "the state directory belongs to a capture that is pinned at `{}`: name that with `--pin-dir`, or end that \
+         capture with `flowlog-agent detach`", dir.display()
+    )]
+    OtherPins {
+        /// Where they are.
+        dir: PathBuf,
+    },
     /// Target.
     #[error("target `{target}`: {source}")]
     Target {
@@ -56,9 +83,9 @@ pub enum AgentError {
         /// Why it cannot be used.
         source: StoreError,
     },
-    /// Encoding.
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
+    /// A thread of ours ended by itself.
+    #[error("the {0} ended by itself: a bug; what it had is in the state directory")]
+    Ended(&'static str),
     /// The operating system.
     #[error("cannot {action}: {source}")]
     System {
@@ -73,51 +100,80 @@ fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> AgentError {
     move |source| AgentError::System { action, source }
 }
 
-/// Captures until SIGTERM or SIGINT, then flushes, delivers and detaches.
+/// Everything between a closed window and the store.
+struct Delivery {
+    spool: Spool,
+    encoder: Encoder,
+    progress: watch::Receiver<Progress>,
+    wake: Arc<Notify>,
+    /// Durable objects of which the journal does not know yet.
+    encoded: Vec<Encoded>,
+    reporter: Reporter,
+}
+
+/// Captures until SIGTERM or SIGINT. If the capture is pinned, it goes on in the kernel for the next start; else it is
+/// ended as by [`detach`].
 ///
 /// # Errors
 /// Anything that makes capturing impossible; all of it is checked before the first hook is attached.
 pub async fn run(config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
-    let spool = Spool::open(&config.state_dir)?;
+    let (fs, _lock) = state_dir(&config)?;
+    let spool = open_spool(&config, &fs)?;
     check_targets(&config).await?;
-    let mut capture = Capture::start(&config)?;
+    let found = capture::recover(&*fs)?;
+    let (mut capture, pending) = Capture::start(&config, &fs, found)?;
     heap::give_back();
-    tracing::info!(interfaces = config.captures.len(), "capturing");
-    let uploader = Uploader::new(spool.clone(), config.s3.clone());
-    let progress = uploader.progress();
-    let wake = Arc::new(Notify::new());
-    wake.notify_one();
-    upload_forever(uploader, wake.clone())?;
-    let (sender, windows) = mpsc::channel(CLOSED_MAX);
-    let flows_max = config.flows_max.min(Semaphore::MAX_PERMITS);
-    let closed = Encoder { sender, room: Arc::new(Semaphore::new(flows_max)), flows_max };
-    let reasons = capture.reasons().clone();
-    let encoder = {
-        let (wake, spool) = (wake.clone(), spool.clone());
-        tokio::task::spawn_blocking(move || encode_windows(windows, &spool, &reasons, &wake))
-    };
-    let result = main_loop(&mut capture, &closed, &mut stop).await;
-    tracing::info!("stopping: taking the hooks away and flushing the open windows");
-    let last = capture.finish(Now::read())?;
-    drop(capture);
-    for window in last {
-        closed.send(window).await;
+    let mut delivery = Delivery::start(&config, fs, spool, &capture)?;
+    delivery.inherit(&mut capture, pending).await?;
+    tracing::info!(interfaces = config.captures.len(), pinned = capture.is_pinned(), "capturing");
+    let result = main_loop(&mut capture, &mut delivery, &mut stop).await;
+    if capture.is_pinned() {
+        result?;
+        capture.drain(usize::MAX);
+        capture.commit()?;
+        tracing::info!(
+            "stopping: the capture goes on in the kernel; the next start takes it over, `flowlog-agent detach` ends it"
+        );
+        return Ok(());
     }
-    drop(closed);
-    encoder.await.map_err(|e| system("encode the last windows")(std::io::Error::other(e)))?;
-    result?;
-    finish_upload(&spool, progress, &wake, &mut stop).await;
-    Ok(())
+    finish(capture, delivery, &mut stop).await?;
+    result
 }
 
-/// Runs the uploader on a thread of its own, which ends with the process: what it has not delivered is in the spool.
-fn upload_forever(uploader: Uploader, wake: Arc<Notify>) -> Result<(), AgentError> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start uploads"))?;
-    let thread = std::thread::Builder::new().name("upload".to_owned());
-    thread.spawn(move || runtime.block_on(uploader.run(wake))).map_err(system("start uploads"))?;
-    Ok(())
+/// Ends the capture that an earlier agent left in the kernel: takes all hooks away, delivers everything, and removes
+/// every pin.
+///
+/// # Errors
+/// If that is not possible; what could not be delivered stays in the spool.
+pub async fn detach(config: Config) -> Result<(), AgentError> {
+    let mut stop = Stop::new()?;
+    let (fs, _lock) = state_dir(&config)?;
+    let spool = open_spool(&config, &fs)?;
+    let found = capture::recover(&*fs)?;
+    let (mut capture, pending) = Capture::take_over(&config, &fs, found)?;
+    let mut delivery = Delivery::start(&config, fs, spool, &capture)?;
+    delivery.inherit(&mut capture, pending).await?;
+    finish(capture, delivery, &mut stop).await
+}
+
+/// The state directory, locked as long as the second part lives: two agents would deliver each other's files.
+fn state_dir(config: &Config) -> Result<(Arc<dyn Filesystem>, std::fs::File), AgentError> {
+    let failed = |source| AgentError::StateDir { path: config.state_dir.clone(), source };
+    let disk = Disk::open(&config.state_dir).map_err(failed)?;
+    let lock = lock::take(&config.state_dir).map_err(failed)?;
+    Ok((Arc::new(disk), lock))
+}
+
+fn open_spool(config: &Config, fs: &Arc<dyn Filesystem>) -> Result<Spool, AgentError> {
+    let (spool, left) = Spool::open(fs.clone(), config.spool)?;
+    if left.partial > 0 {
+        tracing::info!(files = left.partial, "removed files that were being written when the last agent ended");
+    }
+    for name in left.foreign {
+        tracing::warn!(name, "this is not the spool's: left alone");
+    }
+    Ok(spool)
 }
 
 /// Every target must take an object before anything is attached.
@@ -134,27 +190,92 @@ async fn check_targets(config: &Config) -> Result<(), AgentError> {
     Ok(())
 }
 
-async fn main_loop(capture: &mut Capture, closed: &Encoder, stop: &mut Stop) -> Result<(), AgentError> {
+impl Delivery {
+    fn start(config: &Config, fs: Arc<dyn Filesystem>, spool: Spool, capture: &Capture) -> Result<Self, AgentError> {
+        let options = config.s3.clone();
+        let uploader = Uploader::new(spool.clone(), Arc::new(move |location| Store::open(location, &options)));
+        let (progress, wake) = (uploader.progress(), Arc::new(Notify::new()));
+        upload_forever(uploader, wake.clone())?;
+        let encoder = Encoder::start(spool.clone(), capture.reasons().clone(), config.flows_max)?;
+        let reporter = Reporter::new(fs);
+        Ok(Self { spool, encoder, progress, wake, encoded: Vec::new(), reporter })
+    }
+
+    /// Windows that an earlier agent had closed: encoded again, unless their object is in the spool.
+    async fn inherit(&mut self, capture: &mut Capture, pending: Vec<Pending>) -> Result<(), AgentError> {
+        let mut stored = Vec::new();
+        for Pending { key, window, .. } in pending {
+            if self.spool.has(&window.info.rule.target.location, &key)? {
+                stored.push(key);
+            } else {
+                self.encoder.send(window).await?;
+            }
+        }
+        if !stored.is_empty() {
+            capture.done(&stored)?;
+        }
+        self.spool.release_all()?;
+        self.wake.notify_one();
+        self.encode(capture).await
+    }
+
+    /// Hands closed windows to the encoder.
+    async fn encode(&mut self, capture: &mut Capture) -> Result<(), AgentError> {
+        for window in capture.take_closed() {
+            self.encoder.send(window).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets objects be delivered that have become durable, once the journal says so.
+    fn release(&mut self, capture: &mut Capture) -> Result<(), AgentError> {
+        self.encoded.extend(self.encoder.take_encoded());
+        if self.encoded.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<String> = self.encoded.iter().map(|e| e.key.clone()).collect();
+        capture.done(&keys)?;
+        for encoded in self.encoded.drain(..) {
+            self.reporter.window(&encoded);
+            self.spool.release(&encoded.location, &[encoded.key])?;
+        }
+        self.wake.notify_one();
+        Ok(())
+    }
+}
+
+/// Runs the uploader on a thread of its own, which ends with the process: what it has not delivered is in the spool.
+fn upload_forever(uploader: Uploader, wake: Arc<Notify>) -> Result<(), AgentError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start uploads"))?;
+    let thread = std::thread::Builder::new().name("upload".to_owned());
+    thread.spawn(move || runtime.block_on(uploader.run(wake))).map_err(system("start uploads"))?;
+    Ok(())
+}
+
+async fn main_loop(capture: &mut Capture, delivery: &mut Delivery, stop: &mut Stop) -> Result<(), AgentError> {
     let wakeups = capture.wakeups().map_err(system("watch the ring"))?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut trouble = Trouble::default();
     loop {
         let deadline = Duration::from_nanos(capture.due_in_ns(Now::read()));
         tokio::select! {
             biased;
             () = stop.asked() => return Ok(()),
             woken = wakeups.next() => woken.map_err(system("watch the ring"))?,
-            _ = tick.tick() => capture.check_hooks(),
-            () = tokio::time::sleep(deadline) => {}
+            _ = tick.tick() => {
+                capture.check_hooks();
+                delivery.reporter.report(capture.ledger(), &delivery.progress.borrow(), &delivery.spool, trouble.words());
+            }
+            ended = delivery.encoder.encoded() => ended?,
+            () = tokio::time::sleep(deadline.max(trouble.pause())) => {}
         }
         // In a flood the ring is never empty: windows turn in between.
         loop {
             let taken = capture.drain(DRAIN_BATCH);
-            for window in capture.turn_due(Now::read())? {
-                if !closed.send(window).await {
-                    return Ok(()); // its panic is reported by the caller
-                }
-            }
+            trouble.note(work(capture, delivery))?;
+            delivery.encode(capture).await?;
             if taken < DRAIN_BATCH {
                 break;
             }
@@ -166,87 +287,79 @@ async fn main_loop(capture: &mut Capture, closed: &Encoder, stop: &mut Stop) -> 
     }
 }
 
-/// A closed window on its way to the encoder, with its share of the memory for flows.
-type Job = (Closed, OwnedSemaphorePermit);
-
-/// The way to the encoder.
-struct Encoder {
-    sender: mpsc::Sender<Job>,
-    /// One permit for each flow.
-    room: Arc<Semaphore>,
-    flows_max: usize,
+/// What follows every look into the ring. Any of it may fail and is tried again by the next call.
+fn work(capture: &mut Capture, delivery: &mut Delivery) -> Result<(), AgentError> {
+    capture.commit()?;
+    let now = Now::read();
+    capture.turn_due(now)?;
+    delivery.release(capture)?;
+    Ok(capture.beat(now, BEAT_NS)?)
 }
 
-impl Encoder {
-    /// Waits until closed windows have room in memory: the kernel's ring fills up meanwhile, and counts what it loses.
-    /// `false`: the encoder is gone.
-    async fn send(&self, window: Closed) -> bool {
-        let flows = window.table.len().min(self.flows_max);
-        let permits = u32::try_from(flows).unwrap_or(u32::MAX);
-        match self.room.clone().acquire_many_owned(permits).await {
-            Ok(permit) => self.sender.send((window, permit)).await.is_ok(),
-            Err(_) => false,
-        }
-    }
+/// Trouble with the state directory: it is waited for, because the kernel goes on counting.
+#[derive(Default)]
+struct Trouble {
+    words: Option<String>,
 }
 
-/// Encodes and spools windows until the channel closes. An object that cannot be made durable is tried again: until
-/// it is, its records exist only here.
-fn encode_windows(mut windows: mpsc::Receiver<Job>, spool: &Spool, reasons: &Reasons, wake: &Notify) {
-    let name = |index: u16| reasons.name(index).map(str::to_owned);
-    // The permit is given back when the window's object is in the spool.
-    while let Some((closed, _permit)) = windows.blocking_recv() {
-        let Closed { info, table, truth } = closed;
-        let settled = window::settle::settle(table, &truth);
-        let balance = settled.balance;
-        let difference = balance.difference();
-        if difference != (0, 0) {
-            tracing::error!(rule = info.rule.name.as_str(), interface = info.interface_id, %balance, ?truth, "the books do not balance");
-        }
-        let object = match encode::encode(&info, settled, &name) {
-            Ok(Some(object)) => object,
-            Ok(None) => continue,
-            Err(error) => {
-                tracing::error!(%error, "window lost");
-                continue;
+impl Trouble {
+    fn note(&mut self, result: Result<(), AgentError>) -> Result<(), AgentError> {
+        match result {
+            Ok(()) => {
+                if self.words.take().is_some() {
+                    tracing::info!("the state directory can be written to again");
+                }
+                Ok(())
             }
-        };
-        let rows = object.rows;
-        tracing::info!(
-            rule = info.rule.name.as_str(),
-            interface = info.interface_id,
-            window = info.span.start_secs,
-            accepted = rows.accepted,
-            rejected = rows.rejected,
-            skipped = rows.skipped,
-            %balance,
-            "window closed"
-        );
-        while let Err(error) = spool.store(&info.rule.target.location, &object) {
-            tracing::error!(%error, "cannot spool a window; will try again");
-            std::thread::sleep(Duration::from_secs(1));
-        }
-        wake.notify_one();
-        if rows.accepted + rows.rejected > LARGE_WINDOW {
-            drop(object);
-            heap::give_back();
+            Err(error @ (AgentError::Journal(_) | AgentError::Spool(_))) => {
+                let words = error.to_string();
+                if self.words.as_ref() != Some(&words) {
+                    tracing::error!(%error, "will try again");
+                }
+                self.words = Some(words);
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
+
+    fn words(&self) -> Option<&str> {
+        self.words.as_deref()
+    }
+
+    /// Windows that are due and cannot be turned must not be tried without end.
+    fn pause(&self) -> Duration {
+        if self.words.is_some() { Duration::from_millis(200) } else { Duration::ZERO }
+    }
+}
+
+/// Ends the capture, delivers everything and removes what is left; a second signal leaves objects in the spool.
+async fn finish(mut capture: Capture, mut delivery: Delivery, stop: &mut Stop) -> Result<(), AgentError> {
+    tracing::info!("stopping: taking the hooks away and flushing the open windows");
+    capture.finish(Now::read())?;
+    delivery.encode(&mut capture).await?;
+    delivery.encoder.close();
+    while delivery.encoder.encoded().await.is_ok() {
+        delivery.release(&mut capture)?;
+    }
+    delivery.release(&mut capture)?;
+    capture.end();
+    drop(capture);
+    finish_upload(&delivery, stop).await;
+    Ok(())
 }
 
 /// Waits until the spool is empty, or somebody asks a second time.
-async fn finish_upload(spool: &Spool, mut progress: watch::Receiver<Progress>, wake: &Notify, stop: &mut Stop) {
-    loop {
-        let waiting = spool.entries().map_or(0, |entries| entries.len());
-        if waiting == 0 {
-            return;
-        }
-        wake.notify_one();
+async fn finish_upload(delivery: &Delivery, stop: &mut Stop) {
+    let mut progress = delivery.progress.clone();
+    while !delivery.spool.is_empty() {
+        delivery.wake.notify_one();
         tokio::select! {
             // The uploader lives longer than this.
             _ = progress.changed() => {}
             () = stop.asked_again() => {
-                let why = progress.borrow().last_error.clone().unwrap_or_else(|| "the store is slow".to_owned());
+                let waiting = delivery.spool.entries().map_or(0, |e| e.len());
+                let why = progress.borrow().trouble().unwrap_or("the store is slow").to_owned();
                 tracing::warn!(waiting, why, "second signal: leaving objects in the spool; the next start delivers them");
                 return;
             }

@@ -1,8 +1,11 @@
 //! The command line. Parsing and exit codes only; what a command does is in the file of its name.
 
 mod check;
+mod detach;
 mod read;
 mod run;
+mod status;
+mod stop;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -10,7 +13,7 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 
 use crate::{
     agent::AgentError,
-    config::{ConfigError, RawConfig, RawFlowLog, RawS3},
+    config::{ConfigError, RawConfig, RawFlowLog, RawS3, STATE_DIR_DEFAULT},
     kernel::KernelError,
     upload::StoreError,
 };
@@ -31,8 +34,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Capture until SIGTERM or Ctrl-C, then flush, deliver and detach.
+    /// Capture. After SIGTERM or Ctrl-C the capture goes on in the kernel for the next `run`, or ends with `--no-pin`.
     Run(Box<RunArgs>),
+    /// End the running agent; its capture goes on in the kernel, for the next `run`.
+    Stop(StateArgs),
+    /// End the capture: end the running agent, deliver what is captured, remove every hook and pin.
+    Detach(Box<DetachArgs>),
+    /// Say how every rule is doing.
+    Status {
+        #[command(flatten)]
+        state: StateArgs,
+        /// table or json.
+        #[arg(long, default_value = "table")]
+        output: status::Output,
+    },
     /// Say what this kernel and machine can do, and what is missing. Changes nothing.
     Check {
         /// Also look at these interfaces.
@@ -51,7 +66,7 @@ enum Command {
 }
 
 /// Flags that a configuration file replaces: all but the state directory, which the service manager may set.
-const FLAGS: [&str; 21] = [
+const FLAGS: [&str; 24] = [
     "interfaces",
     "target",
     "prefix",
@@ -64,6 +79,9 @@ const FLAGS: [&str; 21] = [
     "subsecond",
     "layout",
     "node_id",
+    "no_pin",
+    "spool_bytes_max",
+    "spool_age_max",
     "cache_slots",
     "refused_slots",
     "ring_bytes",
@@ -74,6 +92,107 @@ const FLAGS: [&str; 21] = [
     "s3_allow_http",
     "s3_credentials",
 ];
+
+/// Which agent is meant.
+#[derive(clap::Args)]
+struct StateArgs {
+    /// Its state directory [default: /var/lib/flowlog].
+    #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY")]
+    state_dir: Option<PathBuf>,
+}
+
+impl StateArgs {
+    fn dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(|| PathBuf::from(STATE_DIR_DEFAULT))
+    }
+}
+
+#[derive(clap::Args)]
+struct DetachArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// Take sizes, pin directory and the way to the buckets from the file that `run` was given.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pin_dir", "s3_endpoint", "s3_region", "s3_path_style", "s3_allow_http", "s3_credentials", "cache_slots", "refused_slots", "ring_bytes"])]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    kernel: KernelArgs,
+    #[command(flatten)]
+    s3: S3Args,
+}
+
+/// The kernel's side.
+#[derive(clap::Args)]
+struct KernelArgs {
+    /// Where the capture is pinned [default: /sys/fs/bpf/flowlog].
+    #[arg(long, value_name = "DIR", env = "FLOWLOG_PIN_DIR")]
+    pin_dir: Option<PathBuf>,
+    /// Flow cache slots for each CPU; a power of two.
+    #[arg(long, value_name = "N")]
+    cache_slots: Option<u32>,
+    /// Cache slots for refused flows for each CPU; a power of two.
+    #[arg(long, value_name = "N")]
+    refused_slots: Option<u32>,
+    /// Ring buffer size; a power of two.
+    #[arg(long, value_name = "BYTES")]
+    ring_bytes: Option<u32>,
+}
+
+/// The way to the buckets.
+#[derive(clap::Args)]
+#[allow(clippy::struct_field_names, reason = "fields are named as the flags are")]
+struct S3Args {
+    /// S3 server; AWS if absent. Credentials: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or a file.
+    #[arg(long, value_name = "URL")]
+    s3_endpoint: Option<String>,
+    /// S3 region.
+    #[arg(long, value_name = "REGION")]
+    s3_region: Option<String>,
+    /// Bucket in the path, not in the host name.
+    #[arg(long)]
+    s3_path_style: bool,
+    /// Allow an http:// endpoint.
+    #[arg(long)]
+    s3_allow_http: bool,
+    /// File with S3 credentials in the AWS format; re-read when it changes.
+    #[arg(long, value_name = "FILE")]
+    s3_credentials: Option<PathBuf>,
+}
+
+impl KernelArgs {
+    fn into_raw(self, raw: &mut RawConfig) {
+        raw.pin_dir = self.pin_dir;
+        raw.kernel.cache_slots = self.cache_slots;
+        raw.kernel.refused_slots = self.refused_slots;
+        raw.kernel.ring_bytes = self.ring_bytes;
+    }
+}
+
+impl S3Args {
+    fn into_raw(self, raw: &mut RawConfig) {
+        raw.s3 = RawS3 {
+            endpoint: self.s3_endpoint,
+            region: self.s3_region,
+            path_style: self.s3_path_style,
+            allow_http: self.s3_allow_http,
+            credentials_file: self.s3_credentials,
+        };
+    }
+}
+
+impl DetachArgs {
+    fn into_raw(self) -> Result<RawConfig, ConfigError> {
+        let mut raw = match &self.config {
+            Some(path) => RawConfig::from_file(path)?,
+            None => RawConfig::default(),
+        };
+        if self.config.is_none() {
+            self.kernel.into_raw(&mut raw);
+            self.s3.into_raw(&mut raw);
+        }
+        raw.state_dir = raw.state_dir.or(self.state.state_dir);
+        Ok(raw)
+    }
+}
 
 #[derive(clap::Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
@@ -125,33 +244,22 @@ struct RunArgs {
     /// Where undelivered objects wait [default: /var/lib/flowlog].
     #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY")]
     state_dir: Option<PathBuf>,
-    /// Flow cache slots for each CPU; a power of two.
-    #[arg(long, value_name = "N")]
-    cache_slots: Option<u32>,
-    /// Cache slots for refused flows for each CPU; a power of two.
-    #[arg(long, value_name = "N")]
-    refused_slots: Option<u32>,
-    /// Ring buffer size; a power of two.
-    #[arg(long, value_name = "BYTES")]
-    ring_bytes: Option<u32>,
+    /// End the capture with the agent, and leave nothing behind in the kernel.
+    #[arg(long, conflicts_with = "pin_dir")]
+    no_pin: bool,
+    #[command(flatten)]
+    kernel: KernelArgs,
     /// Flows in memory before the largest window is written early; 70 bytes each, twice.
     #[arg(long, value_name = "N")]
     flows_max: Option<usize>,
-    /// S3 server; AWS if absent. Credentials: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or a file.
-    #[arg(long, value_name = "URL")]
-    s3_endpoint: Option<String>,
-    /// S3 region.
-    #[arg(long, value_name = "REGION")]
-    s3_region: Option<String>,
-    /// Bucket in the path, not in the host name.
-    #[arg(long)]
-    s3_path_style: bool,
-    /// Allow an http:// endpoint.
-    #[arg(long)]
-    s3_allow_http: bool,
-    /// File with S3 credentials in the AWS format; re-read when it changes.
-    #[arg(long, value_name = "FILE")]
-    s3_credentials: Option<PathBuf>,
+    /// Bytes of undelivered objects before windows leave their totals only [default: 4 GiB].
+    #[arg(long, value_name = "BYTES")]
+    spool_bytes_max: Option<u64>,
+    /// Age of the oldest undelivered object before windows leave their totals only [default: a week].
+    #[arg(long, value_name = "SECONDS")]
+    spool_age_max: Option<u64>,
+    #[command(flatten)]
+    s3: S3Args,
 }
 
 impl RunArgs {
@@ -159,6 +267,7 @@ impl RunArgs {
         if let Some(path) = &self.config {
             let mut raw = RawConfig::from_file(path)?;
             raw.state_dir = raw.state_dir.or(self.state_dir);
+            raw.pin_dir = raw.pin_dir.or(self.kernel.pin_dir);
             return Ok(raw);
         }
         let log = RawFlowLog {
@@ -178,20 +287,15 @@ impl RunArgs {
         let mut raw = RawConfig {
             node_id: self.node_id,
             state_dir: self.state_dir,
+            no_pin: self.no_pin,
             flows_max: self.flows_max,
             flow_logs: vec![log],
             ..RawConfig::default()
         };
-        raw.kernel.cache_slots = self.cache_slots;
-        raw.kernel.refused_slots = self.refused_slots;
-        raw.kernel.ring_bytes = self.ring_bytes;
-        raw.s3 = RawS3 {
-            endpoint: self.s3_endpoint,
-            region: self.s3_region,
-            path_style: self.s3_path_style,
-            allow_http: self.s3_allow_http,
-            credentials_file: self.s3_credentials,
-        };
+        raw.spool.bytes_max = self.spool_bytes_max;
+        raw.spool.age_secs_max = self.spool_age_max;
+        self.kernel.into_raw(&mut raw);
+        self.s3.into_raw(&mut raw);
         Ok(raw)
     }
 }
@@ -209,6 +313,9 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
+        Command::Stop(state) => stop::run(&state.dir()),
+        Command::Detach(args) => detach::run(*args),
+        Command::Status { state, output } => status::run(&state.dir(), output),
         Command::Check { interfaces } => Ok(check::run(&interfaces)),
         Command::Read { paths, rows } => read::run(&paths, rows),
     };
@@ -230,7 +337,13 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             AgentError::Kernel(KernelError::Permission { .. })
             | AgentError::Target { source: StoreError::Denied { .. }, .. },
         ) => EX_NOPERM,
-        Some(AgentError::NetDev(_) | AgentError::Target { .. } | AgentError::Spool(_)) => EX_CONFIG,
+        Some(
+            AgentError::NetDev(_)
+            | AgentError::Target { .. }
+            | AgentError::Spool(_)
+            | AgentError::StateDir { .. }
+            | AgentError::OtherPins { .. },
+        ) => EX_CONFIG,
         _ => EX_SOFTWARE,
     }
 }

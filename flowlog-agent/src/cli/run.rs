@@ -9,6 +9,13 @@ use super::RunArgs;
 use crate::agent;
 
 pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    log_to_stderr();
+    let config = args.into_raw()?.check()?;
+    runtime()?.block_on(agent::run(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("FLOWLOG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -16,10 +23,9 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         .init();
-    let config = args.into_raw()?.check()?;
-    // One thread drains; uploads and encoding have their own. More would wake each other up all day.
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(agent::run(config))?;
-    Ok(ExitCode::SUCCESS)
+}
+
+/// One thread drains; uploads and encoding have their own. More would wake each other up all day.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }

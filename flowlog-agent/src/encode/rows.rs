@@ -31,6 +31,8 @@ pub struct Rows {
     /// The books of the whole window, before the rule's choice.
     pub balance: Balance,
     losses: Vec<Loss>,
+    /// Whether there is a row for a gap.
+    gap: bool,
     counts: RowCounts,
 }
 
@@ -55,13 +57,14 @@ impl Rows {
         }
         keyed.sort_unstable();
         let flows = keyed.into_iter().map(|(_, number)| number).collect();
-        Self { table, flows, balance, losses, counts }
+        counts.skipped += usize::from(info.gap.is_some());
+        Self { table, flows, balance, losses, gap: info.gap.is_some(), counts }
     }
 
     /// Whether there is nothing but, perhaps, a NODATA row.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.flows.is_empty() && self.losses.is_empty()
+        self.flows.is_empty() && self.losses.is_empty() && !self.gap
     }
 
     /// Rows by kind.
@@ -99,7 +102,13 @@ impl Rows {
             }
             (b.rows > 0).then(|| b.finish())
         });
-        flow_groups.chain(rest.flatten())
+        // A group of its own: unlike any other row it has no count of packets.
+        let gap = info.gap.map(|(from, to)| {
+            let mut b = Builder::new(info, 1);
+            b.gap(from, to);
+            b.finish()
+        });
+        flow_groups.chain(rest.flatten()).chain(gap)
     }
 }
 
@@ -253,6 +262,13 @@ struct Builder<'a> {
 }
 
 const STATUS: [&str; 3] = ["OK", "SKIPDATA", "NODATA"];
+/// Packets may be missing, nobody knows how many.
+const GAP: &str = "gap";
+/// Values of `skip_reason`, by code: losses first.
+const SKIP: [&str; LossReason::ALL.len() + 1] = {
+    let [a, b, c, d] = LossReason::ALL;
+    [a.as_str(), b.as_str(), c.as_str(), d.as_str(), GAP]
+};
 
 fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
@@ -283,7 +299,7 @@ impl<'a> Builder<'a> {
             start_ns: longs(),
             end_ns: longs(),
             reason: Found::default(),
-            skip: Known::new(&LossReason::ALL.map(LossReason::as_str)),
+            skip: Known::new(&SKIP),
             rows: 0,
         }
     }
@@ -330,6 +346,10 @@ impl<'a> Builder<'a> {
     /// A row that is no flow: everything about packets is null, times are the window's. Packets, bytes, action,
     /// direction and skip reason are the caller's, if there are any.
     fn no_flow(&mut self, status: &str) {
+        self.no_flow_between(status, self.info.span.start_secs, self.info.span.end_secs);
+    }
+
+    fn no_flow_between(&mut self, status: &str, from: i64, to: i64) {
         for found in [&mut self.src, &mut self.dst] {
             found.push(Address::None, Address::label);
         }
@@ -344,11 +364,11 @@ impl<'a> Builder<'a> {
         ] {
             numbers.push(None);
         }
-        self.start.push(self.info.span.start_secs, |s| Some(Label::Long(*s)));
-        self.end.push(self.info.span.end_secs, |s| Some(Label::Long(*s)));
+        self.start.push(from, |s| Some(Label::Long(*s)));
+        self.end.push(to, |s| Some(Label::Long(*s)));
         if self.info.rule.subsecond {
-            self.start_ns.push(self.info.span.start_secs.saturating_mul(NS_PER_SEC));
-            self.end_ns.push(self.info.span.end_secs.saturating_mul(NS_PER_SEC));
+            self.start_ns.push(from.saturating_mul(NS_PER_SEC));
+            self.end_ns.push(to.saturating_mul(NS_PER_SEC));
         }
         let code = STATUS.iter().position(|s| *s == status).and_then(|i| u32::try_from(i).ok());
         self.status.0.push(code.unwrap_or(NULL));
@@ -370,6 +390,13 @@ impl<'a> Builder<'a> {
         self.action.0.push(if unknown { NULL } else { u32::from(loss.refused) });
         self.direction.0.push(u32::from(loss.direction == Direction::Egress));
         self.skip.0.push(loss.reason as u32);
+    }
+
+    fn gap(&mut self, from: i64, to: i64) {
+        self.no_flow_between(STATUS[1], from, to);
+        self.action.0.push(NULL);
+        self.direction.0.push(NULL);
+        self.skip.0.push(u32::try_from(SKIP.len() - 1).unwrap_or(NULL));
     }
 
     fn finish(self) -> Vec<Column> {

@@ -57,9 +57,14 @@ pub const COLUMNS: &[Column] = &[
         "window_marks",
         DataType::Utf8,
         true,
-        "begins_late, ends_early, flushed_early, late (holds packets of an earlier window); null: a whole window",
+        "begins_late, ends_early, ends_late, flushed_early, late (holds packets of an earlier window), gap; null: a whole window",
     ),
-    ("skip_reason", DataType::Utf8, true, "why packets are in no row: ring_full, malformed, verdict_unknown"),
+    (
+        "skip_reason",
+        DataType::Utf8,
+        true,
+        "why packets are in no row: ring_full, malformed, verdict_unknown, spool_full; gap: capture stood still",
+    ),
 ];
 
 /// The Arrow schema of [`COLUMNS`].

@@ -3,23 +3,25 @@
 //! Our TC programs go first, so that they see what is on the wire, whatever other programs do later. They return
 //! `TCX_NEXT`, so everything after them still runs.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use aya::{
     programs::{
         BtfTracePoint, LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact, qdisc_detach_program},
-        tp_btf::BtfTracePointLink,
+        links::{FdLink, LinkError, PinnedLink},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
         xdp::XdpLink,
     },
     util::KernelVersion,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     KernelError,
     load::{Kernel, program},
+    pins::{self, Pins},
 };
-use crate::rule::Direction;
+use crate::{netdev::NetDev, rule::Direction};
 
 /// Priority of our clsact filters: the first there is.
 const CLSACT_PRIORITY: u16 = 1;
@@ -27,7 +29,7 @@ const CLSACT_PRIORITY: u16 = 1;
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0xf10e);
 
 /// How a direction of an interface is hooked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HookKind {
     /// TC, as a tcx link (Linux 6.6), else as a clsact filter.
     Tc,
@@ -63,12 +65,18 @@ impl fmt::Display for Attached {
     }
 }
 
-/// What holds the programs in place; each detaches when dropped.
-#[derive(Default)]
-pub(super) struct Links {
-    tc: Vec<SchedClassifierLink>,
-    xdp: Vec<XdpLink>,
-    verdict: Vec<BtfTracePointLink>,
+/// What holds one program in place.
+pub(super) struct Hook {
+    ifindex: u32,
+    link: Held,
+    /// Where it is pinned, if it is.
+    pin: Option<PathBuf>,
+}
+
+/// A link; it detaches when dropped, unless it is pinned.
+enum Held {
+    Link { _link: FdLink },
+    Clsact(SchedClassifierLink),
 }
 
 /// Whether the running kernel is `major.minor` or newer.
@@ -83,65 +91,110 @@ pub fn has_tcx() -> bool {
 }
 
 impl Kernel {
-    /// Hooks one direction of an interface.
+    /// Hooks one direction of an interface. A hook of an earlier agent is given our program in place: no packet is missed.
     ///
     /// # Errors
     /// [`KernelError::Attach`] with the kernel's words; nothing stays attached then.
-    pub fn attach(&mut self, interface: &str, direction: Direction, kind: HookKind) -> Result<Attached, KernelError> {
+    pub fn attach(&mut self, dev: &NetDev, direction: Direction, kind: HookKind) -> Result<Attached, KernelError> {
         match kind {
-            HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(interface),
-            HookKind::Tcx => self.attach_tcx(interface, direction),
+            HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(dev),
+            HookKind::Tcx => self.attach_tcx(dev, direction),
             // XDP has no egress: TC does it.
-            HookKind::Tc | HookKind::Xdp if has_tcx() => self.attach_tcx(interface, direction),
-            HookKind::Tc | HookKind::Xdp | HookKind::Clsact => self.attach_clsact(interface, direction),
+            HookKind::Tc | HookKind::Xdp if has_tcx() => self.attach_tcx(dev, direction),
+            HookKind::Tc | HookKind::Xdp | HookKind::Clsact => self.attach_clsact(dev, direction),
         }
     }
 
-    fn attach_tcx(&mut self, interface: &str, direction: Direction) -> Result<Attached, KernelError> {
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        self.attach_tc(interface, direction, order, "tcx")?;
-        Ok(Attached::Tcx)
+    /// The hook an earlier agent left behind, and where it is or will be pinned.
+    fn earlier(&self, hook: &str) -> (Option<PathBuf>, Option<FdLink>) {
+        let pin = self.pins.as_ref().map(|p| p.link(hook));
+        let link = pin.as_ref().and_then(|p| PinnedLink::from_pin(p).ok()).map(FdLink::from);
+        (pin, link)
     }
 
-    fn attach_clsact(&mut self, interface: &str, direction: Direction) -> Result<Attached, KernelError> {
-        let (name, attach_type) = tc_program(direction);
-        // Exists already, or cannot be made: the attach below tells.
-        let _ = qdisc_add_clsact(interface);
-        // Filters outlive a killed agent: take away one of ours that was left behind.
-        let _ = qdisc_detach_program(interface, attach_type, name);
-        let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
-        self.attach_tc(interface, direction, TcAttachOptions::Netlink(options), "clsact")?;
-        Ok(Attached::Clsact)
-    }
-
-    fn attach_tc(
-        &mut self,
-        interface: &str,
-        direction: Direction,
-        options: TcAttachOptions,
-        hook: &str,
-    ) -> Result<(), KernelError> {
-        let (name, attach_type) = tc_program(direction);
-        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
-        let link = program
-            .attach_with_options(interface, attach_type, options)
-            .and_then(|id| program.take_link(id))
-            .map_err(|e| attach_error(interface, &format!("{hook} {direction}"), &e))?;
-        self.links.tc.push(link);
+    /// Keeps a new link: pinned, if there is a place for it.
+    fn keep(&mut self, ifindex: u32, link: FdLink, pin: Option<PathBuf>) -> Result<(), KernelError> {
+        let link = match &pin {
+            Some(path) => {
+                // A dead one may be in the way: its interface is gone.
+                pins::remove(path)?;
+                let pinned =
+                    link.pin(path).map_err(|e| KernelError::from_chain(format!("pin `{}`", path.display()), &e))?;
+                pinned.into()
+            }
+            None => link,
+        };
+        self.hooks.push(Hook { ifindex, link: Held::Link { _link: link }, pin });
         Ok(())
     }
 
-    fn attach_xdp(&mut self, interface: &str) -> Result<Attached, KernelError> {
+    fn attach_tcx(&mut self, dev: &NetDev, direction: Direction) -> Result<Attached, KernelError> {
+        let (name, attach_type) = tc_program(direction);
+        let (pin, earlier) = self.earlier(&format!("{}-{direction}", dev.index));
+        let failed = |e: &(dyn std::error::Error + 'static)| attach_error(&dev.name, &format!("tcx {direction}"), e);
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let earlier = earlier.and_then(|l| SchedClassifierLink::try_from(l).ok());
+        if let Some(link) = earlier
+            && let Ok(id) = program.attach_to_link(link)
+        {
+            let link = program.take_link(id).map_err(|e| failed(&e))?;
+            let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
+            self.hooks.push(Hook { ifindex: dev.index, link: Held::Link { _link: link }, pin });
+            return Ok(Attached::Tcx);
+        }
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program
+            .attach_with_options(&dev.name, attach_type, order)
+            .and_then(|id| program.take_link(id))
+            .map_err(|e| failed(&e))?;
+        let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
+        self.keep(dev.index, link, pin)?;
+        Ok(Attached::Tcx)
+    }
+
+    fn attach_clsact(&mut self, dev: &NetDev, direction: Direction) -> Result<Attached, KernelError> {
+        let (name, attach_type) = tc_program(direction);
+        // Exists already, or cannot be made: the attach below tells.
+        let _ = qdisc_add_clsact(&dev.name);
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        // Filters outlive their agent without a pin: replace one of ours in place.
+        let earlier = SchedClassifierLink::attached(&dev.name, attach_type, CLSACT_PRIORITY, CLSACT_HANDLE, None);
+        let replaced = earlier.ok().and_then(|link| program.attach_to_link(link).ok());
+        let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
+        let attached = match replaced {
+            Some(id) => Ok(id),
+            None => program.attach_with_options(&dev.name, attach_type, TcAttachOptions::Netlink(options)),
+        };
+        let link = attached
+            .and_then(|id| program.take_link(id))
+            .map_err(|e| attach_error(&dev.name, &format!("clsact {direction}"), &e))?;
+        self.hooks.push(Hook { ifindex: dev.index, link: Held::Clsact(link), pin: None });
+        Ok(Attached::Clsact)
+    }
+
+    fn attach_xdp(&mut self, dev: &NetDev) -> Result<Attached, KernelError> {
+        let (pin, earlier) = self.earlier(&format!("{}-xdp", dev.index));
         let program: &mut Xdp = program(&mut self.ebpf, "flowlog_xdp")?;
+        let failed = |e: &(dyn std::error::Error + 'static)| attach_error(&dev.name, "xdp", e);
+        if let Some(link) = earlier.and_then(|l| XdpLink::try_from(l).ok())
+            && let Ok(id) = program.attach_to_link(link)
+        {
+            let link = program.take_link(id).map_err(|e| failed(&e))?;
+            let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
+            self.hooks.push(Hook { ifindex: dev.index, link: Held::Link { _link: link }, pin });
+            // Which of the two it is was said when it was attached.
+            return Ok(Attached::XdpNative);
+        }
         let mut native_problem = None;
         for (mode, attached) in [(XdpMode::Driver, Attached::XdpNative), (XdpMode::Skb, Attached::XdpGeneric)] {
-            match program.attach(interface, mode).and_then(|id| program.take_link(id)) {
+            match program.attach(&dev.name, mode).and_then(|id| program.take_link(id)) {
                 Ok(link) => {
-                    self.links.xdp.push(link);
+                    let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
+                    self.keep(dev.index, link, pin)?;
                     return Ok(attached);
                 }
                 Err(e) => {
-                    native_problem.get_or_insert(attach_error(interface, "xdp", &e));
+                    native_problem.get_or_insert(failed(&e));
                 }
             }
         }
@@ -154,25 +207,77 @@ impl Kernel {
         })
     }
 
-    /// Attaches the verdict programs. The order matters: see `flowlog-ebpf/src/bin/flowlog/verdict.rs`.
+    /// Attaches the verdict programs, or takes the place of an earlier agent's. The order matters: see
+    /// `flowlog-ebpf/src/bin/flowlog/verdict.rs`.
     pub fn attach_verdict(&mut self) -> Result<(), KernelError> {
-        for name in ["flowlog_verdict", "flowlog_verdict_nested"] {
+        self.use_verdicts()?;
+        for (name, hook) in [("flowlog_drop", "drop"), ("flowlog_drop_nested", "drop-nested")] {
+            let (pin, earlier) = self.earlier(hook);
+            if let Some(link) = earlier {
+                self.hooks.push(Hook { ifindex: 0, link: Held::Link { _link: link }, pin });
+                continue;
+            }
             let program: &mut BtfTracePoint = program(&mut self.ebpf, name)?;
             let link = program
                 .attach()
                 .and_then(|id| program.take_link(id))
                 .map_err(|e| KernelError::from_chain("attach to the tracepoint kfree_skb", &e))?;
-            self.links.verdict.push(link);
+            self.keep(0, link.into(), pin)?;
         }
         Ok(())
     }
 
+    /// Takes the hooks of one interface away.
+    pub fn detach(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        let (gone, kept) = std::mem::take(&mut self.hooks).into_iter().partition(|h| h.ifindex == ifindex);
+        self.hooks = kept;
+        let gone: Vec<Hook> = gone;
+        gone.into_iter().try_for_each(Hook::detach)
+    }
+
     /// Takes all hooks away; maps and their contents stay.
-    pub fn detach(&mut self) {
+    pub fn detach_all(&mut self) -> Result<(), KernelError> {
         // Hooks first: a packet that dies after its hook is gone is then merely not seen.
-        self.links.tc.clear();
-        self.links.xdp.clear();
-        self.links.verdict.clear();
+        let (verdicts, hooks): (Vec<Hook>, Vec<Hook>) =
+            std::mem::take(&mut self.hooks).into_iter().partition(|h| h.ifindex == 0);
+        hooks.into_iter().chain(verdicts).try_for_each(Hook::detach)
+    }
+
+    /// Removes pinned hooks that this process has not taken over: of interfaces that are gone or no longer wanted.
+    pub fn remove_stale_hooks(&mut self) -> Result<(), KernelError> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        for hook in pins.links()? {
+            let path = pins.link(&hook);
+            if !self.hooks.iter().any(|h| h.pin.as_ref() == Some(&path)) {
+                pins::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every pin: nothing of us stays in the kernel once this process has ended.
+    pub fn remove_pins(&mut self) -> Result<(), KernelError> {
+        self.pins.as_ref().map_or(Ok(()), Pins::remove_all)
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if self.pins.is_some() {
+            // What is pinned stays. Filters have no pins, and would be taken away by their handles.
+            for hook in self.hooks.drain(..) {
+                if let Held::Clsact(link) = hook.link {
+                    std::mem::forget(link);
+                }
+            }
+        }
+    }
+}
+
+impl Hook {
+    fn detach(self) -> Result<(), KernelError> {
+        // The pin first: the last one to let go of a link detaches it, and ours does so at once.
+        self.pin.as_deref().map_or(Ok(()), pins::remove)
     }
 }
 

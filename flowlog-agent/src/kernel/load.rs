@@ -2,17 +2,18 @@
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, MapData, PerCpuArray},
+    maps::{Array, MapData, PerCpuArray, ProgramArray},
     programs::{BtfTracePoint, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
-use flowlog_ebpf::abi::{self, EPOCHS, Iface};
+use flowlog_ebpf::abi::{self, ABI_VERSION, EPOCHS, Iface, Setup, VERDICT_FIRST, VERDICT_NESTED};
 
 use super::{
     KernelError, Ring,
-    attach::Links,
+    attach::Hook,
     btf::Btf,
     layout::{self, Reasons},
-    maps::{Mapped, TruthPod},
+    maps::{Mapped, SetupPod, TruthPod},
+    pins::{self, Pins},
 };
 
 /// The checked-in object; `cargo xtask check` proves that it is what the sources build to.
@@ -38,7 +39,7 @@ impl Default for Sizes {
             passed_slots: abi::CACHE_SLOTS_DEFAULT,
             refused_slots: abi::REFUSED_SLOTS_DEFAULT,
             ring_bytes: abi::RING_BYTES_DEFAULT,
-            interfaces_max: 64,
+            interfaces_max: 256,
         }
     }
 }
@@ -57,33 +58,62 @@ impl Sizes {
     }
 }
 
-/// The loaded programs and their maps. Dropping it detaches everything.
+/// The loaded programs and their maps. Dropping it detaches everything that is not pinned.
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
-    pub(super) links: Links,
+    pub(super) hooks: Vec<Hook>,
     pub(super) ifaces: Mapped,
     pub(super) epochs: Mapped,
     pub(super) truth: PerCpuArray<MapData, TruthPod>,
     pub(super) sizes: Sizes,
     pub(super) cpus: Vec<u32>,
     reasons: Reasons,
+    pub(super) pins: Option<Pins>,
 }
 
 impl Kernel {
-    /// Loads and verifies the programs; attaches nothing.
+    /// Loads and verifies the programs, to end with this process; attaches nothing.
     ///
     /// `netns_inum` is the inode number of the network namespace whose interfaces are watched.
     pub fn load(sizes: Sizes, netns_inum: u32) -> Result<Self, KernelError> {
+        Self::load_with(sizes, netns_inum, None)
+    }
+
+    /// As [`load`](Self::load), with maps that outlive this process: those of `pins` if it has any. Programs that are
+    /// running on these maps go on running.
+    pub fn load_pinned(sizes: Sizes, netns_inum: u32, pins: Pins) -> Result<Self, KernelError> {
+        Self::load_with(sizes, netns_inum, Some(pins))
+    }
+
+    fn load_with(sizes: Sizes, netns_inum: u32, mut pins: Option<Pins>) -> Result<Self, KernelError> {
         let btf = Btf::vmlinux()?;
         let offsets = layout::offsets(&btf)?;
         let reasons = Reasons::resolve(&btf)?;
         let mut words = [0u32; size_of::<abi::KernelOffsets>() / 4];
         words.copy_from_slice(&offsets_words(&offsets));
-        let (seed, xdp_place) = (rand_seed(), reasons.xdp_place());
+        let wanted = Setup {
+            seed: rand_seed(),
+            netns_inum,
+            passed_slots: sizes.passed_slots,
+            refused_slots: sizes.refused_slots,
+            abi_version: ABI_VERSION,
+        };
+        let setup = match pins.as_ref().filter(|p| p.adopted()) {
+            Some(pins) => found_setup(pins, wanted)?,
+            None => wanted,
+        };
+        let (seed, xdp_place) = (setup.seed, reasons.xdp_place());
         let (passed_mask, refused_mask) = (sizes.passed_slots - 1, sizes.refused_slots - 1);
         let wake = u64::from(sizes.ring_bytes / 4);
         let interfaces = u32::from(sizes.interfaces_max) + 1;
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = &pins {
+            let dir = pins.maps_dir()?;
+            for name in pins::map_names() {
+                loader.map_pin_path(name, dir.join(name));
+            }
+        }
+        let mut ebpf = loader
             .override_global("OFFSETS", &words, true)
             .override_global("NETNS_INUM", &netns_inum, true)
             .override_global("PASSED_MASK", &passed_mask, true)
@@ -107,9 +137,37 @@ impl Kernel {
             .try_into()
             .map_err(|e: aya::maps::MapError| KernelError::from_chain("open map TRUTH", &e))?;
         set_reasons(&mut ebpf, &reasons)?;
+        set_setup(&mut ebpf, setup)?;
+        if let Some(pins) = &mut pins {
+            pins.complete()?;
+        }
         let cpus = aya::util::online_cpus()
             .map_err(|(what, e)| KernelError::Refused { action: format!("read {what}"), problem: e.to_string() })?;
-        Ok(Self { ebpf, links: Links::default(), ifaces, epochs, truth, sizes, cpus, reasons })
+        Ok(Self { ebpf, hooks: Vec::new(), ifaces, epochs, truth, sizes, cpus, reasons, pins })
+    }
+
+    /// Whether hooks and maps outlive this process.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// From now on the verdict programs of this process are the ones that run.
+    pub(super) fn use_verdicts(&mut self) -> Result<(), KernelError> {
+        let refused = |e: aya::maps::MapError| KernelError::from_chain("replace the verdict programs", &e);
+        let programs: [(u32, &str); 2] =
+            [(VERDICT_FIRST, "flowlog_verdict"), (VERDICT_NESTED, "flowlog_verdict_nested")];
+        let mut fds = Vec::new();
+        for (index, name) in programs {
+            let fd = self.program_fd(name)?.try_clone().map_err(|e| KernelError::Refused {
+                action: format!("use program `{name}`"),
+                problem: e.to_string(),
+            })?;
+            fds.push((index, fd));
+        }
+        let map = self.ebpf.map_mut("VERDICTS").ok_or_else(|| missing("VERDICTS"))?;
+        let mut verdicts: ProgramArray<_> = map.try_into().map_err(refused)?;
+        fds.iter().try_for_each(|(index, fd)| verdicts.set(*index, fd, 0).map_err(refused))
     }
 
     /// Names of the drop reasons in records.
@@ -162,8 +220,36 @@ impl Kernel {
     }
 }
 
+/// What a set of pins was made for; it must be what we would make one for.
+fn found_setup(pins: &Pins, wanted: Setup) -> Result<Setup, KernelError> {
+    let path = pins.map("SETUP");
+    let refused =
+        |e: &(dyn std::error::Error + 'static)| KernelError::from_chain(format!("read `{}`", path.display()), e);
+    let data = MapData::from_pin(&path).map_err(|e| refused(&e))?;
+    let map: Array<_, SetupPod> =
+        aya::maps::Map::Array(data).try_into().map_err(|e: aya::maps::MapError| refused(&e))?;
+    let found = map.get(&0, 0).map_err(|e| refused(&e))?.0;
+    if (Setup { seed: wanted.seed, ..found }) == wanted {
+        return Ok(found);
+    }
+    Err(KernelError::Refused {
+        action: format!("go on with the pins at `{}`", pins.root().display()),
+        problem: format!(
+            "they were made for {found:?}, and this configuration needs {wanted:?}; put the old `[kernel]` sizes back, \
+             start in the same network namespace, or run `flowlog-agent detach` first: that delivers what the maps hold \
+             and removes them"
+        ),
+    })
+}
+
+fn set_setup(ebpf: &mut Ebpf, setup: Setup) -> Result<(), KernelError> {
+    let refused = |e: aya::maps::MapError| KernelError::from_chain("fill map SETUP", &e);
+    let mut map: Array<_, SetupPod> = take(ebpf, "SETUP")?.try_into().map_err(refused)?;
+    map.set(0, SetupPod(setup), 0).map_err(refused)
+}
+
 /// Map elements for so many slots.
-fn banks(slots: u32) -> u32 {
+pub(super) fn banks(slots: u32) -> u32 {
     slots.div_ceil(abi::BANK_SLOTS)
 }
 
@@ -222,7 +308,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
         program::<SchedClassifier>(ebpf, name)?.load().map_err(refused(name))?;
     }
     program::<Xdp>(ebpf, "flowlog_xdp")?.load().map_err(refused("flowlog_xdp"))?;
-    for name in ["flowlog_verdict", "flowlog_verdict_nested"] {
+    for name in ["flowlog_verdict", "flowlog_verdict_nested", "flowlog_drop", "flowlog_drop_nested"] {
         program::<BtfTracePoint>(ebpf, name)?.load("kfree_skb", &kernel_btf).map_err(refused(name))?;
     }
     program::<RawTracePoint>(ebpf, "flowlog_sweep")?.load().map_err(refused("flowlog_sweep"))

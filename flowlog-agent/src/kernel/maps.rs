@@ -2,19 +2,17 @@
 //!
 //! `IFACES` and `EPOCH_OF` are mapped into our memory: an epoch changes by one 4-byte store that no program can
 //! see half done, which a map update (a byte copy) would not promise.
-#![allow(unsafe_code)] // mmap, and plain-old-data markers for the shared structs
+#![allow(unsafe_code)] // plain-old-data markers for the shared structs
 
 use std::{
-    io,
-    os::fd::{AsFd as _, AsRawFd as _},
-    ptr::NonNull,
+    os::fd::AsFd as _,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::{Ebpf, Pod, maps::PerCpuValues};
-use flowlog_ebpf::abi::{Count, EPOCHS, IFINDEX_MAX, Iface, Truth};
+use flowlog_ebpf::abi::{EPOCHS, IFINDEX_MAX, Iface, Setup, Truth};
 
-use super::{KernelError, load::Kernel};
+use super::{KernelError, load::Kernel, mapping::Mapping};
 use crate::types::{Epoch, IfaceId};
 
 /// [`Truth`], marked as plain old data for the loader.
@@ -24,16 +22,19 @@ pub struct TruthPod(pub Truth);
 // SAFETY: `Truth` is `repr(C)`, all `u64`, without padding (its size is asserted in `abi`).
 unsafe impl Pod for TruthPod {}
 
+/// [`Setup`], likewise.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct SetupPod(pub Setup);
+// SAFETY: `Setup` is `repr(C)`, all integers, without padding (its size is asserted in `abi`).
+unsafe impl Pod for SetupPod {}
+
 /// A memory-mapped array map, accessed as 32-bit words.
 pub struct Mapped {
-    base: NonNull<AtomicU32>,
-    bytes: usize,
-    /// Words from one element to the next; the kernel rounds element sizes up to 8 bytes.
+    mapping: Mapping,
+    /// Bytes from one element to the next; the kernel rounds element sizes up to 8.
     stride: usize,
-    elements: usize,
 }
-// SAFETY: all access is through atomics.
-unsafe impl Send for Mapped {}
 
 impl Mapped {
     pub(super) fn new(ebpf: &Ebpf, name: &str) -> Result<Self, KernelError> {
@@ -42,35 +43,14 @@ impl Mapped {
             return Err(refused("it is not an array in the embedded object".to_owned()));
         };
         let info = data.info().map_err(|e| KernelError::from_chain(format!("read the size of map `{name}`"), &e))?;
-        let (elements, size) = (info.max_entries() as usize, info.value_size().next_multiple_of(8) as usize);
-        let bytes = (elements * size).next_multiple_of(rustix::param::page_size());
-        // SAFETY: a fresh shared mapping of a map made with BPF_F_MMAPABLE; the kernel checks the length.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                data.fd().as_fd().as_raw_fd(),
-                0,
-            )
-        };
-        match NonNull::new(base.cast::<AtomicU32>()) {
-            Some(base) if base.as_ptr().cast::<libc::c_void>() != libc::MAP_FAILED => {
-                Ok(Self { base, bytes, stride: size / 4, elements })
-            }
-            _ => Err(refused(io::Error::last_os_error().to_string())),
-        }
+        let (elements, stride) = (info.max_entries() as usize, info.value_size().next_multiple_of(8) as usize);
+        let bytes = (elements * stride).next_multiple_of(rustix::param::page_size());
+        let mapping = Mapping::new(data.fd().as_fd(), bytes, 0, true).map_err(|e| refused(e.to_string()))?;
+        Ok(Self { mapping, stride })
     }
 
     fn word(&self, element: u32, word: usize) -> Option<&AtomicU32> {
-        let element = element as usize;
-        if element >= self.elements || word >= self.stride {
-            return None;
-        }
-        // SAFETY: within the mapping (checked above), aligned, and only ever accessed atomically by us; programs
-        // read it with plain loads of at most 8 bytes.
-        Some(unsafe { self.base.add(element * self.stride + word).as_ref() })
+        self.mapping.word32(element as usize * self.stride + 4 * word)
     }
 
     fn store(&self, element: u32, word: usize, value: u32) {
@@ -78,12 +58,9 @@ impl Mapped {
             w.store(value, Ordering::SeqCst);
         }
     }
-}
 
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made in `new`, no reference to which outlives self.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    fn load(&self, element: u32, word: usize) -> u32 {
+        self.word(element, word).map_or(0, |w| w.load(Ordering::SeqCst))
     }
 }
 
@@ -111,9 +88,30 @@ impl Kernel {
         Ok(())
     }
 
+    /// Stops accounting for an interface.
+    pub fn unwatch(&self, ifindex: u32) {
+        self.ifaces.store(ifindex, WORD_ID_FLAGS, 0);
+    }
+
+    /// The id under which an interface is being accounted for, if it is.
+    #[must_use]
+    pub fn watched(&self, ifindex: u32) -> Option<IfaceId> {
+        let id = self.ifaces.load(ifindex, WORD_ID_FLAGS).to_le_bytes();
+        let id = u16::from_le_bytes([id[0], id[1]]);
+        (id != 0).then_some(IfaceId(id))
+    }
+
+    /// Stops accounting for all interfaces.
+    pub fn unwatch_all(&self) {
+        (0..IFINDEX_MAX).for_each(|ifindex| self.unwatch(ifindex));
+    }
+
     /// Packets from now on belong to `epoch`.
     pub fn set_epoch(&self, id: IfaceId, ifindex: u32, epoch: Epoch) {
-        self.ifaces.store(ifindex, WORD_EPOCH, epoch.0);
+        // The index may be another interface's by now.
+        if self.watched(ifindex) == Some(id) {
+            self.ifaces.store(ifindex, WORD_EPOCH, epoch.0);
+        }
         self.epochs.store(u32::from(id.0), 0, epoch.0);
     }
 
@@ -145,27 +143,24 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// Makes all counters ready for use. Only while nothing is watched.
+    pub fn clear_all_truth(&mut self) -> Result<(), KernelError> {
+        for id in 1..=self.sizes.interfaces_max {
+            (0..EPOCHS).try_for_each(|epoch| self.clear_truth(IfaceId(id), Epoch(epoch)))?;
+        }
+        Ok(())
+    }
+}
+
 fn truth_index(id: IfaceId, epoch: Epoch) -> u32 {
     u32::from(id.0) * EPOCHS + epoch.0 % EPOCHS
 }
 
 fn add(mut sum: Truth, cpu: &Truth) -> Truth {
-    let plus = |a: &mut Count, b: &Count| {
+    for (a, b) in sum.counts_mut().zip(cpu.counts()) {
         a.packets += b.packets;
         a.bytes += b.bytes;
-    };
-    for (s, c) in sum.hook.iter_mut().zip(&cpu.hook) {
-        plus(&mut s.seen, &c.seen);
-        plus(&mut s.non_ip, &c.non_ip);
-        plus(&mut s.malformed, &c.malformed);
-        plus(&mut s.lost, &c.lost);
-    }
-    for (s, c) in sum.verdict.iter_mut().flatten().zip(cpu.verdict.iter().flatten()) {
-        plus(&mut s.refused, &c.refused);
-        plus(&mut s.seen, &c.seen);
-        plus(&mut s.lost, &c.lost);
-        plus(&mut s.lost_counted, &c.lost_counted);
-        plus(&mut s.late, &c.late);
     }
     sum
 }

@@ -3,8 +3,9 @@
 //! * [`btf`], [`layout`]: what this kernel's structs and drop reasons look like;
 //! * [`load`]: the object, its sizes and constants;
 //! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs;
+//! * [`pins`]: what outlives the agent, and where;
 //! * [`maps`]: interfaces, epochs, truth counters;
-//! * [`ring`]: the records;
+//! * [`ring`], [`block`]: the records;
 //! * [`sweep`]: closing an epoch on every CPU;
 //! * [`heap`]: giving freed memory back;
 //! * [`probe`]: what this machine can do, without changing it.
@@ -12,11 +13,14 @@
 //! What a record *means* does not belong here (`window`), nor does any decision about rules (`rule`).
 
 pub mod attach;
+pub mod block;
 pub mod btf;
 pub mod heap;
 pub mod layout;
 pub mod load;
+mod mapping;
 pub mod maps;
+pub mod pins;
 pub mod probe;
 pub mod ring;
 pub mod sweep;
@@ -25,6 +29,7 @@ use std::{io, path::PathBuf};
 
 pub use attach::{Attached, HookKind};
 pub use load::{Kernel, Sizes};
+pub use pins::Pins;
 pub use ring::Ring;
 
 /// What can go wrong at the kernel edge.

@@ -1,93 +1,140 @@
-//! The reading end of the ring buffer.
-#![allow(unsafe_code)] // records are copied out of shared memory
+//! The reading end of the ring buffer: reading and releasing are two steps.
+//!
+//! Our own reader and not the loader's, because that one gives room back with every record it hands out: here a
+//! record keeps its place until it is durable elsewhere ([`Ring::release`]). Positions are the kernel's own, bytes
+//! since the ring was made; they live in the ring itself, so they outlive the agent as it does.
+//! (`kernel/bpf/ringbuf.c`; the memory model is described in `Documentation/bpf/ringbuf.rst`.)
+#![allow(unsafe_code)] // entries lie in shared memory
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::atomic::Ordering,
 };
 
-use aya::maps::{Map, MapData, RingBuf};
-use flowlog_ebpf::abi::{Block4, BlockHeader, FAMILY_V4, FAMILY_V6, Record4, Record6};
+use aya::maps::{Map, MapData};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::KernelError;
+pub use super::block::{Record, Records};
+use super::{KernelError, mapping::Mapping};
 
-/// One record, by address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Record {
-    /// IPv4.
-    V4(Record4),
-    /// IPv6.
-    V6(Record6),
-}
+/// `BPF_RINGBUF_BUSY_BIT`: somebody is writing this entry.
+const BUSY: u32 = 1 << 31;
+/// `BPF_RINGBUF_DISCARD_BIT`: the writer changed its mind.
+const DISCARDED: u32 = 1 << 30;
+/// `BPF_RINGBUF_HDR_SZ`.
+const HEADER: usize = 8;
 
-/// The consumer of the ring. A block leaves the ring when its last record has been taken and the next is asked for.
+/// The consumer of the ring.
 pub struct Ring {
-    blocks: RingBuf<MapData>,
-    /// The block that is being read, copied out of the ring.
-    block: Vec<u8>,
-    /// Its family, and where the next record begins.
-    family: u32,
-    at: usize,
-    unknown: u64,
+    map: MapData,
+    consumer: Mapping,
+    producer: Mapping,
+    page: usize,
+    mask: u64,
+    /// Everything before it has been read.
+    read: u64,
+    /// Records of the block that [`pop`](Self::pop) is in.
+    popping: Vec<Record>,
 }
 
 impl Ring {
     pub(super) fn new(map: Map) -> Result<Self, KernelError> {
-        let blocks = RingBuf::try_from(map).map_err(|e| KernelError::from_chain("map the ring buffer", &e))?;
-        Ok(Self { blocks, block: Vec::with_capacity(size_of::<Block4>()), family: 0, at: 0, unknown: 0 })
+        let refused = |problem: String| KernelError::Refused { action: "map the ring buffer".to_owned(), problem };
+        let Map::RingBuf(map) = map else { return Err(refused("it is none in the embedded object".to_owned())) };
+        let info = map.info().map_err(|e| KernelError::from_chain("read the size of the ring buffer", &e))?;
+        let (page, bytes) = (rustix::param::page_size(), info.max_entries() as usize);
+        let fd = map.fd().as_fd();
+        let consumer = Mapping::new(fd, page, 0, true).map_err(|e| refused(e.to_string()))?;
+        // The data pages are mapped twice in a row, so that an entry never wraps.
+        let producer = Mapping::new(fd, page + 2 * bytes, page, false).map_err(|e| refused(e.to_string()))?;
+        let mut ring = Self { map, consumer, producer, page, mask: bytes as u64 - 1, read: 0, popping: Vec::new() };
+        ring.read = ring.released();
+        Ok(ring)
     }
 
-    /// The oldest record, `None` if the ring is empty right now.
-    pub fn pop(&mut self) -> Option<Record> {
-        while self.at >= self.block.len() {
-            self.next_block()?;
-        }
-        if self.family == FAMILY_V4 { self.take().map(Record::V4) } else { self.take().map(Record::V6) }
-    }
-
-    fn take<R: Copy>(&mut self) -> Option<R> {
-        let bytes = self.block.get(self.at..self.at + size_of::<R>())?;
-        self.at += size_of::<R>();
-        // SAFETY: records are plain integers for which any bytes are valid; the slice is as long as one.
-        Some(unsafe { bytes.as_ptr().cast::<R>().read_unaligned() })
-    }
-
-    /// Copies the next block; one that makes no sense is counted and left empty.
-    fn next_block(&mut self) -> Option<()> {
-        self.block.clear();
-        self.at = 0;
-        let item = self.blocks.next()?;
-        let word = |at: usize| item.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
-        let (records, family) = (word(0).unwrap_or(0) as usize, word(4).unwrap_or(0));
-        let size = match family {
-            FAMILY_V4 => size_of::<Record4>(),
-            FAMILY_V6 => size_of::<Record6>(),
-            _ => 0,
-        };
-        match item.get(size_of::<BlockHeader>()..).and_then(|rest| rest.get(..records * size)) {
-            Some(rest) if records > 0 && size > 0 => self.block.extend_from_slice(rest),
-            _ => self.unknown += 1,
-        }
-        self.family = family;
-        Some(())
-    }
-
-    /// Blocks of no known form so far; anything but 0 means programs and agent do not belong together.
+    /// Position up to which entries have been given back to the kernel.
     #[must_use]
-    pub fn unknown(&self) -> u64 {
-        self.unknown
+    pub fn released(&self) -> u64 {
+        self.consumer.word64(0).map_or(0, |p| p.load(Ordering::Acquire))
     }
-}
 
-impl Ring {
+    /// Position up to which entries have been reserved, complete or not.
+    #[must_use]
+    pub fn produced(&self) -> u64 {
+        self.producer.word64(0).map_or(0, |p| p.load(Ordering::Acquire))
+    }
+
+    /// Position up to which entries have been read.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.read
+    }
+
+    /// Goes on reading at `position`, which must be the end of an entry that is still in the ring, or of the last
+    /// one released. `false`: it is neither.
+    pub fn seek(&mut self, position: u64) -> bool {
+        let known = (self.released()..=self.produced()).contains(&position);
+        if known {
+            self.read = position;
+        }
+        known
+    }
+
+    /// The next complete entry, which keeps its place, and the position behind it; `None` if there is none right now.
+    pub fn read(&mut self) -> Option<(&[u8], u64)> {
+        loop {
+            if self.read >= self.produced() {
+                return None;
+            }
+            let at = self.page + usize::try_from(self.read & self.mask).ok()?;
+            let head = self.producer.word32(at)?.load(Ordering::Acquire);
+            if head & BUSY != 0 {
+                return None;
+            }
+            let len = (head & !DISCARDED) as usize;
+            self.read += (HEADER + len).next_multiple_of(8) as u64;
+            if head & DISCARDED == 0 {
+                // SAFETY: complete (not busy) and not released, so the kernel leaves it alone; the borrow of self keeps
+                // `release` away.
+                return unsafe { self.producer.bytes(at + HEADER, len) }.map(|bytes| (bytes, self.read));
+            }
+        }
+    }
+
+    /// Gives everything up to `position` back to the kernel. It must have been read.
+    pub fn release(&mut self, position: u64) {
+        debug_assert!(position <= self.read);
+        if let Some(consumer) = self.consumer.word64(0) {
+            // Pairs with the kernel's acquiring load before it reuses the room.
+            consumer.store(position, Ordering::Release);
+        }
+    }
+
+    /// The oldest record, released with its block: for those who need no journal.
+    pub fn pop(&mut self) -> Option<Record> {
+        while self.popping.is_empty() {
+            let records: Vec<Record> = Records::parse(self.read()?.0).into_iter().flatten().collect();
+            self.popping = records;
+            self.popping.reverse();
+            self.release(self.read);
+        }
+        self.popping.pop()
+    }
+
     /// Wake-ups of this ring, independent of reading it. Needs a running tokio reactor.
     pub fn wakeups(&self) -> io::Result<Wakeups> {
-        // SAFETY: the ring's descriptor is open as long as `self` is, and is duplicated right here.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.blocks.as_raw_fd()) }.try_clone_to_owned()?;
+        let fd: BorrowedFd<'_> = self.map.fd().as_fd();
+        let fd = fd.try_clone_to_owned()?;
         // SAFETY: the descriptor is owned by the registration and closed only with it.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)?;
         Ok(Wakeups(fd))
+    }
+
+    /// The kernel's id of the ring, never used twice between two boots.
+    pub fn id(&self) -> Result<u32, KernelError> {
+        let info = self.map.info().map_err(|e| KernelError::from_chain("read the ring buffer's id", &e))?;
+        Ok(info.id())
     }
 }
 

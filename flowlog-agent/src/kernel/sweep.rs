@@ -48,13 +48,6 @@ impl Kernel {
         }
     }
 
-    /// Puts a fence into the ring: every record in front of it was there before. `false`: the ring is full.
-    pub fn fence(&self, number: u32) -> Result<bool, KernelError> {
-        let Some(program) = self.sweeper()? else { return Ok(true) };
-        let at = Cursor { cpu: 0, cache: sweep::FENCE, slot: number };
-        Ok(chunk(program, self.cpus.first().copied().unwrap_or(0), at, Scope::Closed)? == sweep::DONE)
-    }
-
     fn sweeper(&self) -> Result<Option<&RawTracePoint>, KernelError> {
         let program = self.ebpf.program("flowlog_sweep").map(TryInto::try_into).transpose();
         program.map_err(|e: aya::programs::ProgramError| refused(&e))

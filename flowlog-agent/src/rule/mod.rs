@@ -5,6 +5,8 @@ mod target;
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 pub use target::{Location, Target};
 
 /// Longest name of a rule: it starts every object key, and 63 is what host and bucket names allow.
@@ -65,7 +67,7 @@ impl fmt::Display for Direction {
 }
 
 /// Directions a rule wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Directions {
     /// Ingress only.
     Ingress,
@@ -102,7 +104,7 @@ impl FromStr for Directions {
 }
 
 /// Packets a rule wants, by verdict.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// Only what the firewall let through.
     Accepted,
@@ -127,7 +129,7 @@ impl FromStr for Action {
 }
 
 /// A rule's name. Key-safe: it is the first part of every object key after the prefix.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Name(String);
 
 impl Name {
@@ -179,7 +181,7 @@ pub fn window_secs(secs: u32) -> Result<u32, InvalidField> {
 }
 
 /// One flow log on one interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// Name; starts the object key.
     pub name: Name,

@@ -2,10 +2,12 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 use super::{InvalidField, NAME_BYTES_MAX, key_part};
 
 /// The store part of a target.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Location {
     /// A local directory; it must exist, or its parent must.
     Directory(PathBuf),
@@ -14,7 +16,7 @@ pub enum Location {
 }
 
 /// A target: location and optional prefix. `file:///dir`, `./dir`, `s3://bucket`, `s3://bucket/prefix`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Target {
     /// Bucket or directory.
     pub location: Location,

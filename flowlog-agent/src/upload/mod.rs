@@ -1,56 +1,152 @@
-//! Delivery of spooled objects, oldest first, with retries that never give up and never hold back another target.
+//! Delivery of spooled objects, oldest first, with retries that never give up.
+//!
+//! Objects of one rule and store form a *route*. Every route is delivered by itself, in order: one that is slow,
+//! refused or retrying holds back no other.
+//!
+//! * [`store`]: one object store;
+//! * this file: routes, pauses, what there is to say about them.
 
 pub mod store;
 
 use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use serde::Serialize;
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::Instant,
+};
 
 pub use store::{Outcome, S3Options, Store, StoreError};
 
 use crate::{
-    rule::Location,
+    fault,
+    rule::{Location, Target},
     spool::{Entry, Spool},
+    types::Now,
 };
 
 /// First pause after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 /// Longest pause between tries: a store that comes back is used again within a minute.
 const RETRY_MAX: Duration = Duration::from_mins(1);
+/// A route that has been retrying for so long needs a person.
+const DEGRADED_AFTER_SECS: i64 = 300;
+/// Routes that deliver at the same time to one store: more only compete for its bandwidth, and each holds an object in
+/// memory. Another store has its own.
+const DELIVERIES_PER_STORE: usize = 4;
+
+/// How a route is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum RouteState {
+    /// The last delivery succeeded, or there was none yet.
+    #[default]
+    Delivering,
+    /// It failed, and is being tried again.
+    Retrying {
+        /// First failure, Unix seconds.
+        since_secs: i64,
+        /// Tries since then.
+        tries: u64,
+        /// The store's words.
+        error: String,
+    },
+    /// It has been failing for long, or for a reason that does not pass by itself.
+    Degraded {
+        /// First failure, Unix seconds.
+        since_secs: i64,
+        /// Tries since then.
+        tries: u64,
+        /// The store's words.
+        error: String,
+    },
+}
+
+/// What there is to say about a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RouteStatus {
+    /// How it is doing.
+    #[serde(flatten)]
+    pub state: RouteState,
+    /// Objects waiting.
+    pub waiting: usize,
+    /// Their bytes.
+    pub waiting_bytes: u64,
+    /// When the oldest of them was made, Unix seconds.
+    pub oldest_secs: Option<i64>,
+    /// Objects delivered since start.
+    pub delivered: u64,
+    /// Objects put aside because the store holds other bytes under their key.
+    pub quarantined: u64,
+    /// Key of the last one delivered.
+    pub last_key: Option<String>,
+}
+
+/// One rule at one store: where it goes, and what its keys begin with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Route {
+    /// As in `target`.
+    pub store: String,
+    /// `[prefix/]name`.
+    pub folder: String,
+}
 
 /// What the uploader has to say about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Objects delivered since start.
-    pub delivered: u64,
-    /// Objects waiting in the spool.
-    pub waiting: usize,
-    /// Objects put aside because the store holds other bytes under their key.
-    pub quarantined: u64,
-    /// The last error, in the store's words; `None` after a success.
-    pub last_error: Option<String>,
+    /// By route.
+    pub routes: BTreeMap<Route, RouteStatus>,
     /// Rounds through the spool so far: changes even when nothing else does.
     pub rounds: u64,
 }
 
+impl Progress {
+    /// The words of any route that is not delivering.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.routes.values().find_map(|r| match &r.state {
+            RouteState::Delivering => None,
+            RouteState::Retrying { error, .. } | RouteState::Degraded { error, .. } => Some(error.as_str()),
+        })
+    }
+}
+
+/// The route of an object: everything in front of its date folders or its file name.
+fn route(entry: &Entry) -> Route {
+    let folder = entry.key.split_once("/year=").or_else(|| entry.key.rsplit_once('/')).map_or("", |(folder, _)| folder);
+    let store = Target { location: entry.location.clone(), prefix: None }.to_string();
+    Route { store, folder: folder.to_owned() }
+}
+
+/// Opens stores.
+pub type Opener = dyn Fn(&Location) -> Result<Store, StoreError> + Send + Sync;
+
 /// Delivers what is in the spool.
 pub struct Uploader {
     spool: Spool,
-    options: S3Options,
-    stores: HashMap<Location, Store>,
-    pauses: HashMap<Location, (Instant, Duration)>,
+    open: Arc<Opener>,
+    stores: Arc<Mutex<HashMap<Location, Arc<Store>>>>,
+    /// Routes that are not to be tried before this time, and the last pause.
+    pauses: HashMap<Route, (Instant, Duration)>,
+    /// Routes that are being delivered.
+    busy: HashMap<Route, Location>,
     progress: watch::Sender<Progress>,
 }
 
+/// How one route fared: `None` if all of it was delivered.
+type Fared = (Route, Option<StoreError>);
+
 impl Uploader {
-    /// `options` apply to every bucket.
+    /// `open` opens a store when it is first needed.
     #[must_use]
-    pub fn new(spool: Spool, options: S3Options) -> Self {
-        Self { spool, options, stores: HashMap::new(), pauses: HashMap::new(), progress: watch::Sender::default() }
+    pub fn new(spool: Spool, open: Arc<Opener>) -> Self {
+        let (pauses, busy) = (HashMap::new(), HashMap::new());
+        Self { spool, open, stores: Arc::default(), pauses, busy, progress: watch::Sender::default() }
     }
 
     /// Watch the progress.
@@ -59,87 +155,182 @@ impl Uploader {
         self.progress.subscribe()
     }
 
-    /// Runs for ever: one round for each `wake`, and again when a pause is over.
+    /// Runs for ever: one round for each `wake`, and again when a pause is over or a route has ended.
     pub async fn run(mut self, wake: Arc<Notify>) {
+        let mut running = JoinSet::new();
         loop {
-            let next = self.round().await;
-            let pause = next.map_or(Duration::from_hours(1), |at| at.saturating_duration_since(Instant::now()));
+            self.round(&mut running);
+            // A pause that is over without the route being delivered waits for another route to end.
+            let now = Instant::now();
+            let next = self.pauses.values().map(|(until, _)| *until).filter(|until| *until > now).min();
+            let pause = next.map_or(Duration::from_hours(1), |at| at - now);
             tokio::select! {
                 () = wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
+                Some(ended) = running.join_next() => self.ended(ended),
             }
         }
     }
 
-    /// Tries everything that is not in a pause; returns when the next pause ends.
-    async fn round(&mut self) -> Option<Instant> {
+    /// Starts the delivery of every route that has something waiting, is not being delivered and not in a pause.
+    fn round(&mut self, running: &mut JoinSet<Fared>) {
         let entries = self.spool.entries().unwrap_or_else(|error| {
             tracing::error!(%error, "cannot list the spool");
             Vec::new()
         });
-        let mut waiting = entries.len();
-        for entry in &entries {
-            if self.pauses.get(&entry.location).is_some_and(|(until, _)| *until > Instant::now()) {
-                continue;
-            }
-            let result = self.deliver(entry).await;
-            if result.is_ok() {
-                waiting -= 1;
-            }
-            self.note(entry, result, waiting);
+        let mut routes: BTreeMap<Route, Vec<Entry>> = BTreeMap::new();
+        for entry in entries {
+            routes.entry(route(&entry)).or_default().push(entry);
         }
         self.progress.send_modify(|p| {
-            p.waiting = waiting;
             p.rounds += 1;
+            for status in p.routes.values_mut() {
+                (status.waiting, status.waiting_bytes, status.oldest_secs) = (0, 0, None);
+            }
+            for (route, entries) in &routes {
+                let status = p.routes.entry(route.clone()).or_default();
+                status.waiting = entries.len();
+                status.waiting_bytes = entries.iter().map(|e| e.bytes).sum();
+                status.oldest_secs = entries.first().map(|e| e.made_ns / 1_000_000_000);
+            }
         });
-        self.pauses.retain(|_, (until, _)| *until > Instant::now() || waiting > 0);
-        self.pauses.values().map(|(until, _)| *until).min()
-    }
-
-    async fn deliver(&mut self, entry: &Entry) -> Result<Outcome, StoreError> {
-        let spooled = |e: crate::spool::SpoolError| StoreError::Spool(e.to_string());
-        if !self.stores.contains_key(&entry.location) {
-            let store = Store::open(&entry.location, &self.options)?;
-            self.stores.insert(entry.location.clone(), store);
-        }
-        let store = &self.stores[&entry.location];
-        let bytes = self.spool.read(entry).map_err(spooled)?;
-        let outcome = store.deliver(&entry.key, bytes).await?;
-        if outcome == Outcome::Conflict {
-            let path = self.spool.quarantine(entry).map_err(spooled)?;
-            tracing::error!(key = entry.key, file = %path.display(), "the store holds other bytes under this key; put aside");
-        } else {
-            self.spool.remove(entry).map_err(spooled)?;
-        }
-        Ok(outcome)
-    }
-
-    fn note(&mut self, entry: &Entry, result: Result<Outcome, StoreError>, waiting: usize) {
-        match result {
-            Ok(outcome) => {
-                self.pauses.remove(&entry.location);
-                tracing::info!(key = entry.key, ?outcome, "delivered");
-                self.progress.send_modify(|p| {
-                    if outcome == Outcome::Conflict {
-                        p.quarantined += 1;
-                    } else {
-                        p.delivered += 1;
-                    }
-                    p.waiting = waiting;
-                    p.last_error = None;
-                });
+        let now = Instant::now();
+        self.pauses.retain(|route, _| routes.contains_key(route));
+        // The one whose oldest object has waited longest first.
+        let mut ready: Vec<(Route, Vec<Entry>)> = routes
+            .into_iter()
+            .filter(|(route, _)| !self.busy.contains_key(route))
+            .filter(|(route, _)| self.pauses.get(route).is_none_or(|(until, _)| *until <= now))
+            .collect();
+        ready.sort_by_key(|(_, entries)| entries.first().map_or(0, |e| e.made_ns));
+        for (route, entries) in ready {
+            let Some(location) = entries.first().map(|e| e.location.clone()) else { continue };
+            if self.busy.values().filter(|l| **l == location).count() < DELIVERIES_PER_STORE {
+                self.busy.insert(route.clone(), location);
+                running.spawn(self.delivery(route, entries));
             }
+        }
+    }
+
+    /// Delivers one route's objects, oldest first, up to the first failure.
+    fn delivery(&self, route: Route, entries: Vec<Entry>) -> impl Future<Output = Fared> + Send + use<> {
+        let (spool, open, stores, progress) =
+            (self.spool.clone(), self.open.clone(), self.stores.clone(), self.progress.clone());
+        async move {
+            for entry in entries {
+                let store = match opened(&stores, &*open, &entry.location) {
+                    Ok(store) => store,
+                    Err(error) => return (route, Some(error)),
+                };
+                match deliver(&spool, &store, &entry).await {
+                    Ok(outcome) => progress.send_modify(|p| {
+                        let status = p.routes.entry(route.clone()).or_default();
+                        status.state = RouteState::Delivering;
+                        status.waiting = status.waiting.saturating_sub(1);
+                        status.waiting_bytes = status.waiting_bytes.saturating_sub(entry.bytes);
+                        if outcome == Outcome::Conflict {
+                            status.quarantined += 1;
+                        } else {
+                            status.delivered += 1;
+                            status.last_key = Some(entry.key.clone());
+                        }
+                    }),
+                    Err(error) => return (route, Some(error)),
+                }
+            }
+            (route, None)
+        }
+    }
+
+    fn ended(&mut self, ended: Result<Fared, tokio::task::JoinError>) {
+        let (route, error) = match ended {
+            Ok(fared) => fared,
             Err(error) => {
-                let last = self.pauses.get(&entry.location).map_or(RETRY_MIN, |(_, pause)| (*pause * 2).min(RETRY_MAX));
-                // Jitter: the nodes of a region must not come back all at once.
-                let pause = last.mul_f64(
-                    0.5 + 0.5 * f64::from(u16::try_from(uuid::Uuid::new_v4().as_u128() & 0xffff).unwrap_or(0))
-                        / 65_536.0,
-                );
-                self.pauses.insert(entry.location.clone(), (Instant::now() + pause, last));
-                tracing::warn!(key = entry.key, %error, retry_in_ms = pause.as_millis(), "cannot deliver; will try again");
-                self.progress.send_modify(|p| p.last_error = Some(error.to_string()));
+                // A bug of ours; whatever it was delivering is tried again with everything else.
+                tracing::error!(%error, "a delivery ended by itself");
+                self.busy.clear();
+                return;
             }
-        }
+        };
+        self.busy.remove(&route);
+        let Some(error) = error else {
+            self.pauses.remove(&route);
+            return;
+        };
+        let last = self.pauses.get(&route).map_or(RETRY_MIN, |(_, pause)| (*pause * 2).min(RETRY_MAX));
+        let pause = last.mul_f64(0.5 + jitter() / 2.0);
+        self.pauses.insert(route.clone(), (Instant::now() + pause, last));
+        tracing::warn!(rule = route.folder, %error, retry_in_ms = pause.as_millis(), "cannot deliver");
+        let now_secs = Now::read().wall.secs();
+        self.progress.send_modify(|p| {
+            let status = p.routes.entry(route).or_default();
+            let (since_secs, tries) = match status.state {
+                RouteState::Delivering => (now_secs, 1),
+                RouteState::Retrying { since_secs, tries, .. } | RouteState::Degraded { since_secs, tries, .. } => {
+                    (since_secs, tries + 1)
+                }
+            };
+            let lasting = now_secs.saturating_sub(since_secs) >= DEGRADED_AFTER_SECS;
+            let error_words = error.to_string();
+            status.state = if lasting || error.needs_a_person() {
+                RouteState::Degraded { since_secs, tries, error: error_words }
+            } else {
+                RouteState::Retrying { since_secs, tries, error: error_words }
+            };
+        });
+    }
+}
+
+/// From 0 to 1: the nodes of a region must not come back all at once.
+fn jitter() -> f64 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    f64::from(u16::try_from(random & 0xffff).unwrap_or(0)) / 65_536.0
+}
+
+fn opened(
+    stores: &Mutex<HashMap<Location, Arc<Store>>>,
+    open: &Opener,
+    location: &Location,
+) -> Result<Arc<Store>, StoreError> {
+    let mut stores = stores.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(store) = stores.get(location) {
+        return Ok(store.clone());
+    }
+    let store = Arc::new(open(location)?);
+    stores.insert(location.clone(), store.clone());
+    Ok(store)
+}
+
+async fn deliver(spool: &Spool, store: &Store, entry: &Entry) -> Result<Outcome, StoreError> {
+    let spooled = |e: crate::spool::SpoolError| StoreError::Spool(e.to_string());
+    let bytes = spool.read(entry).map_err(spooled)?;
+    fault::point("put_sent");
+    let outcome = store.deliver(&entry.key, bytes).await?;
+    fault::point("reply_lost");
+    if outcome == Outcome::Conflict {
+        let path = spool.quarantine(entry).map_err(spooled)?;
+        tracing::error!(key = entry.key, file = path, "the store holds other bytes under this key; put aside");
+    } else {
+        // Said first: an agent that only waits for this ends as soon as the spool is empty.
+        tracing::info!(key = entry.key, ?outcome, "delivered");
+        spool.remove(entry).map_err(spooled)?;
+    }
+    Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_a_rule_at_a_store() {
+        let of = |key: &str| {
+            let entry = Entry { location: Location::Bucket("b".to_owned()), key: key.to_owned(), bytes: 0, made_ns: 0 };
+            route(&entry).folder
+        };
+        assert_eq!(of("team/web/year=2026/month=01/day=01/hour=00/x.parquet"), "team/web");
+        assert_eq!(of("web/x.parquet"), "web");
+        assert_eq!(of("team/web/x.parquet"), "team/web");
     }
 }

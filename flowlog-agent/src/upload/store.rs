@@ -86,6 +86,14 @@ pub enum StoreError {
     Spool(String),
 }
 
+impl StoreError {
+    /// Whether it will not pass by itself.
+    #[must_use]
+    pub fn needs_a_person(&self) -> bool {
+        matches!(self, Self::NoBucket(_) | Self::Denied { .. } | Self::Options(_))
+    }
+}
+
 /// A bucket or directory.
 pub struct Store {
     inner: Arc<dyn ObjectStore>,

@@ -9,10 +9,12 @@
 //!   back, labels hold still, as further parts of the same window, until the wall clock has caught up. So no two
 //!   windows overlap, none is negative, and every packet is in exactly one.
 
+use serde::{Deserialize, Serialize};
+
 use crate::types::{MonoNs, NS_PER_SEC, Now, WallNs};
 
 /// A window, open or closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// Label: aligned start, seconds since 1970.
     pub start_secs: i64,
@@ -26,6 +28,8 @@ pub struct Span {
     pub begins_late: bool,
     /// It does not reach its end (agent stopped, clock stepped, memory cap).
     pub ends_early: bool,
+    /// It was closed well after its end (the agent was stopped, or the machine suspended): it holds packets of later.
+    pub ends_late: bool,
 }
 
 impl Span {
@@ -37,7 +41,7 @@ impl Span {
 }
 
 /// Opens and closes the windows of one interface.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WindowClock {
     secs: i64,
     open: Span,
@@ -52,6 +56,12 @@ impl WindowClock {
     pub fn new(window_secs: u32, now: Now) -> Self {
         let secs = i64::from(window_secs);
         Self { secs, open: open(secs, None, now) }
+    }
+
+    /// Goes on with a window that an earlier agent had opened.
+    #[must_use]
+    pub fn resume(window_secs: u32, open: Span) -> Self {
+        Self { secs: i64::from(window_secs), open }
     }
 
     /// The open window.
@@ -84,6 +94,8 @@ impl WindowClock {
         let open_ns = i64::try_from(now.mono.0.saturating_sub(closed.opened.mono.0)).unwrap_or(i64::MAX);
         let owed_ns = (closed.end_secs * NS_PER_SEC).saturating_sub(closed.opened.wall.0);
         closed.ends_early = shortfall > 0 || open_ns < owed_ns.saturating_sub(PUNCTUAL_NS);
+        // By the monotonic clock: a step forward makes no packet late.
+        closed.ends_late = open_ns > owed_ns.saturating_add(PUNCTUAL_NS);
         self.open = open(self.secs, Some(&closed), now);
         closed
     }
@@ -101,7 +113,15 @@ fn open(secs: i64, previous: Option<&Span>, now: Now) -> Span {
         Some(p) if p.start_secs == start_secs => millisecond.max(p.sequence + 1),
         _ => millisecond,
     };
-    Span { start_secs, end_secs: start_secs + secs, sequence, opened: now, begins_late: !punctual, ends_early: false }
+    Span {
+        start_secs,
+        end_secs: start_secs + secs,
+        sequence,
+        opened: now,
+        begins_late: !punctual,
+        ends_early: false,
+        ends_late: false,
+    }
 }
 
 #[cfg(test)]

@@ -2,14 +2,20 @@
 //!
 //! * [`clock`]: when windows begin and end, whatever the wall clock does;
 //! * [`table`]: merging records by flow;
+//! * [`info`]: what is known about a window besides its flows;
+//! * [`ledger`]: all of it together, as a function of the events so far;
 //! * [`settle`]: verdicts against passed packets, and the proof that nothing is missing (promise P1).
 //!
 //! Pure: no I/O, no clock; time is an argument.
 
 pub mod clock;
+pub mod info;
+pub mod ledger;
 pub mod settle;
 pub mod table;
 
 pub use clock::{Span, WindowClock};
+pub use info::ObjectInfo;
+pub use ledger::{Closed, Event, Ledger, Part, Subject};
 pub use settle::{Balance, Loss, LossReason, Settled};
 pub use table::{Addresses, Flow, FlowTable, Totals};

@@ -23,19 +23,22 @@ pub enum LossReason {
     /// Refused packets whose refusal found the ring full while they stand in an ACCEPT row. These packets *are* in
     /// rows, with the wrong verdict; they are reported and not added to the sum.
     VerdictUnknown,
+    /// The spool had no room for their flows; these are the totals.
+    SpoolFull,
 }
 
 impl LossReason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::RingFull, Self::Malformed, Self::VerdictUnknown];
+    pub const ALL: [Self; 4] = [Self::RingFull, Self::Malformed, Self::VerdictUnknown, Self::SpoolFull];
 
     /// As in the column `skip_reason`.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::RingFull => "ring_full",
             Self::Malformed => "malformed",
             Self::VerdictUnknown => "verdict_unknown",
+            Self::SpoolFull => "spool_full",
         }
     }
 }
@@ -72,12 +75,17 @@ pub struct Balance {
     pub lost: Count,
     /// Refused packets that stand in ACCEPT rows (see [`LossReason::VerdictUnknown`]).
     pub verdict_unknown: Count,
+    /// The programs' own counts went down with the host: there is nothing to compare the rows with.
+    pub unverified: bool,
 }
 
 impl Balance {
     /// Packets and bytes in rows and losses, less what programs saw: 0.
     #[must_use]
     pub fn difference(&self) -> (i128, i128) {
+        if self.unverified {
+            return (0, 0);
+        }
         let of = |f: fn(&Count) -> u64| {
             let n = |c: &Count| i128::from(f(c));
             n(&self.accepted_rows) + n(&self.rejected_rows) + n(&self.lost)
@@ -103,6 +111,9 @@ impl std::fmt::Display for Balance {
         for (name, count) in parts {
             write!(f, "{name}={}/{} ", count.packets, count.bytes)?;
         }
+        if self.unverified {
+            return f.write_str("difference=unknown");
+        }
         let (packets, bytes) = self.difference();
         write!(f, "difference={packets}/{bytes}")
     }
@@ -119,12 +130,35 @@ pub struct Settled {
     pub balance: Balance,
 }
 
-/// Settles a window's records against its truth counters.
+impl Settled {
+    /// The same window without its flows: for each direction and verdict, one loss with their total.
+    #[must_use]
+    pub fn totals_only(self) -> Self {
+        let Self { table, mut losses, mut balance } = self;
+        for direction in Direction::BOTH {
+            for refused in [false, true] {
+                let mut count = Count::default();
+                for flow in table.flows().filter(|f| f.direction == direction && f.refused == refused) {
+                    plus(&mut count, Count { packets: flow.totals.packets, bytes: flow.totals.bytes });
+                }
+                if count != Count::default() {
+                    losses.push(Loss { direction, refused, reason: LossReason::SpoolFull, count });
+                    plus(&mut balance.lost, count);
+                }
+            }
+        }
+        (balance.accepted_rows, balance.rejected_rows) = (Count::default(), Count::default());
+        Self { table: FlowTable::default(), losses, balance }
+    }
+}
+
+/// Settles a window's records against its truth counters; `None`: they are lost (the host went down).
 #[must_use]
-pub fn settle(mut table: FlowTable, truth: &Truth) -> Settled {
+pub fn settle(mut table: FlowTable, truth: Option<&Truth>) -> Settled {
     table.seal();
     let refused_lost = table.refused_lost();
-    let (mut losses, mut b) = (Vec::new(), Balance::default());
+    let (mut losses, mut b) = (Vec::new(), Balance { unverified: truth.is_none(), ..Balance::default() });
+    let truth = truth.copied().unwrap_or_default();
     for direction in Direction::BOTH {
         let (hook, verdict) = (&truth.hook[direction.index()], both(&truth.verdict[direction.index()]));
         let mut report = |refused, reason, count: Count| {
@@ -221,7 +255,7 @@ mod tests {
         truth.verdict[0][0].refused = count(10);
         truth.verdict[0][1].refused = count(4);
         truth.verdict[0][0].late = count(2);
-        let settled = settle(table, &truth);
+        let settled = settle(table, Some(&truth));
         assert_eq!(packets(&settled, false), [(1, 7)]);
         assert_eq!(packets(&settled, true), [(1, 3), (2, 3), (3, 1), (4, 7)]);
         assert_eq!(settled.losses.len(), 1);
@@ -238,7 +272,7 @@ mod tests {
         truth.hook[0].seen = count(2);
         truth.verdict[0][0].refused = count(2);
         truth.verdict[0][0].seen = count(2);
-        let settled = settle(table, &truth);
+        let settled = settle(table, Some(&truth));
         assert!(packets(&settled, false).is_empty());
         assert_eq!(settled.balance.difference(), (0, 0));
     }
@@ -255,7 +289,7 @@ mod tests {
         truth.hook[0].seen = count(4);
         truth.verdict[0][0].refused = count(2);
         truth.verdict[0][0].seen = count(2);
-        let settled = settle(table, &truth);
+        let settled = settle(table, Some(&truth));
         assert_eq!((packets(&settled, false), packets(&settled, true)), (vec![(1, 2)], vec![(1, 2)]));
         assert_eq!(settled.balance.difference(), (0, 0));
     }
@@ -266,6 +300,6 @@ mod tests {
         truth.hook[1].seen = count(5);
         let mut table = FlowTable::default();
         table.add4(&record(1, class::PASSED, 0, 4));
-        assert_eq!(settle(table, &truth).balance.difference(), (-1, -100));
+        assert_eq!(settle(table, Some(&truth)).balance.difference(), (-1, -100));
     }
 }

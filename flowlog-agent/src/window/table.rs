@@ -8,10 +8,10 @@
 
 use std::hash::{BuildHasher as _, Hash};
 
-use flowlog_ebpf::abi::{Count, Ip4, Ip6, Key, Meta, Record, Record4, Record6, Stats, class};
+use flowlog_ebpf::abi::{Count, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key, Meta, Record, Record4, Record6, Stats, class};
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use crate::rule::Direction;
+use crate::{kernel::block, rule::Direction};
 
 /// Counters of one flow in one window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +109,9 @@ const _: () = {
     assert!(size_of::<Entry<Ip6>>() == 80);
 };
 
+/// Records in a block of a snapshot: 64 KiB of IPv4 records.
+const SNAPSHOT_RECORDS: usize = 1 << 10;
+
 /// Flows in a chunk: 224 KiB of IPv4 flows.
 const CHUNK: usize = 1 << 12;
 
@@ -196,9 +199,32 @@ impl<A: Copy> Entry<A> {
     fn merge(&mut self, stats: &Stats) {
         self.first_ns = self.first_ns.min(stats.first_ns);
         self.last_ns = self.last_ns.max(stats.last_ns);
-        self.bytes += signed(stats.bytes);
-        self.packets += signed(stats.packets);
+        // A record of a snapshot may stand below zero: see `Entry::record`.
+        self.bytes += stats.bytes.cast_signed();
+        self.packets += stats.packets.cast_signed();
         self.tcp_flags |= stats.tcp_flags.to_le_bytes()[0];
+    }
+
+    /// The one record that makes this entry when it is added to an empty table.
+    fn record(&self, iface: u16, epoch: u32) -> Record<A> {
+        let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, .. } = *self;
+        let class = if flags & REFUSED == 0 { class::PASSED } else { class::REFUSED };
+        let flags = Meta::pack(flags & 1, class);
+        Record {
+            key: Key {
+                src: self.src,
+                dst: self.dst,
+                meta: Meta { sport, dport, vlan, iface, reason, proto, flags, epoch },
+            },
+            stats: Stats {
+                first_ns,
+                last_ns,
+                bytes: self.bytes.cast_unsigned(),
+                packets: self.packets.cast_unsigned(),
+                tcp_flags: u32::from(self.tcp_flags),
+                tag: 0,
+            },
+        }
     }
 
     /// `None`: all of its packets were taken back.
@@ -259,6 +285,40 @@ impl FlowTable {
     #[must_use]
     pub fn refused_lost(&self) -> [Count; 2] {
         self.refused_lost
+    }
+
+    /// Hands out blocks of records that make this table when they are added to an empty one, in the same order.
+    pub fn blocks(&self, iface: u16, epoch: u32, mut each: impl FnMut(&[u8])) {
+        let mut bytes = Vec::new();
+        let mut records4 = Vec::with_capacity(SNAPSHOT_RECORDS);
+        for some in self.v4.chunks.iter().flat_map(|c| c.chunks(SNAPSHOT_RECORDS)) {
+            records4.clear();
+            records4.extend(some.iter().map(|e| e.record(iface, epoch)));
+            bytes.clear();
+            block::write(&mut bytes, FAMILY_V4, &records4);
+            each(&bytes);
+        }
+        let mut records6 = Vec::with_capacity(SNAPSHOT_RECORDS);
+        for some in self.v6.chunks.iter().flat_map(|c| c.chunks(SNAPSHOT_RECORDS)) {
+            records6.clear();
+            records6.extend(some.iter().map(|e| e.record(iface, epoch)));
+            bytes.clear();
+            block::write(&mut bytes, FAMILY_V6, &records6);
+            each(&bytes);
+        }
+    }
+
+    /// Takes over what another table had counted as refused and lost.
+    pub fn set_refused_lost(&mut self, lost: [Count; 2]) {
+        self.refused_lost = lost;
+    }
+
+    /// Adds a record.
+    pub fn add(&mut self, record: &block::Record) {
+        match record {
+            block::Record::V4(r) => self.add4(r),
+            block::Record::V6(r) => self.add6(r),
+        }
     }
 
     /// No more records are added: frees what was needed for that.

@@ -2,17 +2,18 @@
 //! [`crate::wire`].
 #![allow(clippy::cast_precision_loss, reason = "counts that are printed")]
 
-use std::{hint::black_box, io::BufWriter, net::IpAddr, time::Instant};
+use std::{hint::black_box, io::BufWriter, net::IpAddr, sync::Arc, time::Instant};
 
 use flate2::{Compression, write::GzEncoder};
 use flowlog_agent::{
+    disk::real::Disk,
     encode::{
         self, ObjectInfo,
         parquet::{CHOSEN, Profile, write},
         rows::{CHOSEN as ORDER, Order, Rows},
     },
     kernel::ring::Record,
-    spool::Spool,
+    spool::{Limits, Spool},
     types::MonoNs,
     window::{Addresses, Balance, Flow, FlowTable, Settled, settle::settle},
 };
@@ -297,7 +298,8 @@ fn close(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
         &["1k flows", "10k", "100k", "1M"],
     );
     let dir = tempfile::tempdir()?;
-    let spool = Spool::open(&dir.path().join("state"))?;
+    let disk = Disk::open(&dir.path().join("state"))?;
+    let (spool, _) = Spool::open(Arc::new(disk), Limits::default())?;
     let target: flowlog_agent::rule::Target = dir.path().join("objects").display().to_string().parse()?;
     let (mut times, mut memory) = (Vec::new(), Vec::new());
     for n in [1_000, 10_000, 100_000, 1_000_000] {
@@ -308,9 +310,9 @@ fn close(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
             memory::reset_peak();
             let before = memory::live();
             let (s, stored) = seconds(|| -> anyhow::Result<()> {
-                let settled = settle(open, &Truth::default());
+                let settled = settle(open, Some(&Truth::default()));
                 let object = encode::encode(&records::info(), settled, &reason)?.expect("rows");
-                spool.store(&target.location, &object)?;
+                spool.hold(&target.location, &object)?;
                 Ok(())
             });
             stored?;

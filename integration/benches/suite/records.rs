@@ -124,5 +124,6 @@ pub fn info() -> ObjectInfo {
         span: *WindowClock::new(WINDOW_SECS, now).current(),
         flushed_early: false,
         late: false,
+        gap: None,
     }
 }

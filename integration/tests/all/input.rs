@@ -47,7 +47,7 @@ fn a_missing_capability_is_named() {
     let copy = dir.path().join("flowlog-agent");
     std::fs::copy(integration::agent::binary(), &copy).unwrap();
     let line = format!(
-        "setpriv --reuid 65534 --regid 65534 --clear-groups {} run -i eth0 --state-dir {d}/s -t {d}/f",
+        "setpriv --reuid 65534 --regid 65534 --clear-groups {} run -i eth0 --no-pin --state-dir {d}/s -t {d}/f",
         copy.display(),
         d = dir.path().display()
     );
@@ -78,7 +78,7 @@ fn a_config_file_does_what_the_flags_do_and_unknown_keys_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("flowlog.toml");
     let text = format!(
-        "node_id = 'n1'\nstate_dir = '{d}/state'\n[[flow_log]]\ninterfaces = ['eth0']\ntarget = '{d}/objects'\nprefix = 'p'\n\
+        "node_id = 'n1'\nno_pin = true\nstate_dir = '{d}/state'\n[[flow_log]]\ninterfaces = ['eth0']\ntarget = '{d}/objects'\nprefix = 'p'\n\
          name = 'web'\nwindow = 60\nlayout = 'flat'\ninterface_id = 'nic-7'\n",
         d = dir.path().display()
     );

@@ -3,12 +3,13 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, PerCpuArray, RingBuf},
+    btf_maps::{Array, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use flowlog_ebpf::abi::{
     BANK_SLOTS, Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, Dying, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets,
-    REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Record4, Record6, Truth,
+    REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Record4, Record6, Setup, Truth,
+    VERDICTS as VERDICT_COUNT,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
@@ -65,6 +66,14 @@ pub static REASONS: Array<u8, { REASON_COUNT as usize }> = Array::new();
 #[btf_map]
 pub static RING: RingBuf<Block4, { RING_BYTES_DEFAULT as usize }> = RingBuf::new();
 
+/// The verdict programs that are in use: see `verdict.rs`.
+#[btf_map]
+pub static VERDICTS: ProgramArray<{ VERDICT_COUNT as usize }> = ProgramArray::new();
+
+/// What this set of maps was made for. Only the agent reads it: to tell whether it can go on with a set it finds.
+#[btf_map]
+pub static SETUP: Array<Setup, 1> = Array::new();
+
 /// Kernel struct offsets.
 #[unsafe(no_mangle)]
 pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
@@ -108,6 +117,6 @@ pub static REFUSED_MASK: Global<u32> = Global::new(REFUSED_SLOTS_DEFAULT - 1);
 #[unsafe(no_mangle)]
 pub static RING_WAKE_BYTES: Global<u64> = Global::new(RING_BYTES_DEFAULT as u64 / 4);
 
-/// Hash seed, random per load.
+/// Hash seed, random for each set of maps.
 #[unsafe(no_mangle)]
 pub static SEED: Global<u64> = Global::new(0);

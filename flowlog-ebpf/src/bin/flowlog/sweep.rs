@@ -6,16 +6,13 @@
 
 use aya_ebpf::{helpers::generated::bpf_loop, programs::RawTracePointContext};
 use core::ffi::c_void;
-use flowlog_ebpf::abi::{FAMILY_V4, Key, Meta, Record, SWEEP_CHUNK, Stats, sweep};
+use flowlog_ebpf::abi::{Record, SWEEP_CHUNK, sweep};
 
 use crate::{
     account::{self, Family, V4, V6, evict, lock, unlock},
     block,
     maps::EPOCH_OF,
 };
-
-const EMPTY: Meta = Meta { sport: 0, dport: 0, vlan: 0, iface: 0, reason: 0, proto: 0, flags: 0, epoch: 0 };
-const NOTHING: Stats = Stats { first_ns: 0, last_ns: 0, bytes: 0, packets: 0, tcp_flags: 0, tag: 0 };
 
 /// Loop state of one chunk.
 #[repr(C)]
@@ -25,7 +22,7 @@ struct Chunk {
     full: u32,
 }
 
-/// Arguments: 0 first slot (fence: its number), 1 cache (`sweep::*`), 2 non-zero to evict the current epoch as well (shutdown).
+/// Arguments: 0 first slot, 1 cache (`sweep::*`), 2 non-zero to evict the current epoch as well (shutdown).
 ///
 /// Not made with `#[raw_tracepoint]`: that macro returns 0 whatever the function says.
 #[unsafe(no_mangle)]
@@ -34,11 +31,6 @@ pub extern "C" fn flowlog_sweep(ctx: *mut c_void) -> i32 {
     let ctx = RawTracePointContext::new(ctx);
     let mut chunk = Chunk { first: ctx.arg::<u64>(0) as u32, all: ctx.arg::<u64>(2) as u32, full: 0 };
     let which: u64 = ctx.arg(1);
-    if which == sweep::FENCE {
-        let meta = Meta { epoch: chunk.first, ..EMPTY };
-        let fenced = block::send_one(FAMILY_V4, &Key { src: 0u32, dst: 0, meta }, &NOTHING);
-        return if fenced { sweep::DONE as i32 } else { sweep::RING_FULL as i32 };
-    }
     let Some(cpu) = account::cpu().filter(|cpu| lock(*cpu)) else { return sweep::BUSY as i32 };
     if which == sweep::BLOCKS {
         // SAFETY: we hold the flag.

@@ -10,13 +10,16 @@
 //! The kernel skips a tracing program that would interrupt itself (`bpf_prog_active`): a verdict in process context
 //! interrupted by one in softirq would lose the second. So there are two programs on the tracepoint: the first
 //! marks what it handled, the second handles what the first never saw.
+//!
+//! A link to a tracepoint cannot be given another program. So what is attached does nothing but jump to the
+//! program that a map names: a new agent replaces that one, and every event is handled by exactly one of the two.
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::{
     abi::{
         Dying, EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS,
-        REASON_XDP, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VerdictTruth, WANT_EGRESS, WANT_INGRESS,
-        WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
+        REASON_XDP, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VERDICT_FIRST, VERDICT_NESTED, VerdictTruth,
+        WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
     },
     packet::{self, Flow, Frame, Packet},
 };
@@ -25,13 +28,29 @@ use crate::{
     account::{self, Family, One, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
     frame::forget,
     kernel::Dropped,
-    maps::{DYING, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, XDP_PLACE},
+    maps::{DYING, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, VERDICTS, XDP_PLACE},
 };
 
 /// The loopback device has this index in every network namespace.
 const LOOPBACK: u32 = 1;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
+
+/// What is attached: jumps to [`flowlog_verdict`].
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn flowlog_drop(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: nothing here needs to be dropped.
+    unsafe { VERDICTS.tail_call(&ctx, VERDICT_FIRST) };
+    0
+}
+
+/// What is attached: jumps to [`flowlog_verdict_nested`].
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn flowlog_drop_nested(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: nothing here needs to be dropped.
+    unsafe { VERDICTS.tail_call(&ctx, VERDICT_NESTED) };
+    0
+}
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {

@@ -1,0 +1,276 @@
+//! Keeping the books: the ring, the ledger and the journal, and the order in which they change.
+//!
+//! ```text
+//! block:   read from the ring -> ledger, journal buffer -> journal durable -> ring position advances
+//! window:  Turn durable -> epoch switches -> grace periods, sweep -> all blocks durable -> Close durable -> counters cleared
+//! object:  durable in the spool as "held" -> Done durable -> released for delivery
+//! ```
+//!
+//! Whatever is interrupted between two of these steps is done again from the one in front; each can be.
+
+use flowlog_ebpf::abi::Truth;
+
+use crate::{
+    encode::key::object_key,
+    fault,
+    journal::{Journal, JournalError, entry::Head},
+    kernel::sweep::{Cursor, Scope, Swept},
+    types::{Epoch, IfaceId, Now},
+    window::{Closed, Event, Ledger, Subject, ledger::truth_words},
+};
+
+use super::AgentError;
+
+/// The kernel's side, as far as the books need it. The real one is [`super::capture::Live`]; the simulation has its own.
+pub trait Source {
+    /// The next block of the ring, which keeps its place, and the ring position behind it.
+    fn read(&mut self) -> Option<(&[u8], u64)>;
+    /// Ring position behind the last block read.
+    fn position(&self) -> u64;
+    /// Ring position behind the last block written, complete or not.
+    fn produced(&self) -> u64;
+    /// Gives the room up to a position back.
+    fn release(&mut self, position: u64);
+    /// Packets from now on belong to `epoch`.
+    fn set_epoch(&mut self, id: IfaceId, ifindex: u32, epoch: Epoch);
+    /// Verdicts on packets of earlier epochs are late from now on.
+    fn set_oldest(&mut self, subject: &Subject, oldest: Epoch);
+    /// Waits until no program is running that began before.
+    fn wait_for_programs(&mut self);
+    /// Evicts what is left of closed epochs (or of all).
+    fn sweep(&mut self, scope: Scope, from: Cursor) -> Result<Swept, AgentError>;
+    /// The programs' own count of an epoch.
+    fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, AgentError>;
+    /// Makes an epoch's counters ready for reuse.
+    fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), AgentError>;
+}
+
+/// Blocks taken before a grace period: all that the default ring holds, and an end in any flood.
+const BLOCKS_BEFORE_WAIT: usize = 2_048;
+/// Epochs whose counters exist, besides the open and the closing one: cleared at a start.
+const OTHER_EPOCHS: [u32; 2] = [1, 2];
+
+/// See the module's head.
+pub struct Books<S> {
+    /// The kernel's side.
+    pub source: S,
+    /// What is known.
+    pub ledger: Ledger,
+    journal: Journal,
+    /// When the journal last said that the host is up.
+    beat: Option<Now>,
+    /// Windows on their way to the encoder. Kept here, so that an error on the way loses none.
+    closed: Vec<Closed>,
+}
+
+impl<S: Source> Books<S> {
+    /// Opens the books where an earlier agent left them, or new ones.
+    pub fn new(source: S, ledger: Ledger, journal: Journal) -> Self {
+        Self { source, ledger, journal, beat: None, closed: Vec::new() }
+    }
+
+    /// Takes up to `most` blocks from the ring; returns how many there were.
+    pub fn drain(&mut self, most: usize) -> usize {
+        for taken in 0..most {
+            fault::point("ring_read");
+            let Self { source, ledger, journal, .. } = self;
+            let Some((block, end)) = source.read() else { return taken };
+            ledger.block(block);
+            fault::point("merge");
+            journal.block(block, end);
+        }
+        most
+    }
+
+    /// Makes everything that was drained durable, then gives its room in the ring back.
+    ///
+    /// # Errors
+    /// If it cannot be made durable. Nothing is lost before the ring is full.
+    pub fn commit(&mut self) -> Result<(), JournalError> {
+        let position = self.journal.commit(&self.ledger)?;
+        fault::point("position_advance");
+        self.source.release(position);
+        Ok(())
+    }
+
+    /// Notes that the host is up: what a gap is measured from after it was not.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn beat(&mut self, now: Now) -> Result<(), JournalError> {
+        self.journal.record(&[Event::Beat { now }], &self.ledger)?;
+        self.beat = Some(now);
+        Ok(())
+    }
+
+    /// Monotonic ns since the last [`beat`](Self::beat).
+    #[must_use]
+    pub fn since_beat_ns(&self, now: Now) -> u64 {
+        self.beat.map_or(u64::MAX, |b| now.mono.0.saturating_sub(b.mono.0))
+    }
+
+    /// Makes events durable and applies them.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit); then nothing has happened.
+    pub fn record(&mut self, events: &[Event]) -> Result<(), JournalError> {
+        self.journal.record(events, &self.ledger)?;
+        for event in events {
+            if let Some(window) = self.ledger.apply(event.clone()) {
+                self.journal.closed(object_key(&window.info));
+                self.closed.push(window);
+            }
+        }
+        Ok(())
+    }
+
+    /// Objects of closed windows are durable elsewhere.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn done(&mut self, keys: &[String]) -> Result<(), JournalError> {
+        let events: Vec<Event> = keys.iter().map(|key| Event::Done { key: key.clone() }).collect();
+        self.record(&events)?;
+        self.journal.done(keys);
+        Ok(())
+    }
+
+    /// After a start: makes the kernel agree with the ledger, whatever was interrupted.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn reconcile(&mut self) -> Result<(), AgentError> {
+        for (id, w) in self.ledger.watched() {
+            self.source.set_epoch(id, w.subject.ifindex, w.epoch);
+            let closed = w.closing_epoch().is_none().then(|| w.epoch.previous());
+            let others = OTHER_EPOCHS.iter().map(|n| Epoch(w.epoch.0.wrapping_add(*n)));
+            for epoch in others.chain(closed) {
+                self.source.clear_truth(id, epoch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the open windows of some interfaces and closes them, after all that an earlier agent had begun to close.
+    /// `true` marks one that is flushed for its size. [`take_closed`](Self::take_closed) has them.
+    ///
+    /// # Errors
+    /// If the journal or the kernel refuses. Windows that have ended are closed by the next call.
+    pub fn turn(&mut self, due: &[(IfaceId, bool)], now: Now, scope: Scope) -> Result<(), AgentError> {
+        self.close_ended(scope)?;
+        let mut turns = Vec::with_capacity(due.len());
+        for &(id, flushed_early) in due {
+            let Some(w) = self.ledger.get(id) else { continue };
+            let mut clock = w.clock.clone();
+            let closed = clock.turn(now);
+            turns.push(Event::Turn { id, closed, next: *clock.current(), flushed_early });
+        }
+        if !turns.is_empty() {
+            self.record(&turns)?;
+        }
+        fault::point("turn_recorded");
+        self.close_ended(scope)
+    }
+
+    /// Closes the windows that have ended.
+    fn close_ended(&mut self, scope: Scope) -> Result<(), AgentError> {
+        let ended = |ledger: &Ledger| -> Vec<(IfaceId, Epoch)> {
+            ledger.watched().filter_map(|(id, w)| Some((id, w.closing_epoch()?))).collect()
+        };
+        let closing = ended(&self.ledger);
+        if closing.is_empty() {
+            return Ok(());
+        }
+        self.settle_epochs(&closing, scope)?;
+        let mut events = Vec::with_capacity(closing.len());
+        for &(id, epoch) in &closing {
+            let truth = Some(truth_words(&self.source.truth(id, epoch)?));
+            events.push(Event::Close { id, truth, gap: None });
+        }
+        fault::point("window_close");
+        self.record(&events)?;
+        closing.iter().try_for_each(|(id, epoch)| self.source.clear_truth(*id, *epoch))
+    }
+
+    /// Windows closed since the last call.
+    #[must_use]
+    pub fn take_closed(&mut self) -> Vec<Closed> {
+        std::mem::take(&mut self.closed)
+    }
+
+    /// Gets every record of the epochs that have ended out of the kernel and into the journal.
+    fn settle_epochs(&mut self, closing: &[(IfaceId, Epoch)], scope: Scope) -> Result<(), AgentError> {
+        for &(id, _) in closing {
+            if let Some(w) = self.ledger.get(id) {
+                self.source.set_epoch(id, w.subject.ifindex, w.epoch);
+                fault::point("epoch_switch");
+            }
+        }
+        // A grace period takes tens of ms: as much room in the ring as can be had.
+        self.make_room(BLOCKS_BEFORE_WAIT)?;
+        // Packets between a hook and their verdict get one grace period to be taken back from the old window.
+        self.source.wait_for_programs();
+        self.make_room(BLOCKS_BEFORE_WAIT)?;
+        for &(id, _) in closing {
+            if let Some(w) = self.ledger.get(id) {
+                self.source.set_oldest(&w.subject, w.epoch);
+            }
+        }
+        self.source.wait_for_programs();
+        let mut at = Cursor::default();
+        while let Swept::RingFull(cursor) = self.source.sweep(scope, at)? {
+            at = cursor;
+            self.make_room(usize::MAX)?;
+        }
+        fault::point("sweep");
+        // Just emptying the ring is not enough: it looks empty while another CPU is writing a record in front of ours.
+        let end = self.source.produced();
+        while self.source.position() < end {
+            self.make_room(BLOCKS_BEFORE_WAIT)?;
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self, most: usize) -> Result<(), JournalError> {
+        self.drain(most);
+        self.commit()
+    }
+
+    /// Closes all windows of a kernel state that is gone, as they are: what the programs had not handed over is lost
+    /// with it, and the time since is a gap.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn close_lost(&mut self, last_seen: Now, now: Now) -> Result<(), JournalError> {
+        let ids: Vec<IfaceId> = self.ledger.watched().map(|(id, _)| id).collect();
+        let gap = Some((last_seen.wall.secs(), now.wall.secs().max(last_seen.wall.secs())));
+        let mut events = Vec::new();
+        for &id in &ids {
+            let Some(w) = self.ledger.get(id) else { continue };
+            if w.closing_epoch().is_some() {
+                events.push(Event::Close { id, truth: None, gap: None });
+            }
+            let mut clock = w.clock.clone();
+            // It ended when the host did, as far as anybody knows.
+            let mut closed = clock.turn(last_seen);
+            closed.ends_early = true;
+            events.push(Event::Turn { id, closed, next: *clock.current(), flushed_early: false });
+            events.push(Event::Close { id, truth: None, gap });
+            events.push(Event::Unwatch { id });
+        }
+        if events.is_empty() { Ok(()) } else { self.record(&events) }
+    }
+
+    /// From now on the journal belongs to another kernel state.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn begin_anew(&mut self, head: Head, position: u64) -> Result<(), JournalError> {
+        self.journal.begin_anew(head, position, &self.ledger)
+    }
+
+    /// Removes the journal: there is nothing left to keep in it.
+    pub fn end(&mut self) {
+        self.journal.end(&self.ledger);
+    }
+}

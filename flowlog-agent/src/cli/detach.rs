@@ -1,0 +1,14 @@
+//! `flowlog-agent detach`.
+
+use std::process::ExitCode;
+
+use super::{DetachArgs, run, stop};
+use crate::agent;
+
+pub(super) fn run(args: DetachArgs) -> anyhow::Result<ExitCode> {
+    run::log_to_stderr();
+    let config = args.into_raw()?.check_without_captures()?;
+    stop::stop(&config.state_dir)?;
+    run::runtime()?.block_on(agent::detach(config))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,39 @@
+//! `flowlog-agent stop`.
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal};
+
+use crate::lock;
+
+/// How long an agent may take to write its last records down.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+pub(super) fn run(state_dir: &Path) -> anyhow::Result<ExitCode> {
+    if stop(state_dir)? {
+        println!("stopped; the capture goes on in the kernel unless it was run with --no-pin");
+    } else {
+        println!("no agent is running on `{}`", state_dir.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends the agent that holds a state directory and waits until it has; `false` if there is none.
+pub(super) fn stop(state_dir: &Path) -> anyhow::Result<bool> {
+    let Some(pid) = lock::holder(state_dir) else { return Ok(false) };
+    let pid = Pid::from_raw(pid).context("the lock is held by no process")?;
+    // A handle first: should the agent end by itself, its number may become somebody else's.
+    let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+        .with_context(|| format!("cannot reach the agent (process {pid:?})"))?;
+    if lock::holder(state_dir) != Some(pid.as_raw_nonzero().get()) {
+        return stop(state_dir);
+    }
+    rustix::process::pidfd_send_signal(&handle, Signal::TERM).context("cannot signal the agent")?;
+    let mut ended = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
+    let patience = rustix::event::Timespec { tv_sec: i64::try_from(PATIENCE.as_secs())?, tv_nsec: 0 };
+    if rustix::event::poll(&mut ended, Some(&patience)).context("cannot wait for the agent")? == 0 {
+        bail!("the agent has not ended after {} s; see its log", PATIENCE.as_secs());
+    }
+    Ok(true)
+}
