@@ -50,6 +50,9 @@ pub const WANT_REFUSED_EGRESS: u16 = 1 << 3;
 pub const NO_LINK_HEADER: u16 = 1 << 4;
 /// The device is a bridge: it is never the port a bridged packet was refused on.
 pub const IS_BRIDGE: u16 = 1 << 5;
+/// Only refusals of packets that a hook has noted count: for the moments at which hooks begin and end, when packets are
+/// on their way that no hook has counted.
+pub const ONLY_NOTED: u16 = 1 << 6;
 
 /// What a record's packets are, in [`Meta::class`].
 ///

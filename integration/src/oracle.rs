@@ -29,6 +29,8 @@ pub const ACCEPTED: u16 = 20_001;
 const PAYLOAD: usize = 22;
 /// Layer-3 bytes of every packet.
 pub const L3_BYTES: u64 = 28 + PAYLOAD as u64;
+/// Bursts sent even if the script is over at once.
+const BURSTS_MIN: u32 = 20;
 /// Frames in a burst: fewer than any queue on the way takes.
 const BURST: usize = 50;
 
@@ -63,7 +65,8 @@ impl Oracle {
         let raw = traffic::Raw::open("eth0")?;
         let mut oracle = Self::default();
         let mut next = (0..flows).cycle();
-        while !over.load(Ordering::Relaxed) {
+        let mut bursts = 0..BURSTS_MIN;
+        while bursts.next().is_some() || !over.load(Ordering::Relaxed) {
             let mut frames = Vec::with_capacity(BURST);
             for i in next.by_ref().take(BURST) {
                 // No route leads back to these sources: nothing is answered.

@@ -13,6 +13,8 @@ mod input;
 mod objects;
 #[path = "all/packets.rs"]
 mod packets;
+#[path = "all/pins.rs"]
+mod pins;
 #[path = "all/programs.rs"]
 mod programs;
 #[path = "all/verdicts.rs"]

@@ -8,15 +8,21 @@
 //!
 //! Whatever is interrupted between two of these steps is done again from the one in front; each can be.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use flowlog_ebpf::abi::Truth;
 
 use crate::{
+    disk::Filesystem,
     encode::key::object_key,
     fault,
-    journal::{Journal, JournalError, entry::Head},
+    journal::{Journal, JournalError, Recovered, entry::Head, replay::Pending},
     kernel::sweep::{Cursor, Scope, Swept},
     types::{Epoch, IfaceId, Now},
-    window::{Closed, Event, Ledger, Subject, ledger::truth_words},
+    window::{
+        Closed, Event, Ledger, Span, Subject, WindowClock,
+        ledger::{Watched, truth_words},
+    },
 };
 
 use super::AgentError;
@@ -43,12 +49,32 @@ pub trait Source {
     fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, AgentError>;
     /// Makes an epoch's counters ready for reuse.
     fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), AgentError>;
+    /// Goes on reading at a position; `false`: the ring does not have it.
+    fn seek(&mut self, position: u64) -> bool;
+    /// Drops everything that is in the kernel: nobody knows what it belongs to.
+    fn forget(&mut self) -> Result<(), AgentError>;
 }
 
 /// Blocks taken before a grace period: all that the default ring holds, and an end in any flood.
 const BLOCKS_BEFORE_WAIT: usize = 2_048;
 /// Epochs whose counters exist, besides the open and the closing one: cleared at a start.
 const OTHER_EPOCHS: [u32; 2] = [1, 2];
+
+/// Last windows of an earlier watch, by interface id.
+pub type Spans = BTreeMap<String, Span>;
+
+/// The first window of a watch, after the last one of an earlier watch.
+#[must_use]
+pub fn first_window(secs: u32, previous: Option<Span>, now: Now) -> Span {
+    match previous {
+        None => *WindowClock::new(secs, now).current(),
+        Some(span) => {
+            let mut clock = WindowClock::resume(secs, span);
+            clock.turn(now);
+            *clock.current()
+        }
+    }
+}
 
 /// See the module's head.
 pub struct Books<S> {
@@ -64,9 +90,43 @@ pub struct Books<S> {
 }
 
 impl<S: Source> Books<S> {
-    /// Opens the books where an earlier agent left them, or new ones.
-    pub fn new(source: S, ledger: Ledger, journal: Journal) -> Self {
-        Self { source, ledger, journal, beat: None, closed: Vec::new() }
+    /// Opens the books where an earlier agent left them, if `head` says that the kernel still has the other half, or
+    /// new ones. Returns them with windows whose objects are not known to be durable, and with the last windows of
+    /// what was lost: new ones must come after these.
+    ///
+    /// # Errors
+    /// If the journal cannot be written, or the kernel refuses.
+    pub fn open(
+        mut source: S,
+        fs: &Arc<dyn Filesystem>,
+        mut found: Recovered,
+        head: Head,
+        now: Now,
+    ) -> Result<(Self, Vec<Pending>, Spans), AgentError> {
+        let same = found.head.as_ref().is_some_and(|h| h.boot_id == head.boot_id && h.ring_id == head.ring_id);
+        let goes_on = same && source.seek(found.position);
+        if !goes_on {
+            source.forget()?;
+        }
+        let (position, last_seen) = (source.position(), found.last_seen.unwrap_or(now));
+        // What belongs to a kernel state that is gone keeps its head until its windows are closed: this start may fail.
+        let (first_head, first_position) = match &found.head {
+            Some(old) if !goes_on => (old.clone(), found.position),
+            _ => (head.clone(), position),
+        };
+        let ledger = std::mem::take(&mut found.ledger);
+        let journal = Journal::start(fs.clone(), first_head, &found, &ledger, first_position)?;
+        let mut books = Self { source, ledger, journal, beat: None, closed: Vec::new() };
+        let mut spans = Spans::new();
+        if goes_on {
+            books.reconcile()?;
+        } else {
+            let last = |w: &Watched| (w.subject.interface_id.clone(), *w.clock.current());
+            spans.extend(books.ledger.watched().map(|(_, w)| last(w)));
+            books.close_lost(last_seen, now)?;
+            books.journal.begin_anew(head, position, &books.ledger)?;
+        }
+        Ok((books, found.pending, spans))
     }
 
     /// Takes up to `most` blocks from the ring; returns how many there were.
@@ -136,10 +196,7 @@ impl<S: Source> Books<S> {
     }
 
     /// After a start: makes the kernel agree with the ledger, whatever was interrupted.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn reconcile(&mut self) -> Result<(), AgentError> {
+    fn reconcile(&mut self) -> Result<(), AgentError> {
         for (id, w) in self.ledger.watched() {
             self.source.set_epoch(id, w.subject.ifindex, w.epoch);
             let closed = w.closing_epoch().is_none().then(|| w.epoch.previous());
@@ -238,10 +295,7 @@ impl<S: Source> Books<S> {
 
     /// Closes all windows of a kernel state that is gone, as they are: what the programs had not handed over is lost
     /// with it, and the time since is a gap.
-    ///
-    /// # Errors
-    /// As [`commit`](Self::commit).
-    pub fn close_lost(&mut self, last_seen: Now, now: Now) -> Result<(), JournalError> {
+    fn close_lost(&mut self, last_seen: Now, now: Now) -> Result<(), JournalError> {
         let ids: Vec<IfaceId> = self.ledger.watched().map(|(id, _)| id).collect();
         let gap = Some((last_seen.wall.secs(), now.wall.secs().max(last_seen.wall.secs())));
         let mut events = Vec::new();
@@ -259,14 +313,6 @@ impl<S: Source> Books<S> {
             events.push(Event::Unwatch { id });
         }
         if events.is_empty() { Ok(()) } else { self.record(&events) }
-    }
-
-    /// From now on the journal belongs to another kernel state.
-    ///
-    /// # Errors
-    /// As [`commit`](Self::commit).
-    pub fn begin_anew(&mut self, head: Head, position: u64) -> Result<(), JournalError> {
-        self.journal.begin_anew(head, position, &self.ledger)
     }
 
     /// Removes the journal: there is nothing left to keep in it.

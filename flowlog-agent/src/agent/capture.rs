@@ -7,7 +7,7 @@ use flowlog_ebpf::abi::{self, Iface, Truth};
 
 use super::{
     AgentError,
-    books::{Books, Source},
+    books::{Books, Source, Spans, first_window},
     proof::Proof,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     disk::Filesystem,
     fault,
     journal::{
-        self, Journal, JournalError, Recovered,
+        self, JournalError, Recovered,
         entry::{FORMAT, Head},
         replay::Pending,
     },
@@ -28,7 +28,7 @@ use crate::{
     netdev::{self, NetDev},
     rule::{Action, Direction, Rule},
     types::{Epoch, IfaceId, Now},
-    window::{Closed, Event, Ledger, Span, Subject, WindowClock},
+    window::{Closed, Event, Ledger, Span, Subject},
 };
 
 /// The real kernel.
@@ -43,9 +43,6 @@ pub struct Capture {
     proofs: BTreeMap<IfaceId, Vec<Proof>>,
     flows_max: usize,
 }
-
-/// Last windows of an earlier watch, by interface id.
-type Spans = BTreeMap<String, Span>;
 
 /// Flags of an interface for the programs.
 fn flags(rule: &Rule, dev: &NetDev) -> u16 {
@@ -96,9 +93,16 @@ impl Capture {
         // Verdicts first: a packet that passed a hook must not die unnoticed.
         capture.books.source.kernel.attach_verdict()?;
         capture.retire(|s| !wanted.iter().any(|(w, _)| w == s))?;
-        for (subject, dev) in wanted {
+        for (subject, dev) in &wanted {
             let previous = spans.get(&subject.interface_id).copied();
-            capture.watch(&subject, &dev, previous)?;
+            capture.watch(subject, dev, previous)?;
+        }
+        // Packets that had passed a hook before it counted have died or been delivered now.
+        capture.books.source.kernel.wait_for_programs();
+        for (id, w) in capture.books.ledger.watched() {
+            if let Some((_, dev)) = wanted.iter().find(|(s, _)| *s == w.subject) {
+                capture.books.source.kernel.set_flags(id, dev.index, flags(&w.subject.rule, dev));
+            }
         }
         capture.books.source.kernel.remove_stale_hooks()?;
         capture.books.beat(Now::read())?;
@@ -126,8 +130,7 @@ impl Capture {
         Ok((capture, pending))
     }
 
-    /// Everything up to, and without, deciding what is watched. The last labels of windows that were lost are returned:
-    /// new ones must come after them.
+    /// Everything up to, and without, deciding what is watched.
     fn open(
         config: &Config,
         fs: &Arc<dyn Filesystem>,
@@ -140,29 +143,10 @@ impl Capture {
             Some(dir) => Kernel::load_pinned(config.sizes, netns, Pins::open(dir, config.sizes)?)?,
             None => Kernel::load(config.sizes, netns)?,
         };
-        let mut ring = kernel.take_ring()?;
-        let head =
-            Head { format: FORMAT, boot_id, ring_id: ring.id()?, pin_dir: config.pin_dir.clone(), begun: Now::read() };
-        let same = |h: &Head| h.boot_id == head.boot_id && h.ring_id == head.ring_id;
-        let goes_on = found.head.as_ref().is_some_and(same) && ring.seek(found.position);
-        let mut live = Live { kernel, ring };
-        if !goes_on {
-            live.forget()?;
-        }
-        let (position, last_seen) = (live.ring.position(), found.last_seen);
-        let (ledger, journal, pending) = start_journal(fs, found, &head, goes_on, position)?;
-        let mut books = Books::new(live, ledger, journal);
-        let mut spans = Spans::new();
-        if goes_on {
-            books.reconcile()?;
-        } else {
-            for (_, w) in books.ledger.watched() {
-                spans.insert(w.subject.interface_id.clone(), *w.clock.current());
-            }
-            let now = Now::read();
-            books.close_lost(last_seen.unwrap_or(now), now)?;
-            books.begin_anew(head, position)?;
-        }
+        let ring = kernel.take_ring()?;
+        let now = Now::read();
+        let head = Head { format: FORMAT, boot_id, ring_id: ring.id()?, pin_dir: config.pin_dir.clone(), begun: now };
+        let (books, pending, spans) = Books::open(Live { kernel, ring }, fs, found, head, now)?;
         let capture = Self { books, proofs: BTreeMap::new(), flows_max: config.flows_max };
         Ok((capture, pending, spans))
     }
@@ -178,11 +162,15 @@ impl Capture {
         }
         let Some(w) = self.books.ledger.get(id) else { return Ok(()) };
         let (epoch, oldest) = (w.epoch, w.closing_epoch().unwrap_or(w.epoch));
-        let flags = flags(&subject.rule, dev);
+        let kernel = &mut self.books.source.kernel;
+        // Packets are on their way that no hook has counted, unless an earlier agent's hooks have.
+        let new = if kernel.watched(dev.index) == Some(id) { 0 } else { abi::ONLY_NOTED };
+        let flags = flags(&subject.rule, dev) | new;
         let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, upper: dev.upper };
         let before = netdev::counters(&dev.name)?;
-        self.books.source.kernel.watch(dev.index, iface)?;
-        let hooks = attach(&mut self.books.source.kernel, subject, dev)?;
+        // Hooks first: a refused packet is taken to have passed them.
+        let hooks = attach(kernel, subject, dev)?;
+        kernel.watch(dev.index, iface)?;
         let proofs = hooks.into_iter().map(|direction| Proof::new(direction, before)).collect();
         self.proofs.insert(id, proofs);
         Ok(())
@@ -195,6 +183,8 @@ impl Capture {
         if gone.is_empty() {
             return Ok(());
         }
+        let ids: Vec<IfaceId> = gone.iter().map(|(id, _)| *id).collect();
+        self.end_accounting(&ids);
         for (id, subject) in &gone {
             let kernel = &mut self.books.source.kernel;
             // Only links that we hold can be taken away, so hooks of an earlier agent are taken over first.
@@ -202,15 +192,34 @@ impl Capture {
                 attach(kernel, subject, &dev)?;
             }
             kernel.detach(subject.ifindex)?;
-            if kernel.watched(subject.ifindex) == Some(*id) {
-                kernel.unwatch(subject.ifindex);
-            }
             self.proofs.remove(id);
         }
         let due: Vec<(IfaceId, bool)> = gone.iter().map(|(id, _)| (*id, false)).collect();
         self.books.turn(&due, Now::read(), Scope::Closed)?;
         let events: Vec<Event> = gone.iter().map(|(id, _)| Event::Unwatch { id: *id }).collect();
         Ok(self.books.record(&events)?)
+    }
+
+    /// From one moment on, packets of some interfaces are not counted any more; those counted before get their verdicts.
+    fn end_accounting(&mut self, ids: &[IfaceId]) {
+        let kernel = &self.books.source.kernel;
+        let ending = || ids.iter().filter_map(|id| Some((*id, self.books.ledger.get(*id)?)));
+        for (id, w) in ending() {
+            let refused = abi::WANT_REFUSED_INGRESS | abi::WANT_REFUSED_EGRESS;
+            let kept = match still_there(&w.subject) {
+                Some(dev) => flags(&w.subject.rule, &dev) & (refused | abi::NO_LINK_HEADER | abi::IS_BRIDGE),
+                None => 0,
+            };
+            kernel.set_flags(id, w.subject.ifindex, kept | abi::ONLY_NOTED);
+        }
+        // As at the end of a window: from the hook to the verdict is one grace period.
+        kernel.wait_for_programs();
+        kernel.wait_for_programs();
+        for (id, w) in ending() {
+            if kernel.watched(w.subject.ifindex) == Some(id) {
+                kernel.unwatch(w.subject.ifindex);
+            }
+        }
     }
 
     /// Names of drop reasons.
@@ -300,10 +309,12 @@ impl Capture {
     /// # Errors
     /// If the kernel or the journal refuses.
     pub fn finish(&mut self, now: Now) -> Result<(), AgentError> {
+        let ids: Vec<IfaceId> = self.books.ledger.watched().map(|(id, _)| id).collect();
+        self.end_accounting(&ids);
         self.books.source.kernel.detach_all()?;
-        let all: Vec<(IfaceId, bool)> = self.books.ledger.watched().map(|(id, _)| (id, false)).collect();
+        let all: Vec<(IfaceId, bool)> = ids.iter().map(|id| (*id, false)).collect();
         self.books.turn(&all, now, Scope::All)?;
-        let events: Vec<Event> = all.iter().map(|(id, _)| Event::Unwatch { id: *id }).collect();
+        let events: Vec<Event> = ids.iter().map(|id| Event::Unwatch { id: *id }).collect();
         self.books.record(&events)?;
         Ok(self.books.source.kernel.remove_pins()?)
     }
@@ -354,18 +365,6 @@ fn attach(kernel: &mut Kernel, subject: &Subject, dev: &NetDev) -> Result<Vec<Di
     Ok(hooked)
 }
 
-/// The first window of a watch, after the last one of an earlier watch.
-fn first_window(secs: u32, previous: Option<Span>, now: Now) -> Span {
-    match previous {
-        None => *WindowClock::new(secs, now).current(),
-        Some(span) => {
-            let mut clock = WindowClock::resume(secs, span);
-            clock.turn(now);
-            *clock.current()
-        }
-    }
-}
-
 /// The interface of a subject, if it is still the same one. One that is gone has taken its hooks along.
 fn still_there(subject: &Subject) -> Option<NetDev> {
     netdev::find(&subject.interface).ok().filter(|dev| dev.index == subject.ifindex)
@@ -380,26 +379,8 @@ fn refuse_other_pins(config: &Config, head: Option<&Head>, boot_id: &str) -> Res
     Err(AgentError::OtherPins { dir: dir.clone() })
 }
 
-fn start_journal(
-    fs: &Arc<dyn Filesystem>,
-    mut found: Recovered,
-    head: &Head,
-    goes_on: bool,
-    position: u64,
-) -> Result<(Ledger, Journal, Vec<Pending>), AgentError> {
-    // What belongs to a kernel state that is gone keeps its head until its windows are closed: this start may fail.
-    let (head, position) = match &found.head {
-        Some(old) if !goes_on => (old.clone(), found.position),
-        _ => (head.clone(), position),
-    };
-    let ledger = std::mem::take(&mut found.ledger);
-    let journal = Journal::start(fs.clone(), head, &found, &ledger, position)?;
-    Ok((ledger, journal, found.pending))
-}
-
 impl Live {
-    /// Empties a kernel state that has no journal: nobody knows what its records belong to.
-    fn forget(&mut self) -> Result<(), AgentError> {
+    fn empty(&mut self) -> Result<(), AgentError> {
         if !self.kernel.is_pinned() {
             return Ok(());
         }
@@ -468,6 +449,14 @@ impl Source for Live {
 
     fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), AgentError> {
         Ok(self.kernel.clear_truth(id, epoch)?)
+    }
+
+    fn seek(&mut self, position: u64) -> bool {
+        self.ring.seek(position)
+    }
+
+    fn forget(&mut self) -> Result<(), AgentError> {
+        self.empty()
     }
 }
 

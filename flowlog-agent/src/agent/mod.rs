@@ -11,6 +11,8 @@ pub mod books;
 pub mod capture;
 pub mod encoder;
 pub mod proof;
+#[cfg(test)]
+mod simulation;
 pub mod status;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

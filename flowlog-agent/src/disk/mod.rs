@@ -7,6 +7,8 @@
 //! of the two are found out by the simulation.
 
 pub mod real;
+#[cfg(test)]
+pub mod sim;
 
 use std::io::{self, Read};
 

@@ -177,21 +177,40 @@ impl<K: Hash + Eq> Found<K> {
     }
 }
 
-/// Labels that are 16-bit numbers: looked up in an array.
+/// Labels that are 16-bit numbers.
 struct Numbers {
     labels: Labels,
-    codes: Box<[u32]>,
+    codes: Codes,
 }
 
+/// Codes of 16-bit numbers.
+enum Codes {
+    /// An array of 256 KiB costs more than it saves.
+    Few(HashMap<u16, u32>),
+    /// Looked up in an array.
+    Many(Box<[u32]>),
+}
+
+/// Rows above which the array is worth it.
+const FEW_ROWS: usize = 4_096;
+
 impl Numbers {
-    fn new() -> Self {
-        Self { labels: Labels::default(), codes: vec![NULL; 1 << 16].into_boxed_slice() }
+    fn new(rows: usize) -> Self {
+        let codes = if rows <= FEW_ROWS {
+            Codes::Few(HashMap::new())
+        } else {
+            Codes::Many(vec![NULL; 1 << 16].into_boxed_slice())
+        };
+        Self { labels: Labels::default(), codes }
     }
 
     #[inline]
     fn push(&mut self, number: Option<u16>) {
         let Some(number) = number else { return self.labels.push(NULL) };
-        let code = &mut self.codes[usize::from(number)];
+        let code = match &mut self.codes {
+            Codes::Few(codes) => codes.entry(number).or_insert(NULL),
+            Codes::Many(codes) => &mut codes[usize::from(number)],
+        };
         if *code == NULL {
             *code = self.labels.label(Label::Int(i32::from(number)));
         }
@@ -281,9 +300,9 @@ impl<'a> Builder<'a> {
             info,
             src: Found::default(),
             dst: Found::default(),
-            sport: Numbers::new(),
-            dport: Numbers::new(),
-            protocol: Numbers::new(),
+            sport: Numbers::new(rows),
+            dport: Numbers::new(rows),
+            protocol: Numbers::new(rows),
             packets: longs(),
             bytes: longs(),
             start: Found::default(),
@@ -291,11 +310,11 @@ impl<'a> Builder<'a> {
             action: Known::new(&["ACCEPT", "REJECT"]),
             status: Known::new(&STATUS),
             direction: Known::new(&["ingress", "egress"]),
-            tcp_flags: Numbers::new(),
-            icmp_type: Numbers::new(),
-            icmp_code: Numbers::new(),
+            tcp_flags: Numbers::new(rows),
+            icmp_type: Numbers::new(rows),
+            icmp_code: Numbers::new(rows),
             family: Known::new(&["IPv4", "IPv6"]),
-            vlan: Numbers::new(),
+            vlan: Numbers::new(rows),
             start_ns: longs(),
             end_ns: longs(),
             reason: Found::default(),

@@ -88,6 +88,13 @@ impl Kernel {
         Ok(())
     }
 
+    /// Changes what is wanted of an interface that is being accounted for, in one store.
+    pub fn set_flags(&self, id: IfaceId, ifindex: u32, flags: u16) {
+        if self.watched(ifindex) == Some(id) {
+            self.ifaces.store(ifindex, WORD_ID_FLAGS, u32::from(id.0) | u32::from(flags) << 16);
+        }
+    }
+
     /// Stops accounting for an interface.
     pub fn unwatch(&self, ifindex: u32) {
         self.ifaces.store(ifindex, WORD_ID_FLAGS, 0);

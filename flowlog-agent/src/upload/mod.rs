@@ -3,9 +3,12 @@
 //! Objects of one rule and store form a *route*. Every route is delivered by itself, in order: one that is slow,
 //! refused or retrying holds back no other.
 //!
-//! * [`store`]: one object store;
+//! * [`store`]: one object store; `directory`: a local directory as one;
 //! * this file: routes, pauses, what there is to say about them.
 
+mod directory;
+#[cfg(test)]
+pub mod scripted;
 pub mod store;
 
 use std::{
@@ -136,6 +139,8 @@ pub struct Uploader {
     /// Routes that are being delivered.
     busy: HashMap<Route, Location>,
     progress: watch::Sender<Progress>,
+    /// From 0 to 1: the nodes of a region must not come back all at once.
+    jitter: Box<dyn FnMut() -> f64 + Send>,
 }
 
 /// How one route fared: `None` if all of it was delivered.
@@ -146,7 +151,14 @@ impl Uploader {
     #[must_use]
     pub fn new(spool: Spool, open: Arc<Opener>) -> Self {
         let (pauses, busy) = (HashMap::new(), HashMap::new());
-        Self { spool, open, stores: Arc::default(), pauses, busy, progress: watch::Sender::default() }
+        let (progress, jitter) = (watch::Sender::default(), Box::new(random));
+        Self { spool, open, stores: Arc::default(), pauses, busy, progress, jitter }
+    }
+
+    /// The same, with numbers from 0 to 1 that can be had again.
+    #[must_use]
+    pub fn with_jitter(self, jitter: Box<dyn FnMut() -> f64 + Send>) -> Self {
+        Self { jitter, ..self }
     }
 
     /// Watch the progress.
@@ -258,7 +270,7 @@ impl Uploader {
             return;
         };
         let last = self.pauses.get(&route).map_or(RETRY_MIN, |(_, pause)| (*pause * 2).min(RETRY_MAX));
-        let pause = last.mul_f64(0.5 + jitter() / 2.0);
+        let pause = last.mul_f64(0.5 + (self.jitter)() / 2.0);
         self.pauses.insert(route.clone(), (Instant::now() + pause, last));
         tracing::warn!(rule = route.folder, %error, retry_in_ms = pause.as_millis(), "cannot deliver");
         let now_secs = Now::read().wall.secs();
@@ -281,8 +293,7 @@ impl Uploader {
     }
 }
 
-/// From 0 to 1: the nodes of a region must not come back all at once.
-fn jitter() -> f64 {
+fn random() -> f64 {
     use std::hash::{BuildHasher as _, Hasher as _};
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     f64::from(u16::try_from(random & 0xffff).unwrap_or(0)) / 65_536.0

@@ -14,11 +14,11 @@ use object_store::{
     Attribute, Attributes, ClientOptions, CredentialProvider, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode,
     PutOptions, RetryConfig,
     aws::{AmazonS3Builder, AwsCredential},
-    local::LocalFileSystem,
     path::Path,
 };
 use sha2::{Digest as _, Sha256};
 
+use super::directory::Directory;
 use crate::rule::Location;
 
 /// Metadata key of our checksum.
@@ -96,10 +96,13 @@ impl StoreError {
 
 /// A bucket or directory.
 pub struct Store {
-    inner: Arc<dyn ObjectStore>,
+    inner: Inner,
     name: String,
-    /// The store keeps metadata; a directory does not.
-    metadata: bool,
+}
+
+enum Inner {
+    Directory(Directory),
+    Objects(Arc<dyn ObjectStore>),
 }
 
 impl Store {
@@ -108,37 +111,50 @@ impl Store {
         match location {
             Location::Directory(dir) => {
                 let name = format!("directory `{}`", dir.display());
-                let failed = |e: &dyn std::fmt::Display| StoreError::Options(format!("{name} cannot be used: {e}"));
-                match std::fs::create_dir(dir) {
-                    Ok(()) => {}
-                    Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                    Err(e) => return Err(failed(&e)),
-                }
-                let fs = LocalFileSystem::new_with_prefix(dir).map_err(|e| failed(&e))?.with_fsync(true);
-                Ok(Self { inner: Arc::new(fs), name, metadata: false })
+                let inner =
+                    Directory::open(dir).map_err(|e| StoreError::Options(format!("{name} cannot be used: {e}")))?;
+                Ok(Self { inner: Inner::Directory(inner), name })
             }
             Location::Bucket(bucket) => {
                 let name = format!("bucket `{bucket}`");
                 let inner = s3(bucket, options).map_err(|words| StoreError::Options(format!("{name}: {words}")))?;
-                Ok(Self { inner, name, metadata: true })
+                Ok(Self { inner: Inner::Objects(inner), name })
             }
         }
     }
 
+    /// A store that is one already, and keeps metadata.
+    #[cfg(test)]
+    pub(super) fn from_parts(inner: Arc<dyn ObjectStore>, name: String) -> Self {
+        Self { inner: Inner::Objects(inner), name }
+    }
+
     /// Stores an object exactly once.
     pub async fn deliver(&self, key: &str, bytes: Vec<u8>) -> Result<Outcome, StoreError> {
-        let (size, sha256) = (bytes.len() as u64, hex(&Sha256::digest(&bytes)));
-        match self.put(key, bytes, &sha256).await {
-            Ok(()) => Ok(Outcome::Stored),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                let same = self.holds(key, size, &sha256).await.map_err(|e| self.error(&e))?;
-                Ok(if same { Outcome::AlreadyThere } else { Outcome::Conflict })
-            }
-            // Perhaps only the reply was lost.
-            Err(error) => match self.holds(key, size, &sha256).await {
-                Ok(true) => Ok(Outcome::AlreadyThere),
-                _ => Err(self.error(&error)),
+        match &self.inner {
+            Inner::Directory(dir) => match dir.create(key, &bytes) {
+                Ok(()) => Ok(Outcome::Stored),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                    let same = dir.read(key).map_err(|e| self.io_error(&e))? == bytes;
+                    Ok(if same { Outcome::AlreadyThere } else { Outcome::Conflict })
+                }
+                Err(e) => Err(self.io_error(&e)),
             },
+            Inner::Objects(store) => {
+                let (size, sha256) = (bytes.len() as u64, hex(&Sha256::digest(&bytes)));
+                match put(store, key, bytes, &sha256).await {
+                    Ok(()) => Ok(Outcome::Stored),
+                    Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                        let same = holds(store, key, size, &sha256).await.map_err(|e| self.error(&e))?;
+                        Ok(if same { Outcome::AlreadyThere } else { Outcome::Conflict })
+                    }
+                    // Perhaps only the reply was lost.
+                    Err(error) => match holds(store, key, size, &sha256).await {
+                        Ok(true) => Ok(Outcome::AlreadyThere),
+                        _ => Err(self.error(&error)),
+                    },
+                }
+            }
         }
     }
 
@@ -147,38 +163,25 @@ impl Store {
     pub async fn probe(&self, folder: &str) -> Result<(), StoreError> {
         let key = format!("{folder}/.flowlog-probe-{}", uuid::Uuid::new_v4());
         let body = b"flowlog checks that it can write here; remove at will\n".to_vec();
-        let sha256 = hex(&Sha256::digest(&body));
-        self.put(&key, body, &sha256).await.map_err(|e| self.error(&e))?;
-        if let Err(error) = self.inner.delete(&Path::from(key.as_str())).await {
-            tracing::warn!(key, %error, "cannot remove the probe object");
+        let removed = match &self.inner {
+            Inner::Directory(dir) => {
+                dir.create(&key, &body).map_err(|e| self.io_error(&e))?;
+                dir.remove(&key).map_err(|e| e.to_string())
+            }
+            Inner::Objects(store) => {
+                let sha256 = hex(&Sha256::digest(&body));
+                put(store, &key, body, &sha256).await.map_err(|e| self.error(&e))?;
+                store.delete(&Path::from(key.as_str())).await.map_err(|e| words(&e))
+            }
+        };
+        if let Err(error) = removed {
+            tracing::warn!(key, error, "cannot remove the probe object");
         }
         Ok(())
     }
 
-    async fn put(&self, key: &str, bytes: Vec<u8>, sha256: &str) -> Result<(), object_store::Error> {
-        let mut options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        if self.metadata {
-            let mut attributes = Attributes::new();
-            attributes.insert(Attribute::ContentType, "application/vnd.apache.parquet".into());
-            attributes.insert(Attribute::Metadata(SHA256.into()), sha256.to_owned().into());
-            options.attributes = attributes;
-        }
-        self.inner.put_opts(&Path::from(key), bytes.into(), options).await.map(drop)
-    }
-
-    /// Whether the store holds exactly these bytes under `key`.
-    async fn holds(&self, key: &str, size: u64, sha256: &str) -> Result<bool, object_store::Error> {
-        let path = Path::from(key);
-        let head = GetOptions { head: self.metadata, ..GetOptions::default() };
-        let found = self.inner.get_opts(&path, head).await?;
-        if found.meta.size != size {
-            return Ok(false);
-        }
-        if self.metadata {
-            let stored = found.attributes.get(&Attribute::Metadata(SHA256.into()));
-            return Ok(stored.is_some_and(|s| s.as_ref() == sha256));
-        }
-        Ok(hex(&Sha256::digest(found.bytes().await?)) == sha256)
+    fn io_error(&self, error: &std::io::Error) -> StoreError {
+        StoreError::Other { location: self.name.clone(), words: error.to_string() }
     }
 
     fn error(&self, error: &object_store::Error) -> StoreError {
@@ -193,6 +196,23 @@ impl Store {
             _ => StoreError::Other { location, words },
         }
     }
+}
+
+/// Puts an object that must not exist, with its checksum beside it.
+async fn put(store: &dyn ObjectStore, key: &str, bytes: Vec<u8>, sha256: &str) -> Result<(), object_store::Error> {
+    let mut attributes = Attributes::new();
+    attributes.insert(Attribute::ContentType, "application/vnd.apache.parquet".into());
+    attributes.insert(Attribute::Metadata(SHA256.into()), sha256.to_owned().into());
+    let options = PutOptions { mode: PutMode::Create, attributes, ..PutOptions::default() };
+    store.put_opts(&Path::from(key), bytes.into(), options).await.map(drop)
+}
+
+/// Whether the store holds exactly these bytes under `key`.
+async fn holds(store: &dyn ObjectStore, key: &str, size: u64, sha256: &str) -> Result<bool, object_store::Error> {
+    let head = GetOptions { head: true, ..GetOptions::default() };
+    let found = store.get_opts(&Path::from(key), head).await?;
+    let stored = found.attributes.get(&Attribute::Metadata(SHA256.into()));
+    Ok(found.meta.size == size && stored.is_some_and(|s| s.as_ref() == sha256))
 }
 
 /// The innermost message, on one line: the outer ones repeat it with more and more wrapping.

@@ -367,6 +367,16 @@ pub fn key_of<A: Copy>(f: &Flow<A>, iface: u16, flags: u8, reason: u16, epoch: u
     Key { src: f.src, dst: f.dst, meta }
 }
 
+/// Forgets what was noted about the buffer that a hook sees.
+#[inline(always)]
+pub fn forget_note<H: Hook>(hook: &H, direction: u8) {
+    let Some(cpu) = cpu() else { return };
+    let Some((_, skb)) = hook.buffer(cpu) else { return };
+    let index = seen_index(skb, direction) as usize & (2 * SEEN_ENTRIES as usize - 1);
+    // SAFETY: a map value of this CPU; the index is below the array's length.
+    unsafe { (&raw mut (*cpu).skbs).cast::<u64>().add(index).write(0) };
+}
+
 /// Accounts for one IP packet.
 #[inline(always)]
 pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {

@@ -6,7 +6,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flowlog_ebpf::{
-    abi::{Cpu, EGRESS, INGRESS, NO_LINK_HEADER, WANT_EGRESS, WANT_INGRESS},
+    abi::{Cpu, EGRESS, INGRESS, NO_LINK_HEADER, ONLY_NOTED, WANT_EGRESS, WANT_INGRESS},
     packet::{self, Frame, common4, common6},
 };
 
@@ -59,7 +59,9 @@ fn hook(ctx: &TcContext, direction: u8, want: u16) {
     let skb = ctx.skb.skb;
     // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
     let (ifindex, len, vlan_tci) = unsafe { ((*skb).ifindex, (*skb).len, (*skb).vlan_tci as u16) };
-    let Some(at) = account::at(ifindex, direction, want) else { return };
+    let Some(at) = account::at(ifindex, direction, want) else {
+        return uncounted(skb, u32::from(direction));
+    };
     let link_header = at.iface.flags & NO_LINK_HEADER == 0;
     let frame = Frame { len, vlan_tci, link_header };
     let direct = Direct { data: ctx.data(), end: ctx.data_end() };
@@ -72,6 +74,17 @@ fn hook(ctx: &TcContext, direction: u8, want: u16) {
         }
     }
     uncommon(skb, u32::from(direction), u32::from(want));
+}
+
+/// A frame that nobody wants to be counted (any more): the note of an earlier packet in the same buffer must not be
+/// taken for its own.
+#[inline(never)]
+fn uncounted(skb: *mut __sk_buff, direction: u32) {
+    // SAFETY: the context pointer; the verifier rewrites the load to the real member.
+    let ifindex = unsafe { (*skb).ifindex };
+    if account::iface(ifindex).is_some_and(|i| i.flags & ONLY_NOTED != 0) {
+        account::forget_note(&Skb(skb), direction as u8);
+    }
 }
 
 /// Any other frame. A function of its own, so that its variables do not crowd the registers of the common case.

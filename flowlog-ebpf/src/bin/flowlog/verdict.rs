@@ -17,9 +17,10 @@
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::{
     abi::{
-        Dying, EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS,
-        REASON_XDP, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VERDICT_FIRST, VERDICT_NESTED, VerdictTruth,
-        WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
+        Dying, EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, ONLY_NOTED, REASON_BY_PLACE, REASON_REFUSED,
+        REASON_TC_EGRESS, REASON_XDP, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VERDICT_FIRST,
+        VERDICT_NESTED, VerdictTruth, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class,
+        reason_index,
     },
     packet::{self, Flow, Frame, Packet},
 };
@@ -194,6 +195,9 @@ fn came_in_through(d: &Dropped, noted: Option<&Seen>, action: u8) -> u32 {
     let Some(iface) = account::iface(ifindex).filter(|i| i.flags & WANT_REFUSED_INGRESS != 0) else { return 0 };
     // A packet that died in another tc program or in generic XDP may not have reached our hook.
     let passed_hook = action == REASON_REFUSED && iface.flags & WANT_INGRESS != 0;
+    if iface.flags & ONLY_NOTED != 0 && by_note.is_none() {
+        return 0;
+    }
     place(ifindex, passed_hook, by_note.is_some())
 }
 
@@ -213,7 +217,11 @@ fn headed_out_through(d: &Dropped, address: u64, action: u8) -> u32 {
     }
     // All firewall hooks of the way out come before the tc hook; only another tc program can come after it.
     let tc = action == REASON_TC_EGRESS && iface.flags & WANT_EGRESS != 0;
-    place(out, false, tc && seen(address, EGRESS).is_some_and(|e| u32::from(e.ifindex) == out))
+    let noted = tc && seen(address, EGRESS).is_some_and(|e| u32::from(e.ifindex) == out);
+    if iface.flags & ONLY_NOTED != 0 && !noted {
+        return 0;
+    }
+    place(out, false, noted)
 }
 
 /// A function of its own: inlined, four copies of it would not fit on the stack.
