@@ -80,6 +80,16 @@ impl Agent {
         Self::spawn_with(command, interfaces, args)
     }
 
+    /// Starts `flowlog-agent run --config FILE` in the namespace the tests run in.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn with_config(config: &Path, variables: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut command = Command::new(binary());
+        command.args(["run", "--config"]).arg(config).envs(variables.iter().copied());
+        Self::attend(command, tempfile::tempdir()?)
+    }
+
     fn spawn_with(mut command: Command, interfaces: &[&str], args: &[&str]) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         command.arg("run");
@@ -100,8 +110,12 @@ impl Agent {
         if !args.contains(&"--window") {
             command.args(["--window", "86400"]);
         }
-        let mut child =
-            command.args(["--node-id", "node"]).args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        command.args(["--node-id", "node"]).args(args);
+        Self::attend(command, dir)
+    }
+
+    fn attend(mut command: Command, dir: tempfile::TempDir) -> anyhow::Result<Self> {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         let stderr = BufReader::new(child.stderr.take().context("stderr")?);
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|l| sender.send(l)));

@@ -6,12 +6,15 @@
 //! * [`traffic`]: byte-exact packets from raw sockets, and plain sockets;
 //! * [`others`]: other people's TC and XDP programs on the same interface;
 //! * [`s3`]: a real S3 server;
+//! * [`faulty`]: a bad way to it;
+//! * [`node`]: a node whose capture outlives its agents, and [`oracle`], who knows every packet;
 //! * [`golden`]: packets with the key and counts they must give.
 //!
 //! What a promise is and how it is checked belongs in `tests/`.
 #![allow(clippy::missing_panics_doc, reason = "test equipment: a panic is a failed test")]
 
 pub mod agent;
+pub mod faulty;
 pub mod golden;
 pub mod net;
 pub mod node;

@@ -263,7 +263,9 @@ impl CableToHere {
     /// Without root.
     pub fn new() -> anyhow::Result<Self> {
         let far = Netns::new("far")?;
-        let interface = format!("fl{}", std::process::id());
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // At most 15 bytes.
+        let interface = format!("fl{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         sh(&format!("ip link add {interface} type veth peer name eth0 netns {}", far.name()))?;
         sh(&format!("ip link set {interface} up"))?;
         far.exec("ip link set eth0 up")?;

@@ -17,6 +17,8 @@ mod packets;
 mod pins;
 #[path = "all/programs.rs"]
 mod programs;
+#[path = "all/stores.rs"]
+mod stores;
 #[path = "all/verdicts.rs"]
 mod verdicts;
 #[path = "all/windows.rs"]

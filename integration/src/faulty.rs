@@ -1,0 +1,154 @@
+//! A faulty way to the real S3 server: a small HTTP proxy that refuses, cuts, delays and lies on demand. What arrives
+//! behind it is the real server's business, signatures and all.
+
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// What goes wrong with puts. (Down: with everything.)
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    #[default]
+    None,
+    /// Every connection is closed at once.
+    Down,
+    /// The connection is cut after so many bytes of the body.
+    CutAfter(usize),
+    /// So many bytes a second.
+    Slow(usize),
+    /// The server is never asked: status, error code, message.
+    Reply(u16, &'static str, &'static str),
+    /// The server stores the object, and the connection is cut before its reply.
+    LoseReply,
+}
+
+#[derive(Default)]
+struct State {
+    fault: Fault,
+    /// Only for keys that contain this.
+    only: String,
+    /// Puts that were hit.
+    hits: usize,
+}
+
+/// A running proxy; it ends with the process.
+pub struct Proxy {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+}
+
+impl Proxy {
+    /// Starts one in front of `upstream` (`host:port`).
+    ///
+    /// # Errors
+    /// If no port is free.
+    pub fn start(upstream: &str) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let (address, state) = (listener.local_addr()?, Arc::new(Mutex::new(State::default())));
+        let (upstream, shared) = (upstream.to_owned(), state.clone());
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let (upstream, state) = (upstream.clone(), shared.clone());
+                // A client that is cut off is an error here, and the point of it all.
+                std::thread::spawn(move || serve(&client, &upstream, &state));
+            }
+        });
+        Ok(Self { address, state })
+    }
+
+    /// For `--s3-endpoint`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// From now on this goes wrong, with keys that contain `only`.
+    pub fn fail(&self, fault: Fault, only: &str) {
+        *self.state() = State { fault, only: only.to_owned(), hits: 0 };
+    }
+
+    /// Puts hit since the last [`fail`](Self::fail).
+    #[must_use]
+    pub fn hits(&self) -> usize {
+        self.state().hits
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = head.lines().filter_map(|l| l.split_once(':'));
+    lines.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.trim())
+}
+
+fn serve(mut client: &TcpStream, upstream: &str, state: &Mutex<State>) -> io::Result<()> {
+    if lock(state).fault == Fault::Down {
+        return client.shutdown(Shutdown::Both);
+    }
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let length: usize = header(&head, "content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
+    let fault = {
+        let mut state = lock(state);
+        let hit = head.starts_with("PUT ") && head.lines().next().is_some_and(|l| l.contains(&state.only));
+        state.hits += usize::from(hit && state.fault != Fault::None);
+        if hit { state.fault.clone() } else { Fault::None }
+    };
+    let body = match fault {
+        Fault::CutAfter(bytes) if bytes < length => {
+            client.read_exact(&mut vec![0; bytes])?;
+            return client.shutdown(Shutdown::Both);
+        }
+        Fault::Slow(rate) => {
+            let mut body = vec![0; length];
+            for part in body.chunks_mut(rate / 10) {
+                client.read_exact(part)?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            body
+        }
+        _ => {
+            let mut body = vec![0; length];
+            client.read_exact(&mut body)?;
+            body
+        }
+    };
+    if let Fault::Reply(status, code, message) = fault {
+        let xml = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
+        let reply = format!(
+            "HTTP/1.1 {status} Scripted\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{xml}",
+            xml.len()
+        );
+        client.write_all(reply.as_bytes())?;
+        return client.shutdown(Shutdown::Write);
+    }
+    let mut server = TcpStream::connect(upstream)?;
+    // One request for each connection: nothing of a reply has to be understood.
+    let kept: String = head
+        .lines()
+        .filter(|l| !l.is_empty() && !l.to_ascii_lowercase().starts_with("connection:"))
+        .fold(String::new(), |all, line| all + line + "\r\n");
+    server.write_all(format!("{kept}Connection: close\r\n\r\n").as_bytes())?;
+    server.write_all(&body)?;
+    let mut reply = Vec::new();
+    server.read_to_end(&mut reply)?;
+    if fault != Fault::LoseReply {
+        client.write_all(&reply)?;
+    }
+    client.shutdown(Shutdown::Both)
+}
