@@ -21,7 +21,9 @@ pub const STATE_DIR_DEFAULT: &str = "/var/lib/flowlog";
 /// Largest configuration file that is read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Default cap on flows in open windows; about 70 bytes each, and as many again while windows are being written.
-const FLOWS_MAX_DEFAULT: usize = 2_000_000;
+pub const FLOWS_MAX_DEFAULT: usize = 2_000_000;
+/// Below it, objects are all overhead.
+pub const FLOWS_MAX_MIN: usize = 1_000;
 
 /// A whole configuration, checked as far as that goes without looking at the system.
 #[derive(Clone, Debug, PartialEq)]
@@ -225,7 +227,7 @@ impl RawConfig {
         }
         let sizes = self.kernel.check(captures.len())?;
         let flows_max = self.flows_max.unwrap_or(FLOWS_MAX_DEFAULT);
-        if flows_max < 1_000 {
+        if flows_max < FLOWS_MAX_MIN {
             return Err(InvalidField::new("flows_max", flows_max.to_string(), "must be at least 1000").into());
         }
         let s3 = S3Options {
@@ -359,6 +361,18 @@ mod tests {
         let rule = &config.captures[1].rule;
         assert_eq!((rule.window_secs, rule.name.as_str(), rule.nodata), (600, "flowlog", true));
         assert_eq!(rule.target.prefix.as_deref(), Some("team"));
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_too_deep_or_names_too_many_interfaces_is_refused() {
+        let huge = format!("# {}\n", "x".repeat(2 << 20));
+        assert!(parse(&huge).expect_err("large").contains("at most 1048576 are read"));
+        let deep = format!("node_id = {}{}", "[".repeat(5_000), "]".repeat(5_000));
+        assert!(parse(&deep).expect_err("deep").contains("flowlog.toml"));
+        let names: Vec<String> = (0..300).map(|n| format!("'tap{n}'")).collect();
+        let many = format!("[[flow_log]]\ninterfaces = [{}]\ntarget = '/x'\n", names.join(","));
+        assert!(parse(&many).expect_err("many").contains("`kernel.interfaces_max` (256"));
+        assert!(parse(&format!("{many}[kernel]\ninterfaces_max = 300\n")).is_ok());
     }
 
     #[test]

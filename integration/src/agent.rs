@@ -114,7 +114,11 @@ impl Agent {
         Self::attend(command, dir)
     }
 
-    fn attend(mut command: Command, dir: tempfile::TempDir) -> anyhow::Result<Self> {
+    /// Starts any command and follows its log.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn attend(mut command: Command, dir: tempfile::TempDir) -> anyhow::Result<Self> {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         let stderr = BufReader::new(child.stderr.take().context("stderr")?);
         let (sender, lines) = mpsc::channel();

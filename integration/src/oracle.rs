@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -35,7 +35,8 @@ const BURSTS_MIN: u32 = 20;
 const BURST: usize = 50;
 
 impl Oracle {
-    /// Sends packets of `flows` flows, a burst every `pause`, while `script` runs; waits until they have arrived.
+    /// Sends packets of `flows` flows, a burst every `pause`, while `script` runs, which is told how many were sent so
+    /// far; waits until they have arrived.
     ///
     /// # Errors
     /// What `script` says.
@@ -43,15 +44,15 @@ impl Oracle {
         pair: &Pair,
         flows: u32,
         pause: Duration,
-        script: impl FnOnce() -> anyhow::Result<()>,
+        script: impl FnOnce(&AtomicU64) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
         pair.a.nft(&format!(
             "table inet oracle {{ counter refused {{ }}\n chain c {{ type filter hook input priority 0; udp dport {REFUSED} counter name refused drop; }}\n}}"
         ))?;
-        let over = AtomicBool::new(false);
+        let (over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
         let (oracle, result) = std::thread::scope(|scope| {
-            let sender = scope.spawn(|| pair.b.run(|| Self::send(pair, flows, pause, &over)));
-            let result = script();
+            let sender = scope.spawn(|| pair.b.run(|| Self::send(pair, flows, pause, &over, &sent)));
+            let result = script(&sent);
             over.store(true, Ordering::Relaxed);
             (sender.join().expect("the sender"), result)
         });
@@ -60,7 +61,7 @@ impl Oracle {
         oracle
     }
 
-    fn send(pair: &Pair, flows: u32, pause: Duration, over: &AtomicBool) -> anyhow::Result<Self> {
+    fn send(pair: &Pair, flows: u32, pause: Duration, over: &AtomicBool, sent: &AtomicU64) -> anyhow::Result<Self> {
         let macs = (pair.b.mac("eth0")?, pair.a.mac("eth0")?);
         let raw = traffic::Raw::open("eth0")?;
         let mut oracle = Self::default();
@@ -79,6 +80,7 @@ impl Oracle {
                 oracle.total += 1;
             }
             raw.send(&frames)?;
+            sent.store(oracle.total, Ordering::Relaxed);
             std::thread::sleep(pause);
         }
         Ok(oracle)

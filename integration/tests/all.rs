@@ -9,12 +9,16 @@ mod handover;
 mod hooks;
 #[path = "all/input.rs"]
 mod input;
+#[path = "all/limits.rs"]
+mod limits;
 #[path = "all/objects.rs"]
 mod objects;
 #[path = "all/packets.rs"]
 mod packets;
 #[path = "all/pins.rs"]
 mod pins;
+#[path = "all/powercut.rs"]
+mod powercut;
 #[path = "all/programs.rs"]
 mod programs;
 #[path = "all/stores.rs"]

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod mutants;
 mod setup;
 mod test;
 mod util;
@@ -17,6 +18,7 @@ usage: cargo xtask VERB
   test [NAME]     everything: unit, parser, kernel, network and object store tests (root)
   bench [WHAT]    measure: packet, wire, agent; `cargo xtask bench --help` for options (root)
   check           format, clippy, reproducible eBPF object, dependency and symbol checks
+  mutants [NAME]  break the sources on purpose, in a copy: does a test notice? (root, half an hour)
   build           rebuild the eBPF object from source, then the release agent
   build-ebpf      only the object, flowlog-ebpf/prebuilt/flowlog.bpf.o
   setup           install what the verbs above need (each verb does it by itself)";
@@ -33,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         "test" => test::run(&rest),
         "bench" => bench::run(&rest),
         "demo" => demo::run(&rest),
+        "mutants" => mutants::run(&rest),
         "" | "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(())

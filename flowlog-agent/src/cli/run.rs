@@ -6,11 +6,20 @@ use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
 
 use super::RunArgs;
-use crate::agent;
+use crate::{
+    agent,
+    config::{FLOWS_MAX_DEFAULT, FLOWS_MAX_MIN},
+    kernel::heap,
+};
 
 pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     log_to_stderr();
-    let config = args.into_raw()?.check()?;
+    let mut raw = args.into_raw()?;
+    if raw.flows_max.is_none() {
+        // A service with a memory limit gets along with it by writing windows earlier.
+        raw.flows_max = heap::flows_within_limit().map(|n| n.clamp(FLOWS_MAX_MIN, FLOWS_MAX_DEFAULT));
+    }
+    let config = raw.check()?;
     runtime()?.block_on(agent::run(config))?;
     Ok(ExitCode::SUCCESS)
 }

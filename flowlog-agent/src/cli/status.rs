@@ -62,10 +62,10 @@ fn table(status: &Value) -> String {
             text(&rule["rule"]),
             text(&rule["interface"]),
             text(&delivery["state"]),
-            rule["accepted_packets"],
-            rule["rejected_packets"],
-            rule["lost_packets"],
-            delivery["waiting"],
+            rule["accepted_packets"].to_string(),
+            rule["rejected_packets"].to_string(),
+            rule["lost_packets"].to_string(),
+            delivery["waiting"].to_string(),
         );
     }
     out

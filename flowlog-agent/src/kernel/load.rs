@@ -11,6 +11,7 @@ use super::{
     KernelError, Ring,
     attach::Hook,
     btf::Btf,
+    heap,
     layout::{self, Reasons},
     maps::{Mapped, SetupPod, TruthPod},
     pins::{self, Pins},
@@ -86,9 +87,7 @@ impl Kernel {
     }
 
     fn load_with(sizes: Sizes, netns_inum: u32, mut pins: Option<Pins>) -> Result<Self, KernelError> {
-        let btf = Btf::vmlinux()?;
-        let offsets = layout::offsets(&btf)?;
-        let reasons = Reasons::resolve(&btf)?;
+        let (offsets, reasons) = kernel_layout()?;
         let mut words = [0u32; size_of::<abi::KernelOffsets>() / 4];
         words.copy_from_slice(&offsets_words(&offsets));
         let wanted = Setup {
@@ -130,6 +129,9 @@ impl Kernel {
             .map_max_entries("EPOCH_OF", interfaces)
             .load(OBJECT)
             .map_err(|e| KernelError::from_chain("create the eBPF maps", &e))?;
+        // It holds type information of its own, and the next step needs as much again.
+        drop(loader);
+        heap::give_back();
         load_programs(&mut ebpf)?;
         let ifaces = Mapped::new(&ebpf, "IFACES")?;
         let epochs = Mapped::new(&ebpf, "EPOCH_OF")?;
@@ -220,6 +222,12 @@ impl Kernel {
     }
 }
 
+/// What the programs must know about this kernel. Its type information (20 MiB) is gone when this returns.
+fn kernel_layout() -> Result<(abi::KernelOffsets, Reasons), KernelError> {
+    let btf = Btf::vmlinux()?;
+    Ok((layout::offsets(&btf)?, Reasons::resolve(&btf)?))
+}
+
 /// What a set of pins was made for; it must be what we would make one for.
 fn found_setup(pins: &Pins, wanted: Setup) -> Result<Setup, KernelError> {
     let path = pins.map("SETUP");
@@ -302,15 +310,17 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), KernelError> {
     let refused = |name: &'static str| {
         move |e: aya::programs::ProgramError| KernelError::from_chain(format!("load program `{name}`"), &e)
     };
-    let kernel_btf =
-        aya::Btf::from_sys_fs().map_err(|e| KernelError::from_chain("read the kernel's type information", &e))?;
+    {
+        let kernel_btf =
+            aya::Btf::from_sys_fs().map_err(|e| KernelError::from_chain("read the kernel's type information", &e))?;
+        for name in ["flowlog_verdict", "flowlog_verdict_nested", "flowlog_drop", "flowlog_drop_nested"] {
+            program::<BtfTracePoint>(ebpf, name)?.load("kfree_skb", &kernel_btf).map_err(refused(name))?;
+        }
+    }
     for name in ["flowlog_tc_ingress", "flowlog_tc_egress"] {
         program::<SchedClassifier>(ebpf, name)?.load().map_err(refused(name))?;
     }
     program::<Xdp>(ebpf, "flowlog_xdp")?.load().map_err(refused("flowlog_xdp"))?;
-    for name in ["flowlog_verdict", "flowlog_verdict_nested", "flowlog_drop", "flowlog_drop_nested"] {
-        program::<BtfTracePoint>(ebpf, name)?.load("kfree_skb", &kernel_btf).map_err(refused(name))?;
-    }
     program::<RawTracePoint>(ebpf, "flowlog_sweep")?.load().map_err(refused("flowlog_sweep"))
 }
 

@@ -20,7 +20,7 @@ fn check(args: &[&str], script: impl FnOnce(&Node) -> anyhow::Result<()>) -> Ora
     // Before the first packet, so that the hook sees them all.
     node.start().unwrap().kill().unwrap();
     let before = node.pair.a.statistic("eth0", "rx_packets").unwrap();
-    let oracle = Oracle::watch(&node.pair, FLOWS, PAUSE, || script(&node)).unwrap();
+    let oracle = Oracle::watch(&node.pair, FLOWS, PAUSE, |_| script(&node)).unwrap();
     let landed = node.detach().unwrap();
     let received = node.pair.a.statistic("eth0", "rx_packets").unwrap() - before;
     let refused = node.pair.a.nft_counter("inet oracle", "refused").unwrap();

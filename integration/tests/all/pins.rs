@@ -37,7 +37,7 @@ fn a_restart_replaces_the_programs_in_place_and_misses_no_packet() {
         let mut agent = node.start().unwrap();
         let mut before = tcx_programs(&node);
         let counted = node.pair.a.statistic("eth0", "rx_packets").unwrap();
-        let oracle = Oracle::watch(&node.pair, 500, Duration::from_millis(2), || {
+        let oracle = Oracle::watch(&node.pair, 500, Duration::from_millis(2), |_| {
             for _ in 0..3 {
                 agent.end()?;
                 agent = node.start()?;
@@ -62,7 +62,7 @@ fn what_overflows_while_no_agent_runs_is_a_counted_loss() {
     let node = Node::new(&["--cache-slots", "16", "--refused-slots", "16", "--ring-bytes", "16384"]).unwrap();
     node.start().unwrap().end().unwrap();
     let before = node.pair.a.statistic("eth0", "rx_packets").unwrap();
-    let oracle = Oracle::watch(&node.pair, 5_000, Duration::from_micros(200), || {
+    let oracle = Oracle::watch(&node.pair, 5_000, Duration::from_micros(200), |_| {
         std::thread::sleep(Duration::from_secs(1));
         Ok(())
     })
@@ -93,7 +93,7 @@ fn stop_leaves_the_capture_running_and_detach_removes_every_trace() {
 
     // Detach ends a running agent first.
     let mut agent = node.start().unwrap();
-    let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), || Ok(())).unwrap();
+    let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| Ok(())).unwrap();
     let landed = node.detach().unwrap();
     assert_eq!(agent.wait().unwrap(), Some(0));
     assert_eq!(oracle.compare(&landed), Verdict::default());
@@ -116,7 +116,7 @@ fn without_pins_nothing_is_left_behind() {
     // Killed, its hooks go with it, and the next one says what that means.
     let mut agent = node.spawn_with(&["--no-pin"], &[]).unwrap();
     agent.wait_for("capturing").unwrap();
-    let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), || {
+    let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| {
         agent.kill()?;
         agent = node.spawn_with(&["--no-pin"], &[])?;
         agent.wait_for("capturing").map(drop)
@@ -193,7 +193,7 @@ fn a_set_of_pins_that_was_never_finished_is_made_again() {
     std::fs::rename(&set, &unfinished).unwrap();
     let mut agent = node.start().unwrap();
     assert!(set.exists() && !unfinished.exists());
-    let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), || Ok(())).unwrap();
+    let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| Ok(())).unwrap();
     agent.end().unwrap();
     assert_eq!(oracle.compare(&node.detach().unwrap()), Verdict::default());
 }
@@ -202,13 +202,13 @@ fn a_set_of_pins_that_was_never_finished_is_made_again() {
 fn pins_without_their_journal_start_anew_and_say_what_is_dropped() {
     let node = Node::new(&[]).unwrap();
     node.start().unwrap().end().unwrap();
-    let _ = Oracle::watch(&node.pair, 100, Duration::from_millis(2), || Ok(())).unwrap();
+    let _ = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| Ok(())).unwrap();
     std::fs::remove_dir_all(node.state()).unwrap();
     node.pair.a.nft("delete table inet oracle").unwrap();
     let mut agent = node.spawn(&[]).unwrap();
     agent.wait_for("no journal of them: dropped").unwrap();
     agent.wait_for("capturing").unwrap();
-    let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), || Ok(())).unwrap();
+    let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| Ok(())).unwrap();
     agent.signal(rustix::process::Signal::TERM);
     assert_eq!(agent.wait().unwrap(), Some(0));
     assert_eq!(oracle.compare(&node.detach().unwrap()), Verdict::default());
@@ -218,7 +218,7 @@ fn pins_without_their_journal_start_anew_and_say_what_is_dropped() {
 fn rules_that_are_no_longer_wanted_are_ended_at_the_next_start() {
     let node = Node::new(&[]).unwrap();
     node.start().unwrap().end().unwrap();
-    let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), || Ok(())).unwrap();
+    let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| Ok(())).unwrap();
     // The same interface under another name: the old rule's window is delivered, the new one begins.
     let mut agent = node.spawn_with(&["--name", "other"], &[]).unwrap();
     agent.wait_for("capturing").unwrap();
@@ -234,7 +234,7 @@ fn rules_that_are_no_longer_wanted_are_ended_at_the_next_start() {
 fn a_capture_that_begins_and_ends_under_traffic_balances() {
     for hook in ["tc", "clsact"] {
         let node = Node::new(&["--hook", hook]).unwrap();
-        Oracle::watch(&node.pair, 100, Duration::from_millis(2), || {
+        Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| {
             let mut agent = node.spawn_with(&["--no-pin"], &[])?;
             agent.wait_for("hook runs")?;
             // Its end compares rows with truth counters, and reports a difference as an error.

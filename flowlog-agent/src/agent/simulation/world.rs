@@ -204,6 +204,8 @@ impl World {
             process.finish(self.now, &self.kernel)?;
             self.upload(&process, Duration::from_hours(1));
             assert!(process.spool.is_empty(), "everything is delivered in the end");
+            let aside = process.fs.list("quarantine").expect("nothing is wrong any more");
+            assert!(aside.is_empty(), "a window came in two forms: {aside:?}");
         }
         Ok(())
     }

@@ -1,0 +1,103 @@
+//! P3 on a machine that loses power: a real ext4, whose disk is copied at moments of its life. Whatever the copy
+//! holds, an agent that starts on it delivers what was acknowledged, twice nothing, and says when it did not look.
+
+use std::{
+    path::Path,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use integration::{agent::binary, net::sh, node::Node, oracle::Oracle, rows::Objects};
+use rustix::process::Signal;
+
+/// Copies of the disk.
+const MOMENTS: u32 = 12;
+/// A record is acknowledged when it is in the journal: its window (one second) and the agent's tick (two) later, and
+/// some for a busy machine.
+const ACKNOWLEDGED_AFTER: Duration = Duration::from_secs(5);
+
+struct Mount(std::path::PathBuf);
+
+impl Mount {
+    fn new(image: &Path, at: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(at)?;
+        sh(&format!("mount -o loop,data=ordered {} {}", image.display(), at.display()))?;
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = sh(&format!("umount -l {}", self.0.display()));
+    }
+}
+
+#[test]
+fn after_a_power_cut_at_any_moment_what_was_acknowledged_is_there_once_and_the_gap_is_told() {
+    let node = Node::new(&["--window", "1", "--cache-slots", "256", "--refused-slots", "256"]).unwrap();
+    let (dir, objects) = (node.dir.path(), node.objects());
+    let image = dir.join("disk");
+    std::fs::File::create(&image).unwrap().set_len(96 << 20).unwrap();
+    sh(&format!("mkfs.ext4 -q {}", image.display())).unwrap();
+    let mount = Mount::new(&image, &node.state()).unwrap();
+    let mut agent = node.spawn_with(&["--no-pin"], &[]).unwrap();
+    agent.wait_for("capturing").unwrap();
+    let mut moments = Vec::new();
+    let oracle = Oracle::watch(&node.pair, 2_000, Duration::from_millis(4), |sent| {
+        let mut history: Vec<(Instant, u64)> = Vec::new();
+        let wait = |until: Duration, history: &mut Vec<(Instant, u64)>| {
+            let start = Instant::now();
+            while start.elapsed() < until {
+                history.push((Instant::now(), sent.load(Ordering::Relaxed)));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        wait(ACKNOWLEDGED_AFTER, &mut history);
+        for n in 0..MOMENTS {
+            // Steps of different lengths: every part of a window has its turn.
+            wait(Duration::from_millis(u64::from(137 * (n + 1) % 700)), &mut history);
+            agent.signal(Signal::STOP);
+            let now = Instant::now();
+            let safe = history.iter().rev().find(|(at, _)| now - *at > ACKNOWLEDGED_AFTER).map_or(0, |(_, n)| *n);
+            sh(&format!("cp -r {} {}", objects.display(), dir.join(format!("objects-{n}")).display()))?;
+            sh(&format!("cp --sparse=always {} {}", image.display(), dir.join(format!("disk-{n}")).display()))?;
+            moments.push((n, safe));
+            agent.signal(Signal::CONT);
+        }
+        Ok(())
+    })
+    .unwrap();
+    agent.end().unwrap();
+    drop(mount);
+    for (n, safe) in moments {
+        let (copy, at) = (dir.join(format!("objects-{n}")), dir.join(format!("mnt-{n}")));
+        let _mount = Mount::new(&dir.join(format!("disk-{n}")), &at).unwrap();
+        // The copy takes the place of the objects, for this one process.
+        let script = format!(
+            "mount --bind {} {} && {} detach --state-dir {} --pin-dir {} --cache-slots 256 --refused-slots 256",
+            copy.display(),
+            objects.display(),
+            binary().display(),
+            at.display(),
+            node.pins().display()
+        );
+        let run = || {
+            std::process::Command::new("ip")
+                .args(["netns", "exec", node.pair.a.name(), "unshare", "-m", "sh", "-c", &script])
+                .output()
+                .unwrap()
+        };
+        for _ in 0..2 {
+            let out = run();
+            let log = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert!(out.status.success() && !log.contains("ERROR"), "moment {n}: {log}");
+        }
+        let landed = Objects::below(&copy).unwrap();
+        let verdict = oracle.compare(&landed);
+        let found = landed.total().0;
+        eprintln!("moment {n}: {safe} acknowledged, {found} found");
+        assert_eq!((verdict.duplicated, verdict.unexpected), (0, 0), "moment {n}: {:?}", verdict.examples);
+        assert!(found >= safe && safe > 0, "moment {n}: {found} found, {safe} acknowledged");
+        assert!(landed.rows.iter().any(|r| r.skip == "gap"), "moment {n}: no gap");
+    }
+}
