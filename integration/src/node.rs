@@ -112,13 +112,7 @@ impl Node {
     /// With its log if it fails, or if anything of the capture is left.
     pub fn detach(&self) -> anyhow::Result<Objects> {
         let pins = self.pins();
-        let mut args = vec!["detach", "--pin-dir", pins.to_str().unwrap_or_default()];
-        let sizes = ["--cache-slots", "--refused-slots", "--ring-bytes"];
-        for (flag, value) in self.args.iter().zip(self.args.iter().skip(1)) {
-            if sizes.contains(&flag.as_str()) {
-                args.extend([flag.as_str(), value.as_str()]);
-            }
-        }
+        let args = ["detach", "--pin-dir", pins.to_str().unwrap_or_default()];
         let (status, _, log) = self.command(&args)?;
         anyhow::ensure!(status == Some(0) && !log.contains("ERROR"), "detach: {status:?}\n{log}");
         anyhow::ensure!(!pins.exists(), "pins are left: {:?}", std::fs::read_dir(&pins)?.collect::<Vec<_>>());

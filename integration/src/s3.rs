@@ -262,8 +262,8 @@ impl CableToHere {
     /// # Errors
     /// Without root.
     pub fn new() -> anyhow::Result<Self> {
-        let far = Netns::new("far")?;
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        let far = Netns::new("far")?;
         // At most 15 bytes.
         let interface = format!("fl{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         sh(&format!("ip link add {interface} type veth peer name eth0 netns {}", far.name()))?;

@@ -80,7 +80,7 @@ impl Capture {
     /// Loads the programs, goes on where an earlier agent stopped, and watches what is configured.
     ///
     /// # Errors
-    /// On the first thing that is not as configured; without pins, hooks attached so far are taken away again.
+    /// On the first thing that is not as configured; a capture that was not there before is not there afterwards.
     pub fn start(
         config: &Config,
         fs: &Arc<dyn Filesystem>,
@@ -90,23 +90,35 @@ impl Capture {
         let wanted: Vec<(Subject, NetDev)> =
             config.captures.iter().zip(devs).map(|(c, dev)| (subject(config, c, &dev), dev)).collect();
         let (mut capture, pending, spans) = Self::open(config, fs, found)?;
+        let first = capture.books.ledger.watched().next().is_none();
+        if let Err(error) = capture.watch_all(&wanted, &spans) {
+            if first {
+                // Nobody asked for half of it, and pins would keep it. What it has counted is in the journal.
+                let _ = capture.finish(Now::read());
+            }
+            return Err(error);
+        }
+        Ok((capture, pending))
+    }
+
+    /// Makes what is watched what is wanted.
+    fn watch_all(&mut self, wanted: &[(Subject, NetDev)], spans: &Spans) -> Result<(), AgentError> {
         // Verdicts first: a packet that passed a hook must not die unnoticed.
-        capture.books.source.kernel.attach_verdict()?;
-        capture.retire(|s| !wanted.iter().any(|(w, _)| w == s))?;
-        for (subject, dev) in &wanted {
+        self.books.source.kernel.attach_verdict()?;
+        self.retire(|s| !wanted.iter().any(|(w, _)| w == s))?;
+        for (subject, dev) in wanted {
             let previous = spans.get(&subject.interface_id).copied();
-            capture.watch(subject, dev, previous)?;
+            self.watch(subject, dev, previous)?;
         }
         // Packets that had passed a hook before it counted have died or been delivered now.
-        capture.books.source.kernel.wait_for_programs();
-        for (id, w) in capture.books.ledger.watched() {
+        self.books.source.kernel.wait_for_programs();
+        for (id, w) in self.books.ledger.watched() {
             if let Some((_, dev)) = wanted.iter().find(|(s, _)| *s == w.subject) {
-                capture.books.source.kernel.set_flags(id, dev.index, flags(&w.subject.rule, dev));
+                self.books.source.kernel.set_flags(id, dev.index, flags(&w.subject.rule, dev));
             }
         }
-        capture.books.source.kernel.remove_stale_hooks()?;
-        capture.books.beat(Now::read())?;
-        Ok((capture, pending))
+        self.books.source.kernel.remove_stale_hooks()?;
+        Ok(self.books.beat(Now::read())?)
     }
 
     /// Takes over what an earlier agent left in the kernel and in the journal, only to end it.

@@ -27,7 +27,7 @@ use crate::{
     config::Config,
     disk::{Filesystem, real::Disk},
     journal::{JournalError, replay::Pending},
-    kernel::{KernelError, heap},
+    kernel::{KernelError, heap, pins},
     lock,
     netdev::NetDevError,
     spool::{Spool, SpoolError},
@@ -148,8 +148,12 @@ pub async fn run(config: Config) -> Result<(), AgentError> {
 ///
 /// # Errors
 /// If that is not possible; what could not be delivered stays in the spool.
-pub async fn detach(config: Config) -> Result<(), AgentError> {
+pub async fn detach(mut config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
+    // Whatever it was made with.
+    if let Some(sizes) = config.pin_dir.as_deref().map(pins::sizes).transpose()?.flatten() {
+        config.sizes = sizes;
+    }
     let (fs, _lock) = state_dir(&config)?;
     let spool = open_spool(&config, &fs)?;
     let found = capture::recover(&*fs)?;

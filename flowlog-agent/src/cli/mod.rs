@@ -111,30 +111,14 @@ impl StateArgs {
 struct DetachArgs {
     #[command(flatten)]
     state: StateArgs,
-    /// Take sizes, pin directory and the way to the buckets from the file that `run` was given.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["pin_dir", "s3_endpoint", "s3_region", "s3_path_style", "s3_allow_http", "s3_credentials", "cache_slots", "refused_slots", "ring_bytes"])]
+    /// Take pin directory and the way to the buckets from the file that `run` was given.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pin_dir", "s3_endpoint", "s3_region", "s3_path_style", "s3_allow_http", "s3_credentials"])]
     config: Option<PathBuf>,
-    #[command(flatten)]
-    kernel: KernelArgs,
+    /// Where the capture is pinned [default: /sys/fs/bpf/flowlog].
+    #[arg(long, value_name = "DIR")]
+    pin_dir: Option<PathBuf>,
     #[command(flatten)]
     s3: S3Args,
-}
-
-/// The kernel's side.
-#[derive(clap::Args)]
-struct KernelArgs {
-    /// Where the capture is pinned [default: /sys/fs/bpf/flowlog].
-    #[arg(long, value_name = "DIR", env = "FLOWLOG_PIN_DIR")]
-    pin_dir: Option<PathBuf>,
-    /// Flow cache slots for each CPU; a power of two.
-    #[arg(long, value_name = "N")]
-    cache_slots: Option<u32>,
-    /// Cache slots for refused flows for each CPU; a power of two.
-    #[arg(long, value_name = "N")]
-    refused_slots: Option<u32>,
-    /// Ring buffer size; a power of two.
-    #[arg(long, value_name = "BYTES")]
-    ring_bytes: Option<u32>,
 }
 
 /// The way to the buckets.
@@ -158,15 +142,6 @@ struct S3Args {
     s3_credentials: Option<PathBuf>,
 }
 
-impl KernelArgs {
-    fn into_raw(self, raw: &mut RawConfig) {
-        raw.pin_dir = self.pin_dir;
-        raw.kernel.cache_slots = self.cache_slots;
-        raw.kernel.refused_slots = self.refused_slots;
-        raw.kernel.ring_bytes = self.ring_bytes;
-    }
-}
-
 impl S3Args {
     fn into_raw(self, raw: &mut RawConfig) {
         raw.s3 = RawS3 {
@@ -186,7 +161,7 @@ impl DetachArgs {
             None => RawConfig::default(),
         };
         if self.config.is_none() {
-            self.kernel.into_raw(&mut raw);
+            raw.pin_dir = self.pin_dir;
             self.s3.into_raw(&mut raw);
         }
         raw.state_dir = raw.state_dir.or(self.state.state_dir);
@@ -247,8 +222,18 @@ struct RunArgs {
     /// End the capture with the agent, and leave nothing behind in the kernel.
     #[arg(long, conflicts_with = "pin_dir")]
     no_pin: bool,
-    #[command(flatten)]
-    kernel: KernelArgs,
+    /// Where the capture is pinned [default: /sys/fs/bpf/flowlog].
+    #[arg(long, value_name = "DIR")]
+    pin_dir: Option<PathBuf>,
+    /// Flow cache slots for each CPU; a power of two.
+    #[arg(long, value_name = "N")]
+    cache_slots: Option<u32>,
+    /// Cache slots for refused flows for each CPU; a power of two.
+    #[arg(long, value_name = "N")]
+    refused_slots: Option<u32>,
+    /// Ring buffer size; a power of two.
+    #[arg(long, value_name = "BYTES")]
+    ring_bytes: Option<u32>,
     /// Flows in memory before the largest window is written early; 70 bytes each, twice.
     #[arg(long, value_name = "N")]
     flows_max: Option<usize>,
@@ -267,7 +252,7 @@ impl RunArgs {
         if let Some(path) = &self.config {
             let mut raw = RawConfig::from_file(path)?;
             raw.state_dir = raw.state_dir.or(self.state_dir);
-            raw.pin_dir = raw.pin_dir.or(self.kernel.pin_dir);
+            raw.pin_dir = raw.pin_dir.or(self.pin_dir);
             return Ok(raw);
         }
         let log = RawFlowLog {
@@ -288,13 +273,16 @@ impl RunArgs {
             node_id: self.node_id,
             state_dir: self.state_dir,
             no_pin: self.no_pin,
+            pin_dir: self.pin_dir,
             flows_max: self.flows_max,
             flow_logs: vec![log],
             ..RawConfig::default()
         };
         raw.spool.bytes_max = self.spool_bytes_max;
         raw.spool.age_secs_max = self.spool_age_max;
-        self.kernel.into_raw(&mut raw);
+        raw.kernel.cache_slots = self.cache_slots;
+        raw.kernel.refused_slots = self.refused_slots;
+        raw.kernel.ring_bytes = self.ring_bytes;
         self.s3.into_raw(&mut raw);
         Ok(raw)
     }

@@ -230,13 +230,7 @@ fn kernel_layout() -> Result<(abi::KernelOffsets, Reasons), KernelError> {
 
 /// What a set of pins was made for; it must be what we would make one for.
 fn found_setup(pins: &Pins, wanted: Setup) -> Result<Setup, KernelError> {
-    let path = pins.map("SETUP");
-    let refused =
-        |e: &(dyn std::error::Error + 'static)| KernelError::from_chain(format!("read `{}`", path.display()), e);
-    let data = MapData::from_pin(&path).map_err(|e| refused(&e))?;
-    let map: Array<_, SetupPod> =
-        aya::maps::Map::Array(data).try_into().map_err(|e: aya::maps::MapError| refused(&e))?;
-    let found = map.get(&0, 0).map_err(|e| refused(&e))?.0;
+    let found = pins::read_setup(&pins.map("SETUP"))?;
     if (Setup { seed: wanted.seed, ..found }) == wanted {
         return Ok(found);
     }

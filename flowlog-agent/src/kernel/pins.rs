@@ -16,10 +16,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{MapInfo, MapType};
-use flowlog_ebpf::abi::{self, ABI_VERSION};
+use aya::maps::{Array, Map, MapData, MapError, MapInfo, MapType};
+use flowlog_ebpf::abi::{self, ABI_VERSION, Setup};
 
-use super::{KernelError, Sizes, load::banks};
+use super::{KernelError, Sizes, load::banks, maps::SetupPod};
 use crate::lock;
 
 /// Where pins go unless told otherwise.
@@ -36,6 +36,12 @@ pub struct Pins {
     set: PathBuf,
     adopted: bool,
     _lock: fs::File,
+}
+
+/// Whether a directory is on a bpf file system.
+#[must_use]
+pub fn is_bpffs(dir: &Path) -> bool {
+    rustix::fs::statfs(dir).is_ok_and(|s| s.f_type == BPF_FS_MAGIC)
 }
 
 /// A map as it must be.
@@ -70,6 +76,35 @@ fn specs(sizes: Sizes) -> Vec<Spec> {
         spec("VERDICTS", ProgramArray, 4, abi::VERDICTS),
         spec("SETUP", Array, size_of::<abi::Setup>(), 1),
     ]
+}
+
+/// The sizes of the set of pins below `root`, if there is one.
+///
+/// # Errors
+/// If it is not a set of this ABI.
+pub fn sizes(root: &Path) -> Result<Option<Sizes>, KernelError> {
+    let set = root.join(set_name());
+    if !set.exists() {
+        return Ok(None);
+    }
+    let entries = |name: &str| {
+        let path = set.join(name);
+        let info = MapInfo::from_pin(&path);
+        info.map(|i| i.max_entries()).map_err(|e| KernelError::from_chain(format!("read `{}`", path.display()), &e))
+    };
+    let setup = read_setup(&set.join("SETUP"))?;
+    let interfaces_max = u16::try_from(entries("EPOCH_OF")?.saturating_sub(1)).unwrap_or(u16::MAX);
+    let Setup { passed_slots, refused_slots, .. } = setup;
+    Ok(Some(Sizes { passed_slots, refused_slots, ring_bytes: entries("RING")?, interfaces_max }))
+}
+
+/// What a pinned set of maps was made for.
+pub(super) fn read_setup(path: &Path) -> Result<Setup, KernelError> {
+    let refused =
+        |e: &(dyn std::error::Error + 'static)| KernelError::from_chain(format!("read `{}`", path.display()), e);
+    let data = MapData::from_pin(path).map_err(|e| refused(&e))?;
+    let map: Array<_, SetupPod> = Map::Array(data).try_into().map_err(|e: MapError| refused(&e))?;
+    Ok(map.get(&0, 0).map_err(|e| refused(&e))?.0)
 }
 
 /// Names of all pinned maps.
@@ -110,8 +145,7 @@ impl Pins {
     pub fn open(root: &Path, sizes: Sizes) -> Result<Self, KernelError> {
         let shown = root.display();
         let parent = root.parent().unwrap_or(Path::new("/"));
-        let on_bpffs = |at: &Path| rustix::fs::statfs(at).is_ok_and(|s| s.f_type == BPF_FS_MAGIC);
-        if !on_bpffs(root) && !on_bpffs(parent) {
+        if !is_bpffs(root) && !is_bpffs(parent) {
             let problem = format!(
                 "`{}` is no bpf file system; mount one (mount -t bpf bpf /sys/fs/bpf), name another with `--pin-dir`, \
                  or capture with `--no-pin` only as long as the agent runs",

@@ -13,6 +13,7 @@ use super::{
     attach::{has_tcx, kernel_at_least},
     btf::Btf,
     layout,
+    pins::{PIN_DIR_DEFAULT, is_bpffs},
 };
 use crate::netdev;
 
@@ -65,6 +66,7 @@ pub fn machine(interfaces: &[String]) -> Vec<Finding> {
     all.extend(capabilities());
     all.extend(programs());
     all.push(hooks());
+    all.push(pinning());
     all.push(memory());
     all.extend(interfaces.iter().map(|name| interface(name)));
     all
@@ -135,6 +137,19 @@ fn hooks() -> Finding {
             State::Limited,
             "clsact filters (tcx links need Linux 6.6): filters outlive a killed agent",
         )
+    }
+}
+
+fn pinning() -> Finding {
+    let dir = Path::new(PIN_DIR_DEFAULT).parent().unwrap_or(Path::new("/"));
+    if is_bpffs(dir) {
+        finding("pinning", State::Ok, format!("a bpf file system is mounted on {}", dir.display()))
+    } else {
+        let detail = format!(
+            "no bpf file system on {}: mount one (mount -t bpf bpf {0}), or run with `--no-pin`: the capture then ends with the agent",
+            dir.display()
+        );
+        finding("pinning", State::Limited, detail)
     }
 }
 

@@ -7,6 +7,7 @@ use integration::{
     agent::run_to_end,
     node::Node,
     oracle::{Oracle, Verdict},
+    others::{Other, Place},
 };
 
 /// Ids of the programs on both tcx hooks of the watched interface.
@@ -212,6 +213,20 @@ fn pins_without_their_journal_start_anew_and_say_what_is_dropped() {
     agent.signal(rustix::process::Signal::TERM);
     assert_eq!(agent.wait().unwrap(), Some(0));
     assert_eq!(oracle.compare(&node.detach().unwrap()), Verdict::default());
+}
+
+#[test]
+fn a_first_start_that_fails_leaves_nothing_behind() {
+    let node = Node::new(&["--hook", "xdp"]).unwrap();
+    let other = Other::attach(&node.pair.a, "xdp_drop", TcAttachType::Ingress, Place::XdpNative).unwrap();
+    let mut agent = node.spawn(&[]).unwrap();
+    assert_ne!(agent.wait().unwrap(), Some(0));
+    assert!(agent.log().contains("an interface takes one XDP program"), "{}", agent.log());
+    assert!(!node.pins().exists());
+    drop(other);
+    assert_eq!(traces(&node), "[]");
+    node.start().unwrap().end().unwrap();
+    node.detach().unwrap();
 }
 
 #[test]

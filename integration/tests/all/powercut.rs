@@ -74,7 +74,7 @@ fn after_a_power_cut_at_any_moment_what_was_acknowledged_is_there_once_and_the_g
         let _mount = Mount::new(&dir.join(format!("disk-{n}")), &at).unwrap();
         // The copy takes the place of the objects, for this one process.
         let script = format!(
-            "mount --bind {} {} && {} detach --state-dir {} --pin-dir {} --cache-slots 256 --refused-slots 256",
+            "mount --bind {} {} && {} detach --state-dir {} --pin-dir {}",
             copy.display(),
             objects.display(),
             binary().display(),

@@ -125,10 +125,11 @@ impl TwoRules {
             credentials.display()
         );
         for (name, (bucket, cable)) in ["one", "two"].iter().zip(buckets.iter().zip(&cables)) {
-            text += &format!(
+            let log = format!(
                 "[[flow_log]]\nname = '{name}'\ninterfaces = ['{}']\ntarget = 's3://{bucket}'\nwindow = {window}\nnodata = false\n",
                 cable.interface
             );
+            text.push_str(&log);
         }
         let config = dir.path().join("flowlog.toml");
         std::fs::write(&config, text).unwrap();
