@@ -57,6 +57,8 @@ pub struct Capture {
     pub account_id: Option<String>,
     /// How to hook it.
     pub hook: HookKind,
+    /// It need not exist at the start: it is captured when it appears.
+    pub wait: bool,
     /// The rule.
     pub rule: Rule,
 }
@@ -168,6 +170,8 @@ pub struct RawFlowLog {
     pub window: Option<u32>,
     /// `tc`, `tcx`, `clsact`, `xdp`.
     pub hook: Option<String>,
+    /// See [`Capture::wait`].
+    pub wait: Option<bool>,
     /// Write NODATA objects.
     pub nodata: Option<bool>,
     /// Times to the nanosecond as well as to the second.
@@ -307,6 +311,7 @@ impl RawFlowLog {
                 interface_id: interface_id.clone(),
                 account_id: self.account_id.clone(),
                 hook,
+                wait: self.wait.unwrap_or(false),
                 rule: rule.clone(),
             })
             .collect())

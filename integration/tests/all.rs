@@ -11,6 +11,8 @@ mod hooks;
 mod input;
 #[path = "all/limits.rs"]
 mod limits;
+#[path = "all/links.rs"]
+mod links;
 #[path = "all/objects.rs"]
 mod objects;
 #[path = "all/packets.rs"]

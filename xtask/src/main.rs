@@ -18,7 +18,7 @@ usage: cargo xtask VERB
   test [NAME]     everything: unit, parser, kernel, network and object store tests (root)
   bench [WHAT]    measure: packet, wire, agent; `cargo xtask bench --help` for options (root)
   check           format, clippy, reproducible eBPF object, dependency and symbol checks
-  mutants [NAME]  break the sources on purpose, in a copy: does a test notice? (root, half an hour)
+  mutants [NAME]  break the sources on purpose, in a copy: does a test notice? (root, ten minutes)
   build           rebuild the eBPF object from source, then the release agent
   build-ebpf      only the object, flowlog-ebpf/prebuilt/flowlog.bpf.o
   setup           install what the verbs above need (each verb does it by itself)";

@@ -128,7 +128,7 @@ const MUTANTS: &[Mutant] = &[
         file: SPOOL,
         from: "        let (partial, held) = (format!(\"{name}{PARTIAL}\"), format!(\"{name}{HELD}\"));\n",
         to: "        let (partial, held) = (format!(\"{name}{PARTIAL}\"), name.clone());\n",
-        noticed_by: SIMULATION,
+        noticed_by: Test::Unit("finds_every_complete_file"),
     },
     Mutant {
         name: "unlinked-before-the-put",

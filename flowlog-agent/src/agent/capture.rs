@@ -20,7 +20,7 @@ use crate::{
         replay::Pending,
     },
     kernel::{
-        Kernel, Pins, Ring,
+        Kernel, KernelError, Pins, Ring,
         layout::Reasons,
         ring::Wakeups,
         sweep::{Cursor, Scope, Swept},
@@ -42,6 +42,13 @@ pub struct Capture {
     books: Books<Live>,
     proofs: BTreeMap<IfaceId, Vec<Proof>>,
     flows_max: usize,
+    /// What is to be captured, whether its interface is there or not.
+    captures: Vec<config::Capture>,
+    node_id: String,
+    /// Interfaces that were watched and are gone: by id, since when (Unix seconds), and their last window.
+    gone: BTreeMap<String, (i64, Span)>,
+    /// The last look at the interfaces could not do all there was to do.
+    unsettled: bool,
 }
 
 /// Flags of an interface for the programs.
@@ -59,15 +66,15 @@ fn flags(rule: &Rule, dev: &NetDev) -> u16 {
         | if dev.bridge { abi::IS_BRIDGE } else { 0 }
 }
 
-fn subject(config: &Config, capture: &config::Capture, dev: &NetDev) -> Subject {
+fn subject(node_id: &str, capture: &config::Capture, dev: &NetDev) -> Subject {
     Subject {
         interface: dev.name.clone(),
         ifindex: dev.index,
         hook: capture.hook,
         rule: capture.rule.clone(),
-        node_id: config.node_id.clone(),
+        node_id: node_id.to_owned(),
         account_id: capture.account_id.clone(),
-        interface_id: capture.interface_id.clone().unwrap_or_else(|| format!("{}-{}", config.node_id, dev.name)),
+        interface_id: capture.interface_id.clone().unwrap_or_else(|| format!("{node_id}-{}", dev.name)),
     }
 }
 
@@ -86,11 +93,15 @@ impl Capture {
         fs: &Arc<dyn Filesystem>,
         found: Recovered,
     ) -> Result<(Self, Vec<Pending>), AgentError> {
-        let devs: Vec<NetDev> = config.captures.iter().map(|c| netdev::find(&c.interface)).collect::<Result<_, _>>()?;
-        let wanted: Vec<(Subject, NetDev)> =
-            config.captures.iter().zip(devs).map(|(c, dev)| (subject(config, c, &dev), dev)).collect();
+        for c in config.captures.iter().filter(|c| !c.wait) {
+            netdev::find(&c.interface)?;
+        }
         let (mut capture, pending, spans) = Self::open(config, fs, found)?;
         let first = capture.books.ledger.watched().next().is_none();
+        let wanted = capture.present();
+        for c in capture.captures.iter().filter(|c| !wanted.iter().any(|(s, _)| s.interface == c.interface)) {
+            tracing::info!(interface = c.interface, "waiting for the interface");
+        }
         if let Err(error) = capture.watch_all(&wanted, &spans) {
             if first {
                 // Nobody asked for half of it, and pins would keep it. What it has counted is in the journal.
@@ -99,6 +110,53 @@ impl Capture {
             return Err(error);
         }
         Ok((capture, pending))
+    }
+
+    /// What is wanted of interfaces that are there.
+    fn present(&self) -> Vec<(Subject, NetDev)> {
+        let found = self.captures.iter().filter_map(|c| Some((c, netdev::find(&c.interface).ok()?)));
+        found.map(|(c, dev)| (subject(&self.node_id, c, &dev), dev)).collect()
+    }
+
+    /// Looks at the interfaces again: stops watching those that are gone, and watches those that have come (back).
+    ///
+    /// # Errors
+    /// If the kernel or the journal refuses. An interface that cannot be hooked is no error: it may be gone already, and is
+    /// tried again.
+    pub fn look_at_interfaces(&mut self) -> Result<(), AgentError> {
+        let wanted = self.present();
+        let watched: Vec<&Subject> = self.books.ledger.watched().map(|(_, w)| &w.subject).collect();
+        let same = watched.len() == wanted.len() && wanted.iter().all(|(s, _)| watched.contains(&s));
+        if same && !self.unsettled {
+            return Ok(());
+        }
+        let now_secs = Now::read().wall.secs();
+        for (_, w) in self.books.ledger.watched() {
+            if !wanted.iter().any(|(s, _)| *s == w.subject) {
+                tracing::warn!(interface = w.subject.interface, "the interface is gone; waiting for it to come back");
+                self.gone.insert(w.subject.interface_id.clone(), (now_secs, *w.clock.current()));
+            }
+        }
+        let spans = self.gone.iter().map(|(id, (_, span))| (id.clone(), *span)).collect();
+        self.unsettled = true;
+        match self.watch_all(&wanted, &spans) {
+            Err(error @ (AgentError::NetDev(_) | AgentError::Kernel(KernelError::Attach { .. }))) => {
+                tracing::warn!(%error, "will try again");
+                Ok(())
+            }
+            other => {
+                self.unsettled = other.is_err();
+                other
+            }
+        }
+    }
+
+    /// As [`look_at_interfaces`](Self::look_at_interfaces), if the last look could not do all there was to do.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn look_again(&mut self) -> Result<(), AgentError> {
+        if self.unsettled { self.look_at_interfaces() } else { Ok(()) }
     }
 
     /// Makes what is watched what is wanted.
@@ -114,7 +172,15 @@ impl Capture {
         self.books.source.kernel.wait_for_programs();
         for (id, w) in self.books.ledger.watched() {
             if let Some((_, dev)) = wanted.iter().find(|(s, _)| *s == w.subject) {
-                self.books.source.kernel.set_flags(id, dev.index, flags(&w.subject.rule, dev));
+                let kernel = &self.books.source.kernel;
+                let new = kernel.flags(dev.index) & abi::ONLY_NOTED != 0;
+                kernel.set_flags(id, dev.index, flags(&w.subject.rule, dev));
+                if new {
+                    tracing::info!(interface = dev.name, index = dev.index, "watching");
+                }
+                if self.gone.remove(&w.subject.interface_id).is_some() {
+                    tracing::info!(interface = dev.name, index = dev.index, "the interface is back");
+                }
             }
         }
         self.books.source.kernel.remove_stale_hooks()?;
@@ -159,17 +225,30 @@ impl Capture {
         let now = Now::read();
         let head = Head { format: FORMAT, boot_id, ring_id: ring.id()?, pin_dir: config.pin_dir.clone(), begun: now };
         let (books, pending, spans) = Books::open(Live { kernel, ring }, fs, found, head, now)?;
-        let capture = Self { books, proofs: BTreeMap::new(), flows_max: config.flows_max };
+        let capture = Self {
+            books,
+            proofs: BTreeMap::new(),
+            flows_max: config.flows_max,
+            captures: config.captures.clone(),
+            node_id: config.node_id.clone(),
+            gone: BTreeMap::new(),
+            unsettled: false,
+        };
         Ok((capture, pending, spans))
     }
 
     /// Starts watching, or goes on with it.
     fn watch(&mut self, subject: &Subject, dev: &NetDev, previous: Option<Span>) -> Result<(), AgentError> {
         let known = self.books.ledger.watched().find(|(_, w)| w.subject == *subject).map(|(id, _)| id);
+        if known.is_some_and(|id| self.proofs.contains_key(&id)) {
+            return Ok(()); // by this process already
+        }
         let id = known.unwrap_or_else(|| self.books.ledger.free_id());
         if known.is_none() {
-            let span = first_window(subject.rule.window_secs, previous, Now::read());
-            let event = Event::Watch { id, subject: subject.clone(), span, epoch: Epoch(1) };
+            let now = Now::read();
+            let span = first_window(subject.rule.window_secs, previous, now);
+            let gap = self.gone.get(&subject.interface_id).map(|(since, _)| (*since, now.wall.secs()));
+            let event = Event::Watch { id, subject: subject.clone(), span, epoch: Epoch(1), gap };
             self.books.record(&[event])?;
         }
         let Some(w) = self.books.ledger.get(id) else { return Ok(()) };
@@ -181,8 +260,14 @@ impl Capture {
         let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, upper: dev.upper };
         let before = netdev::counters(&dev.name)?;
         // Hooks first: a refused packet is taken to have passed them.
-        let hooks = attach(kernel, subject, dev)?;
-        kernel.watch(dev.index, iface)?;
+        let hooks = match attach(kernel, subject, dev).and_then(|hooks| Ok((hooks, kernel.watch(dev.index, iface)?))) {
+            Ok((hooks, ())) => hooks,
+            Err(error) => {
+                // The next try begins from nothing.
+                kernel.detach(dev.index)?;
+                return Err(error);
+            }
+        };
         let proofs = hooks.into_iter().map(|direction| Proof::new(direction, before)).collect();
         self.proofs.insert(id, proofs);
         Ok(())

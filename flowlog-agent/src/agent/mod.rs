@@ -29,7 +29,7 @@ use crate::{
     journal::{JournalError, replay::Pending},
     kernel::{KernelError, heap, pins},
     lock,
-    netdev::NetDevError,
+    netdev::{NetDevError, links::LinkWatch},
     spool::{Spool, SpoolError},
     types::Now,
     upload::{Progress, Store, StoreError, Uploader},
@@ -261,6 +261,9 @@ fn upload_forever(uploader: Uploader, wake: Arc<Notify>) -> Result<(), AgentErro
 
 async fn main_loop(capture: &mut Capture, delivery: &mut Delivery, stop: &mut Stop) -> Result<(), AgentError> {
     let wakeups = capture.wakeups().map_err(system("watch the ring"))?;
+    let links = LinkWatch::new().map_err(system("watch the interfaces"))?;
+    // What has changed since they were looked up.
+    capture.look_at_interfaces()?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut trouble = Trouble::default();
@@ -270,6 +273,7 @@ async fn main_loop(capture: &mut Capture, delivery: &mut Delivery, stop: &mut St
             biased;
             () = stop.asked() => return Ok(()),
             woken = wakeups.next() => woken.map_err(system("watch the ring"))?,
+            () = links.changed() => trouble.note(capture.look_at_interfaces())?,
             _ = tick.tick() => {
                 capture.check_hooks();
                 delivery.reporter.report(capture.ledger(), &delivery.progress.borrow(), &delivery.spool, trouble.words());
@@ -298,6 +302,7 @@ fn work(capture: &mut Capture, delivery: &mut Delivery) -> Result<(), AgentError
     capture.commit()?;
     let now = Now::read();
     capture.turn_due(now)?;
+    capture.look_again()?;
     delivery.release(capture)?;
     Ok(capture.beat(now, BEAT_NS)?)
 }

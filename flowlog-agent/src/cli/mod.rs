@@ -66,7 +66,7 @@ enum Command {
 }
 
 /// Flags that a configuration file replaces: all but the state directory, which the service manager may set.
-const FLAGS: [&str; 24] = [
+const FLAGS: [&str; 25] = [
     "interfaces",
     "target",
     "prefix",
@@ -75,6 +75,7 @@ const FLAGS: [&str; 24] = [
     "action",
     "window",
     "hook",
+    "wait",
     "no_nodata",
     "subsecond",
     "layout",
@@ -204,6 +205,9 @@ struct RunArgs {
     /// tc (tcx, else clsact), tcx, clsact, or xdp for ingress (native, else generic) [default: tc].
     #[arg(long)]
     hook: Option<String>,
+    /// Interfaces need not exist yet: they are captured when they appear.
+    #[arg(long)]
+    wait: bool,
     /// Write no object for a window without traffic.
     #[arg(long)]
     no_nodata: bool,
@@ -264,6 +268,7 @@ impl RunArgs {
             action: self.action,
             window: self.window,
             hook: self.hook,
+            wait: Some(self.wait),
             nodata: Some(!self.no_nodata),
             subsecond: Some(self.subsecond),
             layout: self.layout,

@@ -153,7 +153,7 @@ impl SimDisk {
         state.faults.clear();
     }
 
-    /// The machine loses power: of what was not synced, some is there and some is not.
+    /// The machine loses power: of what was not synced, some is there, some is not, and some is junk.
     pub fn power_cut(&self, random: &mut Random) {
         let mut state = self.lock();
         let State { inodes, dirs, .. } = &mut *state;
@@ -168,10 +168,13 @@ impl SimDisk {
             let unsynced = inode.bytes.len() - inode.synced;
             let kept = usize::try_from(random.below(unsynced as u64 + 1)).unwrap_or(0);
             inode.bytes.truncate(inode.synced + kept);
-            // Length may have been written before the bytes.
-            if kept > 0 && random.once_in(3) {
-                let from = inode.bytes.len() - kept.min(16);
-                inode.bytes[from..].fill(0);
+            // Length may have been written before the bytes: what is there is zeros, or whatever was there before.
+            if kept > 0 && random.once_in(2) {
+                let from = inode.bytes.len() - kept.min(64);
+                let zeros = random.once_in(2);
+                for byte in &mut inode.bytes[from..] {
+                    *byte = if zeros { 0 } else { random.number().to_le_bytes()[0] };
+                }
             }
             inode.synced = inode.bytes.len();
             inode.poisoned = false;

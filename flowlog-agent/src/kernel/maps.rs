@@ -74,9 +74,10 @@ impl Kernel {
     /// Starts (or, with all zero, stops) accounting for an interface.
     pub fn watch(&mut self, ifindex: u32, iface: Iface) -> Result<(), KernelError> {
         if ifindex >= IFINDEX_MAX {
-            return Err(KernelError::Refused {
-                action: format!("watch the interface with index {ifindex}"),
-                problem: format!("this build watches indexes below {IFINDEX_MAX}; re-create the interface or reboot"),
+            return Err(KernelError::Attach {
+                interface: format!("index {ifindex}"),
+                hook: "accounting".to_owned(),
+                problem: format!("this build watches indexes below {IFINDEX_MAX}; reboot to start again from 1"),
             });
         }
         self.epochs.store(u32::from(iface.id), 0, iface.epoch);
@@ -86,6 +87,13 @@ impl Kernel {
         // Last: a non-zero id is what makes the programs use the rest.
         self.ifaces.store(ifindex, WORD_ID_FLAGS, u32::from(iface.id) | u32::from(iface.flags) << 16);
         Ok(())
+    }
+
+    /// What is wanted of an interface.
+    #[must_use]
+    pub fn flags(&self, ifindex: u32) -> u16 {
+        let word = self.ifaces.load(ifindex, WORD_ID_FLAGS).to_le_bytes();
+        u16::from_le_bytes([word[2], word[3]])
     }
 
     /// Changes what is wanted of an interface that is being accounted for, in one store.

@@ -1,5 +1,6 @@
 //! What the system says about an interface. Reads sysfs, asks netlink; changes nothing.
 
+pub mod links;
 pub mod xdp;
 
 use std::{

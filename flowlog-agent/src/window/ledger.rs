@@ -50,6 +50,9 @@ pub enum Event {
         span: Span,
         /// That window's epoch.
         epoch: Epoch,
+        /// Time before it in which nothing was counted, in Unix seconds: goes into its row.
+        #[serde(default)]
+        gap: Option<(i64, i64)>,
     },
     /// The open window ends; the next begins.
     Turn {
@@ -137,6 +140,8 @@ pub struct Watched {
     table: FlowTable,
     closing: Option<Closing>,
     late_records: u64,
+    /// Told by the next window that is closed.
+    gap: Option<(i64, i64)>,
 }
 
 impl Watched {
@@ -229,10 +234,11 @@ impl Ledger {
     /// Applies an event; [`Event::Close`] gives the closed window.
     pub fn apply(&mut self, event: Event) -> Option<Closed> {
         match event {
-            Event::Watch { id, subject, span, epoch } => {
+            Event::Watch { id, subject, span, epoch, gap } => {
                 let clock = WindowClock::resume(subject.rule.window_secs, span);
                 let table = FlowTable::default();
-                self.watched.insert(id, Watched { subject, clock, epoch, table, closing: None, late_records: 0 });
+                let (closing, late_records) = (None, 0);
+                self.watched.insert(id, Watched { subject, clock, epoch, table, closing, late_records, gap });
             }
             Event::Turn { id, closed, next, flushed_early } => {
                 let w = self.watched.get_mut(&id)?;
@@ -269,6 +275,7 @@ impl Ledger {
         let late_refusals = truth.is_some_and(|t| t.verdict.iter().flatten().any(|v| v.late.packets > 0));
         let late = late_refusals || w.late_records > 0;
         w.late_records = 0;
+        let gap = gap.or(w.gap.take());
         let table = w.closing.take()?.table;
         Some(Closed { info: ObjectInfo { late, gap, ..info }, table, truth })
     }
@@ -278,7 +285,7 @@ impl Ledger {
         let event = |each: &mut dyn FnMut(Part<'_>), event| each(Part::Event(Box::new(event)));
         for (id, w) in &self.watched {
             let (id, span, epoch) = (*id, *w.clock.current(), w.epoch);
-            event(each, Event::Watch { id, subject: w.subject.clone(), span, epoch });
+            event(each, Event::Watch { id, subject: w.subject.clone(), span, epoch, gap: w.gap });
             w.table.blocks(id.0, epoch.0, |b| each(Part::Block(b)));
             if let Some(Closing { span, table, flushed_early }) = &w.closing {
                 event(each, Event::Closing { id, span: *span, flushed_early: *flushed_early });

@@ -225,7 +225,7 @@ impl World {
                 let subject = subject(id);
                 let previous = spans.get(&subject.interface_id).copied();
                 let span = first_window(subject.rule.window_secs, previous, self.now);
-                process.books.record(&[Event::Watch { id, subject, span, epoch: Epoch(1) }])?;
+                process.books.record(&[Event::Watch { id, subject, span, epoch: Epoch(1), gap: None }])?;
             }
             let epoch = process.books.ledger.get(id).map_or(Epoch(1), |w| w.epoch);
             self.kernel.watch(id, epoch);

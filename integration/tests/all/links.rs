@@ -1,0 +1,80 @@
+//! Interfaces come and go: captured when they appear, whatever index they have, with a gap row for the time between.
+
+use std::time::{Duration, Instant};
+
+use integration::{
+    agent::Agent,
+    net::{Netns, address, veth},
+    traffic,
+};
+
+/// Times an interface is deleted and made again.
+const CYCLES: usize = 100;
+const PACKETS: usize = 10;
+
+/// A cable between two namespaces, as at the first time.
+fn plug_in(a: &Netns, b: &Netns) {
+    veth((a, "eth0"), (b, "eth0")).unwrap();
+    for ns in [a, b] {
+        ns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1").unwrap();
+    }
+    address(a, "eth0", "10.1.0.1/16").unwrap();
+    address(b, "eth0", "10.1.0.2/16").unwrap();
+    let mac = a.mac("eth0").unwrap().map(|b| format!("{b:02x}")).join(":");
+    b.exec(&format!("ip neigh replace 10.1.0.1 lladdr {mac} dev eth0 nud permanent")).unwrap();
+}
+
+#[test]
+fn an_interface_that_is_deleted_and_made_again_a_hundred_times_is_captured_every_time() {
+    let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
+    let mut agent = Agent::start(&a, &["eth0"], &["--wait"]).unwrap();
+    assert!(agent.log().contains("waiting for the interface"), "{}", agent.log());
+    let mut slowest = Duration::ZERO;
+    for cycle in 0..CYCLES {
+        plug_in(&a, &b);
+        let made = Instant::now();
+        agent.wait_for("watching").unwrap();
+        slowest = slowest.max(made.elapsed());
+        b.run(|| traffic::udp("10.1.0.1:9", PACKETS, 50)).unwrap();
+        // Deleting it empties its queues, so they must be empty before.
+        while a.statistic("eth0", "rx_packets").unwrap() < PACKETS as u64 {
+            std::thread::yield_now();
+        }
+        a.exec("ip link del eth0").unwrap();
+        let line = agent.wait_for("the interface is gone");
+        assert!(line.is_ok(), "cycle {cycle}: {line:?}");
+    }
+    let landed = agent.stop().unwrap();
+    assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "ingress").0, (CYCLES * PACKETS) as u64);
+    let gaps: Vec<_> = landed.rows.iter().filter(|r| r.skip == "gap").collect();
+    assert_eq!(gaps.len(), CYCLES - 1);
+    assert!(gaps.iter().all(|r| r.interface == "node-eth0" && r.status == "SKIPDATA"));
+    let mut keys = landed.keys.clone();
+    keys.dedup();
+    assert_eq!(keys.len(), CYCLES);
+    // A second, the promise says; a busy machine with two CPUs gets some more.
+    eprintln!("slowest: {slowest:?}");
+}
+
+#[test]
+fn a_capture_goes_on_when_another_interface_goes_away() {
+    let (a, b, c) = (Netns::new("a").unwrap(), Netns::new("b").unwrap(), Netns::new("c").unwrap());
+    plug_in(&a, &b);
+    veth((&a, "eth1"), (&c, "eth0")).unwrap();
+    let mut agent = Agent::start(&a, &["eth0", "eth1"], &[]).unwrap();
+    a.exec("ip link del eth1").unwrap();
+    agent.wait_for("the interface is gone").unwrap();
+    b.run(|| traffic::udp("10.1.0.1:9", PACKETS, 50)).unwrap();
+    while a.statistic("eth0", "rx_packets").unwrap() < PACKETS as u64 {
+        std::thread::yield_now();
+    }
+    // Under a name of its own it is another one; back under ours it is captured again.
+    veth((&a, "eth7"), (&c, "eth0")).unwrap();
+    a.exec("ip link set eth7 down").unwrap();
+    a.exec("ip link set eth7 name eth1").unwrap();
+    agent.wait_for("the interface is back").unwrap();
+    let landed = agent.stop().unwrap();
+    assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "ingress").0, PACKETS as u64);
+    assert!(landed.rows.iter().any(|r| r.skip == "gap" && r.interface == "node-eth1"));
+    assert!(!landed.rows.iter().any(|r| r.skip == "gap" && r.interface == "node-eth0"));
+}
