@@ -48,7 +48,7 @@ pub enum Frame<'a> {
         bytes: &'a [u8],
     },
     /// An event.
-    Event(Event),
+    Event(Box<Event>),
     /// All of the ledger has been written; ring position at that time.
     SnapshotEnd {
         /// Ring position.
@@ -109,7 +109,7 @@ impl<'a> Frame<'a> {
         match word(8)? {
             HEAD => serde_json::from_slice(payload).ok().map(Frame::Head),
             BLOCK => Some(Frame::Block { position, bytes: payload }),
-            EVENT => serde_json::from_slice(payload).ok().map(Frame::Event),
+            EVENT => serde_json::from_slice(payload).ok().map(|e| Frame::Event(Box::new(e))),
             SNAPSHOT_END => Some(Frame::SnapshotEnd { position }),
             _ => None,
         }

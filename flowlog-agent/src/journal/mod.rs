@@ -154,7 +154,7 @@ impl Journal {
         self.commit(ledger)?;
         let mut bytes = Vec::new();
         for event in events {
-            Frame::Event(event.clone()).write(&mut bytes);
+            Frame::Event(Box::new(event.clone())).write(&mut bytes);
         }
         self.write(&bytes)
     }
@@ -223,7 +223,7 @@ impl Journal {
         let position = self.position;
         ledger.snapshot(&mut |part| {
             match part {
-                Part::Event(event) => Frame::Event(*event).write(&mut buffer),
+                Part::Event(event) => Frame::Event(event).write(&mut buffer),
                 Part::Block(bytes) => Frame::Block { position, bytes }.write(&mut buffer),
             }
             // Some at a time: a snapshot can be as large as all tables.

@@ -470,10 +470,10 @@ fn runs() -> anyhow::Result<[(u128, u64); 3]> {
     let mut runs = [(0, 0); 3];
     for info in loaded_programs() {
         let info = info?;
-        // The kernel keeps 15 characters; both verdict programs begin alike, and the first is loaded first.
+        // The kernel keeps 15 characters. What is attached is charged with what it jumps to.
         let place = match info.name() {
-            b"flowlog_verdict" if runs[0].1 == 0 => 0,
-            b"flowlog_verdict" => 1,
+            b"flowlog_drop" => 0,
+            b"flowlog_drop_ne" => 1,
             b"verdict_empty" if info.run_count() > 0 => 2,
             _ => continue,
         };
