@@ -12,7 +12,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::DirBuilderExt as _,
+    os::{fd::AsRawFd as _, unix::fs::DirBuilderExt as _},
     path::{Path, PathBuf},
 };
 
@@ -32,7 +32,10 @@ const LINK: &str = "link-";
 /// The directory, locked.
 #[derive(Debug)]
 pub struct Pins {
+    /// As it was named: for people.
     root: PathBuf,
+    /// The same directory by the handle that we have locked: whatever is put in the place of its name, we stay in it.
+    handle: PathBuf,
     set: PathBuf,
     adopted: bool,
     _lock: fs::File,
@@ -157,7 +160,9 @@ impl Pins {
         // The directory could be a link to somebody else's, or writable by others.
         lock::private_dir(root).map_err(|e| failed(format!("use the pin directory `{shown}`"), &e))?;
         let lock = lock::take(root).map_err(|e| failed(format!("lock the pin directory `{shown}`"), &e))?;
-        let mut pins = Self { root: root.to_owned(), set: root.join(set_name()), adopted: false, _lock: lock };
+        let handle = PathBuf::from(format!("/proc/self/fd/{}", lock.as_raw_fd()));
+        let set = handle.join(set_name());
+        let mut pins = Self { root: root.to_owned(), handle, set, adopted: false, _lock: lock };
         pins.refuse_strangers()?;
         Self::remove_set(&pins.unfinished())?;
         pins.adopted = pins.set.exists();
@@ -174,7 +179,7 @@ impl Pins {
     }
 
     fn unfinished(&self) -> PathBuf {
-        self.root.join(format!("{}-new", set_name()))
+        self.handle.join(format!("{}-new", set_name()))
     }
 
     /// Where maps are pinned, or will be until [`complete`](Self::complete).
@@ -198,7 +203,7 @@ impl Pins {
     /// Only sets of ours have a place here, and only one of this ABI can be used.
     fn refuse_strangers(&self) -> Result<(), KernelError> {
         let known = [set_name(), format!("{}-new", set_name())];
-        if let Some(name) = list(&self.root)?.into_iter().find(|n| !known.contains(n)) {
+        if let Some(name) = list(&self.handle)?.into_iter().find(|n| !known.contains(n)) {
             let path = self.root.join(&name);
             let version = name.strip_prefix('v').and_then(|v| v.trim_end_matches("-new").parse::<u32>().ok());
             let problem = match version {
@@ -216,14 +221,21 @@ impl Pins {
     fn check_maps(&self, sizes: Sizes) -> Result<(), KernelError> {
         let refuse = |name: &str, problem: String| {
             Err(failed(
-                format!("go on with the pinned map `{}`", self.set.join(name).display()),
+                format!("go on with the pinned map `{}`", self.root.join(set_name()).join(name).display()),
                 &format!(
                     "{problem}; put the old `[kernel]` sizes back, or run `flowlog-agent detach` first: \
                                 that delivers what the maps hold and removes them"
                 ),
             ))
         };
+        let linked = |path: &Path| path.symlink_metadata().is_ok_and(|m| m.is_symlink());
+        if linked(&self.set) {
+            return refuse("", "it is a symbolic link".to_owned());
+        }
         let names = list(&self.set)?;
+        if let Some(name) = names.iter().find(|n| linked(&self.set.join(n))) {
+            return refuse(name, "it is a symbolic link".to_owned());
+        }
         let specs = specs(sizes);
         if let Some(name) = names.iter().find(|n| !n.starts_with(LINK) && !specs.iter().any(|s| s.name == *n)) {
             return refuse(name, "it is not one of flowlog's".to_owned());

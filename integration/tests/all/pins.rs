@@ -180,6 +180,12 @@ fn pins_that_do_not_fit_are_refused_with_the_remedy_and_left_alone() {
     refused(&[], &["BLOCK4", "4056 bytes", "detach"]);
     std::fs::rename(set.join("BLOCK4"), set.join("BLOCK6")).unwrap();
     std::fs::rename(node.pins().parent().unwrap().join("aside"), set.join("BLOCK4")).unwrap();
+    // A link in the place of a pin, even to the same map.
+    std::fs::rename(set.join("BLOCK4"), node.pins().parent().unwrap().join("aside")).unwrap();
+    std::os::unix::fs::symlink(node.pins().parent().unwrap().join("aside"), set.join("BLOCK4")).unwrap();
+    refused(&[], &["BLOCK4", "symbolic link"]);
+    std::fs::remove_file(set.join("BLOCK4")).unwrap();
+    std::fs::rename(node.pins().parent().unwrap().join("aside"), set.join("BLOCK4")).unwrap();
     // What was refused is as it was.
     node.start().unwrap().end().unwrap();
     node.detach().unwrap();
