@@ -175,7 +175,7 @@ mod tests {
         disk::real::Disk,
         journal::Journal,
         kernel::{HookKind, block},
-        rule::{Action, Directions, Rule},
+        rule::Rule,
         types::{Epoch, IfaceId, MonoNs, NS_PER_SEC, WallNs},
         window::{Subject, WindowClock},
     };
@@ -187,16 +187,7 @@ mod tests {
     }
 
     fn watch(id: u16) -> Event {
-        let rule = Rule {
-            name: "web".parse().expect("a name"),
-            directions: Directions::Bidirectional,
-            action: Action::Any,
-            target: "s3://flows".parse().expect("a target"),
-            window_secs: 60,
-            nodata: true,
-            subsecond: false,
-            hive_layout: true,
-        };
+        let rule = Rule::sample(60);
         let (interface, interface_id) = (format!("eth{id}"), format!("nic-{id}"));
         let (ifindex, hook, node_id) = (u32::from(id), HookKind::Tc, "n".to_owned());
         let subject = Subject { interface, ifindex, hook, rule, node_id, account_id: None, interface_id };

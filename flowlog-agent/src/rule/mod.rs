@@ -202,6 +202,23 @@ pub struct Rule {
 }
 
 #[cfg(test)]
+impl Rule {
+    /// A rule for tests of later stages.
+    pub(crate) fn sample(window_secs: u32) -> Self {
+        Self {
+            name: "web".parse().expect("a name"),
+            directions: Directions::Bidirectional,
+            action: Action::Any,
+            target: "s3://flows".parse().expect("a target"),
+            window_secs,
+            nodata: true,
+            subsecond: false,
+            hive_layout: true,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -45,23 +45,13 @@ impl ObjectInfo {
 mod tests {
     use super::*;
     use crate::{
-        rule::{Action, Directions},
         types::{MonoNs, Now, WallNs},
         window::WindowClock,
     };
 
     #[test]
     fn everything_unusual_about_a_window_is_marked_and_a_whole_window_is_not() {
-        let rule = Rule {
-            name: "web".parse().expect("name"),
-            directions: Directions::Bidirectional,
-            action: Action::Any,
-            target: "/tmp".parse().expect("target"),
-            window_secs: 60,
-            nodata: true,
-            subsecond: false,
-            hive_layout: true,
-        };
+        let rule = Rule::sample(60);
         let mut span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();
         span.begins_late = false;
         let (node_id, interface_id) = ("n".to_owned(), "n-eth0".to_owned());

@@ -175,6 +175,18 @@ impl<A: Copy + Eq + Hash> Table<A> {
         }
     }
 
+    /// See [`FlowTable::blocks`].
+    fn blocks(&self, family: u32, iface: u16, epoch: u32, each: &mut impl FnMut(&[u8])) {
+        let (mut bytes, mut records) = (Vec::new(), Vec::with_capacity(SNAPSHOT_RECORDS));
+        for some in self.chunks.iter().flat_map(|c| c.chunks(SNAPSHOT_RECORDS)) {
+            records.clear();
+            records.extend(some.iter().map(|e| e.record(iface, epoch)));
+            bytes.clear();
+            block::write(&mut bytes, family, &records);
+            each(&bytes);
+        }
+    }
+
     /// Frees the index: nothing is added any more. Drops chunks' spare room, too.
     fn seal(&mut self) {
         self.index = HashTable::new();
@@ -289,23 +301,8 @@ impl FlowTable {
 
     /// Hands out blocks of records that make this table when they are added to an empty one, in the same order.
     pub fn blocks(&self, iface: u16, epoch: u32, mut each: impl FnMut(&[u8])) {
-        let mut bytes = Vec::new();
-        let mut records4 = Vec::with_capacity(SNAPSHOT_RECORDS);
-        for some in self.v4.chunks.iter().flat_map(|c| c.chunks(SNAPSHOT_RECORDS)) {
-            records4.clear();
-            records4.extend(some.iter().map(|e| e.record(iface, epoch)));
-            bytes.clear();
-            block::write(&mut bytes, FAMILY_V4, &records4);
-            each(&bytes);
-        }
-        let mut records6 = Vec::with_capacity(SNAPSHOT_RECORDS);
-        for some in self.v6.chunks.iter().flat_map(|c| c.chunks(SNAPSHOT_RECORDS)) {
-            records6.clear();
-            records6.extend(some.iter().map(|e| e.record(iface, epoch)));
-            bytes.clear();
-            block::write(&mut bytes, FAMILY_V6, &records6);
-            each(&bytes);
-        }
+        self.v4.blocks(FAMILY_V4, iface, epoch, &mut each);
+        self.v6.blocks(FAMILY_V6, iface, epoch, &mut each);
     }
 
     /// Takes over what another table had counted as refused and lost.

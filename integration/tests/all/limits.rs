@@ -127,13 +127,12 @@ fn a_full_spool_keeps_the_totals_of_what_it_refuses() {
 #[test]
 fn an_agent_that_is_stopped_for_a_minute_marks_its_late_window_and_doubles_none() {
     let node = Node::new(&["--window", "10"]).unwrap();
-    let agent = node.start().unwrap();
+    let mut agent = node.start().unwrap();
     let oracle = Oracle::watch(&node.pair, 500, PAUSE, |_| {
         agent.signal(Signal::STOP);
         std::thread::sleep(Duration::from_mins(1));
         agent.signal(Signal::CONT);
-        std::thread::sleep(Duration::from_secs(2));
-        Ok(())
+        agent.wait_for("window closed").map(drop)
     })
     .unwrap();
     drop(agent);

@@ -25,7 +25,7 @@ use crate::{
         entry::{FORMAT, Head},
     },
     kernel::{HookKind, sweep::Scope},
-    rule::{Action, Directions, Rule},
+    rule::Rule,
     spool::{Limits, Spool},
     types::{Epoch, IfaceId, MonoNs, NS_PER_SEC, Now, WallNs},
     upload::{
@@ -314,16 +314,7 @@ impl Process {
 }
 
 fn subject(id: IfaceId) -> Subject {
-    let rule = Rule {
-        name: "web".parse().expect("a name"),
-        directions: Directions::Ingress,
-        action: Action::Any,
-        target: "s3://flows".parse().expect("a target"),
-        window_secs: 1,
-        nodata: false,
-        subsecond: false,
-        hive_layout: true,
-    };
+    let rule = Rule { nodata: false, ..Rule::sample(1) };
     let (interface, interface_id) = (format!("eth{}", id.0), format!("nic-{}", id.0));
     let ifindex = u32::from(id.0);
     Subject { interface, ifindex, hook: HookKind::Tc, rule, node_id: "n".to_owned(), account_id: None, interface_id }
