@@ -15,12 +15,14 @@ const BPF_LINKER: &str = "0.10.4";
 const LLVM_FEATURE: &str = "rust-llvm-22";
 /// Pinned, so that a new release cannot change what the tests mean.
 const PYARROW: &str = "pyarrow==26.0.1";
+/// The published client of the cloud API, for its acceptance test; pinned likewise.
+const CLOUD_SDK: &str = "ionoscloud==6.1.13";
 
 /// Everything.
 pub fn run() -> anyhow::Result<()> {
     bpf()?;
     network_tools()?;
-    parquet_reader()?;
+    python_packages()?;
     object_server()?;
     step("setup is complete");
     Ok(())
@@ -57,15 +59,15 @@ pub fn network_tools() -> anyhow::Result<()> {
     apt(&[("ip", "iproute2"), ("nft", "nftables"), ("ping", "iputils-ping")])
 }
 
-/// A second, independent Parquet reader, for the tests.
-pub fn parquet_reader() -> anyhow::Result<()> {
+/// A second, independent Parquet reader and the cloud API's own client, for the tests.
+pub fn python_packages() -> anyhow::Result<()> {
     let venv = root().join(".tools/python");
     let python = venv.join("bin/python");
-    let imports = Command::new(&python).args(["-c", "import pyarrow.parquet"]).output();
+    let imports = Command::new(&python).args(["-c", "import pyarrow.parquet, ionoscloud"]).output();
     if imports.is_ok_and(|o| o.status.success()) {
         return Ok(());
     }
-    step(&format!("{PYARROW} into .tools/python (second Parquet reader, for the tests)"));
+    step(&format!("{PYARROW} (second Parquet reader) and {CLOUD_SDK} into .tools/python, for the tests"));
     if !has("python3") {
         apt(&[("python3", "python3")])?;
     }
@@ -73,7 +75,8 @@ pub fn parquet_reader() -> anyhow::Result<()> {
         install(&["python3-venv"])?;
         run_command(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
     }
-    run_command(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PYARROW]))
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PYARROW, CLOUD_SDK];
+    run_command(Command::new(&python).args(pip))
 }
 
 /// A real S3 server, for the tests: Ceph's RADOS gateway.

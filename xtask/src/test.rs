@@ -12,7 +12,7 @@ const FAULTS: &str = "flowlog-agent/faults";
 pub fn run(filter: &[String]) -> anyhow::Result<()> {
     setup::require_root("test")?;
     setup::network_tools()?;
-    setup::parquet_reader()?;
+    setup::python_packages()?;
     setup::object_server()?;
     build::ensure_fresh()?;
     step("building the agent and the tests (minutes the first time)");

@@ -8,9 +8,11 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-/// Root of the repository.
+/// Root of the repository that `cargo xtask` was called in, which need not be the one this binary was built in: clones may
+/// share a target folder.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&manifest).parent().expect("xtask lies in the workspace").to_owned()
 }
 
 /// Prints one step, so that a long command is never a silent one.
