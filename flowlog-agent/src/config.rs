@@ -1,13 +1,16 @@
 //! What the agent is told to do: the command line's flags or a TOML file, turned into checked rules.
 
-use std::{fs, path::PathBuf};
+use std::{fs, net::SocketAddr, path::PathBuf};
 
 use flowlog_ebpf::abi::RING_BYTES_MIN;
 use serde::Deserialize;
 
 use crate::{
+    control::flow_log::Settings,
+    inventory::load::Places,
     kernel::{HookKind, Sizes, pins::PIN_DIR_DEFAULT},
-    rule::{Action, Directions, InvalidField, Name, Rule, Target, key_part, window_secs},
+    netdev::Selector,
+    rule::{Action, Directions, InvalidField, Name, Rule, Side, Target, key_part, window_secs},
     spool::Limits,
     upload::S3Options,
 };
@@ -18,6 +21,8 @@ pub const WINDOW_SECS_DEFAULT: u32 = 600;
 pub const NAME_DEFAULT: &str = "flowlog";
 /// Default state directory.
 pub const STATE_DIR_DEFAULT: &str = "/var/lib/flowlog";
+/// Default of the node's own socket.
+pub const SOCKET_DEFAULT: &str = "/run/flowlog/agent.sock";
 /// Largest configuration file that is read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Default cap on flows in open windows; about 70 bytes each, and as many again while windows are being written.
@@ -44,23 +49,61 @@ pub struct Config {
     pub flows_max: usize,
     /// How to reach buckets.
     pub s3: S3Options,
+    /// Rules from a store, managed through the API; `None`: only those above.
+    pub manage: Option<Manage>,
+}
+
+/// Where rules come from that are not in the configuration, and how they are managed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manage {
+    /// The inventory.
+    pub places: Places,
+    /// Who may do what; nobody but the node's operator if absent.
+    pub principals: Option<PathBuf>,
+    /// For new flow logs.
+    pub settings: Settings,
+    /// Where the API is served.
+    pub api: ApiOptions,
+}
+
+/// Where the API is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiOptions {
+    /// The node's own socket.
+    pub socket: PathBuf,
+    /// A TCP address.
+    pub listen: Option<SocketAddr>,
+    /// Certificate and key in PEM form.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// What clients reach it as; else what they say they asked (`Host`).
+    pub public_url: Option<String>,
 }
 
 /// One rule on one interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Capture {
-    /// Interface name.
-    pub interface: String,
+    /// Which interface.
+    pub interface: Selector,
     /// Its id in the cloud's inventory.
     pub interface_id: Option<String>,
     /// Its owner's contract.
     pub account_id: Option<String>,
     /// How to hook it.
     pub hook: HookKind,
+    /// Which side of its owner's interface it is.
+    pub side: Side,
     /// It need not exist at the start: it is captured when it appears.
     pub wait: bool,
     /// The rule.
     pub rule: Rule,
+}
+
+impl Capture {
+    /// Id of the interface in records and keys.
+    #[must_use]
+    pub fn id(&self, node_id: &str) -> String {
+        self.interface_id.clone().unwrap_or_else(|| format!("{node_id}-{}", self.interface))
+    }
 }
 
 /// What can go wrong.
@@ -103,6 +146,14 @@ pub struct RawConfig {
     /// Buckets.
     #[serde(default)]
     pub s3: RawS3,
+    /// What is on this node.
+    pub inventory: Option<RawInventory>,
+    /// The API.
+    #[serde(default)]
+    pub api: RawApi,
+    /// For flow logs that are made through the API.
+    #[serde(default)]
+    pub flow_log_defaults: RawDefaults,
     /// Flow logs.
     #[serde(default, rename = "flow_log")]
     pub flow_logs: Vec<RawFlowLog>,
@@ -150,6 +201,50 @@ pub struct RawS3 {
     pub credentials_file: Option<PathBuf>,
 }
 
+/// `[inventory]`. With it, flow logs are managed through the API.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawInventory {
+    /// The main file.
+    pub file: Option<PathBuf>,
+    /// The directory of drop-ins.
+    pub dir: Option<PathBuf>,
+}
+
+/// `[api]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawApi {
+    /// The node's own socket.
+    pub socket: Option<PathBuf>,
+    /// Who may do what.
+    pub principals: Option<PathBuf>,
+    /// A TCP address.
+    pub listen: Option<SocketAddr>,
+    /// Certificate chain in PEM form.
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key in PEM form.
+    pub tls_key: Option<PathBuf>,
+    /// See [`ApiOptions::public_url`].
+    pub public_url: Option<String>,
+}
+
+/// `[flow_log_defaults]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawDefaults {
+    /// Seconds.
+    pub window: Option<u32>,
+    /// `tc`, `tcx`, `clsact`, `xdp`.
+    pub hook: Option<String>,
+    /// Write NODATA objects.
+    pub nodata: Option<bool>,
+    /// Times to the nanosecond as well as to the second.
+    pub subsecond: Option<bool>,
+    /// `hive` or `flat`.
+    pub layout: Option<String>,
+}
+
 /// `[[flow_log]]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -193,11 +288,7 @@ impl RawConfig {
             return Err(file(format!("is {size} bytes; at most {CONFIG_BYTES_MAX} are read")));
         }
         let text = fs::read_to_string(path).map_err(|e| file(e.to_string()))?;
-        toml::from_str(&text).map_err(|e| {
-            let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
-            let at = line.map(|l| format!("line {l}: ")).unwrap_or_default();
-            file(format!("{at}{}", e.message().split_whitespace().collect::<Vec<_>>().join(" ")))
-        })
+        toml::from_str(&text).map_err(|e| file(toml_error(&text, &e)))
     }
 
     /// As [`check`](Self::check), for commands that capture nothing new.
@@ -208,10 +299,56 @@ impl RawConfig {
 
     /// Checks everything that can be checked without looking at the system.
     pub fn check(self) -> Result<Config, ConfigError> {
-        self.check_with(1)
+        let captures_min = usize::from(self.inventory.is_none());
+        self.check_with(captures_min)
+    }
+
+    fn manage(&self) -> Result<Option<Manage>, InvalidField> {
+        let Some(inventory) = &self.inventory else { return Ok(None) };
+        if inventory.file.is_none() && inventory.dir.is_none() {
+            return Err(InvalidField::new("inventory", "", "name its `file`, its `dir`, or both"));
+        }
+        let (defaults, api) = (&self.flow_log_defaults, &self.api);
+        let tls = match (&api.tls_certificate, &api.tls_key) {
+            (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+            (None, None) => None,
+            _ => {
+                return Err(InvalidField::new(
+                    "api.tls_certificate",
+                    "",
+                    "give `tls_certificate` and `tls_key`, or neither",
+                ));
+            }
+        };
+        if let Some(listen) = api.listen.filter(|a| tls.is_none() && !a.ip().is_loopback()) {
+            let rule = "passwords and tokens would cross the network in the clear: give `tls_certificate` and `tls_key`, or listen \
+                        on a loopback address";
+            return Err(InvalidField::new("api.listen", listen.to_string(), rule));
+        }
+        if let Some(url) = api.public_url.as_ref().filter(|u| !u.starts_with("https://") && !u.starts_with("http://")) {
+            return Err(InvalidField::new("api.public_url", url, "write it as `https://host[:port]`"));
+        }
+        Ok(Some(Manage {
+            places: Places { file: inventory.file.clone(), dir: inventory.dir.clone() },
+            principals: api.principals.clone(),
+            settings: Settings {
+                window_secs: window_secs(defaults.window.unwrap_or(WINDOW_SECS_DEFAULT))?,
+                hook: hook(defaults.hook.as_deref())?,
+                nodata: defaults.nodata.unwrap_or(true),
+                subsecond: defaults.subsecond.unwrap_or(false),
+                hive_layout: layout(defaults.layout.as_deref())?,
+            },
+            api: ApiOptions {
+                socket: api.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET_DEFAULT)),
+                listen: api.listen,
+                tls,
+                public_url: api.public_url.clone(),
+            },
+        }))
     }
 
     fn check_with(self, captures_min: usize) -> Result<Config, ConfigError> {
+        let manage = self.manage()?;
         let node_id = match self.node_id {
             Some(id) => key_part("node_id", &id)?,
             None => host_name(),
@@ -226,7 +363,7 @@ impl RawConfig {
         for (i, c) in captures.iter().enumerate() {
             if captures[..i].iter().any(|other| other.interface == c.interface) {
                 let rule = "has two flow logs; an interface takes one";
-                return Err(InvalidField::new("interface", &c.interface, rule).into());
+                return Err(InvalidField::new("interface", c.interface.to_string(), rule).into());
             }
         }
         let sizes = self.kernel.check(captures.len())?;
@@ -249,7 +386,7 @@ impl RawConfig {
         };
         let pin_dir = self.pin_dir.unwrap_or_else(|| PathBuf::from(PIN_DIR_DEFAULT));
         let pin_dir = (!self.no_pin).then_some(pin_dir);
-        Ok(Config { captures, node_id, state_dir, pin_dir, spool, sizes, flows_max, s3 })
+        Ok(Config { captures, node_id, state_dir, pin_dir, spool, sizes, flows_max, s3, manage })
     }
 }
 
@@ -288,6 +425,7 @@ impl RawFlowLog {
             target = target.with_prefix(prefix)?;
         }
         let rule = Rule {
+            id: None,
             name: self.name.as_deref().unwrap_or(NAME_DEFAULT).parse::<Name>()?,
             directions: self.direction.as_deref().map_or(Ok(Directions::default()), str::parse)?,
             action: self.action.as_deref().map_or(Ok(Action::default()), str::parse)?,
@@ -307,10 +445,11 @@ impl RawFlowLog {
             .interfaces
             .iter()
             .map(|interface| Capture {
-                interface: interface.clone(),
+                interface: Selector::Name(interface.clone()),
                 interface_id: interface_id.clone(),
                 account_id: self.account_id.clone(),
                 hook,
+                side: Side::Host,
                 wait: self.wait.unwrap_or(false),
                 rule: rule.clone(),
             })
@@ -334,6 +473,13 @@ fn layout(s: Option<&str>) -> Result<bool, InvalidField> {
         Some("flat") => Ok(false),
         Some(other) => Err(InvalidField::new("layout", other, "use `hive` or `flat`")),
     }
+}
+
+/// An error in a TOML file, on one line.
+pub(crate) fn toml_error(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+    let at = line.map(|l| format!("line {l}: ")).unwrap_or_default();
+    format!("{at}{}", error.message().split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// The host name, made key-safe.
@@ -374,10 +520,10 @@ mod tests {
         assert!(parse(&huge).expect_err("large").contains("at most 1048576 are read"));
         let deep = format!("node_id = {}{}", "[".repeat(5_000), "]".repeat(5_000));
         assert!(parse(&deep).expect_err("deep").contains("flowlog.toml"));
-        let names: Vec<String> = (0..300).map(|n| format!("'tap{n}'")).collect();
+        let names: Vec<String> = (0..600).map(|n| format!("'tap{n}'")).collect();
         let many = format!("[[flow_log]]\ninterfaces = [{}]\ntarget = '/x'\n", names.join(","));
-        assert!(parse(&many).expect_err("many").contains("`kernel.interfaces_max` (256"));
-        assert!(parse(&format!("{many}[kernel]\ninterfaces_max = 300\n")).is_ok());
+        assert!(parse(&many).expect_err("many").contains("`kernel.interfaces_max` (512"));
+        assert!(parse(&format!("{many}[kernel]\ninterfaces_max = 600\n")).is_ok());
     }
 
     #[test]

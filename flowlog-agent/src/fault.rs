@@ -28,6 +28,17 @@ pub const POINTS: [&str; 18] = [
     "spool_unlink",
 ];
 
+/// Places between the transactions of the rule store: `integration` kills the agent at each, too.
+pub const RULE_POINTS: [&str; 7] = [
+    "rules_commit",
+    "rules_committed",
+    "rules_provisioning",
+    "rules_ordered",
+    "rules_undone",
+    "rules_deleting",
+    "rules_ended",
+];
+
 /// Arms what `FLOWLOG_FAULT` says. Call once, first thing.
 ///
 /// # Errors

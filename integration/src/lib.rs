@@ -8,6 +8,7 @@
 //! * [`s3`]: a real S3 server;
 //! * [`faulty`]: a bad way to it;
 //! * [`node`]: a node whose capture outlives its agents, and [`oracle`], who knows every packet;
+//! * [`managed`]: a node whose flow logs are managed through the API, and [`http`] to ask it;
 //! * [`golden`]: packets with the key and counts they must give.
 //!
 //! What a promise is and how it is checked belongs in `tests/`.
@@ -16,6 +17,8 @@
 pub mod agent;
 pub mod faulty;
 pub mod golden;
+pub mod http;
+pub mod managed;
 pub mod net;
 pub mod node;
 pub mod oracle;

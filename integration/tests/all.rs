@@ -3,6 +3,8 @@
 
 #[path = "all/accounting.rs"]
 mod accounting;
+#[path = "all/api.rs"]
+mod api;
 #[path = "all/handover.rs"]
 mod handover;
 #[path = "all/hooks.rs"]
@@ -23,6 +25,8 @@ mod pins;
 mod powercut;
 #[path = "all/programs.rs"]
 mod programs;
+#[path = "all/rules.rs"]
+mod rules;
 #[path = "all/stores.rs"]
 mod stores;
 #[path = "all/verdicts.rs"]

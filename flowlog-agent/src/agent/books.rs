@@ -27,7 +27,7 @@ use crate::{
 
 use super::AgentError;
 
-/// The kernel's side, as far as the books need it. The real one is [`super::capture::Live`]; the simulation has its own.
+/// The kernel's side, as far as the books need it. The real one is [`super::live::Live`]; the simulation has its own.
 pub trait Source {
     /// The next block of the ring, which keeps its place, and the ring position behind it.
     fn read(&mut self) -> Option<(&[u8], u64)>;

@@ -1,41 +1,39 @@
 //! The live capture: the kernel's programs and hooks behind the books, and which interfaces they watch. Everything
 //! here runs on one thread.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
 
-use flowlog_ebpf::abi::{self, Iface, Truth};
+use flowlog_ebpf::abi::{self, Iface};
 
 use super::{
     AgentError,
-    books::{Books, Source, Spans, first_window},
+    books::{Books, Source as _, Spans, first_window},
+    live::{Live, attach, flags},
     proof::Proof,
+    wanted::{self, Absent, Found, Wanted},
 };
 use crate::{
     config::{self, Config},
     disk::Filesystem,
-    fault,
     journal::{
         self, JournalError, Recovered,
         entry::{FORMAT, Head},
         replay::Pending,
     },
-    kernel::{
-        Kernel, KernelError, Pins, Ring,
-        layout::Reasons,
-        ring::Wakeups,
-        sweep::{Cursor, Scope, Swept},
-    },
-    netdev::{self, NetDev},
-    rule::{Action, Direction, Rule},
+    kernel::{Kernel, KernelError, Pins, layout::Reasons, ring::Wakeups, sweep::Scope},
+    netdev::{self, NetDev, NetDevError},
+    rule::WINDOW_SECS_MAX,
+    status::CaptureState,
     types::{Epoch, IfaceId, Now},
-    window::{Closed, Event, Ledger, Span, Subject},
+    window::{Closed, Event, Ledger, Subject},
 };
 
-/// The real kernel.
-pub struct Live {
-    kernel: Kernel,
-    ring: Ring,
-}
+/// Pause before an interface that could not be hooked is tried again.
+const LOOK_AGAIN_NS: u64 = 500_000_000;
 
 /// See the module's head.
 pub struct Capture {
@@ -45,37 +43,16 @@ pub struct Capture {
     /// What is to be captured, whether its interface is there or not.
     captures: Vec<config::Capture>,
     node_id: String,
-    /// Interfaces that were watched and are gone: by id, since when (Unix seconds), and their last window.
-    gone: BTreeMap<String, (i64, Span)>,
+    /// Interfaces that were watched and are gone: by id, since when (Unix seconds).
+    gone: BTreeMap<String, i64>,
+    /// Last windows of earlier watches, by interface id: new ones must come after them.
+    spans: Spans,
     /// The last look at the interfaces could not do all there was to do.
-    unsettled: bool,
-}
-
-/// Flags of an interface for the programs.
-fn flags(rule: &Rule, dev: &NetDev) -> u16 {
-    let want = |direction, hook, refused| {
-        if !rule.directions.includes(direction) {
-            return 0;
-        }
-        // Accepted is seen less refused, so it needs both; rejected alone needs no hook.
-        if rule.action == Action::Rejected { refused } else { hook | refused }
-    };
-    want(Direction::Ingress, abi::WANT_INGRESS, abi::WANT_REFUSED_INGRESS)
-        | want(Direction::Egress, abi::WANT_EGRESS, abi::WANT_REFUSED_EGRESS)
-        | if dev.link_header { 0 } else { abi::NO_LINK_HEADER }
-        | if dev.bridge { abi::IS_BRIDGE } else { 0 }
-}
-
-fn subject(node_id: &str, capture: &config::Capture, dev: &NetDev) -> Subject {
-    Subject {
-        interface: dev.name.clone(),
-        ifindex: dev.index,
-        hook: capture.hook,
-        rule: capture.rule.clone(),
-        node_id: node_id.to_owned(),
-        account_id: capture.account_id.clone(),
-        interface_id: capture.interface_id.clone().unwrap_or_else(|| format!("{node_id}-{}", dev.name)),
-    }
+    unsettled: Option<Now>,
+    /// Captures without an interface, and why, by interface id.
+    absent: BTreeMap<String, Absent>,
+    /// Captures whose interface is there and cannot be hooked, and why.
+    troubles: BTreeMap<String, String>,
 }
 
 fn boot_id() -> Result<String, AgentError> {
@@ -93,98 +70,182 @@ impl Capture {
         fs: &Arc<dyn Filesystem>,
         found: Recovered,
     ) -> Result<(Self, Vec<Pending>), AgentError> {
-        for c in config.captures.iter().filter(|c| !c.wait) {
-            netdev::find(&c.interface)?;
+        let devices = netdev::all()?;
+        let missing = |c: &&config::Capture| !c.wait && c.interface.find(&devices, None).is_none();
+        if let Some(c) = config.captures.iter().find(missing) {
+            let (name, others) = (c.interface.to_string(), netdev::names(&devices));
+            return Err(NetDevError::NotFound { name, others }.into());
         }
         let (mut capture, pending, spans) = Self::open(config, fs, found)?;
         let first = capture.books.ledger.watched().next().is_none();
-        let wanted = capture.present();
-        for c in capture.captures.iter().filter(|c| !wanted.iter().any(|(s, _)| s.interface == c.interface)) {
-            tracing::info!(interface = c.interface, "waiting for the interface");
+        capture.spans.extend(spans);
+        let found = wanted::find(&capture.captures, &capture.node_id, &devices, &capture.books.ledger);
+        for why in found.absent.values() {
+            match why {
+                Absent::Waiting(why) => tracing::info!("{why}"),
+                Absent::Taken(why) => tracing::warn!("{why}"),
+            }
         }
-        if let Err(error) = capture.watch_all(&wanted, &spans) {
+        let watched = capture.watch_all(&found);
+        let strict = config.captures.iter().filter(|c| !c.wait).map(|c| c.id(&config.node_id));
+        let problem = match watched {
+            Ok(mut troubles) => strict.into_iter().find_map(|id| troubles.remove(&id)),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = problem {
             if first {
                 // Nobody asked for half of it, and pins would keep it. What it has counted is in the journal.
                 let _ = capture.finish(Now::read());
             }
             return Err(error);
         }
+        capture.absent = found.absent;
         Ok((capture, pending))
     }
 
-    /// What is wanted of interfaces that are there.
-    fn present(&self) -> Vec<(Subject, NetDev)> {
-        let found = self.captures.iter().filter_map(|c| Some((c, netdev::find(&c.interface).ok()?)));
-        found.map(|(c, dev)| (subject(&self.node_id, c, &dev), dev)).collect()
+    /// Changes what is to be captured.
+    ///
+    /// # Errors
+    /// As [`look_at_interfaces`](Self::look_at_interfaces).
+    pub fn want(&mut self, captures: Vec<config::Capture>) -> Result<(), AgentError> {
+        self.captures = captures;
+        self.look_at_interfaces()
     }
 
-    /// Looks at the interfaces again: stops watching those that are gone, and watches those that have come (back).
+    /// Looks at the interfaces again: stops watching those that are gone or not wanted any more, and watches those that
+    /// have come (back).
     ///
     /// # Errors
     /// If the kernel or the journal refuses. An interface that cannot be hooked is no error: it may be gone already, and is
     /// tried again.
     pub fn look_at_interfaces(&mut self) -> Result<(), AgentError> {
-        let wanted = self.present();
-        let watched: Vec<&Subject> = self.books.ledger.watched().map(|(_, w)| &w.subject).collect();
-        let same = watched.len() == wanted.len() && wanted.iter().all(|(s, _)| watched.contains(&s));
-        if same && !self.unsettled {
-            return Ok(());
-        }
-        let now_secs = Now::read().wall.secs();
-        for (_, w) in self.books.ledger.watched() {
-            if !wanted.iter().any(|(s, _)| *s == w.subject) {
-                tracing::warn!(interface = w.subject.interface, "the interface is gone; waiting for it to come back");
-                self.gone.insert(w.subject.interface_id.clone(), (now_secs, *w.clock.current()));
-            }
-        }
-        let spans = self.gone.iter().map(|(id, (_, span))| (id.clone(), *span)).collect();
-        self.unsettled = true;
-        match self.watch_all(&wanted, &spans) {
-            Err(error @ (AgentError::NetDev(_) | AgentError::Kernel(KernelError::Attach { .. }))) => {
+        let devices = match netdev::all() {
+            Ok(devices) => devices,
+            Err(error) => {
                 tracing::warn!(%error, "will try again");
-                Ok(())
+                self.unsettled = Some(Now::read());
+                return Ok(());
             }
-            other => {
-                self.unsettled = other.is_err();
-                other
+        };
+        let found = wanted::find(&self.captures, &self.node_id, &devices, &self.books.ledger);
+        self.follow(&found)?;
+        let settled = found.is_watched(&self.books.ledger) && self.unsettled.is_none();
+        if !settled {
+            let now = Now::read();
+            self.note_gone(&found, now.wall.secs());
+            self.unsettled = Some(now);
+            let troubles = self.watch_all(&found)?;
+            for (id, error) in &troubles {
+                if self.troubles.get(id) != Some(&error.to_string()) {
+                    tracing::warn!(interface = id, %error, "will try again");
+                }
             }
+            self.unsettled = (!troubles.is_empty()).then_some(now);
+            self.troubles = troubles.into_iter().map(|(id, e)| (id, e.to_string())).collect();
         }
+        self.absent = found.absent;
+        Ok(())
     }
 
     /// As [`look_at_interfaces`](Self::look_at_interfaces), if the last look could not do all there was to do.
     ///
     /// # Errors
     /// As there.
-    pub fn look_again(&mut self) -> Result<(), AgentError> {
-        if self.unsettled { self.look_at_interfaces() } else { Ok(()) }
+    pub fn look_again(&mut self, now: Now) -> Result<(), AgentError> {
+        let due = |last: Now| now.mono.0.saturating_sub(last.mono.0) > LOOK_AGAIN_NS;
+        if self.unsettled.is_some_and(due) { self.look_at_interfaces() } else { Ok(()) }
     }
 
-    /// Makes what is watched what is wanted.
-    fn watch_all(&mut self, wanted: &[(Subject, NetDev)], spans: &Spans) -> Result<(), AgentError> {
+    /// Goes along with what has changed about interfaces that are being watched.
+    fn follow(&mut self, found: &Found) -> Result<(), AgentError> {
+        let mut named = Vec::new();
+        for (id, w) in self.books.ledger.watched() {
+            let Some(wanted) = found.wanted.get(&w.subject.interface_id).filter(|n| n.subject.is_same(&w.subject))
+            else {
+                continue;
+            };
+            self.books.source.kernel.set_upper(wanted.dev.index, wanted.dev.upper);
+            if wanted.dev.name != w.subject.interface {
+                tracing::info!(
+                    interface = w.subject.interface,
+                    now = wanted.dev.name,
+                    "the interface has another name"
+                );
+                named.push(Event::Named { id, interface: wanted.dev.name.clone() });
+            }
+        }
+        if named.is_empty() { Ok(()) } else { Ok(self.books.record(&named)?) }
+    }
+
+    /// Remembers since when interfaces are gone that should be watched.
+    fn note_gone(&mut self, found: &Found, now_secs: i64) {
+        for (_, w) in self.books.ledger.watched().filter(|(_, w)| !found.wants(&w.subject)) {
+            let same = |c: &&config::Capture| c.id(&self.node_id) == w.subject.interface_id && c.rule == w.subject.rule;
+            if self.captures.iter().any(|c| same(&c)) {
+                tracing::warn!(interface = w.subject.interface, "the interface is gone; waiting for it to come back");
+                self.gone.insert(w.subject.interface_id.clone(), now_secs);
+            }
+        }
+        let wanted: BTreeSet<String> = self.captures.iter().map(|c| c.id(&self.node_id)).collect();
+        self.gone.retain(|id, _| wanted.contains(id));
+        // An earlier watch of this interface in the same window has keys already; of another day it has not.
+        self.spans.retain(|_, span| span.start_secs > now_secs - 2 * i64::from(WINDOW_SECS_MAX));
+    }
+
+    /// Makes what is watched what is wanted. What cannot be watched, and why not, is in the answer.
+    fn watch_all(&mut self, found: &Found) -> Result<BTreeMap<String, AgentError>, AgentError> {
         // Verdicts first: a packet that passed a hook must not die unnoticed.
         self.books.source.kernel.attach_verdict()?;
-        self.retire(|s| !wanted.iter().any(|(w, _)| w == s))?;
-        for (subject, dev) in wanted {
-            let previous = spans.get(&subject.interface_id).copied();
-            self.watch(subject, dev, previous)?;
+        self.retire(|s| !found.wants(s))?;
+        let (mut troubles, mut new) = (BTreeMap::new(), Vec::new());
+        let mut ids = self.books.ledger.free_ids();
+        let max = self.books.source.kernel.sizes().interfaces_max;
+        for (interface_id, wanted) in &found.wanted {
+            if self.books.ledger.watched().any(|(_, w)| w.subject.is_same(&wanted.subject)) {
+                continue;
+            }
+            if let Some(id) = ids.next().filter(|id| id.0 <= max) {
+                new.push(self.beginning(id, &wanted.subject));
+            } else {
+                troubles.insert(interface_id.clone(), AgentError::NoRoom { max });
+            }
+        }
+        drop(ids);
+        if !new.is_empty() {
+            self.books.record(&new)?;
+        }
+        let watched: Vec<IfaceId> = self.books.ledger.watched().map(|(id, _)| id).collect();
+        for id in watched {
+            match self.hook(id, found) {
+                Err(error @ (AgentError::NetDev(_) | AgentError::Kernel(KernelError::Attach { .. }))) => {
+                    let interface_id = self.books.ledger.get(id).map(|w| w.subject.interface_id.clone());
+                    troubles.insert(interface_id.unwrap_or_default(), error);
+                }
+                other => other?,
+            }
         }
         // Packets that had passed a hook before it counted have died or been delivered now.
         self.books.source.kernel.wait_for_programs();
-        for (id, w) in self.books.ledger.watched() {
-            if let Some((_, dev)) = wanted.iter().find(|(s, _)| *s == w.subject) {
-                let kernel = &self.books.source.kernel;
-                let new = kernel.flags(dev.index) & abi::ONLY_NOTED != 0;
-                kernel.set_flags(id, dev.index, flags(&w.subject.rule, dev));
-                if new {
-                    tracing::info!(interface = dev.name, index = dev.index, "watching");
-                }
-                if self.gone.remove(&w.subject.interface_id).is_some() {
-                    tracing::info!(interface = dev.name, index = dev.index, "the interface is back");
-                }
+        self.begin_judging(found);
+        self.books.source.kernel.remove_stale_hooks()?;
+        self.books.beat(Now::read())?;
+        Ok(troubles)
+    }
+
+    /// From now on refusals count of packets that a hook has not noted.
+    fn begin_judging(&mut self, found: &Found) {
+        for (id, w) in self.books.ledger.watched().filter(|(id, _)| self.proofs.contains_key(id)) {
+            let Some(Wanted { dev, .. }) = found.wanted.get(&w.subject.interface_id) else { continue };
+            let kernel = &self.books.source.kernel;
+            let new = kernel.flags(dev.index) & abi::ONLY_NOTED != 0;
+            kernel.set_flags(id, dev.index, flags(&w.subject, dev));
+            if new {
+                tracing::info!(interface = dev.name, index = dev.index, "watching");
+            }
+            if self.gone.remove(&w.subject.interface_id).is_some() {
+                tracing::info!(interface = dev.name, index = dev.index, "the interface is back");
             }
         }
-        self.books.source.kernel.remove_stale_hooks()?;
-        Ok(self.books.beat(Now::read())?)
     }
 
     /// Takes over what an earlier agent left in the kernel and in the journal, only to end it.
@@ -200,9 +261,10 @@ impl Capture {
         let kernel = &mut capture.books.source.kernel;
         // Only links that we hold can be taken away in the right order.
         kernel.attach_verdict()?;
+        let devices = netdev::all()?;
         for (_, w) in capture.books.ledger.watched() {
-            if let Some(dev) = still_there(&w.subject) {
-                attach(kernel, &w.subject, &dev)?;
+            if let Some(dev) = still_there(&devices, &w.subject) {
+                attach(kernel, &w.subject, dev)?;
             }
         }
         Ok((capture, pending))
@@ -232,35 +294,37 @@ impl Capture {
             captures: config.captures.clone(),
             node_id: config.node_id.clone(),
             gone: BTreeMap::new(),
-            unsettled: false,
+            spans: Spans::new(),
+            unsettled: None,
+            absent: BTreeMap::new(),
+            troubles: BTreeMap::new(),
         };
         Ok((capture, pending, spans))
     }
 
-    /// Starts watching, or goes on with it.
-    fn watch(&mut self, subject: &Subject, dev: &NetDev, previous: Option<Span>) -> Result<(), AgentError> {
-        let known = self.books.ledger.watched().find(|(_, w)| w.subject == *subject).map(|(id, _)| id);
-        if known.is_some_and(|id| self.proofs.contains_key(&id)) {
-            return Ok(()); // by this process already
-        }
-        let id = known.unwrap_or_else(|| self.books.ledger.free_id());
-        if known.is_none() {
-            let now = Now::read();
-            let span = first_window(subject.rule.window_secs, previous, now);
-            let gap = self.gone.get(&subject.interface_id).map(|(since, _)| (*since, now.wall.secs()));
-            let event = Event::Watch { id, subject: subject.clone(), span, epoch: Epoch(1), gap };
-            self.books.record(&[event])?;
-        }
-        let Some(w) = self.books.ledger.get(id) else { return Ok(()) };
+    /// The first event of a new watch.
+    fn beginning(&self, id: IfaceId, subject: &Subject) -> Event {
+        let now = Now::read();
+        let previous = self.spans.get(&subject.interface_id).copied();
+        let span = first_window(subject.rule.window_secs, previous, now);
+        let gap = self.gone.get(&subject.interface_id).map(|since| (*since, now.wall.secs()));
+        Event::Watch { id, subject: subject.clone(), span, epoch: Epoch(1), gap }
+    }
+
+    /// Hooks an interface of the ledger, unless this process has already.
+    fn hook(&mut self, id: IfaceId, found: &Found) -> Result<(), AgentError> {
+        let Some(w) = self.books.ledger.get(id).filter(|_| !self.proofs.contains_key(&id)) else { return Ok(()) };
+        let Some(Wanted { dev, .. }) = found.wanted.get(&w.subject.interface_id) else { return Ok(()) };
         let (epoch, oldest) = (w.epoch, w.closing_epoch().unwrap_or(w.epoch));
         let kernel = &mut self.books.source.kernel;
         // Packets are on their way that no hook has counted, unless an earlier agent's hooks have.
         let new = if kernel.watched(dev.index) == Some(id) { 0 } else { abi::ONLY_NOTED };
-        let flags = flags(&subject.rule, dev) | new;
+        let flags = flags(&w.subject, dev) | new;
         let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, upper: dev.upper };
-        let before = netdev::counters(&dev.name)?;
+        let before = netdev::counters(dev.index)?;
         // Hooks first: a refused packet is taken to have passed them.
-        let hooks = match attach(kernel, subject, dev).and_then(|hooks| Ok((hooks, kernel.watch(dev.index, iface)?))) {
+        let hooks = match attach(kernel, &w.subject, dev).and_then(|hooks| Ok((hooks, kernel.watch(dev.index, iface)?)))
+        {
             Ok((hooks, ())) => hooks,
             Err(error) => {
                 // The next try begins from nothing.
@@ -281,30 +345,36 @@ impl Capture {
             return Ok(());
         }
         let ids: Vec<IfaceId> = gone.iter().map(|(id, _)| *id).collect();
-        self.end_accounting(&ids);
+        let devices = netdev::all()?;
+        self.end_accounting(&ids, &devices);
         for (id, subject) in &gone {
             let kernel = &mut self.books.source.kernel;
             // Only links that we hold can be taken away, so hooks of an earlier agent are taken over first.
-            if let Some(dev) = still_there(subject) {
-                attach(kernel, subject, &dev)?;
+            if let Some(dev) = still_there(&devices, subject).filter(|_| !self.proofs.contains_key(id)) {
+                attach(kernel, subject, dev)?;
             }
             kernel.detach(subject.ifindex)?;
             self.proofs.remove(id);
         }
         let due: Vec<(IfaceId, bool)> = gone.iter().map(|(id, _)| (*id, false)).collect();
+        for (id, subject) in &gone {
+            if let Some(w) = self.books.ledger.get(*id) {
+                self.spans.insert(subject.interface_id.clone(), *w.clock.current());
+            }
+        }
         self.books.turn(&due, Now::read(), Scope::Closed)?;
         let events: Vec<Event> = gone.iter().map(|(id, _)| Event::Unwatch { id: *id }).collect();
         Ok(self.books.record(&events)?)
     }
 
     /// From one moment on, packets of some interfaces are not counted any more; those counted before get their verdicts.
-    fn end_accounting(&mut self, ids: &[IfaceId]) {
+    fn end_accounting(&mut self, ids: &[IfaceId], devices: &[NetDev]) {
         let kernel = &self.books.source.kernel;
         let ending = || ids.iter().filter_map(|id| Some((*id, self.books.ledger.get(*id)?)));
         for (id, w) in ending() {
             let refused = abi::WANT_REFUSED_INGRESS | abi::WANT_REFUSED_EGRESS;
-            let kept = match still_there(&w.subject) {
-                Some(dev) => flags(&w.subject.rule, &dev) & (refused | abi::NO_LINK_HEADER | abi::IS_BRIDGE),
+            let kept = match still_there(devices, &w.subject) {
+                Some(dev) => flags(&w.subject, dev) & (refused | abi::NO_LINK_HEADER | abi::IS_BRIDGE),
                 None => 0,
             };
             kernel.set_flags(id, w.subject.ifindex, kept | abi::ONLY_NOTED);
@@ -397,7 +467,7 @@ impl Capture {
         let of = |w: &crate::window::ledger::Watched| w.subject.interface_id == window.info.interface_id;
         let Some((id, w)) = self.books.ledger.watched().find(|(_, w)| of(w)) else { return };
         for proof in self.proofs.get_mut(&id).into_iter().flatten() {
-            proof.window_closed(&w.subject.interface, truth);
+            proof.window_closed(&w.subject, truth);
         }
     }
 
@@ -407,7 +477,7 @@ impl Capture {
     /// If the kernel or the journal refuses.
     pub fn finish(&mut self, now: Now) -> Result<(), AgentError> {
         let ids: Vec<IfaceId> = self.books.ledger.watched().map(|(id, _)| id).collect();
-        self.end_accounting(&ids);
+        self.end_accounting(&ids, &netdev::all()?);
         self.books.source.kernel.detach_all()?;
         let all: Vec<(IfaceId, bool)> = ids.iter().map(|id| (*id, false)).collect();
         self.books.turn(&all, now, Scope::All)?;
@@ -436,10 +506,43 @@ impl Capture {
             }
             if let Ok(truth) = self.books.source.truth(*id, w.epoch) {
                 for proof in proofs {
-                    proof.look(&w.subject.interface, &truth);
+                    proof.look(&w.subject, &truth);
                 }
             }
         }
+    }
+
+    /// How every capture is doing, by interface id.
+    #[must_use]
+    pub fn states(&self) -> BTreeMap<String, CaptureState> {
+        let mut states: BTreeMap<String, CaptureState> = BTreeMap::new();
+        for (id, why) in &self.absent {
+            let state = match why {
+                Absent::Taken(why) => CaptureState::Trouble { why: why.clone() },
+                Absent::Waiting(why) => CaptureState::Waiting { why: why.clone() },
+            };
+            states.insert(id.clone(), state);
+        }
+        for (_, w) in self.books.ledger.watched() {
+            let (interface, ifindex) = (w.subject.interface.clone(), w.subject.ifindex);
+            states.insert(w.subject.interface_id.clone(), CaptureState::Attached { interface, ifindex });
+        }
+        for (id, why) in &self.troubles {
+            states.insert(id.clone(), CaptureState::Trouble { why: why.clone() });
+        }
+        states
+    }
+
+    /// Id of a capture's interface, as in records and keys.
+    #[must_use]
+    pub fn id(&self, capture: &config::Capture) -> String {
+        capture.id(&self.node_id)
+    }
+
+    /// What is to be captured.
+    #[must_use]
+    pub fn captures(&self) -> &[config::Capture] {
+        &self.captures
     }
 
     /// The books, to look at.
@@ -449,22 +552,9 @@ impl Capture {
     }
 }
 
-/// Attaches what a rule needs; returns the directions hooked.
-fn attach(kernel: &mut Kernel, subject: &Subject, dev: &NetDev) -> Result<Vec<Direction>, AgentError> {
-    let mut hooked = Vec::new();
-    for direction in Direction::BOTH {
-        if subject.rule.directions.includes(direction) && subject.rule.action != Action::Rejected {
-            let hook = kernel.attach(dev, direction, subject.hook)?;
-            tracing::info!(interface = dev.name, %direction, %hook, "attached");
-            hooked.push(direction);
-        }
-    }
-    Ok(hooked)
-}
-
 /// The interface of a subject, if it is still the same one. One that is gone has taken its hooks along.
-fn still_there(subject: &Subject) -> Option<NetDev> {
-    netdev::find(&subject.interface).ok().filter(|dev| dev.index == subject.ifindex)
+fn still_there<'a>(devices: &'a [NetDev], subject: &Subject) -> Option<&'a NetDev> {
+    devices.iter().find(|dev| dev.index == subject.ifindex)
 }
 
 /// A journal whose ring is pinned elsewhere must not be taken for one whose ring is gone.
@@ -474,87 +564,6 @@ fn refuse_other_pins(config: &Config, head: Option<&Head>, boot_id: &str) -> Res
         return Ok(());
     }
     Err(AgentError::OtherPins { dir: dir.clone() })
-}
-
-impl Live {
-    fn empty(&mut self) -> Result<(), AgentError> {
-        if !self.kernel.is_pinned() {
-            return Ok(());
-        }
-        self.kernel.unwatch_all();
-        self.kernel.wait_for_programs();
-        let (mut at, mut dropped) = (Cursor::default(), 0u64);
-        loop {
-            let swept = self.kernel.sweep(Scope::All, at)?;
-            while self.ring.pop().is_some() {
-                dropped += 1;
-            }
-            match swept {
-                Swept::RingFull(cursor) => at = cursor,
-                Swept::Done => break,
-            }
-        }
-        self.kernel.clear_all_truth()?;
-        if dropped > 0 {
-            tracing::error!(
-                records = dropped,
-                "the pinned maps held records, but the state directory has no journal of them: dropped"
-            );
-        }
-        Ok(())
-    }
-}
-
-impl Source for Live {
-    fn read(&mut self) -> Option<(&[u8], u64)> {
-        self.ring.read()
-    }
-
-    fn position(&self) -> u64 {
-        self.ring.position()
-    }
-
-    fn produced(&self) -> u64 {
-        self.ring.produced()
-    }
-
-    fn release(&mut self, position: u64) {
-        self.ring.release(position);
-    }
-
-    fn set_epoch(&mut self, id: IfaceId, ifindex: u32, epoch: Epoch) {
-        self.kernel.set_epoch(id, ifindex, epoch);
-    }
-
-    fn set_oldest(&mut self, subject: &Subject, oldest: Epoch) {
-        self.kernel.set_oldest(subject.ifindex, oldest);
-        self.kernel.set_upper(subject.ifindex, netdev::upper(&subject.interface));
-    }
-
-    fn wait_for_programs(&mut self) {
-        self.kernel.wait_for_programs();
-    }
-
-    fn sweep(&mut self, scope: Scope, from: Cursor) -> Result<Swept, AgentError> {
-        fault::point("sweep_begins");
-        Ok(self.kernel.sweep(scope, from)?)
-    }
-
-    fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, AgentError> {
-        Ok(self.kernel.truth(id, epoch)?)
-    }
-
-    fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), AgentError> {
-        Ok(self.kernel.clear_truth(id, epoch)?)
-    }
-
-    fn seek(&mut self, position: u64) -> bool {
-        self.ring.seek(position)
-    }
-
-    fn forget(&mut self) -> Result<(), AgentError> {
-        self.empty()
-    }
 }
 
 /// Re-reads the journal of a state directory.

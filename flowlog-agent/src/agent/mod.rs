@@ -1,8 +1,10 @@
 //! Wiring: one thread drains the kernel and turns windows, one encodes and spools, one uploads.
 //!
 //! * [`capture`]: kernel, ring and windows of all watched interfaces. Synchronous;
+//! * [`live`]: the kernel behind the books; [`wanted`]: which interfaces are meant;
 //! * [`books`]: the order in which ring, windows and journal change;
 //! * [`encoder`]: from a closed window to a durable object;
+//! * [`managed`]: rules from the store, and the API's thread;
 //! * [`proof`]: does each attached hook really run?
 //! * [`status`]: what there is to say about every rule;
 //! * this file: start-up checks, the main loop, the ways to end.
@@ -10,10 +12,13 @@
 pub mod books;
 pub mod capture;
 pub mod encoder;
+pub mod live;
+pub mod managed;
 pub mod proof;
 #[cfg(test)]
 mod simulation;
 pub mod status;
+pub mod wanted;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -24,7 +29,9 @@ use tokio::{
 };
 
 use crate::{
+    api::serve::ServeError,
     config::Config,
+    control::store::RulesError,
     disk::{Filesystem, real::Disk},
     journal::{JournalError, replay::Pending},
     kernel::{KernelError, heap, pins},
@@ -32,10 +39,11 @@ use crate::{
     netdev::{NetDevError, links::LinkWatch},
     spool::{Spool, SpoolError},
     types::Now,
-    upload::{Progress, Store, StoreError, Uploader},
+    upload::{Progress, Store, StoreError, Stores, Uploader},
 };
 use capture::Capture;
 use encoder::{Encoded, Encoder};
+use managed::{Files, Managed, Orders};
 use status::Reporter;
 
 /// How often the ring is looked at without being woken: it then holds less than a quarter of its size.
@@ -68,6 +76,20 @@ pub enum AgentError {
         /// Why it cannot be used.
         source: std::io::Error,
     },
+    /// The rule store.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// The API.
+    #[error(transparent)]
+    Api(#[from] ServeError),
+    /// A file of the configuration.
+    #[error("`{}`: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be used.
+        problem: String,
+    },
     /// The journal belongs to pins that are still there.
     #[error(
         "the state directory belongs to a capture that is pinned at `{}`: name that with `--pin-dir`, or end that \
@@ -76,6 +98,14 @@ pub enum AgentError {
     OtherPins {
         /// Where they are.
         dir: PathBuf,
+    },
+    /// No room in the kernel's maps.
+    #[error(
+        "all {max} places for interfaces are taken; raise `kernel.interfaces_max` and start again with `detach`, then `run`"
+    )]
+    NoRoom {
+        /// How many there are.
+        max: u16,
     },
     /// Target.
     #[error("target `{target}`: {source}")]
@@ -118,18 +148,25 @@ struct Delivery {
 ///
 /// # Errors
 /// Anything that makes capturing impossible; all of it is checked before the first hook is attached.
-pub async fn run(config: Config) -> Result<(), AgentError> {
+pub async fn run(mut config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
     let (fs, _lock) = state_dir(&config)?;
     let spool = open_spool(&config, &fs)?;
     check_targets(&config).await?;
+    let managed = match config.manage.clone() {
+        Some(manage) => Some(Managed::open(&manage, Files::open(&manage)?, &mut config)?),
+        None => None,
+    };
+    let inventory = managed.as_ref().map(Managed::inventory);
+    let stores = Arc::new(Files::stores(inventory, config.s3.clone()));
     let found = capture::recover(&*fs)?;
     let (mut capture, pending) = Capture::start(&config, &fs, found)?;
     heap::give_back();
-    let mut delivery = Delivery::start(&config, fs, spool, &capture)?;
+    let mut delivery = Delivery::start(&config, fs, spool, &capture, stores.clone())?;
     delivery.inherit(&mut capture, pending).await?;
+    let mut orders = managed.map(|m| m.serve(stores, delivery.reporter.subscribe())).transpose()?;
     tracing::info!(interfaces = config.captures.len(), pinned = capture.is_pinned(), "capturing");
-    let result = main_loop(&mut capture, &mut delivery, &mut stop).await;
+    let result = main_loop(&mut capture, &mut delivery, &mut orders, &mut stop).await;
     if capture.is_pinned() {
         result?;
         capture.drain(usize::MAX);
@@ -158,7 +195,9 @@ pub async fn detach(mut config: Config) -> Result<(), AgentError> {
     let spool = open_spool(&config, &fs)?;
     let found = capture::recover(&*fs)?;
     let (mut capture, pending) = Capture::take_over(&config, &fs, found)?;
-    let mut delivery = Delivery::start(&config, fs, spool, &capture)?;
+    let files = config.manage.as_ref().map(Files::open).transpose()?;
+    let stores = Arc::new(Files::stores(files.map(|f| f.inventory), config.s3.clone()));
+    let mut delivery = Delivery::start(&config, fs, spool, &capture, stores)?;
     delivery.inherit(&mut capture, pending).await?;
     finish(capture, delivery, &mut stop).await
 }
@@ -189,17 +228,20 @@ async fn check_targets(config: &Config) -> Result<(), AgentError> {
         Spool::check(target)?;
         let failed = |source| AgentError::Target { target: target.to_string(), source };
         let store = Store::open(&target.location, &config.s3).map_err(failed)?;
-        let name = capture.rule.name.as_str();
-        let folder = target.prefix.as_ref().map_or_else(|| name.to_owned(), |p| format!("{p}/{name}"));
-        store.probe(&folder).await.map_err(failed)?;
+        store.probe(&capture.rule.folder()).await.map_err(failed)?;
     }
     Ok(())
 }
 
 impl Delivery {
-    fn start(config: &Config, fs: Arc<dyn Filesystem>, spool: Spool, capture: &Capture) -> Result<Self, AgentError> {
-        let options = config.s3.clone();
-        let uploader = Uploader::new(spool.clone(), Arc::new(move |location| Store::open(location, &options)));
+    fn start(
+        config: &Config,
+        fs: Arc<dyn Filesystem>,
+        spool: Spool,
+        capture: &Capture,
+        stores: Arc<Stores>,
+    ) -> Result<Self, AgentError> {
+        let uploader = Uploader::new(spool.clone(), Arc::new(move |location| stores.open(location)));
         let (progress, wake) = (uploader.progress(), Arc::new(Notify::new()));
         upload_forever(uploader, wake.clone())?;
         let encoder = Encoder::start(spool.clone(), capture.reasons().clone(), config.flows_max)?;
@@ -259,7 +301,12 @@ fn upload_forever(uploader: Uploader, wake: Arc<Notify>) -> Result<(), AgentErro
     Ok(())
 }
 
-async fn main_loop(capture: &mut Capture, delivery: &mut Delivery, stop: &mut Stop) -> Result<(), AgentError> {
+async fn main_loop(
+    capture: &mut Capture,
+    delivery: &mut Delivery,
+    orders: &mut Option<Orders>,
+    stop: &mut Stop,
+) -> Result<(), AgentError> {
     let wakeups = capture.wakeups().map_err(system("watch the ring"))?;
     let links = LinkWatch::new().map_err(system("watch the interfaces"))?;
     // What has changed since they were looked up.
@@ -274,9 +321,14 @@ async fn main_loop(capture: &mut Capture, delivery: &mut Delivery, stop: &mut St
             () = stop.asked() => return Ok(()),
             woken = wakeups.next() => woken.map_err(system("watch the ring"))?,
             () = links.changed() => trouble.note(capture.look_at_interfaces())?,
+            want = Orders::next(orders) => {
+                if let Some(orders) = orders {
+                    trouble.note(orders.carry_out(want, capture))?;
+                }
+            }
             _ = tick.tick() => {
                 capture.check_hooks();
-                delivery.reporter.report(capture.ledger(), &delivery.progress.borrow(), &delivery.spool, trouble.words());
+                delivery.reporter.report(capture, &delivery.progress.borrow(), &delivery.spool, trouble.words());
             }
             ended = delivery.encoder.encoded() => ended?,
             () = tokio::time::sleep(deadline.max(trouble.pause())) => {}
@@ -302,7 +354,7 @@ fn work(capture: &mut Capture, delivery: &mut Delivery) -> Result<(), AgentError
     capture.commit()?;
     let now = Now::read();
     capture.turn_due(now)?;
-    capture.look_again()?;
+    capture.look_again(now)?;
     delivery.release(capture)?;
     Ok(capture.beat(now, BEAT_NS)?)
 }

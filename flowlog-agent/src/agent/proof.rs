@@ -6,6 +6,7 @@ use flowlog_ebpf::abi::Truth;
 use crate::{
     netdev::{self, Counters},
     rule::Direction,
+    window::Subject,
 };
 
 /// Packets an interface may count before a hook that has seen none is called dead: a few can pass between reading
@@ -46,9 +47,10 @@ impl Proof {
     }
 
     /// Compares the hook's count of the open window with the interface's.
-    pub fn look(&mut self, interface: &str, truth: &Truth) {
+    pub fn look(&mut self, subject: &Subject, truth: &Truth) {
+        let interface = subject.interface.as_str();
         let seen = truth.hook[self.direction.index()].seen.packets;
-        let Ok(now) = netdev::counters(interface) else { return };
+        let Ok(now) = netdev::counters(subject.ifindex) else { return };
         let at = self.direction.index();
         let passed = now.packets[at].saturating_sub(self.before.packets[at]);
         let direction = self.direction;
@@ -64,17 +66,17 @@ impl Proof {
     }
 
     /// At the end of a window: was anything by-passed all the time?
-    pub fn window_closed(&mut self, interface: &str, truth: &Truth) {
-        self.look_again(interface, truth);
-        if let Ok(now) = netdev::counters(interface) {
+    pub fn window_closed(&mut self, subject: &Subject, truth: &Truth) {
+        self.look_again(subject, truth);
+        if let Ok(now) = netdev::counters(subject.ifindex) {
             self.before = now;
         }
         self.state = State::Waiting;
     }
 
-    fn look_again(&mut self, interface: &str, truth: &Truth) {
+    fn look_again(&mut self, subject: &Subject, truth: &Truth) {
         if self.state == State::Waiting {
-            self.look(interface, truth);
+            self.look(subject, truth);
         }
     }
 }

@@ -1,84 +1,42 @@
-//! What there is to say about every rule: kept in `status.json` in the state directory, for `flowlog-agent status`.
+//! Says how every rule is doing: to whoever listens, and in `status.json` in the state directory, for when no agent runs.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
-use super::encoder::Encoded;
+use super::{capture::Capture, encoder::Encoded};
 use crate::{
     disk::Filesystem,
     rule::Target,
     spool::Spool,
+    status::{Counts, RuleStatus, Status},
     types::Now,
-    upload::{Progress, Route, RouteStatus},
-    window::Ledger,
+    upload::{Progress, Route},
+    window::ledger::Watched,
 };
 
 /// Name of the file.
 pub const FILE: &str = "status.json";
-
-/// The file's content.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Status {
-    /// When it was written, Unix seconds.
-    pub written_secs: i64,
-    /// Process that wrote it.
-    pub pid: u32,
-    /// Every rule on every interface.
-    pub rules: Vec<RuleStatus>,
-    /// Bytes in the spool.
-    pub spool_bytes: u64,
-    /// Why windows leave their totals only, if they do.
-    pub spool_full: Option<String>,
-    /// Trouble with the state directory.
-    pub trouble: Option<String>,
-}
-
-/// One rule on one interface.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct RuleStatus {
-    /// Name of the rule.
-    pub rule: String,
-    /// Interface.
-    pub interface: String,
-    /// Target.
-    pub target: String,
-    /// Start of the open window, Unix seconds.
-    pub window_start: i64,
-    /// Flows in the open window so far.
-    pub flows: usize,
-    /// Since the start of the agent.
-    #[serde(flatten)]
-    pub counts: Counts,
-    /// Delivery.
-    pub delivery: RouteStatus,
-}
-
-/// Sums over windows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// Windows closed.
-    pub windows: u64,
-    /// Packets in ACCEPT rows.
-    pub accepted_packets: u64,
-    /// Packets in REJECT rows.
-    pub rejected_packets: u64,
-    /// Packets that are in no row.
-    pub lost_packets: u64,
-}
 
 /// Writes the file when something has changed.
 pub struct Reporter {
     fs: Arc<dyn Filesystem>,
     counts: BTreeMap<String, Counts>,
     written: Status,
+    said: watch::Sender<Arc<Status>>,
 }
 
 impl Reporter {
     /// Reports into a state directory.
     #[must_use]
     pub fn new(fs: Arc<dyn Filesystem>) -> Self {
-        Self { fs, counts: BTreeMap::new(), written: Status::default() }
+        Self { fs, counts: BTreeMap::new(), written: Status::default(), said: watch::Sender::default() }
+    }
+
+    /// What was said last, and later.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Status>> {
+        self.said.subscribe()
     }
 
     /// A window has been encoded.
@@ -90,22 +48,29 @@ impl Reporter {
         counts.lost_packets += encoded.balance.lost.packets;
     }
 
-    /// Writes the file, if it would say anything new. That it cannot be written is no reason to stop.
-    pub fn report(&mut self, ledger: &Ledger, progress: &Progress, spool: &Spool, trouble: Option<&str>) {
+    /// Says how things are, if that is anything new. That the file cannot be written is no reason to stop.
+    pub fn report(&mut self, capture: &Capture, progress: &Progress, spool: &Spool, trouble: Option<&str>) {
         let now_secs = Now::read().wall.secs();
-        let rules = ledger.watched().map(|(_, w)| {
-            let rule = &w.subject.rule;
+        let mut captured = capture.states();
+        let watched: BTreeMap<&str, &Watched> =
+            capture.ledger().watched().map(|(_, w)| (w.subject.interface_id.as_str(), w)).collect();
+        let rules = capture.captures().iter().map(|c| {
+            let (rule, interface_id) = (&c.rule, capture.id(c));
+            let w = watched.get(interface_id.as_str());
+            let state = captured.remove(&interface_id).unwrap_or_default();
             let store = Target { location: rule.target.location.clone(), prefix: None }.to_string();
-            let name = rule.name.as_str().to_owned();
-            let folder = rule.target.prefix.as_ref().map_or_else(|| name.clone(), |p| format!("{p}/{name}"));
+            let (name, folder) = (rule.name.as_str().to_owned(), rule.folder());
             RuleStatus {
                 rule: name,
-                interface: w.subject.interface.clone(),
+                rule_id: rule.id,
+                interface: w.map(|w| w.subject.interface.clone()).unwrap_or_default(),
+                capture: state,
                 target: rule.target.to_string(),
-                window_start: w.clock.current().start_secs,
-                flows: w.flows(),
-                counts: self.counts.get(&w.subject.interface_id).copied().unwrap_or_default(),
+                window_start: w.map_or(0, |w| w.clock.current().start_secs),
+                flows: w.map_or(0, |w| w.flows()),
+                counts: self.counts.get(&interface_id).copied().unwrap_or_default(),
                 delivery: progress.routes.get(&Route { store, folder }).cloned().unwrap_or_default(),
+                interface_id,
             }
         });
         let mut status = Status {
@@ -124,6 +89,7 @@ impl Reporter {
             tracing::debug!(%error, "cannot write the status file");
         }
         self.written = status;
+        self.said.send_replace(Arc::new(self.written.clone()));
     }
 
     fn write(&self, status: &Status) -> std::io::Result<()> {

@@ -1,15 +1,19 @@
 //! The command line. Parsing and exit codes only; what a command does is in the file of its name.
 
 mod check;
+mod client;
+mod credential;
 mod detach;
+mod inventory;
 mod read;
+mod rule;
 mod run;
 mod status;
 mod stop;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 
 use crate::{
     agent::AgentError,
@@ -47,6 +51,18 @@ enum Command {
         /// table or json.
         #[arg(long, default_value = "table")]
         output: status::Output,
+    },
+    /// Flow logs of the running agent: add, validate, provision, list, show, rename, delete.
+    Rule(rule::RuleArgs),
+    /// What the running agent knows to be on this node.
+    Inventory(inventory::InventoryArgs),
+    /// Make a password's hash, or a token, for the file of principals.
+    #[command(subcommand)]
+    Credential(credential::Credential),
+    /// Print completions for a shell.
+    Completions {
+        /// bash, elvish, fish, powershell or zsh.
+        shell: clap_complete::Shell,
     },
     /// Say what this kernel and machine can do, and what is missing. Changes nothing.
     Check {
@@ -309,6 +325,13 @@ pub fn main() -> ExitCode {
         Command::Stop(state) => stop::run(&state.dir()),
         Command::Detach(args) => detach::run(*args),
         Command::Status { state, output } => status::run(&state.dir(), output),
+        Command::Rule(args) => rule::run(args),
+        Command::Inventory(args) => inventory::run(args),
+        Command::Credential(what) => credential::run(&what),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "flowlog-agent", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Check { interfaces } => Ok(check::run(&interfaces)),
         Command::Read { paths, rows } => read::run(&paths, rows),
     };
@@ -335,6 +358,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | AgentError::Target { .. }
             | AgentError::Spool(_)
             | AgentError::StateDir { .. }
+            | AgentError::Rules(_)
+            | AgentError::Api(_)
+            | AgentError::File { .. }
             | AgentError::OtherPins { .. },
         ) => EX_CONFIG,
         _ => EX_SOFTWARE,

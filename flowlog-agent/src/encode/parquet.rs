@@ -112,6 +112,7 @@ fn metadata(info: &ObjectInfo, balance: &Balance) -> Vec<KeyValue> {
     vec![
         pair("schema_version", schema::SCHEMA_VERSION.to_owned()),
         pair("rule", info.rule.name.as_str().to_owned()),
+        pair("rule_id", info.rule.label()),
         pair("node", info.node_id.clone()),
         pair("interface", info.interface_id.clone()),
         pair("window_start", info.span.start_secs.to_string()),

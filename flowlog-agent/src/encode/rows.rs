@@ -13,7 +13,7 @@ use super::{
     schema,
 };
 use crate::{
-    rule::{Action, Direction},
+    rule::{Action, Direction, Side},
     types::{MonoNs, NS_PER_SEC},
     window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled},
 };
@@ -309,7 +309,10 @@ impl<'a> Builder<'a> {
             end: Found::default(),
             action: Known::new(&["ACCEPT", "REJECT"]),
             status: Known::new(&STATUS),
-            direction: Known::new(&["ingress", "egress"]),
+            direction: Known::new(match info.side {
+                Side::Host => &["ingress", "egress"],
+                Side::Guest => &["egress", "ingress"],
+            }),
             tcp_flags: Numbers::new(rows),
             icmp_type: Numbers::new(rows),
             icmp_code: Numbers::new(rows),
@@ -447,7 +450,7 @@ impl<'a> Builder<'a> {
             longs(self.start_ns),
             longs(self.end_ns),
             Column::Labels(self.reason.labels),
-            text(Some(info.rule.name.as_str())),
+            text(Some(&info.rule.label())),
             text(Some(&info.node_id)),
             same(Some(Label::Long(info.span.start_secs))),
             same(Some(Label::Long(signed(info.span.sequence)))),

@@ -190,7 +190,16 @@ mod tests {
         let rule = Rule::sample(60);
         let (interface, interface_id) = (format!("eth{id}"), format!("nic-{id}"));
         let (ifindex, hook, node_id) = (u32::from(id), HookKind::Tc, "n".to_owned());
-        let subject = Subject { interface, ifindex, hook, rule, node_id, account_id: None, interface_id };
+        let subject = Subject {
+            interface,
+            ifindex,
+            hook,
+            rule,
+            node_id,
+            account_id: None,
+            interface_id,
+            side: crate::rule::Side::Host,
+        };
         let span = *WindowClock::new(60, NOW).current();
         Event::Watch { id: IfaceId(id), subject, span, epoch: Epoch(1), gap: None }
     }

@@ -210,6 +210,10 @@ impl Kernel {
     /// Attaches the verdict programs, or takes the place of an earlier agent's. The order matters: see
     /// `flowlog-ebpf/src/bin/flowlog/verdict.rs`.
     pub fn attach_verdict(&mut self) -> Result<(), KernelError> {
+        // A second link would count everything twice.
+        if self.hooks.iter().any(|h| h.ifindex == 0) {
+            return Ok(());
+        }
         self.use_verdicts()?;
         for (name, hook) in [("flowlog_drop", "drop"), ("flowlog_drop_nested", "drop-nested")] {
             let (pin, earlier) = self.earlier(hook);

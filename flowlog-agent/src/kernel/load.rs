@@ -40,7 +40,7 @@ impl Default for Sizes {
             passed_slots: abi::CACHE_SLOTS_DEFAULT,
             refused_slots: abi::REFUSED_SLOTS_DEFAULT,
             ring_bytes: abi::RING_BYTES_DEFAULT,
-            interfaces_max: 256,
+            interfaces_max: 512,
         }
     }
 }

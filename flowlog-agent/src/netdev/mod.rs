@@ -1,16 +1,16 @@
-//! What the system says about an interface. Reads sysfs, asks netlink; changes nothing.
+//! What the kernel says about interfaces. Asks rtnetlink; changes nothing.
+//!
+//! * [`links`]: tells when one comes, goes or changes;
+//! * [`rtnetlink`]: the questions and their answers;
+//! * [`xdp`]: whether a driver runs XDP itself.
 
 pub mod links;
+mod rtnetlink;
 pub mod xdp;
 
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fmt, fs, io, os::unix::fs::MetadataExt as _, str::FromStr};
 
-/// `ARPHRD_*` of devices whose frames start with an Ethernet header (`include/uapi/linux/if_arp.h`).
-const LINK_HEADER_TYPES: [u32; 2] = [1, 772];
+use serde::{Deserialize, Serialize};
 
 /// An interface as found at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,15 +19,98 @@ pub struct NetDev {
     pub name: String,
     /// Index, unique within the network namespace.
     pub index: u32,
+    /// Hardware address, if it has one of six bytes.
+    pub mac: Option<Mac>,
     /// Frames start with an Ethernet header.
     pub link_header: bool,
     /// It is a bridge.
     pub bridge: bool,
-    /// Index of the device stacked on it (bridge, VLAN, bond), 0 if none.
+    /// Index of the device stacked on it (bridge, VLAN, bond), 0 if none. With several (VLANs on one port), the lowest.
     pub upper: u32,
 }
 
-/// Frames and bytes an interface has counted, by direction (ingress, egress).
+/// A hardware address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.map(|b| format!("{b:02x}")).join(":"))
+    }
+}
+
+impl FromStr for Mac {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let bytes: Vec<u8> = s.split([':', '-']).filter_map(|p| u8::from_str_radix(p, 16).ok()).collect();
+        let well_formed = s.len() == 17 && s.chars().all(|c| c.is_ascii_hexdigit() || c == ':' || c == '-');
+        match <[u8; 6]>::try_from(bytes) {
+            Ok(bytes) if well_formed => Ok(Self(bytes)),
+            _ => Err(format!("`{s}` is not a hardware address; write it as `02:00:00:aa:bb:cc`")),
+        }
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+
+    fn try_from(s: String) -> Result<Self, Self::Error> {
+        s.parse()
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
+
+/// Which interface is meant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Selector {
+    /// The one of this name. Once found it is still the same one under another name, as long as no other has this name.
+    Name(String),
+    /// The one with this hardware address.
+    Mac(Mac),
+    /// The one with this index.
+    Index(u32),
+    /// None, for now: what it is of is not in the inventory.
+    #[serde(skip)]
+    Absent,
+}
+
+impl Selector {
+    /// The interface that is meant; `bound` is the index of the one that was meant the last time.
+    #[must_use]
+    pub fn find<'a>(&self, among: &'a [NetDev], bound: Option<u32>) -> Option<&'a NetDev> {
+        match self {
+            Self::Name(name) => {
+                let named = among.iter().find(|d| d.name == *name);
+                named.or_else(|| among.iter().find(|d| Some(d.index) == bound))
+            }
+            // A VLAN or bridge has the address of what is below it, which was there before: the lowest index.
+            Self::Mac(mac) => among.iter().filter(|d| d.mac == Some(*mac)).min_by_key(|d| d.index),
+            Self::Index(index) => among.iter().find(|d| d.index == *index),
+            Self::Absent => None,
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Mac(mac) => write!(f, "{mac}"),
+            Self::Index(index) => write!(f, "index {index}"),
+            Self::Absent => f.write_str("of a resource that is not in the inventory"),
+        }
+    }
+}
+
+/// Frames an interface has counted, by direction (ingress, egress).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Frames.
@@ -45,39 +128,17 @@ pub enum NetDevError {
         /// Names that exist.
         others: String,
     },
-    /// Sysfs did not answer as expected.
-    #[error("interface `{name}`: cannot read `{}`: {source}; is /sys mounted for this network namespace?", path.display())]
-    Unreadable {
-        /// Name asked for.
-        name: String,
-        /// File.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The kernel did not answer as expected.
+    #[error("cannot ask the kernel for its interfaces: {0}")]
+    Unreadable(#[from] io::Error),
 }
 
-fn class(name: &str) -> PathBuf {
-    Path::new("/sys/class/net").join(name)
-}
-
-fn number(name: &str, file: &str) -> Result<u64, NetDevError> {
-    let path = class(name).join(file);
-    let unreadable = |source| NetDevError::Unreadable { name: name.to_owned(), path: path.clone(), source };
-    let text = fs::read_to_string(&path).map_err(unreadable)?;
-    text.trim().parse().map_err(|e| unreadable(io::Error::new(io::ErrorKind::InvalidData, e)))
-}
-
-/// Names of all interfaces of this namespace, sorted.
-#[must_use]
-pub fn names() -> Vec<String> {
-    let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter(|e| e.path().join("ifindex").exists())
-        .filter_map(|e| e.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    names
+/// All interfaces of this namespace.
+///
+/// # Errors
+/// If the kernel does not answer.
+pub fn all() -> Result<Vec<NetDev>, NetDevError> {
+    Ok(rtnetlink::dump()?)
 }
 
 /// Looks an interface up by name.
@@ -85,38 +146,25 @@ pub fn names() -> Vec<String> {
 /// # Errors
 /// [`NetDevError::NotFound`] lists what there is instead.
 pub fn find(name: &str) -> Result<NetDev, NetDevError> {
-    // A name is one path component; anything else cannot be an interface.
-    let plausible = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
-    if !plausible || !class(name).join("ifindex").exists() {
-        return Err(NetDevError::NotFound { name: name.to_owned(), others: names().join(", ") });
-    }
-    let small = |n: u64| u32::try_from(n).unwrap_or(0);
-    Ok(NetDev {
-        name: name.to_owned(),
-        index: small(number(name, "ifindex")?),
-        link_header: LINK_HEADER_TYPES.contains(&small(number(name, "type")?)),
-        bridge: class(name).join("bridge").exists(),
-        upper: upper(name),
-    })
+    let all = all()?;
+    let named = all.iter().find(|d| d.name == name);
+    named.cloned().ok_or_else(|| NetDevError::NotFound { name: name.to_owned(), others: names(&all) })
 }
 
-/// Index of the device stacked on an interface, 0 if none. With several (VLANs on one port), the lowest index.
+/// Names of interfaces, sorted, as a list for people.
 #[must_use]
-pub fn upper(name: &str) -> u32 {
-    let entries = fs::read_dir(class(name)).into_iter().flatten().flatten();
-    entries
-        .filter(|e| e.file_name().to_string_lossy().starts_with("upper_"))
-        .filter_map(|e| fs::read_to_string(e.path().join("ifindex")).ok()?.trim().parse().ok())
-        .min()
-        .unwrap_or(0)
+pub fn names(of: &[NetDev]) -> String {
+    let mut names: Vec<&str> = of.iter().map(|d| d.name.as_str()).collect();
+    names.sort_unstable();
+    names.join(", ")
 }
 
 /// The interface's own counters: a witness our programs do not own.
 ///
 /// # Errors
-/// [`NetDevError::Unreadable`] if it is gone.
-pub fn counters(name: &str) -> Result<Counters, NetDevError> {
-    Ok(Counters { packets: [number(name, "statistics/rx_packets")?, number(name, "statistics/tx_packets")?] })
+/// If it is gone.
+pub fn counters(index: u32) -> Result<Counters, NetDevError> {
+    Ok(rtnetlink::counters(index)?)
 }
 
 /// Inode number of the network namespace we are in.
@@ -135,10 +183,43 @@ mod tests {
     #[test]
     fn the_loopback_device_is_found_and_others_are_refused_by_name() {
         let lo = find("lo").expect("lo");
-        assert!(lo.index == 1 && lo.link_header && !lo.bridge);
+        assert!(lo.index == 1 && lo.link_header && !lo.bridge && lo.mac == Some(Mac([0; 6])), "{lo:?}");
+        assert!(counters(1).is_ok() && counters(u32::MAX >> 1).is_err());
         for bad in ["no-such-if0", "", "..", "../net/lo"] {
             let error = find(bad).expect_err(bad).to_string();
             assert!(error.contains(&format!("`{bad}`")) && error.contains("lo"), "{error}");
         }
+    }
+
+    #[test]
+    fn hardware_addresses_are_read_and_printed() {
+        let mac: Mac = "02:00:00:AA:bb:0c".parse().expect("an address");
+        assert_eq!(mac.to_string(), "02:00:00:aa:bb:0c");
+        assert_eq!("02-00-00-aa-bb-0c".parse(), Ok(mac));
+        for bad in
+            ["", "02:00:00:aa:bb", "02:00:00:aa:bb:0g", "02:00:00:aa:bb:0c:01", "2:0:0:a:b:c", "+2:00:00:aa:bb:0c"]
+        {
+            assert!(bad.parse::<Mac>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_interface_that_was_found_by_name_is_the_same_under_another_until_a_new_one_has_the_name() {
+        let dev = |name: &str, index| NetDev {
+            name: name.to_owned(),
+            index,
+            mac: Some(Mac([2, 0, 0, 0, 0, 7])),
+            link_header: true,
+            bridge: false,
+            upper: 0,
+        };
+        let tap = Selector::Name("tap0".to_owned());
+        let index = |s: &Selector, among: &[NetDev], bound| s.find(among, bound).map(|d| d.index);
+        assert_eq!(index(&tap, &[dev("tap0", 5)], None), Some(5));
+        assert_eq!(index(&tap, &[dev("vm-a", 5)], Some(5)), Some(5));
+        assert_eq!(index(&tap, &[dev("vm-a", 5)], None), None);
+        assert_eq!(index(&tap, &[dev("vm-a", 5), dev("tap0", 9)], Some(5)), Some(9));
+        assert_eq!(index(&Selector::Mac(Mac([2, 0, 0, 0, 0, 7])), &[dev("vlan", 9), dev("tap0", 5)], None), Some(5));
+        assert_eq!(index(&Selector::Index(9), &[dev("a", 5)], Some(5)), None);
     }
 }

@@ -3,11 +3,13 @@
 
 mod target;
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-pub use target::{Location, Target};
+pub use target::{Location, Target, bucket_and_prefix};
+
+use crate::types::FlowLogId;
 
 /// Longest name of a rule: it starts every object key, and 63 is what host and bucket names allow.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -17,11 +19,11 @@ pub const WINDOW_SECS_MIN: u32 = 1;
 pub const WINDOW_SECS_MAX: u32 = 86_400;
 
 /// A field that breaks a rule: names field, value and remedy in one line.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{field} `{value}`: {rule}")]
 pub struct InvalidField {
     /// Field as the user knows it.
-    pub field: &'static str,
+    pub field: Cow<'static, str>,
     /// What was given.
     pub value: String,
     /// What holds, and so what to do.
@@ -30,7 +32,7 @@ pub struct InvalidField {
 
 impl InvalidField {
     pub(crate) fn new(field: &'static str, value: impl Into<String>, rule: impl Into<String>) -> Self {
-        Self { field, value: value.into(), rule: rule.into() }
+        Self { field: Cow::Borrowed(field), value: value.into(), rule: rule.into() }
     }
 }
 
@@ -53,6 +55,29 @@ impl Direction {
         match self {
             Self::Ingress => 0,
             Self::Egress => 1,
+        }
+    }
+}
+
+/// Which side of its owner's interface we see. A rule's directions, and those in records, are as the owner sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The interface itself.
+    #[default]
+    Host,
+    /// The host's end of a guest's interface (tap, veth): what comes in here went out there.
+    Guest,
+}
+
+impl Side {
+    /// What the owner calls the direction of a hook.
+    #[must_use]
+    pub fn owners(self, hook: Direction) -> Direction {
+        match (self, hook) {
+            (Self::Host, direction) => direction,
+            (Self::Guest, Direction::Ingress) => Direction::Egress,
+            (Self::Guest, Direction::Egress) => Direction::Ingress,
         }
     }
 }
@@ -157,8 +182,14 @@ pub fn key_part(field: &'static str, s: &str) -> Result<String, InvalidField> {
         return Err(InvalidField::new(field, s, "may not contain `/` or `%2F`; use `-` instead"));
     }
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if s.is_empty() || s.len() > NAME_BYTES_MAX || !s.chars().all(allowed) || s.chars().all(|c| c == '.') {
-        let rule = format!("use 1 to {NAME_BYTES_MAX} ASCII letters, digits, `.`, `_` or `-`");
+    let rule = format!("use 1 to {NAME_BYTES_MAX} ASCII letters, digits, `.`, `_` or `-`");
+    // Some look like others that are allowed, and some cannot be seen at all: said by number.
+    if let Some(c) = s.chars().find(|c| !allowed(*c)) {
+        let shown: String =
+            s.chars().flat_map(|c| if allowed(c) { vec![c] } else { c.escape_default().collect() }).collect();
+        return Err(InvalidField::new(field, shown, format!("U+{:04X} is not allowed; {rule}", u32::from(c))));
+    }
+    if s.is_empty() || s.len() > NAME_BYTES_MAX || s.chars().all(|c| c == '.') {
         return Err(InvalidField::new(field, s, rule));
     }
     Ok(s.to_owned())
@@ -183,7 +214,11 @@ pub fn window_secs(secs: u32) -> Result<u32, InvalidField> {
 /// One flow log on one interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// Name; starts the object key.
+    /// Id in the rule store; the quick way in (`run --interface`) has none.
+    #[serde(default)]
+    pub id: Option<FlowLogId>,
+    /// Name; starts the object key. Of a rule in the store: the name it was activated with, so that renaming it moves
+    /// no key.
     pub name: Name,
     /// Directions wanted.
     pub directions: Directions,
@@ -201,11 +236,27 @@ pub struct Rule {
     pub hive_layout: bool,
 }
 
+impl Rule {
+    /// As in the column `rule_id`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        self.id.map_or_else(|| self.name.as_str().to_owned(), |id| id.to_string())
+    }
+
+    /// What all its keys begin with: `[prefix/]name`.
+    #[must_use]
+    pub fn folder(&self) -> String {
+        let name = self.name.as_str();
+        self.target.prefix.as_ref().map_or_else(|| name.to_owned(), |p| format!("{p}/{name}"))
+    }
+}
+
 #[cfg(test)]
 impl Rule {
     /// A rule for tests of later stages.
     pub(crate) fn sample(window_secs: u32) -> Self {
         Self {
+            id: None,
             name: "web".parse().expect("a name"),
             directions: Directions::Bidirectional,
             action: Action::Any,
@@ -229,8 +280,11 @@ mod tests {
         }
         for bad in ["", "a/b", "a%2Fb", "a%2fb", "..", ".", "a b", "ü", "a\n", "\u{430}", &"n".repeat(64)] {
             let error = bad.parse::<Name>().expect_err(bad).to_string();
-            assert!(error.starts_with("name `") && !error.contains("\n\n"), "{error}");
+            assert!(error.starts_with("name `") && !error.contains('\n') && error.is_ascii(), "{error}");
         }
+        // A Cyrillic letter that looks like ours.
+        let look_alike = "w\u{435}b".parse::<Name>().expect_err("look-alike").to_string();
+        assert!(look_alike.contains("U+0435 is not allowed"), "{look_alike}");
     }
 
     #[test]
@@ -240,6 +294,14 @@ mod tests {
         }
         for bad in [0, 7, 601, 86_401, u32::MAX] {
             assert!(window_secs(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_guest_sends_what_comes_in_at_its_tap() {
+        for direction in Direction::BOTH {
+            assert_eq!(Side::Host.owners(direction), direction);
+            assert_ne!(Side::Guest.owners(direction), direction);
         }
     }
 

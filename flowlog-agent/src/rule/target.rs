@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{InvalidField, NAME_BYTES_MAX, key_part};
 
+/// Beginnings and endings that S3 keeps for itself ("Bucket naming rules" of its user guide).
+const RESERVED_STARTS: [&str; 3] = ["xn--", "sthree-", "amzn-s3-demo-"];
+const RESERVED_ENDS: [&str; 4] = ["-s3alias", "--ol-s3", ".mrap", "--x-s3"];
+
 /// The store part of a target.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Location {
@@ -33,6 +37,27 @@ impl Target {
         self.prefix = Some(key_part("prefix", prefix)?);
         Ok(self)
     }
+}
+
+/// Reads a bucket and an optional prefix as the cloud API has them: `bucket[/prefix]`.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn bucket_and_prefix(s: &str) -> Result<(String, Option<String>), Vec<InvalidField>> {
+    let (bucket, prefix) = s.split_once('/').map_or((s, None), |(b, p)| (b, Some(p)));
+    let mut problems = Vec::new();
+    if let Err(rule) = bucket_rules(bucket) {
+        problems.push(InvalidField::new("bucket", s.escape_debug().to_string(), rule));
+    }
+    // As `bucket/`: no prefix.
+    let prefix = match prefix.filter(|p| !p.is_empty()).map(|p| key_part("prefix", p)).transpose() {
+        Ok(prefix) => prefix,
+        Err(problem) => {
+            problems.push(problem);
+            None
+        }
+    };
+    if problems.is_empty() { Ok((bucket.to_owned(), prefix)) } else { Err(problems) }
 }
 
 impl fmt::Display for Target {
@@ -71,8 +96,12 @@ impl FromStr for Target {
     }
 }
 
-/// S3's bucket naming rules.
 fn check_bucket(target: &str, bucket: &str) -> Result<(), InvalidField> {
+    bucket_rules(bucket).map_err(|rule| InvalidField::new("target", target, format!("bucket `{bucket}`: {rule}")))
+}
+
+/// S3's bucket naming rules.
+fn bucket_rules(bucket: &str) -> Result<(), &'static str> {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
     let good = (3..=NAME_BYTES_MAX).contains(&bucket.len())
@@ -80,15 +109,16 @@ fn check_bucket(target: &str, bucket: &str) -> Result<(), InvalidField> {
         && edge(bucket.chars().last())
         && bucket.chars().all(inner)
         && !bucket.contains("..")
+        && !RESERVED_STARTS.iter().any(|r| bucket.starts_with(r))
+        && !RESERVED_ENDS.iter().any(|r| bucket.ends_with(r))
         && bucket.parse::<std::net::Ipv4Addr>().is_err();
     if good {
         return Ok(());
     }
-    let rule = format!(
-        "bucket `{bucket}` is not a valid bucket name: 3 to 63 lower-case letters, digits, `-` or `.`, \
-         starting and ending with a letter or digit"
-    );
-    Err(InvalidField::new("target", target, rule))
+    Err(
+        "not a valid bucket name: use 3 to 63 lower-case letters, digits, `-` or `.`, starting and ending with a letter or \
+         digit, and none of S3's reserved beginnings and endings",
+    )
 }
 
 #[cfg(test)]
@@ -108,6 +138,20 @@ mod tests {
         }
         let relative = "./flows".parse::<Target>().expect("relative").to_string();
         assert!(relative.starts_with("file:///") && relative.ends_with("/flows"), "{relative}");
+    }
+
+    #[test]
+    fn a_bucket_and_its_prefix_are_read_and_everything_wrong_with_them_is_said_at_once() {
+        assert_eq!(bucket_and_prefix("flows"), Ok(("flows".to_owned(), None)));
+        assert_eq!(bucket_and_prefix("flows/"), Ok(("flows".to_owned(), None)));
+        assert_eq!(bucket_and_prefix("flows/team-a"), Ok(("flows".to_owned(), Some("team-a".to_owned()))));
+        for bad in
+            ["", "ab", "Flows", "xn--flows", "flows-s3alias", "192.168.0.1", "fl\u{1}ows", "flows/a/b", "flows/a%2fb"]
+        {
+            assert_eq!(bucket_and_prefix(bad).expect_err(bad).len(), 1, "{bad}");
+        }
+        let both = bucket_and_prefix("Flows/a/b").expect_err("both");
+        assert_eq!(both.iter().map(|p| p.field.as_ref()).collect::<Vec<_>>(), ["bucket", "prefix"]);
     }
 
     #[test]

@@ -127,13 +127,41 @@ fn route(entry: &Entry) -> Route {
 }
 
 /// Opens stores.
-pub type Opener = dyn Fn(&Location) -> Result<Store, StoreError> + Send + Sync;
+pub type Opener = dyn Fn(&Location) -> Result<Arc<Store>, StoreError> + Send + Sync;
+
+/// Stores that are open. One whose options have changed is opened again.
+pub struct Stores {
+    options: Box<dyn Fn() -> S3Options + Send + Sync>,
+    open: Mutex<HashMap<Location, (S3Options, Arc<Store>)>>,
+}
+
+impl Stores {
+    /// `options` says how buckets are reached, now.
+    #[must_use]
+    pub fn new(options: Box<dyn Fn() -> S3Options + Send + Sync>) -> Self {
+        Self { options, open: Mutex::default() }
+    }
+
+    /// A store, opened if it is not open yet.
+    ///
+    /// # Errors
+    /// If the options do not make a store.
+    pub fn open(&self, location: &Location) -> Result<Arc<Store>, StoreError> {
+        let options = (self.options)();
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, store)) = open.get(location).filter(|(with, _)| *with == options) {
+            return Ok(store.clone());
+        }
+        let store = Arc::new(Store::open(location, &options)?);
+        open.insert(location.clone(), (options, store.clone()));
+        Ok(store)
+    }
+}
 
 /// Delivers what is in the spool.
 pub struct Uploader {
     spool: Spool,
     open: Arc<Opener>,
-    stores: Arc<Mutex<HashMap<Location, Arc<Store>>>>,
     /// Routes that are not to be tried before this time, and the last pause.
     pauses: HashMap<Route, (Instant, Duration)>,
     /// Routes that are being delivered.
@@ -152,7 +180,7 @@ impl Uploader {
     pub fn new(spool: Spool, open: Arc<Opener>) -> Self {
         let (pauses, busy) = (HashMap::new(), HashMap::new());
         let (progress, jitter) = (watch::Sender::default(), Box::new(random));
-        Self { spool, open, stores: Arc::default(), pauses, busy, progress, jitter }
+        Self { spool, open, pauses, busy, progress, jitter }
     }
 
     /// The same, with numbers from 0 to 1 that can be had again.
@@ -226,11 +254,10 @@ impl Uploader {
 
     /// Delivers one route's objects, oldest first, up to the first failure.
     fn delivery(&self, route: Route, entries: Vec<Entry>) -> impl Future<Output = Fared> + Send + use<> {
-        let (spool, open, stores, progress) =
-            (self.spool.clone(), self.open.clone(), self.stores.clone(), self.progress.clone());
+        let (spool, open, progress) = (self.spool.clone(), self.open.clone(), self.progress.clone());
         async move {
             for entry in entries {
-                let store = match opened(&stores, &*open, &entry.location) {
+                let store = match open(&entry.location) {
                     Ok(store) => store,
                     Err(error) => return (route, Some(error)),
                 };
@@ -297,20 +324,6 @@ fn random() -> f64 {
     use std::hash::{BuildHasher as _, Hasher as _};
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     f64::from(u16::try_from(random & 0xffff).unwrap_or(0)) / 65_536.0
-}
-
-fn opened(
-    stores: &Mutex<HashMap<Location, Arc<Store>>>,
-    open: &Opener,
-    location: &Location,
-) -> Result<Arc<Store>, StoreError> {
-    let mut stores = stores.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(store) = stores.get(location) {
-        return Ok(store.clone());
-    }
-    let store = Arc::new(open(location)?);
-    stores.insert(location.clone(), store.clone());
-    Ok(store)
 }
 
 async fn deliver(spool: &Spool, store: &Store, entry: &Entry) -> Result<Outcome, StoreError> {

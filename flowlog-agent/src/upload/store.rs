@@ -19,7 +19,7 @@ use object_store::{
 use sha2::{Digest as _, Sha256};
 
 use super::directory::Directory;
-use crate::rule::Location;
+use crate::{rule::Location, types::hex};
 
 /// Metadata key of our checksum.
 const SHA256: &str = "flowlog-sha256";
@@ -225,15 +225,6 @@ fn words(error: &dyn std::error::Error) -> String {
     }
     let best = all.iter().rev().find(|w| w.len() > 12).or(all.first()).cloned().unwrap_or_default();
     best.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
-        // Writing to a String cannot fail.
-        let _ = write!(s, "{b:02x}");
-        s
-    })
 }
 
 fn s3(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, String> {

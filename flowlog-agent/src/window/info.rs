@@ -1,7 +1,7 @@
 //! What is known about a window besides its flows.
 
 use super::Span;
-use crate::rule::Rule;
+use crate::rule::{Rule, Side};
 
 /// Everything an object says besides its rows.
 #[derive(Clone, Debug)]
@@ -14,6 +14,8 @@ pub struct ObjectInfo {
     pub account_id: Option<String>,
     /// Id of the interface in the cloud's inventory; `NODE-INTERFACE` if there is none.
     pub interface_id: String,
+    /// Which side of it was seen.
+    pub side: Side,
     /// The window.
     pub span: Span,
     /// The memory cap was reached, so the window comes in several objects.
@@ -60,6 +62,7 @@ mod tests {
             node_id,
             account_id: None,
             interface_id,
+            side: Side::Host,
             span,
             flushed_early: false,
             late: false,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{FlowTable, ObjectInfo, Span, WindowClock};
 use crate::{
     kernel::{HookKind, block::Records},
-    rule::Rule,
+    rule::{Rule, Side},
     types::{Epoch, IfaceId, Now},
 };
 
@@ -32,6 +32,20 @@ pub struct Subject {
     pub account_id: Option<String>,
     /// As in records and keys.
     pub interface_id: String,
+    /// Which side of its owner's interface it is.
+    #[serde(default)]
+    pub side: Side,
+}
+
+impl Subject {
+    /// Whether it is the same rule on the same interface, which may have another name by now.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let Self { interface: _, ifindex, hook, rule, node_id, account_id, interface_id, side } = other;
+        (self.ifindex, self.hook, self.side) == (*ifindex, *hook, *side)
+            && (&self.rule, &self.node_id, &self.account_id) == (rule, node_id, account_id)
+            && self.interface_id == *interface_id
+    }
 }
 
 /// Counters on disk: packets and bytes.
@@ -78,6 +92,13 @@ pub enum Event {
     Unwatch {
         /// Whose.
         id: IfaceId,
+    },
+    /// The interface has another name.
+    Named {
+        /// Whose.
+        id: IfaceId,
+        /// Its name now.
+        interface: String,
     },
     /// A closed window's object is durable, or there is none.
     Done {
@@ -161,9 +182,9 @@ impl Watched {
     #[must_use]
     pub fn closing_info(&self) -> Option<ObjectInfo> {
         let Closing { span, flushed_early, .. } = self.closing.as_ref()?;
-        let Subject { rule, node_id, account_id, interface_id, .. } = self.subject.clone();
+        let Subject { rule, node_id, account_id, interface_id, side, .. } = self.subject.clone();
         let (span, flushed_early) = (*span, *flushed_early);
-        Some(ObjectInfo { rule, node_id, account_id, interface_id, span, flushed_early, late: false, gap: None })
+        Some(ObjectInfo { rule, node_id, account_id, interface_id, side, span, flushed_early, late: false, gap: None })
     }
 
     fn add(&mut self, record: &crate::kernel::block::Record) {
@@ -210,11 +231,9 @@ impl Ledger {
         self.unknown_records
     }
 
-    /// The lowest id that is free.
-    #[must_use]
-    pub fn free_id(&self) -> IfaceId {
-        let used = |n: &u16| self.watched.contains_key(&IfaceId(*n));
-        IfaceId((1..=u16::MAX).find(|n| !used(n)).unwrap_or(u16::MAX))
+    /// Ids that are free, lowest first.
+    pub fn free_ids(&self) -> impl Iterator<Item = IfaceId> {
+        (1..=u16::MAX).map(IfaceId).filter(|id| !self.watched.contains_key(id))
     }
 
     /// Adds a block of records. One that makes no sense is counted.
@@ -251,6 +270,7 @@ impl Ledger {
             Event::Unwatch { id } => {
                 self.watched.remove(&id);
             }
+            Event::Named { id, interface } => self.watched.get_mut(&id)?.subject.interface = interface,
             Event::Closing { id, span, flushed_early } => {
                 let w = self.watched.get_mut(&id)?;
                 w.closing = Some(Closing { span, table: FlowTable::default(), flushed_early });

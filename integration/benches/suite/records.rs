@@ -10,7 +10,7 @@
 use flowlog_agent::{
     encode::ObjectInfo,
     kernel::ring::Record,
-    rule::{Action, Directions, Rule},
+    rule::{Action, Directions, Rule, Side},
     types::{MonoNs, Now, WallNs},
     window::{FlowTable, WindowClock},
 };
@@ -107,6 +107,7 @@ pub fn table(records: &[Record]) -> FlowTable {
 pub fn info() -> ObjectInfo {
     let now = Now { mono: MonoNs(0), wall: WallNs(1_795_440_000_123_456_789) };
     let rule = Rule {
+        id: None,
         name: "measure".parse().expect("a name"),
         directions: Directions::Bidirectional,
         action: Action::Any,
@@ -121,6 +122,7 @@ pub fn info() -> ObjectInfo {
         node_id: "node-17".into(),
         account_id: None,
         interface_id: "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad001".to_owned(),
+        side: Side::Host,
         span: *WindowClock::new(WINDOW_SECS, now).current(),
         flushed_early: false,
         late: false,

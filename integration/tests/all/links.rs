@@ -28,7 +28,7 @@ fn plug_in(a: &Netns, b: &Netns) {
 fn an_interface_that_is_deleted_and_made_again_a_hundred_times_is_captured_every_time() {
     let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
     let mut agent = Agent::start(&a, &["eth0"], &["--wait"]).unwrap();
-    assert!(agent.log().contains("waiting for the interface"), "{}", agent.log());
+    assert!(agent.log().contains("waiting for interface eth0"), "{}", agent.log());
     let mut slowest = Duration::ZERO;
     for cycle in 0..CYCLES {
         plug_in(&a, &b);
@@ -77,4 +77,37 @@ fn a_capture_goes_on_when_another_interface_goes_away() {
     assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "ingress").0, PACKETS as u64);
     assert!(landed.rows.iter().any(|r| r.skip == "gap" && r.interface == "node-eth1"));
     assert!(!landed.rows.iter().any(|r| r.skip == "gap" && r.interface == "node-eth0"));
+}
+
+#[test]
+fn an_interface_that_is_renamed_is_captured_without_a_gap_and_refusals_count_once_after_it_was_away() {
+    let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
+    plug_in(&a, &b);
+    let mut agent = Agent::start(&a, &["eth0"], &[]).unwrap();
+    a.exec("ip link set eth0 down").unwrap();
+    a.exec("ip link set eth0 name vm7").unwrap();
+    a.exec("ip link set vm7 up").unwrap();
+    agent.wait_for("the interface has another name").unwrap();
+    let mac = a.mac("vm7").unwrap().map(|b| format!("{b:02x}")).join(":");
+    b.exec(&format!("ip neigh replace 10.1.0.1 lladdr {mac} dev eth0 nud permanent")).unwrap();
+    b.run(|| traffic::udp("10.1.0.1:9", PACKETS, 50)).unwrap();
+    while a.statistic("vm7", "rx_packets").unwrap() < PACKETS as u64 {
+        std::thread::yield_now();
+    }
+    // Away for good, and back: another watch, whose verdicts must not be counted twice.
+    a.exec("ip link del vm7").unwrap();
+    agent.wait_for("the interface is gone").unwrap();
+    plug_in(&a, &b);
+    agent.wait_for("the interface is back").unwrap();
+    let rules = "table inet t {\n counter c { }\n chain i { type filter hook input priority 0; udp dport 7 counter name c drop; }\n}";
+    a.nft(rules).unwrap();
+    b.run(|| traffic::udp("10.1.0.1:7", PACKETS, 50)).unwrap();
+    while a.nft_counter("inet t", "c").unwrap().0 < PACKETS as u64 {
+        std::thread::yield_now();
+    }
+    let landed = agent.stop().unwrap();
+    assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "ingress").0, PACKETS as u64);
+    assert_eq!(landed.sum(|r| r.dport == 7 && r.action == "REJECT").0, PACKETS as u64);
+    assert_eq!(landed.sum(|r| r.dport == 7 && r.action == "ACCEPT").0, 0);
+    assert_eq!(landed.rows.iter().filter(|r| r.skip == "gap").count(), 1);
 }

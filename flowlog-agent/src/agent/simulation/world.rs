@@ -248,7 +248,7 @@ impl World {
     fn upload(&mut self, process: &Process, time: Duration) {
         let store = self.store.clone();
         let mut random = Random(self.random.number());
-        let uploader = Uploader::new(process.spool.clone(), Arc::new(move |_| Ok(store.store())))
+        let uploader = Uploader::new(process.spool.clone(), Arc::new(move |_| Ok(Arc::new(store.store()))))
             .with_jitter(Box::new(move || f64::from(u16::try_from(random.below(65_536)).unwrap_or(0)) / 65_536.0));
         let wake = Arc::new(Notify::new());
         runtime().block_on(async {
@@ -317,7 +317,17 @@ fn subject(id: IfaceId) -> Subject {
     let rule = Rule { nodata: false, ..Rule::sample(1) };
     let (interface, interface_id) = (format!("eth{}", id.0), format!("nic-{}", id.0));
     let ifindex = u32::from(id.0);
-    Subject { interface, ifindex, hook: HookKind::Tc, rule, node_id: "n".to_owned(), account_id: None, interface_id }
+    let (node_id, account_id) = ("n".to_owned(), None);
+    Subject {
+        interface,
+        ifindex,
+        hook: HookKind::Tc,
+        rule,
+        node_id,
+        account_id,
+        interface_id,
+        side: crate::rule::Side::Host,
+    }
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -1,0 +1,172 @@
+//! Rules from the store: the files around it, the thread that serves the API, and the orders that come from there.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use tokio::sync::{mpsc, watch};
+
+use super::{AgentError, capture::Capture, system};
+use crate::{
+    api,
+    config::{self, Config, Manage},
+    control::{Control, Parts, Want, captures, principals::Principals, store::Store, worker},
+    inventory::{
+        Buckets,
+        load::{Loaded, Loader},
+        watch as changes,
+    },
+    status::Status,
+    upload::{S3Options, Stores},
+};
+
+/// Orders that wait at most: the control plane sends one at a time.
+const ORDERS_MAX: usize = 4;
+
+/// Everything that is read from files, now and when they change.
+pub struct Files {
+    /// The inventory.
+    pub inventory: watch::Receiver<Arc<Loaded>>,
+    /// The principals.
+    pub principals: watch::Receiver<Arc<Principals>>,
+}
+
+impl Files {
+    /// Reads them, and goes on doing so.
+    ///
+    /// # Errors
+    /// If the principals are wrong, or a place does not exist.
+    pub fn open(manage: &Manage) -> Result<Self, AgentError> {
+        let places = manage.places.clone();
+        for path in places.file.iter().chain(&places.dir).chain(&manage.principals) {
+            let unreadable = |problem: String| AgentError::File { path: path.clone(), problem };
+            std::fs::metadata(path).map_err(|e| unreadable(e.to_string()))?;
+        }
+        let mut files = Loader::new(places.clone());
+        let first = files.load();
+        first.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
+        let known = match &manage.principals {
+            Some(path) => Principals::read(path).map_err(|problem| AgentError::File { path: path.clone(), problem })?,
+            None => Principals::default(),
+        };
+        let (inventory, principals) = (watch::Sender::new(Arc::new(first)), watch::Sender::new(Arc::new(known)));
+        let opened = Self { inventory: inventory.subscribe(), principals: principals.subscribe() };
+        let watched: Vec<PathBuf> = places.file.iter().chain(&manage.principals).cloned().collect();
+        let (dirs, path) = (Vec::from_iter(places.dir), manage.principals.clone());
+        let changed = move || {
+            let loaded = files.load();
+            inventory.send_if_modified(|now| {
+                let changed = **now != loaded;
+                *now = Arc::new(loaded);
+                changed
+            });
+            match path.as_deref().map(Principals::read) {
+                Some(Ok(known)) => drop(principals.send_replace(Arc::new(known))),
+                Some(Err(words)) => tracing::error!("principals: {words}; those from before still hold"),
+                None => {}
+            }
+        };
+        changes::watch(&watched, &dirs, changed).map_err(system("watch the inventory"))?;
+        Ok(opened)
+    }
+
+    /// How buckets are reached: as the inventory says, else as configured.
+    #[must_use]
+    pub fn stores(inventory: Option<watch::Receiver<Arc<Loaded>>>, configured: S3Options) -> Stores {
+        Stores::new(Box::new(move || match inventory.as_ref().map(|i| i.borrow().inventory.buckets.clone()) {
+            Some(Buckets::S3(options)) => options,
+            _ => configured.clone(),
+        }))
+    }
+}
+
+/// The store, opened before anything is captured.
+pub struct Managed {
+    manage: Manage,
+    files: Files,
+    store: Store,
+    /// What is captured whatever the store says.
+    fixed: Vec<config::Capture>,
+    places_max: usize,
+}
+
+impl Managed {
+    /// Opens the store; `config` captures what it says from now on.
+    ///
+    /// # Errors
+    /// If a file or the store cannot be used.
+    pub fn open(manage: &Manage, files: Files, config: &mut Config) -> Result<Self, AgentError> {
+        let store = Store::open(&config.state_dir)?;
+        let fixed = config.captures.clone();
+        config.captures.extend(captures::captures(store.flow_logs(), &files.inventory.borrow().inventory));
+        let places_max = usize::from(config.sizes.interfaces_max).saturating_sub(fixed.len());
+        Ok(Self { manage: manage.clone(), files, store, fixed, places_max })
+    }
+
+    /// The inventory, now and later.
+    #[must_use]
+    pub fn inventory(&self) -> watch::Receiver<Arc<Loaded>> {
+        self.files.inventory.clone()
+    }
+
+    /// Starts to serve, on a thread that ends with the process.
+    ///
+    /// # Errors
+    /// If an address or a certificate cannot be used.
+    pub fn serve(self, stores: Arc<Stores>, status: watch::Receiver<Arc<Status>>) -> Result<Orders, AgentError> {
+        let Self { manage, files: Files { inventory, principals }, store, fixed, places_max } = self;
+        let (orders, wanted) = mpsc::channel(ORDERS_MAX);
+        let settings = manage.settings;
+        let parts = Parts { store, inventory, principals, stores, settings, places_max, orders, status };
+        let control = Arc::new(Control::new(parts));
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the API"))?;
+        let served = {
+            let _inside = runtime.enter();
+            api::serve::listen(&manage.api)?
+        };
+        let thread = std::thread::Builder::new().name("api".to_owned());
+        let working = worker::run(control.clone());
+        thread
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::join!(working, served.run(control));
+                });
+            })
+            .map_err(system("start the API"))?;
+        Ok(Orders { wanted, fixed })
+    }
+}
+
+/// Orders from the control plane.
+pub struct Orders {
+    wanted: mpsc::Receiver<Want>,
+    fixed: Vec<config::Capture>,
+}
+
+impl Orders {
+    /// The next one; waits for ever if nobody can order.
+    pub async fn next(orders: &mut Option<Self>) -> Want {
+        match orders {
+            Some(orders) => match orders.wanted.recv().await {
+                Some(want) => want,
+                None => std::future::pending().await,
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Carries one out.
+    ///
+    /// # Errors
+    /// If the kernel or the journal refuses; whoever ordered is told, and orders again.
+    pub fn carry_out(&self, want: Want, capture: &mut Capture) -> Result<(), AgentError> {
+        let captures = self.fixed.iter().cloned().chain(want.captures).collect();
+        let result = capture.want(captures);
+        let answer = match &result {
+            Ok(()) => Ok(BTreeMap::from_iter(capture.states())),
+            Err(error) => Err(error.to_string()),
+        };
+        // Nobody listens: the agent is ending.
+        let _ = want.done.send(answer);
+        result
+    }
+}

@@ -1,0 +1,150 @@
+//! Which interfaces are meant: from what is to be captured and what there is, to what is to be watched. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    config::Capture,
+    netdev::NetDev,
+    window::{Ledger, Subject},
+};
+
+/// A rule and the interface it is to be watched on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The rule, on this interface.
+    pub subject: Subject,
+    /// The interface.
+    pub dev: NetDev,
+}
+
+/// What came of looking.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// To be watched, by interface id.
+    pub wanted: BTreeMap<String, Wanted>,
+    /// Not to be watched, and why not, by interface id.
+    pub absent: BTreeMap<String, Absent>,
+}
+
+/// Why an interface is not to be watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// It is not there yet, or not any more.
+    Waiting(String),
+    /// Another capture has it.
+    Taken(String),
+}
+
+/// Finds the interface of every capture among `devices`. One that is being watched stays the same if it has been given
+/// another name.
+#[must_use]
+pub fn find(captures: &[Capture], node_id: &str, devices: &[NetDev], ledger: &Ledger) -> Found {
+    let bound: BTreeMap<&str, u32> =
+        ledger.watched().map(|(_, w)| (w.subject.interface_id.as_str(), w.subject.ifindex)).collect();
+    let (mut found, mut taken) = (Found::default(), BTreeMap::<u32, String>::new());
+    for capture in captures {
+        let id = capture.id(node_id);
+        let dev = capture.interface.find(devices, bound.get(id.as_str()).copied());
+        let Some(dev) = dev else {
+            let why = Absent::Waiting(format!("waiting for interface {}", capture.interface));
+            found.absent.insert(id, why);
+            continue;
+        };
+        if let Some(other) = taken.get(&dev.index) {
+            let why = format!("interface {} is captured as {other} already: it takes one flow log", dev.name);
+            found.absent.insert(id, Absent::Taken(why));
+            continue;
+        }
+        taken.insert(dev.index, id.clone());
+        found.wanted.insert(id, Wanted { subject: subject(capture, node_id, dev), dev: dev.clone() });
+    }
+    found
+}
+
+fn subject(capture: &Capture, node_id: &str, dev: &NetDev) -> Subject {
+    Subject {
+        interface: dev.name.clone(),
+        ifindex: dev.index,
+        hook: capture.hook,
+        rule: capture.rule.clone(),
+        node_id: node_id.to_owned(),
+        account_id: capture.account_id.clone(),
+        interface_id: capture.id(node_id),
+        side: capture.side,
+    }
+}
+
+impl Found {
+    /// Whether exactly this is being watched.
+    #[must_use]
+    pub fn is_watched(&self, ledger: &Ledger) -> bool {
+        ledger.watched().count() == self.wanted.len() && ledger.watched().all(|(_, w)| self.wants(&w.subject))
+    }
+
+    /// Whether a subject is among what is wanted.
+    #[must_use]
+    pub fn wants(&self, subject: &Subject) -> bool {
+        self.wanted.get(&subject.interface_id).is_some_and(|w| w.subject.is_same(subject))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        kernel::HookKind,
+        netdev::{Mac, Selector},
+        rule::{Rule, Side},
+        types::{Epoch, IfaceId, MonoNs, Now, WallNs},
+        window::{Event, WindowClock},
+    };
+
+    fn dev(name: &str, index: u32) -> NetDev {
+        let mac = Some(Mac([2, 0, 0, 0, 0, u8::try_from(index).expect("small")]));
+        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, upper: 0 }
+    }
+
+    fn capture(id: &str, interface: Selector) -> Capture {
+        Capture {
+            interface,
+            interface_id: Some(id.to_owned()),
+            account_id: None,
+            hook: HookKind::Tc,
+            side: Side::Guest,
+            wait: true,
+            rule: Rule::sample(60),
+        }
+    }
+
+    #[test]
+    fn one_interface_is_captured_once_and_the_second_one_is_told() {
+        let captures =
+            [capture("a", Selector::Name("tap0".to_owned())), capture("b", Selector::Mac(Mac([2, 0, 0, 0, 0, 5])))];
+        let found = find(&captures, "n", &[dev("tap0", 5)], &Ledger::default());
+        assert!(found.wanted.contains_key("a") && found.wanted.len() == 1);
+        assert!(
+            matches!(&found.absent["b"], Absent::Taken(why) if why.contains("tap0 is captured as a already")),
+            "{:?}",
+            found.absent
+        );
+    }
+
+    #[test]
+    fn a_watched_interface_under_another_name_is_still_watched() {
+        let captures = [capture("a", Selector::Name("tap0".to_owned()))];
+        let mut ledger = Ledger::default();
+        let before = find(&captures, "n", &[dev("tap0", 5)], &ledger);
+        let span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();
+        let subject = before.wanted["a"].subject.clone();
+        ledger.apply(Event::Watch { id: IfaceId(1), subject, span, epoch: Epoch(1), gap: None });
+        assert!(find(&captures, "n", &[dev("vm-a", 5)], &ledger).is_watched(&ledger));
+        let gone = find(&captures, "n", &[dev("vm-a", 6)], &ledger);
+        assert!(
+            matches!(&gone.absent["a"], Absent::Waiting(why) if why.contains("interface tap0"))
+                && !gone.is_watched(&ledger)
+        );
+        // A new one with the name is meant, and it is another one.
+        let new = find(&captures, "n", &[dev("vm-a", 5), dev("tap0", 6)], &ledger);
+        assert!(new.wanted["a"].dev.index == 6 && !new.is_watched(&ledger));
+    }
+}

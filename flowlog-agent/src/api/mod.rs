@@ -1,0 +1,110 @@
+//! The HTTP API: the cloud's own flow log resources (IONOS Cloud API v6), so that its published clients work unchanged,
+//! and what the command line needs beyond them.
+//!
+//! * [`serve`]: sockets, TLS, limits on connections and time;
+//! * [`auth`]: who is asking, and how often;
+//! * [`routes`]: every path, once: the router and the `OpenAPI` document are both made from that table;
+//! * [`flow_logs`], [`parents`], [`requests`]: the cloud's resources; [`node`]: ours;
+//! * [`model`]: what is on the wire; [`error`]: what is on the wire when something is wrong.
+//!
+//! What a caller may do and what happens then does not belong here (`control`).
+
+pub mod auth;
+pub mod error;
+pub mod flow_logs;
+pub mod model;
+pub mod node;
+pub mod parents;
+pub mod requests;
+pub mod routes;
+pub mod serve;
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{FromRequest, Request},
+    http::{HeaderMap, header},
+};
+use serde::de::DeserializeOwned;
+
+use crate::control::Control;
+use error::ApiError;
+
+/// Base path of the cloud API.
+pub const CLOUD: &str = "/cloudapi/v6";
+/// Base path of what is ours.
+pub const NODE: &str = "/flowlog/v1";
+/// Largest body that is read: a flow log has four short fields.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct App {
+    /// The control plane.
+    pub control: Arc<Control>,
+    /// Rates.
+    pub limits: Arc<auth::Limits>,
+    /// What clients reach us as.
+    pub public_url: Option<Arc<str>>,
+}
+
+/// How a request came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Over the node's own socket, from a process of this user.
+    Unix {
+        /// User.
+        uid: u32,
+    },
+    /// Over TCP.
+    Tcp {
+        /// From here.
+        address: std::net::IpAddr,
+        /// Encrypted.
+        tls: bool,
+    },
+}
+
+/// The URL that links begin with.
+#[derive(Clone, Debug)]
+pub struct Base(pub String);
+
+impl Base {
+    fn of(app: &App, peer: Option<&Peer>, headers: &HeaderMap) -> Self {
+        if let Some(url) = &app.public_url {
+            return Self(url.trim_end_matches('/').to_owned());
+        }
+        let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("localhost");
+        let scheme = if matches!(peer, Some(Peer::Tcp { tls: true, .. })) { "https" } else { "http" };
+        Self(format!("{scheme}://{host}"))
+    }
+}
+
+impl axum::extract::FromRequestParts<App> for Base {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, app: &App) -> Result<Self, Self::Rejection> {
+        Ok(Self::of(app, parts.extensions.get::<Peer>(), &parts.headers))
+    }
+}
+
+/// A JSON body. Clients differ in what they call its type, so that is not looked at.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &App) -> Result<Self, Self::Rejection> {
+        let reading = axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX);
+        let bytes = match tokio::time::timeout(serve::BODY_TIMEOUT, reading).await {
+            Err(_) => return Err(ApiError::slow()),
+            Ok(Err(_)) => return Err(ApiError::too_large(BODY_BYTES_MAX)),
+            Ok(Ok(bytes)) => bytes,
+        };
+        serde_json::from_slice(&bytes).map(Self).map_err(|e| ApiError::not_understood(&e))
+    }
+}
+
+/// A JSON answer.
+type Answer<T> = Result<Json<T>, ApiError>;

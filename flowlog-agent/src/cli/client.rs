@@ -1,0 +1,77 @@
+//! Asks the running agent, over its socket.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+
+use super::run::runtime;
+use crate::{api::NODE, config::SOCKET_DEFAULT};
+
+/// Which agent is meant.
+#[derive(clap::Args)]
+pub(super) struct SocketArgs {
+    /// The agent's socket.
+    #[arg(long, value_name = "FILE", default_value = SOCKET_DEFAULT, env = "FLOWLOG_SOCKET", global = true)]
+    socket: PathBuf,
+}
+
+/// A way to the agent.
+pub(super) struct Client(PathBuf);
+
+impl SocketArgs {
+    pub(super) fn client(self) -> Client {
+        Client(self.socket)
+    }
+}
+
+impl Client {
+    /// Asks for a path below the agent's own base; the answer, or the agent's words.
+    pub(super) fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let (status, answer) = runtime()?.block_on(ask(&self.0, method, path, body))?;
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let messages = answer["messages"].as_array().cloned().unwrap_or_default();
+        let words: Vec<&str> = messages.iter().filter_map(|m| m["message"].as_str()).collect();
+        bail!("{}", if words.is_empty() { status.to_string() } else { words.join("\n") })
+    }
+
+    pub(super) fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.ask(Method::GET, path, None)
+    }
+
+    pub(super) fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.ask(Method::POST, path, Some(body))
+    }
+}
+
+async fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<(StatusCode, Value)> {
+    let stream = tokio::net::UnixStream::connect(socket).await.with_context(|| {
+        format!(
+            "cannot reach the agent at `{}`: is it running, with `[inventory]` in its configuration?",
+            socket.display()
+        )
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let serving = tokio::spawn(connection);
+    let base = if path.starts_with('/') { "" } else { NODE };
+    let slash = if base.is_empty() { "" } else { "/" };
+    let bytes = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("{base}{slash}{path}"))
+        .header(hyper::header::HOST, "localhost")
+        .header(hyper::header::CONTENT_TYPE, "application/json")
+        .body(Full::new(bytes::Bytes::from(bytes)))?;
+    let response = sender.send_request(request).await.context("the agent did not answer")?;
+    let status = response.status();
+    let bytes = response.into_body().collect().await.context("the agent's answer was cut off")?.to_bytes();
+    drop(sender);
+    serving.abort();
+    let answer = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };
+    Ok((status, answer))
+}

@@ -1,0 +1,56 @@
+//! `flowlog-agent inventory list`: what the running agent knows to be on this node.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::{client::SocketArgs, status::Output};
+
+#[derive(clap::Args)]
+pub(super) struct InventoryArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// table or json.
+    #[arg(long, default_value = "table", global = true)]
+    output: Output,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// List NICs, NAT gateways and load balancers, and their flow logs.
+    List,
+}
+
+pub(super) fn run(args: InventoryArgs) -> anyhow::Result<ExitCode> {
+    let InventoryArgs { socket, output, what: What::List } = args;
+    let inventory = socket.client().get("inventory")?;
+    if output == Output::Json {
+        println!("{}", serde_json::to_string_pretty(&inventory)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = |v: &Value| v.as_str().unwrap_or("-").to_owned();
+    println!("{:<36}  {:<25} {:<12} {:<6} {:<28} FLOW LOG", "ID", "KIND", "CONTRACT", "SIDE", "INTERFACES");
+    for r in inventory["resources"].as_array().into_iter().flatten() {
+        let selector = |i: &Value| {
+            let pairs = i["selector"].as_object().into_iter().flatten();
+            pairs.map(|(by, v)| format!("{by} {}", v.to_string().trim_matches('"'))).collect::<Vec<_>>().join(" ")
+        };
+        let interfaces: Vec<String> = r["interfaces"].as_array().into_iter().flatten().map(selector).collect();
+        println!(
+            "{:<36}  {:<25} {:<12} {:<6} {:<28} {}",
+            text(&r["id"]),
+            text(&r["kind"]),
+            text(&r["contract"]),
+            text(&r["side"]),
+            interfaces.join(", "),
+            text(&r["flow_log"]["name"]),
+        );
+    }
+    for problem in inventory["problems"].as_array().into_iter().flatten() {
+        println!("problem: {}", text(problem));
+    }
+    Ok(ExitCode::SUCCESS)
+}

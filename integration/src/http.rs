@@ -1,0 +1,97 @@
+//! A small HTTP/1.1 client that sends what it is told, right or wrong: over the agent's socket, or TCP.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    os::unix::net::UnixStream,
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+/// Longer than anything the agent may take.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Status.
+    pub status: u16,
+    /// Head, as it came, in lower case.
+    pub head: String,
+    /// Body; `Null` if it is empty.
+    pub body: Value,
+}
+
+impl Answer {
+    /// A header's value.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+    }
+
+    /// All messages of an error.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let messages = self.body["messages"].as_array().into_iter().flatten();
+        messages.filter_map(|m| m["message"].as_str()).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Makes a request's bytes; `more` are lines of its head.
+#[must_use]
+pub fn request(method: &str, path: &str, more: &str, body: Option<&Value>) -> Vec<u8> {
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n{more}content-length: {length}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+/// Sends bytes and reads until the other side closes.
+///
+/// # Errors
+/// If there is no answer, or none that is HTTP with JSON.
+pub fn exchange(stream: &mut (impl Read + Write), bytes: &[u8]) -> anyhow::Result<Answer> {
+    stream.write_all(bytes)?;
+    let mut answer = Vec::new();
+    // A server that cuts us may reset the connection after its answer.
+    let read = stream.read_to_end(&mut answer);
+    let text = String::from_utf8(answer)?;
+    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no answer: {read:?} {text}"))?;
+    let status = head.split_whitespace().nth(1).context("status")?.parse()?;
+    let head = head.to_ascii_lowercase();
+    let body =
+        if body.is_empty() { Value::Null } else { serde_json::from_str(body).with_context(|| body.to_owned())? };
+    Ok(Answer { status, head, body })
+}
+
+/// Asks over the agent's socket.
+///
+/// # Errors
+/// As [`exchange`].
+pub fn unix(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    exchange(&mut stream, &request(method, path, "", body))
+}
+
+/// Asks over TCP; `authorization` is that header's value.
+///
+/// # Errors
+/// As [`exchange`].
+pub fn tcp(
+    address: &str,
+    authorization: Option<&str>,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<Answer> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let more = authorization.map(|a| format!("authorization: {a}\r\n")).unwrap_or_default();
+    exchange(&mut stream, &request(method, path, &more, body))
+}

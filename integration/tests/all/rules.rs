@@ -1,0 +1,292 @@
+//! The life of a flow log: nothing captures before it is provisioned, all or none is, and whatever happens to the agent in
+//! between, the kernel's attachments equal the store.
+
+use std::collections::BTreeSet;
+
+use flowlog_agent::fault::RULE_POINTS;
+use integration::{
+    managed::{ALB, Managed, NAT, NIC, NLB, OTHERS_NIC},
+    traffic,
+};
+use serde_json::{Value, json};
+
+const PACKETS: usize = 20;
+
+fn send(node: &Managed, n: usize, interface: &str) {
+    let received = || node.node.statistic(interface, "rx_packets").unwrap();
+    let before = received();
+    node.far.run(|| traffic::udp(&format!("10.{n}.0.1:9"), PACKETS, 50)).unwrap();
+    while received() < before + PACKETS as u64 {
+        std::thread::yield_now();
+    }
+}
+
+fn provision(node: &Managed, ids: &[&str]) -> (String, String) {
+    node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": ids}))))
+}
+
+fn delete(node: &Managed, id: &str) {
+    assert_eq!(node.finish(&node.ask("DELETE", &format!("/flowlog/v1/flowlogs/{id}"), None)).0, "DONE");
+}
+
+fn state(node: &Managed, id: &str) -> String {
+    node.summary(id)["state"].as_str().unwrap_or("gone").to_owned()
+}
+
+#[test]
+fn a_draft_captures_nothing_until_it_is_provisioned_and_deleting_it_delivers_the_rest() {
+    let node = Managed::new("").unwrap();
+    let mut agent = node.start().unwrap();
+    let id = node.draft(NIC, "web", "flows/team");
+    assert_eq!((state(&node, &id).as_str(), node.summary(&id)["mark"].as_str()), ("draft", Some("yellow")));
+    let checked = node.ask("POST", &format!("/flowlog/v1/flowlogs/{id}/validate"), None);
+    assert_eq!((checked.body["state"].as_str(), checked.body["mark"].as_str()), (Some("validated"), Some("green")));
+    assert_eq!(node.hooked().unwrap(), Vec::<String>::new());
+    assert_eq!(walk(&node), Vec::<String>::new(), "the probe object is gone");
+    send(&node, 1, "tap0");
+    assert_eq!(provision(&node, &[&id]).0, "DONE");
+    assert_eq!((state(&node, &id).as_str(), node.hooked().unwrap()), ("active", vec!["tap0".to_owned()]));
+    send(&node, 1, "tap0");
+    // Only its name can be changed, and its keys do not follow.
+    let path = format!("/flowlog/v1/flowlogs/{id}");
+    let renamed = node.ask("PATCH", &path, Some(&json!({"name": "renamed"})));
+    assert_eq!((renamed.status, renamed.body["key_name"].as_str()), (200, Some("web")));
+    for (field, value) in [("direction", "EGRESS"), ("action", "REJECTED"), ("bucket", "flows/other"), ("name", "a/b")]
+    {
+        let answer = node.ask("PATCH", &path, Some(&json!({field: value})));
+        assert_eq!(answer.status, 422, "{answer:?}");
+        assert!(answer.words().contains(field) && answer.words().contains(value), "{answer:?}");
+    }
+    // The name is kept over a restart, and so is the prefix.
+    agent.kill().unwrap();
+    agent = node.start().unwrap();
+    assert_eq!(node.summary(&id)["properties"]["name"], "renamed");
+    send(&node, 1, "tap0");
+    delete(&node, &id);
+    assert_eq!((node.summary(&id), node.hooked().unwrap()), (Value::Null, vec![]));
+    send(&node, 1, "tap0");
+    agent.wait_for("delivered").unwrap();
+    let landed = node.landed("flows").unwrap();
+    assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "egress").0, 2 * PACKETS as u64);
+    assert!(landed.keys.iter().all(|k| k.starts_with("team/web/year=")), "{:?}", landed.keys);
+    // The next one on the same NIC writes no key twice.
+    let again = node.draft(NIC, "web", "flows/team");
+    assert_eq!(provision(&node, &[&again]).0, "DONE");
+    send(&node, 1, "tap0");
+    delete(&node, &again);
+    agent.wait_for("delivered").unwrap();
+    let landed = node.landed("flows").unwrap();
+    assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "egress").0, 3 * PACKETS as u64);
+}
+
+/// Files in the bucket.
+fn walk(node: &Managed) -> Vec<String> {
+    let (mut files, mut todo) = (Vec::new(), vec![node.path("buckets/flows")]);
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { todo.push(path) } else { files.push(path.display().to_string()) }
+        }
+    }
+    files
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once_with_field_value_and_remedy() {
+    let node = Managed::new("no_pin = true\n[kernel]\ninterfaces_max = 3").unwrap();
+    let _agent = node.start().unwrap();
+    let problems = |id: &str| -> Vec<(String, String)> {
+        let checked = node.ask("POST", &format!("/flowlog/v1/flowlogs/{id}/validate"), None).body;
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let all = checked["problems"].as_array().unwrap();
+        assert_eq!(checked["mark"] == "red", !all.is_empty(), "{checked}");
+        all.iter().map(|p| (text(&p["field"]), format!("{} {}", text(&p["value"]), text(&p["rule"])))).collect()
+    };
+    let fields = |id: &str| problems(id).into_iter().map(|(field, _)| field).collect::<Vec<_>>();
+    let first = node.draft(NIC, "first", "flows");
+    assert_eq!(problems(&first), vec![]);
+    let bad = json!({"resource": NIC, "name": "w\u{435}b", "direction": "up", "action": "maybe", "bucket": "Big/a/b"});
+    let bad = node.ask("POST", "/flowlog/v1/flowlogs", Some(&bad)).body["id"].as_str().unwrap().to_owned();
+    let found = problems(&bad);
+    let named: Vec<&str> = found.iter().map(|(field, _)| field.as_str()).collect();
+    assert_eq!(named, ["name", "direction", "action", "bucket", "prefix", "interface"], "{found:?}");
+    assert!(found[0].1.contains("U+0435") && found[5].1.contains("has the flow log `first`"), "{found:?}");
+    let missing = node.draft(NAT, "nat", "no-such-bucket");
+    assert!(problems(&missing)[0].1.contains("does not exist; create it"), "{:?}", problems(&missing));
+    // Room for three interfaces.
+    let (nat, nlb, alb) = (node.draft(NAT, "n", "flows"), node.draft(NLB, "l", "flows"), node.draft(ALB, "a", "flows"));
+    assert_eq!(provision(&node, &[&first, &nat, &nlb]).0, "DONE");
+    assert_eq!(fields(&alb), ["memory"]);
+    // A NIC that leaves the inventory is not known any more.
+    let others = node.draft(OTHERS_NIC, "x", "flows");
+    let inventory = node.inventory();
+    let without = inventory
+        .replace(&format!("[[nic]]\nid = '{OTHERS_NIC}'"), "[[nic]]\nid = '00000000-0000-4000-8000-0000000000ff'");
+    node.write("inventory.toml", &without).unwrap();
+    let known = |id: &str| node.ask("GET", "/flowlog/v1/inventory", None).body.to_string().contains(id);
+    while known(OTHERS_NIC) {
+        std::thread::yield_now();
+    }
+    assert_eq!(fields(&others), ["interface", "memory"]);
+}
+
+#[test]
+fn drafts_are_provisioned_together_all_or_none() {
+    let node = Managed::new("no_pin = true").unwrap();
+    let mut agent = node.start().unwrap();
+    // Another NIC of the contract, which is said to have an interface that is the gateway's: known only when both are
+    // to be captured.
+    let mac = node.node.mac("natgw0").unwrap().map(|b| format!("{b:02x}")).join(":");
+    let twin = "00000000-0000-4000-8000-00000000000a";
+    let drop_in = node.inventory();
+    let nic =
+        drop_in.split("[[nic]]").nth(1).unwrap().replace(NIC, twin).replace("name = 'tap0'", &format!("mac = '{mac}'"));
+    node.write("inventory.d/twin.toml", &format!("[[nic]]{nic}")).unwrap();
+    while !node.ask("GET", "/flowlog/v1/inventory", None).body.to_string().contains(twin) {
+        std::thread::yield_now();
+    }
+    let (web, nat, both) =
+        (node.draft(NIC, "web", "flows"), node.draft(NAT, "nat", "flows"), node.draft(twin, "twin", "flows"));
+    let (result, message) =
+        node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"contract": "31960002"}))));
+    assert!(result == "FAILED" && message.contains("natgw0 is captured as"), "{message}");
+    assert_eq!([&web, &nat, &both].map(|id| state(&node, id)), ["validated"; 3]);
+    assert_eq!(node.hooked().unwrap(), Vec::<String>::new(), "undone");
+    // One that fails its checks holds the others back as well.
+    let bad = node.draft(NLB, "bad", "no-such-bucket");
+    assert_eq!(provision(&node, &[&web, &bad]).0, "FAILED");
+    assert_eq!([&web, &bad].map(|id| state(&node, id)), ["validated", "draft"]);
+    delete(&node, &both);
+    delete(&node, &bad);
+    assert_eq!(
+        node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"contract": "31960002"})))).0,
+        "DONE"
+    );
+    assert_eq!(node.hooked().unwrap(), ["tap0", "natgw0"]);
+    agent.end().unwrap();
+}
+
+/// What the store says is captured, what it says of the rest, and what the kernel has.
+fn compare(node: &Managed, context: &str) {
+    let all = loop {
+        let requests = node.ask("GET", "/cloudapi/v6/requests", None).body;
+        let status = |r: &Value| r["metadata"]["requestStatus"]["metadata"]["status"].as_str().unwrap_or("").to_owned();
+        if requests["items"].as_array().unwrap().iter().all(|r| ["DONE", "FAILED"].contains(&status(r).as_str())) {
+            break node.ask("GET", "/flowlog/v1/flowlogs", None).body;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    let states: BTreeSet<&str> = all.as_array().unwrap().iter().filter_map(|f| f["state"].as_str()).collect();
+    assert!(states.iter().all(|s| ["draft", "validated", "active"].contains(s)), "{context}: {states:?}");
+    let of = |id: &str| match id {
+        NIC => "tap0",
+        NAT => "natgw0",
+        _ => "nlb0",
+    };
+    let active = all.as_array().unwrap().iter().filter(|f| f["state"] == "active");
+    let active: BTreeSet<&str> = active.map(|f| of(f["parent"]["id"].as_str().unwrap())).collect();
+    let hooked = node.hooked().unwrap();
+    assert_eq!(hooked.iter().map(String::as_str).collect::<BTreeSet<_>>(), active, "{context}");
+}
+
+#[test]
+fn killed_between_any_two_transitions_the_kernels_attachments_equal_the_store() {
+    let node = Managed::new("").unwrap();
+    // Every transaction of the script below, and every step between them.
+    let times = |point: &str| if point.starts_with("rules_commit") { 1..=14 } else { 1..=1 };
+    let faults = RULE_POINTS.iter().flat_map(|p| times(p).map(move |n| format!("{p}:{n}")));
+    for fault in faults {
+        let mut agent = node.spawn(&[("FLOWLOG_FAULT", &fault)]).unwrap();
+        agent.wait_for("capturing").unwrap();
+        // Two are provisioned, one of them is deleted, and a third is refused and undone. Any answer may be the last.
+        let ask = |method: &str, path: &str, body: Option<&Value>| {
+            integration::http::unix(&node.path("agent.sock"), method, path, body).ok().filter(|a| a.status < 300)
+        };
+        let finish = |id: Option<String>| {
+            let path = format!("/cloudapi/v6/requests/{}", id?);
+            loop {
+                let status = ask("GET", &path, None)?.body["metadata"]["status"].as_str()?.to_owned();
+                if ["DONE", "FAILED"].contains(&status.as_str()) {
+                    return Some(());
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        };
+        let draft = |resource: &str, bucket: &str| {
+            let draft = json!({"resource": resource, "name": "r", "direction": "BIDIRECTIONAL", "action": "ALL", "bucket": bucket});
+            Some(ask("POST", "/flowlog/v1/flowlogs", Some(&draft))?.body["id"].as_str()?.to_owned())
+        };
+        let id = |a: Option<integration::http::Answer>| Some(a?.body["id"].as_str()?.to_owned());
+        let script = || {
+            let (nic, nat) = (draft(NIC, "flows")?, draft(NAT, "flows")?);
+            finish(id(ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [nic, nat]})))))?;
+            finish(id(ask("DELETE", &format!("/flowlog/v1/flowlogs/{nic}"), None)))?;
+            // Trouble that only the kernel knows: an interface that is captured already.
+            let twin = draft("00000000-0000-4000-8000-00000000000a", "flows")?;
+            finish(id(ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [twin]})))))
+        };
+        let mac = node.node.mac("natgw0").unwrap().map(|b| format!("{b:02x}")).join(":");
+        let inventory = node.inventory();
+        let nic = inventory.split("[[nic]]").nth(1).unwrap();
+        let nic = nic
+            .replace(NIC, "00000000-0000-4000-8000-00000000000a")
+            .replace("name = 'tap0'", &format!("mac = '{mac}'"));
+        node.write("inventory.d/twin.toml", &format!("[[nic]]{nic}")).unwrap();
+        while ask("GET", "/flowlog/v1/inventory", None).is_some_and(|a| !a.body.to_string().contains("00000000000a")) {
+            std::thread::yield_now();
+        }
+        let _ = script();
+        agent.wait_for("killed at").unwrap_or_else(|e| panic!("{fault} is never reached: {e:#}"));
+        agent.wait().unwrap();
+        // Whatever was interrupted is finished or undone by the next one.
+        let mut next = node.start().unwrap();
+        compare(&node, &fault);
+        let all = node.ask("GET", "/flowlog/v1/flowlogs", None).body;
+        for f in all.as_array().unwrap() {
+            delete(&node, f["id"].as_str().unwrap());
+        }
+        compare(&node, &fault);
+        next.kill().unwrap();
+    }
+}
+
+#[test]
+fn the_command_line_shows_and_does_what_a_person_wants() {
+    let node = Managed::new("no_pin = true").unwrap();
+    let _agent = node.start().unwrap();
+    let run = |args: &[&str]| node.command(args).unwrap();
+    let (code, inventory, _) = run(&["inventory", "list"]);
+    assert!(code == Some(0) && inventory.contains(NIC) && inventory.contains("name tap0"), "{inventory}");
+    let add = ["rule", "add", "--resource", NIC, "--name", "web", "--bucket", "flows/team"];
+    let (code, added, _) = run(&add);
+    assert!(code == Some(0) && added.contains("draft") && added.contains("yellow"), "{added}");
+    let (code, checked, _) = run(&["rule", "validate", "web"]);
+    assert!(code == Some(0) && checked.contains("validated") && checked.contains("green"), "{checked}");
+    assert_eq!(run(&["rule", "provision"]), (Some(0), "provisioned\n".to_owned(), String::new()));
+    let shown = loop {
+        let (_, shown, _) = run(&["rule", "show", "web"]);
+        if shown.contains("tap0 (index") {
+            break shown;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    };
+    for words in [
+        "state          active  ● green",
+        "bucket         flows/team",
+        "last object",
+        "lag            0 s",
+        "accepted, 0 rejected, 0 lost",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    let (code, _, error) = run(&["rule", "show", "nothing"]);
+    assert!(code != Some(0) && error.contains("no flow log has the name or id `nothing`"), "{error}");
+    assert_eq!(run(&["rule", "rename", "web", "site"]).0, Some(0));
+    let (_, json, _) = run(&["rule", "list", "--output", "json"]);
+    let listed: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(listed[0]["properties"]["name"], "site");
+    assert_eq!(run(&["rule", "delete", "site"]), (Some(0), "deleted\n".to_owned(), String::new()));
+    assert!(run(&["rule", "audit"]).1.contains("renamed from `web` to `site`"));
+    let (code, bash, _) = run(&["completions", "bash"]);
+    assert!(code == Some(0) && bash.contains("flowlog-agent") && bash.contains("provision"));
+}
