@@ -57,6 +57,8 @@ pub enum CaptureState {
         interface: String,
         /// Its index.
         ifindex: u32,
+        /// The network namespace it is in, if that is not the agent's own.
+        netns: Option<String>,
     },
     /// Its interface is not there (yet, or any more).
     Waiting {

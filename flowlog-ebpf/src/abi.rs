@@ -4,7 +4,7 @@
 //! remind whoever changes a layout.
 
 /// Version of everything in this file. It names the pin directory, so that two ABIs never share a map.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Ingress: the packet enters the interface that is being watched.
 pub const INGRESS: u8 = 0;
@@ -394,7 +394,7 @@ pub struct KernelOffsets {
 pub struct Setup {
     /// The programs' hash seed: programs that share maps share it.
     pub seed: u64,
-    /// Inode of the network namespace whose interfaces are watched.
+    /// Inode of the network namespace that the agent lives in.
     pub netns_inum: u32,
     /// Slots of the flow cache for each CPU.
     pub passed_slots: u32,

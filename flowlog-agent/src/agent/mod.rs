@@ -315,7 +315,8 @@ async fn main_loop(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut trouble = Trouble::default();
     loop {
-        let deadline = Duration::from_nanos(capture.due_in_ns(Now::read()));
+        let now = Now::read();
+        let deadline = Duration::from_nanos(capture.due_in_ns(now).min(capture.look_in_ns(now)));
         tokio::select! {
             biased;
             () = stop.asked() => return Ok(()),

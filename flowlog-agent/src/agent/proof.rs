@@ -4,7 +4,7 @@
 use flowlog_ebpf::abi::Truth;
 
 use crate::{
-    netdev::{self, Counters},
+    netdev::{self, Counters, NetDevError, netns::Netns},
     rule::Direction,
     window::Subject,
 };
@@ -50,7 +50,7 @@ impl Proof {
     pub fn look(&mut self, subject: &Subject, truth: &Truth) {
         let interface = subject.interface.as_str();
         let seen = truth.hook[self.direction.index()].seen.packets;
-        let Ok(now) = netdev::counters(subject.ifindex) else { return };
+        let Ok(now) = own_counters(subject) else { return };
         let at = self.direction.index();
         let passed = now.packets[at].saturating_sub(self.before.packets[at]);
         let direction = self.direction;
@@ -68,7 +68,7 @@ impl Proof {
     /// At the end of a window: was anything by-passed all the time?
     pub fn window_closed(&mut self, subject: &Subject, truth: &Truth) {
         self.look_again(subject, truth);
-        if let Ok(now) = netdev::counters(subject.ifindex) {
+        if let Ok(now) = own_counters(subject) {
             self.before = now;
         }
         self.state = State::Waiting;
@@ -79,4 +79,9 @@ impl Proof {
             self.look(subject, truth);
         }
     }
+}
+
+/// Only interfaces of our own namespace have a proof.
+fn own_counters(subject: &Subject) -> Result<Counters, NetDevError> {
+    netdev::counters(&Netns::own()?, subject.ifindex)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     config::Capture,
-    netdev::NetDev,
+    netdev::{Bound, NetDev},
     window::{Ledger, Subject},
 };
 
@@ -35,27 +35,29 @@ pub enum Absent {
     Taken(String),
 }
 
-/// Finds the interface of every capture among `devices`. One that is being watched stays the same if it has been given
-/// another name.
+/// Finds the interface of every capture among `devices`. `known` says, by interface id, which one it was the last time:
+/// it stays the same if it has been given another name, or moved to another namespace.
 #[must_use]
-pub fn find(captures: &[Capture], node_id: &str, devices: &[NetDev], ledger: &Ledger) -> Found {
-    let bound: BTreeMap<&str, u32> =
-        ledger.watched().map(|(_, w)| (w.subject.interface_id.as_str(), w.subject.ifindex)).collect();
-    let (mut found, mut taken) = (Found::default(), BTreeMap::<u32, String>::new());
+pub fn find(captures: &[Capture], node_id: &str, devices: &[NetDev], known: &BTreeMap<&str, Bound<'_>>) -> Found {
+    let (mut found, mut taken) = (Found::default(), BTreeMap::<u32, (u32, String)>::new());
     for capture in captures {
         let id = capture.id(node_id);
-        let dev = capture.interface.find(devices, bound.get(id.as_str()).copied());
+        let dev = capture.interface.find(devices, known.get(id.as_str()).copied());
         let Some(dev) = dev else {
             let why = Absent::Waiting(format!("waiting for interface {}", capture.interface));
             found.absent.insert(id, why);
             continue;
         };
-        if let Some(other) = taken.get(&dev.index) {
-            let why = format!("interface {} is captured as {other} already: it takes one flow log", dev.name);
+        if let Some((netns, other)) = taken.get(&dev.index) {
+            let why = if *netns == dev.netns.inum {
+                format!("interface {} is captured as {other} already: it takes one flow log", dev.name)
+            } else {
+                format!("index {} is that of {other} in another network namespace, and can be captured once", dev.index)
+            };
             found.absent.insert(id, Absent::Taken(why));
             continue;
         }
-        taken.insert(dev.index, id.clone());
+        taken.insert(dev.index, (dev.netns.inum, id.clone()));
         found.wanted.insert(id, Wanted { subject: subject(capture, node_id, dev), dev: dev.clone() });
     }
     found
@@ -71,6 +73,9 @@ fn subject(capture: &Capture, node_id: &str, dev: &NetDev) -> Subject {
         account_id: capture.account_id.clone(),
         interface_id: capture.id(node_id),
         side: capture.side,
+        netns_inum: dev.netns.inum,
+        netns: dev.netns.name(),
+        mac: dev.mac,
     }
 }
 
@@ -93,7 +98,7 @@ mod tests {
     use super::*;
     use crate::{
         kernel::HookKind,
-        netdev::{Mac, Selector},
+        netdev::{Mac, Selector, netns::Netns},
         rule::{Rule, Side},
         types::{Epoch, IfaceId, MonoNs, Now, WallNs},
         window::{Event, WindowClock},
@@ -101,7 +106,8 @@ mod tests {
 
     fn dev(name: &str, index: u32) -> NetDev {
         let mac = Some(Mac([2, 0, 0, 0, 0, u8::try_from(index).expect("small")]));
-        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, upper: 0 }
+        let netns = Netns::at(1, None);
+        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, upper: 0, netns }
     }
 
     fn capture(id: &str, interface: Selector) -> Capture {
@@ -120,7 +126,7 @@ mod tests {
     fn one_interface_is_captured_once_and_the_second_one_is_told() {
         let captures =
             [capture("a", Selector::Name("tap0".to_owned())), capture("b", Selector::Mac(Mac([2, 0, 0, 0, 0, 5])))];
-        let found = find(&captures, "n", &[dev("tap0", 5)], &Ledger::default());
+        let found = find(&captures, "n", &[dev("tap0", 5)], &BTreeMap::new());
         assert!(found.wanted.contains_key("a") && found.wanted.len() == 1);
         assert!(
             matches!(&found.absent["b"], Absent::Taken(why) if why.contains("tap0 is captured as a already")),
@@ -130,21 +136,37 @@ mod tests {
     }
 
     #[test]
+    fn the_same_index_in_two_namespaces_is_captured_once_and_the_second_one_is_told() {
+        let other = NetDev { netns: Netns::at(2, Some("blue")), mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..dev("tap0", 5) };
+        let captures =
+            [capture("a", Selector::Name("tap0".to_owned())), capture("b", Selector::Mac(Mac([2, 0, 0, 0, 0, 9])))];
+        let found = find(&captures, "n", &[dev("tap0", 5), other], &BTreeMap::new());
+        assert!(matches!(&found.absent["b"], Absent::Taken(why) if why.contains("in another network namespace")));
+    }
+
+    #[test]
     fn a_watched_interface_under_another_name_is_still_watched() {
         let captures = [capture("a", Selector::Name("tap0".to_owned()))];
         let mut ledger = Ledger::default();
-        let before = find(&captures, "n", &[dev("tap0", 5)], &ledger);
+        let before = find(&captures, "n", &[dev("tap0", 5)], &BTreeMap::new());
         let span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();
         let subject = before.wanted["a"].subject.clone();
-        ledger.apply(Event::Watch { id: IfaceId(1), subject, span, epoch: Epoch(1), gap: None });
-        assert!(find(&captures, "n", &[dev("vm-a", 5)], &ledger).is_watched(&ledger));
-        let gone = find(&captures, "n", &[dev("vm-a", 6)], &ledger);
+        ledger.apply(Event::Watch {
+            id: IfaceId(1),
+            subject: Box::new(subject.clone()),
+            span,
+            epoch: Epoch(1),
+            gap: None,
+        });
+        let known = BTreeMap::from([("a", subject.bound())]);
+        assert!(find(&captures, "n", &[dev("vm-a", 5)], &known).is_watched(&ledger));
+        let gone = find(&captures, "n", &[dev("vm-a", 6)], &known);
         assert!(
             matches!(&gone.absent["a"], Absent::Waiting(why) if why.contains("interface tap0"))
                 && !gone.is_watched(&ledger)
         );
         // A new one with the name is meant, and it is another one.
-        let new = find(&captures, "n", &[dev("vm-a", 5), dev("tap0", 6)], &ledger);
+        let new = find(&captures, "n", &[dev("vm-a", 5), dev("tap0", 6)], &known);
         assert!(new.wanted["a"].dev.index == 6 && !new.is_watched(&ledger));
     }
 }

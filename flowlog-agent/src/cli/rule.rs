@@ -256,7 +256,9 @@ fn table(s: &Value) -> String {
         let capture = &c["capture"];
         match capture["state"].as_str() {
             Some("attached") => {
-                line("interface", format!("{} (index {})", text(&capture["interface"]), capture["ifindex"]));
+                let netns =
+                    capture["netns"].as_str().map(|n| format!(", in network namespace {n}")).unwrap_or_default();
+                line("interface", format!("{} (index {}{netns})", text(&capture["interface"]), capture["ifindex"]));
             }
             _ => line("interface", text(&capture["why"])),
         }

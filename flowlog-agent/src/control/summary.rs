@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn the_mark_is_that_of_the_worst_there_is() {
-        let attached = CaptureState::Attached { interface: "tap0".to_owned(), ifindex: 5 };
+        let attached = CaptureState::Attached { interface: "tap0".to_owned(), ifindex: 5, netns: None };
         let capture = |capture| RuleStatus { capture, ..RuleStatus::default() };
         let mark = |state, captures: Vec<RuleStatus>| {
             let summary = summarise(FlowLog { state, ..sample() }, captures, 100);

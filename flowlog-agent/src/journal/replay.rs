@@ -199,9 +199,12 @@ mod tests {
             account_id: None,
             interface_id,
             side: crate::rule::Side::Host,
+            netns_inum: 1,
+            netns: None,
+            mac: None,
         };
         let span = *WindowClock::new(60, NOW).current();
-        Event::Watch { id: IfaceId(id), subject, span, epoch: Epoch(1), gap: None }
+        Event::Watch { id: IfaceId(id), subject: Box::new(subject), span, epoch: Epoch(1), gap: None }
     }
 
     fn block(source: u32) -> Vec<u8> {

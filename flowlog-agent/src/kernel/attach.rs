@@ -21,7 +21,10 @@ use super::{
     load::{Kernel, program},
     pins::{self, Pins},
 };
-use crate::{netdev::NetDev, rule::Direction};
+use crate::{
+    netdev::{NetDev, netns::Netns},
+    rule::Direction,
+};
 
 /// Priority of our clsact filters: the first there is.
 const CLSACT_PRIORITY: u16 = 1;
@@ -68,6 +71,8 @@ impl fmt::Display for Attached {
 /// What holds one program in place.
 pub(super) struct Hook {
     ifindex: u32,
+    /// Where its interface was.
+    netns: Option<Netns>,
     link: Held,
     /// Where it is pinned, if it is.
     pin: Option<PathBuf>,
@@ -96,6 +101,12 @@ impl Kernel {
     /// # Errors
     /// [`KernelError::Attach`] with the kernel's words; nothing stays attached then.
     pub fn attach(&mut self, dev: &NetDev, direction: Direction, kind: HookKind) -> Result<Attached, KernelError> {
+        // The kernel finds an interface by its index in the namespace of whoever asks.
+        let entered = dev.netns.enter(|| self.attach_inside(dev, direction, kind));
+        entered.unwrap_or_else(|e| Err(attach_error(&dev.name, "a hook", &e)))
+    }
+
+    fn attach_inside(&mut self, dev: &NetDev, direction: Direction, kind: HookKind) -> Result<Attached, KernelError> {
         match kind {
             HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(dev),
             HookKind::Tcx => self.attach_tcx(dev, direction),
@@ -112,8 +123,8 @@ impl Kernel {
         (pin, link)
     }
 
-    /// Keeps a new link: pinned, if there is a place for it.
-    fn keep(&mut self, ifindex: u32, link: FdLink, pin: Option<PathBuf>) -> Result<(), KernelError> {
+    /// Keeps a new link: pinned, if there is a place for it. `dev` is absent for verdicts.
+    fn keep(&mut self, dev: Option<&NetDev>, link: FdLink, pin: Option<PathBuf>) -> Result<(), KernelError> {
         let link = match &pin {
             Some(path) => {
                 // A dead one may be in the way: its interface is gone.
@@ -124,8 +135,13 @@ impl Kernel {
             }
             None => link,
         };
-        self.hooks.push(Hook { ifindex, link: Held::Link { _link: link }, pin });
+        self.hold(dev, Held::Link { _link: link }, pin);
         Ok(())
+    }
+
+    fn hold(&mut self, dev: Option<&NetDev>, link: Held, pin: Option<PathBuf>) {
+        let (ifindex, netns) = (dev.map_or(0, |d| d.index), dev.map(|d| d.netns.clone()));
+        self.hooks.push(Hook { ifindex, netns, link, pin });
     }
 
     fn attach_tcx(&mut self, dev: &NetDev, direction: Direction) -> Result<Attached, KernelError> {
@@ -139,7 +155,7 @@ impl Kernel {
         {
             let link = program.take_link(id).map_err(|e| failed(&e))?;
             let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
-            self.hooks.push(Hook { ifindex: dev.index, link: Held::Link { _link: link }, pin });
+            self.hold(Some(dev), Held::Link { _link: link }, pin);
             return Ok(Attached::Tcx);
         }
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -148,7 +164,7 @@ impl Kernel {
             .and_then(|id| program.take_link(id))
             .map_err(|e| failed(&e))?;
         let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
-        self.keep(dev.index, link, pin)?;
+        self.keep(Some(dev), link, pin)?;
         Ok(Attached::Tcx)
     }
 
@@ -168,7 +184,7 @@ impl Kernel {
         let link = attached
             .and_then(|id| program.take_link(id))
             .map_err(|e| attach_error(&dev.name, &format!("clsact {direction}"), &e))?;
-        self.hooks.push(Hook { ifindex: dev.index, link: Held::Clsact(link), pin: None });
+        self.hold(Some(dev), Held::Clsact(link), None);
         Ok(Attached::Clsact)
     }
 
@@ -181,7 +197,7 @@ impl Kernel {
         {
             let link = program.take_link(id).map_err(|e| failed(&e))?;
             let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
-            self.hooks.push(Hook { ifindex: dev.index, link: Held::Link { _link: link }, pin });
+            self.hold(Some(dev), Held::Link { _link: link }, pin);
             // Which of the two it is was said when it was attached.
             return Ok(Attached::XdpNative);
         }
@@ -190,7 +206,7 @@ impl Kernel {
             match program.attach(&dev.name, mode).and_then(|id| program.take_link(id)) {
                 Ok(link) => {
                     let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
-                    self.keep(dev.index, link, pin)?;
+                    self.keep(Some(dev), link, pin)?;
                     return Ok(attached);
                 }
                 Err(e) => {
@@ -218,7 +234,7 @@ impl Kernel {
         for (name, hook) in [("flowlog_drop", "drop"), ("flowlog_drop_nested", "drop-nested")] {
             let (pin, earlier) = self.earlier(hook);
             if let Some(link) = earlier {
-                self.hooks.push(Hook { ifindex: 0, link: Held::Link { _link: link }, pin });
+                self.hold(None, Held::Link { _link: link }, pin);
                 continue;
             }
             let program: &mut BtfTracePoint = program(&mut self.ebpf, name)?;
@@ -226,7 +242,7 @@ impl Kernel {
                 .attach()
                 .and_then(|id| program.take_link(id))
                 .map_err(|e| KernelError::from_chain("attach to the tracepoint kfree_skb", &e))?;
-            self.keep(0, link.into(), pin)?;
+            self.keep(None, link.into(), pin)?;
         }
         Ok(())
     }
@@ -281,7 +297,16 @@ impl Drop for Kernel {
 impl Hook {
     fn detach(self) -> Result<(), KernelError> {
         // The pin first: the last one to let go of a link detaches it, and ours does so at once.
-        self.pin.as_deref().map_or(Ok(()), pins::remove)
+        self.pin.as_deref().map_or(Ok(()), pins::remove)?;
+        if let (Held::Clsact(link), Some(netns)) = (self.link, self.netns) {
+            // A filter is removed by its interface's index, which is another one's elsewhere.
+            let mut link = Some(link);
+            if netns.enter(|| drop(link.take())).is_err() {
+                // The namespace is gone, and the filter with it.
+                std::mem::forget(link);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -54,7 +54,7 @@ impl Sizes {
         let truth = (u64::from(self.interfaces_max) + 1) * u64::from(EPOCHS) * size_of::<abi::Truth>() as u64;
         let scratch = (size_of::<abi::Cpu>() + size_of::<abi::Dying>()) as u64;
         let blocks = (size_of::<abi::Block4>() + size_of::<abi::Block6>()) as u64;
-        let shared = u64::from(self.ring_bytes) + u64::from(abi::IFINDEX_MAX) * size_of::<Iface>() as u64;
+        let shared = u64::from(self.ring_bytes) + u64::from(abi::IFINDEX_MAX) * (size_of::<Iface>() as u64 + 8);
         cpus * (slots * records + truth + scratch + blocks) + shared
     }
 }
@@ -64,6 +64,7 @@ pub struct Kernel {
     pub(super) ebpf: Ebpf,
     pub(super) hooks: Vec<Hook>,
     pub(super) ifaces: Mapped,
+    pub(super) netns: Mapped,
     pub(super) epochs: Mapped,
     pub(super) truth: PerCpuArray<MapData, TruthPod>,
     pub(super) sizes: Sizes,
@@ -75,7 +76,7 @@ pub struct Kernel {
 impl Kernel {
     /// Loads and verifies the programs, to end with this process; attaches nothing.
     ///
-    /// `netns_inum` is the inode number of the network namespace whose interfaces are watched.
+    /// `netns_inum` is the inode number of the network namespace we are in.
     pub fn load(sizes: Sizes, netns_inum: u32) -> Result<Self, KernelError> {
         Self::load_with(sizes, netns_inum, None)
     }
@@ -114,7 +115,6 @@ impl Kernel {
         }
         let mut ebpf = loader
             .override_global("OFFSETS", &words, true)
-            .override_global("NETNS_INUM", &netns_inum, true)
             .override_global("PASSED_MASK", &passed_mask, true)
             .override_global("REFUSED_MASK", &refused_mask, true)
             .override_global("RING_WAKE_BYTES", &wake, true)
@@ -134,6 +134,7 @@ impl Kernel {
         heap::give_back();
         load_programs(&mut ebpf)?;
         let ifaces = Mapped::new(&ebpf, "IFACES")?;
+        let netns = Mapped::new(&ebpf, "NETNS_OF")?;
         let epochs = Mapped::new(&ebpf, "EPOCH_OF")?;
         let truth = take(&mut ebpf, "TRUTH")?
             .try_into()
@@ -145,7 +146,7 @@ impl Kernel {
         }
         let cpus = aya::util::online_cpus()
             .map_err(|(what, e)| KernelError::Refused { action: format!("read {what}"), problem: e.to_string() })?;
-        Ok(Self { ebpf, hooks: Vec::new(), ifaces, epochs, truth, sizes, cpus, reasons, pins })
+        Ok(Self { ebpf, hooks: Vec::new(), ifaces, netns, epochs, truth, sizes, cpus, reasons, pins })
     }
 
     /// Whether hooks and maps outlive this process.

@@ -72,7 +72,7 @@ const WORD_UPPER: usize = 3;
 
 impl Kernel {
     /// Starts (or, with all zero, stops) accounting for an interface.
-    pub fn watch(&mut self, ifindex: u32, iface: Iface) -> Result<(), KernelError> {
+    pub fn watch(&mut self, netns_inum: u32, ifindex: u32, iface: Iface) -> Result<(), KernelError> {
         if ifindex >= IFINDEX_MAX {
             return Err(KernelError::Attach {
                 interface: format!("index {ifindex}"),
@@ -84,6 +84,7 @@ impl Kernel {
         self.ifaces.store(ifindex, WORD_EPOCH, iface.epoch);
         self.ifaces.store(ifindex, WORD_OLDEST, iface.oldest);
         self.ifaces.store(ifindex, WORD_UPPER, iface.upper);
+        self.netns.store(ifindex, 0, netns_inum);
         // Last: a non-zero id is what makes the programs use the rest.
         self.ifaces.store(ifindex, WORD_ID_FLAGS, u32::from(iface.id) | u32::from(iface.flags) << 16);
         Ok(())

@@ -64,6 +64,7 @@ fn specs(sizes: Sizes) -> Vec<Spec> {
     let spec = |name, kind, value, entries| Spec { name, kind, value, entries };
     vec![
         spec("IFACES", Array, size_of::<abi::Iface>(), abi::IFINDEX_MAX),
+        spec("NETNS_OF", Array, 4, abi::IFINDEX_MAX),
         spec("EPOCH_OF", Array, 4, interfaces),
         spec("TRUTH", PerCpuArray, size_of::<abi::Truth>(), interfaces * abi::EPOCHS),
         spec("CPU", PerCpuArray, size_of::<abi::Cpu>(), 1),

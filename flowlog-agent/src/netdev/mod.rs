@@ -1,16 +1,20 @@
 //! What the kernel says about interfaces. Asks rtnetlink; changes nothing.
 //!
 //! * [`links`]: tells when one comes, goes or changes;
+//! * [`netns`]: other network namespaces;
 //! * [`rtnetlink`]: the questions and their answers;
 //! * [`xdp`]: whether a driver runs XDP itself.
 
 pub mod links;
+pub mod netns;
 mod rtnetlink;
 pub mod xdp;
 
-use std::{fmt, fs, io, os::unix::fs::MetadataExt as _, str::FromStr};
+use std::{fmt, io, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+use netns::Netns;
 
 /// An interface as found at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +31,34 @@ pub struct NetDev {
     pub bridge: bool,
     /// Index of the device stacked on it (bridge, VLAN, bond), 0 if none. With several (VLANs on one port), the lowest.
     pub upper: u32,
+    /// Network namespace it is in.
+    pub netns: Netns,
+}
+
+/// What is known about an interface that was found before: it may have moved, or have another name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound<'a> {
+    /// Name then.
+    pub name: &'a str,
+    /// Index then.
+    pub index: u32,
+    /// Namespace then.
+    pub netns_inum: u32,
+    /// Hardware address then.
+    pub mac: Option<Mac>,
+}
+
+impl Bound<'_> {
+    /// It is still where it was.
+    fn stayed(&self, dev: &NetDev) -> bool {
+        dev.index == self.index && dev.netns.inum == self.netns_inum
+    }
+
+    /// It has been moved to another namespace. The kernel keeps its address, and name or index if they are free there.
+    fn moved(&self, dev: &NetDev) -> bool {
+        let known = self.mac.is_some_and(|mac| mac.0 != [0; 6] && dev.mac == Some(mac));
+        known && dev.netns.inum != self.netns_inum && (dev.name == self.name || dev.index == self.index)
+    }
 }
 
 /// A hardware address.
@@ -83,17 +115,26 @@ pub enum Selector {
 }
 
 impl Selector {
-    /// The interface that is meant; `bound` is the index of the one that was meant the last time.
+    /// The interface that is meant; `bound` is the one that was meant the last time. In our own namespace first: only what
+    /// was found before, or has the right hardware address, is looked for in others.
     #[must_use]
-    pub fn find<'a>(&self, among: &'a [NetDev], bound: Option<u32>) -> Option<&'a NetDev> {
+    pub fn find<'a>(&self, among: &'a [NetDev], bound: Option<Bound<'_>>) -> Option<&'a NetDev> {
+        let here = |d: &&NetDev| d.netns.name().is_none();
+        let own = || among.iter().filter(here);
+        let known = || {
+            let bound = bound?;
+            let stayed = among.iter().find(|d| bound.stayed(d));
+            stayed.or_else(|| among.iter().find(|d| bound.moved(d)))
+        };
         match self {
-            Self::Name(name) => {
-                let named = among.iter().find(|d| d.name == *name);
-                named.or_else(|| among.iter().find(|d| Some(d.index) == bound))
-            }
+            Self::Name(name) => own().find(|d| d.name == *name).or_else(known),
             // A VLAN or bridge has the address of what is below it, which was there before: the lowest index.
-            Self::Mac(mac) => among.iter().filter(|d| d.mac == Some(*mac)).min_by_key(|d| d.index),
-            Self::Index(index) => among.iter().find(|d| d.index == *index),
+            Self::Mac(mac) => {
+                let with = |d: &&NetDev| d.mac == Some(*mac);
+                let lowest = own().filter(with).min_by_key(|d| d.index);
+                lowest.or_else(known).or_else(|| among.iter().filter(with).min_by_key(|d| d.index))
+            }
+            Self::Index(index) => own().find(|d| d.index == *index).or_else(known),
             Self::Absent => None,
         }
     }
@@ -138,7 +179,15 @@ pub enum NetDevError {
 /// # Errors
 /// If the kernel does not answer.
 pub fn all() -> Result<Vec<NetDev>, NetDevError> {
-    Ok(rtnetlink::dump()?)
+    Ok(rtnetlink::dump(&Netns::own()?)?)
+}
+
+/// All interfaces of all other namespaces. One that cannot be entered has none.
+#[must_use]
+pub fn elsewhere() -> Vec<NetDev> {
+    let Ok(own) = Netns::own() else { return Vec::new() };
+    let inside = |netns: Netns| netns.enter(|| rtnetlink::dump(&netns)).ok()?.ok();
+    Netns::others(&own).into_iter().filter_map(inside).flatten().collect()
 }
 
 /// Looks an interface up by name.
@@ -159,21 +208,12 @@ pub fn names(of: &[NetDev]) -> String {
     names.join(", ")
 }
 
-/// The interface's own counters: a witness our programs do not own.
+/// An interface's own counters: a witness our programs do not own.
 ///
 /// # Errors
 /// If it is gone.
-pub fn counters(index: u32) -> Result<Counters, NetDevError> {
-    Ok(rtnetlink::counters(index)?)
-}
-
-/// Inode number of the network namespace we are in.
-///
-/// # Errors
-/// If `/proc` is not mounted.
-pub fn netns_inum() -> io::Result<u32> {
-    let inode = fs::metadata("/proc/thread-self/ns/net")?.ino();
-    u32::try_from(inode).map_err(io::Error::other)
+pub fn counters(netns: &Netns, index: u32) -> Result<Counters, NetDevError> {
+    Ok(netns.enter(|| rtnetlink::counters(index)).flatten()?)
 }
 
 #[cfg(test)]
@@ -184,7 +224,8 @@ mod tests {
     fn the_loopback_device_is_found_and_others_are_refused_by_name() {
         let lo = find("lo").expect("lo");
         assert!(lo.index == 1 && lo.link_header && !lo.bridge && lo.mac == Some(Mac([0; 6])), "{lo:?}");
-        assert!(counters(1).is_ok() && counters(u32::MAX >> 1).is_err());
+        let own = Netns::own().expect("our namespace");
+        assert!(counters(&own, 1).is_ok() && counters(&own, u32::MAX >> 1).is_err());
         for bad in ["no-such-if0", "", "..", "../net/lo"] {
             let error = find(bad).expect_err(bad).to_string();
             assert!(error.contains(&format!("`{bad}`")) && error.contains("lo"), "{error}");
@@ -203,23 +244,45 @@ mod tests {
         }
     }
 
+    fn dev(name: &str, index: u32, netns: Netns) -> NetDev {
+        let mac = Some(Mac([2, 0, 0, 0, 0, 7]));
+        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, upper: 0, netns }
+    }
+
     #[test]
     fn an_interface_that_was_found_by_name_is_the_same_under_another_until_a_new_one_has_the_name() {
-        let dev = |name: &str, index| NetDev {
-            name: name.to_owned(),
-            index,
-            mac: Some(Mac([2, 0, 0, 0, 0, 7])),
-            link_header: true,
-            bridge: false,
-            upper: 0,
-        };
+        let dev = |name: &str, index| dev(name, index, Netns::at(1, None));
         let tap = Selector::Name("tap0".to_owned());
+        let mac = Some(Mac([2, 0, 0, 0, 0, 7]));
+        let bound = Some(Bound { name: "tap0", index: 5, netns_inum: 1, mac });
         let index = |s: &Selector, among: &[NetDev], bound| s.find(among, bound).map(|d| d.index);
         assert_eq!(index(&tap, &[dev("tap0", 5)], None), Some(5));
-        assert_eq!(index(&tap, &[dev("vm-a", 5)], Some(5)), Some(5));
+        assert_eq!(index(&tap, &[dev("vm-a", 5)], bound), Some(5));
         assert_eq!(index(&tap, &[dev("vm-a", 5)], None), None);
-        assert_eq!(index(&tap, &[dev("vm-a", 5), dev("tap0", 9)], Some(5)), Some(9));
+        assert_eq!(index(&tap, &[dev("vm-a", 5), dev("tap0", 9)], bound), Some(9));
         assert_eq!(index(&Selector::Mac(Mac([2, 0, 0, 0, 0, 7])), &[dev("vlan", 9), dev("tap0", 5)], None), Some(5));
-        assert_eq!(index(&Selector::Index(9), &[dev("a", 5)], Some(5)), None);
+        assert_eq!(index(&Selector::Index(9), &[dev("a", 7)], bound), None);
+        assert_eq!(index(&Selector::Absent, &[dev("", 5)], bound), None);
+    }
+
+    #[test]
+    fn an_interface_is_followed_into_another_namespace_by_its_address_and_never_taken_for_one_of_there() {
+        let there = || Netns::at(2, Some("blue"));
+        let (tap, mac) = (Selector::Name("tap0".to_owned()), Some(Mac([2, 0, 0, 0, 0, 7])));
+        let bound = Bound { name: "tap0", index: 5, netns_inum: 1, mac };
+        let found = |among: &[NetDev], bound| tap.find(among, bound).map(|d| (d.netns.inum, d.index));
+        assert_eq!(found(&[dev("tap0", 5, there())], Some(bound)), Some((2, 5)));
+        assert_eq!(found(&[dev("tap0", 8, there())], Some(bound)), Some((2, 8)));
+        assert_eq!(found(&[dev("eth0", 5, there())], Some(bound)), Some((2, 5)));
+        // Nobody was found before; another address; another name and index; one of the name here.
+        assert_eq!(found(&[dev("tap0", 5, there())], None), None);
+        let other = Some(Mac([2, 0, 0, 0, 0, 8]));
+        assert_eq!(found(&[dev("tap0", 5, there())], Some(Bound { mac: other, ..bound })), None);
+        assert_eq!(found(&[dev("eth0", 8, there())], Some(bound)), None);
+        let both = [dev("tap0", 9, Netns::at(1, None)), dev("tap0", 5, there())];
+        assert_eq!(found(&both, Some(bound)), Some((1, 9)));
+        // An address is looked for everywhere.
+        let by_mac = Selector::Mac(Mac([2, 0, 0, 0, 0, 7]));
+        assert_eq!(by_mac.find(&[dev("x", 9, there())], None).map(|d| d.netns.name()), Some(Some("blue".to_owned())));
     }
 }

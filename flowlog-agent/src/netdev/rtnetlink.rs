@@ -9,13 +9,13 @@ use netlink_packet_route::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 
-use super::{Counters, Mac, NetDev};
+use super::{Counters, Mac, NetDev, netns::Netns};
 
 /// More than the kernel puts into one answer (`NLMSG_GOODSIZE` and what `min_dump_alloc` raises it to).
 const ANSWER_BYTES: usize = 64 << 10;
 
-/// All interfaces.
-pub(super) fn dump() -> io::Result<Vec<NetDev>> {
+/// All interfaces of the namespace we are in, which is `netns`.
+pub(super) fn dump(netns: &Netns) -> io::Result<Vec<NetDev>> {
     let mut request = LinkMessage::default();
     // Counters cost more than all the rest, and nobody wants them here.
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
@@ -25,7 +25,7 @@ pub(super) fn dump() -> io::Result<Vec<NetDev>> {
         let lowest = uppers.entry(lower).or_insert(upper);
         *lowest = upper.min(*lowest);
     }
-    Ok(links.iter().filter_map(|link| device(link, &uppers)).collect())
+    Ok(links.iter().filter_map(|link| device(link, &uppers, netns)).collect())
 }
 
 /// What one interface has counted.
@@ -64,7 +64,7 @@ fn kind(link: &LinkMessage) -> Option<&InfoKind> {
     })
 }
 
-fn device(link: &LinkMessage, uppers: &BTreeMap<u32, u32>) -> Option<NetDev> {
+fn device(link: &LinkMessage, uppers: &BTreeMap<u32, u32>, netns: &Netns) -> Option<NetDev> {
     let name = link.attributes.iter().find_map(|a| match a {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
@@ -81,6 +81,7 @@ fn device(link: &LinkMessage, uppers: &BTreeMap<u32, u32>) -> Option<NetDev> {
         link_header: matches!(link.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback),
         bridge: matches!(kind(link), Some(InfoKind::Bridge)),
         upper: uppers.get(&index).copied().unwrap_or(0),
+        netns: netns.clone(),
     })
 }
 

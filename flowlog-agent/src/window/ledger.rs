@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{FlowTable, ObjectInfo, Span, WindowClock};
 use crate::{
     kernel::{HookKind, block::Records},
+    netdev::{Bound, Mac},
     rule::{Rule, Side},
     types::{Epoch, IfaceId, Now},
 };
@@ -35,14 +36,29 @@ pub struct Subject {
     /// Which side of its owner's interface it is.
     #[serde(default)]
     pub side: Side,
+    /// Network namespace it is in (inode number).
+    #[serde(default)]
+    pub netns_inum: u32,
+    /// What people call that, if it is not the agent's own.
+    #[serde(default)]
+    pub netns: Option<String>,
+    /// Its hardware address: what it is found by in another namespace.
+    #[serde(default)]
+    pub mac: Option<Mac>,
 }
 
 impl Subject {
+    /// What its interface is known by.
+    #[must_use]
+    pub fn bound(&self) -> Bound<'_> {
+        Bound { name: &self.interface, index: self.ifindex, netns_inum: self.netns_inum, mac: self.mac }
+    }
+
     /// Whether it is the same rule on the same interface, which may have another name by now.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        let Self { interface: _, ifindex, hook, rule, node_id, account_id, interface_id, side } = other;
-        (self.ifindex, self.hook, self.side) == (*ifindex, *hook, *side)
+        let Self { interface: _, ifindex, hook, rule, node_id, account_id, interface_id, side, netns_inum, .. } = other;
+        (self.ifindex, self.hook, self.side, self.netns_inum) == (*ifindex, *hook, *side, *netns_inum)
             && (&self.rule, &self.node_id, &self.account_id) == (rule, node_id, account_id)
             && self.interface_id == *interface_id
     }
@@ -59,7 +75,7 @@ pub enum Event {
         /// Its id.
         id: IfaceId,
         /// What it is.
-        subject: Subject,
+        subject: Box<Subject>,
         /// Its open window.
         span: Span,
         /// That window's epoch.
@@ -93,12 +109,14 @@ pub enum Event {
         /// Whose.
         id: IfaceId,
     },
-    /// The interface has another name.
+    /// The interface has another name or hardware address.
     Named {
         /// Whose.
         id: IfaceId,
         /// Its name now.
         interface: String,
+        /// Its hardware address now.
+        mac: Option<Mac>,
     },
     /// A closed window's object is durable, or there is none.
     Done {
@@ -254,6 +272,7 @@ impl Ledger {
     pub fn apply(&mut self, event: Event) -> Option<Closed> {
         match event {
             Event::Watch { id, subject, span, epoch, gap } => {
+                let subject = *subject;
                 let clock = WindowClock::resume(subject.rule.window_secs, span);
                 let table = FlowTable::default();
                 let (closing, late_records) = (None, 0);
@@ -270,7 +289,10 @@ impl Ledger {
             Event::Unwatch { id } => {
                 self.watched.remove(&id);
             }
-            Event::Named { id, interface } => self.watched.get_mut(&id)?.subject.interface = interface,
+            Event::Named { id, interface, mac } => {
+                let subject = &mut self.watched.get_mut(&id)?.subject;
+                (subject.interface, subject.mac) = (interface, mac);
+            }
             Event::Closing { id, span, flushed_early } => {
                 let w = self.watched.get_mut(&id)?;
                 w.closing = Some(Closing { span, table: FlowTable::default(), flushed_early });
@@ -305,7 +327,7 @@ impl Ledger {
         let event = |each: &mut dyn FnMut(Part<'_>), event| each(Part::Event(Box::new(event)));
         for (id, w) in &self.watched {
             let (id, span, epoch) = (*id, *w.clock.current(), w.epoch);
-            event(each, Event::Watch { id, subject: w.subject.clone(), span, epoch, gap: w.gap });
+            event(each, Event::Watch { id, subject: Box::new(w.subject.clone()), span, epoch, gap: w.gap });
             w.table.blocks(id.0, epoch.0, |b| each(Part::Block(b)));
             if let Some(Closing { span, table, flushed_early }) = &w.closing {
                 event(each, Event::Closing { id, span: *span, flushed_early: *flushed_early });

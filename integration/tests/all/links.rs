@@ -111,3 +111,37 @@ fn an_interface_that_is_renamed_is_captured_without_a_gap_and_refusals_count_onc
     assert_eq!(landed.sum(|r| r.dport == 7 && r.action == "ACCEPT").0, 0);
     assert_eq!(landed.rows.iter().filter(|r| r.skip == "gap").count(), 1);
 }
+
+#[test]
+fn an_interface_that_is_moved_to_another_namespace_and_back_is_captured_there_with_gap_rows_in_between() {
+    let (a, b, c) = (Netns::new("a").unwrap(), Netns::new("b").unwrap(), Netns::new("c").unwrap());
+    plug_in(&a, &b);
+    let mut agent = Agent::start(&a, &["eth0"], &[]).unwrap();
+    let refuse = "table inet t {\n counter c { }\n chain i { type filter hook input priority 0; udp dport 7 counter name c drop; }\n}";
+    let mut refused = 0;
+    for (from, to) in [(&a, &c), (&c, &a)] {
+        from.exec(&format!("ip link set eth0 netns {}", to.name())).unwrap();
+        to.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1").unwrap();
+        to.exec("ip link set eth0 up").unwrap();
+        address(to, "eth0", "10.1.0.1/16").unwrap();
+        to.nft(refuse).unwrap();
+        agent.wait_for("the interface is back").unwrap();
+        let before = to.statistic("eth0", "rx_packets").unwrap();
+        b.run(|| traffic::udp("10.1.0.1:9", PACKETS, 50)).unwrap();
+        b.run(|| traffic::udp("10.1.0.1:7", PACKETS, 50)).unwrap();
+        while to.statistic("eth0", "rx_packets").unwrap() < before + 2 * PACKETS as u64 {
+            std::thread::yield_now();
+        }
+        refused += to.nft_counter("inet t", "c").unwrap().0;
+    }
+    assert!(
+        agent
+            .log()
+            .contains(&format!("the interface is in another namespace interface=\"eth0\" netns=\"{}\"", c.name()))
+    );
+    let landed = agent.stop().unwrap();
+    assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "ingress").0, 2 * PACKETS as u64);
+    assert_eq!(landed.sum(|r| r.action == "REJECT").0, refused);
+    assert_eq!(landed.sum(|r| r.dport == 7 && r.action == "ACCEPT").0, 0);
+    assert_eq!(landed.rows.iter().filter(|r| r.skip == "gap").count(), 2);
+}

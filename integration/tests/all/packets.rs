@@ -51,7 +51,7 @@ impl Bench {
         let mut kernel = Kernel::load(Sizes::default(), 1).unwrap();
         let ring = kernel.take_ring().unwrap();
         let flags = abi::WANT_INGRESS | abi::WANT_EGRESS;
-        kernel.watch(LOOPBACK, Iface { id: ID.0, flags, epoch: EPOCH.0, oldest: EPOCH.0, upper: 0 }).unwrap();
+        kernel.watch(1, LOOPBACK, Iface { id: ID.0, flags, epoch: EPOCH.0, oldest: EPOCH.0, upper: 0 }).unwrap();
         Self { kernel, ring }
     }
 

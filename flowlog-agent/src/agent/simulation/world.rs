@@ -225,7 +225,13 @@ impl World {
                 let subject = subject(id);
                 let previous = spans.get(&subject.interface_id).copied();
                 let span = first_window(subject.rule.window_secs, previous, self.now);
-                process.books.record(&[Event::Watch { id, subject, span, epoch: Epoch(1), gap: None }])?;
+                process.books.record(&[Event::Watch {
+                    id,
+                    subject: Box::new(subject),
+                    span,
+                    epoch: Epoch(1),
+                    gap: None,
+                }])?;
             }
             let epoch = process.books.ledger.get(id).map_or(Epoch(1), |w| w.epoch);
             self.kernel.watch(id, epoch);
@@ -327,6 +333,9 @@ fn subject(id: IfaceId) -> Subject {
         account_id,
         interface_id,
         side: crate::rule::Side::Host,
+        netns_inum: 1,
+        netns: None,
+        mac: None,
     }
 }
 

@@ -19,6 +19,10 @@ const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 #[btf_map]
 pub static IFACES: Array<Iface, { IFINDEX_MAX as usize }, MMAPABLE> = Array::new();
 
+/// Network namespaces (inode numbers) of watched interfaces by ifindex: a verdict may be on a packet of any namespace.
+#[btf_map]
+pub static NETNS_OF: Array<u32, { IFINDEX_MAX as usize }, MMAPABLE> = Array::new();
+
 /// Current epoch by interface id, for the sweeper. Same size as [`TRUTH`] / [`EPOCHS`].
 #[btf_map]
 pub static EPOCH_OF: Array<u32, 2, MMAPABLE> = Array::new();
@@ -95,10 +99,6 @@ pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     net_inum: 0,
     dst_dev: 0,
 });
-
-/// Inode number of the network namespace the interfaces live in: ifindexes repeat in every namespace.
-#[unsafe(no_mangle)]
-pub static NETNS_INUM: Global<u32> = Global::new(0);
 
 /// Kernel text of generic XDP: first address, last address, and the drop reason to record. Its drops carry no
 /// reason of their own.

@@ -29,7 +29,7 @@ use crate::{
     account::{self, Family, One, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
     frame::forget,
     kernel::Dropped,
-    maps::{DYING, NETNS_INUM, PASSED_MASK, REASONS, REFUSED_MASK, VERDICTS, XDP_PLACE},
+    maps::{DYING, NETNS_OF, PASSED_MASK, REASONS, REFUSED_MASK, VERDICTS, XDP_PLACE},
 };
 
 /// The loopback device has this index in every network namespace.
@@ -126,11 +126,6 @@ fn dropped(skb: *const u8, address: u64, reason: u32, action: u8) {
         return;
     }
     let seen_in = seen(address, INGRESS);
-    // Without device and route (a queued fragment), only a hook's own entry proves the namespace.
-    let here = d.netns == NETNS_INUM.load() || (d.netns == 0 && seen_in.is_some());
-    if !here {
-        return;
-    }
     let came_in = forget(came_in_through(&d, seen_in, action));
     let headed_out = forget(headed_out_through(&d, address, action));
     if came_in | headed_out == 0 {
@@ -193,12 +188,22 @@ fn came_in_through(d: &Dropped, noted: Option<&Seen>, action: u8) -> u32 {
     });
     let ifindex = by_note.map_or(d.iif, |e| u32::from(e.ifindex));
     let Some(iface) = account::iface(ifindex).filter(|i| i.flags & WANT_REFUSED_INGRESS != 0) else { return 0 };
+    // Without device and route (a queued fragment), only a hook's own entry proves the namespace.
+    if !(is_in(ifindex, d.netns) || (d.netns == 0 && by_note.is_some())) {
+        return 0;
+    }
     // A packet that died in another tc program or in generic XDP may not have reached our hook.
     let passed_hook = action == REASON_REFUSED && iface.flags & WANT_INGRESS != 0;
     if iface.flags & ONLY_NOTED != 0 && by_note.is_none() {
         return 0;
     }
     place(ifindex, passed_hook, by_note.is_some())
+}
+
+/// Whether the watched interface of this index is in a network namespace: indexes repeat in each of them.
+#[inline(always)]
+fn is_in(ifindex: u32, netns: u32) -> bool {
+    NETNS_OF.get(ifindex).is_some_and(|inum| *inum == netns)
 }
 
 /// See the table in DESIGN section 4: `dev` is the out port if it is neither the in port nor the bridge between
@@ -211,6 +216,9 @@ fn headed_out_through(d: &Dropped, address: u64, action: u8) -> u32 {
         return 0;
     }
     let Some(iface) = account::iface(out).filter(|i| i.flags & WANT_REFUSED_EGRESS != 0) else { return 0 };
+    if !is_in(out, d.netns) {
+        return 0;
+    }
     // A packet that came from a port and is now on the bridge is not (yet) headed out through the bridge device.
     if moved_on && d.iif != 0 && d.dst != out && iface.flags & IS_BRIDGE != 0 {
         return 0;

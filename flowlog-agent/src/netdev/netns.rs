@@ -1,0 +1,87 @@
+//! Network namespaces besides our own: `network_namespaces(7)`. Nothing here is kept: an open namespace would live on after
+//! whoever made it has removed it.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Where ip-netns(8) keeps the named ones.
+const NAMED: &str = "/run/netns";
+/// Namespaces that are looked into at most: each costs a dump of its interfaces.
+const NAMESPACES_MAX: usize = 4_096;
+
+/// A network namespace, and a way into it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Netns {
+    /// Inode number: what the kernel's programs know it by.
+    pub inum: u32,
+    /// A file that stands for it; `None`: the one we are in.
+    path: Option<PathBuf>,
+}
+
+impl Netns {
+    /// The one we are in.
+    ///
+    /// # Errors
+    /// If `/proc` is not mounted.
+    pub fn own() -> io::Result<Self> {
+        Ok(Self { inum: inum(Path::new("/proc/thread-self/ns/net"))?, path: None })
+    }
+
+    /// For tests.
+    #[cfg(test)]
+    pub(crate) fn at(inum: u32, name: Option<&str>) -> Self {
+        Self { inum, path: name.map(|n| Path::new(NAMED).join(n)) }
+    }
+
+    /// What people call it; `None`: the one we are in.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        let path = self.path.as_ref()?;
+        let named = path.strip_prefix(NAMED).map_or_else(|_| path.display().to_string(), |n| n.display().to_string());
+        Some(named)
+    }
+
+    /// All others that have a name or a process.
+    #[must_use]
+    pub fn others(own: &Self) -> Vec<Self> {
+        let mut seen = BTreeSet::from([own.inum]);
+        let list = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+        let processes =
+            list("/proc").filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().parse::<u32>().is_ok()));
+        let paths = list(NAMED).chain(processes.map(|p| p.join("ns/net")));
+        let found = paths.filter_map(|path| Some(Self { inum: inum(&path).ok()?, path: Some(path) }));
+        found.filter(|n| seen.insert(n.inum)).take(NAMESPACES_MAX).collect()
+    }
+
+    /// Runs `work` on this thread inside the namespace.
+    ///
+    /// # Errors
+    /// If it cannot be entered: it is gone, or another one by now.
+    ///
+    /// # Panics
+    /// If there is no way back, which whoever may enter has.
+    pub fn enter<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let Some(path) = &self.path else { return Ok(work()) };
+        let home = File::open("/proc/thread-self/ns/net")?;
+        let there = File::open(path)?;
+        if there.metadata()?.ino() != u64::from(self.inum) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the network namespace is gone"));
+        }
+        move_into_link_name_space(there.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let result = work();
+        move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Network))
+            .expect("who may enter a namespace may go back to the one it came from");
+        Ok(result)
+    }
+}
+
+fn inum(path: &Path) -> io::Result<u32> {
+    u32::try_from(fs::metadata(path)?.ino()).map_err(io::Error::other)
+}
