@@ -11,6 +11,8 @@ mod handover;
 mod hooks;
 #[path = "all/input.rs"]
 mod input;
+#[path = "all/inventory.rs"]
+mod inventory;
 #[path = "all/limits.rs"]
 mod limits;
 #[path = "all/links.rs"]

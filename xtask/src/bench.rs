@@ -1,4 +1,4 @@
-//! `cargo xtask bench [packet|wire|agent] [OPTIONS]`: measures, on this machine. `--help` lists the options.
+//! `cargo xtask bench [packet|wire|agent|rules] [OPTIONS]`: measures, on this machine. `--help` lists the options.
 
 use crate::{
     build, setup,

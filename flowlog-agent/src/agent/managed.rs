@@ -1,6 +1,6 @@
 //! Rules from the store: the files around it, the thread that serves the API, and the orders that come from there.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
@@ -8,7 +8,7 @@ use super::{AgentError, capture::Capture, system};
 use crate::{
     api,
     config::{self, Config, Manage},
-    control::{Control, Parts, Want, captures, principals::Principals, store::Store, worker},
+    control::{Answer, Control, Parts, Want, captures, principals::Principals, store::Store, worker},
     inventory::{
         Buckets,
         load::{Loaded, Loader},
@@ -132,7 +132,7 @@ impl Managed {
                 });
             })
             .map_err(system("start the API"))?;
-        Ok(Orders { wanted, fixed })
+        Ok(Orders { wanted, fixed, waiting: None })
     }
 }
 
@@ -140,6 +140,8 @@ impl Managed {
 pub struct Orders {
     wanted: mpsc::Receiver<Want>,
     fixed: Vec<config::Capture>,
+    /// Whoever waits for the last one to be carried out.
+    waiting: Option<Answer>,
 }
 
 impl Orders {
@@ -154,19 +156,31 @@ impl Orders {
         }
     }
 
-    /// Carries one out.
+    /// Begins to carry one out.
     ///
     /// # Errors
     /// If the kernel or the journal refuses; whoever ordered is told, and orders again.
-    pub fn carry_out(&self, want: Want, capture: &mut Capture) -> Result<(), AgentError> {
+    pub fn begin(&mut self, want: Want, capture: &mut Capture) -> Result<(), AgentError> {
         let captures = self.fixed.iter().cloned().chain(want.captures).collect();
         let result = capture.want(captures);
-        let answer = match &result {
-            Ok(()) => Ok(BTreeMap::from_iter(capture.states())),
-            Err(error) => Err(error.to_string()),
-        };
-        // Nobody listens: the agent is ending.
-        let _ = want.done.send(answer);
+        match &result {
+            Ok(()) => self.waiting = Some(want.done),
+            // Nobody listens: the agent is ending.
+            Err(error) => drop(want.done.send(Err(error.to_string()))),
+        }
         result
+    }
+
+    /// Whether the last one has been carried out, and whoever ordered it not been told yet.
+    #[must_use]
+    pub fn is_carried_out(&self, capture: &Capture) -> bool {
+        self.waiting.is_some() && capture.is_complete()
+    }
+
+    /// Tells whoever ordered.
+    pub fn answer(&mut self, capture: &Capture) {
+        if let Some(done) = self.waiting.take() {
+            let _ = done.send(Ok(capture.states()));
+        }
     }
 }

@@ -267,6 +267,11 @@ impl Delivery {
         self.encode(capture).await
     }
 
+    /// Says how every rule is doing.
+    fn report(&mut self, capture: &Capture, trouble: Option<&str>) {
+        self.reporter.report(capture, &self.progress.borrow(), &self.spool, trouble);
+    }
+
     /// Hands closed windows to the encoder.
     async fn encode(&mut self, capture: &mut Capture) -> Result<(), AgentError> {
         for window in capture.take_closed() {
@@ -324,12 +329,12 @@ async fn main_loop(
             () = links.changed() => trouble.note(capture.look_at_interfaces())?,
             want = Orders::next(orders) => {
                 if let Some(orders) = orders {
-                    trouble.note(orders.carry_out(want, capture))?;
+                    trouble.note(orders.begin(want, capture))?;
                 }
             }
             _ = tick.tick() => {
                 capture.check_hooks();
-                delivery.reporter.report(capture, &delivery.progress.borrow(), &delivery.spool, trouble.words());
+                delivery.report(capture, trouble.words());
             }
             ended = delivery.encoder.encoded() => ended?,
             () = tokio::time::sleep(deadline.max(trouble.pause())) => {}
@@ -339,6 +344,11 @@ async fn main_loop(
             let taken = capture.drain(DRAIN_BATCH);
             trouble.note(work(capture, delivery))?;
             delivery.encode(capture).await?;
+            if let Some(orders) = orders.as_mut().filter(|o| o.is_carried_out(capture)) {
+                // First said, then told: whoever asks now finds it.
+                delivery.report(capture, trouble.words());
+                orders.answer(capture);
+            }
             if taken < DRAIN_BATCH {
                 break;
             }

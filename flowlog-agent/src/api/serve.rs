@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        ServerConfig,
+        ServerConfig, crypto,
         pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     },
 };
@@ -253,8 +253,13 @@ fn config(certificate: &Path, key: &Path) -> Result<ServerConfig, String> {
         CertificateDer::pem_file_iter(certificate).map_err(|e| format!("certificate: {e}"))?.collect();
     let chain = chain.map_err(|e| format!("certificate: {e}"))?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("key: {e}"))?;
-    let mut config =
-        ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).map_err(|e| e.to_string())?;
+    let provider = Arc::new(crypto::aws_lc_rs::default_provider());
+    let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = versions
+        .map_err(|e| e.to_string())?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|e| e.to_string())?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }

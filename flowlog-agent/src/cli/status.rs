@@ -54,14 +54,17 @@ fn table(status: &Value) -> String {
         "RULE", "INTERFACE", "STATE", "ACCEPTED", "REJECTED", "LOST", "WAITING"
     );
     for rule in status["rules"].as_array().into_iter().flatten() {
-        let delivery = &rule["delivery"];
-        let last = delivery["error"].as_str().or(delivery["last_key"].as_str()).unwrap_or("-");
+        let (delivery, capture) = (&rule["delivery"], &rule["capture"]);
+        let captured = capture["state"] == "attached";
+        let state = if captured { &delivery["state"] } else { &capture["state"] };
+        let last = [&capture["why"], &delivery["error"], &delivery["last_key"]];
+        let last = last.into_iter().find_map(Value::as_str).unwrap_or("-");
         let _ = writeln!(
             out,
             "{:<20} {:<14} {:<10} {:>12} {:>12} {:>8} {:>8}  {last}",
             text(&rule["rule"]),
             text(&rule["interface"]),
-            text(&delivery["state"]),
+            text(state),
             rule["accepted_packets"].to_string(),
             rule["rejected_packets"].to_string(),
             rule["lost_packets"].to_string(),

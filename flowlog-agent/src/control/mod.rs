@@ -49,9 +49,12 @@ use store::{AuditEntry, RulesError, Store};
 pub struct Want {
     /// What.
     pub captures: Vec<Capture>,
-    /// How each is doing after it, by interface id; or why the order has to wait.
-    pub done: oneshot::Sender<Result<BTreeMap<String, CaptureState>, String>>,
+    /// Who is told when it has been carried out.
+    pub done: Answer,
 }
+
+/// How each capture is doing after an order, by interface id; or why the order has to wait.
+pub type Answer = oneshot::Sender<Result<BTreeMap<String, CaptureState>, String>>;
 
 /// Why a wish is not granted.
 #[derive(Debug, thiserror::Error)]

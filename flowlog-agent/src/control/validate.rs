@@ -37,7 +37,7 @@ impl Control {
         if !matches!(flow_log.state, State::Draft | State::Validated) {
             return Err(Refused::Conflict(format!("flow log {id} has been provisioned; it was validated for that")));
         }
-        let problems = self.problems(caller, &flow_log, &[]).await;
+        let problems = self.problems(caller, &flow_log, std::slice::from_ref(&flow_log)).await;
         let mut store = self.store();
         // It may have changed meanwhile.
         let now = visible(&store, caller, id)?;
@@ -53,8 +53,8 @@ impl Control {
         Ok(new)
     }
 
-    /// Everything that is wrong with a flow log which is to be activated together with `others`.
-    pub(super) async fn problems(&self, caller: &Caller, flow_log: &FlowLog, others: &[FlowLog]) -> Vec<InvalidField> {
+    /// Everything that is wrong with a flow log which is to be activated together with all of `batch`.
+    pub(super) async fn problems(&self, caller: &Caller, flow_log: &FlowLog, batch: &[FlowLog]) -> Vec<InvalidField> {
         let loaded = self.inventory();
         let (checked, mut problems) = match flow_log.properties.check() {
             Ok(checked) => (Some(checked), Vec::new()),
@@ -64,8 +64,8 @@ impl Control {
         problems.extend(permission_problem(caller, flow_log));
         {
             let store = self.store();
-            problems.extend(only_one(&store, flow_log, others));
-            problems.extend(self.room_problem(&store, flow_log, others, &loaded.inventory));
+            problems.extend(only_one(&store, flow_log, batch));
+            problems.extend(self.room_problem(&store, batch, &loaded.inventory));
         }
         if let Some(checked) = checked {
             problems.extend(self.bucket_problem(&checked, flow_log, &loaded.inventory).await);
@@ -74,17 +74,11 @@ impl Control {
     }
 
     /// Each interface is a place in maps whose memory was taken when the agent started.
-    fn room_problem(
-        &self,
-        store: &Store,
-        flow_log: &FlowLog,
-        others: &[FlowLog],
-        inventory: &Inventory,
-    ) -> Option<InvalidField> {
+    fn room_problem(&self, store: &Store, batch: &[FlowLog], inventory: &Inventory) -> Option<InvalidField> {
         let places = |f: &FlowLog| interfaces(f, inventory).0.len();
         let holds = |f: &&FlowLog| f.state.captures() || f.state == State::Deleting;
         let taken: usize = store.flow_logs().values().filter(holds).map(places).sum();
-        let wanted: usize = others.iter().chain([flow_log]).map(places).sum();
+        let wanted: usize = batch.iter().map(places).sum();
         let free = self.places_max.saturating_sub(taken);
         (wanted > free).then(|| {
             let rule = format!(
@@ -148,9 +142,9 @@ fn permission_problem(caller: &Caller, flow_log: &FlowLog) -> Option<InvalidFiel
 }
 
 /// A NIC, gateway or balancer takes one flow log.
-fn only_one(store: &Store, flow_log: &FlowLog, others: &[FlowLog]) -> Option<InvalidField> {
+fn only_one(store: &Store, flow_log: &FlowLog, batch: &[FlowLog]) -> Option<InvalidField> {
     let stored = store.flow_logs().values().filter(|f| f.state != State::Draft);
-    let other = stored.chain(others).find(|f| f.id != flow_log.id && f.parent.id == flow_log.parent.id)?;
+    let other = stored.chain(batch).find(|f| f.id != flow_log.id && f.parent.id == flow_log.parent.id)?;
     let rule = format!(
         "it has the flow log `{}` ({}) already, and takes one; delete one of the two",
         other.properties.name.escape_debug(),

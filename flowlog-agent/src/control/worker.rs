@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use tokio::{sync::oneshot, task::JoinSet};
 use uuid::Uuid;
 
@@ -29,6 +30,9 @@ use crate::{fault, inventory::Contract, rule::InvalidField, status::CaptureState
 
 /// Pause before an order that the agent could not carry out, or a transaction that failed, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Flow logs of one request that are checked at the same time: a bucket that does not answer holds its place for a while.
+const CHECKS_MAX: usize = 32;
 
 /// Runs for ever.
 pub async fn run(control: Arc<Control>) {
@@ -134,12 +138,8 @@ impl Control {
         // One that was provisioning when the agent ended had passed its checks.
         let (mut batch, pending): (Vec<FlowLog>, Vec<FlowLog>) =
             named.into_iter().filter(|f| f.state != State::Active).partition(|f| f.state == State::Provisioning);
-        let mut checked = Vec::new();
-        for (at, flow_log) in pending.iter().enumerate() {
-            let others: Vec<FlowLog> =
-                pending.iter().enumerate().filter(|(i, _)| *i != at).map(|(_, f)| f.clone()).collect();
-            checked.push(self.problems(&caller, flow_log, &others).await);
-        }
+        let checks: Vec<_> = pending.iter().map(|f| self.problems(&caller, f, &pending).boxed()).collect();
+        let checked: Vec<Vec<InvalidField>> = stream::iter(checks).buffered(CHECKS_MAX).collect().await;
         if checked.iter().any(|problems| !problems.is_empty()) {
             let (message, changes) = refused(&caller, pending, checked);
             return self.over(request, Progress::Failed, message, changes);

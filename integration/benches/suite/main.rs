@@ -2,6 +2,7 @@
 //!
 //! * [`packet`]: what the programs cost, by `BPF_PROG_TEST_RUN`; with [`lab`], the programs behind one driver;
 //! * [`wire`]: real interfaces and the real agent; with [`lane`], the network and the traffic generator;
+//! * [`rules`]: many flow logs on one node;
 //! * [`agent`]: the agent's stages; with [`records`], a realistic window, and [`memory`], an allocator that counts;
 //! * [`frames`]: the packets; [`report`]: tables, JSON, Markdown; [`plot`]: charts.
 #![allow(missing_docs, clippy::missing_panics_doc, reason = "a program of its own")]
@@ -15,6 +16,7 @@ mod packet;
 mod plot;
 mod records;
 mod report;
+mod rules;
 mod wire;
 
 use std::path::PathBuf;
@@ -53,6 +55,8 @@ enum What {
     Wire(wire::Options),
     /// The agent's stages: drain, merge, encode, close
     Agent(agent::Options),
+    /// Many flow logs on one node: start, memory, idle CPU
+    Rules(rules::Options),
 }
 
 #[global_allocator]
@@ -69,12 +73,15 @@ fn main() -> anyhow::Result<()> {
     let mut report = report::Report { machine: report::machine(), ..report::Report::default() };
     let all = match cli.what {
         Some(what) => vec![what],
-        None => vec![What::Packet(defaults()?), What::Agent(defaults()?), What::Wire(defaults()?)],
+        None => {
+            vec![What::Packet(defaults()?), What::Agent(defaults()?), What::Wire(defaults()?), What::Rules(defaults()?)]
+        }
     };
     for what in all {
         match what {
             What::Packet(options) => packet::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Wire(options) => wire::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
+            What::Rules(options) => rules::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Agent(options) => agent::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
         }
     }

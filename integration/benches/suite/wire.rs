@@ -145,31 +145,32 @@ fn landed(dir: &Path, direction: &str) -> anyhow::Result<(u64, u64)> {
 }
 
 /// CPU seconds and context switches of a process so far, and its resident MiB now and at most.
-struct Usage {
-    cpu_secs: f64,
+pub struct Usage {
+    pub cpu_secs: f64,
     switches: u64,
-    rss_mib: f64,
-    peak_mib: f64,
+    pub rss_mib: f64,
+    pub peak_mib: f64,
 }
 
-fn usage(pid: u32) -> anyhow::Result<Usage> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+pub fn usage(pid: u32) -> anyhow::Result<Usage> {
     let kib = |text: &str, name: &str| -> f64 {
         let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_default();
         line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0.0)
     };
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let mut switches = 0;
+    let (mut switches, mut cpu_ns) = (0, 0.0);
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+        let task = task?.path();
+        let text = std::fs::read_to_string(task.join("status")).unwrap_or_default();
+        // To the ns. `stat` counts timer ticks, which whoever is woken by a timer meets too often or never.
+        let on_cpu = std::fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+        cpu_ns += on_cpu.split_whitespace().next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
         let n = kib(&text, "voluntary_ctxt_switches") as u64;
         switches += n;
     }
     let (rss_mib, peak_mib) = (kib(&status, "VmRSS") / 1024.0, kib(&status, "VmHWM") / 1024.0);
-    Ok(Usage { cpu_secs: ticks / rustix::param::clock_ticks_per_second() as f64, switches, rss_mib, peak_mib })
+    Ok(Usage { cpu_secs: cpu_ns / 1e9, switches, rss_mib, peak_mib })
 }
 
 fn idle(agent: &Agent, report: &mut Report) -> anyhow::Result<()> {

@@ -198,6 +198,9 @@ fn whatever_is_sent_is_answered_with_json_or_cut_and_costs_nobody_else_anything(
     // Somebody who says nothing holds nobody up; with its head unfinished, it is cut.
     let mut silent = node.node.run(|| TcpStream::connect(LISTEN).unwrap());
     silent.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    // So many that there is no room left: the node's own socket has room of its own, and the rest comes when they are cut.
+    let crowd: Vec<TcpStream> = node.node.run(|| (0..300).map(|_| TcpStream::connect(LISTEN).unwrap()).collect());
+    assert_eq!(node.ask("GET", "/flowlog/v1/inventory", None).status, 200);
     let document = node.ask_as("ann", "GET", "/openapi.json", None).body;
     assert!(document["openapi"].as_str().unwrap().starts_with("3."));
     assert!(
@@ -205,6 +208,7 @@ fn whatever_is_sent_is_answered_with_json_or_cut_and_costs_nobody_else_anything(
             [all.replace(DATACENTER, "{datacenter}").replace(SERVER, "{server}").replace(NIC, "{resource}")]["post"]
             .is_object()
     );
+    drop(crowd);
     let since = Instant::now();
     silent.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     let mut rest = Vec::new();

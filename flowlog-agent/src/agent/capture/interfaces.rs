@@ -23,6 +23,8 @@ use crate::{
 
 /// Pause before an interface that could not be hooked is tried again.
 const LOOK_AGAIN_NS: u64 = 200_000_000;
+/// Interfaces that are hooked before the ring gets its turn: the kernel takes 12 ms for each hook (a grace period).
+const NEW_PER_LOOK: usize = 8;
 /// The same for the first seconds after an interface is gone: it may be on its way to another namespace.
 const GONE_RECENTLY_SECS: i64 = 5;
 /// Pause between looks while an interface is captured in another namespace: nobody tells when it changes.
@@ -53,7 +55,7 @@ impl Capture {
             Ok(devices) => self.find(devices),
             Err(error) => {
                 tracing::warn!(%error, "will try again");
-                self.unsettled = true;
+                (self.unsettled, self.more) = (true, false);
                 return Ok(());
             }
         };
@@ -87,6 +89,9 @@ impl Capture {
     /// an interface is, or may be, where nobody tells us that it changes.
     #[must_use]
     pub fn look_in_ns(&self, now: Now) -> u64 {
+        if self.more {
+            return 0;
+        }
         let recently = |g: &Gone| now.wall.secs() - g.since_secs < GONE_RECENTLY_SECS;
         let elsewhere = || self.books.ledger.watched().any(|(_, w)| w.subject.netns.is_some());
         let pause = if self.unsettled || self.gone.values().any(recently) {
@@ -99,6 +104,12 @@ impl Capture {
             LOOK_FOR_GONE_NS
         };
         pause.saturating_sub(now.mono.0.saturating_sub(self.looked.mono.0))
+    }
+
+    /// Whether everything has been done that can be done for now.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        !self.more
     }
 
     /// Finds the interfaces of all captures; `own` are those of our own namespace.
@@ -177,10 +188,11 @@ impl Capture {
         let (mut troubles, mut new) = (BTreeMap::new(), Vec::new());
         let mut ids = self.books.ledger.free_ids();
         let max = self.books.source.kernel.sizes().interfaces_max;
-        for (interface_id, wanted) in &found.wanted {
-            if self.books.ledger.watched().any(|(_, w)| w.subject.is_same(&wanted.subject)) {
-                continue;
-            }
+        let watched: BTreeSet<&str> =
+            self.books.ledger.watched().map(|(_, w)| w.subject.interface_id.as_str()).collect();
+        let unwatched = found.wanted.iter().filter(|(id, _)| !watched.contains(id.as_str()));
+        self.more = unwatched.clone().count() > NEW_PER_LOOK;
+        for (interface_id, wanted) in unwatched.take(NEW_PER_LOOK) {
             if let Some(id) = ids.next().filter(|id| id.0 <= max) {
                 new.push(self.beginning(id, &wanted.subject));
             } else {

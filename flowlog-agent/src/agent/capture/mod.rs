@@ -34,6 +34,9 @@ struct Gone {
     subject: Subject,
 }
 
+/// Interfaces whose hooks are checked at the same time: each costs a few system calls.
+const CHECKED_PER_TICK: usize = 16;
+
 /// See the module's head.
 pub struct Capture {
     books: Books<Live>,
@@ -48,9 +51,13 @@ pub struct Capture {
     spans: Spans,
     /// The last look at the interfaces could not do all there was to do.
     unsettled: bool,
-    /// When that was.
+    /// It left some for the next one, which comes at once.
+    more: bool,
+    /// When it was.
     looked: Now,
-    /// It looked for some in other namespaces.
+    /// The interface whose hooks were checked last.
+    checked: IfaceId,
+    /// The last look looked for some in other namespaces.
     sought: bool,
     /// Captures without an interface, and why, by interface id.
     absent: BTreeMap<String, Absent>,
@@ -89,11 +96,17 @@ impl Capture {
                 Absent::Taken(why) => tracing::warn!("{why}"),
             }
         }
-        let watched = capture.watch_all(&found);
-        let strict = config.captures.iter().filter(|c| !c.wait).map(|c| c.id(&config.node_id));
-        let problem = match watched {
-            Ok(mut troubles) => strict.into_iter().find_map(|id| troubles.remove(&id)),
-            Err(error) => Some(error),
+        let strict: Vec<String> = config.captures.iter().filter(|c| !c.wait).map(|c| c.id(&config.node_id)).collect();
+        let problem = loop {
+            match capture.watch_all(&found) {
+                Ok(mut troubles) => {
+                    let problem = strict.iter().find_map(|id| troubles.remove(id));
+                    if problem.is_some() || capture.is_complete() || strict.is_empty() {
+                        break problem;
+                    }
+                }
+                Err(error) => break Some(error),
+            }
         };
         if let Some(error) = problem {
             if first {
@@ -154,7 +167,9 @@ impl Capture {
             gone: BTreeMap::new(),
             spans: Spans::new(),
             unsettled: false,
+            more: false,
             looked: now,
+            checked: IfaceId(0),
             sought: false,
             absent: BTreeMap::new(),
             troubles: BTreeMap::new(),
@@ -272,11 +287,15 @@ impl Capture {
 
     /// Looks whether hooks that have not been seen running yet are.
     pub fn check_hooks(&mut self) {
-        for (id, proofs) in &mut self.proofs {
+        // Some at a time, in turns: on most of many interfaces nothing happens for long.
+        let open = |p: &(&IfaceId, &mut Vec<Proof>)| !p.1.iter().all(Proof::is_settled);
+        let last = self.checked;
+        let in_turn = |id: &IfaceId| (*id <= last, *id);
+        let mut waiting: Vec<(&IfaceId, &mut Vec<Proof>)> = self.proofs.iter_mut().filter(open).collect();
+        waiting.sort_by_key(|(id, _)| in_turn(id));
+        for (id, proofs) in waiting.into_iter().take(CHECKED_PER_TICK) {
+            self.checked = *id;
             let Some(w) = self.books.ledger.get(*id) else { continue };
-            if proofs.iter().all(Proof::is_settled) {
-                continue;
-            }
             if let Ok(truth) = self.books.source.truth(*id, w.epoch) {
                 for proof in proofs {
                     proof.look(&w.subject, &truth);
@@ -297,8 +316,9 @@ impl Capture {
             states.insert(id.clone(), state);
         }
         for (_, w) in self.books.ledger.watched() {
-            let Subject { interface, ifindex, netns, .. } = w.subject.clone();
-            states.insert(w.subject.interface_id.clone(), CaptureState::Attached { interface, ifindex, netns });
+            let Subject { interface, ifindex, netns, interface_id, .. } = &w.subject;
+            let (interface, netns) = (interface.clone(), netns.clone());
+            states.insert(interface_id.clone(), CaptureState::Attached { interface, ifindex: *ifindex, netns });
         }
         for (id, why) in &self.troubles {
             states.insert(id.clone(), CaptureState::Trouble { why: why.clone() });

@@ -1,0 +1,94 @@
+//! The inventory is read again when it changes, and captures follow it.
+
+use std::time::{Duration, Instant};
+
+use integration::{
+    managed::{Managed, NIC, plug_in},
+    net::Netns,
+    traffic,
+};
+use serde_json::json;
+
+const PACKETS: usize = 20;
+const VM: &str = "00000000-0000-4000-8000-00000000000b";
+
+/// A drop-in for one VM, as its tooling writes it.
+fn drop_in(node: &Managed, interface: &str) {
+    let inventory = node.inventory();
+    let nic = inventory.split("[[nic]]").nth(1).unwrap().replace(NIC, VM).replace("name = 'tap0'", interface);
+    node.write("inventory.d/vm.toml", &format!("[[nic]]{nic}")).unwrap();
+}
+
+fn wait_for(node: &Managed, id: &str, words: &str) {
+    let since = Instant::now();
+    loop {
+        let summary = node.summary(id).to_string();
+        if summary.contains(words) {
+            return;
+        }
+        assert!(since.elapsed() < Duration::from_secs(30), "no `{words}` in {summary}");
+        // Status has no event: it is asked for.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn send(node: &Managed, n: usize, interface: &str) {
+    let received = || node.node.statistic(interface, "rx_packets").unwrap();
+    let before = received();
+    node.far.run(|| traffic::udp(&format!("10.{n}.0.1:9"), PACKETS, 50)).unwrap();
+    while received() < before + PACKETS as u64 {
+        std::thread::yield_now();
+    }
+}
+
+fn unplug(ns: &Netns, interface: &str) {
+    ns.exec(&format!("ip link del {interface}")).unwrap();
+}
+
+#[test]
+fn a_flow_log_waits_for_its_vm_and_follows_it_wherever_the_inventory_says_it_is() {
+    let node = Managed::new("no_pin = true").unwrap();
+    let mut agent = node.start().unwrap();
+    drop_in(&node, "name = 'tap20'");
+    let known = || node.ask("GET", "/flowlog/v1/inventory", None).body.to_string().contains(VM);
+    while !known() {
+        std::thread::yield_now();
+    }
+    let id = node.draft(VM, "vm", "flows");
+    assert_eq!(node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})))).0, "DONE");
+    wait_for(&node, &id, "waiting for interface tap20");
+    assert_eq!(node.summary(&id)["mark"], "yellow");
+    // The VM starts.
+    let since = Instant::now();
+    plug_in(&node.node, &node.far, "tap20", 20).unwrap();
+    agent.wait_for("watching interface=\"tap20\"").unwrap();
+    eprintln!("watched after {:?}", since.elapsed());
+    send(&node, 20, "tap20");
+    // It is started again on another tap, which is known by its address.
+    plug_in(&node.node, &node.far, "tap21", 21).unwrap();
+    let mac = node.node.mac("tap21").unwrap().map(|b| format!("{b:02x}")).join(":");
+    drop_in(&node, &format!("mac = '{mac}'"));
+    agent.wait_for("watching interface=\"tap21\"").unwrap();
+    send(&node, 21, "tap21");
+    // A slip of the tooling ends nothing.
+    node.write("inventory.d/vm.toml", "[[nic]]\nid = 'x'\n").unwrap();
+    agent.wait_for("still holds").unwrap();
+    send(&node, 21, "tap21");
+    // The VM leaves the node, and comes back.
+    std::fs::remove_file(node.path("inventory.d/vm.toml")).unwrap();
+    wait_for(&node, &id, "not in the inventory");
+    unplug(&node.node, "tap21");
+    plug_in(&node.node, &node.far, "tap22", 22).unwrap();
+    drop_in(&node, "name = 'tap22'");
+    agent.wait_for("watching interface=\"tap22\"").unwrap();
+    wait_for(&node, &id, "\"state\":\"attached\"");
+    send(&node, 22, "tap22");
+    // Its log has the slip as an error.
+    agent.signal(rustix::process::Signal::TERM);
+    assert_eq!(agent.wait().unwrap(), Some(0));
+    let landed = node.landed("flows").unwrap();
+    // From the guest's side.
+    assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "egress").0, 4 * PACKETS as u64);
+    assert_eq!(landed.rows.iter().filter(|r| r.skip == "gap").count(), 2);
+    assert!(landed.rows.iter().all(|r| r.interface == VM), "{:#?}", landed.rows);
+}
