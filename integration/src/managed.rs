@@ -14,6 +14,7 @@ use crate::{
     http::{self, Answer},
     net::{Netns, address, sh, veth},
     rows::Objects,
+    traffic,
 };
 
 /// Ids in the inventory.
@@ -161,6 +162,19 @@ impl Managed {
         let mut agent = self.spawn(&[])?;
         agent.wait_for("capturing")?;
         Ok(agent)
+    }
+
+    /// Sends UDP packets from the far host to port 9 of the node's address on cable `n`, and waits until they are in.
+    ///
+    /// # Errors
+    /// If there is no such interface.
+    pub fn send(&self, n: usize, interface: &str, packets: usize) -> anyhow::Result<()> {
+        let before = self.node.statistic(interface, "rx_packets")?;
+        self.far.run(|| traffic::udp(&format!("10.{n}.0.1:9"), packets, 50))?;
+        while self.node.statistic(interface, "rx_packets")? < before + packets as u64 {
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 
     /// Asks over the socket, as the operator.

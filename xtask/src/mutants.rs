@@ -1,11 +1,11 @@
 //! `cargo xtask mutants [NAME]`: does every promise have a test that can fail? Breaks the sources on purpose, one place at a
 //! time and in a copy, and runs the test that must notice.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::util::{root, step};
+use crate::util::{files_below, root, step};
 
 /// One way to break flowlog.
 struct Mutant {
@@ -146,17 +146,52 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "packets-judged-that-no-hook-has-counted",
-        file: "flowlog-agent/src/agent/capture.rs",
-        from: "        self.end_accounting(&ids);\n        self.books.source.kernel.detach_all()?;\n",
+        file: "flowlog-agent/src/agent/capture/mod.rs",
+        from: "        self.end_accounting(&ids, &self.devices()?);\n        self.books.source.kernel.detach_all()?;\n",
         to: "        self.books.source.kernel.detach_all()?;\n",
         noticed_by: Test::Kernel("begins_and_ends_under_traffic"),
     },
     Mutant {
         name: "hooks-attached-anew-instead-of-in-place",
         file: "flowlog-agent/src/kernel/attach.rs",
-        from: "            && let Ok(id) = program.attach_to_link(link)\n        {\n            let link = program.take_link(id).map_err(|e| failed(&e))?;\n            let link = link.try_into().map_err(|e: LinkError| failed(&e))?;\n            self.hooks.push(Hook { ifindex: dev.index, link: Held::Link { _link: link }, pin });\n            return Ok(Attached::Tcx);\n",
+        from: "            && let Ok(id) = program.attach_to_link(link)\n        {\n            let link = program.take_link(id).map_err(|e| failed(&e))?;\n            let link = link.try_into().map_err(|e: LinkError| failed(&e))?;\n            self.hold(Some(dev), Held::Link { _link: link }, pin);\n            return Ok(Attached::Tcx);\n",
         to: "            && let Some(path) = &pin\n        {\n            let _ = pins::remove(path);\n            drop(link);\n            std::thread::sleep(std::time::Duration::from_millis(50));\n",
         noticed_by: Test::Kernel("replaces_the_programs_in_place"),
+    },
+    Mutant {
+        name: "other-contracts-are-seen",
+        file: "flowlog-agent/src/control/access.rs",
+        from: "        if p.contract != *contract {\n            return Access::Hidden;\n        }\n",
+        to: "",
+        noticed_by: Test::Unit("role_times_privilege"),
+    },
+    Mutant {
+        name: "keys-follow-a-rename",
+        file: "flowlog-agent/src/control/captures.rs",
+        from: "flow_log.key_name.clone().unwrap_or_else(|| checked.name.clone())",
+        to: "checked.name.clone()",
+        noticed_by: Test::Unit("keeps_the_name_its_keys_begin_with"),
+    },
+    Mutant {
+        name: "deleting-is-not-written-down",
+        file: "flowlog-agent/src/control/worker.rs",
+        from: "            self.commit(vec![Change::Put(Box::new(flow_log.clone()))])?;\n            fault::point(\"rules_deleting\");\n",
+        to: "",
+        noticed_by: Test::Kernel("captures_nothing_until_it_is_provisioned"),
+    },
+    Mutant {
+        name: "undone-in-the-store-only",
+        file: "flowlog-agent/src/control/worker.rs",
+        from: "        fault::point(\"rules_undone\");\n        self.order().await;\n",
+        to: "",
+        noticed_by: Test::Kernel("all_or_none"),
+    },
+    Mutant {
+        name: "refusals-counted-once-more-after-every-look",
+        file: "flowlog-agent/src/kernel/attach.rs",
+        from: "        if self.hooks.iter().any(|h| h.ifindex == 0) {\n            return Ok(());\n        }\n",
+        to: "",
+        noticed_by: Test::Kernel("is_renamed"),
     },
 ];
 
@@ -189,10 +224,20 @@ pub fn run(filter: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tracked files of this tree. Those that are the same are left alone, so that only what changed is built again.
+/// The tracked files of this tree, and no others. Those that are the same are left alone, so that only what changed is built
+/// again.
 fn fresh_copy(copy: &Path) -> anyhow::Result<()> {
     let out = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output()?;
-    for name in String::from_utf8(out.stdout)?.split('\0').filter(|n| !n.is_empty()) {
+    let tracked = String::from_utf8(out.stdout)?;
+    let names: BTreeSet<&str> = tracked.split('\0').filter(|n| !n.is_empty()).collect();
+    if copy.is_dir() {
+        for old in files_below(&[copy.to_owned()])? {
+            if old.strip_prefix(copy).is_ok_and(|n| !names.contains(&*n.to_string_lossy())) {
+                fs::remove_file(old)?;
+            }
+        }
+    }
+    for name in names {
         let (from, to) = (root().join(name), copy.join(name));
         let Ok(bytes) = fs::read(&from) else { continue };
         if fs::read(&to).ok().as_ref() != Some(&bytes) {

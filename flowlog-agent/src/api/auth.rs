@@ -2,10 +2,7 @@
 
 use std::{net::IpAddr, num::NonZeroU32};
 
-use axum::{
-    extract::FromRequestParts,
-    http::{HeaderMap, header, request::Parts},
-};
+use axum::http::{HeaderMap, header, request::Parts};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use governor::{
     Quota, RateLimiter,
@@ -64,24 +61,21 @@ impl Limits {
 }
 
 /// A caller that has proved who it is, within its rate.
-pub struct Known(pub Caller);
-
-impl FromRequestParts<App> for Known {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
-        let caller = match parts.extensions.get::<Peer>() {
-            Some(Peer::Unix { uid }) => app.control.principals().by_uid(*uid),
-            Some(Peer::Tcp { address, .. }) => by_credentials(app, *address, &parts.headers).await?,
-            None => None,
-        };
-        let caller = caller.ok_or_else(ApiError::unauthorized)?;
-        // The node's own operator is not held up.
-        if caller != Caller::Operator {
-            Limits::check(&app.limits.requests, &caller.id())?;
-        }
-        Ok(Self(caller))
+///
+/// # Errors
+/// 401, 429.
+pub async fn known(parts: &Parts, app: &App) -> Result<Caller, ApiError> {
+    let caller = match parts.extensions.get::<Peer>() {
+        Some(Peer::Unix { uid }) => app.control.principals().by_uid(*uid),
+        Some(Peer::Tcp { address, .. }) => by_credentials(app, *address, &parts.headers).await?,
+        None => None,
+    };
+    let caller = caller.ok_or_else(ApiError::unauthorized)?;
+    // The node's own operator is not held up.
+    if caller != Caller::Operator {
+        Limits::check(&app.limits.requests, &caller.id())?;
     }
+    Ok(caller)
 }
 
 async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {

@@ -2,17 +2,16 @@
 
 use axum::{
     Json,
-    extract::{FromRequestParts, MatchedPath, RawPathParams, RawQuery, State},
+    extract::{FromRequestParts as _, MatchedPath, RawPathParams},
     http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use uuid::Uuid;
 
 use super::{
-    Answer, App, Base, Body, CLOUD,
-    auth::Known,
+    Answer, App, Asked, Base, Body, CLOUD,
     error::ApiError,
-    model::{Collection, FlowLogBody, FlowLogProperties, FlowLogResource, Page, folder, parent_path},
+    model::{Collection, FlowLogBody, FlowLogProperties, FlowLogResource, folder, parent_path},
 };
 use crate::{
     control::{
@@ -40,10 +39,12 @@ pub struct Place {
     pub item: Option<Uuid>,
 }
 
-impl FromRequestParts<App> for Place {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
+impl Place {
+    /// Reads the path.
+    ///
+    /// # Errors
+    /// 404.
+    pub async fn of(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let path = MatchedPath::from_request_parts(parts, app).await;
         let path = path.as_ref().map_or("", MatchedPath::as_str);
         let kind = Kind::ALL.into_iter().find(|k| path.contains(&format!("/{}", folder(*k))));
@@ -111,26 +112,17 @@ fn complete(p: FlowLogProperties) -> Result<Properties, ApiError> {
 }
 
 /// GET of a list.
-pub async fn list(
-    State(app): State<App>,
-    Known(caller): Known,
-    place: Place,
-    base: Base,
-    RawQuery(query): RawQuery,
-) -> Answer<Collection> {
+pub async fn list(Asked { app, caller, place, base, page }: Asked) -> Answer<Collection> {
     let Resource { kind, id, datacenter, server, .. } = place.resource(&app, &caller)?;
     let all = app.control.flow_logs(&caller, |f| f.parent.id == id);
     let items = all.iter().map(|f| serde_json::to_value(on_wire(&app, &base, f)).unwrap_or_default()).collect();
     let path = format!("{}/flowlogs", parent_path(&Parent { kind, id, datacenter, server }));
-    Ok(Json(Collection::of(&base, &path, items, Page::of(query.as_deref()))))
+    Ok(Json(Collection::of(&base, &path, items, page)))
 }
 
 /// POST.
 pub async fn create(
-    State(app): State<App>,
-    Known(caller): Known,
-    place: Place,
-    base: Base,
+    Asked { app, caller, place, base, .. }: Asked,
     Body(body): Body<FlowLogBody>,
 ) -> Result<Response, ApiError> {
     let resource = place.resource(&app, &caller)?;
@@ -139,16 +131,13 @@ pub async fn create(
 }
 
 /// GET.
-pub async fn show(State(app): State<App>, Known(caller): Known, place: Place, base: Base) -> Answer<FlowLogResource> {
+pub async fn show(Asked { app, caller, place, base, .. }: Asked) -> Answer<FlowLogResource> {
     Ok(Json(on_wire(&app, &base, &place.flow_log(&app, &caller)?)))
 }
 
 /// PUT: all fields.
 pub async fn replace(
-    State(app): State<App>,
-    Known(caller): Known,
-    place: Place,
-    base: Base,
+    Asked { app, caller, place, base, .. }: Asked,
     Body(body): Body<FlowLogBody>,
 ) -> Result<Response, ApiError> {
     let old = place.flow_log(&app, &caller)?;
@@ -157,10 +146,7 @@ pub async fn replace(
 
 /// PATCH: some fields.
 pub async fn patch(
-    State(app): State<App>,
-    Known(caller): Known,
-    place: Place,
-    base: Base,
+    Asked { app, caller, place, base, .. }: Asked,
     Body(p): Body<FlowLogProperties>,
 ) -> Result<Response, ApiError> {
     let old = place.flow_log(&app, &caller)?;
@@ -174,12 +160,7 @@ fn change(app: &App, caller: &Caller, base: &Base, id: FlowLogId, patch: Patch) 
 }
 
 /// DELETE.
-pub async fn delete(
-    State(app): State<App>,
-    Known(caller): Known,
-    place: Place,
-    base: Base,
-) -> Result<Response, ApiError> {
+pub async fn delete(Asked { app, caller, place, base, .. }: Asked) -> Result<Response, ApiError> {
     let flow_log = place.flow_log(&app, &caller)?;
     let request = app.control.delete(&caller, flow_log.id)?;
     Ok(accepted(&base, &request, ()))

@@ -23,13 +23,15 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{FromRequest, Request},
-    http::{HeaderMap, header},
+    extract::{FromRequest, FromRequestParts, Request},
+    http::{HeaderMap, header, request::Parts},
 };
 use serde::de::DeserializeOwned;
 
-use crate::control::Control;
+use crate::control::{Control, access::Caller};
 use error::ApiError;
+use flow_logs::Place;
+use model::Page;
 
 /// Base path of the cloud API.
 pub const CLOUD: &str = "/cloudapi/v6";
@@ -81,11 +83,28 @@ impl Base {
     }
 }
 
-impl axum::extract::FromRequestParts<App> for Base {
-    type Rejection = std::convert::Infallible;
+/// What every handler needs: who is asking, of what, and how answers are linked. Who is asking comes first.
+pub struct Asked {
+    /// What handlers share.
+    pub app: App,
+    /// Who.
+    pub caller: Caller,
+    /// Of what.
+    pub place: Place,
+    /// What links begin with.
+    pub base: Base,
+    /// The page of a list.
+    pub page: Page,
+}
 
-    async fn from_request_parts(parts: &mut axum::http::request::Parts, app: &App) -> Result<Self, Self::Rejection> {
-        Ok(Self::of(app, parts.extensions.get::<Peer>(), &parts.headers))
+impl FromRequestParts<App> for Asked {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
+        let caller = auth::known(parts, app).await?;
+        let place = Place::of(parts, app).await?;
+        let base = Base::of(app, parts.extensions.get::<Peer>(), &parts.headers);
+        Ok(Self { app: app.clone(), caller, place, base, page: Page::of(parts.uri.query()) })
     }
 }
 

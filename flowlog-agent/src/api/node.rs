@@ -2,7 +2,6 @@
 
 use axum::{
     Json,
-    extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Answer, App, Base, Body, NODE, auth::Known, error::ApiError, flow_logs::Place, model::RequestStatus};
+use super::{Answer, Asked, Base, Body, NODE, error::ApiError, flow_logs::Place, model::RequestStatus};
 use crate::{
     control::{change::Patch, flow_log::Properties, request::Request, summary::Summary},
     inventory::Contract,
@@ -70,18 +69,18 @@ fn accepted(base: &Base, request: &Request) -> Response {
 }
 
 /// GET of all flow logs.
-pub async fn list(State(app): State<App>, Known(caller): Known) -> Answer<Vec<Summary>> {
+pub async fn list(Asked { app, caller, .. }: Asked) -> Answer<Vec<Summary>> {
     let all = app.control.flow_logs(&caller, |_| true);
     Ok(Json(all.into_iter().map(|f| app.control.summary(f)).collect()))
 }
 
 /// GET of one.
-pub async fn show(State(app): State<App>, Known(caller): Known, place: Place) -> Answer<Summary> {
+pub async fn show(Asked { app, caller, place, .. }: Asked) -> Answer<Summary> {
     Ok(Json(app.control.summary(app.control.flow_log(&caller, id(&place)?)?)))
 }
 
 /// POST of a draft.
-pub async fn add(State(app): State<App>, Known(caller): Known, Body(draft): Body<Draft>) -> Result<Response, ApiError> {
+pub async fn add(Asked { app, caller, .. }: Asked, Body(draft): Body<Draft>) -> Result<Response, ApiError> {
     let Draft { resource, name, direction, action, bucket } = draft;
     let resource = app.control.resource(&caller, resource)?;
     let flow_log = app.control.add(&caller, &resource, Properties { name, direction, action, bucket })?;
@@ -89,38 +88,26 @@ pub async fn add(State(app): State<App>, Known(caller): Known, Body(draft): Body
 }
 
 /// POST: check a draft.
-pub async fn validate(State(app): State<App>, Known(caller): Known, place: Place) -> Answer<Summary> {
+pub async fn validate(Asked { app, caller, place, .. }: Asked) -> Answer<Summary> {
     let checked = app.control.validate(&caller, id(&place)?).await?;
     Ok(Json(app.control.summary(checked)))
 }
 
 /// PATCH.
-pub async fn change(
-    State(app): State<App>,
-    Known(caller): Known,
-    place: Place,
-    Body(c): Body<Changes>,
-) -> Answer<Summary> {
+pub async fn change(Asked { app, caller, place, .. }: Asked, Body(c): Body<Changes>) -> Answer<Summary> {
     let patch = Patch { name: c.name, direction: c.direction, action: c.action, bucket: c.bucket };
     let (changed, _) = app.control.change(&caller, id(&place)?, patch, false)?;
     Ok(Json(app.control.summary(changed)))
 }
 
 /// DELETE.
-pub async fn delete(
-    State(app): State<App>,
-    Known(caller): Known,
-    place: Place,
-    base: Base,
-) -> Result<Response, ApiError> {
+pub async fn delete(Asked { app, caller, place, base, .. }: Asked) -> Result<Response, ApiError> {
     Ok(accepted(&base, &app.control.delete(&caller, id(&place)?)?))
 }
 
 /// POST: activate drafts.
 pub async fn provision(
-    State(app): State<App>,
-    Known(caller): Known,
-    base: Base,
+    Asked { app, caller, base, .. }: Asked,
     Body(selection): Body<Selection>,
 ) -> Result<Response, ApiError> {
     let contract: Option<Contract> = match selection.contract.as_deref().map(str::parse).transpose() {
@@ -132,7 +119,7 @@ pub async fn provision(
 }
 
 /// GET of the inventory, as far as a caller sees it.
-pub async fn inventory(State(app): State<App>, Known(caller): Known) -> Answer<Value> {
+pub async fn inventory(Asked { app, caller, .. }: Asked) -> Answer<Value> {
     let loaded = app.control.inventory();
     let taken = app.control.flow_logs(&caller, |_| true);
     let resources = loaded.inventory.resources.values().filter(|r| caller.sees(&r.contract)).map(|r| {
@@ -150,6 +137,6 @@ pub async fn inventory(State(app): State<App>, Known(caller): Known) -> Answer<V
 }
 
 /// GET of the audit log.
-pub async fn audit(State(app): State<App>, Known(caller): Known) -> Answer<Value> {
+pub async fn audit(Asked { app, caller, .. }: Asked) -> Answer<Value> {
     Ok(Json(json!({"path": format!("{NODE}/audit"), "entries": app.control.audit(&caller, AUDIT_SHOWN)?})))
 }

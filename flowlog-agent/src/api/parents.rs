@@ -3,19 +3,15 @@
 
 use std::collections::BTreeSet;
 
-use axum::{
-    Json,
-    extract::{RawQuery, State},
-};
+use axum::Json;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Answer, App, Base, CLOUD,
-    auth::Known,
+    Answer, Asked, Base, CLOUD,
     error::ApiError,
     flow_logs::Place,
-    model::{Collection, Page, available, folder, parent_path},
+    model::{Collection, available, folder, parent_path},
 };
 use crate::{
     control::{access::Caller, flow_log::Parent},
@@ -62,21 +58,12 @@ fn seen<'a>(caller: &'a Caller, inventory: &'a Inventory) -> impl Iterator<Item 
     inventory.resources.values().filter(|r| caller.sees(&r.contract))
 }
 
-fn page(base: &Base, path: &str, items: Vec<Value>, query: Option<&str>) -> Json<Collection> {
-    Json(Collection::of(base, path, items, Page::of(query)))
-}
-
 /// GET of `datacenters`.
-pub async fn datacenters(
-    State(app): State<App>,
-    Known(caller): Known,
-    base: Base,
-    RawQuery(query): RawQuery,
-) -> Answer<Collection> {
+pub async fn datacenters(Asked { app, caller, base, page, .. }: Asked) -> Answer<Collection> {
     let loaded = app.control.inventory();
     let ids: BTreeSet<Uuid> = seen(&caller, &loaded.inventory).map(|r| r.datacenter).collect();
     let items = ids.into_iter().map(|id| datacenter(&base, id)).collect();
-    Ok(page(&base, "datacenters", items, query.as_deref()))
+    Ok(Json(Collection::of(&base, "datacenters", items, page)))
 }
 
 /// A data center that a caller sees.
@@ -95,40 +82,28 @@ fn known_server(caller: &Caller, inventory: &Inventory, place: &Place) -> Result
 }
 
 /// GET of a data center.
-pub async fn show_datacenter(State(app): State<App>, Known(caller): Known, place: Place, base: Base) -> Answer<Value> {
+pub async fn show_datacenter(Asked { app, caller, place, base, .. }: Asked) -> Answer<Value> {
     Ok(Json(datacenter(&base, known(&caller, &app.control.inventory().inventory, &place)?)))
 }
 
 /// GET of a data center's servers.
-pub async fn servers(
-    State(app): State<App>,
-    Known(caller): Known,
-    place: Place,
-    base: Base,
-    RawQuery(query): RawQuery,
-) -> Answer<Collection> {
+pub async fn servers(Asked { app, caller, place, base, page }: Asked) -> Answer<Collection> {
     let loaded = app.control.inventory();
     let dc = known(&caller, &loaded.inventory, &place)?;
     let there = seen(&caller, &loaded.inventory).filter(|r| r.datacenter == dc);
     let ids: BTreeSet<Uuid> = there.filter_map(|r| r.server).collect();
     let items = ids.into_iter().map(|id| server(&base, dc, id)).collect();
-    Ok(page(&base, &format!("datacenters/{dc}/servers"), items, query.as_deref()))
+    Ok(Json(Collection::of(&base, &format!("datacenters/{dc}/servers"), items, page)))
 }
 
 /// GET of a server.
-pub async fn show_server(State(app): State<App>, Known(caller): Known, place: Place, base: Base) -> Answer<Value> {
+pub async fn show_server(Asked { app, caller, place, base, .. }: Asked) -> Answer<Value> {
     let (datacenter, id) = known_server(&caller, &app.control.inventory().inventory, &place)?;
     Ok(Json(server(&base, datacenter, id)))
 }
 
 /// GET of a list of NICs, gateways or balancers.
-pub async fn resources(
-    State(app): State<App>,
-    Known(caller): Known,
-    place: Place,
-    base: Base,
-    RawQuery(query): RawQuery,
-) -> Answer<Collection> {
+pub async fn resources(Asked { app, caller, place, base, page }: Asked) -> Answer<Collection> {
     let loaded = app.control.inventory();
     let kind = place.kind.ok_or_else(|| ApiError::not_found("path"))?;
     let dc = known(&caller, &loaded.inventory, &place)?;
@@ -139,10 +114,10 @@ pub async fn resources(
     }
     let there = loaded.inventory.of_kind(kind, dc).filter(|r| caller.sees(&r.contract) && r.server == place.server);
     let items = there.map(|r| resource(&base, r)).collect();
-    Ok(page(&base, &format!("{path}/{}", folder(kind)), items, query.as_deref()))
+    Ok(Json(Collection::of(&base, &format!("{path}/{}", folder(kind)), items, page)))
 }
 
 /// GET of a NIC, gateway or balancer.
-pub async fn show_resource(State(app): State<App>, Known(caller): Known, place: Place, base: Base) -> Answer<Value> {
+pub async fn show_resource(Asked { app, caller, place, base, .. }: Asked) -> Answer<Value> {
     Ok(Json(resource(&base, &place.resource(&app, &caller)?)))
 }

@@ -1,17 +1,12 @@
 //! Requests: how far a change is.
 
-use axum::{
-    Json,
-    extract::{RawQuery, State},
-};
+use axum::Json;
 use serde_json::{Value, json};
 
 use super::{
-    Answer, App, Base, CLOUD,
-    auth::Known,
+    Answer, Asked, Base, CLOUD,
     error::ApiError,
-    flow_logs::Place,
-    model::{Collection, Page, RequestStatus, date},
+    model::{Collection, RequestStatus, date},
 };
 use crate::control::request::Request;
 
@@ -31,24 +26,19 @@ fn on_wire(base: &Base, request: &Request) -> Value {
 }
 
 /// GET of the list, the newest first.
-pub async fn list(
-    State(app): State<App>,
-    Known(caller): Known,
-    base: Base,
-    RawQuery(query): RawQuery,
-) -> Answer<Collection> {
+pub async fn list(Asked { app, caller, base, page, .. }: Asked) -> Answer<Collection> {
     let items = app.control.requests(&caller).iter().map(|r| on_wire(&base, r)).collect();
-    Ok(Json(Collection::of(&base, "requests", items, Page::of(query.as_deref()))))
+    Ok(Json(Collection::of(&base, "requests", items, page)))
 }
 
 /// GET.
-pub async fn show(State(app): State<App>, Known(caller): Known, place: Place, base: Base) -> Answer<Value> {
+pub async fn show(Asked { app, caller, place, base, .. }: Asked) -> Answer<Value> {
     let id = place.item.ok_or_else(|| ApiError::not_found("path"))?;
     Ok(Json(on_wire(&base, &app.control.request(&caller, id)?)))
 }
 
 /// GET of the status.
-pub async fn status(State(app): State<App>, Known(caller): Known, place: Place, base: Base) -> Answer<RequestStatus> {
+pub async fn status(Asked { app, caller, place, base, .. }: Asked) -> Answer<RequestStatus> {
     let id = place.item.ok_or_else(|| ApiError::not_found("path"))?;
     Ok(Json(RequestStatus::of(&base, &app.control.request(&caller, id)?)))
 }

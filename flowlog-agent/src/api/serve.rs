@@ -1,6 +1,7 @@
 //! Sockets, TLS, and limits on connections and time: whoever is slow or many is cut, and nobody else notices.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
@@ -39,6 +40,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_MAX: Duration = Duration::from_mins(5);
 /// Connections at the same time on each listener; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 256;
+/// Of these, from one address or one user of the node; more are closed at once, so that nobody takes all the places.
+const CONNECTIONS_EACH_MAX: usize = 64;
 /// Largest head of a request.
 const HEAD_BYTES_MAX: usize = 32 << 10;
 /// Pause after a connection could not be accepted: there are no descriptors left.
@@ -141,15 +144,64 @@ impl Listening {
     }
 }
 
+/// The places of a listener.
+struct Room<K> {
+    all: Arc<Semaphore>,
+    each: Arc<Mutex<BTreeMap<K, usize>>>,
+}
+
+/// A place that is taken; free again when dropped.
+struct Place<K: Ord> {
+    _one: OwnedSemaphorePermit,
+    each: Arc<Mutex<BTreeMap<K, usize>>>,
+    key: K,
+}
+
+impl<K: Ord + Copy> Room<K> {
+    fn new() -> Self {
+        Self { all: Arc::new(Semaphore::new(CONNECTIONS_MAX)), each: Arc::default() }
+    }
+
+    /// Waits until there is a place for somebody.
+    async fn free(&self) -> Option<OwnedSemaphorePermit> {
+        self.all.clone().acquire_owned().await.ok()
+    }
+
+    /// Takes it, unless `key` has its share already.
+    fn take(&self, one: OwnedSemaphorePermit, key: K) -> Option<Place<K>> {
+        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = each.entry(key).or_default();
+        if *taken >= CONNECTIONS_EACH_MAX {
+            return None;
+        }
+        *taken += 1;
+        Some(Place { _one: one, each: self.each.clone(), key })
+    }
+}
+
+impl<K: Ord> Drop for Place<K> {
+    fn drop(&mut self) {
+        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = each.get_mut(&self.key) {
+            *taken -= 1;
+            if *taken == 0 {
+                each.remove(&self.key);
+            }
+        }
+    }
+}
+
 async fn serve_unix(listener: UnixListener, router: Router) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let room = Room::new();
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let Some(one) = room.free().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 // A peer without credentials is nobody.
                 let uid = stream.peer_cred().map_or(u32::MAX, |c| c.uid());
-                tokio::spawn(connection(stream, router.clone(), Peer::Unix { uid }, place));
+                if let Some(place) = room.take(one, uid) {
+                    tokio::spawn(connection(stream, router.clone(), Peer::Unix { uid }, place));
+                }
             }
             Err(error) => refused(&error).await,
         }
@@ -157,9 +209,9 @@ async fn serve_unix(listener: UnixListener, router: Router) {
 }
 
 async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Router) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let room = Room::new();
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let Some(one) = room.free().await else { return };
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -168,6 +220,7 @@ async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Rout
             }
         };
         let (router, address) = (router.clone(), from.ip());
+        let Some(place) = room.take(one, address) else { continue };
         match &tls {
             None => drop(tokio::spawn(connection(stream, router, Peer::Tcp { address, tls: false }, place))),
             Some(certificate) => {
@@ -190,7 +243,7 @@ async fn refused(error: &io::Error) {
 }
 
 /// Serves one connection; its place is free again afterwards.
-async fn connection<S>(stream: S, router: Router, peer: Peer, _place: OwnedSemaphorePermit)
+async fn connection<S, K: Ord>(stream: S, router: Router, peer: Peer, _place: Place<K>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

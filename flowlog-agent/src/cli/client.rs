@@ -8,21 +8,24 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
-use super::run::runtime;
+use super::{run::runtime, status::Output};
 use crate::{api::NODE, config::SOCKET_DEFAULT};
 
-/// Which agent is meant.
+/// Which agent is meant, and what form its answer is to have.
 #[derive(clap::Args)]
-pub(super) struct SocketArgs {
+pub(super) struct ClientArgs {
     /// The agent's socket.
     #[arg(long, value_name = "FILE", default_value = SOCKET_DEFAULT, env = "FLOWLOG_SOCKET", global = true)]
     socket: PathBuf,
+    /// table or json.
+    #[arg(long, default_value = "table", global = true)]
+    pub(super) output: Output,
 }
 
 /// A way to the agent.
 pub(super) struct Client(PathBuf);
 
-impl SocketArgs {
+impl ClientArgs {
     pub(super) fn client(self) -> Client {
         Client(self.socket)
     }

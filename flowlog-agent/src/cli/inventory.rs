@@ -5,15 +5,12 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::{client::SocketArgs, status::Output};
+use super::{client::ClientArgs, status::Output};
 
 #[derive(clap::Args)]
 pub(super) struct InventoryArgs {
     #[command(flatten)]
-    socket: SocketArgs,
-    /// table or json.
-    #[arg(long, default_value = "table", global = true)]
-    output: Output,
+    agent: ClientArgs,
     #[command(subcommand)]
     what: What,
 }
@@ -25,8 +22,9 @@ enum What {
 }
 
 pub(super) fn run(args: InventoryArgs) -> anyhow::Result<ExitCode> {
-    let InventoryArgs { socket, output, what: What::List } = args;
-    let inventory = socket.client().get("inventory")?;
+    let InventoryArgs { agent, what: What::List } = args;
+    let output = agent.output;
+    let inventory = agent.client().get("inventory")?;
     if output == Output::Json {
         println!("{}", serde_json::to_string_pretty(&inventory)?);
         return Ok(ExitCode::SUCCESS);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    client::{Client, SocketArgs},
+    client::{Client, ClientArgs},
     status::Output,
 };
 use crate::api::CLOUD;
@@ -20,10 +20,7 @@ const POLL: Duration = Duration::from_millis(100);
 #[derive(clap::Args)]
 pub(super) struct RuleArgs {
     #[command(flatten)]
-    socket: SocketArgs,
-    /// table or json.
-    #[arg(long, default_value = "table", global = true)]
-    output: Output,
+    agent: ClientArgs,
     #[command(subcommand)]
     what: What,
 }
@@ -85,8 +82,8 @@ enum What {
 }
 
 pub(super) fn run(args: RuleArgs) -> anyhow::Result<ExitCode> {
-    let RuleArgs { socket, output, what } = args;
-    let client = socket.client();
+    let RuleArgs { agent, what } = args;
+    let (output, client) = (agent.output, agent.client());
     match what {
         What::Add { resource, name, direction, action, bucket } => {
             let draft =

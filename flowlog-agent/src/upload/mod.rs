@@ -348,6 +348,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_store_is_opened_once_and_again_when_its_options_change() {
+        let endpoint = Arc::new(Mutex::new("https://a.example.com"));
+        let now = endpoint.clone();
+        let stores = Stores::new(Box::new(move || {
+            let endpoint = now.lock().expect("no panic").to_owned();
+            S3Options { endpoint: Some(endpoint), region: Some("r".to_owned()), ..S3Options::default() }
+        }));
+        let bucket = Location::Bucket("flows".to_owned());
+        let open = || stores.open(&bucket).expect("opens");
+        let first = open();
+        assert!(Arc::ptr_eq(&first, &open()));
+        *endpoint.lock().expect("no panic") = "https://b.example.com";
+        assert!(!Arc::ptr_eq(&first, &open()));
+    }
+
+    #[test]
     fn a_route_is_a_rule_at_a_store() {
         let of = |key: &str| {
             let entry = Entry { location: Location::Bucket("b".to_owned()), key: key.to_owned(), bytes: 0, made_ns: 0 };

@@ -3,7 +3,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ use integration::{
     managed::{ALB, CONTRACT, DATACENTER, LISTEN, Managed, NAT, NIC, NLB, OTHERS_NIC, SERVER},
     traffic,
 };
+use rustix::net::{AddressFamily, SocketType};
 use serde_json::{Value, json};
 
 const PACKETS: usize = 20;
@@ -198,8 +199,16 @@ fn whatever_is_sent_is_answered_with_json_or_cut_and_costs_nobody_else_anything(
     // Somebody who says nothing holds nobody up; with its head unfinished, it is cut.
     let mut silent = node.node.run(|| TcpStream::connect(LISTEN).unwrap());
     silent.write_all(b"GET / HTTP/1.1\r\n").unwrap();
-    // So many that there is no room left: the node's own socket has room of its own, and the rest comes when they are cut.
-    let crowd: Vec<TcpStream> = node.node.run(|| (0..300).map(|_| TcpStream::connect(LISTEN).unwrap()).collect());
+    // A crowd from one address takes its share of the places, and no more: others are served meanwhile.
+    let crowd: Vec<TcpStream> = node.node.run(|| {
+        let from_another_address = |_| {
+            let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+            rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 9], 0))).unwrap();
+            rustix::net::connect(&socket, &LISTEN.parse::<SocketAddr>().unwrap()).unwrap();
+            TcpStream::from(socket)
+        };
+        (0..300).map(from_another_address).collect()
+    });
     assert_eq!(node.ask("GET", "/flowlog/v1/inventory", None).status, 200);
     let document = node.ask_as("ann", "GET", "/openapi.json", None).body;
     assert!(document["openapi"].as_str().unwrap().starts_with("3."));

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use integration::{
     managed::{Managed, NIC, plug_in},
     net::Netns,
-    traffic,
 };
 use serde_json::json;
 
@@ -32,15 +31,6 @@ fn wait_for(node: &Managed, id: &str, words: &str) {
     }
 }
 
-fn send(node: &Managed, n: usize, interface: &str) {
-    let received = || node.node.statistic(interface, "rx_packets").unwrap();
-    let before = received();
-    node.far.run(|| traffic::udp(&format!("10.{n}.0.1:9"), PACKETS, 50)).unwrap();
-    while received() < before + PACKETS as u64 {
-        std::thread::yield_now();
-    }
-}
-
 fn unplug(ns: &Netns, interface: &str) {
     ns.exec(&format!("ip link del {interface}")).unwrap();
 }
@@ -63,17 +53,17 @@ fn a_flow_log_waits_for_its_vm_and_follows_it_wherever_the_inventory_says_it_is(
     plug_in(&node.node, &node.far, "tap20", 20).unwrap();
     agent.wait_for("watching interface=\"tap20\"").unwrap();
     eprintln!("watched after {:?}", since.elapsed());
-    send(&node, 20, "tap20");
+    node.send(20, "tap20", PACKETS).unwrap();
     // It is started again on another tap, which is known by its address.
     plug_in(&node.node, &node.far, "tap21", 21).unwrap();
     let mac = node.node.mac("tap21").unwrap().map(|b| format!("{b:02x}")).join(":");
     drop_in(&node, &format!("mac = '{mac}'"));
     agent.wait_for("watching interface=\"tap21\"").unwrap();
-    send(&node, 21, "tap21");
+    node.send(21, "tap21", PACKETS).unwrap();
     // A slip of the tooling ends nothing.
     node.write("inventory.d/vm.toml", "[[nic]]\nid = 'x'\n").unwrap();
     agent.wait_for("still holds").unwrap();
-    send(&node, 21, "tap21");
+    node.send(21, "tap21", PACKETS).unwrap();
     // The VM leaves the node, and comes back.
     std::fs::remove_file(node.path("inventory.d/vm.toml")).unwrap();
     wait_for(&node, &id, "not in the inventory");
@@ -82,7 +72,7 @@ fn a_flow_log_waits_for_its_vm_and_follows_it_wherever_the_inventory_says_it_is(
     drop_in(&node, "name = 'tap22'");
     agent.wait_for("watching interface=\"tap22\"").unwrap();
     wait_for(&node, &id, "\"state\":\"attached\"");
-    send(&node, 22, "tap22");
+    node.send(22, "tap22", PACKETS).unwrap();
     // Its log has the slip as an error.
     agent.signal(rustix::process::Signal::TERM);
     assert_eq!(agent.wait().unwrap(), Some(0));

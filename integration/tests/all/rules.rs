@@ -6,20 +6,11 @@ use std::collections::BTreeSet;
 use flowlog_agent::fault::RULE_POINTS;
 use integration::{
     managed::{ALB, Managed, NAT, NIC, NLB, OTHERS_NIC},
-    traffic,
+    s3,
 };
 use serde_json::{Value, json};
 
 const PACKETS: usize = 20;
-
-fn send(node: &Managed, n: usize, interface: &str) {
-    let received = || node.node.statistic(interface, "rx_packets").unwrap();
-    let before = received();
-    node.far.run(|| traffic::udp(&format!("10.{n}.0.1:9"), PACKETS, 50)).unwrap();
-    while received() < before + PACKETS as u64 {
-        std::thread::yield_now();
-    }
-}
 
 fn provision(node: &Managed, ids: &[&str]) -> (String, String) {
     node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": ids}))))
@@ -43,10 +34,10 @@ fn a_draft_captures_nothing_until_it_is_provisioned_and_deleting_it_delivers_the
     assert_eq!((checked.body["state"].as_str(), checked.body["mark"].as_str()), (Some("validated"), Some("green")));
     assert_eq!(node.hooked().unwrap(), Vec::<String>::new());
     assert_eq!(walk(&node), Vec::<String>::new(), "the probe object is gone");
-    send(&node, 1, "tap0");
+    node.send(1, "tap0", PACKETS).unwrap();
     assert_eq!(provision(&node, &[&id]).0, "DONE");
     assert_eq!((state(&node, &id).as_str(), node.hooked().unwrap()), ("active", vec!["tap0".to_owned()]));
-    send(&node, 1, "tap0");
+    node.send(1, "tap0", PACKETS).unwrap();
     // Only its name can be changed, and its keys do not follow.
     let path = format!("/flowlog/v1/flowlogs/{id}");
     let renamed = node.ask("PATCH", &path, Some(&json!({"name": "renamed"})));
@@ -61,10 +52,10 @@ fn a_draft_captures_nothing_until_it_is_provisioned_and_deleting_it_delivers_the
     agent.kill().unwrap();
     agent = node.start().unwrap();
     assert_eq!(node.summary(&id)["properties"]["name"], "renamed");
-    send(&node, 1, "tap0");
+    node.send(1, "tap0", PACKETS).unwrap();
     delete(&node, &id);
     assert_eq!((node.summary(&id), node.hooked().unwrap()), (Value::Null, vec![]));
-    send(&node, 1, "tap0");
+    node.send(1, "tap0", PACKETS).unwrap();
     agent.wait_for("delivered").unwrap();
     let landed = node.landed("flows").unwrap();
     assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "egress").0, 2 * PACKETS as u64);
@@ -72,7 +63,7 @@ fn a_draft_captures_nothing_until_it_is_provisioned_and_deleting_it_delivers_the
     // The next one on the same NIC writes no key twice.
     let again = node.draft(NIC, "web", "flows/team");
     assert_eq!(provision(&node, &[&again]).0, "DONE");
-    send(&node, 1, "tap0");
+    node.send(1, "tap0", PACKETS).unwrap();
     delete(&node, &again);
     agent.wait_for("delivered").unwrap();
     let landed = node.landed("flows").unwrap();
@@ -289,4 +280,51 @@ fn the_command_line_shows_and_does_what_a_person_wants() {
     assert!(run(&["rule", "audit"]).1.contains("renamed from `web` to `site`"));
     let (code, bash, _) = run(&["completions", "bash"]);
     assert!(code == Some(0) && bash.contains("flowlog-agent") && bash.contains("provision"));
+}
+
+#[test]
+fn a_flow_log_goes_to_the_bucket_at_the_server_that_the_inventory_names() {
+    let server = s3::server();
+    let (bucket, cable, dir) = (server.new_bucket(), s3::CableToHere::new().unwrap(), tempfile::tempdir().unwrap());
+    let options = server.options();
+    let (d, interface) = (dir.path().display(), &cable.interface);
+    let (endpoint, credentials) = (options.endpoint.unwrap(), options.credentials_file.unwrap());
+    let inventory = format!(
+        "[buckets]\nendpoint = '{endpoint}'\nregion = 'us-east-1'\npath_style = true\nallow_http = true\n\
+         credentials_file = '{}'\n[[nic]]\nid = '{NIC}'\nserver = '{NAT}'\ndatacenter = '{NLB}'\ncontract = '1'\n\
+         interface = {{ name = '{interface}' }}\n",
+        credentials.display()
+    );
+    std::fs::write(dir.path().join("inventory.toml"), inventory).unwrap();
+    let config = format!(
+        "node_id = 'node'\nstate_dir = '{d}/state'\nno_pin = true\n[inventory]\nfile = '{d}/inventory.toml'\n\
+         [api]\nsocket = '{d}/agent.sock'\n"
+    );
+    std::fs::write(dir.path().join("flowlog.toml"), config).unwrap();
+    let mut agent = integration::agent::Agent::with_config(&dir.path().join("flowlog.toml"), &[]).unwrap();
+    agent.wait_for("capturing").unwrap();
+    let ask = |method: &str, path: &str, body: Option<&Value>| {
+        integration::http::unix(&dir.path().join("agent.sock"), method, path, body).unwrap()
+    };
+    let draft = |bucket: &str| {
+        let draft = json!({"resource": NIC, "name": "s3", "direction": "EGRESS", "action": "ALL", "bucket": bucket});
+        ask("POST", "/flowlog/v1/flowlogs", Some(&draft)).body["id"].as_str().unwrap().to_owned()
+    };
+    let validate = |id: &str| ask("POST", &format!("/flowlog/v1/flowlogs/{id}/validate"), None).body;
+    let missing = validate(&draft("no-such-bucket-here"));
+    assert!(missing["problems"][0]["rule"].as_str().unwrap().contains("does not exist"), "{missing}");
+    let id = draft(&format!("{bucket}/team"));
+    assert_eq!(validate(&id)["state"], "validated");
+    assert_eq!(server.keys(&bucket), Vec::<String>::new(), "the probe object is gone");
+    ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})));
+    agent.wait_for("watching").unwrap();
+    cable.send(PACKETS).unwrap();
+    agent.signal(rustix::process::Signal::TERM);
+    assert_eq!(agent.wait().unwrap(), Some(0));
+    let keys = server.keys(&bucket);
+    assert!(keys.len() == 1 && keys[0].starts_with("team/s3/year="), "{keys:?}");
+    let got = tempfile::tempdir().unwrap();
+    std::fs::write(got.path().join("o.parquet"), server.get(&bucket, &keys[0])).unwrap();
+    let landed = integration::rows::Objects::below(got.path()).unwrap();
+    assert_eq!(landed.sum(|r| r.dport == 9 && r.direction == "egress").0, PACKETS as u64, "as the guest sees it");
 }

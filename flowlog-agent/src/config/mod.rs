@@ -1,9 +1,11 @@
 //! What the agent is told to do: the command line's flags or a TOML file, turned into checked rules.
 
+mod raw;
+
 use std::{fs, net::SocketAddr, path::PathBuf};
 
 use flowlog_ebpf::abi::RING_BYTES_MIN;
-use serde::Deserialize;
+pub use raw::{RawApi, RawConfig, RawDefaults, RawFlowLog, RawInventory, RawS3, RawSizes, RawSpool};
 
 use crate::{
     control::flow_log::Settings,
@@ -120,163 +122,6 @@ pub enum ConfigError {
         /// Why not.
         problem: String,
     },
-}
-
-/// The file, as written. Flags fill the same structure.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawConfig {
-    /// Node id; the host name if absent.
-    pub node_id: Option<String>,
-    /// Spool and locks.
-    pub state_dir: Option<PathBuf>,
-    /// See [`Config::pin_dir`].
-    pub pin_dir: Option<PathBuf>,
-    /// End the capture with the agent.
-    #[serde(default)]
-    pub no_pin: bool,
-    /// See [`Config::flows_max`].
-    pub flows_max: Option<usize>,
-    /// Limits of the spool.
-    #[serde(default)]
-    pub spool: RawSpool,
-    /// Kernel map sizes.
-    #[serde(default)]
-    pub kernel: RawSizes,
-    /// Buckets.
-    #[serde(default)]
-    pub s3: RawS3,
-    /// What is on this node.
-    pub inventory: Option<RawInventory>,
-    /// The API.
-    #[serde(default)]
-    pub api: RawApi,
-    /// For flow logs that are made through the API.
-    #[serde(default)]
-    pub flow_log_defaults: RawDefaults,
-    /// Flow logs.
-    #[serde(default, rename = "flow_log")]
-    pub flow_logs: Vec<RawFlowLog>,
-}
-
-/// `[kernel]`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawSizes {
-    /// Slots of the flow cache for each CPU.
-    pub cache_slots: Option<u32>,
-    /// Slots of the refused cache for each CPU.
-    pub refused_slots: Option<u32>,
-    /// Bytes of the ring buffer.
-    pub ring_bytes: Option<u32>,
-    /// Interfaces that can be watched.
-    pub interfaces_max: Option<u16>,
-}
-
-/// `[spool]`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawSpool {
-    /// Bytes before windows leave their totals only.
-    pub bytes_max: Option<u64>,
-    /// Age in seconds of the oldest object before windows leave their totals only.
-    pub age_secs_max: Option<u64>,
-}
-
-/// `[s3]`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawS3 {
-    /// URL of the server.
-    pub endpoint: Option<String>,
-    /// Region.
-    pub region: Option<String>,
-    /// Bucket in the path.
-    #[serde(default)]
-    pub path_style: bool,
-    /// Allow plain http.
-    #[serde(default)]
-    pub allow_http: bool,
-    /// Credentials in the AWS format.
-    pub credentials_file: Option<PathBuf>,
-}
-
-/// `[inventory]`. With it, flow logs are managed through the API.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawInventory {
-    /// The main file.
-    pub file: Option<PathBuf>,
-    /// The directory of drop-ins.
-    pub dir: Option<PathBuf>,
-}
-
-/// `[api]`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawApi {
-    /// The node's own socket.
-    pub socket: Option<PathBuf>,
-    /// Who may do what.
-    pub principals: Option<PathBuf>,
-    /// A TCP address.
-    pub listen: Option<SocketAddr>,
-    /// Certificate chain in PEM form.
-    pub tls_certificate: Option<PathBuf>,
-    /// Its key in PEM form.
-    pub tls_key: Option<PathBuf>,
-    /// See [`ApiOptions::public_url`].
-    pub public_url: Option<String>,
-}
-
-/// `[flow_log_defaults]`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawDefaults {
-    /// Seconds.
-    pub window: Option<u32>,
-    /// `tc`, `tcx`, `clsact`, `xdp`.
-    pub hook: Option<String>,
-    /// Write NODATA objects.
-    pub nodata: Option<bool>,
-    /// Times to the nanosecond as well as to the second.
-    pub subsecond: Option<bool>,
-    /// `hive` or `flat`.
-    pub layout: Option<String>,
-}
-
-/// `[[flow_log]]`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RawFlowLog {
-    /// Interfaces by name.
-    pub interfaces: Vec<String>,
-    /// Where objects go.
-    pub target: String,
-    /// First part of every key.
-    pub prefix: Option<String>,
-    /// Name of the rule.
-    pub name: Option<String>,
-    /// `ingress`, `egress`, `bidirectional`.
-    pub direction: Option<String>,
-    /// `accepted`, `rejected`, `any`.
-    pub action: Option<String>,
-    /// Seconds.
-    pub window: Option<u32>,
-    /// `tc`, `tcx`, `clsact`, `xdp`.
-    pub hook: Option<String>,
-    /// See [`Capture::wait`].
-    pub wait: Option<bool>,
-    /// Write NODATA objects.
-    pub nodata: Option<bool>,
-    /// Times to the nanosecond as well as to the second.
-    pub subsecond: Option<bool>,
-    /// `hive` or `flat`.
-    pub layout: Option<String>,
-    /// Inventory id; only with one interface.
-    pub interface_id: Option<String>,
-    /// Contract.
-    pub account_id: Option<String>,
 }
 
 impl RawConfig {
