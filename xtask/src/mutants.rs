@@ -175,8 +175,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "deleting-is-not-written-down",
         file: "flowlog-agent/src/control/worker.rs",
-        from: "            self.commit(vec![Change::Put(Box::new(flow_log.clone()))])?;\n            fault::point(\"rules_deleting\");\n",
-        to: "",
+        from: "                f.state = State::Deleting;\n",
+        to: "                let _ = f;\n",
         noticed_by: Test::Kernel("captures_nothing_until_it_is_provisioned"),
     },
     Mutant {

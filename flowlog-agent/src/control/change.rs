@@ -7,7 +7,7 @@ use super::{
     Control, Refused,
     access::{Caller, Operation},
     allowed, busy,
-    flow_log::{FlowLog, Parent, Properties, State},
+    flow_log::{FlowLog, Parent, Properties, Stamp, State},
     request::{Progress, Request, Work},
     stamp,
     store::{AuditEntry, Change, Store},
@@ -66,7 +66,7 @@ impl Control {
     pub fn add(&self, caller: &Caller, resource: &Resource, properties: Properties) -> Result<FlowLog, Refused> {
         let mut store = self.store();
         let flow_log = self.new_flow_log(&store, caller, resource, properties)?;
-        let changes = vec![Change::Put(Box::new(flow_log.clone())), audit(caller, &flow_log, "draft added")];
+        let changes = vec![Change::Put(Box::new(flow_log.clone())), audit(&stamp(caller), &flow_log, "draft added")];
         store.commit(changes)?;
         Ok(flow_log)
     }
@@ -92,7 +92,7 @@ impl Control {
         }
         let request = new_request(&store, caller, &flow_log.contract, Work::Provision(vec![flow_log.id]))?;
         let what = format!("flow log `{}` created for {} {}", flow_log.properties.name, resource.kind, resource.id);
-        let mut changes = vec![Change::Put(Box::new(flow_log.clone())), audit(caller, &flow_log, &what)];
+        let mut changes = vec![Change::Put(Box::new(flow_log.clone())), audit(&stamp(caller), &flow_log, &what)];
         changes.extend(request_changes(&store, &request));
         store.commit(changes)?;
         self.work.notify_one();
@@ -177,7 +177,7 @@ impl Control {
         };
         let work = if activate && !active { Work::Provision(vec![id]) } else { Work::Changed(id) };
         let request = new_request(&store, caller, &new.contract, work)?;
-        let mut changes = vec![Change::Put(Box::new(new.clone())), audit(caller, &new, &what)];
+        let mut changes = vec![Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, &what)];
         changes.extend(request_changes(&store, &request));
         store.commit(changes)?;
         self.work.notify_one();
@@ -219,7 +219,8 @@ impl Control {
         }
         let request =
             new_request(&store, caller, &contract, Work::Provision(flow_logs.iter().map(|f| f.id).collect()))?;
-        let mut changes: Vec<Change> = flow_logs.iter().map(|f| audit(caller, f, "provisioning asked for")).collect();
+        let mut changes: Vec<Change> =
+            flow_logs.iter().map(|f| audit(&stamp(caller), f, "provisioning asked for")).collect();
         changes.extend(request_changes(&store, &request));
         store.commit(changes)?;
         self.work.notify_one();
@@ -239,7 +240,7 @@ impl Control {
             return Ok(request.clone());
         }
         let request = new_request(&store, caller, &flow_log.contract, Work::Delete(id))?;
-        let mut changes = vec![audit(caller, &flow_log, "deletion asked for")];
+        let mut changes = vec![audit(&stamp(caller), &flow_log, "deletion asked for")];
         changes.extend(request_changes(&store, &request));
         store.commit(changes)?;
         self.work.notify_one();
@@ -266,9 +267,9 @@ pub(super) fn touch(flow_log: &mut FlowLog, caller: &Caller) {
     flow_log.modified = stamp(caller);
 }
 
-pub(super) fn audit(caller: &Caller, flow_log: &FlowLog, what: &str) -> Change {
+pub(super) fn audit(by: &Stamp, flow_log: &FlowLog, what: &str) -> Change {
     let (contract, flow_log) = (flow_log.contract.clone(), flow_log.id);
-    Change::Audit(Box::new(AuditEntry { stamp: stamp(caller), contract, flow_log, what: what.to_owned() }))
+    Change::Audit(Box::new(AuditEntry { stamp: by.clone(), contract, flow_log, what: what.to_owned() }))
 }
 
 fn new_request(store: &Store, caller: &Caller, contract: &Contract, work: Work) -> Result<Request, Refused> {

@@ -10,6 +10,7 @@ use super::{
     captures::{interfaces, target},
     change::{audit, touch},
     flow_log::{Checked, FlowLog, State},
+    stamp,
     store::{Change, Store},
     visible,
 };
@@ -44,12 +45,12 @@ impl Control {
         if now.version != flow_log.version || super::busy(&store, id) {
             return Err(Refused::Conflict(format!("flow log {id} was changed meanwhile; validate it again")));
         }
-        let mut new = flow_log;
+        let mut new = now.clone();
         new.state = if problems.is_empty() { State::Validated } else { State::Draft };
         new.problems = problems;
         touch(&mut new, caller);
         let what = if new.problems.is_empty() { "validated: all checks passed" } else { "validated: not ready" };
-        store.commit(vec![Change::Put(Box::new(new.clone())), audit(caller, &new, what)])?;
+        store.commit(vec![Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, what)])?;
         Ok(new)
     }
 

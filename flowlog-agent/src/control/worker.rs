@@ -12,21 +12,26 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt as _, StreamExt as _, stream};
-use tokio::{sync::oneshot, task::JoinSet};
-use uuid::Uuid;
-
 use super::{
     Control, Want,
     access::Caller,
     captures,
     change::audit,
-    flow_log::{FlowLog, State},
+    flow_log::{FlowLog, Stamp, State},
     join,
     request::{Progress, Request, Work},
     store::{Change, RulesError},
 };
-use crate::{fault, inventory::Contract, rule::InvalidField, status::CaptureState};
+use crate::{
+    fault,
+    inventory::{Contract, Inventory},
+    netdev::Selector,
+    rule::InvalidField,
+    status::CaptureState,
+    types::{FlowLogId, Now},
+};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
+use tokio::{sync::oneshot, task::JoinSet};
 
 /// Pause before an order that the agent could not carry out, or a transaction that failed, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -69,7 +74,7 @@ async fn carry_out(control: Arc<Control>, request: Request) -> Contract {
         let result = match &request.work {
             Work::Provision(_) => control.carry_out_provision(&request).await,
             Work::Delete(id) => control.carry_out_delete(&request, *id).await,
-            Work::Changed(_) => control.over(&request, Progress::Done, DONE.to_owned(), Vec::new()),
+            Work::Changed(_) => control.rewrite(&request, &[], Some((Progress::Done, DONE.to_owned())), |_| None),
         };
         match result {
             Ok(()) => return request.contract,
@@ -97,32 +102,32 @@ impl Control {
         next.into_values().cloned().collect()
     }
 
-    fn commit(&self, changes: Vec<Change>) -> Result<(), RulesError> {
-        self.store().commit(changes)
-    }
-
     fn running(&self, request: &Request) -> Result<(), RulesError> {
         let running = Request { progress: Progress::Running, ..request.clone() };
-        self.commit(vec![Change::Request(Box::new(running))])
+        self.store().commit(vec![Change::Request(Box::new(running))])
     }
 
-    fn over(
+    /// Changes flow logs as they are now, all in one transaction, which ends the request if it says how.
+    fn rewrite(
         &self,
         request: &Request,
-        progress: Progress,
-        message: String,
-        mut with: Vec<Change>,
+        ids: &[FlowLogId],
+        end: Option<(Progress, String)>,
+        mut change: impl FnMut(&mut FlowLog) -> Option<&'static str>,
     ) -> Result<(), RulesError> {
-        with.push(Change::Request(Box::new(Request { progress, message, ..request.clone() })));
-        self.commit(with)
-    }
-
-    /// Who asked, with the privileges of today; nobody if they are gone.
-    fn asker(&self, request: &Request) -> Option<Caller> {
-        if request.asked.by_id == Uuid::nil() {
-            return Some(Caller::Operator);
+        let mut store = self.store();
+        let mut changes = Vec::new();
+        let by = Stamp { at_secs: Now::read().wall.secs(), ..request.asked.clone() };
+        for mut flow_log in ids.iter().filter_map(|id| store.flow_logs().get(id).cloned()) {
+            if let Some(what) = change(&mut flow_log) {
+                changes.push(audit(&by, &flow_log, what));
+            }
+            changes.push(Change::Put(Box::new(flow_log)));
         }
-        self.principals().get(request.asked.by_id).map(Caller::Principal)
+        if let Some((progress, message)) = end {
+            changes.push(Change::Request(Box::new(Request { progress, message, ..request.clone() })));
+        }
+        store.commit(changes)
     }
 
     async fn carry_out_provision(&self, request: &Request) -> Result<(), RulesError> {
@@ -131,89 +136,113 @@ impl Control {
             let store = self.store();
             request.work.flow_logs().iter().filter_map(|id| store.flow_logs().get(id).cloned()).collect()
         };
-        let Some(caller) = self.asker(request) else {
-            let message = format!("`{}`, who asked for this, is not known any more", request.asked.by);
-            return self.over(request, Progress::Failed, message, Vec::new());
-        };
-        // One that was provisioning when the agent ended had passed its checks.
-        let (mut batch, pending): (Vec<FlowLog>, Vec<FlowLog>) =
-            named.into_iter().filter(|f| f.state != State::Active).partition(|f| f.state == State::Provisioning);
-        let checks: Vec<_> = pending.iter().map(|f| self.problems(&caller, f, &pending).boxed()).collect();
-        let checked: Vec<Vec<InvalidField>> = stream::iter(checks).buffered(CHECKS_MAX).collect().await;
-        if checked.iter().any(|problems| !problems.is_empty()) {
-            let (message, changes) = refused(&caller, pending, checked);
-            return self.over(request, Progress::Failed, message, changes);
+        let waiting: Vec<FlowLog> = named.into_iter().filter(|f| f.state != State::Active).collect();
+        let ids: Vec<FlowLogId> = waiting.iter().map(|f| f.id).collect();
+        // What was provisioning when the agent ended had passed its checks.
+        let pending: Vec<FlowLog> = waiting.into_iter().filter(|f| f.state != State::Provisioning).collect();
+        if !pending.is_empty() && !self.check(request, &pending).await? {
+            return Ok(());
         }
-        batch.extend(pending);
-        let mut changes = Vec::new();
-        for flow_log in &mut batch {
-            if flow_log.state == State::Draft {
-                flow_log.state = State::Validated;
-                changes.push(Change::Put(Box::new(flow_log.clone())));
-            }
-            flow_log.state = State::Provisioning;
-            flow_log.key_name = flow_log.properties.name.parse().ok();
-            flow_log.problems.clear();
-            changes.push(Change::Put(Box::new(flow_log.clone())));
-        }
-        self.commit(changes)?;
+        let validated: Vec<FlowLogId> = pending.iter().filter(|f| f.state == State::Draft).map(|f| f.id).collect();
+        self.rewrite(request, &validated, None, |f| {
+            f.state = State::Validated;
+            None
+        })?;
+        self.rewrite(request, &ids, None, |f| {
+            f.state = State::Provisioning;
+            f.key_name = f.properties.name.parse().ok();
+            f.problems.clear();
+            None
+        })?;
         fault::point("rules_provisioning");
         let states = self.order().await;
         fault::point("rules_ordered");
-        let troubles: Vec<Option<InvalidField>> = batch.iter().map(|f| trouble(f, &states)).collect();
-        if troubles.iter().any(Option::is_some) {
-            return self.undo(request, &caller, batch, troubles).await;
+        let troubles: BTreeMap<FlowLogId, InvalidField> = {
+            let store = self.store();
+            let batch = ids.iter().filter_map(|id| store.flow_logs().get(id));
+            batch.filter_map(|f| Some((f.id, trouble(f, &states)?))).collect()
+        };
+        if !troubles.is_empty() {
+            return self.undo(request, &ids, &troubles).await;
         }
-        let mut changes = Vec::new();
-        for mut flow_log in batch {
-            flow_log.state = State::Active;
-            flow_log.version += 1;
-            changes.push(audit(&caller, &flow_log, "active"));
-            changes.push(Change::Put(Box::new(flow_log)));
+        self.rewrite(request, &ids, Some((Progress::Done, DONE.to_owned())), |f| {
+            f.state = State::Active;
+            f.version += 1;
+            Some("active")
+        })
+    }
+
+    /// Checks flow logs before anything is captured; `false`: something is wrong, and has been written down.
+    async fn check(&self, request: &Request, pending: &[FlowLog]) -> Result<bool, RulesError> {
+        // Whoever asked, with the privileges of today.
+        let caller = match request.asked.by_id {
+            id if id.is_nil() => Some(Caller::Operator),
+            id => self.principals().get(id).map(Caller::Principal),
+        };
+        let Some(caller) = caller else {
+            let message = format!("`{}`, who asked for this, is not known any more", request.asked.by);
+            self.rewrite(request, &[], Some((Progress::Failed, message)), |_| None)?;
+            return Ok(false);
+        };
+        let checks: Vec<_> = pending.iter().map(|f| self.problems(&caller, f, pending).boxed()).collect();
+        let checked: Vec<Vec<InvalidField>> = stream::iter(checks).buffered(CHECKS_MAX).collect().await;
+        if checked.iter().all(Vec::is_empty) {
+            return Ok(true);
         }
-        self.over(request, Progress::Done, DONE.to_owned(), changes)
+        let found: BTreeMap<FlowLogId, Vec<InvalidField>> = pending.iter().map(|f| f.id).zip(checked).collect();
+        let wrong = pending.iter().filter_map(|f| Some((f, found.get(&f.id).filter(|p| !p.is_empty())?)));
+        let words: Vec<String> = wrong
+            .map(|(f, problems)| format!("flow log `{}`: {}", f.properties.name.escape_debug(), join(problems)))
+            .collect();
+        let ids: Vec<FlowLogId> = found.keys().copied().collect();
+        self.rewrite(request, &ids, Some((Progress::Failed, words.join("; "))), |f| {
+            f.problems = found.get(&f.id).cloned().unwrap_or_default();
+            f.state = if f.problems.is_empty() { State::Validated } else { State::Draft };
+            Some("provisioning refused")
+        })?;
+        Ok(false)
     }
 
     /// One of them cannot be captured, so none is.
     async fn undo(
         &self,
         request: &Request,
-        caller: &Caller,
-        batch: Vec<FlowLog>,
-        troubles: Vec<Option<InvalidField>>,
+        ids: &[FlowLogId],
+        troubles: &BTreeMap<FlowLogId, InvalidField>,
     ) -> Result<(), RulesError> {
-        let mut problems = Vec::new();
-        let mut changes = Vec::new();
-        for (mut flow_log, trouble) in batch.into_iter().zip(troubles) {
-            flow_log.state = State::Validated;
-            flow_log.key_name = None;
-            flow_log.problems = trouble.into_iter().collect();
-            problems.extend(flow_log.problems.clone());
-            changes.push(audit(caller, &flow_log, "provisioning undone"));
-            changes.push(Change::Put(Box::new(flow_log)));
-        }
-        self.commit(changes)?;
+        self.rewrite(request, ids, None, |f| {
+            f.state = State::Validated;
+            f.key_name = None;
+            f.problems = troubles.get(&f.id).cloned().into_iter().collect();
+            Some("provisioning undone")
+        })?;
         fault::point("rules_undone");
         self.order().await;
-        self.over(request, Progress::Failed, join(&problems), Vec::new())
+        let problems: Vec<InvalidField> = troubles.values().cloned().collect();
+        self.rewrite(request, &[], Some((Progress::Failed, join(&problems))), |_| None)
     }
 
-    async fn carry_out_delete(&self, request: &Request, id: crate::types::FlowLogId) -> Result<(), RulesError> {
+    async fn carry_out_delete(&self, request: &Request, id: FlowLogId) -> Result<(), RulesError> {
         self.running(request)?;
-        let Some(mut flow_log) = self.store().flow_logs().get(&id).cloned() else {
-            return self.over(request, Progress::Done, DONE.to_owned(), Vec::new());
-        };
-        // Who asked may be gone; the deletion was granted.
-        let caller = self.asker(request).unwrap_or(Caller::Operator);
-        if matches!(flow_log.state, State::Active | State::Deleting) {
-            flow_log.state = State::Deleting;
-            self.commit(vec![Change::Put(Box::new(flow_log.clone()))])?;
+        let state = self.store().flow_logs().get(&id).map(|f| f.state);
+        if matches!(state, Some(State::Active | State::Deleting)) {
+            self.rewrite(request, &[id], None, |f| {
+                f.state = State::Deleting;
+                None
+            })?;
             fault::point("rules_deleting");
             self.order().await;
             fault::point("rules_ended");
         }
-        let changes = vec![audit(&caller, &flow_log, "deleted"), Change::Remove(id)];
-        self.over(request, Progress::Done, DONE.to_owned(), changes)
+        let mut store = self.store();
+        let by = Stamp { at_secs: Now::read().wall.secs(), ..request.asked.clone() };
+        let done = Request { progress: Progress::Done, message: DONE.to_owned(), ..request.clone() };
+        let mut changes = vec![Change::Request(Box::new(done))];
+        if let Some(flow_log) = store.flow_logs().get(&id) {
+            changes.push(audit(&by, flow_log, "deleted"));
+            changes.push(Change::Remove(id));
+        }
+        store.commit(changes)
     }
 
     /// Makes the agent capture what store and inventory say; returns how every capture is doing.
@@ -234,40 +263,30 @@ impl Control {
         }
     }
 
-    /// The inventory has changed: flow logs remember their interfaces, and the agent captures them where they are now.
-    async fn follow_inventory(&self) {
-        let loaded = self.inventory();
-        loaded.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
+    fn remember_interfaces(&self, inventory: &Inventory) {
+        let mut store = self.store();
         let mut changes = Vec::new();
-        for flow_log in self.store().flow_logs().values() {
-            let (interfaces, _) = captures::interfaces(flow_log, &loaded.inventory);
-            let absent = interfaces.iter().all(|i| i.selector == crate::netdev::Selector::Absent);
+        for flow_log in store.flow_logs().values() {
+            let (interfaces, _) = captures::interfaces(flow_log, inventory);
+            let absent = interfaces.iter().all(|i| i.selector == Selector::Absent);
             if !absent && interfaces != flow_log.interfaces {
                 changes.push(Change::Put(Box::new(FlowLog { interfaces, ..flow_log.clone() })));
             }
         }
         if !changes.is_empty()
-            && let Err(error) = self.commit(changes)
+            && let Err(error) = store.commit(changes)
         {
             tracing::error!(%error, "cannot remember interfaces");
         }
+    }
+
+    /// The inventory has changed: flow logs remember their interfaces, and the agent captures them where they are now.
+    async fn follow_inventory(&self) {
+        let loaded = self.inventory();
+        loaded.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
+        self.remember_interfaces(&loaded.inventory);
         self.order().await;
     }
-}
-
-/// What checks have found, for the request and for each flow log.
-fn refused(caller: &Caller, pending: Vec<FlowLog>, checked: Vec<Vec<InvalidField>>) -> (String, Vec<Change>) {
-    let (mut words, mut changes) = (Vec::new(), Vec::new());
-    for (mut flow_log, problems) in pending.into_iter().zip(checked) {
-        if !problems.is_empty() {
-            words.push(format!("flow log `{}`: {}", flow_log.properties.name.escape_debug(), join(&problems)));
-        }
-        flow_log.state = if problems.is_empty() { State::Validated } else { State::Draft };
-        flow_log.problems = problems;
-        changes.push(audit(caller, &flow_log, "provisioning refused"));
-        changes.push(Change::Put(Box::new(flow_log)));
-    }
-    (words.join("; "), changes)
 }
 
 /// Why a flow log cannot be captured, if it cannot. An interface that is not there yet is no trouble: it is waited for.
