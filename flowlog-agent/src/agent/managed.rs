@@ -11,7 +11,7 @@ use crate::{
     control::{Answer, Control, Parts, Want, captures, principals::Principals, store::Store, worker},
     inventory::{
         Buckets,
-        load::{Loaded, Loader},
+        load::{Loaded, Loader, stamp},
         watch as changes,
     },
     status::Status,
@@ -43,6 +43,7 @@ impl Files {
         let mut files = Loader::new(places.clone());
         let first = files.load();
         first.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
+        let mut read = manage.principals.as_deref().and_then(|p| stamp(p).ok());
         let known = match &manage.principals {
             Some(path) => Principals::read(path).map_err(|problem| AgentError::File { path: path.clone(), problem })?,
             None => Principals::default(),
@@ -58,6 +59,12 @@ impl Files {
                 *now = Arc::new(loaded);
                 changed
             });
+            // Those who are known have passwords that need not be checked again.
+            let now = path.as_deref().and_then(|p| stamp(p).ok());
+            if now == read {
+                return;
+            }
+            read = now;
             match path.as_deref().map(Principals::read) {
                 Some(Ok(known)) => drop(principals.send_replace(Arc::new(known))),
                 Some(Err(words)) => tracing::error!("principals: {words}; those from before still hold"),

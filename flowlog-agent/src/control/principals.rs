@@ -154,7 +154,11 @@ impl Principals {
     /// Who has a name and password. Slow on purpose (Argon2id): call it where that blocks nobody.
     #[must_use]
     pub fn by_password(&self, name: &str, password: &str) -> Option<Caller> {
-        let (hash, principal) = self.passwords.get(name)?;
+        let Some((hash, principal)) = self.passwords.get(name) else {
+            // Takes as long, so that nobody learns which names there are.
+            let _ = Argon2::default().hash_password(password.as_bytes());
+            return None;
+        };
         let parsed = PasswordHash::new(hash).ok()?;
         Argon2::default().verify_password(password.as_bytes(), &parsed).ok()?;
         let now = Instant::now();

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -34,7 +34,16 @@ pub struct Loaded {
 }
 
 /// What tells whether a file has changed.
-type Stamp = (u64, u64, i64, i64);
+pub type Stamp = (u64, u64, i64, i64);
+
+/// A file's stamp, now.
+///
+/// # Errors
+/// If there is no such file.
+pub fn stamp(path: &Path) -> io::Result<Stamp> {
+    let meta = fs::metadata(path)?;
+    Ok((meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
+}
 
 /// Reads and remembers.
 #[derive(Debug)]
@@ -75,7 +84,7 @@ impl Loader {
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
             // A directory that nobody has made yet is an empty one.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return (files, None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return (files, None),
             Err(e) => return (files, Some(format!("{}: {e}", dir.display()))),
         };
         let wanted = |p: &PathBuf| p.extension().is_some_and(|e| e == "toml" || e == "json");
@@ -92,8 +101,7 @@ impl Loader {
     }
 
     fn read(&mut self, path: &Path) -> Result<(), String> {
-        let meta = fs::metadata(path).map_err(|e| e.to_string())?;
-        let stamp = (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
+        let stamp = stamp(path).map_err(|e| e.to_string())?;
         if self.good.get(path).is_some_and(|(s, _)| *s == stamp) {
             self.bad.remove(path);
             return Ok(());

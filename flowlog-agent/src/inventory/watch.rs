@@ -40,6 +40,8 @@ pub fn watch(files: &[PathBuf], dirs: &[PathBuf], mut changed: impl FnMut() + Se
         }
     }
     std::thread::Builder::new().name("files".to_owned()).spawn(move || {
+        // What has changed since the caller looked.
+        changed();
         let mut buffer = [MaybeUninit::uninit(); 16 << 10];
         loop {
             let mut reader = inotify::Reader::new(&handle, &mut buffer);
