@@ -216,14 +216,13 @@ impl Managed {
     pub fn finish(&self, accepted: &Answer) -> (String, String) {
         assert_eq!(accepted.status, 202, "{accepted:?}");
         let id = accepted.body["id"].as_str().expect("id");
-        for _ in 0..600 {
-            let status = self.ask("GET", &format!("/cloudapi/v6/requests/{id}"), None).body;
+        // Each question is answered when it is over, or after 20 s.
+        for _ in 0..3 {
+            let status = self.ask("GET", &format!("/flowlog/v1/requests/{id}"), None).body;
             let metadata = &status["metadata"];
             if ["DONE", "FAILED"].contains(&metadata["status"].as_str().unwrap_or_default()) {
                 return (metadata["status"].as_str().unwrap_or_default().to_owned(), metadata["message"].to_string());
             }
-            // The API tells by being asked again.
-            std::thread::sleep(std::time::Duration::from_millis(50));
         }
         panic!("request {id} is never over");
     }

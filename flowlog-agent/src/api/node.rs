@@ -118,6 +118,12 @@ pub async fn provision(
     Ok(accepted(&base, &app.control.provision(&caller, &ids, contract.as_ref())?))
 }
 
+/// GET of a request: answers when it is over, or after a while.
+pub async fn finished(Asked { app, caller, place, base, .. }: Asked) -> Answer<RequestStatus> {
+    let FlowLogId(id) = id(&place)?;
+    Ok(Json(RequestStatus::of(&base, &app.control.finished(&caller, id).await?)))
+}
+
 /// GET of the inventory, as far as a caller sees it.
 pub async fn inventory(Asked { app, caller, .. }: Asked) -> Answer<Value> {
     let loaded = app.control.inventory();

@@ -125,6 +125,14 @@ fn ours() -> Vec<Route> {
             (202, status),
             post(node::provision),
         ),
+        route(
+            Get,
+            at("requests/{request}/status"),
+            "Wait until a request is over, 20 s at most",
+            None,
+            (200, status),
+            get(node::finished),
+        ),
         route(Get, at("inventory"), "What is on this node", None, (200, None), get(node::inventory)),
         route(Get, at("audit"), "Who did what", None, (200, None), get(node::audit)),
     ]
@@ -239,7 +247,7 @@ mod tests {
             assert!(document["paths"][&route.path][method].is_object(), "{method} {}", route.path);
             operations += 1;
         }
-        assert_eq!(operations, 4 * 8 + 7 + 9);
+        assert_eq!(operations, 4 * 8 + 7 + 10);
         let text = document.to_string();
         for name in text.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
             assert!(document["components"]["schemas"][name].is_object(), "{name}");

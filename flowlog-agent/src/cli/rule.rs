@@ -1,6 +1,6 @@
 //! `flowlog-agent rule …`: flow logs of the running agent.
 
-use std::{fmt::Write as _, process::ExitCode, time::Duration};
+use std::{fmt::Write as _, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
@@ -12,11 +12,6 @@ use super::{
     client::{Client, ClientArgs},
     status::Output,
 };
-use crate::api::CLOUD;
-
-/// Pause between looks at a request.
-const POLL: Duration = Duration::from_millis(100);
-
 #[derive(clap::Args)]
 pub(super) struct RuleArgs {
     #[command(flatten)]
@@ -154,17 +149,15 @@ fn only_contract(client: &Client) -> anyhow::Result<Option<String>> {
 fn finished(client: &Client, request: &Value, done: &str, output: Output) -> anyhow::Result<ExitCode> {
     let id = request["id"].as_str().context("the agent's answer has no id")?.to_owned();
     loop {
-        let status = client.get(&format!("{CLOUD}/requests/{id}"))?;
+        let status = client.get(&format!("requests/{id}"))?;
         let metadata = &status["metadata"];
         let message = metadata["message"].as_str().unwrap_or_default();
         match metadata["status"].as_str() {
             Some("DONE") if output == Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
             Some("DONE") => println!("{done}"),
             Some("FAILED") => bail!("not {done}: {message}"),
-            _ => {
-                std::thread::sleep(POLL);
-                continue;
-            }
+            // The agent has answered because it takes long: asked again.
+            _ => continue,
         }
         return Ok(ExitCode::SUCCESS);
     }

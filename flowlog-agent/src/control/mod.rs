@@ -26,6 +26,7 @@ pub mod worker;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -44,6 +45,9 @@ use flow_log::{FlowLog, Settings, Stamp};
 use principals::Principals;
 use request::Request;
 use store::{AuditEntry, RulesError, Store};
+
+/// How long somebody may wait for a request with one question.
+pub const LONG_POLL: Duration = Duration::from_secs(20);
 
 /// An order to the agent: capture this, and nothing else.
 pub struct Want {
@@ -198,6 +202,19 @@ impl Control {
         let store = self.store();
         let request = store.requests().get(&id).filter(|r| caller.sees(&r.contract));
         request.cloned().ok_or_else(|| Refused::NotFound(format!("request {id}")))
+    }
+
+    /// A request that a caller sees, when it is over, or as it is after [`LONG_POLL`].
+    ///
+    /// # Errors
+    /// [`Refused::NotFound`].
+    pub async fn finished(&self, caller: &Caller, id: Uuid) -> Result<Request, Refused> {
+        let mut changes = self.store().changes();
+        let over = async {
+            while !self.request(caller, id)?.progress.is_over() && changes.changed().await.is_ok() {}
+            self.request(caller, id)
+        };
+        tokio::time::timeout(LONG_POLL, over).await.unwrap_or_else(|_| self.request(caller, id))
     }
 
     /// Requests that a caller sees, the newest first.

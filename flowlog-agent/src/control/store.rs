@@ -12,6 +12,7 @@ use std::{
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, backends::FileBackend};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{
@@ -98,6 +99,7 @@ pub struct Store {
     flow_logs: BTreeMap<FlowLogId, FlowLog>,
     requests: BTreeMap<Uuid, Request>,
     audit_next: u64,
+    changed: watch::Sender<()>,
 }
 
 impl Store {
@@ -120,7 +122,14 @@ impl Store {
             .map_err(redb::Error::from)
             .and_then(|backend| Ok(Database::builder().create_with_backend(backend)?))
             .map_err(|e| unusable(&path, &e))?;
-        let mut store = Self { path, db, flow_logs: BTreeMap::new(), requests: BTreeMap::new(), audit_next: 0 };
+        let mut store = Self {
+            path,
+            db,
+            flow_logs: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            audit_next: 0,
+            changed: watch::Sender::default(),
+        };
         let found = store.tried(Self::prepare)?;
         if found != FORMAT {
             return Err(RulesError::Format { path: store.path, found });
@@ -180,6 +189,12 @@ impl Store {
         &self.requests
     }
 
+    /// Tells when something has changed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// Makes changes, all or none, durable before they are seen.
     ///
     /// # Errors
@@ -202,6 +217,7 @@ impl Store {
                 }
             }
         }
+        self.changed.send_replace(());
         Ok(())
     }
 

@@ -133,6 +133,14 @@ fn an_interface_that_is_moved_to_another_namespace_and_back_is_captured_there_wi
             std::thread::yield_now();
         }
         refused += to.nft_counter("inet t", "c").unwrap().0;
+        let since = Instant::now();
+        // Its status says where it is: the file is written within two seconds.
+        let place =
+            if to.name() == c.name() { format!("\"netns\": \"{}\"", c.name()) } else { "\"netns\": null".to_owned() };
+        while !std::fs::read_to_string(agent.state().join("status.json")).unwrap_or_default().contains(&place) {
+            assert!(since.elapsed() < Duration::from_secs(30), "no {place} in the status");
+            std::thread::yield_now();
+        }
     }
     assert!(
         agent

@@ -159,14 +159,13 @@ fn drafts_are_provisioned_together_all_or_none() {
 
 /// What the store says is captured, what it says of the rest, and what the kernel has.
 fn compare(node: &Managed, context: &str) {
-    let all = loop {
-        let requests = node.ask("GET", "/cloudapi/v6/requests", None).body;
-        let status = |r: &Value| r["metadata"]["requestStatus"]["metadata"]["status"].as_str().unwrap_or("").to_owned();
-        if requests["items"].as_array().unwrap().iter().all(|r| ["DONE", "FAILED"].contains(&status(r).as_str())) {
-            break node.ask("GET", "/flowlog/v1/flowlogs", None).body;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    };
+    let requests = node.ask("GET", "/cloudapi/v6/requests", None).body;
+    for id in requests["items"].as_array().unwrap().iter().filter_map(|r| r["id"].as_str()) {
+        let over = node.ask("GET", &format!("/flowlog/v1/requests/{id}/status"), None).body;
+        let status = over["metadata"]["status"].as_str().unwrap_or_default();
+        assert!(["DONE", "FAILED"].contains(&status), "{context}: {over}");
+    }
+    let all = node.ask("GET", "/flowlog/v1/flowlogs", None).body;
     let states: BTreeSet<&str> = all.as_array().unwrap().iter().filter_map(|f| f["state"].as_str()).collect();
     assert!(states.iter().all(|s| ["draft", "validated", "active"].contains(s)), "{context}: {states:?}");
     let of = |id: &str| match id {
@@ -194,14 +193,9 @@ fn killed_between_any_two_transitions_the_kernels_attachments_equal_the_store() 
             integration::http::unix(&node.path("agent.sock"), method, path, body).ok().filter(|a| a.status < 300)
         };
         let finish = |id: Option<String>| {
-            let path = format!("/cloudapi/v6/requests/{}", id?);
-            loop {
-                let status = ask("GET", &path, None)?.body["metadata"]["status"].as_str()?.to_owned();
-                if ["DONE", "FAILED"].contains(&status.as_str()) {
-                    return Some(());
-                }
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
+            let path = format!("/flowlog/v1/requests/{}", id?);
+            let status = ask("GET", &path, None)?.body["metadata"]["status"].as_str()?.to_owned();
+            ["DONE", "FAILED"].contains(&status.as_str()).then_some(())
         };
         let draft = |resource: &str, bucket: &str| {
             let draft = json!({"resource": resource, "name": "r", "direction": "BIDIRECTIONAL", "action": "ALL", "bucket": bucket});
@@ -254,13 +248,8 @@ fn the_command_line_shows_and_does_what_a_person_wants() {
     let (code, checked, _) = run(&["rule", "validate", "web"]);
     assert!(code == Some(0) && checked.contains("validated") && checked.contains("green"), "{checked}");
     assert_eq!(run(&["rule", "provision"]), (Some(0), "provisioned\n".to_owned(), String::new()));
-    let shown = loop {
-        let (_, shown, _) = run(&["rule", "show", "web"]);
-        if shown.contains("tap0 (index") {
-            break shown;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    };
+    let (_, shown, _) = run(&["rule", "show", "web"]);
+    assert!(shown.contains("tap0 (index"), "{shown}");
     for words in [
         "state          active  ● green",
         "bucket         flows/team",
