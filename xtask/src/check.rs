@@ -6,7 +6,7 @@ use anyhow::{bail, ensure};
 
 use crate::{
     build, setup,
-    util::{cargo, output, root, run as run_command, step},
+    util::{agent_binary, cargo, output, root, run as run_command, step},
 };
 
 /// Crates that must never be linked into the agent, with the reason.
@@ -91,7 +91,7 @@ fn licences() -> anyhow::Result<()> {
 fn symbols() -> anyhow::Result<()> {
     step("symbols of the agent");
     run_command(cargo().args(["build", "--quiet", "--locked", "--package", "flowlog-agent"]))?;
-    let binary = fs::read(root().join("target/debug/flowlog-agent"))?;
+    let binary = fs::read(agent_binary())?;
     let needle = b"aya_ebpf";
     // The embedded object names its own crates; only mangled Rust symbols of the host build count.
     let linked = binary.windows(needle.len() + 2).any(|w| w.starts_with(b"8aya_ebpf"));

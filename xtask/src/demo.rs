@@ -21,7 +21,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::{
     setup,
-    util::{cargo, output, root, run as run_command, step},
+    util::{agent_binary, cargo, output, run as run_command, step},
 };
 
 const VM: &str = "10.80.1.2";
@@ -121,10 +121,6 @@ fn demo() -> anyhow::Result<()> {
     undo();
     step("cleaned up. Next: flowlog-agent run --interface eth0 --target ./flows");
     Ok(())
-}
-
-fn agent_binary() -> PathBuf {
-    root().join("target/debug/flowlog-agent")
 }
 
 struct Net {

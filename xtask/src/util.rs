@@ -15,6 +15,12 @@ pub fn root() -> PathBuf {
     Path::new(&manifest).parent().expect("xtask lies in the workspace").to_owned()
 }
 
+/// The agent as `cargo build` makes it, wherever cargo puts that.
+pub fn agent_binary() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir));
+    target.join("debug/flowlog-agent")
+}
+
 /// Prints one step, so that a long command is never a silent one.
 pub fn step(what: &str) {
     eprintln!("==> {what}");
