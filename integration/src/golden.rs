@@ -3,7 +3,7 @@
 
 use flowlog_ebpf::{
     abi::{Ip4, Ip6},
-    packet::{Flow, Frame, Packet, ip4, ip6},
+    packet::{Flow, Fragment, Frame, NOT_THERE, Packet, ip4, ip6},
 };
 
 /// One packet and what must come of it.
@@ -37,6 +37,12 @@ const SRC4: [u8; 4] = [10, 1, 2, 3];
 const DST4: [u8; 4] = [192, 0, 2, 7];
 const SRC6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const DST6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 2];
+
+/// As the shortest Ethernet frame, with padding that looks like flags and ports.
+fn pad(mut frame: Vec<u8>) -> Vec<u8> {
+    frame.resize(frame.len().max(60), 0xaa);
+    frame
+}
 
 fn len(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).expect("small")
@@ -102,11 +108,13 @@ fn udp(payload: usize) -> Vec<u8> {
 }
 
 fn flow4(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<Ip4> {
-    Flow { src: ip4(SRC4), dst: ip4(DST4), sport: ports.0, dport: ports.1, vlan: 0, proto, tcp_flags, l3_len, headers }
+    let (sport, dport, vlan, ip_header, fragment) = (ports.0, ports.1, 0, 0, Fragment::NONE);
+    Flow { src: ip4(SRC4), dst: ip4(DST4), sport, dport, vlan, proto, tcp_flags, l3_len, headers, ip_header, fragment }
 }
 
 fn flow6(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<Ip6> {
-    Flow { src: ip6(SRC6), dst: ip6(DST6), sport: ports.0, dport: ports.1, vlan: 0, proto, tcp_flags, l3_len, headers }
+    let (sport, dport, vlan, ip_header, fragment) = (ports.0, ports.1, 0, 0, Fragment::NONE);
+    Flow { src: ip6(SRC6), dst: ip6(DST6), sport, dport, vlan, proto, tcp_flags, l3_len, headers, ip_header, fragment }
 }
 
 fn plain(name: &'static str, frame: Vec<u8>, packet: Packet) -> Golden {
@@ -121,20 +129,22 @@ fn plain(name: &'static str, frame: Vec<u8>, packet: Packet) -> Golden {
 const WEB: (u16, u16) = (8080, 443);
 const DNS: (u16, u16) = (0xc000, 53);
 const NONE: (u16, u16) = (0, 0);
+const NO_ICMP: (u16, u16) = (NOT_THERE, NOT_THERE);
+/// The jumbo payload option, of 70,000 bytes.
+const JUMBO: [u8; 6] = [0xc2, 4, 0, 1, 0x11, 0x70];
 const IP: u16 = 0x0800;
 const IP6: u16 = 0x86dd;
 
 fn ipv4() -> Vec<Golden> {
     let v4 = |proto, ports, flags, len, headers| Packet::V4(flow4(proto, ports, flags, len, headers));
-    let padded = {
-        let mut f = eth(&[], IP, &packet4(17, &[], 0, &udp(1)));
-        f.resize(60, 0xaa);
-        f
-    };
     let mut all = vec![
         plain("tcp over ipv4", eth(&[], IP, &packet4(6, &[], 0, &tcp(0x18, 0, 10))), v4(6, WEB, 0x18, 50, 40)),
         plain("udp over ipv4", eth(&[], IP, &packet4(17, &[], 0, &udp(4))), v4(17, DNS, 0, 32, 28)),
-        plain("ethernet padding is not counted", padded, v4(17, DNS, 0, 29, 28)),
+        plain(
+            "ethernet padding is not counted",
+            pad(eth(&[], IP, &packet4(17, &[], 0, &udp(1)))),
+            v4(17, DNS, 0, 29, 28),
+        ),
         plain(
             "icmp echo request",
             eth(&[], IP, &packet4(1, &[], 0, &[8, 0, 0, 0, 0, 1, 0, 1])),
@@ -156,7 +166,20 @@ fn ipv4() -> Vec<Golden> {
             v4(17, DNS, 0, 28, 28),
         ),
         plain("gre has no ports", eth(&[], IP, &packet4(47, &[], 0, &[0; 4])), v4(47, NONE, 0, 24, 20)),
-        plain("sctp has no ports here", eth(&[], IP, &packet4(132, &[], 0, &[0; 12])), v4(132, NONE, 0, 32, 20)),
+        plain("sctp", eth(&[], IP, &packet4(132, &[], 0, &udp(4))), v4(132, DNS, 0, 32, 32)),
+        plain("udp-lite", eth(&[], IP, &packet4(136, &[], 0, &udp(4))), v4(136, DNS, 0, 32, 28)),
+        plain("dccp", eth(&[], IP, &packet4(33, &[], 0, &udp(8))), v4(33, DNS, 0, 36, 28)),
+        plain(
+            "later fragment has no icmp type",
+            eth(&[], IP, &packet4(1, &[], 0x0010, &[8, 0, 0, 0])),
+            v4(1, NO_ICMP, 0, 24, 20),
+        ),
+        plain(
+            "a first fragment of 8 bytes has ports and no flags",
+            pad(eth(&[], IP, &packet4(6, &[], 0x2000, &tcp(0x02, 0, 0)[..8]))),
+            v4(6, WEB, 0, 28, 28),
+        ),
+        plain("a sliver of a fragment", eth(&[], IP, &packet4(17, &[], 0x2000, &[1, 2])), v4(17, NONE, 0, 22, 20)),
     ];
     for bit in 0..8 {
         let frame = eth(&[], IP, &packet4(6, &[], 0, &tcp(1 << bit, 0, 0)));
@@ -177,7 +200,8 @@ fn ipv6() -> Vec<Golden> {
     let long = ext(43, 1, &ext(60, 0, &ext(44, 2, &fragment(51, 1, &[6, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2]))));
     let mut long = [long, vec![0; 12]].concat();
     long.extend_from_slice(&tcp(0x10, 0, 0));
-    let too_many = (0..9).fold(udp(0), |p, i| ext(if i == 0 { 17 } else { 60 }, 0, &p));
+    let nine = (0..9).fold(udp(0), |p, i| ext(if i == 0 { 17 } else { 60 }, 0, &p));
+    let far = (0..2).fold(udp(0), |p, i| ext(if i == 0 { 17 } else { 60 }, 255, &p));
     let eight = (0..8).fold(udp(0), |p, i| ext(if i == 0 { 17 } else { 60 }, 0, &p));
     let long_len = 40 + len(&long);
     vec![
@@ -192,10 +216,43 @@ fn ipv6() -> Vec<Golden> {
         plain("routing header", eth(&[], IP6, &packet6(43, &ext(6, 2, &tcp(2, 0, 0)))), v6(6, WEB, 2, 84, 84)),
         plain("chain of six kinds", eth(&[], IP6, &packet6(0, &long)), v6(6, WEB, 0x10, long_len, long_len)),
         plain("eight extension headers", eth(&[], IP6, &packet6(60, &eight)), v6(17, DNS, 0, 112, 112)),
-        plain("nine extension headers are too many", eth(&[], IP6, &packet6(60, &too_many)), Packet::Malformed(120)),
+        plain("behind nine extension headers", eth(&[], IP6, &packet6(60, &nine)), v6(60, NONE, 0, 120, 104)),
+        plain("behind 4 KiB of extension headers", eth(&[], IP6, &packet6(60, &far)), v6(60, NONE, 0, 4_144, 2_088)),
         plain("first fragment v6", eth(&[], IP6, &packet6(44, &fragment(17, 1, &udp(0)))), v6(17, DNS, 0, 56, 56)),
         plain("later fragment v6", eth(&[], IP6, &packet6(44, &fragment(17, 8, &[7; 8]))), v6(17, NONE, 0, 56, 48)),
+        plain(
+            "later fragment v6 has no icmp type",
+            eth(&[], IP6, &packet6(44, &fragment(58, 8, &[128, 0]))),
+            v6(58, NO_ICMP, 0, 50, 48),
+        ),
+        plain(
+            "first fragment v6 of 8 bytes has ports and no flags",
+            pad(eth(&[], IP6, &packet6(44, &fragment(6, 1, &tcp(0x02, 0, 0)[..8])))),
+            v6(6, WEB, 0, 56, 56),
+        ),
+        plain(
+            "first fragment without its upper header (rfc 7112)",
+            pad(eth(&[], IP6, &packet6(44, &fragment(60, 1, &[])))),
+            v6(60, NONE, 0, 48, 48),
+        ),
+        plain(
+            "first fragment that ends in an extension header",
+            eth(&[], IP6, &packet6(44, &fragment(60, 1, &[6, 2, 1, 4, 0, 0, 0, 0]))),
+            v6(6, NONE, 0, 56, 72),
+        ),
+        plain("atomic fragment", eth(&[], IP6, &packet6(44, &fragment(17, 0, &udp(0)))), v6(17, DNS, 0, 56, 56)),
+        plain("sctp over ipv6", eth(&[], IP6, &packet6(132, &udp(4))), v6(132, DNS, 0, 52, 52)),
         plain("no next header", eth(&[], IP6, &packet6(59, &[])), v6(59, NONE, 0, 40, 40)),
+        plain(
+            "payload length 0 is a packet of 40 bytes",
+            pad(eth(&[], IP6, &packet6(59, &[]))),
+            v6(59, NONE, 0, 40, 40),
+        ),
+        plain(
+            "a jumbo option beside a payload length",
+            eth(&[], IP6, &packet6(0, &[&[17, 0][..], &JUMBO, &udp(0)].concat())),
+            v6(17, DNS, 0, 56, 56),
+        ),
         plain("esp hides the ports", eth(&[], IP6, &packet6(50, &[0; 16])), v6(50, NONE, 0, 56, 40)),
     ]
 }
@@ -212,7 +269,12 @@ fn links() -> Vec<Golden> {
             eth(&[(0x8100, 4094)], IP6, &packet6(17, &udp(0))),
             Packet::V6(Flow { vlan: 4094, ..flow6(17, DNS, 0, 48, 48) }),
         ),
-        plain("three tags", eth(&[(0x8100, 1), (0x8100, 2), (0x8100, 3)], IP, &inner), Packet::Malformed(32)),
+        plain("three tags", eth(&[(0x88a8, 1), (0x8100, 2), (0x8100, 3)], IP, &inner), vlan(1)),
+        plain(
+            "four tags",
+            eth(&[(0x88a8, 1), (0x8100, 2), (0x8100, 3), (0x8100, 4)], IP, &inner),
+            Packet::Malformed(32),
+        ),
         plain("arp is not ip", eth(&[], 0x0806, &[0; 28]), Packet::NonIp(28)),
         plain("lldp is not ip", eth(&[], 0x88cc, &[0; 46]), Packet::NonIp(46)),
         plain("802.3 length field is not ip", eth(&[], 40, &[0x42; 40]), Packet::NonIp(40)),
@@ -230,6 +292,12 @@ fn malformed() -> Vec<Golden> {
     wrong_version[14] = 0x65;
     let mut tiny_total = whole.clone();
     tiny_total[16..18].copy_from_slice(&19u16.to_be_bytes());
+    // The IP header's length ends the packet within its upper header; the frame goes on.
+    let ends = |proto: u8, upper: usize| pad(eth(&[], IP, &packet4(proto, &[], 0, &vec![0; upper])));
+    let ends6 = |next: u8, upper: usize| pad(eth(&[], IP6, &packet6(next, &vec![0; upper])));
+    let tagged = eth(&[(0x8100, 7)], IP, &packet4(6, &[], 0, &[0; 13]));
+    let mut jumbo = eth(&[], IP6, &packet6(0, &[&[6, 0][..], &JUMBO, &tcp(2, 0, 10)].concat()));
+    jumbo[18..20].fill(0);
     let whole6 = eth(&[], IP6, &packet6(6, &tcp(2, 0, 0)));
     let mut wrong_version6 = whole6.clone();
     wrong_version6[14] = 0x45;
@@ -248,6 +316,19 @@ fn malformed() -> Vec<Golden> {
         bad("ipv6 ethertype, version 4", wrong_version6),
         bad("udp over ipv6 cut short", cut(eth(&[], IP6, &packet6(17, &udp(0))), 14 + 43)),
         bad("extension header cut short", cut(eth(&[], IP6, &packet6(0, &ext(17, 0, &udp(0)))), 14 + 41)),
+        bad("tcp header ends in padding", ends(6, 13)),
+        bad("udp ports end in padding", ends(17, 3)),
+        bad("sctp ports end in padding", ends(132, 2)),
+        bad("icmp code ends in padding", ends(1, 1)),
+        bad("tcp is all padding", ends(6, 0)),
+        bad("tcp over ipv6 ends in padding", ends6(6, 5)),
+        bad("udp over ipv6 ends in padding", ends6(17, 3)),
+        bad("icmpv6 code ends in padding", ends6(58, 1)),
+        bad("tcp over ipv6 is all padding", ends6(6, 0)),
+        bad("extension header is all padding", ends6(60, 0)),
+        bad("extension header goes on in padding", pad(eth(&[], IP6, &packet6(60, &[59, 1, 1, 4, 0, 0, 0, 0])))),
+        bad("jumbo option of a small packet", jumbo),
+        plain("tcp in a vlan ends in padding", pad(tagged), Packet::Malformed(42)),
         plain("vlan tag cut short", cut(eth(&[(0x8100, 5)], IP, &[]), 16), Packet::Malformed(2)),
     ]
 }
@@ -257,6 +338,14 @@ fn gso() -> Vec<Golden> {
     let big6 = eth(&[], IP6, &packet6(6, &tcp(0x10, 12, 3_000)));
     let usegs = eth(&[], IP, &packet4(17, &[], 0, &udp(2_500)));
     let packet4 = Packet::V4(flow4(6, WEB, 0x10, 3_052, 52));
+    // BIG TCP: the length does not fit; with a header that no segment has, or (later kernels) without.
+    let mut jumbo = [&[6, 0][..], &JUMBO, &tcp(0x10, 12, 70_000 - 40)].concat();
+    let mut bare = packet6(6, &[]);
+    bare.extend_from_slice(&jumbo[8..]);
+    let mut internal = packet6(0, &[]);
+    internal.append(&mut jumbo);
+    let (bare, internal) = (eth(&[], IP6, &bare), eth(&[], IP6, &internal));
+    let big = Packet::V6(flow6(6, WEB, 0x10, 70_032, 72));
     let with = |name, frame: Vec<u8>, packet, gso_size, gso_segs, packets, bytes| Golden {
         name,
         frame,
@@ -270,6 +359,8 @@ fn gso() -> Vec<Golden> {
         with("tcp gso counts segments and their headers", big4.clone(), packet4, 1_000, 3, 3, 3_052 + 2 * 52),
         with("a guest's gso has no segment count", big4, packet4, 1_448, 0, 3, 3_052 + 2 * 52),
         with("tcp gso over ipv6", big6, Packet::V6(flow6(6, WEB, 0x10, 3_072, 72)), 1_428, 3, 3, 3_072 + 2 * 72),
+        with("big tcp over ipv6", internal, big, 1_428, 49, 49, 70_032 + 48 * 72),
+        with("big tcp over ipv6 without a header of its own", bare, big, 1_428, 49, 49, 70_032 + 48 * 72),
         with("udp gso", usegs, Packet::V4(flow4(17, DNS, 0, 2_528, 28)), 1_000, 3, 3, 2_528 + 2 * 28),
     ]
 }
