@@ -6,7 +6,7 @@ use super::{AgentError, books::Source};
 use crate::{
     fault,
     kernel::{
-        Kernel, Ring,
+        HookKind, Kernel, Ring,
         sweep::{Cursor, Scope, Swept},
     },
     netdev::NetDev,
@@ -28,26 +28,38 @@ pub(super) fn flags(subject: &Subject, dev: &NetDev) -> u16 {
         if !rule.directions.includes(subject.side.owners(direction)) {
             return 0;
         }
-        // Accepted is seen less refused, so it needs both; rejected alone needs no hook.
+        // Accepted is seen less refused, so it needs both; for rejected alone packets are noted and not counted.
         if rule.action == Action::Rejected { refused } else { hook | refused }
     };
+    let by_xdp = subject.hook == HookKind::Xdp && rule.action != Action::Rejected;
     want(Direction::Ingress, abi::WANT_INGRESS, abi::WANT_REFUSED_INGRESS)
         | want(Direction::Egress, abi::WANT_EGRESS, abi::WANT_REFUSED_EGRESS)
+        | if by_xdp { abi::XDP_INGRESS } else { 0 }
         | if dev.link_header { 0 } else { abi::NO_LINK_HEADER }
         | if dev.bridge { abi::IS_BRIDGE } else { 0 }
 }
 
-/// Attaches what a rule needs; returns the directions hooked.
+/// Attaches what a rule needs; returns the directions whose packets are counted.
 pub(super) fn attach(kernel: &mut Kernel, subject: &Subject, dev: &NetDev) -> Result<Vec<Direction>, AgentError> {
-    let mut hooked = Vec::new();
+    let counts = subject.rule.action != Action::Rejected;
+    let mut counted = Vec::new();
     for direction in Direction::BOTH {
-        if subject.rule.directions.includes(subject.side.owners(direction)) && subject.rule.action != Action::Rejected {
-            let hook = kernel.attach(dev, direction, subject.hook)?;
+        if !subject.rule.directions.includes(subject.side.owners(direction)) {
+            continue;
+        }
+        // Where XDP counts, and where nothing is counted, a TC hook notes who the packets are.
+        let kind = if subject.hook == HookKind::Xdp { HookKind::Tc } else { subject.hook };
+        let hook = kernel.attach(dev, direction, kind)?;
+        tracing::info!(interface = dev.name, %direction, %hook, "attached");
+        if counts && subject.hook == HookKind::Xdp && direction == Direction::Ingress {
+            let hook = kernel.attach(dev, direction, HookKind::Xdp)?;
             tracing::info!(interface = dev.name, %direction, %hook, "attached");
-            hooked.push(direction);
+        }
+        if counts {
+            counted.push(direction);
         }
     }
-    Ok(hooked)
+    Ok(counted)
 }
 
 impl Live {

@@ -1,6 +1,8 @@
 //! Which interfaces are meant: from what is to be captured and what there is, to what is to be watched. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use flowlog_ebpf::abi::Stacked;
 
 use crate::{
     config::Capture,
@@ -24,6 +26,8 @@ pub struct Found {
     pub wanted: BTreeMap<String, Wanted>,
     /// Not to be watched, and why not, by interface id.
     pub absent: BTreeMap<String, Absent>,
+    /// Which interfaces are stacked on which, where any is to be watched.
+    pub stacked: BTreeSet<Stacked>,
 }
 
 /// Why an interface is not to be watched.
@@ -60,6 +64,10 @@ pub fn find(captures: &[Capture], node_id: &str, devices: &[NetDev], known: &BTr
         taken.insert(dev.index, (dev.netns.inum, id.clone()));
         found.wanted.insert(id, Wanted { subject: subject(capture, node_id, dev), dev: dev.clone() });
     }
+    let watched: BTreeSet<u32> = found.wanted.values().map(|w| w.dev.netns.inum).collect();
+    let pairs = |d: &NetDev| d.above.iter().map(|upper| (d.index, *upper)).collect::<Vec<_>>();
+    let stacked = devices.iter().filter(|d| watched.contains(&d.netns.inum)).flat_map(pairs);
+    found.stacked = stacked.map(|(lower, upper)| Stacked { lower, upper }).collect();
     found
 }
 
@@ -107,7 +115,7 @@ mod tests {
     fn dev(name: &str, index: u32) -> NetDev {
         let mac = Some(Mac([2, 0, 0, 0, 0, u8::try_from(index).expect("small")]));
         let netns = Netns::at(1, None);
-        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, upper: 0, netns }
+        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, above: Vec::new(), netns }
     }
 
     fn capture(id: &str, interface: Selector) -> Capture {

@@ -14,12 +14,16 @@ use super::{
     heap,
     layout::{self, Reasons},
     maps::{Mapped, SetupPod, TruthPod},
+    notes::{self, Above},
     pins::{self, Pins},
 };
 
 /// The checked-in object; `cargo xtask check` proves that it is what the sources build to.
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../flowlog-ebpf/prebuilt/flowlog.bpf.o"));
+
+/// A preallocated element of a hash map with key and value of 8 bytes (`struct htab_elem`), and its share of the buckets.
+const HASH_ELEMENT_BYTES: u64 = 80;
 
 /// Sizes of the kernel's side. All powers of two but the number of interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +57,11 @@ impl Sizes {
         let slots = u64::from(banks(self.passed_slots) + banks(self.refused_slots)) * u64::from(abi::BANK_SLOTS);
         let truth = (u64::from(self.interfaces_max) + 1) * u64::from(EPOCHS) * size_of::<abi::Truth>() as u64;
         let scratch = (size_of::<abi::Cpu>() + size_of::<abi::Dying>()) as u64;
+        let datagrams = u64::from(abi::DATAGRAMS) * size_of::<abi::Datagram>() as u64;
+        let above = u64::from(abi::ABOVE_MAX) * HASH_ELEMENT_BYTES;
         let blocks = (size_of::<abi::Block4>() + size_of::<abi::Block6>()) as u64;
         let shared = u64::from(self.ring_bytes) + u64::from(abi::IFINDEX_MAX) * (size_of::<Iface>() as u64 + 8);
-        cpus * (slots * records + truth + scratch + blocks) + shared
+        cpus * (slots * records + truth + scratch + blocks) + shared + datagrams + above
     }
 }
 
@@ -67,6 +73,7 @@ pub struct Kernel {
     pub(super) netns: Mapped,
     pub(super) epochs: Mapped,
     pub(super) truth: PerCpuArray<MapData, TruthPod>,
+    pub(super) above: Above,
     pub(super) sizes: Sizes,
     pub(super) cpus: Vec<u32>,
     reasons: Reasons,
@@ -88,7 +95,9 @@ impl Kernel {
     }
 
     fn load_with(sizes: Sizes, netns_inum: u32, mut pins: Option<Pins>) -> Result<Self, KernelError> {
-        let (offsets, reasons) = kernel_layout()?;
+        let Layout { offsets, reasons, drop_arguments } = kernel_layout()?;
+        let cpus = aya::util::nr_cpus().map_err(unreadable)?;
+        let (number_bits, tick) = (notes::number_bits(cpus), crate::types::tick_ns());
         let mut words = [0u32; size_of::<abi::KernelOffsets>() / 4];
         words.copy_from_slice(&offsets_words(&offsets));
         let wanted = Setup {
@@ -120,6 +129,9 @@ impl Kernel {
             .override_global("RING_WAKE_BYTES", &wake, true)
             .override_global("SEED", &seed, true)
             .override_global("XDP_PLACE", &xdp_place, true)
+            .override_global("DROP_ARGUMENTS", &drop_arguments, true)
+            .override_global("NUMBER_BITS", &number_bits, true)
+            .override_global("TICK_NS", &tick, true)
             .map_max_entries("PASSED4", banks(sizes.passed_slots))
             .map_max_entries("PASSED6", banks(sizes.passed_slots))
             .map_max_entries("REFUSED4", banks(sizes.refused_slots))
@@ -140,13 +152,14 @@ impl Kernel {
             .try_into()
             .map_err(|e: aya::maps::MapError| KernelError::from_chain("open map TRUTH", &e))?;
         set_reasons(&mut ebpf, &reasons)?;
+        notes::begin(&mut ebpf, cpus)?;
+        let above = Above::open(&mut ebpf)?;
         set_setup(&mut ebpf, setup)?;
         if let Some(pins) = &mut pins {
             pins.complete()?;
         }
-        let cpus = aya::util::online_cpus()
-            .map_err(|(what, e)| KernelError::Refused { action: format!("read {what}"), problem: e.to_string() })?;
-        Ok(Self { ebpf, hooks: Vec::new(), ifaces, netns, epochs, truth, sizes, cpus, reasons, pins })
+        let cpus = aya::util::online_cpus().map_err(unreadable)?;
+        Ok(Self { ebpf, hooks: Vec::new(), ifaces, netns, epochs, truth, above, sizes, cpus, reasons, pins })
     }
 
     /// Whether hooks and maps outlive this process.
@@ -223,10 +236,24 @@ impl Kernel {
     }
 }
 
+fn unreadable((what, error): (&str, std::io::Error)) -> KernelError {
+    KernelError::Refused { action: format!("read {what}"), problem: error.to_string() }
+}
+
 /// What the programs must know about this kernel. Its type information (20 MiB) is gone when this returns.
-fn kernel_layout() -> Result<(abi::KernelOffsets, Reasons), KernelError> {
+fn kernel_layout() -> Result<Layout, KernelError> {
     let btf = Btf::vmlinux()?;
-    Ok((layout::offsets(&btf)?, Reasons::resolve(&btf)?))
+    let drop_arguments = btf
+        .tracepoint_arguments("kfree_skb")
+        .ok_or(KernelError::MissingType { name: "btf_trace_kfree_skb".to_owned() })?;
+    Ok(Layout { offsets: layout::offsets(&btf)?, reasons: Reasons::resolve(&btf)?, drop_arguments })
+}
+
+struct Layout {
+    offsets: abi::KernelOffsets,
+    reasons: Reasons,
+    /// Arguments of the tracepoint `kfree_skb`.
+    drop_arguments: u32,
 }
 
 /// What a set of pins was made for; it must be what we would make one for.
@@ -275,6 +302,18 @@ fn offsets_words(o: &abi::KernelOffsets) -> [u32; size_of::<abi::KernelOffsets>(
         o.dev_net,
         o.net_inum,
         o.dst_dev,
+        o.skb_tc_index,
+        o.skb_cloned,
+        o.skb_cloned_shift,
+        o.skb_pkt_type,
+        o.skb_pkt_type_shift,
+        o.skb_cb,
+        o.sk_filter,
+        o.dev_mtu,
+        o.skb_fclone,
+        o.skb_fclone_shift,
+        o.shinfo_dataref,
+        o.rt_is_input,
     ]
 }
 

@@ -5,12 +5,13 @@
 #![allow(unsafe_code)] // plain-old-data markers for the shared structs
 
 use std::{
+    collections::BTreeSet,
     os::fd::AsFd as _,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::{Ebpf, Pod, maps::PerCpuValues};
-use flowlog_ebpf::abi::{EPOCHS, IFINDEX_MAX, Iface, Setup, Truth};
+use flowlog_ebpf::abi::{self, EPOCHS, IFINDEX_MAX, Iface, Setup, Stacked, Truth};
 
 use super::{KernelError, load::Kernel, mapping::Mapping};
 use crate::types::{Epoch, IfaceId};
@@ -64,11 +65,10 @@ impl Mapped {
     }
 }
 
-/// Word of [`Iface`] that holds id and flags; then epoch, oldest, upper.
+/// Word of [`Iface`] that holds id and flags; then epoch, oldest.
 const WORD_ID_FLAGS: usize = 0;
 const WORD_EPOCH: usize = 1;
 const WORD_OLDEST: usize = 2;
-const WORD_UPPER: usize = 3;
 
 impl Kernel {
     /// Starts (or, with all zero, stops) accounting for an interface.
@@ -83,7 +83,6 @@ impl Kernel {
         self.epochs.store(u32::from(iface.id), 0, iface.epoch);
         self.ifaces.store(ifindex, WORD_EPOCH, iface.epoch);
         self.ifaces.store(ifindex, WORD_OLDEST, iface.oldest);
-        self.ifaces.store(ifindex, WORD_UPPER, iface.upper);
         self.netns.store(ifindex, 0, netns_inum);
         // Last: a non-zero id is what makes the programs use the rest.
         self.ifaces.store(ifindex, WORD_ID_FLAGS, u32::from(iface.id) | u32::from(iface.flags) << 16);
@@ -119,7 +118,7 @@ impl Kernel {
 
     /// Stops accounting for all interfaces.
     pub fn unwatch_all(&self) {
-        (0..IFINDEX_MAX).for_each(|ifindex| self.unwatch(ifindex));
+        (1..IFINDEX_MAX).for_each(|ifindex| self.unwatch(ifindex));
     }
 
     /// Packets from now on belong to `epoch`.
@@ -136,9 +135,16 @@ impl Kernel {
         self.ifaces.store(ifindex, WORD_OLDEST, oldest.0);
     }
 
-    /// The device stacked on an interface changed.
-    pub fn set_upper(&self, ifindex: u32, upper: u32) {
-        self.ifaces.store(ifindex, WORD_UPPER, upper);
+    /// Which interfaces are stacked on which, as far as there is room; returns how many pairs there is none for.
+    pub fn set_above(&mut self, pairs: &BTreeSet<Stacked>) -> Result<usize, KernelError> {
+        self.above.set(pairs)
+    }
+
+    /// Whether the numbers that hooks write into packets may be missing when the packets die: see [`abi::NO_NUMBERS`].
+    pub fn set_numbers_missing(&self, missing: bool) {
+        let flags = if missing { abi::NO_NUMBERS } else { 0 };
+        // Index 0 is no interface: its id stays 0.
+        self.ifaces.store(0, WORD_ID_FLAGS, u32::from(flags) << 16);
     }
 
     /// Witness counters of an interface and epoch, summed over all CPUs.

@@ -8,7 +8,7 @@
 //! * [`ring`], [`block`]: the records;
 //! * [`sweep`]: closing an epoch on every CPU;
 //! * [`heap`]: giving freed memory back;
-//! * [`probe`]: what this machine can do, without changing it.
+//! * [`probe`]: what this machine can do, without changing it; [`refusal`]: why it does not take a program.
 //!
 //! What a record *means* does not belong here (`window`), nor does any decision about rules (`rule`).
 
@@ -20,12 +20,16 @@ pub mod layout;
 pub mod load;
 mod mapping;
 pub mod maps;
+mod notes;
 pub mod pins;
 pub mod probe;
+mod refusal;
 pub mod ring;
 pub mod sweep;
 
 use std::{io, path::PathBuf};
+
+use aya::programs::ProgramError;
 
 pub use attach::{Attached, HookKind};
 pub use load::{Kernel, Sizes};
@@ -82,14 +86,16 @@ impl KernelError {
     /// [`KernelError::Permission`].
     pub(crate) fn from_chain(action: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
         let action = action.into();
+        if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref()
+            && let Some(problem) = refusal::words(io_error, &verifier_log.to_string())
+        {
+            return Self::Refused { action, problem };
+        }
         let mut words = error.to_string();
-        // The verifier answers EACCES or EPERM too, with a log of more than a line.
-        let refused_by_verifier = words.lines().count() > 3;
         let mut cause = Some(error);
         while let Some(e) = cause {
             if let Some(io) = e.downcast_ref::<io::Error>()
                 && matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES))
-                && !refused_by_verifier
             {
                 return Self::Permission { action, source: io::Error::from_raw_os_error(libc::EPERM) };
             }

@@ -57,7 +57,7 @@ struct Spec {
 
 /// Every map of the object, as [`Sizes`] make it.
 fn specs(sizes: Sizes) -> Vec<Spec> {
-    use MapType::{Array, PerCpuArray, ProgramArray, RingBuf};
+    use MapType::{Array, Hash, PerCpuArray, ProgramArray, RingBuf};
     let interfaces = u32::from(sizes.interfaces_max) + 1;
     let bank = |record: usize| record * abi::BANK_SLOTS as usize;
     let (record4, record6) = (size_of::<abi::Record4>(), size_of::<abi::Record6>());
@@ -65,6 +65,8 @@ fn specs(sizes: Sizes) -> Vec<Spec> {
     vec![
         spec("IFACES", Array, size_of::<abi::Iface>(), abi::IFINDEX_MAX),
         spec("NETNS_OF", Array, 4, abi::IFINDEX_MAX),
+        spec("ABOVE", Hash, 4, abi::ABOVE_MAX),
+        spec("DATAGRAMS", Array, size_of::<abi::Datagram>(), abi::DATAGRAMS),
         spec("EPOCH_OF", Array, 4, interfaces),
         spec("TRUTH", PerCpuArray, size_of::<abi::Truth>(), interfaces * abi::EPOCHS),
         spec("CPU", PerCpuArray, size_of::<abi::Cpu>(), 1),

@@ -1,4 +1,5 @@
-//! Tells when interfaces come, go or change: the kernel's own announcements (`RTNLGRP_LINK`, rtnetlink(7)).
+//! Tells when interfaces, queueing disciplines or filters come, go or change: the kernel's own announcements
+//! (`RTNLGRP_LINK`, `RTNLGRP_TC`, rtnetlink(7)).
 
 use std::{io, sync::Arc};
 
@@ -7,6 +8,8 @@ use tokio::sync::Notify;
 
 /// `RTMGRP_LINK` of `include/uapi/linux/rtnetlink.h`.
 const RTMGRP_LINK: u32 = 1;
+/// `RTMGRP_TC` there.
+const RTMGRP_TC: u32 = 8;
 
 /// A subscription. What changed is not looked at: whoever is woken looks at the interfaces themselves, and so is right
 /// even if announcements were lost.
@@ -20,7 +23,7 @@ impl LinkWatch {
     pub fn new() -> io::Result<Self> {
         // No protocol: 0 is `NETLINK_ROUTE`.
         let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-        rustix::net::bind(&socket, &netlink::SocketAddrNetlink::new(0, RTMGRP_LINK))?;
+        rustix::net::bind(&socket, &netlink::SocketAddrNetlink::new(0, RTMGRP_LINK | RTMGRP_TC))?;
         let changed = Arc::new(Notify::new());
         let announced = changed.clone();
         std::thread::Builder::new().name("links".to_owned()).spawn(move || {

@@ -3,11 +3,13 @@
 //! * [`links`]: tells when one comes, goes or changes;
 //! * [`netns`]: other network namespaces;
 //! * [`rtnetlink`]: the questions and their answers;
+//! * [`traffic_control`]: who else uses the field that our hooks number packets in;
 //! * [`xdp`]: whether a driver runs XDP itself.
 
 pub mod links;
 pub mod netns;
 mod rtnetlink;
+pub mod traffic_control;
 pub mod xdp;
 
 use std::{fmt, io, str::FromStr};
@@ -29,8 +31,8 @@ pub struct NetDev {
     pub link_header: bool,
     /// It is a bridge.
     pub bridge: bool,
-    /// Index of the device stacked on it (bridge, VLAN, bond), 0 if none. With several (VLANs on one port), the lowest.
-    pub upper: u32,
+    /// Indexes of all devices stacked on this one (bridge, VLAN, bond, macvlan), directly or through others.
+    pub above: Vec<u32>,
     /// Network namespace it is in.
     pub netns: Netns,
 }
@@ -246,7 +248,7 @@ mod tests {
 
     fn dev(name: &str, index: u32, netns: Netns) -> NetDev {
         let mac = Some(Mac([2, 0, 0, 0, 0, 7]));
-        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, upper: 0, netns }
+        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, above: Vec::new(), netns }
     }
 
     #[test]

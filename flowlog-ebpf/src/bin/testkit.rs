@@ -14,8 +14,8 @@ mod programs {
             xdp_action::{XDP_DROP, XDP_PASS},
         },
         btf_maps::PerCpuArray,
-        macros::{btf_map, classifier, xdp},
-        programs::{TcContext, XdpContext},
+        macros::{btf_map, cgroup_skb, classifier, xdp},
+        programs::{SkBuffContext, TcContext, XdpContext},
     };
 
     /// 0: packets seen, 1: packets dropped.
@@ -61,6 +61,33 @@ mod programs {
             return TC_ACT_SHOT as i32;
         }
         TC_ACT_UNSPEC
+    }
+
+    /// Drops every second packet of one flow.
+    #[classifier]
+    pub fn tc_drop_half(ctx: TcContext) -> i32 {
+        if !to_port_7(ctx.data(), ctx.data_end()) {
+            return TC_ACT_UNSPEC;
+        }
+        bump(0);
+        if COUNTERS.get(0).is_some_and(|c| *c % 2 == 0) {
+            bump(1);
+            return TC_ACT_SHOT as i32;
+        }
+        TC_ACT_UNSPEC
+    }
+
+    /// Refuses UDP over IPv4 to port 7, to and from the processes of a cgroup.
+    #[cgroup_skb]
+    pub fn cgroup_drop(ctx: SkBuffContext) -> i32 {
+        bump(0);
+        // From the IP header on.
+        let (protocol, port) = (ctx.load::<u8>(9), ctx.load::<u16>(22));
+        if protocol == Ok(17) && port == Ok(7u16.to_be()) {
+            bump(1);
+            return 0;
+        }
+        1
     }
 
     #[xdp]

@@ -12,10 +12,10 @@ use flowlog_agent::{
         parquet::{CHOSEN, Profile, write},
         rows::{CHOSEN as ORDER, Order, Rows},
     },
-    kernel::ring::Record,
+    kernel::{HookKind, ring::Record},
     spool::{Limits, Spool},
     types::MonoNs,
-    window::{Addresses, Balance, Flow, FlowTable, Settled, settle::settle},
+    window::{Addresses, Flow, FlowTable, Settled, settle::settle},
 };
 use flowlog_ebpf::abi::Truth;
 use parquet::{
@@ -150,7 +150,7 @@ fn merge(rounds: u32, report: &mut Report) {
 fn settled(records: &[Record]) -> Settled {
     let mut table = records::table(records);
     table.seal();
-    Settled { table, losses: Vec::new(), balance: Balance::default() }
+    Settled { table, ..Settled::default() }
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "the encoder's signature")]
@@ -310,7 +310,7 @@ fn close(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
             memory::reset_peak();
             let before = memory::live();
             let (s, stored) = seconds(|| -> anyhow::Result<()> {
-                let settled = settle(open, Some(&Truth::default()));
+                let settled = settle(open, Some(&Truth::default()), HookKind::Tc);
                 let object = encode::encode(&records::info(), settled, &reason)?.expect("rows");
                 spool.hold(&target.location, &object)?;
                 Ok(())

@@ -92,7 +92,7 @@ impl Lab {
         let mut kernel = Kernel::load(Sizes::default(), 1)?;
         let ring = kernel.take_ring()?;
         let flags = WANT_INGRESS | WANT_EGRESS;
-        kernel.watch(1, LOOPBACK, Iface { id: 1, flags, epoch: 1, oldest: 1, upper: 0 })?;
+        kernel.watch(1, LOOPBACK, Iface { id: 1, flags, epoch: 1, oldest: 1, spare: 0 })?;
         let mut map = |name: &str| bench.take_map(name).with_context(|| format!("map {name}"));
         let (drive, order) = (map("DRIVE")?.try_into()?, map("ORDER")?.try_into()?);
         let (tc, xdp) = (map("TC_PROGRAMS")?.try_into()?, map("XDP_PROGRAMS")?.try_into()?);

@@ -52,7 +52,11 @@ impl Capture {
         let now = Now::read();
         self.looked = now;
         let found = match netdev::all() {
-            Ok(devices) => self.find(devices),
+            Ok(devices) => {
+                let found = self.find(devices);
+                self.stack(&found)?;
+                found
+            }
             Err(error) => {
                 tracing::warn!(%error, "will try again");
                 (self.unsettled, self.more) = (true, false);
@@ -60,6 +64,7 @@ impl Capture {
             }
         };
         self.follow(&found)?;
+        self.number(&found);
         let settled = found.is_watched(&self.books.ledger) && !self.unsettled;
         if !settled {
             self.note_gone(&found, now);
@@ -143,7 +148,6 @@ impl Capture {
             else {
                 continue;
             };
-            self.books.source.kernel.set_upper(wanted.dev.index, wanted.dev.upper);
             if wanted.dev.name != w.subject.interface {
                 tracing::info!(
                     interface = w.subject.interface,
@@ -227,7 +231,7 @@ impl Capture {
             let Some(Wanted { dev, .. }) = found.wanted.get(&w.subject.interface_id) else { continue };
             let kernel = &self.books.source.kernel;
             let new = kernel.flags(dev.index) & abi::ONLY_NOTED != 0;
-            kernel.set_flags(id, dev.index, flags(&w.subject, dev));
+            kernel.set_flags(id, dev.index, flags(&w.subject, dev) | self.no_numbers());
             if new {
                 tracing::info!(interface = dev.name, index = dev.index, "watching");
             }
@@ -251,11 +255,12 @@ impl Capture {
         let Some(w) = self.books.ledger.get(id).filter(|_| !self.proofs.contains_key(&id)) else { return Ok(()) };
         let Some(Wanted { dev, .. }) = found.wanted.get(&w.subject.interface_id) else { return Ok(()) };
         let (epoch, oldest) = (w.epoch, w.closing_epoch().unwrap_or(w.epoch));
+        let no_numbers = self.no_numbers();
         let kernel = &mut self.books.source.kernel;
         // Packets are on their way that no hook has counted, unless an earlier agent's hooks have.
         let new = if kernel.watched(dev.index) == Some(id) { 0 } else { abi::ONLY_NOTED };
-        let flags = flags(&w.subject, dev) | new;
-        let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, upper: dev.upper };
+        let flags = flags(&w.subject, dev) | new | no_numbers;
+        let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, spare: 0 };
         let before = netdev::counters(&dev.netns, dev.index)?;
         // Hooks first: a refused packet is taken to have passed them.
         let hooks = match attach(kernel, &w.subject, dev)
@@ -324,7 +329,7 @@ impl Capture {
                 Some(dev) => flags(&w.subject, dev) & (refused | abi::NO_LINK_HEADER | abi::IS_BRIDGE),
                 None => 0,
             };
-            kernel.set_flags(id, w.subject.ifindex, kept | abi::ONLY_NOTED);
+            kernel.set_flags(id, w.subject.ifindex, kept | abi::ONLY_NOTED | self.no_numbers());
         }
         // As at the end of a window: from the hook to the verdict is one grace period.
         kernel.wait_for_programs();

@@ -1,7 +1,8 @@
 //! The live capture: the kernel's programs and hooks behind the books, and which interfaces they watch
-//! ([`interfaces`]). Everything here runs on one thread.
+//! ([`interfaces`], [`numbering`]). Everything here runs on one thread.
 
 mod interfaces;
+mod numbering;
 
 use std::{collections::BTreeMap, io, sync::Arc};
 
@@ -21,7 +22,7 @@ use crate::{
         replay::Pending,
     },
     kernel::{Kernel, Pins, layout::Reasons, ring::Wakeups, sweep::Scope},
-    netdev::{self, NetDev, NetDevError, netns::Netns},
+    netdev::{self, NetDev, NetDevError, netns::Netns, traffic_control::Users},
     status::CaptureState,
     types::{IfaceId, Now},
     window::{Closed, Event, Ledger, Subject},
@@ -59,6 +60,10 @@ pub struct Capture {
     checked: IfaceId,
     /// The last look looked for some in other namespaces.
     sought: bool,
+    /// Pairs of stacked interfaces that the programs have no room for.
+    unstacked: usize,
+    /// Who else uses `skb->tc_index`.
+    users: Option<Users>,
     /// Captures without an interface, and why, by interface id.
     absent: BTreeMap<String, Absent>,
     /// Captures whose interface is there and cannot be hooked, and why.
@@ -90,6 +95,8 @@ impl Capture {
         let first = capture.books.ledger.watched().next().is_none();
         capture.spans.extend(spans);
         let found = capture.find(devices);
+        capture.stack(&found)?;
+        capture.number(&found);
         for why in found.absent.values() {
             match why {
                 Absent::Waiting(why) => tracing::info!("{why}"),
@@ -171,6 +178,8 @@ impl Capture {
             looked: now,
             checked: IfaceId(0),
             sought: false,
+            unstacked: 0,
+            users: None,
             absent: BTreeMap::new(),
             troubles: BTreeMap::new(),
         };

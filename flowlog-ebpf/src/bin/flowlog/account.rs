@@ -10,118 +10,18 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use flowlog_ebpf::{
     abi::{
-        BANK_SLOTS, BLOCK4 as SIZE4, BLOCK6 as SIZE6, BlockHeader, Count, Cpu, EPOCHS, FAMILY_V4, FAMILY_V6, HookTruth,
-        Iface, Ip4, Ip6, Key, Meta, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_RECORD, SEEN_SLOT_BITS, SEEN_V4, SEEN_V6,
-        Seen, Stats, Truth, class,
+        Count, Cpu, EPOCHS, HookTruth, INGRESS, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS,
+        PLACE_LOST, PLACE_NOWHERE, PLACE_RECORD, PLACE_SLOT, PLACE_XDP, Record, SINCE_SHIFT, Stats, Truth,
+        WANT_INGRESS, XDP_INGRESS, class,
     },
-    hash,
     packet::{self, Bytes, Flow, Frame, Packet},
 };
 
+pub use crate::family::{Family, V4, V6};
 use crate::{
     block,
-    maps::{BLOCK4, BLOCK6, Bank, CPU, IFACES, PASSED_MASK, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED, TRUTH},
+    maps::{CPU, IFACES, PASSED_MASK, TRUTH},
 };
-
-/// What differs between the IPv4 and the IPv6 tables.
-pub trait Family {
-    /// Address type of the key.
-    type Addr: Copy + 'static;
-    /// `SEEN_V4` or `SEEN_V6`.
-    const PLACE: u32;
-    /// `FAMILY_V4` or `FAMILY_V6`.
-    const FAMILY: u32;
-    /// Records in a full block.
-    const BLOCK: u32;
-    /// Slot of the flow cache.
-    fn passed(index: u32) -> Option<*mut Record<Self::Addr>>;
-    /// Slot of the refused cache.
-    fn refused(index: u32) -> Option<*mut Record<Self::Addr>>;
-    /// Head of the block that is being filled.
-    fn block() -> Option<*mut BlockHeader>;
-    /// Flow hash, without the epoch: a flow keeps its slot across windows.
-    fn hash(key: &Key<Self::Addr>) -> u64;
-    /// Key comparison by words.
-    ///
-    /// # Safety
-    /// `slot` must point to a key.
-    unsafe fn same(slot: *const Key<Self::Addr>, key: &Key<Self::Addr>) -> bool;
-}
-
-/// A slot in its bank.
-#[inline(always)]
-fn slot<R>(bank: *mut Bank<R>, index: u32) -> Option<*mut R> {
-    // SAFETY: a map value; the index is below the length of a bank.
-    Some(unsafe { bank.cast::<R>().add((index & (BANK_SLOTS - 1)) as usize) })
-}
-
-/// IPv4 tables.
-pub enum V4 {}
-/// IPv6 tables.
-pub enum V6 {}
-
-impl Family for V4 {
-    type Addr = Ip4;
-    const PLACE: u32 = SEEN_V4;
-    const FAMILY: u32 = FAMILY_V4;
-    const BLOCK: u32 = SIZE4 as u32;
-    #[inline(always)]
-    fn passed(index: u32) -> Option<*mut Record<Ip4>> {
-        slot(PASSED4.get_ptr_mut(index / BANK_SLOTS)?, index)
-    }
-    #[inline(always)]
-    fn refused(index: u32) -> Option<*mut Record<Ip4>> {
-        slot(REFUSED4.get_ptr_mut(index / BANK_SLOTS)?, index)
-    }
-    #[inline(always)]
-    fn block() -> Option<*mut BlockHeader> {
-        BLOCK4.get_ptr_mut(0).map(<*mut _>::cast)
-    }
-    #[inline(always)]
-    fn hash(key: &Key<Ip4>) -> u64 {
-        // SAFETY: the key is 24 bytes with no padding, aligned to 8.
-        let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 3]>() };
-        // The third word holds reason, protocol, flags and the epoch; keep the part below the epoch.
-        hash::words2(SEED.load(), w[0], w[1] ^ (w[2] << 32))
-    }
-    #[inline(always)]
-    unsafe fn same(slot: *const Key<Ip4>, key: &Key<Ip4>) -> bool {
-        // SAFETY: both are 24-byte keys without padding, aligned to 8.
-        let (a, b) = unsafe { (&*slot.cast::<[u64; 3]>(), &*core::ptr::from_ref(key).cast::<[u64; 3]>()) };
-        ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2])) == 0
-    }
-}
-
-impl Family for V6 {
-    type Addr = Ip6;
-    const PLACE: u32 = SEEN_V6;
-    const FAMILY: u32 = FAMILY_V6;
-    const BLOCK: u32 = SIZE6 as u32;
-    #[inline(always)]
-    fn passed(index: u32) -> Option<*mut Record<Ip6>> {
-        slot(PASSED6.get_ptr_mut(index / BANK_SLOTS)?, index)
-    }
-    #[inline(always)]
-    fn refused(index: u32) -> Option<*mut Record<Ip6>> {
-        slot(REFUSED6.get_ptr_mut(index / BANK_SLOTS)?, index)
-    }
-    #[inline(always)]
-    fn block() -> Option<*mut BlockHeader> {
-        BLOCK6.get_ptr_mut(0).map(<*mut _>::cast)
-    }
-    #[inline(always)]
-    fn hash(key: &Key<Ip6>) -> u64 {
-        // SAFETY: the key is 48 bytes with no padding, aligned to 8.
-        let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 6]>() };
-        hash::words5(SEED.load(), w[0], w[1], w[2], w[3], w[4] ^ (w[5] << 32))
-    }
-    #[inline(always)]
-    unsafe fn same(slot: *const Key<Ip6>, key: &Key<Ip6>) -> bool {
-        // SAFETY: both are 48-byte keys without padding, aligned to 8.
-        let (a, b) = unsafe { (&*slot.cast::<[u64; 6]>(), &*core::ptr::from_ref(key).cast::<[u64; 6]>()) };
-        ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) | (a[5] ^ b[5])) == 0
-    }
-}
 
 /// Packets and bytes of one packet as the kernel carries it.
 #[derive(Clone, Copy)]
@@ -209,29 +109,42 @@ pub unsafe fn evict<F: Family>(slot: *mut Record<F::Addr>) -> bool {
     true
 }
 
-/// Counts one packet in a slot, evicting another flow's record first. `false`: the ring is full, nothing counted.
+/// What a packet changed in its slot, so that it can be taken back.
+/// As wide as each other: the verifier refuses copies of padding.
+#[derive(Clone, Copy)]
+pub struct Change {
+    /// Those of its TCP flags that were new there.
+    pub new_flags: u16,
+    /// See [`flowlog_ebpf::abi::Note::since`].
+    pub since: u16,
+}
+
+/// Counts one packet in a slot, evicting another flow's record first. `None`: the ring is full, nothing counted.
 ///
 /// # Safety
 /// As [`evict`].
 #[inline(always)]
-pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p: &One) -> bool {
+pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p: &One) -> Option<Change> {
     // SAFETY: by the contract above.
     unsafe {
         if F::same(&raw const (*slot).key, key) {
             let s = &mut (*slot).stats;
             s.packets += u64::from(p.wire.packets);
             s.bytes += u64::from(p.wire.bytes);
+            let since = p.now_ns.wrapping_sub(s.last_ns) >> SINCE_SHIFT;
+            let since = if since > u64::from(u16::MAX) { 0 } else { since as u16 };
             s.last_ns = p.now_ns;
-            s.tcp_flags |= u32::from(p.tcp_flags);
-            return true;
+            let before = s.tcp_flags;
+            s.tcp_flags = before | u32::from(p.tcp_flags);
+            return Some(Change { new_flags: u16::from(p.tcp_flags) & !(before as u16), since });
         }
         if !evict::<F>(slot) {
-            return false;
+            return None;
         }
         (*slot).key = *key;
         (*slot).stats = p.stats();
     }
-    true
+    Some(Change { new_flags: u16::from(p.tcp_flags), since: 0 })
 }
 
 /// Sends one packet as a record of its own. `false`: the ring is full.
@@ -298,65 +211,132 @@ pub unsafe fn address(cell: *mut u64, pointer: u64) -> u64 {
     }
 }
 
-/// Index into [`Cpu::skbs`] and [`Cpu::seen`] for a buffer address. Buffers come from a slab, so the low bits carry nothing.
-#[inline(always)]
-pub const fn seen_index(skb: u64, direction: u8) -> u32 {
-    let h = (skb >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SEEN_ENTRIES.trailing_zeros());
-    h as u32 + direction as u32 * SEEN_ENTRIES
-}
-
 /// A frame at a hook.
 pub trait Hook {
-    /// Ifindex and address of the buffer; `None` if there is none (XDP).
-    fn buffer(&self, cpu: *mut Cpu) -> Option<(u32, u64)>;
+    /// Notes what was counted, for the verdict program; nothing where there is no buffer yet (XDP).
+    fn note<F: Family>(&self, at: &At, counted: &Counted<'_, F::Addr>);
     /// Wire packets and bytes of a packet with these lengths.
     fn wire(&self, l3_len: u32, headers: u32) -> Wire;
+}
+
+/// What a hook did with a packet.
+pub struct Counted<'a, A> {
+    /// The packet.
+    pub flow: &'a Flow<A>,
+    /// Its key.
+    pub key: &'a Key<A>,
+    /// How much it is.
+    pub wire: Wire,
+    /// Where it was counted: `PLACE_*` and slot, as in [`flowlog_ebpf::abi::Note::place`].
+    pub place: u32,
+    /// What it changed there.
+    pub change: Change,
 }
 
 /// What a hook knows before it looks at the packet. Gathered first: every helper call and look-up clobbers half of the
 /// registers, and what the packet brings would have to be kept on the stack meanwhile.
 pub struct At {
     pub iface: Iface,
+    pub ifindex: u32,
     pub direction: u8,
+    pub cpu: *mut Cpu,
+    pub now_ns: u64,
     truth: *mut HookTruth,
-    cpu: *mut Cpu,
-    now_ns: u64,
+    /// Packets are counted here, and not only noted.
+    counts: bool,
+    /// Where they are if not: `PLACE_NOWHERE` or `PLACE_XDP`.
+    uncounted: u32,
+}
+
+/// What a hook does for an interface: `counts` and `notes` are bits of [`Iface::flags`].
+#[derive(Clone, Copy)]
+pub struct Want {
+    /// Packets are counted.
+    pub counts: u16,
+    /// Packets are noted at least.
+    pub notes: u16,
 }
 
 /// Looks up a frame's interface and its witness counters. `None`: nobody wants this direction of this interface.
 #[inline(always)]
-pub fn at(ifindex: u32, direction: u8, want: u16) -> Option<At> {
+pub fn at(ifindex: u32, direction: u8, want: Want) -> Option<At> {
     // Coarse: the time of the last timer tick, good to a few ms, at a third of the cost of the exact clock.
     // SAFETY: takes no arguments.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
     let iface = *IFACES.get(ifindex)?;
-    if iface.flags & want == 0 {
+    if iface.flags & (want.counts | want.notes) == 0 {
+        return None;
+    }
+    let by_xdp = want.notes != 0 && direction == INGRESS && iface.flags & XDP_INGRESS != 0;
+    let counts = iface.flags & want.counts != 0 && !by_xdp;
+    let uncounted = if by_xdp && iface.flags & WANT_INGRESS != 0 { PLACE_XDP } else { PLACE_NOWHERE };
+    if !counts && uncounted == PLACE_NOWHERE && iface.flags & ONLY_NOTED != 0 {
+        // The watch begins or ends: what is refused now is nobody's.
         return None;
     }
     let truth = truth(iface.id, iface.epoch)?;
     let cpu = cpu()?;
     // SAFETY: a map value; the direction is 0 or 1.
     let truth = unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(usize::from(direction & 1)) };
-    Some(At { iface, direction, truth, cpu, now_ns })
+    Some(At { iface, ifindex, direction, cpu, now_ns, truth, uncounted, counts })
 }
 
-/// Accounts for one frame of any kind. Every frame of a watched interface and direction ends in `HookTruth::seen`, and
-/// in one of: a slot, a record, `non_ip`, `malformed`, `lost`.
+/// What [`parse`] found: this kind, and above [`LENGTH_SHIFT`], of what is no flow, its bytes behind the link header.
+pub const FOUND_V4: u32 = 0;
+/// See [`FOUND_V4`].
+pub const FOUND_V6: u32 = 1;
+const FOUND_NON_IP: u32 = 2;
+const FOUND_MALFORMED: u32 = 3;
+const LENGTH_SHIFT: u32 = 32;
+
+/// Parses a frame into map memory. A function of its own: the verifier forgets all the ways through the parser when it
+/// returns.
+#[inline(never)]
+pub fn parse<B: Bytes>(bytes: &B, frame: &Frame) -> u64 {
+    let Some(cpu) = cpu() else { return u64::from(FOUND_MALFORMED) };
+    // SAFETY: a map value of this CPU, large enough for either; hooks do not interrupt hooks.
+    let parsed = unsafe { &raw mut (*cpu).parsed };
+    match packet::parse(bytes, *frame) {
+        Packet::V4(f) => {
+            // SAFETY: as above.
+            unsafe { parsed.cast::<Flow<Ip4>>().write(f) };
+            u64::from(FOUND_V4)
+        }
+        Packet::V6(f) => {
+            // SAFETY: as above.
+            unsafe { parsed.cast::<Flow<Ip6>>().write(f) };
+            u64::from(FOUND_V6)
+        }
+        Packet::NonIp(len) => u64::from(len) << LENGTH_SHIFT | u64::from(FOUND_NON_IP),
+        Packet::Malformed(len) => u64::from(len) << LENGTH_SHIFT | u64::from(FOUND_MALFORMED),
+    }
+}
+
+const _: () = assert!(size_of::<Flow<Ip6>>() <= PARSED_WORDS * 8);
+
+/// Accounts for the packet that [`parse`] found.
 #[inline(always)]
-pub fn frame<H: Hook, B: Bytes>(hook: &H, at: &At, bytes: &B, frame: Frame) {
-    match packet::parse(bytes, frame) {
-        Packet::V4(f) => flow::<V4, H>(hook, at, &f),
-        Packet::V6(f) => flow::<V6, H>(hook, at, &f),
-        // SAFETY: pointers into the map value.
-        Packet::NonIp(len) => unsafe {
-            bump(&raw mut (*at.truth).seen, Wire { packets: 1, bytes: len });
-            bump(&raw mut (*at.truth).non_ip, Wire { packets: 1, bytes: len });
-        },
-        // SAFETY: pointers into the map value.
-        Packet::Malformed(len) => unsafe {
-            bump(&raw mut (*at.truth).seen, Wire { packets: 1, bytes: len });
-            bump(&raw mut (*at.truth).malformed, Wire { packets: 1, bytes: len });
-        },
+pub fn parsed<F: Family, H: Hook>(hook: &H, at: &At) {
+    // SAFETY: what the parser has just written there, for this family.
+    flow::<F, H>(hook, at, unsafe { &*(&raw const (*at.cpu).parsed).cast() });
+}
+
+/// Accounts for a frame of which [`parse`] has `found` that it is no flow. Every frame of a watched interface and direction
+/// ends in `HookTruth::seen`, and in one of: a slot, a record, `non_ip`, `malformed`, `lost`.
+#[inline(always)]
+pub fn no_flow(at: &At, found: u64) {
+    if !at.counts {
+        return;
+    }
+    let wire = Wire { packets: 1, bytes: (found >> LENGTH_SHIFT) as u32 };
+    // SAFETY: pointers into the map value.
+    unsafe {
+        bump(&raw mut (*at.truth).seen, wire);
+        if found as u32 == FOUND_NON_IP {
+            bump(&raw mut (*at.truth).non_ip, wire);
+        } else {
+            bump(&raw mut (*at.truth).malformed, wire);
+        }
     }
 }
 
@@ -367,48 +347,39 @@ pub fn key_of<A: Copy>(f: &Flow<A>, iface: u16, flags: u8, reason: u16, epoch: u
     Key { src: f.src, dst: f.dst, meta }
 }
 
-/// Forgets what was noted about the buffer that a hook sees.
-#[inline(always)]
-pub fn forget_note<H: Hook>(hook: &H, direction: u8) {
-    let Some(cpu) = cpu() else { return };
-    let Some((_, skb)) = hook.buffer(cpu) else { return };
-    let index = seen_index(skb, direction) as usize & (2 * SEEN_ENTRIES as usize - 1);
-    // SAFETY: a map value of this CPU; the index is below the array's length.
-    unsafe { (&raw mut (*cpu).skbs).cast::<u64>().add(index).write(0) };
-}
-
 /// Accounts for one IP packet.
 #[inline(always)]
 pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {
-    let (cpu, w) = (at.cpu, hook.wire(f.l3_len, f.headers));
-    // SAFETY: a pointer into the map value.
-    unsafe { bump(&raw mut (*at.truth).seen, w) };
+    let wire = hook.wire(f.l3_len, f.headers);
     let key = key_of(f, at.iface.id, Meta::pack(at.direction, class::PASSED), 0, at.iface.epoch);
-    let (index, tag) = split(F::hash(&key), PASSED_MASK.load());
-    let one = One { wire: w, tcp_flags: f.tcp_flags, tag, now_ns: at.now_ns };
+    let (place, change) =
+        if at.counts { enter::<F>(at, &key, wire, f.tcp_flags) } else { (at.uncounted << PLACE_BITS, NO_CHANGE) };
+    hook.note::<F>(at, &Counted { flow: f, key: &key, wire, place, change });
+}
+
+/// Of a packet that is in no slot.
+const NO_CHANGE: Change = Change { new_flags: 0, since: 0 };
+
+/// Counts a packet; returns where, and what it changed there.
+#[inline(always)]
+fn enter<F: Family>(at: &At, key: &Key<F::Addr>, wire: Wire, tcp_flags: u8) -> (u32, Change) {
+    // SAFETY: a pointer into the map value.
+    unsafe { bump(&raw mut (*at.truth).seen, wire) };
+    let (index, tag) = split(F::hash(key), PASSED_MASK.load());
+    let one = One { wire, tcp_flags, tag, now_ns: at.now_ns };
     let (counted, place) = match F::passed(index) {
-        Some(slot) if lock(cpu) => {
+        Some(slot) if lock(at.cpu) => {
             // SAFETY: a slot of this CPU, and we hold the flag.
-            let counted = unsafe { count::<F>(slot, &key, &one) };
-            unlock(cpu);
-            (counted, F::PLACE << SEEN_SLOT_BITS | index)
+            let counted = unsafe { count::<F>(slot, key, &one) };
+            unlock(at.cpu);
+            (counted, PLACE_SLOT << PLACE_BITS | index)
         }
-        _ => (emit_alone::<F>(&key, &one), SEEN_RECORD << SEEN_SLOT_BITS),
+        _ => (emit_alone::<F>(key, &one).then_some(NO_CHANGE), PLACE_RECORD << PLACE_BITS),
     };
-    if !counted {
+    let Some(change) = counted else {
         // SAFETY: a pointer into the map value.
-        unsafe { bump(&raw mut (*at.truth).lost, w) };
-    }
-    if let Some((ifindex, skb)) = hook.buffer(cpu) {
-        let place = if counted { place } else { SEEN_LOST << SEEN_SLOT_BITS };
-        let (packets, ifindex) = (w.packets as u16, ifindex as u16);
-        let note = Seen { place, tag, bytes: w.bytes, epoch: at.iface.epoch, packets, ifindex };
-        let index = seen_index(skb, at.direction) as usize & (2 * SEEN_ENTRIES as usize - 1);
-        // SAFETY: a map value of this CPU; the index is below the length of both arrays.
-        unsafe {
-            (*cpu).now_ns = at.now_ns;
-            (&raw mut (*cpu).skbs).cast::<u64>().add(index).write(skb);
-            (&raw mut (*cpu).seen).cast::<Seen>().add(index).write(note);
-        }
-    }
+        unsafe { bump(&raw mut (*at.truth).lost, wire) };
+        return (PLACE_LOST << PLACE_BITS, NO_CHANGE);
+    };
+    (place, change)
 }

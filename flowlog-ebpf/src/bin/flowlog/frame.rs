@@ -16,13 +16,24 @@ pub fn forget(number: u32) -> u32 {
         at.add(2).write_volatile(b);
         at.add(3).write_volatile(c);
         at.add(4).write_volatile(d);
-        u32::from_le_bytes([
+        let number = u32::from_le_bytes([
             at.add(1).read_volatile(),
             at.add(2).read_volatile(),
             at.add(3).read_volatile(),
             at.add(4).read_volatile(),
-        ])
+        ]);
+        opaque(number)
     }
+}
+
+/// The same number, of which the compiler knows nothing: it keeps the mask that follows. LLVM drops masks that it can prove
+/// to change nothing; verifiers before Linux 6.10 cannot, once two registers were or-ed.
+#[inline(always)]
+pub fn opaque(number: u32) -> u32 {
+    let mut wide = u64::from(number);
+    // SAFETY: a move to itself. (An empty statement would leave line information for no instruction, which is refused.)
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) wide, options(pure, nomem, nostack, preserves_flags)) };
+    wide as u32
 }
 
 /// The linear part of a packet, by direct packet access.

@@ -28,6 +28,7 @@ fn probe_or_zero<T>(address: u64) -> T {
 }
 
 /// Headers of a dropped packet, from its network header on.
+#[derive(Clone, Copy)]
 pub struct Linear {
     address: u64,
     len: usize,
@@ -70,7 +71,41 @@ fn gso(shinfo: u64, o: &KernelOffsets) -> (u32, u32) {
     (one(o.shinfo_gso_size), one(o.shinfo_gso_segs))
 }
 
+/// `PACKET_BROADCAST` of `include/uapi/linux/if_packet.h`.
+const PACKET_BROADCAST: u8 = 1;
+/// `PACKET_MULTICAST` there.
+const PACKET_MULTICAST: u8 = 2;
+/// `fclone` has two bits; this one is the clone of such a pair (`SKB_FCLONE_CLONE` of `include/linux/skbuff.h`).
+const FCLONE: u8 = 3;
+/// See [`FCLONE`].
+const FCLONE_CLONE: u8 = 2;
+/// Half of `dataref` that counts all who share the data (`SKB_DATAREF_SHIFT` there).
+const DATAREF: u32 = 0xffff;
+/// `pkt_type` has three bits.
+const PKT_TYPE: u8 = 7;
+
+/// Whether a socket has a filter of its own (`SO_ATTACH_FILTER`).
+///
+/// # Safety
+/// `sk` must be a `struct sock *` argument of the tracepoint that is not null.
+#[inline(always)]
+pub unsafe fn has_filter(sk: *const u8) -> bool {
+    // SAFETY: the offset comes from this kernel's BTF for exactly this struct and member.
+    unsafe { member::<u64>(sk, OFFSETS.load().sk_filter) != 0 }
+}
+
+/// Whether a buffer is on a bridge device because the bridge has decided that it is for the host. Its first note to itself
+/// (`struct br_input_skb_cb`, `net/bridge/br_private.h`) is the bridge; before that decision it is not written yet.
+#[inline(always)]
+pub fn is_bridges_own(skb: u64) -> bool {
+    let o = &OFFSETS.load();
+    let (bridge, dev): (u64, u64) =
+        (probe_or_zero(skb + u64::from(o.skb_cb)), probe_or_zero(skb + u64::from(o.skb_dev)));
+    bridge == dev && dev != 0
+}
+
 /// What the verdict program needs from a dropped `sk_buff`.
+#[derive(Clone, Copy)]
 pub struct Dropped {
     /// `skb->skb_iif`: the interface it came in through, 0 if it was made here.
     pub iif: u32,
@@ -80,6 +115,20 @@ pub struct Dropped {
     pub dst: u32,
     /// Network namespace inode, 0 if the skb has neither device nor route.
     pub netns: u32,
+    /// The number a hook gave it (`skb->tc_index`), 0 if none.
+    pub number: u16,
+    /// Clones of it have been made: some of them may live on.
+    pub cloned: bool,
+    /// It is itself the clone of a packet that a socket of this node holds until it is acknowledged.
+    pub sent_clone: bool,
+    /// Buffers that share its data, itself included.
+    pub sharers: u32,
+    /// Its route is that of a received packet.
+    pub routed_in: bool,
+    /// It was addressed to many (as the interface that received it saw it).
+    pub group: bool,
+    /// Largest packet that the device of its route takes; 0: not known.
+    pub mtu: u32,
     /// Ethertype, host order.
     pub protocol: u16,
     /// VLAN tag control information, 0 if none.
@@ -95,12 +144,12 @@ pub struct Dropped {
 }
 
 impl Dropped {
-    /// Reads the members of `skb`.
+    /// Reads the members of `skb`. A function of its own: it fills the stack with offsets.
     ///
     /// # Safety
-    /// `skb` must be the `struct sk_buff *` argument of the tracepoint.
-    #[inline(always)]
-    pub unsafe fn read(skb: *const u8) -> Self {
+    /// `skb` must be the `struct sk_buff *` argument of the tracepoint, and `to` a place for what is read.
+    #[inline(never)]
+    pub unsafe fn read(skb: *const u8, to: *mut Self) {
         let o = &OFFSETS.load();
         // SAFETY: offsets come from this kernel's BTF for exactly these structs and members.
         unsafe {
@@ -117,28 +166,41 @@ impl Dropped {
             let dev = member::<*const u8>(skb, o.skb_dev);
             let mut netns: u32 = member(member::<*const u8>(dev, o.dev_net), o.net_inum);
             let dst = member::<u64>(skb, o.skb_refdst) & !1;
-            let mut dst_ifindex = 0;
+            let (mut dst_ifindex, mut mtu, mut routed_in) = (0, 0, 0u8);
             if dst != 0 {
                 let dst_dev: u64 = probe_or_zero(dst + u64::from(o.dst_dev));
                 dst_ifindex = probe_or_zero(dst_dev + u64::from(o.dev_ifindex));
+                mtu = probe_or_zero(dst_dev + u64::from(o.dev_mtu));
+                routed_in = probe_or_zero(dst + u64::from(o.rt_is_input));
                 if netns == 0 {
                     let net: u64 = probe_or_zero(dst_dev + u64::from(o.dev_net));
                     netns = probe_or_zero(net + u64::from(o.net_inum));
                 }
             }
             let (gso_size, gso_segs) = gso(shinfo, o);
-            Self {
+            let cloned = member::<u8>(skb, o.skb_cloned) >> (o.skb_cloned_shift & 7) & 1;
+            let fclone = member::<u8>(skb, o.skb_fclone) >> (o.skb_fclone_shift & 7) & FCLONE;
+            let dataref: u32 = probe_or_zero(shinfo + u64::from(o.shinfo_dataref));
+            let pkt_type = member::<u8>(skb, o.skb_pkt_type) >> (o.skb_pkt_type_shift & 7) & PKT_TYPE;
+            to.write(Self {
+                number: member(skb, o.skb_tc_index),
+                cloned: cloned != 0,
+                sent_clone: fclone == FCLONE_CLONE,
+                sharers: dataref & DATAREF,
+                routed_in: forget(u32::from(routed_in)) != 0,
+                group: pkt_type == PACKET_BROADCAST || pkt_type == PACKET_MULTICAST,
                 iif: member(skb, o.skb_iif),
                 dev: member(dev, o.dev_ifindex),
                 dst: forget(dst_ifindex),
                 netns: forget(netns),
+                mtu,
                 protocol: u16::from_be(member(skb, o.skb_protocol)),
                 vlan_tci: member(skb, o.skb_vlan_tci),
                 l3_available,
                 gso_size,
                 gso_segs,
                 headers: Linear { address: network, len: l3_available.wrapping_sub(data_len) as usize },
-            }
+            });
         }
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! * [`maps`]: every map and load-time constant;
 //! * [`tc`], [`xdp`]: the hooks. Parse a frame, hand it to [`account`];
-//! * [`account`]: truth counters and the flow cache;
+//! * [`account`], [`family`]: truth counters and the flow cache; what differs between IPv4 and IPv6;
+//! * [`note`]: which packet passed which hook, told again when it dies;
 //! * [`block`]: evicted records on their way into the ring;
 //! * [`verdict`]: learns from `kfree_skb` which packets the node's firewall refused;
+//! * [`event`], [`datagram`]: what is known of a dying packet; fragments;
+//! * [`refuse`]: counts a refusal, and takes it out of what had passed;
 //! * [`sweep`]: evicts what is left of a closed window, run by the agent;
 //! * [`frame`]: reading a frame's bytes;
 //! * [`kernel`]: reading kernel memory. The only file that knows kernel struct offsets.
@@ -21,11 +24,21 @@ mod account;
 #[cfg(target_arch = "bpf")]
 mod block;
 #[cfg(target_arch = "bpf")]
+mod datagram;
+#[cfg(target_arch = "bpf")]
+mod event;
+#[cfg(target_arch = "bpf")]
+mod family;
+#[cfg(target_arch = "bpf")]
 mod frame;
 #[cfg(target_arch = "bpf")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod note;
+#[cfg(target_arch = "bpf")]
+mod refuse;
 #[cfg(target_arch = "bpf")]
 mod sweep;
 #[cfg(target_arch = "bpf")]

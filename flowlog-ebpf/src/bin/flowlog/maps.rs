@@ -3,13 +3,13 @@
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, PerCpuArray, ProgramArray, RingBuf},
+    btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
 use flowlog_ebpf::abi::{
-    BANK_SLOTS, Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, Dying, EPOCHS, IFINDEX_MAX, Iface, KernelOffsets,
-    REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Record4, Record6, Setup, Truth,
-    VERDICTS as VERDICT_COUNT,
+    ABOVE_MAX, BANK_SLOTS, Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, DATAGRAMS as DATAGRAM_COUNT, Datagram, Dying,
+    EPOCHS, IFINDEX_MAX, Iface, KernelOffsets, REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT,
+    Record4, Record6, Setup, Stacked, Truth, VERDICTS as VERDICT_COUNT,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
@@ -22,6 +22,14 @@ pub static IFACES: Array<Iface, { IFINDEX_MAX as usize }, MMAPABLE> = Array::new
 /// Network namespaces (inode numbers) of watched interfaces by ifindex: a verdict may be on a packet of any namespace.
 #[btf_map]
 pub static NETNS_OF: Array<u32, { IFINDEX_MAX as usize }, MMAPABLE> = Array::new();
+
+/// Which interfaces are stacked on which, directly or through others. The stack re-labels a packet when it climbs.
+#[btf_map]
+pub static ABOVE: HashMap<Stacked, u32, { ABOVE_MAX as usize }> = HashMap::new();
+
+/// Datagrams in fragments, at their hash.
+#[btf_map]
+pub static DATAGRAMS: Array<Datagram, { DATAGRAM_COUNT as usize }> = Array::new();
 
 /// Current epoch by interface id, for the sweeper. Same size as [`TRUTH`] / [`EPOCHS`].
 #[btf_map]
@@ -98,12 +106,36 @@ pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     dev_net: 0,
     net_inum: 0,
     dst_dev: 0,
+    skb_tc_index: 0,
+    skb_cloned: 0,
+    skb_cloned_shift: 0,
+    skb_pkt_type: 0,
+    skb_pkt_type_shift: 0,
+    skb_cb: 0,
+    sk_filter: 0,
+    dev_mtu: 0,
+    skb_fclone: 0,
+    skb_fclone_shift: 0,
+    shinfo_dataref: 0,
+    rt_is_input: 0,
 });
+
+/// Arguments of the tracepoint `kfree_skb`: the fourth (Linux 6.11) is the socket that the packet was for.
+#[unsafe(no_mangle)]
+pub static DROP_ARGUMENTS: Global<u32> = Global::new(3);
+
+/// Bits of a packet's number that tell the CPUs apart: see `abi::Cpu::next`.
+#[unsafe(no_mangle)]
+pub static NUMBER_BITS: Global<u32> = Global::new(8);
 
 /// Kernel text of generic XDP: first address, last address, and the drop reason to record. Its drops carry no
 /// reason of their own.
 #[unsafe(no_mangle)]
 pub static XDP_PLACE: Global<[u64; 3]> = Global::new([0; 3]);
+
+/// Length of the kernel's timer tick in ns.
+#[unsafe(no_mangle)]
+pub static TICK_NS: Global<u64> = Global::new(0);
 
 /// Slots of the flow cache less one.
 #[unsafe(no_mangle)]

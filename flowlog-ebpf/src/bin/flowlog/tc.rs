@@ -6,13 +6,14 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flowlog_ebpf::{
-    abi::{Cpu, EGRESS, INGRESS, NO_LINK_HEADER, ONLY_NOTED, WANT_EGRESS, WANT_INGRESS},
+    abi::{EGRESS, INGRESS, NO_LINK_HEADER, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS},
     packet::{self, Frame, common4, common6},
 };
 
 use crate::{
-    account::{self, Hook, V4, V6, Wire},
+    account::{self, At, Counted, FOUND_V4, FOUND_V6, Family, Hook, V4, V6, Want, Wire},
     frame::{Direct, Fragmented},
+    note::{self, Carrier},
 };
 
 /// Link + two VLAN tags + IPv6 + TCP: with this much in the linear part, direct access sees all headers but
@@ -21,14 +22,24 @@ const LINEAR_ENOUGH: usize = 14 + 8 + 40 + 20;
 
 #[classifier]
 pub fn flowlog_tc_ingress(ctx: TcContext) -> i32 {
-    hook(&ctx, INGRESS, WANT_INGRESS);
+    hook(&ctx, INGRESS);
     TC_ACT_UNSPEC
 }
 
 #[classifier]
 pub fn flowlog_tc_egress(ctx: TcContext) -> i32 {
-    hook(&ctx, EGRESS, WANT_EGRESS);
+    hook(&ctx, EGRESS);
     TC_ACT_UNSPEC
+}
+
+/// What an interface must want for a packet to be counted, and to be noted.
+#[inline(always)]
+const fn want(direction: u8) -> Want {
+    if direction == INGRESS {
+        Want { counts: WANT_INGRESS, notes: WANT_REFUSED_INGRESS }
+    } else {
+        Want { counts: WANT_EGRESS, notes: WANT_REFUSED_EGRESS }
+    }
 }
 
 /// A frame in an `sk_buff`.
@@ -36,9 +47,8 @@ struct Skb(*mut __sk_buff);
 
 impl Hook for Skb {
     #[inline(always)]
-    fn buffer(&self, cpu: *mut Cpu) -> Option<(u32, u64)> {
-        // SAFETY: the context pointer; the verifier rewrites the load to the real member. Hooks do not interrupt hooks.
-        unsafe { Some(((*self.0).ifindex, account::address(&raw mut (*cpu).pointer, self.0 as u64))) }
+    fn note<F: Family>(&self, at: &At, counted: &Counted<'_, F::Addr>) {
+        note::write::<F, Self>(self, at, counted);
     }
 
     #[inline(always)]
@@ -54,14 +64,38 @@ impl Hook for Skb {
     }
 }
 
+impl Carrier for Skb {
+    #[inline(always)]
+    fn address(&self, cell: *mut u64) -> u64 {
+        // SAFETY: the caller's cell lies in a map value of this CPU; hooks do not interrupt hooks.
+        unsafe { account::address(cell, self.0 as u64) }
+    }
+
+    #[inline(always)]
+    fn number(&self) -> u16 {
+        // SAFETY: the context pointer; the verifier rewrites the load to the real member.
+        unsafe { (*self.0).tc_index as u16 }
+    }
+
+    #[inline(always)]
+    fn set_number(&self, number: u16) {
+        // SAFETY: as above, for a store.
+        unsafe { (*self.0).tc_index = u32::from(number) };
+    }
+
+    #[inline(always)]
+    fn iif(&self) -> u16 {
+        // SAFETY: the context pointer; the verifier rewrites the load to `skb_iif`.
+        unsafe { (*self.0).ingress_ifindex as u16 }
+    }
+}
+
 #[inline(always)]
-fn hook(ctx: &TcContext, direction: u8, want: u16) {
+fn hook(ctx: &TcContext, direction: u8) {
     let skb = ctx.skb.skb;
     // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
     let (ifindex, len, vlan_tci) = unsafe { ((*skb).ifindex, (*skb).len, (*skb).vlan_tci as u16) };
-    let Some(at) = account::at(ifindex, direction, want) else {
-        return uncounted(skb, u32::from(direction));
-    };
+    let Some(at) = account::at(ifindex, direction, want(direction)) else { return };
     let link_header = at.iface.flags & NO_LINK_HEADER == 0;
     let frame = Frame { len, vlan_tci, link_header };
     let direct = Direct { data: ctx.data(), end: ctx.data_end() };
@@ -73,31 +107,50 @@ fn hook(ctx: &TcContext, direction: u8, want: u16) {
             return account::flow::<V6, Skb>(&Skb(skb), &at, &f);
         }
     }
-    uncommon(skb, u32::from(direction), u32::from(want));
+    uncommon(skb, u32::from(direction));
 }
 
-/// A frame that nobody wants to be counted (any more): the note of an earlier packet in the same buffer must not be
-/// taken for its own.
-#[inline(never)]
-fn uncounted(skb: *mut __sk_buff, direction: u32) {
-    // SAFETY: the context pointer; the verifier rewrites the load to the real member.
-    let ifindex = unsafe { (*skb).ifindex };
-    if account::iface(ifindex).is_some_and(|i| i.flags & ONLY_NOTED != 0) {
-        account::forget_note(&Skb(skb), direction as u8);
+/// Any other frame. In functions of their own, so that its variables do not crowd registers and stack of the common case.
+#[inline(always)]
+fn uncommon(skb: *mut __sk_buff, direction: u32) {
+    let found = parse(skb);
+    match found as u32 {
+        FOUND_V4 => parsed::<V4>(skb, direction),
+        FOUND_V6 => parsed::<V6>(skb, direction),
+        _ => no_flow(skb, direction, found),
     }
 }
 
-/// Any other frame. A function of its own, so that its variables do not crowd the registers of the common case.
 #[inline(never)]
-fn uncommon(skb: *mut __sk_buff, direction: u32, want: u32) {
+fn parse(skb: *mut __sk_buff) -> u64 {
     // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
     let (ifindex, len, vlan_tci, data, end) =
         unsafe { ((*skb).ifindex, (*skb).len, (*skb).vlan_tci as u16, (*skb).data as usize, (*skb).data_end as usize) };
-    let Some(at) = account::at(ifindex, direction as u8, want as u16) else { return };
-    let frame = Frame { len, vlan_tci, link_header: at.iface.flags & NO_LINK_HEADER == 0 };
+    let link_header = account::iface(ifindex).is_none_or(|i| i.flags & NO_LINK_HEADER == 0);
+    let frame = Frame { len, vlan_tci, link_header };
     if data + LINEAR_ENOUGH > end && ((end - data) as u32) < len {
-        account::frame(&Skb(skb), &at, &Fragmented { skb }, frame);
+        account::parse(&Fragmented { skb }, &frame)
     } else {
-        account::frame(&Skb(skb), &at, &Direct { data, end }, frame);
+        account::parse(&Direct { data, end }, &frame)
+    }
+}
+
+#[inline(always)]
+fn at(skb: *mut __sk_buff, direction: u32) -> Option<At> {
+    // SAFETY: the context pointer; the verifier rewrites the load to the real member.
+    account::at(unsafe { (*skb).ifindex }, direction as u8, want(direction as u8))
+}
+
+#[inline(never)]
+fn parsed<F: Family>(skb: *mut __sk_buff, direction: u32) {
+    if let Some(at) = at(skb, direction) {
+        account::parsed::<F, Skb>(&Skb(skb), &at);
+    }
+}
+
+#[inline(never)]
+fn no_flow(skb: *mut __sk_buff, direction: u32, found: u64) {
+    if let Some(at) = at(skb, direction) {
+        account::no_flow(&at, found);
     }
 }

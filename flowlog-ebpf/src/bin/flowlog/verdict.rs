@@ -3,9 +3,13 @@
 //! The tracepoint `kfree_skb` fires for every packet that dies, with the reason. Packets that die for a reason that
 //! is not a firewall's leave at the first look-up.
 //!
-//! A refused packet was refused on its way *in* through the interface it came from, and on its way *out* through
-//! the one it was headed for; each gets its own REJECT count. If our hook had counted the packet as passed, that
-//! count is taken back: from its cache slot while it is still there, else by the agent (see `abi::class`).
+//! A refused packet was refused on its way *in* through every interface it climbed through, and on its way *out* through
+//! the one it was headed for; each gets its own REJECT count. Where a hook had counted it as passed is in the notes whose
+//! chain begins with the packet's number ([`crate::note`]); that count is taken back: from its cache slot while it is still
+//! there, else by the agent (see `abi::class`).
+//!
+//! What cannot be shown is not guessed. A buffer of which copies may live on, or that may be a copy with which the stack
+//! went on, or whose note is gone, counts as [`flowlog_ebpf::abi::VerdictTruth::unknown`].
 //!
 //! The kernel skips a tracing program that would interrupt itself (`bpf_prog_active`): a verdict in process context
 //! interrupted by one in softirq would lose the second. So there are two programs on the tracepoint: the first
@@ -14,22 +18,22 @@
 //! A link to a tracepoint cannot be given another program. So what is attached does nothing but jump to the
 //! program that a map names: a new agent replaces that one, and every event is handled by exactly one of the two.
 
-use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
-use flowlog_ebpf::{
-    abi::{
-        Dying, EGRESS, HANDLED, INGRESS, IS_BRIDGE, Key, Meta, ONLY_NOTED, REASON_BY_PLACE, REASON_REFUSED,
-        REASON_TC_EGRESS, REASON_XDP, Record, SEEN_ENTRIES, SEEN_LOST, SEEN_SLOT_BITS, Seen, VERDICT_FIRST,
-        VERDICT_NESTED, VerdictTruth, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class,
-        reason_index,
-    },
-    packet::{self, Flow, Frame, Packet},
+use core::ffi::c_void;
+
+use aya_ebpf::{helpers::generated::bpf_loop, macros::btf_tracepoint, programs::BtfTracePointContext};
+use flowlog_ebpf::abi::{
+    CHAIN_MAX, Dying, EGRESS, FAMILY_V4, FAMILY_V6, HANDLED, INGRESS, IS_BRIDGE, ONLY_NOTED, PLACE_BITS,
+    PLACE_FRAGMENT, REASON_BY_PLACE, REASON_REFUSED, REASON_SOCKET, REASON_TC_INGRESS, REASON_XDP, Stacked,
+    VERDICT_FIRST, VERDICT_NESTED, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, reason_index,
 };
 
 use crate::{
-    account::{self, Family, One, V4, V6, Wire, bump, count, emit_alone, key_of, lock, seen_index, split, unlock},
-    frame::forget,
-    kernel::Dropped,
-    maps::{DYING, NETNS_OF, PASSED_MASK, REASONS, REFUSED_MASK, VERDICTS, XDP_PLACE},
+    account::{self, V4, V6, Wire},
+    datagram::{Whole, fragment, whole},
+    event::{Cause, Event, Identity, event, read_headers},
+    kernel::{self, Dropped},
+    maps::{ABOVE, DROP_ARGUMENTS, DYING, NETNS_OF, REASONS, VERDICTS, XDP_PLACE},
+    note, refuse,
 };
 
 /// The loopback device has this index in every network namespace.
@@ -62,7 +66,8 @@ pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
     let address = unsafe { account::address((&raw mut (*dying).pointers).cast::<u64>(), skb as u64) };
     // SAFETY: a map value of this CPU.
     unsafe { handled(dying, address).write_volatile(address) };
-    dropped(skb, address, reason, action);
+    let own = own_filter(&ctx, action);
+    dropped(skb, dying, 0, Cause { address, reason, action, own_filter: own });
     0
 }
 
@@ -82,7 +87,8 @@ pub fn flowlog_verdict_nested(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
     }
-    dropped(skb, address, reason, action);
+    let own = own_filter(&ctx, action);
+    dropped(skb, dying, 1, Cause { address, reason, action, own_filter: own });
     0
 }
 
@@ -99,6 +105,21 @@ fn refusal(ctx: &BtfTracePointContext) -> Option<(u32, u8)> {
     (action != 0).then_some((reason, action))
 }
 
+/// Whether the socket's own filter may have dropped the packet, and not a cgroup's program. Kernels before 6.11 do not say
+/// which socket it was.
+#[inline(always)]
+fn own_filter(ctx: &BtfTracePointContext, action: u8) -> bool {
+    if action != REASON_SOCKET {
+        return false;
+    }
+    if DROP_ARGUMENTS.load() < 4 {
+        return true;
+    }
+    let sk: *const u8 = ctx.arg(3);
+    // SAFETY: the tracepoint's fourth argument, a `struct sock *`.
+    sk.is_null() || unsafe { kernel::has_filter(sk) }
+}
+
 #[inline(always)]
 fn handled(dying: *mut Dying, address: u64) -> *mut u64 {
     let index = (address >> 6) as usize & (HANDLED - 1);
@@ -106,98 +127,284 @@ fn handled(dying: *mut Dying, address: u64) -> *mut u64 {
     unsafe { (&raw mut (*dying).handled).cast::<u64>().add(index) }
 }
 
-#[inline(always)]
-fn seen(skb: u64, direction: u8) -> Option<&'static Seen> {
-    let cpu = account::cpu()?;
-    let index = seen_index(skb, direction) as usize & (2 * SEEN_ENTRIES as usize - 1);
-    // SAFETY: a map value of this CPU; the index is below the length of both arrays.
-    unsafe {
-        let noted = (&raw const (*cpu).skbs).cast::<u64>().add(index).read();
-        (noted == skb && skb != 0).then(|| &*(&raw const (*cpu).seen).cast::<Seen>().add(index))
-    }
-}
-
 /// Everything but which of the two programs handles the event.
 #[inline(always)]
-fn dropped(skb: *const u8, address: u64, reason: u32, action: u8) {
-    // SAFETY: `skb` is the tracepoint's first argument.
-    let d = unsafe { Dropped::read(skb) };
-    if d.protocol != ETH_P_IP && d.protocol != ETH_P_IPV6 {
+fn dropped(skb: *const u8, dying: *mut Dying, which: usize, cause: Cause) {
+    // SAFETY: a map value of this CPU that only this program uses; `Event` fits, and all of it is written before it is read.
+    // `skb` is the tracepoint's first argument.
+    let event = unsafe {
+        let event = (&raw mut (*dying).scratch[which]).cast::<Event>();
+        (&raw mut (*event).cause).write(cause);
+        Dropped::read(skb, &raw mut (*event).dropped);
+        &mut *event
+    };
+    if event.dropped.protocol != ETH_P_IP && event.dropped.protocol != ETH_P_IPV6 {
         return;
     }
-    let seen_in = seen(address, INGRESS);
-    let came_in = forget(came_in_through(&d, seen_in, action));
-    let headed_out = forget(headed_out_through(&d, address, action));
-    if came_in | headed_out == 0 {
+    read_headers(event);
+    judge(event, which);
+}
+
+#[inline(always)]
+fn judge(event: &mut Event, which: usize) {
+    judge_noted(event, which);
+    if event.identity == Identity::Judged as u32 {
         return;
     }
-    let event = Event { dropped: d, address, reason, came_in, headed_out };
-    let frame = Frame { len: event.dropped.l3_available, vlan_tci: event.dropped.vlan_tci, link_header: false };
-    match packet::parse(&event.dropped.headers, frame) {
-        Packet::V4(f) => refuse_both::<V4>(&event, &f),
-        Packet::V6(f) => refuse_both::<V6>(&event, &f),
-        // Truncated IP: the hook counted it as malformed, which says nothing about its verdict.
-        Packet::NonIp(_) | Packet::Malformed(_) => {}
-    }
+    judge_ingress(event);
+    judge_egress(event);
 }
 
-/// A refused packet, and where it counts.
-struct Event {
-    dropped: Dropped,
-    address: u64,
-    reason: u32,
-    /// Where it came in, as [`place`] packs it; 0: nowhere that is watched.
-    came_in: u32,
-    /// Where it was headed, likewise.
-    headed_out: u32,
-}
-
-/// An interface a refused packet counts for, in one number: the verifier forgets one number more easily than several,
-/// and then follows the rest of the program once and not for every way to get there.
+/// Everything that its notes say. Newest first: hooks on the way out, then those on the way in, from the interface that it
+/// came in through down to the port. What is older is of an earlier passage: it had left, and was received again.
 #[inline(always)]
-const fn place(ifindex: u32, passed_hook: bool, noted: bool) -> u32 {
-    ifindex | (passed_hook as u32) << 30 | (noted as u32) << 31
+fn judge_noted(event: &mut Event, which: usize) {
+    let number = event.dropped.number;
+    event.by_address = number == 0 && !note::numbered();
+    event.links = u64::from(number);
+    if event.by_address {
+        let rounds = event.search.begin();
+        repeat(rounds, search, which);
+        event.links = event.search.found;
+    }
+    event.identity = if number == 0 { Identity::None } else { Identity::Forgotten } as u32;
+    (event.oldest, event.copied) = (event.identity, false);
+    (event.at, event.came_in, event.followed) = (event.dropped.iif, false, 0);
+    if event.links == 0 {
+        return;
+    }
+    repeat(CHAIN_MAX, link, which);
 }
-/// Bit of [`place`]: its hook must have counted it, note or no note.
-const PASSED_HOOK: u32 = 1 << 30;
-/// Bit of [`place`]: its hook has left a note in `Cpu::seen`.
-const NOTED: u32 = 1 << 31;
 
+/// A step of a loop: gets a pointer to the program's number; returns 0 to go on, 1 to stop.
+type Step = unsafe extern "C" fn(u32, *mut c_void) -> i64;
+
+/// A loop of the kernel's: the verifier walks it once.
 #[inline(always)]
-fn refuse_both<F: Family>(event: &Event, f: &Flow<F::Addr>) {
-    if event.came_in != 0 {
-        refuse::<F>(event, event.came_in, INGRESS, f);
+fn repeat(rounds: u32, step: Step, which: usize) {
+    let mut context = which as u64;
+    // SAFETY: the callback takes exactly these arguments; `context` outlives the loop.
+    unsafe { bpf_loop(rounds, step as *mut c_void, core::ptr::from_mut(&mut context).cast(), 0) };
+}
+
+/// Looks for the buffer's address in one note.
+unsafe extern "C" fn search(_i: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `bpf_loop` hands back the pointer it was given.
+    let which = unsafe { *context.cast::<u64>() };
+    let Some(event) = event(which as usize) else { return 1 };
+    i64::from(!event.search.look(event.cause.address))
+}
+
+/// Goes by one note.
+unsafe extern "C" fn link(_i: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `bpf_loop` hands back the pointer it was given.
+    let which = unsafe { *context.cast::<u64>() };
+    let Some(event) = event(which as usize) else { return 1 };
+    let number = event.links as u16;
+    if number == 0 {
+        return 1;
     }
-    if event.headed_out != 0 {
-        refuse::<F>(event, event.headed_out, EGRESS, f);
+    if !note::find(number, &mut event.note, &mut event.key6) {
+        event.oldest = Identity::Forgotten as u32;
+        return 1;
+    }
+    let identity = own(event);
+    event.oldest = identity as u32;
+    if event.followed == 0 {
+        event.identity = identity as u32;
+    }
+    event.followed += 1;
+    if identity == Identity::Judged || !passed(event) {
+        return 1;
+    }
+    if identity == Identity::Shown {
+        noted(event);
+    } else {
+        // Of a copy, so are the notes behind.
+        unknown_copy(event);
+        event.copied = true;
+    }
+    event.links = if event.by_address { event.links >> 16 } else { u64::from(event.note.prev) };
+    0
+}
+
+/// Whether the note is of this passage of the packet through the node.
+#[inline(always)]
+fn passed(event: &mut Event) -> bool {
+    let ifindex = u32::from(event.note.ifindex);
+    if event.note.key.meta.direction() == EGRESS {
+        return !event.came_in && u32::from(event.note.iif) == event.dropped.iif;
+    }
+    if ifindex != event.at && !is_above(ifindex, event.at) {
+        return false;
+    }
+    (event.at, event.came_in) = (ifindex, true);
+    true
+}
+
+/// Whether the dying buffer is the packet of the note.
+#[inline(never)]
+fn own(event: &mut Event) -> Identity {
+    let same = event.note.address == event.cause.address && !event.copied;
+    if (event.note.place >> PLACE_BITS) & PLACE_FRAGMENT == 0 {
+        return if same { Identity::Shown } else { Identity::Copy };
+    }
+    match if event.copied { Whole::Unknown } else { whole(event) } {
+        Whole::Judged => Identity::Judged,
+        Whole::Shown => Identity::Shown,
+        Whole::Fragment if same => Identity::Shown,
+        // Put together and cut again, perhaps.
+        Whole::Fragment | Whole::Unknown => Identity::Copy,
     }
 }
 
-/// The stack re-labels a packet when it climbs from a bridge port, bond member or VLAN's lower device; the hook's
-/// entry still knows where it came in.
+/// A copy dies, with which the stack may have gone on (`skb_share_check`): it is not known what became of the packet. Copies
+/// of what is addressed to many each have a fate of their own.
 #[inline(always)]
-fn came_in_through(d: &Dropped, noted: Option<&Seen>, action: u8) -> u32 {
-    if d.iif == 0 {
-        return 0;
+fn unknown_copy(event: &mut Event) {
+    if !event.dropped.group && event.cause.action == REASON_REFUSED {
+        unknown_noted(event);
     }
-    // Generic XDP comes before the hook of its own interface: a note of that one is an earlier packet's.
-    let noted = noted.filter(|e| action != REASON_XDP || u32::from(e.ifindex) != d.dev);
-    let by_note = noted.filter(|e| {
-        let ifindex = u32::from(e.ifindex);
-        ifindex == d.iif || account::iface(ifindex).is_some_and(|i| i.upper == d.iif)
-    });
-    let ifindex = by_note.map_or(d.iif, |e| u32::from(e.ifindex));
-    let Some(iface) = account::iface(ifindex).filter(|i| i.flags & WANT_REFUSED_INGRESS != 0) else { return 0 };
-    // Without device and route (a queued fragment), only a hook's own entry proves the namespace.
-    if !(is_in(ifindex, d.netns) || (d.netns == 0 && by_note.is_some())) {
-        return 0;
+}
+
+/// It is not known what became of the packet of the note, on its way in.
+#[inline(always)]
+fn unknown_noted(event: &mut Event) {
+    let (note, d) = (&event.note, &event.dropped);
+    let ifindex = u32::from(note.ifindex);
+    if note.key.meta.direction() == INGRESS && is_here(ifindex, d.netns) {
+        let Wire { packets, bytes } = event.later;
+        refuse::unknown(
+            ifindex,
+            INGRESS,
+            Wire { packets: packets + u32::from(note.packets), bytes: bytes + note.bytes },
+        );
+        event.came_in_noted |= ifindex == d.iif;
     }
-    // A packet that died in another tc program or in generic XDP may not have reached our hook.
-    let passed_hook = action == REASON_REFUSED && iface.flags & WANT_INGRESS != 0;
-    if iface.flags & ONLY_NOTED != 0 && by_note.is_none() {
-        return 0;
+}
+
+/// The packet of the note was refused, as far as that can be said.
+#[inline(never)]
+fn noted(event: &mut Event) {
+    let (note, d, action) = (&event.note, &event.dropped, event.cause.action);
+    let (ifindex, ingress) = (u32::from(note.ifindex), note.key.meta.direction() == INGRESS);
+    if !is_here(ifindex, d.netns) {
+        return;
     }
-    place(ifindex, passed_hook, by_note.is_some())
+    if ingress {
+        event.came_in_noted |= ifindex == d.iif;
+    } else if event.left_through == 0 {
+        event.left_through = ifindex;
+    }
+    // On a port that is neither the one it came in through nor the one it is routed to: of a flood, perhaps.
+    let bridged = d.dev != 0 && d.dev != d.iif && d.dst != d.dev && event.later.packets == 0;
+    // What a process of this node sends is a clone of what its socket holds: then it is no copy if nobody else has it.
+    let only_sent = d.sent_clone && d.sharers <= 2;
+    let copies_live_on = ingress && d.cloned && (d.group || (bridged && !only_sent));
+    let weak = event.by_address && (action != REASON_REFUSED || !refuse::is_same_tuple(event));
+    if event.family == 0 {
+        // The headers cannot be read where they are now: the hook could.
+        refuse::recall(event);
+    }
+    let note = &event.note;
+    if copies_live_on || event.cause.own_filter || weak {
+        let direction = note.key.meta.direction();
+        let Wire { packets, bytes } = event.later;
+        let wire = Wire { packets: packets + u32::from(note.packets), bytes: bytes + note.bytes };
+        return refuse::unknown(ifindex, direction, wire);
+    }
+    if u32::from(note.family) == FAMILY_V4 {
+        refuse::noted::<V4>(event);
+    } else {
+        refuse::noted::<V6>(event);
+    }
+}
+
+/// The interface it came in through, if no hook of that one has noted it.
+#[inline(never)]
+fn judge_ingress(event: &mut Event) {
+    let (d, action) = (&event.dropped, event.cause.action);
+    let climbed = action == REASON_REFUSED && d.dev != d.iif && climbs_to_bridge(event);
+    if climbed {
+        unseen(event, event.dropped.dev, INGRESS);
+    }
+    let d = &event.dropped;
+    if event.came_in_noted || !wants(d.iif, WANT_REFUSED_INGRESS, d.netns) {
+        return;
+    }
+    // Dropped by a tc program before ours, or by generic XDP.
+    let before_hook = action == REASON_TC_INGRESS || action == REASON_XDP;
+    // It has notes of other hooks, as far back as they go, so it would have one of this.
+    if before_hook || (event.oldest == Identity::Shown as u32 && action != REASON_SOCKET) {
+        return unseen(event, event.dropped.iif, INGRESS);
+    }
+    // Of a copy, its notes have said what there is to say.
+    if event.oldest != Identity::Copy as u32 && action != REASON_SOCKET {
+        refuse::unknown(d.iif, INGRESS, event.wire);
+    }
+}
+
+/// A packet for the host on a bridge port, refused before the bridge's own hook (the bridge family's input chain).
+#[inline(always)]
+fn climbs_to_bridge(event: &Event) -> bool {
+    let d = &event.dropped;
+    wants(d.dev, WANT_REFUSED_INGRESS, d.netns)
+        && account::iface(d.dev).is_some_and(|i| i.flags & IS_BRIDGE != 0)
+        && is_above(d.iif, d.dev)
+        && kernel::is_bridges_own(event.cause.address)
+}
+
+/// See the table in docs/verdicts.md: `dev` is the out port if it is neither the in port nor the bridge between
+/// them; otherwise the route's device, unless that is the loopback (local delivery).
+#[inline(never)]
+fn judge_egress(event: &mut Event) {
+    let d = &event.dropped;
+    // IPv6 `reject` gives a packet from here that has no device yet the loopback's.
+    let borrowed = d.dev == LOOPBACK && d.iif == 0;
+    let moved_on = d.dev != 0 && d.dev != d.iif && !borrowed;
+    let out = if moved_on { d.dev } else { d.dst };
+    // Local delivery: routes to the loopback, or to the VRF of the interface.
+    if (out == LOOPBACK && d.iif != 0) || (!moved_on && is_above(d.iif, out)) || event.left_through == out {
+        return;
+    }
+    // `reject` in a prerouting chain gives a packet the route back to where it came from.
+    let back = if event.family == FAMILY_V4 { !d.routed_in } else { out == d.iif };
+    if !moved_on && d.iif != 0 && back {
+        return;
+    }
+    if !wants(out, WANT_REFUSED_EGRESS, d.netns) {
+        return;
+    }
+    // A packet that came from a port and is now on the bridge is not (yet) headed out through the bridge device.
+    let bridge = account::iface(out).is_some_and(|i| i.flags & IS_BRIDGE != 0);
+    if moved_on && bridge && is_above(d.iif, out) {
+        return;
+    }
+    if event.later.packets == 0 && d.gso_size == 0 && event.wire.bytes > d.mtu && d.mtu != 0 {
+        fragment(event);
+    }
+    unseen(event, out, EGRESS);
+}
+
+/// A packet that no hook of the interface has counted was refused there.
+#[inline(never)]
+fn unseen(event: &mut Event, ifindex: u32, direction: u8) {
+    // While hooks begin and end, packets are on their way that passed none.
+    if account::iface(ifindex).is_none_or(|i| i.flags & ONLY_NOTED != 0) {
+        return;
+    }
+    match event.family {
+        FAMILY_V4 => refuse::unseen::<V4>(event, ifindex, direction, &event.v4),
+        FAMILY_V6 => refuse::unseen::<V6>(event, ifindex, direction, &event.v6),
+        // Not to be read: a hook that saw it would have counted it as malformed.
+        _ => {}
+    }
+}
+
+/// Whether a watched interface wants to know of this refusal.
+#[inline(always)]
+fn wants(ifindex: u32, refused: u16, netns: u32) -> bool {
+    ifindex != 0 && account::iface(ifindex).is_some_and(|i| i.flags & refused != 0) && is_in(ifindex, netns)
 }
 
 /// Whether the watched interface of this index is in a network namespace: indexes repeat in each of them.
@@ -206,132 +413,16 @@ fn is_in(ifindex: u32, netns: u32) -> bool {
     NETNS_OF.get(ifindex).is_some_and(|inum| *inum == netns)
 }
 
-/// See the table in DESIGN section 4: `dev` is the out port if it is neither the in port nor the bridge between
-/// them; otherwise the route's device, unless that is the loopback (local delivery) or the in port.
+/// As [`is_in`], for an interface whose own hook has noted the packet: without device and route (a queued fragment) nothing
+/// else says where it is.
 #[inline(always)]
-fn headed_out_through(d: &Dropped, address: u64, action: u8) -> u32 {
-    let moved_on = d.dev != 0 && d.dev != d.iif;
-    let out = if moved_on { d.dev } else { d.dst };
-    if out == 0 || out == LOOPBACK || out == d.iif {
-        return 0;
-    }
-    let Some(iface) = account::iface(out).filter(|i| i.flags & WANT_REFUSED_EGRESS != 0) else { return 0 };
-    if !is_in(out, d.netns) {
-        return 0;
-    }
-    // A packet that came from a port and is now on the bridge is not (yet) headed out through the bridge device.
-    if moved_on && d.iif != 0 && d.dst != out && iface.flags & IS_BRIDGE != 0 {
-        return 0;
-    }
-    // All firewall hooks of the way out come before the tc hook; only another tc program can come after it.
-    let tc = action == REASON_TC_EGRESS && iface.flags & WANT_EGRESS != 0;
-    let noted = tc && seen(address, EGRESS).is_some_and(|e| u32::from(e.ifindex) == out);
-    if iface.flags & ONLY_NOTED != 0 && !noted {
-        return 0;
-    }
-    place(out, false, noted)
+fn is_here(ifindex: u32, netns: u32) -> bool {
+    netns == 0 || is_in(ifindex, netns)
 }
 
-/// A function of its own: inlined, four copies of it would not fit on the stack.
+/// Whether one interface is stacked on another, directly or through others.
 #[inline(never)]
-fn refuse<F: Family>(event: &Event, place: u32, direction: u8, f: &Flow<F::Addr>) {
-    let Some(iface) = account::iface(place & (PASSED_HOOK - 1)) else { return };
-    let passed_hook = place & PASSED_HOOK != 0;
-    let d = &event.dropped;
-    let reason = reason_index(event.reason) as u16;
-    let id = iface.id;
-    let mut key = key_of(f, id, Meta::pack(direction, class::PASSED), 0, iface.epoch);
-    let (_, tag) = split(F::hash(&key), PASSED_MASK.load());
-    let noted = if place & NOTED != 0 { seen(event.address, direction).copied() } else { None };
-    // A packet that may have died before our hook is in the place of an earlier one more often than not: buffers are
-    // used again at once. No address has been translated yet, so the note must be of the same flow.
-    let entry = noted.filter(|e| passed_hook || e.tag == tag);
-    let (packets, bytes) = packet::wire(f.l3_len, f.headers, d.gso_size, d.gso_segs);
-    let (mut w, mut epoch, mut late) = (Wire { packets, bytes }, iface.epoch, false);
-    if let Some(e) = &entry {
-        // What the hook counted, so that taking it back is exact (fragments put together in between, for one).
-        w = Wire { packets: u32::from(e.packets), bytes: e.bytes };
-        late = (e.epoch.wrapping_sub(iface.oldest) as i32) < 0;
-        if !late {
-            epoch = e.epoch;
-        }
-    }
-    let Some(truth) = account::truth(id, epoch) else { return };
-    let Some(cpu) = account::cpu() else { return };
-    let locked = lock(cpu);
-    let set = usize::from(direction & 1) * 2 + usize::from(!locked);
-    // SAFETY: a map value; direction and set are 0 or 1.
-    let truth = unsafe { (&raw mut (*truth).verdict).cast::<VerdictTruth>().add(set) };
-    key.meta.epoch = epoch;
-    let class = if late {
-        class::REFUSED_LATE
-    } else if entry.is_none() && !passed_hook {
-        class::REFUSED
-    } else if entry.is_some_and(|e| e.place >> SEEN_SLOT_BITS == SEEN_LOST) {
-        class::REFUSED_LOST
-    } else if locked && take_back::<F>(&mut key, entry, w) {
-        class::REFUSED
-    } else {
-        class::REFUSED_COUNTED
-    };
-    key.meta.flags = Meta::pack(direction, class);
-    key.meta.reason = reason;
-    let (index, tag) = split(F::hash(&key), REFUSED_MASK.load());
-    // Tracing programs have no coarse clock, and the exact one costs 20 ns: a packet that has just passed a hook here
-    // has its time.
-    // SAFETY: a map value; the call takes no arguments.
-    let now_ns = unsafe { if entry.is_some() { (*cpu).now_ns } else { bpf_ktime_get_ns() } };
-    let one = One { wire: w, tcp_flags: f.tcp_flags, tag, now_ns };
-    let recorded = match (locked, F::refused(index)) {
-        // SAFETY: a slot of this CPU, and we hold the flag.
-        (true, Some(slot)) => unsafe { count::<F>(slot, &key, &one) },
-        _ => emit_alone::<F>(&key, &one),
-    };
-    let was_seen = entry.is_some() && !late || entry.is_none() && passed_hook;
-    // SAFETY: pointers into the map value.
-    unsafe {
-        bump(&raw mut (*truth).refused, w);
-        if late {
-            bump(&raw mut (*truth).late, w);
-        }
-        if was_seen {
-            bump(&raw mut (*truth).seen, w);
-        }
-        if !recorded && (class == class::REFUSED || class == class::REFUSED_LATE) {
-            bump(&raw mut (*truth).lost, w);
-        } else if !recorded {
-            bump(&raw mut (*truth).lost_counted, w);
-        }
-    }
-    if locked {
-        unlock(cpu);
-    }
-}
-
-/// Takes a packet out of the cache slot its hook counted it in, and makes `key` that slot's key (the tuple as it was
-/// on the wire, before any address translation). `false`: the slot is gone.
-#[inline(always)]
-fn take_back<F: Family>(key: &mut Key<F::Addr>, entry: Option<Seen>, w: Wire) -> bool {
-    let (hash_index, hash_tag) = split(F::hash(key), PASSED_MASK.load());
-    let (index, tag) = match entry {
-        Some(e) if e.place >> SEEN_SLOT_BITS == F::PLACE => (e.place & ((1 << SEEN_SLOT_BITS) - 1), e.tag),
-        Some(_) => return false,
-        None => (hash_index, hash_tag),
-    };
-    let Some(slot) = F::passed(index) else { return false };
-    // SAFETY: a slot of this CPU, and the caller holds the flag.
-    unsafe {
-        let Record { key: owner, stats } = &mut *slot;
-        let same = stats.tag == tag
-            && owner.meta.iface == key.meta.iface
-            && owner.meta.epoch == key.meta.epoch
-            && owner.meta.flags == key.meta.flags;
-        if !same || stats.packets < u64::from(w.packets) || stats.bytes < u64::from(w.bytes) {
-            return false;
-        }
-        stats.packets -= u64::from(w.packets);
-        stats.bytes -= u64::from(w.bytes);
-        *key = *owner;
-    }
-    true
+fn is_above(lower: u32, upper: u32) -> bool {
+    // SAFETY: the value is not looked at.
+    unsafe { ABOVE.get(Stacked { lower, upper }).is_some() }
 }

@@ -7,12 +7,12 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use flowlog_ebpf::{
-    abi::{Cpu, INGRESS, NO_LINK_HEADER, WANT_INGRESS},
+    abi::{INGRESS, NO_LINK_HEADER, WANT_INGRESS},
     packet::{Frame, common4, common6},
 };
 
 use crate::{
-    account::{self, Hook, V4, V6, Wire},
+    account::{self, At, Counted, FOUND_V4, FOUND_V6, Family, Hook, V4, V6, Want, Wire},
     frame::Direct,
 };
 
@@ -26,14 +26,15 @@ pub fn flowlog_xdp(ctx: XdpContext) -> u32 {
     XDP_PASS
 }
 
+/// Every frame is counted. The TC hook notes it, once there is a buffer.
+const WANT: Want = Want { counts: WANT_INGRESS, notes: 0 };
+
 /// A frame without an `sk_buff`: no buffer to remember, never GSO.
 struct Raw;
 
 impl Hook for Raw {
     #[inline(always)]
-    fn buffer(&self, _cpu: *mut Cpu) -> Option<(u32, u64)> {
-        None
-    }
+    fn note<F: Family>(&self, _at: &At, _counted: &Counted<'_, F::Addr>) {}
 
     #[inline(always)]
     fn wire(&self, l3_len: u32, _headers: u32) -> Wire {
@@ -45,7 +46,7 @@ impl Hook for Raw {
 fn hook(ctx: &XdpContext) {
     // SAFETY: the context pointer.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-    let Some(at) = account::at(ifindex, INGRESS, WANT_INGRESS) else { return };
+    let Some(at) = account::at(ifindex, INGRESS, WANT) else { return };
     let direct = Direct { data: ctx.data(), end: ctx.data_end() };
     let linear = direct.end - direct.data;
     if linear < ONE_BUFFER_MAX && at.iface.flags & NO_LINK_HEADER == 0 {
@@ -60,14 +61,43 @@ fn hook(ctx: &XdpContext) {
     uncommon(ctx.ctx);
 }
 
-/// Any other frame. A function of its own, so that its variables do not crowd the registers of the common case.
-#[inline(never)]
+/// Any other frame. In functions of their own, so that its variables do not crowd registers and stack of the common case.
+#[inline(always)]
 fn uncommon(ctx: *mut xdp_md) {
+    let found = parse(ctx);
+    match found as u32 {
+        FOUND_V4 => parsed::<V4>(ctx),
+        FOUND_V6 => parsed::<V6>(ctx),
+        _ => no_flow(ctx, found),
+    }
+}
+
+#[inline(never)]
+fn parse(ctx: *mut xdp_md) -> u64 {
     // SAFETY: the context pointer.
     let (ifindex, data, end, len) = unsafe {
         ((*ctx).ingress_ifindex, (*ctx).data as usize, (*ctx).data_end as usize, bpf_xdp_get_buff_len(ctx) as u32)
     };
-    let Some(at) = account::at(ifindex, INGRESS, WANT_INGRESS) else { return };
-    let frame = Frame { len, vlan_tci: 0, link_header: at.iface.flags & NO_LINK_HEADER == 0 };
-    account::frame(&Raw, &at, &Direct { data, end }, frame);
+    let link_header = account::iface(ifindex).is_none_or(|i| i.flags & NO_LINK_HEADER == 0);
+    account::parse(&Direct { data, end }, &Frame { len, vlan_tci: 0, link_header })
+}
+
+#[inline(always)]
+fn at(ctx: *mut xdp_md) -> Option<At> {
+    // SAFETY: the context pointer.
+    account::at(unsafe { (*ctx).ingress_ifindex }, INGRESS, WANT)
+}
+
+#[inline(never)]
+fn parsed<F: Family>(ctx: *mut xdp_md) {
+    if let Some(at) = at(ctx) {
+        account::parsed::<F, Raw>(&Raw, &at);
+    }
+}
+
+#[inline(never)]
+fn no_flow(ctx: *mut xdp_md, found: u64) {
+    if let Some(at) = at(ctx) {
+        account::no_flow(&at, found);
+    }
 }

@@ -1,0 +1,152 @@
+//! Notes: which packet passed which hook; and the scratch state of each CPU, in which they are.
+
+use super::{Ip4, Ip6, Key};
+
+/// Notes that each CPU keeps of the packets that passed its hooks, in a circle. A receive batch is at most 64 packets
+/// (`NAPI_POLL_WEIGHT`), and one packet passes a few hooks before it is delivered or dies.
+pub const NOTES: u32 = 256;
+
+/// Notes of one packet that are followed: an interface, and what is stacked on it (port, bond, VLAN, bridge, macvlan).
+pub const CHAIN_MAX: u32 = 6;
+
+/// Datagrams in fragments that are remembered at the same time, for all CPUs. Must be a power of two. As many as wait for
+/// their last fragments; two that meet in one place have their verdicts counted as unknown.
+pub const DATAGRAMS: u32 = 1_024;
+
+/// A packet that passed a hook: who it was, where it was counted, and as what. One cache line.
+///
+/// The packet carries the note's number in `skb->tc_index`, a field that is zero in every new buffer, that clones and copies
+/// take over, and that nothing between here and a firewall's verdict writes. A dying buffer with this number *and* this
+/// address is the very packet: a copy of it has another address, a packet that never passed a hook has no number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Note {
+    /// Address of its `sk_buff`; 0 once its verdict has been counted.
+    pub address: u64,
+    /// Its number: [`Cpu::next`] as it was. The lower bits say which CPU's circle the note is in.
+    pub number: u16,
+    /// Number that the packet carried before, from another hook; 0 if none.
+    pub prev: u16,
+    /// Interface whose hook this is ([`IFINDEX_MAX`](super::IFINDEX_MAX) fits).
+    pub ifindex: u16,
+    /// Interface through which it had been received then (`skb->skb_iif`); 0 if it was made here.
+    pub iif: u16,
+    /// Where it was counted: `PLACE_*` in the upper 4 bits, the cache slot or the datagram in the lower 28.
+    pub place: u32,
+    /// Wire layer-3 bytes.
+    pub bytes: u32,
+    /// Time at the hook, `CLOCK_MONOTONIC_COARSE` ns.
+    pub now_ns: u64,
+    /// Wire packets (the kernel keeps the segments of a buffer in 16 bits).
+    pub packets: u16,
+    /// Its TCP flag octet.
+    pub tcp_flags: u8,
+    /// Those of them that no earlier packet had set in its slot.
+    pub new_flags: u8,
+    /// [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
+    pub family: u16,
+    /// How long before it the latest packet in its slot had been, in units of `1 << `[`SINCE_SHIFT`] ns; 0: within one, or
+    /// there was none.
+    pub since: u16,
+    /// Its key: the tuple on the wire. For IPv6 only `meta`; the whole key is in [`Cpu::keys6`].
+    pub key: Key<Ip4>,
+}
+
+/// Unit of [`Note::since`]: about a timer tick. A window's length fits, nearly: 275 s.
+pub const SINCE_SHIFT: u32 = 22;
+
+/// Bits of [`Note::place`] that hold the slot or the datagram.
+pub const PLACE_BITS: u32 = 28;
+/// [`Note::place`]: noted, not counted: accepted packets are not wanted.
+pub const PLACE_NOWHERE: u32 = 0;
+/// [`Note::place`]: in a slot of the cache of its family.
+pub const PLACE_SLOT: u32 = 1;
+/// [`Note::place`]: in a record that was sent.
+pub const PLACE_RECORD: u32 = 2;
+/// [`Note::place`]: in the `lost` counter.
+pub const PLACE_LOST: u32 = 3;
+/// [`Note::place`]: counted by the XDP program, nobody knows where.
+pub const PLACE_XDP: u32 = 4;
+/// [`Note::place`]: set for a fragment: the lower bits name its [`Datagram`], wherever it was counted.
+pub const PLACE_FRAGMENT: u32 = 8;
+
+/// [`Datagram::epoch`]: fragments of two windows.
+pub const MIXED: u32 = u32::MAX;
+
+/// A datagram in fragments. The kernel puts them together before most firewalls see them; what dies then is one buffer, with
+/// the contents of the first fragment and the address of the one that came last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Datagram {
+    /// Hash of addresses, protocol, identification and interface; 0: free.
+    pub check: u64,
+    /// Address of the `sk_buff` that came last.
+    pub address: u64,
+    /// Payload bytes behind the IP headers, of all fragments.
+    pub payload: u32,
+    /// Wire layer-3 bytes of all but the first fragment.
+    pub later_bytes: u32,
+    /// How many those are.
+    pub later_packets: u32,
+    /// Epoch of the one that came first; [`MIXED`] if others came in another.
+    pub epoch: u32,
+    /// [`Note::number`] of the first fragment, 0 if it has not come.
+    pub first: u32,
+    /// It was refused as a whole.
+    pub refused: u32,
+}
+
+/// Words of [`Cpu::parsed`]: a `packet::Flow` of either family.
+pub const PARSED_WORDS: usize = 10;
+
+/// Scratch state of one CPU: in one map value, since every look-up costs a nanosecond. A per-CPU value has at most 32 KiB.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpu {
+    /// A program of ours is changing this CPU's caches right now.
+    pub busy: u64,
+    /// A pointer on its way to becoming a number (the verifier refuses arithmetic on it before). For hooks.
+    pub pointer: u64,
+    /// Number of the next note, counted on in steps of `1 << NUMBER_BITS`; the bits below are the CPU's number plus one, and
+    /// stay. So no packet has the number 0, and each CPU has its own. The agent sets it once.
+    pub next: u32,
+    /// Always 0.
+    pub spare: u32,
+    /// What the parser found, for hooks. The verifier forgets what lies in a map: it then walks what follows once, and not
+    /// once for every kind of packet.
+    pub parsed: [u64; PARSED_WORDS],
+    /// Keys of noted IPv6 packets, at the same index as the notes.
+    pub keys6: [Key<Ip6>; NOTES as usize],
+    /// Notes, at `number >> NUMBER_BITS`, modulo their number.
+    pub notes: [Note; NOTES as usize],
+}
+
+/// Entries of [`Dying::handled`]: events can nest three deep (process, softirq, hardirq); the rest is for collisions.
+pub const HANDLED: usize = 64;
+
+/// Words of [`Dying::scratch`] for each program: what would not fit on the stack (512 bytes for all frames together before
+/// Linux 6.13).
+pub const SCRATCH_WORDS: usize = 64;
+
+/// Scratch state of the verdict programs on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dying {
+    /// As [`Cpu::pointer`], one for each of the two programs: they can interrupt each other and the hooks.
+    pub pointers: [u64; 2],
+    /// Buffers the first verdict program has handled and the second has not yet seen.
+    pub handled: [u64; HANDLED],
+    /// The event that each of them is looking at.
+    pub scratch: [[u64; SCRATCH_WORDS]; 2],
+}
+
+const _: () = {
+    assert!(size_of::<Note>() == 64);
+    assert!(core::mem::offset_of!(Note, place) == 16);
+    assert!(core::mem::offset_of!(Note, now_ns) == 24);
+    assert!(core::mem::offset_of!(Note, key) == 40);
+    assert!(size_of::<Datagram>() == 40);
+    assert!(size_of::<Cpu>() == 24 + 8 * PARSED_WORDS + NOTES as usize * (48 + 64) && size_of::<Cpu>() <= 32 << 10);
+    assert!(core::mem::offset_of!(Cpu, next) == 16);
+    assert!(NOTES.is_power_of_two() && DATAGRAMS.is_power_of_two() && DATAGRAMS < 1 << PLACE_BITS);
+};

@@ -1,0 +1,204 @@
+//! What is counted: flows, their counters, the caches they are in, and the blocks in which they go to the agent.
+
+/// Default slots of the per-CPU flow cache; the loader overrides it. Must be a power of two.
+pub const CACHE_SLOTS_DEFAULT: u32 = 16_384;
+/// Default slots of the per-CPU cache for refused flows. Must be a power of two.
+pub const REFUSED_SLOTS_DEFAULT: u32 = 4_096;
+/// Default size of the ring buffer in bytes. Must be a power of two and a multiple of the page size.
+pub const RING_BYTES_DEFAULT: u32 = 8 << 20;
+/// Smallest ring buffer: a few blocks.
+pub const RING_BYTES_MIN: u32 = 16 << 10;
+
+/// Slots in one element of a cache map. Per-CPU elements are found through an array of pointers: with one slot each, that
+/// array is an eighth as large as the cache itself, and every look-up misses twice. An element has at most 32 KiB.
+pub const BANK_SLOTS: u32 = 256;
+
+/// Slots one run of the sweeper visits: about 20 us with interrupts off.
+pub const SWEEP_CHUNK: u32 = 512;
+
+/// What a record's packets are, in [`Meta::class`].
+///
+/// A refused packet may or may not have been counted by a hook before it died; the class says how the agent must
+/// treat it so that accepted + refused + lost stays equal to what was seen (promise P1).
+pub mod class {
+    /// Passed a hook. Accepted unless a later record says otherwise.
+    pub const PASSED: u8 = 0;
+    /// Refused; in no other count (never reached a hook, or already taken out of its flow by the kernel).
+    pub const REFUSED: u8 = 1;
+    /// Refused, but still contained in a PASSED record of the same window: subtract it there.
+    pub const REFUSED_COUNTED: u8 = 2;
+    /// Refused, and its PASSED count went into the hook's `lost` counter: subtract it there.
+    pub const REFUSED_LOST: u8 = 3;
+    /// Refused after the window in which it passed the hook was closed: the row stands, nothing to subtract.
+    pub const REFUSED_LATE: u8 = 4;
+}
+
+/// The part of a flow key that does not depend on the address family.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Meta {
+    /// Source port, host order. For ICMP and `ICMPv6`: the type. 0 for later fragments.
+    pub sport: u16,
+    /// Destination port, host order. For ICMP and `ICMPv6`: the code. 0 for later fragments.
+    pub dport: u16,
+    /// Outermost VLAN id, 0 if untagged.
+    pub vlan: u16,
+    /// Id of the watched interface, 1-based; 0 marks an empty slot.
+    pub iface: u16,
+    /// `enum skb_drop_reason` of the running kernel (subsystem in the upper bits cut off); 0 if not refused.
+    pub reason: u16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Bit 0: direction ([`INGRESS`](super::INGRESS) or [`EGRESS`](super::EGRESS)); bits 1..: [`class`].
+    pub flags: u8,
+    /// The window the packet passed in. Part of the key, so that a packet of a new window evicts the old record.
+    pub epoch: u32,
+}
+
+impl Meta {
+    /// Packs direction and class into [`Meta::flags`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(direction: u8, class: u8) -> u8 {
+        direction | (class << 1)
+    }
+
+    /// [`INGRESS`](super::INGRESS) or [`EGRESS`](super::EGRESS).
+    #[inline(always)]
+    #[must_use]
+    pub const fn direction(&self) -> u8 {
+        self.flags & 1
+    }
+
+    /// One of [`class`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn class(&self) -> u8 {
+        self.flags >> 1
+    }
+}
+
+/// An IPv4 address as it lies in the packet: bytes in network order, held as one word so that it is copied and compared
+/// as one.
+pub type Ip4 = u32;
+/// An IPv6 address, likewise.
+pub type Ip6 = [u64; 2];
+
+/// Flow key; `A` is [`Ip4`] or [`Ip6`]. Aligned so that it compares as `u64` words.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Key<A> {
+    /// Source address as seen on the interface.
+    pub src: A,
+    /// Destination address as seen on the interface.
+    pub dst: A,
+    /// Everything else.
+    pub meta: Meta,
+}
+
+/// Counters of one flow in one window.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// First packet, `CLOCK_MONOTONIC_COARSE` ns.
+    pub first_ns: u64,
+    /// Last packet, `CLOCK_MONOTONIC_COARSE` ns.
+    pub last_ns: u64,
+    /// Layer-3 bytes as on the wire (segments of a GSO packet each count their headers).
+    pub bytes: u64,
+    /// Packets as on the wire (a GSO packet counts its segments).
+    pub packets: u64,
+    /// OR of all TCP flag octets, and [`FLAGS_UNSURE`]. As wide as everything around it: a load of eight bytes must wait for
+    /// a narrower store.
+    pub tcp_flags: u32,
+    /// Upper half of the flow hash: recognises a slot that another flow took over.
+    pub tag: u32,
+}
+
+/// Bit of [`Stats::tcp_flags`]: a packet was taken back whose flags may be among these.
+pub const FLAGS_UNSURE: u32 = 1 << 8;
+
+/// One cache slot, and byte for byte one record in a [`Block`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record<A> {
+    /// Whose counters.
+    pub key: Key<A>,
+    /// The counters.
+    pub stats: Stats,
+}
+
+/// IPv4 record: exactly one cache line.
+pub type Record4 = Record<Ip4>;
+/// IPv6 record.
+pub type Record6 = Record<Ip6>;
+
+/// IPv4 records in a full block: 4 KiB.
+pub const BLOCK4: usize = 64;
+/// IPv6 records in a full block: 4 KiB, nearly.
+pub const BLOCK6: usize = 46;
+/// [`BlockHeader::family`] of IPv4 records.
+pub const FAMILY_V4: u32 = 4;
+/// [`BlockHeader::family`] of IPv6 records.
+pub const FAMILY_V6: u32 = 6;
+
+/// Head of every entry of the ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockHeader {
+    /// Records that follow.
+    pub records: u32,
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    pub family: u32,
+}
+
+/// Records on their way to the agent. Each CPU fills one of each family and sends it when it is full: one reservation
+/// in the ring, one copy and one commit for all of them. A block may be sent with fewer records than `N`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block<A, const N: usize> {
+    /// How many, and of which family.
+    pub header: BlockHeader,
+    /// The first `header.records` of them count.
+    pub records: [Record<A>; N],
+}
+
+/// A full block of IPv4 records.
+pub type Block4 = Block<Ip4, BLOCK4>;
+/// A full block of IPv6 records.
+pub type Block6 = Block<Ip6, BLOCK6>;
+
+/// Result of one sweeper run.
+pub mod sweep {
+    /// Slots visited; nothing left in this chunk.
+    pub const DONE: u32 = 0;
+    /// A program of ours was interrupted on this CPU; try again.
+    pub const BUSY: u32 = 1;
+    /// The ring is full; drain it and try again.
+    pub const RING_FULL: u32 = 2;
+    /// `arg(1)` of the sweeper: which cache.
+    pub const PASSED4: u64 = 0;
+    /// See [`PASSED4`].
+    pub const PASSED6: u64 = 1;
+    /// See [`PASSED4`].
+    pub const REFUSED4: u64 = 2;
+    /// See [`PASSED4`].
+    pub const REFUSED6: u64 = 3;
+    /// No cache: sends the CPU's blocks, full or not.
+    pub const BLOCKS: u64 = 4;
+}
+
+const _: () = {
+    assert!(size_of::<Meta>() == 16);
+    assert!(size_of::<Key<Ip4>>() == 24);
+    assert!(size_of::<Key<Ip6>>() == 48);
+    assert!(size_of::<Stats>() == 40);
+    assert!(size_of::<Record4>() == 64);
+    assert!(size_of::<Record6>() == 88);
+    assert!(core::mem::offset_of!(Record4, stats) == 24);
+    assert!(core::mem::offset_of!(Record6, stats) == 48);
+    assert!(BANK_SLOTS as usize * size_of::<Record6>() <= 32 << 10);
+    assert!(size_of::<Block4>() == 8 + 4_096);
+    assert!(size_of::<Block6>() == 8 + 4_048);
+    assert!(core::mem::offset_of!(Block4, records) == 8);
+};

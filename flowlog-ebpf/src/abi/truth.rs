@@ -1,0 +1,84 @@
+//! Witness counters: what hooks and verdicts did with every packet.
+
+/// Packets and layer-3 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Wire packets.
+    pub packets: u64,
+    /// Wire layer-3 bytes.
+    pub bytes: u64,
+}
+
+/// What a hook did with every frame it saw, for one direction. Written only by the hook programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HookTruth {
+    /// Every frame, bumped before anything that can fail.
+    pub seen: Count,
+    /// Of these: not IP (ARP, LLDP, …); never a flow.
+    pub non_ip: Count,
+    /// Of these: IP that cannot be parsed (truncated, bad header length, header chain too long).
+    pub malformed: Count,
+    /// Of these: the ring was full, so the packet is in no record.
+    pub lost: Count,
+}
+
+/// What the verdict program did with every refused packet, for one direction. Written only by that program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerdictTruth {
+    /// Every refused packet.
+    pub refused: Count,
+    /// Of these: a hook had counted it (in `HookTruth::seen` of the same window).
+    pub seen: Count,
+    /// Of these: the ring was full; no record, but taken out of its flow where it was in one.
+    pub lost: Count,
+    /// Of these: the ring was full and the packet is still in a PASSED record.
+    pub lost_counted: Count,
+    /// Of these: the ring was full, and had been when the packet passed the hook: it is in `HookTruth::lost`.
+    pub lost_twice: Count,
+    /// Of these: refused after the window of its hook count was closed.
+    pub late: Count,
+    /// Not refused as far as could be shown, and not known to be accepted: the buffer that died may or may not have been all
+    /// there was of the packet. In none of the others.
+    pub unknown: Count,
+}
+
+/// Witness counters of one interface and epoch on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Truth {
+    /// By direction.
+    pub hook: [HookTruth; 2],
+    /// By direction, then by whether the program had the CPU's caches to itself: one that has interrupted another
+    /// counts into a set of its own, so that no addition is lost.
+    pub verdict: [[VerdictTruth; 2]; 2],
+}
+
+impl Truth {
+    /// All counters, in the order of their declaration.
+    pub fn counts(&self) -> impl Iterator<Item = Count> + '_ {
+        let hooks = self.hook.iter().flat_map(|h| [h.seen, h.non_ip, h.malformed, h.lost]);
+        let verdicts = self
+            .verdict
+            .iter()
+            .flatten()
+            .flat_map(|v| [v.refused, v.seen, v.lost, v.lost_counted, v.lost_twice, v.late, v.unknown]);
+        hooks.chain(verdicts)
+    }
+
+    /// All counters, in the same order.
+    pub fn counts_mut(&mut self) -> impl Iterator<Item = &mut Count> {
+        let hooks = self.hook.iter_mut().flat_map(|h| [&mut h.seen, &mut h.non_ip, &mut h.malformed, &mut h.lost]);
+        let verdicts = self.verdict.iter_mut().flatten().flat_map(|v| {
+            let lost = [&mut v.lost, &mut v.lost_counted, &mut v.lost_twice];
+            [&mut v.refused, &mut v.seen].into_iter().chain(lost).chain([&mut v.late, &mut v.unknown])
+        });
+        hooks.chain(verdicts)
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Truth>() == 2 * 64 + 4 * 112);
+};

@@ -1,0 +1,116 @@
+//! A packet that dies for a firewall's reason: all that is known about it while it is judged.
+
+use flowlog_ebpf::{
+    abi::{FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key, Note, SCRATCH_WORDS},
+    packet::{self, Flow, Frame, Packet, Part},
+};
+
+use crate::{account::Wire, kernel::Dropped, maps::DYING, note};
+
+/// What the tracepoint says besides the buffer itself.
+#[derive(Clone, Copy)]
+pub struct Cause {
+    /// Address of the buffer.
+    pub address: u64,
+    /// The kernel's number of the reason.
+    pub reason: u32,
+    /// Its `REASON_*`.
+    pub action: u8,
+    /// Whether the socket's own filter may have done it.
+    pub own_filter: bool,
+}
+
+/// A packet that dies for a firewall's reason. In map memory: the stack has no room for it.
+#[repr(C)]
+pub struct Event {
+    /// What the tracepoint says.
+    pub cause: Cause,
+    /// What the kernel knows about the buffer.
+    pub dropped: Dropped,
+    /// The note that is being looked at.
+    pub note: Note,
+    /// Its key, if it is IPv6.
+    pub key6: Key<Ip6>,
+    /// `FAMILY_*` of what the headers say; 0: they cannot be read.
+    pub family: u32,
+    /// What they say.
+    pub v4: Flow<Ip4>,
+    /// Likewise.
+    pub v6: Flow<Ip6>,
+    /// Packets and bytes of it on the wire.
+    pub wire: Wire,
+    /// Packets and bytes of the other fragments, if it is a datagram that was put together.
+    pub later: Wire,
+    /// Part of a datagram that it is.
+    pub part: Part,
+    /// A hook of the interface it came in through has noted it.
+    pub came_in_noted: bool,
+    /// The interface through which a hook has seen it leave; 0: none.
+    pub left_through: u32,
+    /// [`Identity`] by its newest note.
+    pub identity: u32,
+    /// [`Identity`] by the oldest that was looked at.
+    pub oldest: u32,
+    /// Notes that were looked at.
+    pub followed: u32,
+    /// The interface that the last of them was about; before, the one it came in through.
+    pub at: u32,
+    /// One of them was about its way in.
+    pub came_in: bool,
+    /// It was found by its address alone.
+    pub by_address: bool,
+    /// It is a copy of the packet that the notes are about.
+    pub copied: bool,
+    /// The search for notes by address.
+    pub search: note::Search,
+    /// Numbers of the next notes, 16 bits each.
+    pub links: u64,
+}
+
+const _: () = assert!(size_of::<Event>() <= SCRATCH_WORDS * 8);
+
+/// What is known about who a dying buffer is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Identity {
+    /// The very packet that its notes are about.
+    Shown,
+    /// It passed no hook.
+    None,
+    /// It, or what it was copied from, passed a hook; the note is gone.
+    Forgotten,
+    /// A copy of a packet that passed a hook.
+    Copy,
+    /// A part of a datagram that has been judged as a whole.
+    Judged,
+}
+
+/// Reads the headers, as far as they are where they can be read.
+#[inline(never)]
+pub fn read_headers(event: &mut Event) {
+    let d = &event.dropped;
+    let frame = Frame { len: d.l3_available, vlan_tci: d.vlan_tci, link_header: false };
+    let (family, part, (packets, bytes)) = match packet::parse(&d.headers, frame) {
+        Packet::V4(f) => {
+            event.v4 = f;
+            (FAMILY_V4, f.fragment.part, packet::wire(f.l3_len, f.headers, d.gso_size, d.gso_segs))
+        }
+        Packet::V6(f) => {
+            event.v6 = f;
+            (FAMILY_V6, f.fragment.part, packet::wire(f.l3_len, f.headers, d.gso_size, d.gso_segs))
+        }
+        Packet::NonIp(_) | Packet::Malformed(_) => (0, Part::Whole, (1, d.l3_available)),
+    };
+    (event.family, event.part) = (family, part);
+    event.wire = Wire { packets, bytes };
+    event.later = Wire { packets: 0, bytes: 0 };
+    (event.came_in_noted, event.left_through) = (false, 0);
+}
+
+/// The event in the scratch memory of one of the two programs.
+#[inline(always)]
+pub fn event(which: usize) -> Option<&'static mut Event> {
+    let dying = DYING.get_ptr_mut(0)?;
+    // SAFETY: a map value of this CPU that only the program of this number uses.
+    Some(unsafe { &mut *(&raw mut (*dying).scratch[which & 1]).cast::<Event>() })
+}

@@ -1,0 +1,133 @@
+//! What differs between the address families: caches, blocks, hashes.
+
+use flowlog_ebpf::{
+    abi::{BANK_SLOTS, BLOCK4 as SIZE4, BLOCK6 as SIZE6, BlockHeader, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key, Record},
+    hash,
+};
+
+use crate::maps::{BLOCK4, BLOCK6, Bank, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED};
+
+/// What differs between the IPv4 and the IPv6 tables.
+pub trait Family {
+    /// Address type of the key.
+    type Addr: Copy + Default + 'static;
+    /// `FAMILY_V4` or `FAMILY_V6`.
+    const FAMILY: u32;
+    /// Records in a full block.
+    const BLOCK: u32;
+    /// Slot of the flow cache.
+    fn passed(index: u32) -> Option<*mut Record<Self::Addr>>;
+    /// Slot of the refused cache.
+    fn refused(index: u32) -> Option<*mut Record<Self::Addr>>;
+    /// Head of the block that is being filled.
+    fn block() -> Option<*mut BlockHeader>;
+    /// Flow hash, without the epoch: a flow keeps its slot across windows.
+    fn hash(key: &Key<Self::Addr>) -> u64;
+    /// Keeps the key in the note, or beside it if it does not fit in; `meta` is in the note in any case.
+    ///
+    /// # Safety
+    /// `note` and `beside` must be the places for it.
+    unsafe fn keep(note: *mut Key<Ip4>, beside: *mut Key<Ip6>, key: &Key<Self::Addr>);
+    /// The key of a noted packet.
+    fn noted(key4: &Key<Ip4>, key6: &Key<Ip6>) -> Key<Self::Addr>;
+    /// Key comparison by words.
+    ///
+    /// # Safety
+    /// `slot` must point to a key.
+    unsafe fn same(slot: *const Key<Self::Addr>, key: &Key<Self::Addr>) -> bool;
+}
+
+/// A slot in its bank.
+#[inline(always)]
+fn slot<R>(bank: *mut Bank<R>, index: u32) -> Option<*mut R> {
+    // SAFETY: a map value; the index is below the length of a bank.
+    Some(unsafe { bank.cast::<R>().add((index & (BANK_SLOTS - 1)) as usize) })
+}
+
+/// IPv4 tables.
+pub enum V4 {}
+
+/// IPv6 tables.
+pub enum V6 {}
+
+impl Family for V4 {
+    type Addr = Ip4;
+    const FAMILY: u32 = FAMILY_V4;
+    const BLOCK: u32 = SIZE4 as u32;
+    #[inline(always)]
+    fn passed(index: u32) -> Option<*mut Record<Ip4>> {
+        slot(PASSED4.get_ptr_mut(index / BANK_SLOTS)?, index)
+    }
+    #[inline(always)]
+    fn refused(index: u32) -> Option<*mut Record<Ip4>> {
+        slot(REFUSED4.get_ptr_mut(index / BANK_SLOTS)?, index)
+    }
+    #[inline(always)]
+    fn block() -> Option<*mut BlockHeader> {
+        BLOCK4.get_ptr_mut(0).map(<*mut _>::cast)
+    }
+    #[inline(always)]
+    fn hash(key: &Key<Ip4>) -> u64 {
+        // SAFETY: the key is 24 bytes with no padding, aligned to 8.
+        let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 3]>() };
+        // The third word holds reason, protocol, flags and the epoch; keep the part below the epoch.
+        hash::words2(SEED.load(), w[0], w[1] ^ (w[2] << 32))
+    }
+    #[inline(always)]
+    unsafe fn keep(note: *mut Key<Ip4>, _beside: *mut Key<Ip6>, key: &Key<Ip4>) {
+        // SAFETY: by the contract.
+        unsafe { note.write(*key) };
+    }
+    #[inline(always)]
+    fn noted(key4: &Key<Ip4>, _key6: &Key<Ip6>) -> Key<Ip4> {
+        *key4
+    }
+    #[inline(always)]
+    unsafe fn same(slot: *const Key<Ip4>, key: &Key<Ip4>) -> bool {
+        // SAFETY: both are 24-byte keys without padding, aligned to 8.
+        let (a, b) = unsafe { (&*slot.cast::<[u64; 3]>(), &*core::ptr::from_ref(key).cast::<[u64; 3]>()) };
+        ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2])) == 0
+    }
+}
+
+impl Family for V6 {
+    type Addr = Ip6;
+    const FAMILY: u32 = FAMILY_V6;
+    const BLOCK: u32 = SIZE6 as u32;
+    #[inline(always)]
+    fn passed(index: u32) -> Option<*mut Record<Ip6>> {
+        slot(PASSED6.get_ptr_mut(index / BANK_SLOTS)?, index)
+    }
+    #[inline(always)]
+    fn refused(index: u32) -> Option<*mut Record<Ip6>> {
+        slot(REFUSED6.get_ptr_mut(index / BANK_SLOTS)?, index)
+    }
+    #[inline(always)]
+    fn block() -> Option<*mut BlockHeader> {
+        BLOCK6.get_ptr_mut(0).map(<*mut _>::cast)
+    }
+    #[inline(always)]
+    fn hash(key: &Key<Ip6>) -> u64 {
+        // SAFETY: the key is 48 bytes with no padding, aligned to 8.
+        let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 6]>() };
+        hash::words5(SEED.load(), w[0], w[1], w[2], w[3], w[4] ^ (w[5] << 32))
+    }
+    #[inline(always)]
+    unsafe fn keep(note: *mut Key<Ip4>, beside: *mut Key<Ip6>, key: &Key<Ip6>) {
+        // SAFETY: by the contract.
+        unsafe {
+            (*note).meta = key.meta;
+            beside.write(*key);
+        }
+    }
+    #[inline(always)]
+    fn noted(_key4: &Key<Ip4>, key6: &Key<Ip6>) -> Key<Ip6> {
+        *key6
+    }
+    #[inline(always)]
+    unsafe fn same(slot: *const Key<Ip6>, key: &Key<Ip6>) -> bool {
+        // SAFETY: both are 48-byte keys without padding, aligned to 8.
+        let (a, b) = unsafe { (&*slot.cast::<[u64; 6]>(), &*core::ptr::from_ref(key).cast::<[u64; 6]>()) };
+        ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) | (a[5] ^ b[5])) == 0
+    }
+}

@@ -1,0 +1,244 @@
+//! Counting refusals: a REJECT record, and the packet taken out of what had passed.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use flowlog_ebpf::{
+    abi::{
+        Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Key, Meta, ONLY_NOTED, PLACE_BITS, PLACE_FRAGMENT, PLACE_LOST,
+        PLACE_NOWHERE, PLACE_SLOT, Record, SINCE_SHIFT, VerdictTruth, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class,
+        reason_index,
+    },
+    packet::{Flow, Fragment, absent},
+};
+
+use crate::{
+    account::{self, Family, One, Wire, bump, count, emit_alone, key_of, lock, split, unlock},
+    event::Event,
+    maps::{PASSED_MASK, REFUSED_MASK, TICK_NS},
+    note,
+};
+
+/// What is known of a refused packet, but for its key.
+struct Refusal {
+    wire: Wire,
+    tcp_flags: u8,
+    now_ns: u64,
+    class: u8,
+    /// A hook has counted it in the same window.
+    seen: bool,
+}
+
+/// Where refusals of an interface are counted, on this CPU.
+struct Place {
+    cpu: *mut Cpu,
+    /// The CPU's caches are ours.
+    locked: bool,
+    truth: *mut VerdictTruth,
+}
+
+/// Takes the CPU's caches and finds the counters. What it returns must be given back by [`leave`].
+#[inline(always)]
+fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
+    let truth = account::truth(id, epoch)?;
+    let cpu = account::cpu()?;
+    let locked = lock(cpu);
+    let set = usize::from(direction & 1) * 2 + usize::from(!locked);
+    // SAFETY: a map value; direction and set are 0 or 1.
+    let truth = unsafe { (&raw mut (*truth).verdict).cast::<VerdictTruth>().add(set) };
+    Some(Place { cpu, locked, truth })
+}
+
+#[inline(always)]
+fn leave(place: &Place) {
+    if place.locked {
+        unlock(place.cpu);
+    }
+}
+
+/// Whether a direction of an interface wants to know of refusals.
+#[inline(always)]
+fn wanted(flags: u16, direction: u8) -> bool {
+    flags & if direction == INGRESS { WANT_REFUSED_INGRESS } else { WANT_REFUSED_EGRESS } != 0
+}
+
+/// The packet of `event.note` was refused; with it the rest of its datagram, if it is one.
+#[inline(never)]
+pub fn noted<F: Family>(event: &mut Event) {
+    let note = &event.note;
+    let mut key = F::noted(&note.key, &event.key6);
+    let direction = key.meta.direction();
+    let Some(iface) = account::iface(u32::from(note.ifindex)) else { return };
+    // Of a watch that has ended.
+    if iface.id != key.meta.iface || !wanted(iface.flags, direction) {
+        return;
+    }
+    // A fragment is where it is like any other packet; its slot is not known.
+    let fragment = (note.place >> PLACE_BITS) & PLACE_FRAGMENT != 0;
+    let counted = (note.place >> PLACE_BITS) & (PLACE_FRAGMENT - 1);
+    let late = (key.meta.epoch.wrapping_sub(iface.oldest) as i32) < 0;
+    if late || counted == PLACE_NOWHERE {
+        key.meta.epoch = iface.epoch;
+    }
+    let wire = Wire { packets: u32::from(note.packets), bytes: note.bytes };
+    let (id, epoch, reason) = (iface.id, key.meta.epoch, reason_index(event.cause.reason) as u16);
+    let Some(place) = enter(id, epoch, direction) else { return };
+    let class = if counted == PLACE_NOWHERE {
+        class::REFUSED
+    } else if late {
+        class::REFUSED_LATE
+    } else if counted == PLACE_LOST {
+        class::REFUSED_LOST
+    } else if counted == PLACE_SLOT && !fragment && place.locked && take_back::<F>(&key, event, place.cpu) {
+        class::REFUSED
+    } else {
+        class::REFUSED_COUNTED
+    };
+    key.meta.flags = Meta::pack(direction, class);
+    key.meta.reason = reason;
+    let note = &event.note;
+    let seen = counted != PLACE_NOWHERE && !late;
+    let one = Refusal { wire, tcp_flags: note.tcp_flags, now_ns: note.now_ns, class, seen };
+    record::<F>(&place, &key, &one);
+    if event.later.packets != 0 {
+        (key.meta.sport, key.meta.dport) = (absent(key.meta.proto), absent(key.meta.proto));
+        record::<F>(&place, &key, &Refusal { wire: event.later, tcp_flags: 0, ..one });
+    }
+    leave(&place);
+}
+
+/// A packet that no hook of this interface has counted was refused.
+#[inline(never)]
+pub fn unseen<F: Family>(event: &Event, ifindex: u32, direction: u8, f: &Flow<F::Addr>) {
+    let Some(iface) = account::iface(ifindex) else { return };
+    let mut key = key_of(f, iface.id, Meta::pack(direction, class::REFUSED), 0, iface.epoch);
+    key.meta.reason = reason_index(event.cause.reason) as u16;
+    let Some(place) = enter(iface.id, iface.epoch, direction) else { return };
+    // Tracing programs have no coarse clock, and the exact one costs 20 ns. The agent takes all times for coarse ones.
+    // SAFETY: takes no arguments.
+    let now_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(TICK_NS.load());
+    let one = Refusal { wire: event.wire, tcp_flags: f.tcp_flags, now_ns, class: class::REFUSED, seen: false };
+    record::<F>(&place, &key, &one);
+    if event.later.packets != 0 {
+        (key.meta.sport, key.meta.dport) = (absent(key.meta.proto), absent(key.meta.proto));
+        record::<F>(&place, &key, &Refusal { wire: event.later, tcp_flags: 0, ..one });
+    }
+    leave(&place);
+}
+
+/// It cannot be shown whether a packet was refused.
+#[inline(never)]
+pub fn unknown(ifindex: u32, direction: u8, wire: Wire) {
+    let Some(iface) = account::iface(ifindex) else { return };
+    if iface.flags & ONLY_NOTED != 0 || !wanted(iface.flags, direction) {
+        return;
+    }
+    let Some(place) = enter(iface.id, iface.epoch, direction) else { return };
+    // SAFETY: a pointer into the map value.
+    unsafe { bump(&raw mut (*place.truth).unknown, wire) };
+    leave(&place);
+}
+
+/// Makes what the note says the packet's headers.
+#[inline(always)]
+pub fn recall(event: &mut Event) {
+    let note = &event.note;
+    event.family = u32::from(note.family);
+    event.wire = Wire { packets: u32::from(note.packets), bytes: note.bytes };
+    if u32::from(note.family) == FAMILY_V4 {
+        event.v4 = flow_of(&note.key, note.tcp_flags);
+    } else {
+        event.v6 = flow_of(&event.key6, note.tcp_flags);
+    }
+}
+
+#[inline(always)]
+fn flow_of<A: Copy>(key: &Key<A>, tcp_flags: u8) -> Flow<A> {
+    let Meta { sport, dport, vlan, proto, .. } = key.meta;
+    let (src, dst, fragment) = (key.src, key.dst, Fragment::NONE);
+    Flow { src, dst, sport, dport, vlan, proto, tcp_flags, l3_len: 0, headers: 0, ip_header: 0, fragment }
+}
+
+/// Whether the headers of a dying buffer still say what they said at the hook.
+#[inline(always)]
+pub fn is_same_tuple(event: &Event) -> bool {
+    if event.family != u32::from(event.note.family) {
+        return false;
+    }
+    if event.family == FAMILY_V4 {
+        let (a, b) = (&event.v4, &event.note.key);
+        return a.src == b.src && a.dst == b.dst && a.sport == b.meta.sport && a.dport == b.meta.dport;
+    }
+    let (a, b) = (&event.v6, &event.key6);
+    a.src == b.src && a.dst == b.dst && a.sport == b.meta.sport && a.dport == b.meta.dport
+}
+
+/// Counts it, in a record of its own kind.
+#[inline(always)]
+fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal) {
+    let Refusal { wire, tcp_flags, now_ns, class, seen } = *one;
+    let (index, tag) = split(F::hash(key), REFUSED_MASK.load());
+    let packet = One { wire, tcp_flags, tag, now_ns };
+    let recorded = match (place.locked, F::refused(index)) {
+        // SAFETY: a slot of this CPU, and we hold the flag.
+        (true, Some(slot)) => unsafe { count::<F>(slot, key, &packet).is_some() },
+        _ => emit_alone::<F>(key, &packet),
+    };
+    let truth = place.truth;
+    // SAFETY: pointers into the map value.
+    unsafe {
+        bump(&raw mut (*truth).refused, wire);
+        if class == class::REFUSED_LATE {
+            bump(&raw mut (*truth).late, wire);
+        }
+        if seen {
+            bump(&raw mut (*truth).seen, wire);
+        }
+        if !recorded && (class == class::REFUSED || class == class::REFUSED_LATE) {
+            bump(&raw mut (*truth).lost, wire);
+        } else if !recorded && class == class::REFUSED_LOST {
+            bump(&raw mut (*truth).lost_twice, wire);
+        } else if !recorded {
+            bump(&raw mut (*truth).lost_counted, wire);
+        }
+    }
+}
+
+/// Takes a packet out of the cache slot its hook counted it in. `false`: another CPU's, or the slot is gone.
+#[inline(always)]
+fn take_back<F: Family>(key: &Key<F::Addr>, event: &Event, cpu: *mut Cpu) -> bool {
+    let note = &event.note;
+    // SAFETY: a map value.
+    let next = unsafe { (*cpu).next };
+    if note::owner(u32::from(note.number)) != note::owner(next) {
+        return false;
+    }
+    let index = split(u64::from(note.place & ((1 << PLACE_BITS) - 1)), PASSED_MASK.load()).0;
+    let Some(slot) = F::passed(index) else { return false };
+    let (packets, bytes) = (u64::from(note.packets), u64::from(note.bytes));
+    // SAFETY: a slot of this CPU, and the caller holds the flag.
+    unsafe {
+        if !F::same(&raw const (*slot).key, key) {
+            return false;
+        }
+        let Record { key: owner, stats } = &mut *slot;
+        if stats.packets < packets || stats.bytes < bytes {
+            return false;
+        }
+        stats.packets -= packets;
+        stats.bytes -= bytes;
+        if stats.packets == 0 {
+            // Nothing of it stays: the next packet of the flow begins anew, with its own time and flags.
+            owner.meta.iface = 0;
+            return true;
+        }
+        if note.new_flags != 0 {
+            stats.tcp_flags |= FLAGS_UNSURE;
+        }
+        // The latest of the flow so far, unless others of its time have been counted behind it.
+        if stats.last_ns == note.now_ns {
+            stats.last_ns -= u64::from(note.since) << SINCE_SHIFT;
+        }
+    }
+    true
+}
+
+const _: () = assert!(EGRESS == 1 && INGRESS == 0, "they are indexes");
