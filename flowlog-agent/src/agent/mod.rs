@@ -165,6 +165,9 @@ pub async fn run(mut config: Config) -> Result<(), AgentError> {
     let mut delivery = Delivery::start(&config, fs, spool, &capture, stores.clone())?;
     delivery.inherit(&mut capture, pending).await?;
     let mut orders = managed.map(|m| m.serve(stores, delivery.reporter.subscribe())).transpose()?;
+    if let Some(unknown) = capture.reasons().unknown() {
+        tracing::warn!("this kernel has {unknown}");
+    }
     tracing::info!(interfaces = config.captures.len(), pinned = capture.is_pinned(), "capturing");
     let result = main_loop(&mut capture, &mut delivery, &mut orders, &mut stop).await;
     if capture.is_pinned() {

@@ -1,128 +1,97 @@
 //! What the programs need to know about the running kernel: struct offsets and drop reasons, by name.
 
-use flowlog_ebpf::abi::{
-    KernelOffsets, REASON_BY_PLACE, REASON_REFUSED, REASON_TC_EGRESS, REASON_TC_INGRESS, REASON_XDP, REASONS,
-    reason_index,
-};
+pub mod known;
+mod reasons;
 
+use flowlog_ebpf::abi::KernelOffsets;
+
+pub use self::reasons::Reasons;
 use super::{KernelError, btf::Btf};
 
-/// Drop reasons that are a firewall's or policy's decision, and so make a REJECT row. Everything else (no socket,
-/// TTL, checksum, queue full, no memory, protocol state) is the packet's own fate: the row stays ACCEPT.
-/// Names as in `include/net/dropreason-core.h`, without the prefix `SKB_DROP_REASON_`.
-const REFUSALS: &[(&str, u8)] = &[
-    ("NETFILTER_DROP", REASON_REFUSED),
-    ("BPF_CGROUP_EGRESS", REASON_REFUSED),
-    ("SOCKET_FILTER", REASON_REFUSED),
-    ("SECURITY_HOOK", REASON_REFUSED),
-    ("XFRM_POLICY", REASON_REFUSED),
-    ("IP_RPFILTER", REASON_REFUSED),
-    ("TC_INGRESS", REASON_TC_INGRESS),
-    ("TC_EGRESS", REASON_TC_EGRESS),
-    ("XDP", REASON_XDP),
-    // Generic XDP drops with no reason given (net/core/dev.c, bpf_prog_run_generic_xdp's callers): told by the place.
-    ("NOT_SPECIFIED", REASON_BY_PLACE),
-];
 /// Functions whose unexplained drops are generic XDP's.
 const XDP_FUNCTIONS: [&str; 2] = ["do_xdp_generic", "netif_receive_generic_xdp"];
 /// More text than this in between, and the functions do not lie together.
 const RANGE_MAX: u64 = 64 << 10;
 const KALLSYMS: &str = "/proc/kallsyms";
 
-const PREFIX: &str = "SKB_DROP_REASON_";
-
-/// Open vSwitch keeps its reasons in its own module, as a subsystem of its own (`enum ovs_drop_reason`).
-const OVS_BTF: &str = "/sys/kernel/btf/openvswitch";
-const OVS_REFUSALS: &[&str] = &["OVS_DROP_EXPLICIT", "OVS_DROP_EXPLICIT_WITH_ERROR", "OVS_DROP_LAST_ACTION"];
-
-/// Drop reasons of the running kernel.
-#[derive(Clone, Debug, Default)]
-pub struct Reasons {
-    /// Indexed by `abi::reason_index`: 0 or `REASON_*`.
-    pub actions: Vec<u8>,
-    names: Vec<Option<String>>,
-}
-
 impl Reasons {
-    /// Resolves names to this kernel's numbers.
-    ///
-    /// # Errors
-    /// [`KernelError::MissingType`] if the kernel has no drop reasons at all (before 5.17).
-    pub fn resolve(btf: &Btf) -> Result<Self, KernelError> {
-        let mut reasons = Self { actions: vec![0; REASONS as usize], names: vec![None; REASONS as usize] };
-        let core = btf
-            .enum_members("skb_drop_reason")
-            .ok_or(KernelError::MissingType { name: "enum skb_drop_reason".to_owned() })?;
-        for (name, value) in core {
-            let Some(name) = name.strip_prefix(PREFIX) else { continue };
-            let action = REFUSALS.iter().find(|(n, _)| *n == name).map_or(0, |(_, action)| *action);
-            reasons.set(value, name, action);
-        }
-        if let Ok(ovs) = Btf::from_file(std::path::Path::new(OVS_BTF)) {
-            for (name, value) in ovs.enum_members("ovs_drop_reason").unwrap_or_default() {
-                let action = if OVS_REFUSALS.contains(&name.as_str()) { REASON_REFUSED } else { 0 };
-                reasons.set(value, &name, action);
-            }
-        }
-        Ok(reasons)
-    }
-
-    fn set(&mut self, value: u32, name: &str, action: u8) {
-        // Subsystem masks and the like are members too; they are past what the table holds.
-        if value & 0xffff < 0x100 && value >> 16 < 4 {
-            let index = reason_index(value) as usize;
-            self.actions[index] = action;
-            self.names[index] = Some(name.to_owned());
-        }
-    }
-
     /// `XDP_PLACE` of the programs: kernel text of generic XDP and the reason to record for a drop there. An empty
-    /// range if the symbols cannot be read: such drops are then not seen.
+    /// range if the symbols cannot be read: such drops are then not seen, which the log says.
     #[must_use]
     pub fn xdp_place(&self) -> [u64; 3] {
         let reason = self.names.iter().position(|n| n.as_deref() == Some("XDP")).unwrap_or(0);
-        let symbols = std::fs::read_to_string(KALLSYMS).unwrap_or_default();
-        let (first, last) = text_range(&symbols, &XDP_FUNCTIONS).unwrap_or((1, 0));
+        let (first, last) = xdp_text().unwrap_or_else(|problem| {
+            tracing::warn!("drops by generic XDP programs will count as ACCEPT: {problem}");
+            (1, 0)
+        });
         [first, last, reason as u64]
     }
+}
 
-    /// Name of a reason as records carry it (`abi::reason_index`), for the column `reject_reason`.
-    #[must_use]
-    pub fn name(&self, index: u16) -> Option<&str> {
-        self.names.get(usize::from(index))?.as_deref()
-    }
+/// First and last address of the kernel's generic XDP.
+///
+/// # Errors
+/// In words: what is in the way, and what to do.
+pub fn xdp_text() -> Result<(u64, u64), String> {
+    let symbols = std::fs::read_to_string(KALLSYMS).map_err(|e| format!("cannot read {KALLSYMS}: {e}"))?;
+    text_range(&symbols, &XDP_FUNCTIONS).map_err(|problem| format!("{KALLSYMS}: {problem}"))
 }
 
 /// First and last address of the functions, which must lie together: from the first one's start to the start of
 /// whatever follows the last one. Symbols are listed in no order.
-fn text_range(symbols: &str, functions: &[&str]) -> Option<(u64, u64)> {
-    let mut addresses = Vec::new();
-    let mut starts = Vec::new();
-    for line in symbols.lines() {
-        let mut parts = line.split_whitespace();
-        let (address, kind, name) = (parts.next()?, parts.next()?, parts.next()?);
-        let address = u64::from_str_radix(address, 16).ok().filter(|a| *a != 0)?;
-        if matches!(kind, "t" | "T") {
-            addresses.push(address);
-            if functions.contains(&name.split('.').next().unwrap_or(name)) {
-                starts.push(address);
-            }
+fn text_range(symbols: &str, functions: &[&str]) -> Result<(u64, u64), String> {
+    let is_wanted = |name: &str| {
+        let rest = functions.iter().find_map(|f| name.strip_prefix(f));
+        // Compilers add `.isra.0` and the like.
+        rest.is_some_and(|r| r.is_empty() || r.starts_with('.'))
+    };
+    let (mut is_hidden, mut first, mut start_of_last) = (true, u64::MAX, 0);
+    for (address, name) in text_symbols(symbols) {
+        is_hidden = false;
+        if is_wanted(name) {
+            first = first.min(address);
+            start_of_last = start_of_last.max(address);
         }
     }
-    let (first, start_of_last) = (*starts.iter().min()?, *starts.iter().max()?);
-    let last = addresses.into_iter().filter(|a| *a > start_of_last).min()? - 1;
-    (last - first < RANGE_MAX).then_some((first, last))
+    if is_hidden {
+        let remedy = "run as root or with CAP_SYSLOG, and with the sysctl kernel.kptr_restrict at 0 or 1";
+        return Err(format!("addresses are hidden; {remedy}"));
+    }
+    if start_of_last == 0 {
+        return Err(format!("none of {} is there", functions.join(", ")));
+    }
+    let next = text_symbols(symbols).map(|(address, _)| address).filter(|a| *a > start_of_last).min();
+    next.map(|next| (first, next - 1))
+        .filter(|(first, last)| last - first < RANGE_MAX)
+        .ok_or_else(|| format!("{} do not lie together", functions.join(", ")))
+}
+
+/// Functions by address, from `ADDRESS KIND NAME` lines. There are 200,000, and this is a fifth of the agent's start.
+fn text_symbols(symbols: &str) -> impl Iterator<Item = (u64, &str)> {
+    let symbol = |line| {
+        let (address, rest) = str::split_once(line, ' ')?;
+        let name = rest.strip_prefix("t ").or_else(|| rest.strip_prefix("T "))?;
+        // Per-CPU symbols are at 0 on x86-64 before Linux 6.15; all are where addresses are hidden.
+        u64::from_str_radix(address, 16).ok().filter(|a| *a != 0).map(|address| (address, name))
+    };
+    symbols.lines().filter_map(symbol)
 }
 
 /// Resolves every offset the programs use.
 ///
 /// # Errors
 /// [`KernelError::MissingType`] naming the first member this kernel does not have.
-pub fn offsets(btf: &Btf) -> Result<KernelOffsets, KernelError> {
+pub fn offsets(btf: &Btf<'_>) -> Result<KernelOffsets, KernelError> {
     let of = |structure: &str, member: &str| {
         btf.offset(structure, member)
             .ok_or_else(|| KernelError::MissingType { name: format!("struct {structure}.{member}") })
     };
+    let bits = |structure: &str, member: &str| {
+        btf.bit_field(structure, member)
+            .ok_or_else(|| KernelError::MissingType { name: format!("struct {structure}.{member}") })
+    };
+    let (cloned, pkt_type, fclone) =
+        (bits("sk_buff", "cloned")?, bits("sk_buff", "pkt_type")?, bits("sk_buff", "fclone")?);
     let net_inum = of("net", "ns")? + of("ns_common", "inum")?;
     Ok(KernelOffsets {
         skb_dev: of("sk_buff", "dev")?,
@@ -142,12 +111,53 @@ pub fn offsets(btf: &Btf) -> Result<KernelOffsets, KernelError> {
         dev_net: of("net_device", "nd_net")?,
         net_inum,
         dst_dev: of("dst_entry", "dev")?,
+        skb_tc_index: of("sk_buff", "tc_index")?,
+        skb_cloned: cloned.0,
+        skb_cloned_shift: cloned.1,
+        skb_pkt_type: pkt_type.0,
+        skb_pkt_type_shift: pkt_type.1,
+        skb_cb: of("sk_buff", "cb")?,
+        sk_filter: of("sock", "sk_filter")?,
+        dev_mtu: of("net_device", "mtu")?,
+        skb_fclone: fclone.0,
+        skb_fclone_shift: fclone.1,
+        shinfo_dataref: of("skb_shared_info", "dataref")?,
+        rt_is_input: of("rtable", "rt_is_input")?,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use flowlog_ebpf::abi::{REASON_BY_PLACE, REASON_REFUSED, REASON_TC_INGRESS};
+
     use super::*;
+
+    const SYMBOLS: &str = "\
+0000000000000000 A fixed_percpu_data
+ffffffff81000000 T _text
+ffffffff81000100 t netif_receive_generic_xdp
+ffffffff81000200 T do_xdp_generic.part.0
+ffffffff81000180 t something_between
+ffffffff81000300 T the_next
+ffffffff81900000 D do_xdp_generic_data
+";
+
+    #[test]
+    fn symbols_at_zero_are_passed_over_and_the_range_ends_where_the_next_function_begins() {
+        let found = text_range(SYMBOLS, &XDP_FUNCTIONS);
+        assert_eq!(found, Ok((0xffff_ffff_8100_0100, 0xffff_ffff_8100_02ff)));
+    }
+
+    #[test]
+    fn symbols_that_are_hidden_missing_or_apart_are_said_in_words() {
+        let problem = |symbols: &str| text_range(symbols, &XDP_FUNCTIONS).expect_err("no range");
+        let hidden = SYMBOLS.lines().fold(String::new(), |all, l| all + "0000000000000000" + &l[16..] + "\n");
+        assert!(problem(&hidden).contains("kptr_restrict"), "{}", problem(&hidden));
+        assert!(problem("").contains("hidden"));
+        assert!(problem("ffffffff81000000 T _text\n").contains("none of do_xdp_generic"));
+        let apart = SYMBOLS.replace("ffffffff81000200", "ffffffff81800200");
+        assert!(problem(&apart).contains("do not lie together"), "{}", problem(&apart));
+    }
 
     #[test]
     fn only_policy_reasons_are_refusals_on_the_running_kernel() {
