@@ -83,6 +83,13 @@ impl Now {
     }
 }
 
+/// Length of the kernel's timer tick: what its coarse clocks go forward by.
+#[must_use]
+pub fn tick_ns() -> u64 {
+    let tick = rustix::time::clock_getres(rustix::time::ClockId::MonotonicCoarse);
+    u64::try_from(tick.tv_sec * NS_PER_SEC + tick.tv_nsec).unwrap_or(0)
+}
+
 /// Bytes as lower-case hexadecimal digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {

@@ -135,12 +135,15 @@ pub(super) fn encode_window(
     full: Option<String>,
     reason_name: &dyn Fn(u16) -> Option<String>,
 ) -> (Encoded, Option<Object>) {
-    let Closed { info, table, truth } = closed;
+    let Closed { info, table, truth, hook } = closed;
     let rule = info.rule.name.as_str();
-    let mut settled = settle::settle(table, truth.as_ref());
+    let mut settled = settle::settle(table, truth.as_ref(), hook);
     if settled.balance.difference() != (0, 0) {
         let balance = settled.balance;
         tracing::error!(rule, interface = info.interface_id, %balance, ?truth, "the books do not balance");
+        for (flow, deficit) in &settled.short {
+            tracing::error!(rule, interface = info.interface_id, ?flow, ?deficit, "more was refused than had passed");
+        }
     }
     if let Some(why) = full {
         tracing::error!(

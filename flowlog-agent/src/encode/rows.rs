@@ -18,10 +18,6 @@ use crate::{
     window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled},
 };
 
-const TCP: u8 = 6;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
-
 /// The rows a rule wants of a window.
 pub struct Rows {
     /// All flows of the window.
@@ -40,13 +36,14 @@ impl Rows {
     /// Keeps what the rule wants, in the order it is written in. Unwanted directions were never counted.
     #[must_use]
     pub fn select(info: &ObjectInfo, settled: Settled, order: Order) -> Self {
-        let Settled { table, mut losses, balance } = settled;
+        let Settled { table, mut losses, balance, short: _ } = settled;
         let wanted = |refused: bool| match info.rule.action {
             Action::Any => true,
             Action::Accepted => !refused,
             Action::Rejected => refused,
         };
-        losses.retain(|l| info.rule.action == Action::Any || wanted(l.refused));
+        // Whoever wants either verdict wants to know how many packets have none.
+        losses.retain(|l| wanted(l.refused) || l.reason == LossReason::VerdictUnknown);
         let mut counts = RowCounts { skipped: losses.len(), ..RowCounts::default() };
         let mut keyed = Vec::with_capacity(table.len());
         for number in table.numbers() {
@@ -336,7 +333,7 @@ impl<'a> Builder<'a> {
             Addresses::V4(src, dst) => (Address::V4(src), Address::V4(dst), false),
             Addresses::V6(src, dst) => (Address::V6(src), Address::V6(dst), true),
         };
-        let icmp = flow.proto == if v6 { ICMPV6 } else { ICMP };
+        let (icmp, type_and_code) = (flow.is_icmp(), flow.icmp());
         self.src.push(src, Address::label);
         self.dst.push(dst, Address::label);
         self.sport.push(Some(if icmp { 0 } else { flow.sport }));
@@ -344,7 +341,8 @@ impl<'a> Builder<'a> {
         self.protocol.push(Some(u16::from(flow.proto)));
         self.packets.push(signed(totals.packets));
         self.bytes.push(signed(totals.bytes));
-        let (first, last) = (self.info.span.wall(MonoNs(totals.first_ns)), self.info.span.wall(MonoNs(totals.last_ns)));
+        let wall = |ns| self.info.span.wall_of_tick(MonoNs(ns));
+        let (first, last) = (wall(totals.first_ns), wall(totals.last_ns));
         self.start.push(first.secs(), |s| Some(Label::Long(*s)));
         self.end.push(last.secs(), |s| Some(Label::Long(*s)));
         if self.info.rule.subsecond {
@@ -354,9 +352,9 @@ impl<'a> Builder<'a> {
         self.action.0.push(u32::from(flow.refused));
         self.status.0.push(0);
         self.direction.0.push(u32::from(flow.direction == Direction::Egress));
-        self.tcp_flags.push((flow.proto == TCP).then_some(u16::from(totals.tcp_flags)));
-        self.icmp_type.push(icmp.then_some(flow.sport));
-        self.icmp_code.push(icmp.then_some(flow.dport));
+        self.tcp_flags.push(flow.tcp_flags().map(u16::from));
+        self.icmp_type.push(type_and_code.map(|(kind, _)| kind));
+        self.icmp_code.push(type_and_code.map(|(_, code)| code));
         self.family.0.push(u32::from(v6));
         self.vlan.push((flow.vlan != 0).then_some(flow.vlan));
         let reason = flow.refused.then_some(flow.reason);
@@ -408,7 +406,11 @@ impl<'a> Builder<'a> {
         self.no_flow(STATUS[1]);
         self.packets.push(signed(loss.count.packets));
         self.bytes.push(signed(loss.count.bytes));
-        let unknown = loss.reason == LossReason::Malformed;
+        let unknown = match loss.reason {
+            LossReason::Malformed => true,
+            LossReason::VerdictUnknown => !loss.refused,
+            _ => false,
+        };
         self.action.0.push(if unknown { NULL } else { u32::from(loss.refused) });
         self.direction.0.push(u32::from(loss.direction == Direction::Egress));
         self.skip.0.push(loss.reason as u32);

@@ -31,9 +31,9 @@ pub const COLUMNS: &[Column] = &[
     ("action", DataType::Utf8, true, "ACCEPT or REJECT; null if not known"),
     ("log_status", DataType::Utf8, false, "OK: a flow; SKIPDATA: packets without a row; NODATA: no traffic"),
     ("flow_direction", DataType::Utf8, true, "ingress or egress, as the interface's owner sees it"),
-    ("tcp_flags", DataType::Int32, true, "OR of all TCP flag octets; null if not TCP"),
-    ("icmp_type", DataType::Int32, true, "ICMP or ICMPv6 type"),
-    ("icmp_code", DataType::Int32, true, "ICMP or ICMPv6 code"),
+    ("tcp_flags", DataType::Int32, true, "OR of all TCP flag octets; null if not TCP, or not known"),
+    ("icmp_type", DataType::Int32, true, "ICMP or ICMPv6 type; null if not ICMP, or in a later fragment"),
+    ("icmp_code", DataType::Int32, true, "ICMP or ICMPv6 code; likewise"),
     ("type", DataType::Utf8, true, "IPv4 or IPv6"),
     ("vlan_id", DataType::Int32, true, "outermost VLAN id; null if untagged"),
     (

@@ -11,7 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{MonoNs, NS_PER_SEC, Now, WallNs};
+use crate::types::{MonoNs, NS_PER_SEC, Now, WallNs, tick_ns};
 
 /// A window, open or closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,9 +30,27 @@ pub struct Span {
     pub ends_early: bool,
     /// It was closed well after its end (the agent was stopped, or the machine suspended): it holds packets of later.
     pub ends_late: bool,
+    /// Length of the kernel's timer tick, to which packets' times are true.
+    #[serde(default)]
+    pub tick_ns: u64,
 }
 
 impl Span {
+    /// Wall-clock time of a packet, from the coarse clock that the hooks read.
+    ///
+    /// That clock shows the last whole tick of the timekeeper, and is brought forward by a timer interrupt that may come
+    /// anywhere between two of them: it is behind by something between nothing and two ticks. So one is added, and the
+    /// error is less than one, in either direction. It must not lead out of the window: no packet passed before that was
+    /// opened, and none is moved past its end.
+    #[must_use]
+    pub fn wall_of_tick(&self, mono: MonoNs) -> WallNs {
+        let end = self.end_secs.saturating_mul(NS_PER_SEC);
+        let coarse = self.wall(mono).0;
+        let tick = i64::try_from(self.tick_ns).unwrap_or(0);
+        let likely = if coarse < end { coarse.saturating_add(tick).min(end - 1) } else { coarse };
+        WallNs(likely.max(self.opened.wall.0))
+    }
+
     /// Wall-clock time of a monotonic instant, by the offset between the clocks when the window was opened.
     #[must_use]
     pub fn wall(&self, mono: MonoNs) -> WallNs {
@@ -121,6 +139,7 @@ fn open(secs: i64, previous: Option<&Span>, now: Now) -> Span {
         begins_late: !punctual,
         ends_early: false,
         ends_late: false,
+        tick_ns: tick_ns(),
     }
 }
 
@@ -164,6 +183,28 @@ mod tests {
         let last = closed.last().expect("at least one");
         open_ns += u64::try_from((1_001 + ticks) * S).expect("positive") - last.opened.mono.0;
         assert_eq!(open_ns, u64::try_from((ticks + 1) * S).expect("positive"), "every second is in one window");
+    }
+
+    #[test]
+    fn times_of_packets_are_true_to_a_tick_and_within_their_window() {
+        const TICK: i64 = 4_000_000;
+        let (mono, wall) = (1_000 * S, 1_700_000_000 * S + 2_345_678);
+        let opened = Now { mono: MonoNs(mono.unsigned_abs()), wall: WallNs(wall) };
+        let span = Span { tick_ns: TICK.unsigned_abs(), ..*WindowClock::new(1, opened).current() };
+        for phase in [0, 1, 1_234_567, TICK - 1] {
+            for after in (0..S - 2_345_678).step_by(777_777) {
+                // The timer interrupt comes `phase` after the timekeeper's ticks, which are at multiples.
+                let now = mono + after;
+                let interrupt = (now - phase).div_euclid(TICK) * TICK + phase;
+                let coarse = interrupt.div_euclid(TICK) * TICK;
+                let told = span.wall_of_tick(MonoNs(coarse.unsigned_abs())).0;
+                assert!((told - (wall + after)).abs() <= TICK, "{phase} {after} {told}");
+                assert!(told >= span.opened.wall.0 && told < span.end_secs * S, "{phase} {after} {told}");
+            }
+        }
+        // One that passed after the window's end, because that was turned late, is not moved back.
+        let late = span.wall_of_tick(MonoNs((mono + 2 * S).unsigned_abs())).0;
+        assert_eq!(late, wall + 2 * S);
     }
 
     #[test]

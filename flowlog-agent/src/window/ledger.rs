@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use flowlog_ebpf::abi::{Count, Truth};
 use serde::{Deserialize, Serialize};
 
-use super::{FlowTable, ObjectInfo, Span, WindowClock};
+use super::{FlowTable, ObjectInfo, Span, WindowClock, settle};
 use crate::{
     kernel::{HookKind, block::Records},
     netdev::{Bound, Mac},
@@ -157,6 +157,8 @@ pub struct Closed {
     pub table: FlowTable,
     /// The programs' own count; `None` if it is lost.
     pub truth: Option<Truth>,
+    /// What counted it.
+    pub hook: HookKind,
 }
 
 /// A window that has ended and whose last records are on their way.
@@ -315,11 +317,12 @@ impl Ledger {
         let info = w.closing_info()?;
         let truth = truth.map(truth_of);
         let late_refusals = truth.is_some_and(|t| t.verdict.iter().flatten().any(|v| v.late.packets > 0));
-        let late = late_refusals || w.late_records > 0;
+        let (table, hook) = (w.closing.take()?.table, w.subject.hook);
+        let late_deficits = hook == HookKind::Xdp && table.deficits().any(|(flow, _)| settle::is_late(hook, &flow));
+        let late = late_refusals || late_deficits || w.late_records > 0;
         w.late_records = 0;
         let gap = gap.or(w.gap.take());
-        let table = w.closing.take()?.table;
-        Some(Closed { info: ObjectInfo { late, gap, ..info }, table, truth })
+        Some(Closed { info: ObjectInfo { late, gap, ..info }, table, truth, hook })
     }
 
     /// Hands out events and blocks that make this ledger out of an empty one.

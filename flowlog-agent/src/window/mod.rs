@@ -1,5 +1,6 @@
 //! Windows: which stretch of time a record belongs to, and what a window adds up to.
 //!
+//! * [`balance`]: the books of a window, and its losses;
 //! * [`clock`]: when windows begin and end, whatever the wall clock does;
 //! * [`table`]: merging records by flow;
 //! * [`info`]: what is known about a window besides its flows;
@@ -8,14 +9,18 @@
 //!
 //! Pure: no I/O, no clock; time is an argument.
 
+pub mod balance;
 pub mod clock;
 pub mod info;
 pub mod ledger;
+#[cfg(test)]
+mod property;
 pub mod settle;
 pub mod table;
 
+pub use balance::{Balance, Loss, LossReason};
 pub use clock::{Span, WindowClock};
 pub use info::ObjectInfo;
 pub use ledger::{Closed, Event, Ledger, Part, Subject};
-pub use settle::{Balance, Loss, LossReason, Settled};
+pub use settle::Settled;
 pub use table::{Addresses, Flow, FlowTable, Totals};

@@ -7,117 +7,21 @@
 //! ```
 //!
 //! [`Balance::difference`] is left minus right, and is 0 (promise P1).
+//!
+//! and, as far as refusals are known:
+//!
+//! ```text
+//! REJECT rows + losses of refused packets = refused
+//! ```
+//!
+//! A flow from which more was taken back than it had is in no row. What is missing, its deficit, is in the balance by
+//! name, and makes the difference another number than 0.
 
 use flowlog_ebpf::abi::{Count, Truth, VerdictTruth};
 
-use super::table::FlowTable;
-use crate::rule::Direction;
-
-/// Why packets are in no row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LossReason {
-    /// The ring buffer was full.
-    RingFull,
-    /// IP that cannot be parsed.
-    Malformed,
-    /// Refused packets whose refusal found the ring full while they stand in an ACCEPT row. These packets *are* in
-    /// rows, with the wrong verdict; they are reported and not added to the sum.
-    VerdictUnknown,
-    /// The spool had no room for their flows; these are the totals.
-    SpoolFull,
-}
-
-impl LossReason {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::RingFull, Self::Malformed, Self::VerdictUnknown, Self::SpoolFull];
-
-    /// As in the column `skip_reason`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::RingFull => "ring_full",
-            Self::Malformed => "malformed",
-            Self::VerdictUnknown => "verdict_unknown",
-            Self::SpoolFull => "spool_full",
-        }
-    }
-}
-
-/// Packets without a row of their own: becomes a SKIPDATA row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Loss {
-    /// Way through the interface.
-    pub direction: Direction,
-    /// Known to have been refused. Malformed packets have no known verdict.
-    pub refused: bool,
-    /// Why.
-    pub reason: LossReason,
-    /// How many.
-    pub count: Count,
-}
-
-/// The books of one window, packets and bytes, both directions together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Balance {
-    /// Frames the hooks saw.
-    pub seen: Count,
-    /// Of these: not IP.
-    pub non_ip: Count,
-    /// Refused packets that no hook had counted in this window.
-    pub refused_unseen: Count,
-    /// All refused packets.
-    pub refused: Count,
-    /// In ACCEPT rows.
-    pub accepted_rows: Count,
-    /// In REJECT rows.
-    pub rejected_rows: Count,
-    /// In SKIPDATA rows that add to the sum.
-    pub lost: Count,
-    /// Refused packets that stand in ACCEPT rows (see [`LossReason::VerdictUnknown`]).
-    pub verdict_unknown: Count,
-    /// The programs' own counts went down with the host: there is nothing to compare the rows with.
-    pub unverified: bool,
-}
-
-impl Balance {
-    /// Packets and bytes in rows and losses, less what programs saw: 0.
-    #[must_use]
-    pub fn difference(&self) -> (i128, i128) {
-        if self.unverified {
-            return (0, 0);
-        }
-        let of = |f: fn(&Count) -> u64| {
-            let n = |c: &Count| i128::from(f(c));
-            n(&self.accepted_rows) + n(&self.rejected_rows) + n(&self.lost)
-                - (n(&self.seen) - n(&self.non_ip) + n(&self.refused_unseen))
-        };
-        (of(|c| c.packets), of(|c| c.bytes))
-    }
-}
-
-/// `name=packets/bytes` pairs, separated by spaces: the form of the books in object metadata and logs.
-impl std::fmt::Display for Balance {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let parts = [
-            ("seen", self.seen),
-            ("non_ip", self.non_ip),
-            ("refused", self.refused),
-            ("refused_unseen", self.refused_unseen),
-            ("accepted_rows", self.accepted_rows),
-            ("rejected_rows", self.rejected_rows),
-            ("lost", self.lost),
-            ("verdict_unknown", self.verdict_unknown),
-        ];
-        for (name, count) in parts {
-            write!(f, "{name}={}/{} ", count.packets, count.bytes)?;
-        }
-        if self.unverified {
-            return f.write_str("difference=unknown");
-        }
-        let (packets, bytes) = self.difference();
-        write!(f, "difference={packets}/{bytes}")
-    }
-}
+pub use super::balance::{Balance, Loss, LossReason};
+use super::table::{Flow, FlowTable};
+use crate::{kernel::HookKind, rule::Direction};
 
 /// A settled window.
 #[derive(Debug, Default)]
@@ -128,13 +32,18 @@ pub struct Settled {
     pub losses: Vec<Loss>,
     /// The books.
     pub balance: Balance,
+    /// Some of the flows with a deficit, for the log.
+    pub short: Vec<(Flow, Count)>,
 }
+
+/// Flows with a deficit that are named: one is a bug, and a thousand say no more than a few.
+const SHORT_MAX: usize = 8;
 
 impl Settled {
     /// The same window without its flows: for each direction and verdict, one loss with their total.
     #[must_use]
     pub fn totals_only(self) -> Self {
-        let Self { table, mut losses, mut balance } = self;
+        let Self { table, mut losses, mut balance, short } = self;
         for direction in Direction::BOTH {
             for refused in [false, true] {
                 let mut count = Count::default();
@@ -144,17 +53,27 @@ impl Settled {
                 if count != Count::default() {
                     losses.push(Loss { direction, refused, reason: LossReason::SpoolFull, count });
                     plus(&mut balance.lost, count);
+                    if refused {
+                        plus(&mut balance.refused_lost, count);
+                    }
                 }
             }
         }
         (balance.accepted_rows, balance.rejected_rows) = (Count::default(), Count::default());
-        Self { table: FlowTable::default(), losses, balance }
+        Self { table: FlowTable::default(), losses, balance, short }
     }
+}
+
+/// Whether a flow's deficit is what a turn of the window leaves: a packet has no note of the window that an XDP hook
+/// counted it in, so one that is refused after the turn is taken back in the new window, which never had it. Its row in
+/// the earlier window stands, as for all refusals that are late.
+pub(super) fn is_late(hook: HookKind, flow: &Flow) -> bool {
+    hook == HookKind::Xdp && flow.direction == Direction::Ingress && !flow.refused
 }
 
 /// Settles a window's records against its truth counters; `None`: they are lost (the host went down).
 #[must_use]
-pub fn settle(mut table: FlowTable, truth: Option<&Truth>) -> Settled {
+pub fn settle(mut table: FlowTable, truth: Option<&Truth>, hook: HookKind) -> Settled {
     table.seal();
     let refused_lost = table.refused_lost();
     let (mut losses, mut b) = (Vec::new(), Balance { unverified: truth.is_none(), ..Balance::default() });
@@ -166,10 +85,13 @@ pub fn settle(mut table: FlowTable, truth: Option<&Truth>) -> Settled {
                 losses.push(Loss { direction, refused, reason, count });
             }
         };
-        report(false, LossReason::RingFull, minus(hook.lost, refused_lost[direction.index()]));
+        // Refused, with a record that says so or without one: they have a verdict.
+        let told = refused_lost[direction.index()];
+        report(false, LossReason::RingFull, minus(minus(hook.lost, told), verdict.lost_twice));
         report(false, LossReason::Malformed, hook.malformed);
-        report(true, LossReason::RingFull, verdict.lost);
+        report(true, LossReason::RingFull, sum(verdict.lost, verdict.lost_twice));
         report(true, LossReason::VerdictUnknown, verdict.lost_counted);
+        report(false, LossReason::VerdictUnknown, verdict.unknown);
         plus(&mut b.seen, hook.seen);
         plus(&mut b.non_ip, hook.non_ip);
         plus(&mut b.refused, verdict.refused);
@@ -181,8 +103,24 @@ pub fn settle(mut table: FlowTable, truth: Option<&Truth>) -> Settled {
     }
     for loss in &losses {
         plus(if loss.reason == LossReason::VerdictUnknown { &mut b.verdict_unknown } else { &mut b.lost }, loss.count);
+        match (loss.reason, loss.refused) {
+            (LossReason::VerdictUnknown, _) | (LossReason::RingFull, false) => plus(&mut b.untold, loss.count),
+            (_, true) => plus(&mut b.refused_lost, loss.count),
+            (_, false) => {}
+        }
     }
-    Settled { table, losses, balance: b }
+    let mut short = Vec::new();
+    for (flow, deficit) in table.deficits() {
+        if is_late(hook, &flow) {
+            plus(&mut b.refused_unseen, deficit);
+            continue;
+        }
+        plus(&mut b.deficit, deficit);
+        if short.len() < SHORT_MAX {
+            short.push((flow, deficit));
+        }
+    }
+    Settled { table, losses, balance: b, short }
 }
 
 /// The two sets of verdict counters as one.
@@ -194,7 +132,14 @@ fn both(sets: &[VerdictTruth; 2]) -> VerdictTruth {
     plus(&mut sum.lost, other.lost);
     plus(&mut sum.lost_counted, other.lost_counted);
     plus(&mut sum.late, other.late);
+    plus(&mut sum.unknown, other.unknown);
+    plus(&mut sum.lost_twice, other.lost_twice);
     sum
+}
+
+fn sum(mut a: Count, b: Count) -> Count {
+    plus(&mut a, b);
+    a
 }
 
 fn plus(a: &mut Count, b: Count) {
@@ -209,6 +154,7 @@ fn minus(a: Count, b: Count) -> Count {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::window::table::FLAGS_UNCERTAIN;
     use flowlog_ebpf::abi::{Key, Meta, Record, Record4, Stats, class};
 
     fn record(sport: u16, class: u8, reason: u16, packets: u64) -> Record4 {
@@ -255,7 +201,7 @@ mod tests {
         truth.verdict[0][0].refused = count(10);
         truth.verdict[0][1].refused = count(4);
         truth.verdict[0][0].late = count(2);
-        let settled = settle(table, Some(&truth));
+        let settled = settle(table, Some(&truth), HookKind::Tcx);
         assert_eq!(packets(&settled, false), [(1, 7)]);
         assert_eq!(packets(&settled, true), [(1, 3), (2, 3), (3, 1), (4, 7)]);
         assert_eq!(settled.losses.len(), 1);
@@ -272,7 +218,7 @@ mod tests {
         truth.hook[0].seen = count(2);
         truth.verdict[0][0].refused = count(2);
         truth.verdict[0][0].seen = count(2);
-        let settled = settle(table, Some(&truth));
+        let settled = settle(table, Some(&truth), HookKind::Tcx);
         assert!(packets(&settled, false).is_empty());
         assert_eq!(settled.balance.difference(), (0, 0));
     }
@@ -289,9 +235,98 @@ mod tests {
         truth.hook[0].seen = count(4);
         truth.verdict[0][0].refused = count(2);
         truth.verdict[0][0].seen = count(2);
-        let settled = settle(table, Some(&truth));
+        let settled = settle(table, Some(&truth), HookKind::Tcx);
         assert_eq!((packets(&settled, false), packets(&settled, true)), (vec![(1, 2)], vec![(1, 2)]));
         assert_eq!(settled.balance.difference(), (0, 0));
+    }
+
+    /// Two packets of flow 1 are counted, and refusals of two are taken from flow 2, which had none.
+    fn wrong_flow(hook: HookKind, passed: u64) -> Settled {
+        let mut table = FlowTable::default();
+        table.add4(&record(1, class::PASSED, 0, passed));
+        table.add4(&record(2, class::REFUSED_COUNTED, 12, 2));
+        let mut truth = Truth::default();
+        truth.hook[0].seen = count(2);
+        truth.verdict[0][0].refused = count(2);
+        truth.verdict[0][0].seen = count(2);
+        settle(table, Some(&truth), hook)
+    }
+
+    #[test]
+    fn a_flow_below_zero_is_in_the_balance_and_never_evened_out() {
+        let settled = wrong_flow(HookKind::Tc, 2);
+        assert_eq!((settled.balance.deficit, settled.balance.difference()), (count(2), (2, 200)));
+        assert_eq!(
+            settled.short.iter().map(|(f, n)| (f.sport, f.refused, *n)).collect::<Vec<_>>(),
+            [(2, false, count(2))]
+        );
+        assert!(settled.balance.to_string().contains("deficit=2/200"), "{}", settled.balance);
+        assert_eq!(settled.totals_only().balance.difference(), (2, 200));
+        // With the passed record missing as well, the sum is right and the rows are not.
+        let mut table = FlowTable::default();
+        table.add4(&record(2, class::REFUSED_COUNTED, 12, 2));
+        let mut truth = Truth::default();
+        truth.hook[0].seen = count(2);
+        truth.verdict[0][0].refused = count(2);
+        truth.verdict[0][0].seen = count(2);
+        assert_eq!(settle(table, Some(&truth), HookKind::Tc).balance.difference(), (-2, -200));
+    }
+
+    #[test]
+    fn what_xdp_counted_in_an_earlier_window_is_late_and_no_error() {
+        let settled = wrong_flow(HookKind::Xdp, 2);
+        assert_eq!(settled.balance.difference(), (0, 0), "{}", settled.balance);
+        assert_eq!((settled.balance.refused_unseen, settled.balance.deficit), (count(2), Count::default()));
+        assert_eq!((packets(&settled, false), packets(&settled, true)), (vec![(1, 2)], vec![(2, 2)]));
+        // A missing record still shows.
+        assert_eq!(wrong_flow(HookKind::Xdp, 1).balance.difference(), (-1, -100));
+    }
+
+    #[test]
+    fn a_refusal_whose_record_is_missing_shows_as_a_difference() {
+        let mut truth = Truth::default();
+        truth.hook[0].seen = count(5);
+        truth.verdict[0][0].refused = count(2);
+        truth.verdict[0][0].seen = count(2);
+        let mut table = FlowTable::default();
+        table.add4(&record(1, class::PASSED, 0, 5));
+        assert_eq!(settle(table, Some(&truth), HookKind::Tc).balance.difference(), (-2, -200));
+        truth.verdict[0][0].lost_counted = count(2);
+        let mut table = FlowTable::default();
+        table.add4(&record(1, class::PASSED, 0, 5));
+        assert_eq!(settle(table, Some(&truth), HookKind::Tc).balance.difference(), (0, 0));
+    }
+
+    #[test]
+    fn flags_are_uncertain_where_those_of_refused_packets_may_be_among_them() {
+        let mut certain = record(1, class::PASSED, 0, 3);
+        certain.stats.tcp_flags = 0x12;
+        let mut marked = record(2, class::PASSED, 0, 3);
+        marked.stats.tcp_flags = 0x02 | FLAGS_UNCERTAIN;
+        let mut evicted = record(3, class::PASSED, 0, 3);
+        evicted.stats.tcp_flags = 0x2b;
+        let mut table = FlowTable::default();
+        for r in [certain, marked, record(2, class::PASSED, 0, 1), record(3, class::REFUSED_COUNTED, 12, 1), evicted] {
+            table.add4(&r);
+        }
+        // The mark goes through a snapshot.
+        let mut copy = FlowTable::default();
+        table.blocks(1, 0, |block| {
+            crate::kernel::block::Records::parse(block).expect("a block").for_each(|r| copy.add(&r));
+        });
+        for table in [table, copy] {
+            let mut flows: Vec<_> = table
+                .flows()
+                .filter(|f| !f.refused)
+                .map(|f| (f.sport, f.totals.packets, f.totals.tcp_flags, f.totals.flags_uncertain))
+                .collect();
+            flows.sort_unstable();
+            assert_eq!(flows, [(1, 3, 0x12, false), (2, 4, 0x02, true), (3, 2, 0x2b, true)]);
+            let mut told: Vec<_> = table.flows().map(|f| (f.sport, f.refused, f.tcp_flags())).collect();
+            told.sort_unstable();
+            let expected = [(1, false, Some(0x12)), (2, false, None), (3, false, None), (3, true, Some(0))];
+            assert_eq!(told, expected);
+        }
     }
 
     #[test]
@@ -300,6 +335,6 @@ mod tests {
         truth.hook[1].seen = count(5);
         let mut table = FlowTable::default();
         table.add4(&record(1, class::PASSED, 0, 4));
-        assert_eq!(settle(table, Some(&truth)).balance.difference(), (-1, -100));
+        assert_eq!(settle(table, Some(&truth), HookKind::Tcx).balance.difference(), (-1, -100));
     }
 }

@@ -9,6 +9,7 @@
 use std::hash::{BuildHasher as _, Hash};
 
 use flowlog_ebpf::abi::{Count, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key, Meta, Record, Record4, Record6, Stats, class};
+use flowlog_ebpf::packet::NOT_THERE;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::{kernel::block, rule::Direction};
@@ -26,6 +27,8 @@ pub struct Totals {
     pub packets: u64,
     /// OR of all TCP flags.
     pub tcp_flags: u8,
+    /// Flags of packets that were refused afterwards may be among them.
+    pub flags_uncertain: bool,
 }
 
 /// Addresses of a flow, by family.
@@ -60,6 +63,33 @@ pub struct Flow {
     pub totals: Totals,
 }
 
+const TCP: u8 = 6;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+impl Flow {
+    /// OR of the TCP flags of its packets; `None` if it is not TCP, or nobody knows: a later fragment has neither ports
+    /// nor flags, and those of accepted packets are not known where refused ones' may be among them.
+    #[must_use]
+    pub fn tcp_flags(&self) -> Option<u8> {
+        let Totals { tcp_flags, flags_uncertain, .. } = self.totals;
+        let later_fragment = (self.sport, self.dport, tcp_flags) == (0, 0, 0);
+        (self.proto == TCP && !later_fragment && (self.refused || !flags_uncertain)).then_some(tcp_flags)
+    }
+
+    /// Whether it is ICMP: as for the parser, either ICMP in either family.
+    #[must_use]
+    pub fn is_icmp(&self) -> bool {
+        self.proto == ICMP || self.proto == ICMPV6
+    }
+
+    /// Its ICMP type and code, if it has them: later fragments have not.
+    #[must_use]
+    pub fn icmp(&self) -> Option<(u16, u16)> {
+        (self.is_icmp() && self.sport != NOT_THERE).then_some((self.sport, self.dport))
+    }
+}
+
 /// What tells flows of one window and interface apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct FlowKey<A> {
@@ -75,6 +105,10 @@ struct FlowKey<A> {
 }
 
 const REFUSED: u8 = 1 << 1;
+/// Bit of [`Entry::flags`] that is no part of the key: [`Totals::flags_uncertain`].
+const UNCERTAIN: u8 = 1 << 2;
+/// Bit of [`Stats::tcp_flags`] in PASSED records that says the same.
+pub const FLAGS_UNCERTAIN: u32 = 1 << 8;
 
 impl<A: Copy> FlowKey<A> {
     fn of(key: &Key<A>, refused: bool) -> Self {
@@ -165,6 +199,8 @@ impl<A: Copy + Eq + Hash> Table<A> {
                 let passed = self.entry(FlowKey::of(key, false));
                 passed.packets -= signed(stats.packets);
                 passed.bytes -= signed(stats.bytes);
+                // Counts can be taken back, flags cannot.
+                passed.flags |= UNCERTAIN;
             }
             class::REFUSED_LOST => {
                 let lost = &mut lost[usize::from(key.meta.direction())];
@@ -205,7 +241,7 @@ impl<A: Copy> Entry<A> {
 
     fn key(&self) -> FlowKey<A> {
         let Self { src, dst, sport, dport, vlan, reason, proto, flags, .. } = *self;
-        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags }
+        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !UNCERTAIN }
     }
 
     fn merge(&mut self, stats: &Stats) {
@@ -215,12 +251,16 @@ impl<A: Copy> Entry<A> {
         self.bytes += stats.bytes.cast_signed();
         self.packets += stats.packets.cast_signed();
         self.tcp_flags |= stats.tcp_flags.to_le_bytes()[0];
+        if stats.tcp_flags & FLAGS_UNCERTAIN != 0 {
+            self.flags |= UNCERTAIN;
+        }
     }
 
     /// The one record that makes this entry when it is added to an empty table.
     fn record(&self, iface: u16, epoch: u32) -> Record<A> {
         let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, .. } = *self;
         let class = if flags & REFUSED == 0 { class::PASSED } else { class::REFUSED };
+        let uncertain = if flags & UNCERTAIN == 0 { 0 } else { FLAGS_UNCERTAIN };
         let flags = Meta::pack(flags & 1, class);
         Record {
             key: Key {
@@ -233,18 +273,19 @@ impl<A: Copy> Entry<A> {
                 last_ns,
                 bytes: self.bytes.cast_unsigned(),
                 packets: self.packets.cast_unsigned(),
-                tcp_flags: u32::from(self.tcp_flags),
+                tcp_flags: u32::from(self.tcp_flags) | uncertain,
                 tag: 0,
             },
         }
     }
 
-    /// `None`: all of its packets were taken back.
-    fn flow(&self, addresses: impl Fn(A, A) -> Addresses) -> Option<Flow> {
-        let Self { sport, dport, vlan, reason, proto, flags, .. } = *self;
-        let (packets, bytes) = (u64::try_from(self.packets).ok()?, u64::try_from(self.bytes).unwrap_or(0));
-        let Self { first_ns, last_ns, tcp_flags, .. } = *self;
-        (packets > 0).then(|| Flow {
+    /// With what it stands for in a row, and how much more than that was taken back.
+    fn settle(&self, addresses: impl Fn(A, A) -> Addresses) -> (Flow, Count) {
+        let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, tcp_flags, .. } = *self;
+        let flags_uncertain = flags & UNCERTAIN != 0;
+        let counted = |n: i64| u64::try_from(n).unwrap_or(0);
+        let (packets, bytes) = (counted(self.packets), counted(self.bytes));
+        let flow = Flow {
             addresses: addresses(self.src, self.dst),
             sport,
             dport,
@@ -253,8 +294,9 @@ impl<A: Copy> Entry<A> {
             proto,
             direction: Direction::BOTH[usize::from(flags & 1)],
             refused: flags & REFUSED != 0,
-            totals: Totals { first_ns, last_ns, bytes, packets, tcp_flags },
-        })
+            totals: Totals { first_ns, last_ns, bytes, packets, tcp_flags, flags_uncertain },
+        };
+        (flow, Count { packets: counted(-self.packets), bytes: counted(-self.bytes) })
     }
 }
 
@@ -333,12 +375,22 @@ impl FlowTable {
     /// One flow; `None` if all its packets were taken back, or there is no such number.
     #[must_use]
     pub fn flow(&self, number: u32) -> Option<Flow> {
+        self.settled(number).map(|(flow, _)| flow).filter(|f| f.totals.packets > 0)
+    }
+
+    /// One flow and what was taken back from it beyond what it had.
+    fn settled(&self, number: u32) -> Option<(Flow, Count)> {
         let id = (number & !V6) as usize;
-        if number & V6 == 0 {
-            self.v4.chunks.get(id / CHUNK)?.get(id % CHUNK)?.flow(Addresses::V4)
+        Some(if number & V6 == 0 {
+            self.v4.chunks.get(id / CHUNK)?.get(id % CHUNK)?.settle(Addresses::V4)
         } else {
-            self.v6.chunks.get(id / CHUNK)?.get(id % CHUNK)?.flow(Addresses::V6)
-        }
+            self.v6.chunks.get(id / CHUNK)?.get(id % CHUNK)?.settle(Addresses::V6)
+        })
+    }
+
+    /// Flows from which more was taken back than they had, and how much: packets or bytes that no record has brought.
+    pub fn deficits(&self) -> impl Iterator<Item = (Flow, Count)> + '_ {
+        self.numbers().filter_map(|n| self.settled(n)).filter(|(_, deficit)| *deficit != Count::default())
     }
 
     /// All flows, in no order.
