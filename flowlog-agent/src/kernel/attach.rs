@@ -9,7 +9,7 @@ use aya::{
     programs::{
         BtfTracePoint, LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
         xdp::XdpLink,
     },
     util::KernelVersion,
@@ -85,7 +85,8 @@ enum Held {
 }
 
 /// Whether the running kernel is `major.minor` or newer.
-pub(super) fn kernel_at_least(major: u8, minor: u8) -> bool {
+#[must_use]
+pub fn kernel_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(major, minor, 0))
 }
 
@@ -109,6 +110,7 @@ impl Kernel {
     fn attach_inside(&mut self, dev: &NetDev, direction: Direction, kind: HookKind) -> Result<Attached, KernelError> {
         match kind {
             HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(dev),
+            HookKind::Tcx if !has_tcx() => Err(no_tcx(dev, direction)),
             HookKind::Tcx => self.attach_tcx(dev, direction),
             // XDP has no egress: TC does it.
             HookKind::Tc | HookKind::Xdp if has_tcx() => self.attach_tcx(dev, direction),
@@ -170,8 +172,7 @@ impl Kernel {
 
     fn attach_clsact(&mut self, dev: &NetDev, direction: Direction) -> Result<Attached, KernelError> {
         let (name, attach_type) = tc_program(direction);
-        // Exists already, or cannot be made: the attach below tells.
-        let _ = qdisc_add_clsact(&dev.name);
+        add_clsact(dev, direction)?;
         let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
         // Filters outlive their agent without a pin: replace one of ours in place.
         let earlier = SchedClassifierLink::attached(&dev.name, attach_type, CLSACT_PRIORITY, CLSACT_HANDLE, None);
@@ -307,6 +308,37 @@ impl Hook {
             }
         }
         Ok(())
+    }
+}
+
+/// Makes the qdisc that clsact filters hang on, if it is not there.
+fn add_clsact(dev: &NetDev, direction: Direction) -> Result<(), KernelError> {
+    match qdisc_add_clsact(&dev.name) {
+        Ok(()) => Ok(()),
+        Err(e) if is_there(&e) => Ok(()),
+        Err(e) => Err(attach_error(&dev.name, &format!("the qdisc for clsact {direction}"), &e)),
+    }
+}
+
+/// Whether a qdisc could not be added because it is there already. What else is in the way must be told: the filter would
+/// only fail for lack of the qdisc.
+fn is_there(error: &TcError) -> bool {
+    match error {
+        TcError::NetlinkError(e) => e.raw_os_error() == Some(libc::EEXIST),
+        TcError::AlreadyAttached => true,
+        _ => false,
+    }
+}
+
+fn no_tcx(dev: &NetDev, direction: Direction) -> KernelError {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    KernelError::Attach {
+        interface: dev.name.clone(),
+        hook: format!("tcx {direction}"),
+        problem: format!(
+            "this kernel, {}, has no tcx links (Linux 6.6 has); use `--hook tc` or `--hook clsact`",
+            release.trim()
+        ),
     }
 }
 

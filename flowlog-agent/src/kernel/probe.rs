@@ -1,4 +1,4 @@
-//! What this machine can do. Looks and asks; loads and attaches nothing.
+//! What this machine can do. Looks, asks, and has the programs loaded and thrown away; attaches nothing.
 
 use std::{fmt, fs, path::Path};
 
@@ -9,11 +9,12 @@ use aya::{
 };
 
 use super::{
-    Sizes,
+    Kernel, Sizes,
     attach::{has_tcx, kernel_at_least},
     btf::Btf,
     layout,
     pins::{PIN_DIR_DEFAULT, is_bpffs},
+    refusal,
 };
 use crate::netdev;
 
@@ -65,7 +66,9 @@ pub fn machine(interfaces: &[String]) -> Vec<Finding> {
     let mut all = vec![kernel_version(), btf()];
     all.extend(capabilities());
     all.extend(programs());
+    all.push(accepted());
     all.push(hooks());
+    all.push(symbols());
     all.push(pinning());
     all.push(memory());
     all.extend(interfaces.iter().map(|name| interface(name)));
@@ -86,10 +89,13 @@ fn btf() -> Finding {
     let resolved = Btf::vmlinux().and_then(|btf| {
         layout::offsets(&btf)?;
         let reasons = layout::Reasons::resolve(&btf)?;
-        Ok(reasons.actions.iter().filter(|a| **a != 0).count())
+        Ok((reasons.actions.iter().filter(|a| **a != 0).count(), reasons.unknown()))
     });
     match resolved {
-        Ok(refusals) => finding("type information (BTF)", State::Ok, format!("{refusals} drop reasons mean REJECT")),
+        Ok((_, Some(unknown))) => finding("type information (BTF)", State::Limited, unknown),
+        Ok((refusals, None)) => {
+            finding("type information (BTF)", State::Ok, format!("{refusals} drop reasons mean REJECT"))
+        }
         Err(error) => finding("type information (BTF)", State::Missing, error.to_string()),
     }
 }
@@ -126,6 +132,35 @@ fn programs() -> Vec<Finding> {
         of("xdp programs", program(ProgramType::Xdp)),
         of("ring buffer", is_map_supported(MapType::RingBuf).map_err(|e| e.to_string())),
     ]
+}
+
+/// Whether this kernel takes our programs: the only way to know is to ask it.
+fn accepted() -> Finding {
+    const WHAT: &str = "flowlog's programs";
+    if refusal::jit_is_off() {
+        let detail = "the kernel's JIT compiler is off: set the sysctl net.core.bpf_jit_enable to 1";
+        return finding(WHAT, State::Missing, detail);
+    }
+    match Kernel::load(Sizes::default(), 0).and_then(|kernel| kernel.verified_instructions()) {
+        Ok(programs) => {
+            let most = programs.iter().map(|(_, count)| *count).max().unwrap_or(0);
+            let detail =
+                format!("all {} are accepted; the largest takes the verifier {most} instructions", programs.len());
+            finding(WHAT, State::Ok, detail)
+        }
+        Err(error) => finding(WHAT, State::Missing, error.to_string()),
+    }
+}
+
+/// Generic XDP gives no reason for a drop; it is told by where in the kernel it happens.
+fn symbols() -> Finding {
+    match layout::xdp_text() {
+        Ok(_) => finding("kernel symbols", State::Ok, "readable"),
+        Err(problem) => {
+            let detail = format!("drops by generic XDP programs will count as ACCEPT: {problem}");
+            finding("kernel symbols", State::Limited, detail)
+        }
+    }
 }
 
 fn hooks() -> Finding {
