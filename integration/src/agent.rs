@@ -10,10 +10,12 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-use crate::{net::Netns, rows::Objects};
+use crate::{features, net::Netns, rows::Objects};
 
 /// How long an event may take before a test gives up on it. Loading takes seconds on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// The same on an emulated processor that others share.
+const PATIENCE_IN_A_GUEST: Duration = Duration::from_mins(3);
 
 /// Path of the agent's binary: beside the test's own, where `cargo xtask test` has built it.
 ///
@@ -131,8 +133,9 @@ impl Agent {
     /// # Errors
     /// With the log, if the agent ends or stays silent.
     pub fn wait_for(&mut self, text: &str) -> anyhow::Result<String> {
+        let patience = if features::guest() { PATIENCE_IN_A_GUEST } else { PATIENCE };
         loop {
-            let line = self.lines.recv_timeout(PATIENCE);
+            let line = self.lines.recv_timeout(patience);
             let line = line.with_context(|| format!("no `{text}` in:\n{}", self.log.join("\n")))?;
             self.log.push(line.clone());
             if line.contains(text) {

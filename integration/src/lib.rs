@@ -9,13 +9,21 @@
 //! * [`faulty`]: a bad way to it;
 //! * [`node`]: a node whose capture outlives its agents, and [`oracle`], who knows every packet;
 //! * [`managed`]: a node whose flow logs are managed through the API, and [`http`] to ask it;
+//! * [`stacks`]: routers, bridges and devices on devices; [`taps`] as virtual machines have them;
+//! * [`sockets`] and [`cgroups`] that get in the way of verdicts;
+//! * [`claims`]: what rows must say next to a witness;
+//! * [`features`]: what the kernel under test lacks, and skipping a test for it;
+//! * [`random`]: random networks with random rules and traffic, made from a seed;
 //! * [`golden`]: packets with the key and counts they must give.
 //!
 //! What a promise is and how it is checked belongs in `tests/`.
 #![allow(clippy::missing_panics_doc, reason = "test equipment: a panic is a failed test")]
 
 pub mod agent;
+pub mod cgroups;
+pub mod claims;
 pub mod faulty;
+pub mod features;
 pub mod golden;
 pub mod http;
 pub mod managed;
@@ -23,6 +31,10 @@ pub mod net;
 pub mod node;
 pub mod oracle;
 pub mod others;
+pub mod random;
 pub mod rows;
 pub mod s3;
+pub mod sockets;
+pub mod stacks;
+pub mod taps;
 pub mod traffic;

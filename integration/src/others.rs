@@ -11,7 +11,7 @@ use aya::{
 
 use crate::net::Netns;
 
-static OBJECT: &[u8] =
+pub(crate) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../flowlog-ebpf/prebuilt/testkit.bpf.o"));
 
 /// Where among the programs on a hook.

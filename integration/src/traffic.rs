@@ -45,6 +45,28 @@ pub fn udp4(macs: ([u8; 6], [u8; 6]), from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)
     f
 }
 
+/// The same with a TCP segment, whose checksum is right.
+#[must_use]
+pub fn tcp4(
+    macs: ([u8; 6], [u8; 6]),
+    from: (Ipv4Addr, u16),
+    to: (Ipv4Addr, u16),
+    flags: u8,
+    payload: usize,
+) -> Vec<u8> {
+    let mut f = udp4(macs, from, to, 12 + payload);
+    f[23] = 6;
+    f[24..26].fill(0);
+    let sum = checksum(&[&f[14..34]]);
+    f[24..26].copy_from_slice(&sum.to_be_bytes());
+    f[38..46].fill(0);
+    f[46..50].copy_from_slice(&[0x50, flags, 1, 0]);
+    let length = u16::try_from(20 + payload).expect("fits").to_be_bytes();
+    let sum = checksum(&[&f[26..34], &[0, 6], &length, &f[34..]]);
+    f[50..52].copy_from_slice(&sum.to_be_bytes());
+    f
+}
+
 /// A raw socket on an interface.
 pub struct Raw {
     fd: OwnedFd,

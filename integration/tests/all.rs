@@ -5,10 +5,16 @@
 mod accounting;
 #[path = "all/api.rs"]
 mod api;
+#[path = "all/elsewhere.rs"]
+mod elsewhere;
+#[path = "all/fragments.rs"]
+mod fragments;
 #[path = "all/handover.rs"]
 mod handover;
 #[path = "all/hooks.rs"]
 mod hooks;
+#[path = "all/identity.rs"]
+mod identity;
 #[path = "all/input.rs"]
 mod input;
 #[path = "all/inventory.rs"]
@@ -27,10 +33,18 @@ mod pins;
 mod powercut;
 #[path = "all/programs.rs"]
 mod programs;
+#[path = "all/random.rs"]
+mod random;
+#[path = "all/readable.rs"]
+mod readable;
 #[path = "all/rules.rs"]
 mod rules;
+#[path = "all/stacking.rs"]
+mod stacking;
 #[path = "all/stores.rs"]
 mod stores;
+#[path = "all/translation.rs"]
+mod translation;
 #[path = "all/verdicts.rs"]
 mod verdicts;
 #[path = "all/windows.rs"]

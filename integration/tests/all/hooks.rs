@@ -3,9 +3,10 @@
 use aya::programs::TcAttachType;
 use integration::{
     agent::Agent,
-    net::Pair,
+    features,
+    net::{Pair, sh},
     others::{Other, Place},
-    traffic,
+    skip_unless, traffic,
 };
 
 const PACKETS: usize = 30;
@@ -17,7 +18,8 @@ fn ping_both_ways(pair: &Pair) {
 
 #[test]
 fn every_hook_kind_counts_the_same_and_leaves_nothing_behind() {
-    for (hook, ingress) in [("tcx", "tcx"), ("clsact", "clsact"), ("xdp", "xdp (native)"), ("tc", "tcx")] {
+    let kinds = [("tcx", "tcx"), ("clsact", "clsact"), ("xdp", "xdp (native)"), ("tc", features::tc())];
+    for (hook, ingress) in kinds.into_iter().filter(|(hook, _)| *hook != "tcx" || features::tcx()) {
         let pair = Pair::new().unwrap();
         let mut agent = Agent::start(&pair.a, &["eth0"], &["--hook", hook]).unwrap();
         assert!(agent.log().contains(&format!("hook={ingress}")), "{}", agent.log());
@@ -38,6 +40,33 @@ fn every_hook_kind_counts_the_same_and_leaves_nothing_behind() {
             assert!(!filters.contains("flowlog"), "{filters}");
         }
     }
+}
+
+#[test]
+fn a_kernel_without_tcx_says_so_and_what_to_use() {
+    skip_unless!(!features::tcx(), "this kernel has tcx links");
+    let pair = Pair::new().unwrap();
+    let mut agent = Agent::spawn(&pair.a, &["eth0"], &["--hook", "tcx"]).unwrap();
+    assert_ne!(agent.wait().unwrap(), Some(0));
+    let log = agent.log();
+    assert!(log.contains("has no tcx links") && log.contains("--hook clsact"), "{log}");
+}
+
+#[test]
+fn a_qdisc_that_cannot_be_made_is_said_in_the_kernels_words() {
+    const LOADER: &str = "/proc/sys/kernel/modprobe";
+    skip_unless!(features::guest(), "it takes a module away from everybody");
+    // Filters of tests before this one may still hold it.
+    skip_unless!(sh("modprobe -r cls_bpf sch_ingress").is_ok(), "clsact cannot be unloaded here");
+    let pair = Pair::new().unwrap();
+    let loader = std::fs::read_to_string(LOADER).unwrap();
+    std::fs::write(LOADER, "/bin/false").unwrap();
+    let mut agent = Agent::spawn(&pair.a, &["eth0"], &["--hook", "clsact"]).unwrap();
+    let status = agent.wait();
+    std::fs::write(LOADER, loader.trim()).unwrap();
+    assert_ne!(status.unwrap(), Some(0));
+    let log = agent.log();
+    assert!(log.contains("the qdisc for clsact") && log.contains("eth0"), "{log}");
 }
 
 #[test]
@@ -93,6 +122,7 @@ fn a_foreign_xdp_program_is_never_replaced() {
 
 #[test]
 fn other_programs_before_and_after_ours_keep_working() {
+    skip_unless!(features::tcx(), "programs before ours need tcx links (Linux 6.6)");
     let pair = Pair::new().unwrap();
     for ns in [&pair.a, &pair.b] {
         // Neighbour discovery at any moment would be counted by some and not by others.
@@ -117,6 +147,7 @@ fn other_programs_before_and_after_ours_keep_working() {
 
 #[test]
 fn a_hook_that_is_attached_but_never_runs_is_found() {
+    skip_unless!(features::tcx(), "programs before ours need tcx links (Linux 6.6)");
     let pair = Pair::new().unwrap();
     let mut agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
     // Somebody else's program goes first and ends the chain.

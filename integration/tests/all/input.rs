@@ -1,8 +1,12 @@
 //! Bad input: one line that names field, value and remedy; the documented exit code; nothing attached.
 
+use std::process::Command;
+
 use integration::{
-    agent::{Agent, run_to_end},
+    agent::{Agent, binary, run_to_end},
+    features,
     net::Pair,
+    skip_unless,
 };
 
 fn refused(args: &[&str], code: i32, expected: &[&str]) {
@@ -61,15 +65,87 @@ fn check_says_what_the_machine_can_do() {
     let dir = tempfile::tempdir().unwrap();
     let (status, out, _) = run_to_end(&pair.a, &["check", "--interface", "eth0"], dir.path()).unwrap();
     assert_eq!(status, Some(0), "{out}");
-    for what in ["BTF", "tc attachment", "ring buffer", "xdp", "CAP_BPF", "memory", "interface eth0"] {
+    for what in [
+        "flowlog's programs",
+        "kernel symbols",
+        "BTF",
+        "tc attachment",
+        "ring buffer",
+        "xdp",
+        "CAP_BPF",
+        "memory",
+        "interface eth0",
+    ] {
         assert!(out.contains(what), "{what} not in\n{out}");
     }
+    assert!(out.contains("are accepted"), "{out}");
     assert!(out.contains("xdp: native"), "veth has XDP of its own: {out}");
     let (_, out, _) = run_to_end(&pair.a, &["check", "--interface", "lo"], dir.path()).unwrap();
-    assert!(out.contains("xdp: generic"), "the loopback has none: {out}");
+    let none = if features::xdp_features() { "xdp: generic" } else { "xdp: native if the driver has it" };
+    assert!(out.contains(none), "the loopback has none: {out}");
     let (status, out, _) = run_to_end(&pair.a, &["check", "--interface", "eth9"], dir.path()).unwrap();
     assert_eq!(status, Some(1), "{out}");
     assert!(out.contains("MISSING interface eth9"), "{out}");
+}
+
+/// `check` in a namespace where a file of `/proc` reads as `text`.
+fn check_with(pair: &Pair, file: &str, text: &str) -> (Option<i32>, String) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), text).unwrap();
+    let (fake, agent) = (dir.path().join("file"), binary());
+    let script = format!("mount --bind {} {file} && exec {} check", fake.display(), agent.display());
+    let command = ["netns", "exec", pair.a.name(), "unshare", "--mount", "sh", "-c", &script];
+    let out = Command::new("ip").args(command).output().unwrap();
+    (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr))
+}
+
+#[test]
+fn hidden_kernel_symbols_are_said_in_words_by_check_and_at_the_start() {
+    const SYMBOLS: &str = "/proc/kallsyms";
+    let hidden: String = std::fs::read_to_string(SYMBOLS)
+        .unwrap()
+        .lines()
+        .filter_map(|l| l.split_once(' '))
+        .fold(String::new(), |all, (_, rest)| all + "0000000000000000 " + rest + "\n");
+    let pair = Pair::new().unwrap();
+    let (status, out) = check_with(&pair, SYMBOLS, &hidden);
+    assert!(out.contains("limited kernel symbols") && out.contains("kptr_restrict"), "{out}");
+    assert_eq!(status, Some(0), "it works without: {out}");
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), &hidden).unwrap();
+    let script = format!(
+        "mount --bind {0}/file {SYMBOLS} && exec {1} run -i eth0 --no-pin --window 86400 --state-dir {0}/state -t {0}/objects",
+        dir.path().display(),
+        binary().display()
+    );
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", pair.a.name(), "unshare", "--mount", "sh", "-c", &script]);
+    let mut agent = Agent::attend(command, dir).unwrap();
+    let line = agent.wait_for("generic XDP").unwrap();
+    assert!(line.contains("WARN") && line.contains("kptr_restrict"), "{line}");
+    agent.wait_for("capturing").unwrap();
+    agent.end().unwrap();
+}
+
+#[test]
+fn a_kernel_without_its_jit_compiler_is_named() {
+    const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
+    skip_unless!(features::guest() && std::path::Path::new(JIT).exists(), "it is the whole kernel's");
+    let before = std::fs::read_to_string(JIT).unwrap();
+    if std::fs::write(JIT, "0").is_err() {
+        return features::skipped("this kernel cannot do without (CONFIG_BPF_JIT_ALWAYS_ON)");
+    }
+    let pair = Pair::new().unwrap();
+    let mut agent = Agent::spawn(&pair.a, &["eth0"], &[]).unwrap();
+    let status = agent.wait();
+    let check = Command::new(binary()).arg("check").output();
+    std::fs::write(JIT, before).unwrap();
+    assert_ne!(status.unwrap(), Some(0));
+    assert!(agent.log().contains("net.core.bpf_jit_enable"), "{}", agent.log());
+    let check = check.unwrap();
+    let out = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(!check.status.success() && out.contains("net.core.bpf_jit_enable"), "{out}");
 }
 
 #[test]

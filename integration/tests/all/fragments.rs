@@ -1,0 +1,139 @@
+//! Each fragment of a refused datagram is refused, in packets and bytes as on the wire, although connection tracking
+//! has put them together before the firewall sees them.
+//!
+//! Every test ends with [`Agent::stop`], which fails if the books of a window do not balance.
+
+use integration::{
+    agent::Agent,
+    claims::{NONE, Place, into, out_of},
+    net::{Netns, Pair, address},
+    rows::{Objects, Sum},
+    stacks::Routed,
+    traffic,
+};
+
+const DATAGRAMS: usize = 20;
+/// Payload that takes three fragments with an MTU of 1,500.
+const PAYLOAD: usize = 4_000;
+/// Layer-3 bytes of the three fragments: UDP header and payload, and three headers.
+const BYTES_4: u64 = 8 + PAYLOAD as u64 + 3 * 20;
+/// IPv6 headers are longer, and each has a fragment header.
+const BYTES_6: u64 = 8 + PAYLOAD as u64 + 3 * 48;
+
+fn all(v6: bool) -> Sum {
+    let datagrams = DATAGRAMS as u64;
+    (3 * datagrams, datagrams * if v6 { BYTES_6 } else { BYTES_4 })
+}
+
+/// Refuses UDP to port 7 once connection tracking has seen it.
+fn tracked(hook: &str) -> String {
+    format!(
+        "table inet t {{
+ counter refused {{ }}
+ chain c {{ type filter hook {hook} priority 0; ct state new,established udp dport 7 counter name refused drop; }}
+}}
+"
+    )
+}
+
+/// Fragments have ports only in the first of them: all UDP of one place counts.
+fn assert_all(landed: &Objects, place: Place<'_>, v6: bool, refused: Sum, passed: Sum) {
+    let on = landed.on(place.interface);
+    let kind =
+        |r: &integration::rows::Row| r.protocol == 17 && r.direction == place.direction && r.dst.contains(':') == v6;
+    let found = ["REJECT", "ACCEPT"].map(|a| on.sum(|r| kind(r) && r.action == a));
+    assert_eq!(found, [refused, passed], "{place:?} IPv6 {v6}: REJECT, ACCEPT");
+}
+
+/// H5. On the way in.
+#[test]
+fn three_fragments_are_refused_on_the_way_in() {
+    for v6 in [false, true] {
+        let pair = Pair::new().unwrap();
+        pair.a.nft(&tracked("input")).unwrap();
+        let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+        let to = if v6 { "[fd01::1]:7" } else { "10.1.0.1:7" };
+        pair.b.run(|| traffic::udp(to, DATAGRAMS, PAYLOAD)).unwrap();
+        let landed = agent.stop().unwrap();
+        assert_eq!(
+            pair.a.nft_counter("inet t", "refused").unwrap().0,
+            DATAGRAMS as u64,
+            "the firewall sees whole ones"
+        );
+        assert_all(&landed, into("eth0"), v6, all(v6), NONE);
+    }
+}
+
+/// H5. On the way out, from a process: the wire would have carried three.
+#[test]
+fn three_fragments_are_refused_on_the_way_out() {
+    for v6 in [false, true] {
+        let pair = Pair::new().unwrap();
+        pair.a.nft(&tracked("output")).unwrap();
+        let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+        let to = if v6 { "[fd01::2]:7" } else { "10.1.0.2:7" };
+        pair.a.run(|| traffic::udp(to, DATAGRAMS, PAYLOAD)).unwrap();
+        let landed = agent.stop().unwrap();
+        let firewall = pair.a.nft_counter("inet t", "refused").unwrap().0;
+        assert!(firewall >= DATAGRAMS as u64, "{firewall}");
+        assert_all(&landed, out_of("eth0"), v6, all(v6), NONE);
+    }
+}
+
+fn routed_v6(net: &Routed) {
+    for (ns, interface, ip) in [
+        (&net.client, "eth0", "fd02::2/64"),
+        (&net.router, "in0", "fd02::1/64"),
+        (&net.router, "out0", "fd03::1/64"),
+        (&net.server, "eth0", "fd03::2/64"),
+    ] {
+        ns.sysctl(&format!("net.ipv6.conf.{interface}.disable_ipv6"), "0").unwrap();
+        address(ns, interface, ip).unwrap();
+    }
+    let route = |ns: &Netns, via: &str| ns.exec(&format!("ip -6 route add default via {via}")).map(drop).unwrap();
+    route(&net.client, "fd02::1");
+    route(&net.server, "fd03::1");
+    net.router.sysctl("net.ipv6.conf.all.forwarding", "1").unwrap();
+    // Without link-local addresses a router cannot ask for a neighbour on somebody else's behalf.
+    for (ns, interface, ip) in [(&net.client, "in0", "fd02::2"), (&net.server, "out0", "fd03::2")] {
+        let mac = ns.mac("eth0").unwrap().map(|b| format!("{b:02x}")).join(":");
+        net.router.exec(&format!("ip -6 neigh replace {ip} lladdr {mac} dev {interface} nud permanent")).unwrap();
+    }
+    net.client.exec("ping -6 -c 1 -W 5 fd03::2").unwrap();
+}
+
+/// H5. On the way through: three came in, three would have gone out.
+#[test]
+fn three_fragments_are_refused_on_the_way_through() {
+    for v6 in [false, true] {
+        let net = Routed::new().unwrap();
+        if v6 {
+            routed_v6(&net);
+        }
+        net.router.nft(&tracked("forward")).unwrap();
+        let agent = Agent::start(&net.router, &["in0", "out0"], &[]).unwrap();
+        let to = if v6 { "[fd03::2]:7" } else { "10.3.0.2:7" };
+        net.client.run(|| traffic::udp(to, DATAGRAMS, PAYLOAD)).unwrap();
+        let landed = agent.stop().unwrap();
+        assert_eq!(net.router.nft_counter("inet t", "refused").unwrap().0, DATAGRAMS as u64);
+        assert_all(&landed, into("in0"), v6, all(v6), NONE);
+        assert_all(&landed, out_of("out0"), v6, all(v6), NONE);
+    }
+}
+
+/// H5. Beside them, whole and fragmented datagrams that are accepted stay so.
+#[test]
+fn accepted_fragments_beside_refused_ones() {
+    let pair = Pair::new().unwrap();
+    pair.a.nft(&tracked("input")).unwrap();
+    let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+    pair.b.run(|| {
+        for _ in 0..DATAGRAMS {
+            traffic::udp("10.1.0.1:7", 1, PAYLOAD).unwrap();
+            traffic::udp("10.1.0.1:9", 1, PAYLOAD).unwrap();
+        }
+    });
+    let landed = agent.stop().unwrap();
+    assert_eq!(pair.a.nft_counter("inet t", "refused").unwrap().0, DATAGRAMS as u64);
+    assert_all(&landed, into("eth0"), false, all(false), all(false));
+}
