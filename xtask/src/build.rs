@@ -74,17 +74,22 @@ fn fingerprint() -> anyhow::Result<String> {
 }
 
 /// Builds the objects into `dest`.
+pub fn objects(dest: &Path) -> anyhow::Result<()> {
+    step("building the eBPF objects");
+    objects_of(&root(), &root().join("target/bpf"), dest)?;
+    fs::write(dest.join(FINGERPRINT), format!("{}\n", fingerprint()?))?;
+    Ok(())
+}
+
+/// Builds the objects of the sources in `tree` into `dest`.
 ///
 /// One nested cargo with the same stable compiler; `RUSTC_BOOTSTRAP` (for `-Z build-std`) is set for that process
 /// only. Paths are remapped, so the bytes do not depend on where the checkout or the tool chain lies.
-pub fn objects(dest: &Path) -> anyhow::Result<()> {
-    step("building the eBPF objects");
-    let root = root();
-    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(&root))?;
-    let host = output(Command::new("rustc").args(["--print", "host-tuple"]).current_dir(&root))?;
+pub fn objects_of(tree: &Path, target_dir: &Path, dest: &Path) -> anyhow::Result<()> {
+    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(tree))?;
+    let host = output(Command::new("rustc").args(["--print", "host-tuple"]).current_dir(tree))?;
     let cargo_home = env::var_os("CARGO_HOME")
         .map_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"), PathBuf::from);
-    let target_dir = root.join("target/bpf");
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
     let flags = [
         "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
@@ -94,16 +99,17 @@ pub fn objects(dest: &Path) -> anyhow::Result<()> {
         "-Ctarget-cpu=v3".to_owned(),
         // Packet headers are not aligned; BPF on x86-64 and arm64 loads them anyway.
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
-        remap(&root, "/flowlog"),
-        remap(&target_dir, "/target"),
+        remap(tree, "/flowlog"),
+        remap(target_dir, "/target"),
         remap(&cargo_home.join("registry/src"), "/cargo"),
         remap(Path::new(&sysroot), "/rust"),
     ];
     run_command(
         cargo()
+            .current_dir(tree)
             .args(["build", "--quiet", "--locked", "--release", "--package", "flowlog-ebpf", "--bins"])
             .args(["--target", TARGET, "-Zbuild-std=core", "--target-dir"])
-            .arg(&target_dir)
+            .arg(target_dir)
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", setup::linker())
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
@@ -121,7 +127,6 @@ pub fn objects(dest: &Path) -> anyhow::Result<()> {
         )?;
         refuse_panics(&object)?;
     }
-    fs::write(dest.join(FINGERPRINT), format!("{}\n", fingerprint()?))?;
     Ok(())
 }
 

@@ -4,10 +4,12 @@ mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod mutants;
 mod setup;
 mod test;
 mod util;
+mod vm;
 
 use anyhow::bail;
 
@@ -16,9 +18,11 @@ usage: cargo xtask VERB
 
   demo            build, make a small network, run the agent on it, show what landed (root)
   test [NAME]     everything: unit, parser, kernel, network and object store tests (root)
+  vm [KERNEL]     the tests on Debian's kernels 6.1, 6.12 and the newest, in guests (root); `--all`: more of both
   bench [WHAT]    measure: packet, wire, agent; `cargo xtask bench --help` for options (root)
+  fuzz verdicts   random networks, rules and traffic against the firewall's own counters (root)
   check           format, clippy, reproducible eBPF object, dependency and symbol checks
-  mutants [NAME]  break the sources on purpose, in a copy: does a test notice? (root, ten minutes)
+  mutants [NAME]  break the sources on purpose, in a copy: does a test notice? (root, half an hour)
   build           rebuild the eBPF object from source, then the release agent
   build-ebpf      only the object, flowlog-ebpf/prebuilt/flowlog.bpf.o
   setup           install what the verbs above need (each verb does it by itself)";
@@ -33,8 +37,10 @@ fn main() -> anyhow::Result<()> {
         "build-ebpf" => build::ebpf(),
         "check" => check::run(),
         "test" => test::run(&rest),
+        "vm" => vm::run(&rest),
         "bench" => bench::run(&rest),
         "demo" => demo::run(&rest),
+        "fuzz" => fuzz::run(&rest),
         "mutants" => mutants::run(&rest),
         "" | "help" | "--help" | "-h" => {
             println!("{USAGE}");

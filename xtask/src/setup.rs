@@ -3,7 +3,10 @@
 //! Inside the repository: `.tools/` (bpf-linker; a Python environment for the second Parquet reader). Outside it,
 //! announced: the rustup component `rust-src`, and Debian packages if a needed command is missing.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, bail};
 
@@ -84,6 +87,27 @@ pub fn object_server() -> anyhow::Result<()> {
     apt(&[("radosgw", "radosgw"), ("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common")])
 }
 
+/// What boots other kernels: an emulator, its file server, and what reads and unpacks their modules.
+pub fn guests(emulator: &str, package: &str, has_file_server: bool) -> anyhow::Result<()> {
+    apt(&[(emulator, package), ("depmod", "kmod"), ("xz", "xz-utils")])?;
+    // A part of QEMU until bookworm.
+    if has_file_server || Path::new("/usr/lib/qemu/virtiofsd").is_file() { Ok(()) } else { install(&["virtiofsd"]) }
+}
+
+/// A compiler and libraries for another machine: C's from Debian, Rust's from rustup.
+pub fn cross_compiler(target: &str, compiler: &str) -> anyhow::Result<()> {
+    apt(&[(compiler, "gcc-aarch64-linux-gnu")])?;
+    if !Path::new("/usr/aarch64-linux-gnu/include").is_dir() {
+        install(&["libc6-dev-arm64-cross"])?;
+    }
+    let installed = output(Command::new("rustup").args(["target", "list", "--installed"]).current_dir(root()))?;
+    if installed.lines().any(|t| t == target) {
+        return Ok(());
+    }
+    step(&format!("rustup target add {target} (outside the repository: the pinned toolchain)"));
+    run_command(Command::new("rustup").args(["target", "add", target]).current_dir(root()))
+}
+
 /// Installs the packages whose commands are missing.
 fn apt(needed: &[(&str, &str)]) -> anyhow::Result<()> {
     let missing: Vec<&str> = needed.iter().filter(|(command, _)| !has(command)).map(|(_, package)| *package).collect();
@@ -102,7 +126,8 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
         } else {
             c.args(args)
         };
-        c.env("DEBIAN_FRONTEND", "noninteractive");
+        // Somebody else's apt folder would make this machine another one.
+        c.env("DEBIAN_FRONTEND", "noninteractive").env_remove("APT_CONFIG");
         c
     };
     let mut args = vec!["apt-get", "install", "-qq", "-y", "--no-install-recommends"];

@@ -1,8 +1,12 @@
 //! `cargo xtask test [NAME]`: everything, on the real kernel.
 
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
 use crate::{
     build, setup,
-    util::{cargo, run as run_command, step},
+    util::{cargo, output, run as run_command, step},
 };
 
 /// Named places at which tests kill the agent: in no other build.
@@ -40,4 +44,36 @@ pub fn run(filter: &[String]) -> anyhow::Result<()> {
             .args(["test", "--locked", "-p", "integration", "--features", FAULTS, "--test", "all", "--"])
             .args(filter),
     )
+}
+
+/// What tests are made of.
+pub struct Programs {
+    /// The agent, which dies at named places if it is told to.
+    pub agent: PathBuf,
+    /// The integration tests.
+    pub tests: PathBuf,
+}
+
+/// Builds both, and says where they are.
+pub fn programs() -> anyhow::Result<Programs> {
+    step("building the agent and the tests");
+    programs_for(None, &[])
+}
+
+/// As [`programs`], for another machine.
+pub fn programs_for(target: Option<&str>, environment: &[(&str, &str)]) -> anyhow::Result<Programs> {
+    let target = target.map_or_else(Vec::new, |t| vec!["--target", t]);
+    let cargo = |args: &[&str]| {
+        let mut command = cargo();
+        command.args(args).args(&target).envs(environment.iter().copied());
+        command
+    };
+    run_command(&mut cargo(&["build", "--locked", "--package", "flowlog-agent", "--features", "faults"]))?;
+    let build = ["test", "--locked", "-p", "integration", "--features", FAULTS, "--test", "all", "--no-run"];
+    let messages = output(cargo(&build).arg("--message-format=json"))?;
+    // One JSON object a line; the test binary is the only one with a path here.
+    let tests = messages.lines().filter_map(|l| l.split_once("\"executable\":\"")?.1.split('"').next()).next_back();
+    let tests = PathBuf::from(tests.context("cargo named no test binary")?);
+    let agent = tests.ancestors().nth(2).context("a folder for the agent")?.join("flowlog-agent");
+    Ok(Programs { agent, tests })
 }

@@ -1,0 +1,195 @@
+//! QEMU and the file server beside it; both end with the guard that holds them.
+
+use std::{
+    env, fs,
+    io::{Read, Write as _},
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+
+use super::{
+    Arch,
+    job::{Console, Test},
+    kernels::Kernel,
+};
+
+/// Processors of a guest: verdicts, sweeps and rings are about more than one.
+const CPUS: &str = "2";
+const MEMORY_MIB: u32 = 1_536;
+/// A guest that says nothing for so long has hung: the longest test takes two minutes on an emulated processor.
+const SILENCE_MAX: Duration = Duration::from_mins(6);
+/// Where Debian puts the file server: a part of QEMU until bookworm, a package of its own since.
+const FILE_SERVERS: [&str; 3] = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd"];
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Whoever runs the guest's processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    Kvm,
+    Tcg,
+}
+
+/// One boot.
+pub struct Boot<'a> {
+    pub kernel: &'a Kernel,
+    pub arch: Arch,
+    pub accelerator: Accelerator,
+    pub initrd: &'a Path,
+    /// What the guest sees as its root, and cannot change.
+    pub root: &'a Path,
+    pub log: PathBuf,
+    /// For everything together.
+    pub time_max: Duration,
+}
+
+/// The file server, if there is one.
+pub fn file_server() -> Option<PathBuf> {
+    FILE_SERVERS.iter().map(PathBuf::from).find(|p| p.is_file())
+}
+
+/// A process that ends with this.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Boot<'_> {
+    /// Boots, and reads the console until the guest is off. Every test is told as it ends. Returns what was read; if the
+    /// guest's script was never reached, nothing has been told.
+    pub fn run(&self, mut tell: impl FnMut(Test)) -> anyhow::Result<Console> {
+        let socket = Socket::new()?;
+        let _server = socket.serve(self.root)?;
+        let mut qemu = Guard(self.qemu(&socket.path).spawn().context("cannot start QEMU")?);
+        let output = qemu.0.stdout.take().context("QEMU's output")?;
+        let lines = follow(output, &self.log)?;
+        let (mut console, end) = (Console::new(), Instant::now() + self.time_max);
+        let why = loop {
+            let patience = SILENCE_MAX.min(end.saturating_duration_since(Instant::now()));
+            match lines.recv_timeout(patience) {
+                Ok(line) => console.line(&line).into_iter().for_each(&mut tell),
+                Err(RecvTimeoutError::Disconnected) => break "the guest died",
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= end => break "out of time",
+                Err(RecvTimeoutError::Timeout) => break "the guest hung",
+            }
+        };
+        drop(qemu);
+        // The name of a test comes before its result, in a line that only now is whole.
+        lines.iter().filter_map(|line| console.line(&line)).for_each(&mut tell);
+        if console.booted {
+            console.ends(why).into_iter().for_each(tell);
+        }
+        Ok(console)
+    }
+
+    fn qemu(&self, socket: &Path) -> Command {
+        let mut command = Command::new(self.arch.qemu());
+        match (self.accelerator, self.arch) {
+            (Accelerator::Kvm, _) => command.args(["-accel", "kvm", "-cpu", "host"]),
+            (Accelerator::Tcg, Arch::X86) => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
+            // `max` costs pointer authentication, which is slow to emulate.
+            (Accelerator::Tcg, Arch::Arm) => command.args(["-accel", "tcg,thread=multi", "-cpu", "cortex-a72"]),
+        };
+        if self.arch == Arch::Arm {
+            command.args(["-machine", "virt"]);
+        }
+        let console = self.arch.console();
+        command
+            .args(["-smp", CPUS, "-m", &MEMORY_MIB.to_string()])
+            // The file server reads and writes the guest's memory.
+            .args(["-object", &format!("memory-backend-memfd,id=mem,size={MEMORY_MIB}M,share=on")])
+            .args(["-numa", "node,memdev=mem"])
+            .args(["-chardev", &format!("socket,id=fs,path={}", socket.display())])
+            .args(["-device", "vhost-user-fs-pci,chardev=fs,tag=root"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"])
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(self.initrd)
+            .args(["-append", &format!("console={console} quiet panic=-1 mitigations=off")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        command
+    }
+}
+
+/// A socket that is listened on before anybody starts. Its path is short: the kernel takes 108 bytes.
+struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    fn new() -> anyhow::Result<Self> {
+        let name = format!("flowlog-vm-{}-{}.sock", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = env::temp_dir().join(name);
+        let listener = UnixListener::bind(&path).with_context(|| path.display().to_string())?;
+        Ok(Self { listener, path })
+    }
+
+    /// Serves `root` there, until QEMU goes away.
+    fn serve(&self, root: &Path) -> anyhow::Result<Guard> {
+        let program = file_server().context("there is no virtiofsd")?;
+        let root = root.display();
+        let mut command = Command::new(&program);
+        if program.starts_with("/usr/lib/qemu") {
+            command.args(["-o", &format!("source={root}"), "-o", "cache=always", "-o", "sandbox=chroot"]);
+            command.args(["-o", "log_level=err"]);
+        } else {
+            command.arg(format!("--shared-dir={root}")).args(["--cache=always", "--sandbox=chroot", "--readonly"]);
+            command.arg("--log-level=error");
+        }
+        let listener: OwnedFd = self.listener.try_clone()?.into();
+        command.args(["--thread-pool-size=2", "--fd=0"]).stdin(listener).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Guard(command.spawn().with_context(|| program.display().to_string())?))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Lines of the console, which also go into the log. The last one may have no end.
+fn follow(mut output: impl Read + Send + 'static, log: &Path) -> anyhow::Result<Receiver<String>> {
+    let mut log = fs::File::create(log).with_context(|| log.display().to_string())?;
+    let (send, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let (mut buffer, mut line) = ([0; 4096], Vec::new());
+        while let Ok(n @ 1..) = output.read(&mut buffer) {
+            let _ = log.write_all(&buffer[..n]);
+            for byte in &buffer[..n] {
+                if *byte == b'\n' {
+                    let whole = String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned();
+                    let _ = send.send(whole);
+                } else {
+                    line.push(*byte);
+                }
+            }
+        }
+        let _ = send.send(String::from_utf8_lossy(&line).into_owned());
+    });
+    Ok(lines)
+}
+
+/// Fails with what to install if a guest cannot be started here.
+pub fn ensure_possible(arch: Arch) -> anyhow::Result<()> {
+    ensure!(crate::util::has(arch.qemu()), "{} is missing", arch.qemu());
+    ensure!(file_server().is_some(), "virtiofsd is missing");
+    Ok(())
+}

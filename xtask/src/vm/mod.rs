@@ -1,0 +1,266 @@
+//! `cargo xtask vm [KERNEL …]`: the agent and its tests on Debian's kernels, in guests that see this machine's files.
+//!
+//! A guest has this machine's root file system, read-only below a tmpfs: the same `nft`, `ip`, agent and test binary, on
+//! another kernel. Nothing is installed into an image, and nothing that a guest does stays.
+//!
+//! * [`apt`], [`kernels`]: where kernels come from; [`arm`]: a root for guests that cannot use this machine's;
+//! * [`image`]: the first file system; [`job`]: what runs in a guest, and what it says; [`boot`]: QEMU;
+//! * [`report`]: what came of it all.
+
+mod apt;
+mod arm;
+mod boot;
+mod image;
+mod job;
+mod kernels;
+mod report;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow, bail};
+
+use crate::{
+    build, setup,
+    test::{self, Programs},
+    util::{root, step},
+};
+use boot::{Accelerator, Boot};
+use job::{Choice, Outcome, Test};
+use kernels::{Catalogue, Kernel};
+use report::Result as Report;
+
+const USAGE: &str = "\
+usage: cargo xtask vm [KERNEL ...] [--all] [--test NAME] [--arch aarch64] [--record] [--keep]
+
+  KERNEL          a series, such as 6.12, or newest; default: 6.1, 6.12 and newest; with --all every series there is
+  --all           all tests that a guest can run, not the smoke set only
+  --test NAME     tests whose names contain NAME, instead (can be repeated)
+  --arch aarch64  the same cross compiled, on arm64 kernels
+  --record        put what the verifier needed into integration/verified_instructions.txt, print a table for README.md
+  --keep          keep scripts and images of the guests in target/vm/run";
+
+/// What CI boots: the oldest that is promised, the one most nodes run, and what comes.
+const SMOKE_KERNELS: [&str; 3] = ["6.1", "6.12", "newest"];
+/// A guest that takes longer has a problem of its own.
+const SMOKE_TIME_MAX: Duration = Duration::from_mins(20);
+const ALL_TIME_MAX: Duration = Duration::from_hours(1);
+
+/// Machine of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    X86,
+    Arm,
+}
+
+impl Arch {
+    const fn debian(self) -> &'static str {
+        match self {
+            Self::X86 => "amd64",
+            Self::Arm => "arm64",
+        }
+    }
+
+    const fn qemu(self) -> &'static str {
+        match self {
+            Self::X86 => "qemu-system-x86_64",
+            Self::Arm => "qemu-system-aarch64",
+        }
+    }
+
+    const fn qemu_package(self) -> &'static str {
+        match self {
+            Self::X86 => "qemu-system-x86",
+            Self::Arm => "qemu-system-arm",
+        }
+    }
+
+    const fn console(self) -> &'static str {
+        match self {
+            Self::X86 => "ttyS0",
+            Self::Arm => "ttyAMA0",
+        }
+    }
+}
+
+/// What was asked for.
+struct Wish {
+    kernels: Vec<String>,
+    choice: Choice,
+    arch: Arch,
+    record: bool,
+    keep: bool,
+}
+
+impl Wish {
+    fn parse(args: &[String]) -> anyhow::Result<Self> {
+        let mut wish = Self { kernels: Vec::new(), choice: Choice::Smoke, arch: Arch::X86, record: false, keep: false };
+        let mut names = Vec::new();
+        let mut args = args.iter().map(String::as_str);
+        while let Some(arg) = args.next() {
+            match arg {
+                "--all" => wish.choice = Choice::All,
+                "--record" => wish.record = true,
+                "--keep" => wish.keep = true,
+                "--test" => names.push(args.next().context("--test needs a part of a name")?.to_owned()),
+                "--arch" => {
+                    wish.arch = match args.next() {
+                        Some("aarch64" | "arm64") => Arch::Arm,
+                        Some("x86_64" | "amd64") => Arch::X86,
+                        other => bail!("unknown machine {}\n{USAGE}", other.unwrap_or_default()),
+                    }
+                }
+                "-h" | "--help" => {
+                    println!("{USAGE}");
+                    std::process::exit(0);
+                }
+                other if other.starts_with('-') => bail!("unknown option `{other}`\n{USAGE}"),
+                kernel => wish.kernels.push(kernel.to_owned()),
+            }
+        }
+        if !names.is_empty() {
+            wish.choice = Choice::Named(names);
+        }
+        Ok(wish)
+    }
+
+    /// Kernels to boot, each once.
+    fn kernels(&self, catalogue: &Catalogue, dir: &Path) -> anyhow::Result<Vec<Kernel>> {
+        let series = match self.choice {
+            _ if !self.kernels.is_empty() => self.kernels.clone(),
+            Choice::All => catalogue.series(),
+            _ => SMOKE_KERNELS.map(str::to_owned).to_vec(),
+        };
+        let mut kernels: Vec<Kernel> = Vec::new();
+        for series in series {
+            let kernel = catalogue.get(dir, &series)?;
+            if !kernels.iter().any(|k| k.release == kernel.release) {
+                kernels.push(kernel);
+            }
+        }
+        Ok(kernels)
+    }
+}
+
+/// Boots the kernels side by side and runs the chosen tests in each.
+pub fn run(args: &[String]) -> anyhow::Result<()> {
+    let wish = Wish::parse(args)?;
+    setup::require_root("vm")?;
+    setup::network_tools()?;
+    setup::guests(wish.arch.qemu(), wish.arch.qemu_package(), boot::file_server().is_some())?;
+    boot::ensure_possible(wish.arch)?;
+    build::ensure_fresh()?;
+    let programs = match wish.arch {
+        Arch::X86 => test::programs()?,
+        Arch::Arm => arm::programs()?,
+    };
+    let dir = root().join("target/vm");
+    let catalogue = Catalogue::open(&dir, wish.arch)?;
+    let kernels = wish.kernels(&catalogue, &dir)?;
+    let (served, programs) = match wish.arch {
+        Arch::X86 => (PathBuf::from("/"), programs),
+        Arch::Arm => arm::root(&dir, catalogue.archive(), &programs, &kernels)?,
+    };
+    let busybox = catalogue.busybox(&dir)?;
+    let plan = Plan { arch: wish.arch, dir, served, busybox, programs, choice: wish.choice, record: wish.record };
+    let began = Instant::now();
+    let results = plan.side_by_side(&kernels)?;
+    if !wish.keep {
+        let _ = fs::remove_dir_all(plan.runs());
+    }
+    if wish.record {
+        report::record(&results)?;
+    }
+    report::print(&results, began.elapsed(), &plan.logs())
+}
+
+/// What all guests have in common.
+struct Plan {
+    arch: Arch,
+    dir: PathBuf,
+    /// The folder that the guest sees as its root.
+    served: PathBuf,
+    busybox: PathBuf,
+    programs: Programs,
+    choice: Choice,
+    record: bool,
+}
+
+impl Plan {
+    /// One more at a time than there are cores: tests wait for packets and timers half of the time.
+    fn side_by_side(&self, kernels: &[Kernel]) -> anyhow::Result<Vec<Report>> {
+        let slots = (kernels::cores() + 1).min(kernels.len());
+        step(&format!("{} kernels, {slots} at a time; consoles in {}", kernels.len(), self.logs().display()));
+        fs::create_dir_all(self.logs())?;
+        let todo = Mutex::new(kernels.iter());
+        let next = || todo.lock().ok()?.next();
+        let work = || -> anyhow::Result<Vec<Report>> {
+            let mut done = Vec::new();
+            while let Some(kernel) = next() {
+                done.push(self.boot(kernel)?);
+            }
+            Ok(done)
+        };
+        let mut results = thread::scope(|scope| {
+            let threads: Vec<_> = (0..slots).map(|_| scope.spawn(work)).collect();
+            let done = threads.into_iter().map(|t| t.join().map_err(|_| anyhow!("a guest's thread panicked"))?);
+            done.collect::<anyhow::Result<Vec<_>>>()
+        })?
+        .concat();
+        results.sort_by_key(|r| kernels.iter().position(|k| k.release == r.kernel.release));
+        Ok(results)
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.dir.join("logs")
+    }
+
+    /// Where a guest finds its script.
+    fn runs(&self) -> PathBuf {
+        match self.arch {
+            Arch::X86 => self.dir.join("run"),
+            Arch::Arm => self.served.join("flowlog/run"),
+        }
+    }
+
+    /// Boots one kernel; a second time if the guest never said that it had booted.
+    fn boot(&self, kernel: &Kernel) -> anyhow::Result<Report> {
+        let run = self.runs().join(&kernel.series);
+        fs::create_dir_all(&run)?;
+        let (script, initrd) = (run.join("guest.sh"), run.join("initrd"));
+        // An arm64 root has the modules in their place.
+        let modules = (self.arch == Arch::X86).then_some(kernel.modules.as_path());
+        fs::write(&script, job::script(kernel, modules, &self.programs, &self.choice, self.record))?;
+        let there = Path::new("/").join(script.strip_prefix(&self.served)?);
+        image::write(kernel, &self.busybox, &there, &initrd)?;
+        let boot = |accelerator| Boot {
+            kernel,
+            arch: self.arch,
+            accelerator,
+            initrd: &initrd,
+            root: &self.served,
+            log: self.logs().join(format!("{}-{}.log", kernel.series, self.arch.debian())),
+            time_max: if matches!(self.choice, Choice::All) { ALL_TIME_MAX } else { SMOKE_TIME_MAX },
+        };
+        let kvm = self.arch == Arch::X86 && kernels::kvm();
+        let mut tests = Vec::new();
+        for accelerator in [if kvm { Accelerator::Kvm } else { Accelerator::Tcg }, Accelerator::Tcg] {
+            let console = boot(accelerator).run(|test| {
+                println!("{:<5} {test}", kernel.series);
+                tests.push(test);
+            })?;
+            if console.booted {
+                return Ok(Report { kernel: kernel.clone(), tests, verified: console.verified });
+            }
+            step(&format!("{} did not boot", kernel.release));
+        }
+        let outcome = Outcome::Fail("did not boot, twice".to_owned());
+        tests.push(Test { name: "boot".to_owned(), outcome, took: Duration::ZERO });
+        Ok(Report { kernel: kernel.clone(), tests, verified: Vec::new() })
+    }
+}
