@@ -5,7 +5,15 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::util::{files_below, root, step};
+use crate::{
+    build, setup,
+    util::{files_below, root, step},
+};
+
+mod programs;
+
+/// Folder whose files are in the eBPF objects.
+const PROGRAMS: &str = "flowlog-ebpf/src";
 
 /// One way to break flowlog.
 struct Mutant {
@@ -193,6 +201,20 @@ const MUTANTS: &[Mutant] = &[
         to: "",
         noticed_by: Test::Kernel("is_renamed"),
     },
+    Mutant {
+        name: "split-btf-read-whole",
+        file: "flowlog-agent/src/kernel/btf.rs",
+        from: "        offset.checked_sub(before).ok_or(base)\n",
+        to: "        let _ = (base, before);\n        Ok(offset)\n",
+        noticed_by: Test::Unit("a_module_goes_on_where_its_base_ends"),
+    },
+    Mutant {
+        name: "new-reason-not-said",
+        file: "flowlog-agent/src/kernel/layout/reasons.rs",
+        from: "            if known.is_none() {\n",
+        to: "            if known.is_none() && false {\n",
+        noticed_by: Test::Unit("what_a_new_kernel_adds"),
+    },
 ];
 
 /// Runs all mutants, or those whose name contains `filter`.
@@ -201,7 +223,8 @@ pub fn run(filter: &[String]) -> anyhow::Result<()> {
     let wanted = |m: &&Mutant| filter.is_empty() || filter.iter().any(|f| m.name.contains(f.as_str()));
     let mut survivors = Vec::new();
     let mut tried = 0;
-    for mutant in MUTANTS.iter().filter(wanted) {
+    setup::bpf()?;
+    for mutant in MUTANTS.iter().chain(programs::PROGRAMS).filter(wanted) {
         step(&format!("{}: {}", mutant.name, mutant.file));
         fresh_copy(&copy)?;
         let path = copy.join(mutant.file);
@@ -209,6 +232,11 @@ pub fn run(filter: &[String]) -> anyhow::Result<()> {
         ensure!(text.matches(mutant.from).count() == 1, "{}: its place is not in {} once", mutant.name, mutant.file);
         fs::write(&path, text.replace(mutant.from, mutant.to))?;
         tried += 1;
+        if mutant.file.starts_with(PROGRAMS) {
+            let objects = root().join("target/mutants/bpf");
+            build::objects_of(&copy, &objects, &copy.join("flowlog-ebpf/prebuilt"))?;
+            ensure!(test(&copy, &Test::Kernel(programs::LOADS))?, "{}: its programs do not load", mutant.name);
+        }
         if test(&copy, &mutant.noticed_by)? {
             println!("SURVIVED  {}", mutant.name);
             survivors.push(mutant.name);
