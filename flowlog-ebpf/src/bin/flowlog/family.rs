@@ -5,7 +5,10 @@ use flowlog_ebpf::{
     hash,
 };
 
-use crate::maps::{BLOCK4, BLOCK6, Bank, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED};
+use crate::{
+    frame::opaque,
+    maps::{BLOCK4, BLOCK6, Bank, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED},
+};
 
 /// What differs between the IPv4 and the IPv6 tables.
 pub trait Family {
@@ -41,7 +44,7 @@ pub trait Family {
 #[inline(always)]
 fn slot<R>(bank: *mut Bank<R>, index: u32) -> Option<*mut R> {
     // SAFETY: a map value; the index is below the length of a bank.
-    Some(unsafe { bank.cast::<R>().add((index & (BANK_SLOTS - 1)) as usize) })
+    Some(unsafe { bank.cast::<R>().add((opaque(index) & (BANK_SLOTS - 1)) as usize) })
 }
 
 /// IPv4 tables.

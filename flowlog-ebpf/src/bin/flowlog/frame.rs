@@ -27,12 +27,13 @@ pub fn forget(number: u32) -> u32 {
 }
 
 /// The same number, of which the compiler knows nothing: it keeps the mask that follows. LLVM drops masks that it can prove
-/// to change nothing; verifiers before Linux 6.10 cannot, once two registers were or-ed.
+/// to change nothing; verifiers before Linux 6.10 cannot, once two registers were or-ed, or a number was kept on the stack. So
+/// this stays where it is written, and the mask behind it.
 #[inline(always)]
 pub fn opaque(number: u32) -> u32 {
     let mut wide = u64::from(number);
     // SAFETY: a move to itself. (An empty statement would leave line information for no instruction, which is refused.)
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) wide, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) wide, options(nomem, nostack, preserves_flags)) };
     wide as u32
 }
 
