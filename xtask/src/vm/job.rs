@@ -22,10 +22,8 @@ const SMOKE: &[&str] = &[
     "programs::",
     "stacking::what_a_neighbour",
     "verdicts::bridge_forward",
-    "verdicts::forward_drop",
     "verdicts::generic_xdp",
     "verdicts::input_drop",
-    "verdicts::netdev",
     "verdicts::output_drop",
 ];
 /// What proves nothing about a kernel: stores, the API, what customers manage. They need servers that an emulated
