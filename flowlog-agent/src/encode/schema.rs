@@ -63,7 +63,7 @@ pub const COLUMNS: &[Column] = &[
         "skip_reason",
         DataType::Utf8,
         true,
-        "why packets are in no row: ring_full, malformed, verdict_unknown, spool_full; gap: capture stood still",
+        "why packets are in no row: ring_full, malformed, spool_full; verdict_unknown: they are in ACCEPT rows, and it is not known whether they were refused; gap: capture stood still",
     ),
 ];
 
