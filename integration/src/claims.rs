@@ -7,6 +7,19 @@ use crate::rows::{Objects, Sum};
 /// Nothing.
 pub const NONE: Sum = (0, 0);
 
+/// As many as most tests send.
+pub const PACKETS: usize = 40;
+/// Payload of each.
+pub const PAYLOAD: usize = 100;
+/// What an IPv4 UDP packet with that payload has.
+pub const BYTES: u64 = 128;
+
+/// So many of them.
+#[must_use]
+pub fn sum(packets: usize) -> Sum {
+    (packets as u64, packets as u64 * BYTES)
+}
+
 /// How long a witness may take to see the last packet.
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -9,7 +9,7 @@ use aya::programs::{CgroupSkbAttachType, TcAttachType};
 use integration::{
     agent::Agent,
     cgroups::Refusing,
-    claims::{NONE, assert_exact, assert_not_guessed, into, out_of, rules, until},
+    claims::{NONE, PACKETS, PAYLOAD, assert_exact, assert_not_guessed, into, out_of, rules, sum, until},
     net::Pair,
     others::{Other, Place},
     rows::{Objects, Sum},
@@ -17,15 +17,6 @@ use integration::{
     stacks::Routed,
     traffic,
 };
-
-const PACKETS: usize = 40;
-/// Payload, and what an IPv4 packet with it has.
-const PAYLOAD: usize = 100;
-const BYTES: u64 = 128;
-
-fn sum(packets: usize) -> Sum {
-    (packets as u64, packets as u64 * BYTES)
-}
 
 /// Two hosts without IPv6, so that nothing but what a test sends is on the cable.
 fn pair() -> Pair {

@@ -5,7 +5,7 @@
 
 use integration::{
     agent::Agent,
-    claims::{NONE, assert_exact, into, out_of, rules},
+    claims::{BYTES, NONE, PACKETS, PAYLOAD, assert_exact, into, out_of, rules, sum},
     net::{Netns, Pair, address},
     rows::Sum,
     sockets,
@@ -13,15 +13,6 @@ use integration::{
     taps::Tap,
     traffic,
 };
-
-const PACKETS: usize = 40;
-/// Payload, and what an IPv4 packet with it has.
-const PAYLOAD: usize = 100;
-const BYTES: u64 = 128;
-
-fn sum(packets: usize) -> Sum {
-    (packets as u64, packets as u64 * BYTES)
-}
 
 /// A jumbo frame's payload: larger than a page, so that a tap's buffer has page fragments.
 const JUMBO: usize = 8_000;

@@ -5,22 +5,13 @@
 
 use integration::{
     agent::Agent,
-    claims::{NONE, assert_exact, into, out_of, rules},
+    claims::{NONE, PACKETS, PAYLOAD, assert_exact, into, out_of, rules, sum},
     features,
     net::{Netns, address, veth},
-    rows::{Objects, Sum},
+    rows::Objects,
     stacks::{Bridged, neighbour, upper},
     traffic,
 };
-
-const PACKETS: usize = 40;
-/// Payload, and what an IPv4 packet with it has.
-const PAYLOAD: usize = 100;
-const BYTES: u64 = 128;
-
-fn sum(packets: usize) -> Sum {
-    (packets as u64, packets as u64 * BYTES)
-}
 
 /// `count` frames from guest `n` (1 is the first) to a MAC and an address.
 fn frames(net: &Bridged, n: u8, mac: [u8; 6], to: ([u8; 4], u16), count: usize) -> Vec<Vec<u8>> {
