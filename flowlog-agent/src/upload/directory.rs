@@ -31,18 +31,7 @@ impl Directory {
     pub fn create(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.0.join(key);
         let (parent, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
-        let mut made = parent;
-        let mut missing = Vec::new();
-        while !made.exists() {
-            missing.push(made);
-            made = made.parent().ok_or(io::ErrorKind::NotFound)?;
-        }
-        for dir in missing.iter().rev() {
-            match fs::create_dir(dir) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                _ => sync(dir.parent().unwrap_or(&self.0))?,
-            }
-        }
+        self.make(parent)?;
         // Readers skip names that begin with a dot. The next try writes to the same one.
         let partial = parent.join(format!(".{}.partial", name.to_string_lossy()));
         let mut file = fs::File::create(&partial)?;
@@ -55,14 +44,35 @@ impl Directory {
         sync(parent)
     }
 
+    /// Shows that files can be written below `folder`, by one that never has a name: a kill leaves nothing.
+    pub fn probe(&self, folder: &str, bytes: &[u8]) -> io::Result<()> {
+        let dir = self.0.join(folder);
+        self.make(&dir)?;
+        let mut file = tempfile::tempfile_in(&dir)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+
+    /// Makes a directory and what is missing above it; durable when this returns.
+    fn make(&self, dir: &Path) -> io::Result<()> {
+        let mut made = dir;
+        let mut missing = Vec::new();
+        while !made.exists() {
+            missing.push(made);
+            made = made.parent().ok_or(io::ErrorKind::NotFound)?;
+        }
+        for dir in missing.iter().rev() {
+            match fs::create_dir(dir) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => sync(dir.parent().unwrap_or(&self.0))?,
+            }
+        }
+        Ok(())
+    }
+
     /// The bytes of an object.
     pub fn read(&self, key: &str) -> io::Result<Vec<u8>> {
         fs::read(self.0.join(key))
-    }
-
-    /// Removes an object.
-    pub fn remove(&self, key: &str) -> io::Result<()> {
-        fs::remove_file(self.0.join(key))
     }
 }
 
@@ -73,6 +83,16 @@ fn sync(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_probe_leaves_nothing_and_fails_where_nothing_can_be_written() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = Directory::open(&dir.path().join("objects")).expect("open");
+        store.probe("p/web", b"probe").expect("probe");
+        assert_eq!(fs::read_dir(dir.path().join("objects/p/web")).expect("list").count(), 0);
+        fs::write(dir.path().join("objects/file"), b"in the way").expect("write");
+        store.probe("file/web", b"probe").expect_err("a file where a directory is needed");
+    }
 
     #[test]
     fn an_object_is_created_once_and_leaves_nothing_beside_it() {

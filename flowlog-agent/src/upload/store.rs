@@ -30,6 +30,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Retries inside one delivery; the uploader's own pauses follow.
 const RETRIES: usize = 1;
 
+/// Name of the object that shows that a bucket can be written to.
+const PROBE_NAME: &str = ".flowlog-probe";
+/// What is in it.
+const PROBE_BODY: &[u8] = b"flowlog checks that it can write here; remove at will\n";
+
 /// How to reach S3 buckets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct S3Options {
@@ -158,24 +163,23 @@ impl Store {
         }
     }
 
-    /// Proves that objects can be written below `folder`: writes one and removes it. That it cannot be removed is
-    /// no error: write-only credentials are good practice.
+    /// Proves that objects can be written below `folder`, and leaves nothing there: in a directory by a file without
+    /// a name, in a bucket by an object that is removed at once. That it cannot be removed is no error: write-only
+    /// credentials are good practice. Its key is always the same, so that such a bucket gets one, and begins with a
+    /// dot, so that readers of a data set skip it.
     pub async fn probe(&self, folder: &str) -> Result<(), StoreError> {
-        let key = format!("{folder}/.flowlog-probe-{}", uuid::Uuid::new_v4());
-        let body = b"flowlog checks that it can write here; remove at will\n".to_vec();
-        let removed = match &self.inner {
-            Inner::Directory(dir) => {
-                dir.create(&key, &body).map_err(|e| self.io_error(&e))?;
-                dir.remove(&key).map_err(|e| e.to_string())
-            }
-            Inner::Objects(store) => {
-                let sha256 = hex(&Sha256::digest(&body));
-                put(store, &key, body, &sha256).await.map_err(|e| self.error(&e))?;
-                store.delete(&Path::from(key.as_str())).await.map_err(|e| words(&e))
-            }
+        let store = match &self.inner {
+            Inner::Directory(dir) => return dir.probe(folder, PROBE_BODY).map_err(|e| self.io_error(&e)),
+            Inner::Objects(store) => store,
         };
-        if let Err(error) = removed {
-            tracing::warn!(key, error, "cannot remove the probe object");
+        let key = format!("{folder}/{PROBE_NAME}");
+        match put(store, &key, PROBE_BODY.to_vec(), &hex(&Sha256::digest(PROBE_BODY))).await {
+            // That one is there is only said to those who may write.
+            Ok(()) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
+            Err(e) => return Err(self.error(&e)),
+        }
+        if let Err(error) = store.delete(&Path::from(key.as_str())).await {
+            tracing::warn!(key, error = words(&error), "cannot remove the probe object");
         }
         Ok(())
     }
