@@ -23,6 +23,8 @@ mod inventory;
 mod limits;
 #[path = "all/links.rs"]
 mod links;
+#[path = "all/numbers.rs"]
+mod numbers;
 #[path = "all/objects.rs"]
 mod objects;
 #[path = "all/packets.rs"]

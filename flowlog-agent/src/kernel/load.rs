@@ -97,7 +97,7 @@ impl Kernel {
     fn load_with(sizes: Sizes, netns_inum: u32, mut pins: Option<Pins>) -> Result<Self, KernelError> {
         let Layout { offsets, reasons, drop_arguments } = kernel_layout()?;
         let cpus = aya::util::nr_cpus().map_err(unreadable)?;
-        let (number_bits, tick) = (notes::number_bits(cpus), crate::types::tick_ns());
+        let (sequence_bits, tick) = (notes::sequence_bits(cpus), crate::types::tick_ns());
         let mut words = [0u32; size_of::<abi::KernelOffsets>() / 4];
         words.copy_from_slice(&offsets_words(&offsets));
         let wanted = Setup {
@@ -130,7 +130,7 @@ impl Kernel {
             .override_global("SEED", &seed, true)
             .override_global("XDP_PLACE", &xdp_place, true)
             .override_global("DROP_ARGUMENTS", &drop_arguments, true)
-            .override_global("NUMBER_BITS", &number_bits, true)
+            .override_global("SEQUENCE_BITS", &sequence_bits, true)
             .override_global("TICK_NS", &tick, true)
             .map_max_entries("PASSED4", banks(sizes.passed_slots))
             .map_max_entries("PASSED6", banks(sizes.passed_slots))

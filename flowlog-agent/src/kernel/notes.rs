@@ -20,19 +20,28 @@ unsafe impl Pod for StackedPod {}
 
 /// [`Cpu`] as the words it consists of.
 type CpuWords = [u64; size_of::<Cpu>() / 8];
-/// Word that holds [`Cpu::next`].
+/// Word that holds [`Cpu::next`], [`Cpu::owner`] and [`Cpu::sequence`].
 const WORD_NEXT: usize = core::mem::offset_of!(Cpu, next) / 8;
 
-/// Bits of a packet's number that say which CPU gave it: room for the CPU's number plus one, since none is 0.
-pub(super) fn number_bits(cpus: usize) -> u32 {
-    usize::BITS - cpus.leading_zeros()
+/// Bits of a packet's number that count; those above say which CPU gave it: room for the CPU's number plus one, since none
+/// is 0.
+pub(super) fn sequence_bits(cpus: usize) -> u32 {
+    u16::BITS.saturating_sub(usize::BITS - cpus.leading_zeros())
+}
+
+/// That word, of a CPU that has noted nothing.
+fn share(cpu: u16, sequence_bits: u32) -> u64 {
+    let owner = u64::from(cpu + 1) << sequence_bits;
+    let sequence = (1u64 << sequence_bits) - 1;
+    sequence << 48 | owner << 32
 }
 
 /// Gives each CPU its share of the numbers, unless it has them from an earlier agent.
 pub(super) fn begin(ebpf: &mut Ebpf, cpus: usize) -> Result<(), KernelError> {
     let refused = |e: &(dyn std::error::Error + 'static)| KernelError::from_chain("fill map CPU", e);
     // What is left of the 16 bits of a number must tell the notes of a CPU apart; with fewer, a note is found for less long.
-    if u32::BITS / 2 - number_bits(cpus) < NOTES.trailing_zeros() {
+    let bits = sequence_bits(cpus);
+    if bits < NOTES.trailing_zeros() {
         tracing::debug!(cpus, "many CPUs: a packet is known for fewer packets after it");
     }
     let mut map: PerCpuArray<_, CpuWords> = take(ebpf, "CPU")?.try_into().map_err(|e: MapError| refused(&e))?;
@@ -40,8 +49,8 @@ pub(super) fn begin(ebpf: &mut Ebpf, cpus: usize) -> Result<(), KernelError> {
     if values.iter().all(|v| v[WORD_NEXT] != 0) {
         return Ok(());
     }
-    for (value, number) in values.iter_mut().zip(1u64..) {
-        value[WORD_NEXT] = number;
+    for (value, cpu) in values.iter_mut().zip(0u16..) {
+        value[WORD_NEXT] = share(cpu, bits);
     }
     let values = PerCpuValues::try_from(values).map_err(|e| refused(&e))?;
     map.set(0, values, 0).map_err(|e| refused(&e))
@@ -87,10 +96,15 @@ mod tests {
 
     #[test]
     fn every_cpu_has_numbers_of_its_own_and_none_is_zero() {
-        for cpus in [1usize, 2, 3, 4, 7, 8, 127, 128, 500] {
-            let bits = number_bits(cpus);
-            let owners: BTreeSet<usize> = (1..=cpus).map(|n| n & ((1 << bits) - 1)).collect();
-            assert!(owners.len() == cpus && !owners.contains(&0), "{cpus}");
+        for cpus in [1u16, 2, 3, 4, 7, 8, 127, 128, 255, 256, 511, 512, 4_096] {
+            let bits = sequence_bits(usize::from(cpus));
+            let mut owners = BTreeSet::new();
+            for cpu in 0..cpus {
+                let word = share(cpu, bits);
+                let [next, owner, sequence] = [word as u32, (word >> 32) as u16 as u32, (word >> 48) as u32];
+                assert!(next == 0 && owner != 0 && owner & sequence == 0 && owner | sequence <= 0xffff, "{cpus}");
+                assert!(owners.insert(owner), "{cpus}");
+            }
         }
     }
 }

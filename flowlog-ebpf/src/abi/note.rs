@@ -1,6 +1,6 @@
 //! Notes: which packet passed which hook; and the scratch state of each CPU, in which they are.
 
-use super::{Ip4, Ip6, Key};
+use super::{FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key};
 
 /// Notes that each CPU keeps of the packets that passed its hooks, in a circle. A receive batch is at most 64 packets
 /// (`NAPI_POLL_WEIGHT`), and one packet passes a few hooks before it is delivered or dies.
@@ -23,7 +23,8 @@ pub const DATAGRAMS: u32 = 1_024;
 pub struct Note {
     /// Address of its `sk_buff`; 0 once its verdict has been counted.
     pub address: u64,
-    /// Its number: [`Cpu::next`] as it was. The lower bits say which CPU's circle the note is in.
+    /// Its number: the upper bits say which CPU's circle it is in ([`Cpu::owner`]), the lower ones where
+    /// ([`Cpu::sequence`]).
     pub number: u16,
     /// Number that the packet carried before, from another hook; 0 if none.
     pub prev: u16,
@@ -31,7 +32,7 @@ pub struct Note {
     pub ifindex: u16,
     /// Interface through which it had been received then (`skb->skb_iif`); 0 if it was made here.
     pub iif: u16,
-    /// Where it was counted: `PLACE_*` in the upper 4 bits, the cache slot or the datagram in the lower 28.
+    /// Where it was counted: `PLACE_*` in the upper 5 bits, the cache slot or the datagram in the lower 27.
     pub place: u32,
     /// Wire layer-3 bytes.
     pub bytes: u32,
@@ -41,22 +42,51 @@ pub struct Note {
     pub packets: u16,
     /// Its TCP flag octet.
     pub tcp_flags: u8,
-    /// Those of them that no earlier packet had set in its slot.
-    pub new_flags: u8,
-    /// [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
-    pub family: u16,
-    /// How long before it the latest packet in its slot had been, in units of `1 << `[`SINCE_SHIFT`] ns; 0: within one, or
-    /// there was none.
-    pub since: u16,
-    /// Its key: the tuple on the wire. For IPv6 only `meta`; the whole key is in [`Cpu::keys6`].
+    /// Those that earlier packets had set in its slot.
+    pub flags_before: u8,
+    /// When the latest packet before it in its slot was, in units of `1 << `[`LAST_SHIFT`] ns: the lower 32 bits.
+    pub last_before: u32,
+    /// Its key: the tuple on the wire. For IPv6 only `meta`; the addresses are in [`Cpu::ends6`].
     pub key: Key<Ip4>,
 }
 
-/// Unit of [`Note::since`]: about a timer tick. A window's length fits, nearly: 275 s.
-pub const SINCE_SHIFT: u32 = 22;
+impl Note {
+    /// Where it was counted: a `PLACE_*` without the marks.
+    #[must_use]
+    #[inline(always)]
+    pub const fn kind(&self) -> u32 {
+        (self.place >> PLACE_BITS) & (PLACE_FRAGMENT - 1)
+    }
+
+    /// Whether it is a fragment.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_fragment(&self) -> bool {
+        (self.place >> PLACE_BITS) & PLACE_FRAGMENT != 0
+    }
+
+    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn family(&self) -> u32 {
+        if (self.place >> PLACE_BITS) & PLACE_V6 == 0 { FAMILY_V4 } else { FAMILY_V6 }
+    }
+
+    /// When the latest packet before it in its slot was, to a unit of [`LAST_SHIFT`] (a window is shorter than what 32 bits of
+    /// them hold).
+    #[must_use]
+    #[inline(always)]
+    pub const fn last_before_ns(&self) -> u64 {
+        let since = ((self.now_ns >> LAST_SHIFT) as u32).wrapping_sub(self.last_before);
+        self.now_ns - ((since as u64) << LAST_SHIFT)
+    }
+}
+
+/// Unit of [`Note::last_before`]: 33 us. 39 hours fit: the longest window is a day.
+pub const LAST_SHIFT: u32 = 15;
 
 /// Bits of [`Note::place`] that hold the slot or the datagram.
-pub const PLACE_BITS: u32 = 28;
+pub const PLACE_BITS: u32 = 27;
 /// [`Note::place`]: noted, not counted: accepted packets are not wanted.
 pub const PLACE_NOWHERE: u32 = 0;
 /// [`Note::place`]: in a slot of the cache of its family.
@@ -69,6 +99,8 @@ pub const PLACE_LOST: u32 = 3;
 pub const PLACE_XDP: u32 = 4;
 /// [`Note::place`]: set for a fragment: the lower bits name its [`Datagram`], wherever it was counted.
 pub const PLACE_FRAGMENT: u32 = 8;
+/// [`Note::place`]: set for IPv6.
+pub const PLACE_V6: u32 = 16;
 
 /// [`Datagram::epoch`]: fragments of two windows.
 pub const MIXED: u32 = u32::MAX;
@@ -96,6 +128,16 @@ pub struct Datagram {
     pub refused: u32,
 }
 
+/// Where an IPv6 packet came from and goes to: how a [`Key`] begins.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends6 {
+    /// Source address.
+    pub src: Ip6,
+    /// Destination address.
+    pub dst: Ip6,
+}
+
 /// Words of [`Cpu::parsed`]: a `packet::Flow` of either family.
 pub const PARSED_WORDS: usize = 10;
 
@@ -105,19 +147,19 @@ pub const PARSED_WORDS: usize = 10;
 pub struct Cpu {
     /// A program of ours is changing this CPU's caches right now.
     pub busy: u64,
-    /// A pointer on its way to becoming a number (the verifier refuses arithmetic on it before). For hooks.
-    pub pointer: u64,
-    /// Number of the next note, counted on in steps of `1 << NUMBER_BITS`; the bits below are the CPU's number plus one, and
-    /// stay. So no packet has the number 0, and each CPU has its own. The agent sets it once.
+    /// Notes written so far.
     pub next: u32,
-    /// Always 0.
-    pub spare: u32,
+    /// What all its numbers have in common, in the upper bits: the CPU's number plus one. So no packet has the number 0, and
+    /// each CPU has its own. The agent sets it once.
+    pub owner: u16,
+    /// The lower bits of a number, which count: as many as are left of 16. The agent sets it once.
+    pub sequence: u16,
     /// What the parser found, for hooks. The verifier forgets what lies in a map: it then walks what follows once, and not
     /// once for every kind of packet.
     pub parsed: [u64; PARSED_WORDS],
-    /// Keys of noted IPv6 packets, at the same index as the notes.
-    pub keys6: [Key<Ip6>; NOTES as usize],
-    /// Notes, at `number >> NUMBER_BITS`, modulo their number.
+    /// Addresses of noted IPv6 packets, at the same index as the notes.
+    pub ends6: [Ends6; NOTES as usize],
+    /// Notes, at the lower bits of their numbers, modulo how many there are.
     pub notes: [Note; NOTES as usize],
 }
 
@@ -132,7 +174,8 @@ pub const SCRATCH_WORDS: usize = 64;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dying {
-    /// As [`Cpu::pointer`], one for each of the two programs: they can interrupt each other and the hooks.
+    /// A pointer on its way to becoming a number (the verifier refuses arithmetic on it before): one for each of the two
+    /// programs, since they can interrupt each other.
     pub pointers: [u64; 2],
     /// Buffers the first verdict program has handled and the second has not yet seen.
     pub handled: [u64; HANDLED],
@@ -146,7 +189,8 @@ const _: () = {
     assert!(core::mem::offset_of!(Note, now_ns) == 24);
     assert!(core::mem::offset_of!(Note, key) == 40);
     assert!(size_of::<Datagram>() == 40);
-    assert!(size_of::<Cpu>() == 24 + 8 * PARSED_WORDS + NOTES as usize * (48 + 64) && size_of::<Cpu>() <= 32 << 10);
-    assert!(core::mem::offset_of!(Cpu, next) == 16);
+    assert!(size_of::<Cpu>() == 16 + 8 * PARSED_WORDS + NOTES as usize * (32 + 64) && size_of::<Cpu>() <= 32 << 10);
+    assert!(core::mem::offset_of!(Cpu, next) == 8);
+    assert!(size_of::<Ends6>() == 32 && core::mem::offset_of!(Key<Ip6>, meta) == 32);
     assert!(NOTES.is_power_of_two() && DATAGRAMS.is_power_of_two() && DATAGRAMS < 1 << PLACE_BITS);
 };

@@ -6,8 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::kernels::Kernel;
-use crate::test::Programs;
+use super::{Plan, kernels::Kernel};
 
 /// Tests that must pass on every kernel of the matrix, by the beginning of their names: one of each kind of thing that a
 /// kernel could do differently. An emulated processor takes ten seconds to start an agent, and CI has ten minutes.
@@ -16,7 +15,9 @@ const SMOKE: &[&str] = &[
     "hooks::a_kernel_without_tcx",
     "hooks::a_qdisc",
     "hooks::every_hook_kind",
+    "elsewhere::what_open_vswitch",
     "identity::an_accepted_row",
+    "numbers::",
     "packets::every_golden_packet",
     "pins::a_restart_replaces",
     "programs::",
@@ -60,7 +61,8 @@ impl Choice {
 }
 
 /// The guest's first process once it has its root. `modules`: what to put at `/lib/modules`, if it is not there.
-pub fn script(kernel: &Kernel, modules: Option<&Path>, programs: &Programs, choice: &Choice, record: bool) -> String {
+pub fn script(kernel: &Kernel, modules: Option<&Path>, plan: &Plan) -> String {
+    let Plan { programs, choice, tools, record, .. } = plan;
     let bind = modules.map_or_else(String::new, |m| format!("mount --bind {} /lib/modules", m.display()));
     let mut text = format!(
         "#!/bin/bash\n\
@@ -68,13 +70,13 @@ pub fn script(kernel: &Kernel, modules: Option<&Path>, programs: &Programs, choi
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs run /run\n\
          mkdir -p /dev/pts /dev/shm /lib/modules; mount -t devpts pts /dev/pts; mount -t tmpfs shm /dev/shm\n\
          mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cgroup /sys/fs/cgroup; mount -t tracefs t /sys/kernel/tracing\n\
-         {bind}\n\
+         {bind}\n{tools}\
          ip link set lo up; dmesg -n 1\n\
          echo \"{BOOTED} {} after $(cut -d' ' -f1 /proc/uptime) s\"\n\
          cd /tmp\n",
         kernel.release,
     );
-    if record {
+    if *record {
         text += "export FLOWLOG_RECORD=1\n";
     }
     for module in MODULES {

@@ -3,7 +3,8 @@
 //! A guest has this machine's root file system, read-only below a tmpfs: the same `nft`, `ip`, agent and test binary, on
 //! another kernel. Nothing is installed into an image, and nothing that a guest does stays.
 //!
-//! * [`apt`], [`kernels`]: where kernels come from; [`arm`]: a root for guests that cannot use this machine's;
+//! * [`apt`], [`kernels`]: where kernels come from; [`arm`]: a root for guests that cannot use this machine's; [`tools`]:
+//!   programs that only guests need;
 //! * [`image`]: the first file system; [`job`]: what runs in a guest, and what it says; [`boot`]: QEMU;
 //! * [`report`]: what came of it all.
 
@@ -14,6 +15,7 @@ mod image;
 mod job;
 mod kernels;
 mod report;
+mod tools;
 
 use std::{
     fs,
@@ -167,7 +169,12 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
         Arch::Arm => arm::root(&dir, catalogue.archive(), &programs, &kernels)?,
     };
     let busybox = catalogue.busybox(&dir)?;
-    let plan = Plan { arch: wish.arch, dir, served, busybox, programs, choice: wish.choice, record: wish.record };
+    let tools = match wish.arch {
+        Arch::X86 => tools::exports(&tools::folder(&dir)?),
+        Arch::Arm => String::new(),
+    };
+    let plan =
+        Plan { arch: wish.arch, dir, served, busybox, tools, programs, choice: wish.choice, record: wish.record };
     let began = Instant::now();
     let results = plan.side_by_side(&kernels)?;
     if !wish.keep {
@@ -186,6 +193,8 @@ struct Plan {
     /// The folder that the guest sees as its root.
     served: PathBuf,
     busybox: PathBuf,
+    /// Lines of the guest's script that make further programs known.
+    tools: String,
     programs: Programs,
     choice: Choice,
     record: bool,
@@ -235,7 +244,7 @@ impl Plan {
         let (script, initrd) = (run.join("guest.sh"), run.join("initrd"));
         // An arm64 root has the modules in their place.
         let modules = (self.arch == Arch::X86).then_some(kernel.modules.as_path());
-        fs::write(&script, job::script(kernel, modules, &self.programs, &self.choice, self.record))?;
+        fs::write(&script, job::script(kernel, modules, self))?;
         let there = Path::new("/").join(script.strip_prefix(&self.served)?);
         image::write(kernel, &self.busybox, &there, &initrd)?;
         let boot = |accelerator| Boot {

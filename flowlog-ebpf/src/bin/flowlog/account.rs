@@ -10,9 +10,8 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use flowlog_ebpf::{
     abi::{
-        Count, Cpu, EPOCHS, HookTruth, INGRESS, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS,
-        PLACE_LOST, PLACE_NOWHERE, PLACE_RECORD, PLACE_SLOT, PLACE_XDP, Record, SINCE_SHIFT, Stats, Truth,
-        WANT_INGRESS, XDP_INGRESS, class,
+        Count, Cpu, EPOCHS, HookTruth, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS, PLACE_LOST,
+        PLACE_NOWHERE, PLACE_RECORD, PLACE_SLOT, PLACE_XDP, Record, Stats, Truth, class,
     },
     packet::{self, Bytes, Flow, Frame, Packet},
 };
@@ -109,14 +108,14 @@ pub unsafe fn evict<F: Family>(slot: *mut Record<F::Addr>) -> bool {
     true
 }
 
-/// What a packet changed in its slot, so that it can be taken back.
+/// What was in its slot before a packet, so that it can be taken back.
 /// As wide as each other: the verifier refuses copies of padding.
 #[derive(Clone, Copy)]
-pub struct Change {
-    /// Those of its TCP flags that were new there.
-    pub new_flags: u16,
-    /// See [`flowlog_ebpf::abi::Note::since`].
-    pub since: u16,
+pub struct Before {
+    /// TCP flags.
+    pub tcp_flags: u64,
+    /// Time of the latest packet.
+    pub last_ns: u64,
 }
 
 /// Counts one packet in a slot, evicting another flow's record first. `None`: the ring is full, nothing counted.
@@ -124,19 +123,17 @@ pub struct Change {
 /// # Safety
 /// As [`evict`].
 #[inline(always)]
-pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p: &One) -> Option<Change> {
+pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p: &One) -> Option<Before> {
     // SAFETY: by the contract above.
     unsafe {
         if F::same(&raw const (*slot).key, key) {
             let s = &mut (*slot).stats;
             s.packets += u64::from(p.wire.packets);
             s.bytes += u64::from(p.wire.bytes);
-            let since = p.now_ns.wrapping_sub(s.last_ns) >> SINCE_SHIFT;
-            let since = if since > u64::from(u16::MAX) { 0 } else { since as u16 };
+            let before = Before { tcp_flags: u64::from(s.tcp_flags), last_ns: s.last_ns };
             s.last_ns = p.now_ns;
-            let before = s.tcp_flags;
-            s.tcp_flags = before | u32::from(p.tcp_flags);
-            return Some(Change { new_flags: u16::from(p.tcp_flags) & !(before as u16), since });
+            s.tcp_flags = before.tcp_flags as u32 | u32::from(p.tcp_flags);
+            return Some(before);
         }
         if !evict::<F>(slot) {
             return None;
@@ -144,7 +141,7 @@ pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p
         (*slot).key = *key;
         (*slot).stats = p.stats();
     }
-    Some(Change { new_flags: u16::from(p.tcp_flags), since: 0 })
+    Some(Before { tcp_flags: 0, last_ns: p.now_ns })
 }
 
 /// Sends one packet as a record of its own. `false`: the ring is full.
@@ -213,24 +210,25 @@ pub unsafe fn address(cell: *mut u64, pointer: u64) -> u64 {
 
 /// A frame at a hook.
 pub trait Hook {
-    /// Notes what was counted, for the verdict program; nothing where there is no buffer yet (XDP).
-    fn note<F: Family>(&self, at: &At, counted: &Counted<'_, F::Addr>);
+    /// A note that is not complete.
+    type Begun;
+    /// Notes a packet for the verdict program; nothing where there is no buffer yet (XDP). Before it is counted: then the
+    /// registers still hold what there is to write.
+    fn note<F: Family>(&self, at: &At, packet: &Noted<'_, F::Addr>) -> Self::Begun;
+    /// Notes where it was counted.
+    fn complete<F: Family>(begun: Self::Begun, place: u32, before: Before);
     /// Wire packets and bytes of a packet with these lengths.
     fn wire(&self, l3_len: u32, headers: u32) -> Wire;
 }
 
-/// What a hook did with a packet.
-pub struct Counted<'a, A> {
+/// What a hook knows of a packet.
+pub struct Noted<'a, A> {
     /// The packet.
     pub flow: &'a Flow<A>,
     /// Its key.
     pub key: &'a Key<A>,
     /// How much it is.
     pub wire: Wire,
-    /// Where it was counted: `PLACE_*` and slot, as in [`flowlog_ebpf::abi::Note::place`].
-    pub place: u32,
-    /// What it changed there.
-    pub change: Change,
 }
 
 /// What a hook knows before it looks at the packet. Gathered first: every helper call and look-up clobbers half of the
@@ -242,43 +240,64 @@ pub struct At {
     pub cpu: *mut Cpu,
     pub now_ns: u64,
     truth: *mut HookTruth,
-    /// Packets are counted here, and not only noted.
-    counts: bool,
-    /// Where they are if not: `PLACE_NOWHERE` or `PLACE_XDP`.
-    uncounted: u32,
+    /// Where packets are that are only noted here: `PLACE_NOWHERE` or `PLACE_XDP`. `None`: they are counted here.
+    elsewhere: Option<u32>,
 }
 
-/// What a hook does for an interface: `counts` and `notes` are bits of [`Iface::flags`].
+/// What a hook does for an interface: bits of [`Iface::flags`].
 #[derive(Clone, Copy)]
 pub struct Want {
     /// Packets are counted.
     pub counts: u16,
     /// Packets are noted at least.
     pub notes: u16,
+    /// A hook of another kind counts them: this one only notes.
+    pub elsewhere: u16,
 }
 
-/// Looks up a frame's interface and its witness counters. `None`: nobody wants this direction of this interface.
+/// Looks up a frame's interface and its witness counters. `None`: its packets are not counted here.
 #[inline(always)]
-pub fn at(ifindex: u32, direction: u8, want: Want) -> Option<At> {
+pub fn counting(ifindex: u32, direction: u8, want: Want) -> Option<At> {
     // Coarse: the time of the last timer tick, good to a few ms, at a third of the cost of the exact clock.
+    // SAFETY: takes no arguments.
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    let iface = *IFACES.get(ifindex)?;
+    if iface.flags & (want.counts | want.elsewhere) != want.counts {
+        return None;
+    }
+    found(iface, (ifindex, direction), now_ns, None)
+}
+
+/// As [`counting`], where packets are only noted. `None`: nobody wants this direction of this interface.
+#[inline(always)]
+pub fn noting(ifindex: u32, direction: u8, want: Want) -> Option<At> {
     // SAFETY: takes no arguments.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
     let iface = *IFACES.get(ifindex)?;
     if iface.flags & (want.counts | want.notes) == 0 {
         return None;
     }
-    let by_xdp = want.notes != 0 && direction == INGRESS && iface.flags & XDP_INGRESS != 0;
-    let counts = iface.flags & want.counts != 0 && !by_xdp;
-    let uncounted = if by_xdp && iface.flags & WANT_INGRESS != 0 { PLACE_XDP } else { PLACE_NOWHERE };
-    if !counts && uncounted == PLACE_NOWHERE && iface.flags & ONLY_NOTED != 0 {
+    let place = if iface.flags & want.counts != 0 { PLACE_XDP } else { PLACE_NOWHERE };
+    if place == PLACE_NOWHERE && iface.flags & ONLY_NOTED != 0 {
         // The watch begins or ends: what is refused now is nobody's.
         return None;
     }
+    found(iface, (ifindex, direction), now_ns, Some(place))
+}
+
+/// Either of the two.
+#[inline(always)]
+pub fn at(ifindex: u32, direction: u8, want: Want) -> Option<At> {
+    counting(ifindex, direction, want).or_else(|| noting(ifindex, direction, want))
+}
+
+#[inline(always)]
+fn found(iface: Iface, (ifindex, direction): (u32, u8), now_ns: u64, elsewhere: Option<u32>) -> Option<At> {
     let truth = truth(iface.id, iface.epoch)?;
     let cpu = cpu()?;
     // SAFETY: a map value; the direction is 0 or 1.
     let truth = unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(usize::from(direction & 1)) };
-    Some(At { iface, ifindex, direction, cpu, now_ns, truth, uncounted, counts })
+    Some(At { iface, ifindex, direction, cpu, now_ns, truth, elsewhere })
 }
 
 /// What [`parse`] found: this kind, and above [`LENGTH_SHIFT`], of what is no flow, its bytes behind the link header.
@@ -325,7 +344,7 @@ pub fn parsed<F: Family, H: Hook>(hook: &H, at: &At) {
 /// ends in `HookTruth::seen`, and in one of: a slot, a record, `non_ip`, `malformed`, `lost`.
 #[inline(always)]
 pub fn no_flow(at: &At, found: u64) {
-    if !at.counts {
+    if at.elsewhere.is_some() {
         return;
     }
     let wire = Wire { packets: 1, bytes: (found >> LENGTH_SHIFT) as u32 };
@@ -352,17 +371,20 @@ pub fn key_of<A: Copy>(f: &Flow<A>, iface: u16, flags: u8, reason: u16, epoch: u
 pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {
     let wire = hook.wire(f.l3_len, f.headers);
     let key = key_of(f, at.iface.id, Meta::pack(at.direction, class::PASSED), 0, at.iface.epoch);
-    let (place, change) =
-        if at.counts { enter::<F>(at, &key, wire, f.tcp_flags) } else { (at.uncounted << PLACE_BITS, NO_CHANGE) };
-    hook.note::<F>(at, &Counted { flow: f, key: &key, wire, place, change });
+    let begun = hook.note::<F>(at, &Noted { flow: f, key: &key, wire });
+    let (place, before) = match at.elsewhere {
+        None => enter::<F>(at, &key, wire, f.tcp_flags),
+        Some(place) => (place << PLACE_BITS, NO_SLOT),
+    };
+    H::complete::<F>(begun, place, before);
 }
 
 /// Of a packet that is in no slot.
-const NO_CHANGE: Change = Change { new_flags: 0, since: 0 };
+const NO_SLOT: Before = Before { tcp_flags: 0, last_ns: 0 };
 
-/// Counts a packet; returns where, and what it changed there.
+/// Counts a packet; returns where (`PLACE_*` and slot, as in [`flowlog_ebpf::abi::Note::place`]), and what was there before.
 #[inline(always)]
-fn enter<F: Family>(at: &At, key: &Key<F::Addr>, wire: Wire, tcp_flags: u8) -> (u32, Change) {
+fn enter<F: Family>(at: &At, key: &Key<F::Addr>, wire: Wire, tcp_flags: u8) -> (u32, Before) {
     // SAFETY: a pointer into the map value.
     unsafe { bump(&raw mut (*at.truth).seen, wire) };
     let (index, tag) = split(F::hash(key), PASSED_MASK.load());
@@ -374,12 +396,12 @@ fn enter<F: Family>(at: &At, key: &Key<F::Addr>, wire: Wire, tcp_flags: u8) -> (
             unlock(at.cpu);
             (counted, PLACE_SLOT << PLACE_BITS | index)
         }
-        _ => (emit_alone::<F>(key, &one).then_some(NO_CHANGE), PLACE_RECORD << PLACE_BITS),
+        _ => (emit_alone::<F>(key, &one).then_some(NO_SLOT), PLACE_RECORD << PLACE_BITS),
     };
-    let Some(change) = counted else {
+    let Some(before) = counted else {
         // SAFETY: a pointer into the map value.
         unsafe { bump(&raw mut (*at.truth).lost, wire) };
-        return (PLACE_LOST << PLACE_BITS, NO_CHANGE);
+        return (PLACE_LOST << PLACE_BITS, NO_SLOT);
     };
-    (place, change)
+    (place, before)
 }

@@ -1,7 +1,10 @@
 //! What differs between the address families: caches, blocks, hashes.
 
 use flowlog_ebpf::{
-    abi::{BANK_SLOTS, BLOCK4 as SIZE4, BLOCK6 as SIZE6, BlockHeader, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key, Record},
+    abi::{
+        BANK_SLOTS, BLOCK4 as SIZE4, BLOCK6 as SIZE6, BlockHeader, Ends6, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key,
+        PLACE_BITS, PLACE_V6, Record,
+    },
     hash,
 };
 
@@ -16,6 +19,8 @@ pub trait Family {
     type Addr: Copy + Default + 'static;
     /// `FAMILY_V4` or `FAMILY_V6`.
     const FAMILY: u32;
+    /// What marks a note of this family: see [`flowlog_ebpf::abi::Note::place`].
+    const PLACE: u32;
     /// Records in a full block.
     const BLOCK: u32;
     /// Slot of the flow cache.
@@ -26,11 +31,11 @@ pub trait Family {
     fn block() -> Option<*mut BlockHeader>;
     /// Flow hash, without the epoch: a flow keeps its slot across windows.
     fn hash(key: &Key<Self::Addr>) -> u64;
-    /// Keeps the key in the note, or beside it if it does not fit in; `meta` is in the note in any case.
+    /// Keeps the key in the note, and the addresses beside it if they do not fit in.
     ///
     /// # Safety
     /// `note` and `beside` must be the places for it.
-    unsafe fn keep(note: *mut Key<Ip4>, beside: *mut Key<Ip6>, key: &Key<Self::Addr>);
+    unsafe fn keep(note: *mut Key<Ip4>, beside: *mut Ends6, key: &Key<Self::Addr>);
     /// The key of a noted packet.
     fn noted(key4: &Key<Ip4>, key6: &Key<Ip6>) -> Key<Self::Addr>;
     /// Key comparison by words.
@@ -56,6 +61,7 @@ pub enum V6 {}
 impl Family for V4 {
     type Addr = Ip4;
     const FAMILY: u32 = FAMILY_V4;
+    const PLACE: u32 = 0;
     const BLOCK: u32 = SIZE4 as u32;
     #[inline(always)]
     fn passed(index: u32) -> Option<*mut Record<Ip4>> {
@@ -77,7 +83,7 @@ impl Family for V4 {
         hash::words2(SEED.load(), w[0], w[1] ^ (w[2] << 32))
     }
     #[inline(always)]
-    unsafe fn keep(note: *mut Key<Ip4>, _beside: *mut Key<Ip6>, key: &Key<Ip4>) {
+    unsafe fn keep(note: *mut Key<Ip4>, _beside: *mut Ends6, key: &Key<Ip4>) {
         // SAFETY: by the contract.
         unsafe { note.write(*key) };
     }
@@ -96,6 +102,7 @@ impl Family for V4 {
 impl Family for V6 {
     type Addr = Ip6;
     const FAMILY: u32 = FAMILY_V6;
+    const PLACE: u32 = PLACE_V6 << PLACE_BITS;
     const BLOCK: u32 = SIZE6 as u32;
     #[inline(always)]
     fn passed(index: u32) -> Option<*mut Record<Ip6>> {
@@ -116,11 +123,11 @@ impl Family for V6 {
         hash::words5(SEED.load(), w[0], w[1], w[2], w[3], w[4] ^ (w[5] << 32))
     }
     #[inline(always)]
-    unsafe fn keep(note: *mut Key<Ip4>, beside: *mut Key<Ip6>, key: &Key<Ip6>) {
+    unsafe fn keep(note: *mut Key<Ip4>, beside: *mut Ends6, key: &Key<Ip6>) {
         // SAFETY: by the contract.
         unsafe {
             (*note).meta = key.meta;
-            beside.write(*key);
+            beside.write(Ends6 { src: key.src, dst: key.dst });
         }
     }
     #[inline(always)]

@@ -124,9 +124,9 @@ pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
 #[unsafe(no_mangle)]
 pub static DROP_ARGUMENTS: Global<u32> = Global::new(3);
 
-/// Bits of a packet's number that tell the CPUs apart: see `abi::Cpu::next`.
+/// Bits of a packet's number that count: those above tell the CPUs apart (`abi::Cpu::owner`).
 #[unsafe(no_mangle)]
-pub static NUMBER_BITS: Global<u32> = Global::new(8);
+pub static SEQUENCE_BITS: Global<u32> = Global::new(8);
 
 /// Kernel text of generic XDP: first address, last address, and the drop reason to record. Its drops carry no
 /// reason of their own.

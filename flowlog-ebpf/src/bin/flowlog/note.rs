@@ -10,22 +10,22 @@
 use aya_ebpf::helpers::generated::bpf_map_lookup_percpu_elem;
 use flowlog_ebpf::{
     abi::{
-        Cpu, DATAGRAMS as DATAGRAM_COUNT, Datagram, EGRESS, Ip6, Key, MIXED, Meta, NO_NUMBERS, NOTES, Note, PLACE_BITS,
-        PLACE_FRAGMENT,
+        Cpu, DATAGRAMS as DATAGRAM_COUNT, Datagram, EGRESS, Ends6, Ip6, Key, LAST_SHIFT, MIXED, Meta, NO_NUMBERS,
+        NOTES, Note, PLACE_BITS, PLACE_FRAGMENT,
     },
     packet::{Flow, Part},
 };
 
 use crate::{
-    account::{self, At, Counted, Family},
+    account::{self, At, Before, Family, Noted},
     frame::opaque,
-    maps::{CPU, DATAGRAMS, IFACES, NUMBER_BITS},
+    maps::{CPU, DATAGRAMS, IFACES, SEQUENCE_BITS},
 };
 
 /// What carries a packet past a hook.
 pub trait Carrier {
-    /// Its address; `cell` is scratch space in a map value of this CPU.
-    fn address(&self, cell: *mut u64) -> u64;
+    /// Writes its address into a map value.
+    fn address(&self, cell: *mut u64);
     /// The number it carries, 0 if none.
     fn number(&self) -> u16;
     /// Gives it a number.
@@ -40,57 +40,74 @@ pub fn numbered() -> bool {
     IFACES.get(0).is_none_or(|node| node.flags & NO_NUMBERS == 0)
 }
 
-/// Index of a note in its circle.
+/// Index in its circle of the note that counts as `sequence`.
 #[inline(always)]
-fn index(number: u32) -> usize {
-    (opaque(number >> NUMBER_BITS.load()) & (NOTES - 1)) as usize
+fn index(sequence: u32) -> usize {
+    (opaque(sequence) & (NOTES - 1)) as usize
 }
 
-/// Part of a number that says whose circle it is in.
+/// Whether a note with this number is in this CPU's circle.
 #[inline(always)]
-pub fn owner(number: u32) -> u32 {
-    number & ((1 << NUMBER_BITS.load()) - 1)
+pub fn is_own(number: u16, cpu: *mut Cpu) -> bool {
+    // SAFETY: a map value of this CPU.
+    unsafe { number & !(*cpu).sequence == (*cpu).owner }
 }
 
-/// Notes a packet.
+/// A note of a packet that is not counted yet.
+pub struct Begun {
+    note: *mut Note,
+    /// Of a fragment: where its datagram is.
+    datagram: Option<u32>,
+}
+
+/// Notes a packet, but for where it is counted.
 #[inline(always)]
-pub fn write<F: Family, C: Carrier>(carrier: &C, at: &At, counted: &Counted<'_, F::Addr>) {
+pub fn begin<F: Family, C: Carrier>(carrier: &C, at: &At, packet: &Noted<'_, F::Addr>) -> Begun {
     let cpu = at.cpu;
     // SAFETY: a map value of this CPU; hooks do not interrupt hooks.
-    let (next, address) = unsafe {
+    let (sequence, owner) = unsafe {
         let next = (*cpu).next;
-        (*cpu).next = next.wrapping_add(1 << NUMBER_BITS.load());
-        (next, carrier.address(&raw mut (*cpu).pointer))
+        (*cpu).next = next.wrapping_add(1);
+        (next & u32::from((*cpu).sequence), (*cpu).owner)
     };
-    let (number, prev) = (next as u16, carrier.number());
-    let mut place = counted.place;
-    if counted.flow.fragment.part != Part::Whole {
-        let kind = (place >> PLACE_BITS) | PLACE_FRAGMENT;
-        place = kind << PLACE_BITS | fragment::<F>(at, counted, address, number);
+    let (number, prev) = (sequence as u16 | owner, carrier.number());
+    if at.iface.flags & NO_NUMBERS == 0 {
+        carrier.set_number(number);
     }
     let iif = if at.direction == EGRESS { carrier.iif() } else { at.ifindex as u16 };
-    let index = index(next);
+    let index = index(sequence);
     // SAFETY: a map value of this CPU; the index is below the length of both arrays. Member by member, in place: a note on
     // the stack would be an eighth of all there is.
     unsafe {
         let note = (&raw mut (*cpu).notes).cast::<Note>().add(index);
-        (*note).address = address;
+        carrier.address(&raw mut (*note).address);
         (*note).number = number;
         (*note).prev = prev;
         (*note).ifindex = at.ifindex as u16;
         (*note).iif = iif;
-        (*note).place = place;
-        (*note).bytes = counted.wire.bytes;
+        (*note).bytes = packet.wire.bytes;
         (*note).now_ns = at.now_ns;
-        (*note).packets = counted.wire.packets as u16;
-        (*note).tcp_flags = counted.flow.tcp_flags;
-        (*note).new_flags = counted.change.new_flags as u8;
-        (*note).family = F::FAMILY as u16;
-        (*note).since = counted.change.since;
-        F::keep(&raw mut (*note).key, (&raw mut (*cpu).keys6).cast::<Key<Ip6>>().add(index), counted.key);
+        (*note).packets = packet.wire.packets as u16;
+        (*note).tcp_flags = packet.flow.tcp_flags;
+        F::keep(&raw mut (*note).key, (&raw mut (*cpu).ends6).cast::<Ends6>().add(index), packet.key);
+        let is_fragment = packet.flow.fragment.part != Part::Whole;
+        Begun { note, datagram: is_fragment.then(|| fragment::<F>(at, packet, &*note)) }
     }
-    if at.iface.flags & NO_NUMBERS == 0 {
-        carrier.set_number(number);
+}
+
+/// Notes where it was counted, and what was there before.
+#[inline(always)]
+pub fn complete<F: Family>(begun: Begun, place: u32, before: Before) {
+    let place = place | F::PLACE;
+    let place = match begun.datagram {
+        None => place,
+        Some(datagram) => ((place >> PLACE_BITS) | PLACE_FRAGMENT) << PLACE_BITS | datagram,
+    };
+    // SAFETY: what `begin` has found.
+    unsafe {
+        (*begun.note).place = place;
+        (*begun.note).flags_before = before.tcp_flags as u8;
+        (*begun.note).last_before = (before.last_ns >> LAST_SHIFT) as u32;
     }
 }
 
@@ -129,48 +146,52 @@ struct Piece {
 }
 
 #[inline(always)]
-fn fragment<F: Family>(at: &At, counted: &Counted<'_, F::Addr>, address: u64, number: u16) -> u32 {
-    let Flow { l3_len, ip_header, fragment, .. } = *counted.flow;
-    let meta = Meta { sport: 0, dport: 0, epoch: 0, ..counted.key.meta };
-    let key = Key { meta, ..*counted.key };
+fn fragment<F: Family>(at: &At, packet: &Noted<'_, F::Addr>, note: &Note) -> u32 {
+    let Flow { l3_len, ip_header, fragment, .. } = *packet.flow;
+    let meta = Meta { sport: 0, dport: 0, epoch: 0, ..packet.key.meta };
+    let key = Key { meta, ..*packet.key };
     let check = F::hash(&key) ^ (u64::from(fragment.id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let piece = Piece {
         payload: l3_len.wrapping_sub(ip_header),
-        bytes: counted.wire.bytes,
+        bytes: packet.wire.bytes,
         epoch: at.iface.epoch,
-        number: u32::from(number),
+        number: u32::from(note.number),
     };
+    // Volatile: what was written there is a pointer to the compiler, and must be read as a number.
+    // SAFETY: a member of a reference.
+    let address = unsafe { (&raw const note.address).read_volatile() };
     remember(check | 1, address, fragment.part, &piece)
 }
 
 /// A copy of the note with this number, and of its key if it is IPv6. `false`: there is none (any more).
 #[inline(always)]
 pub fn find(number: u16, note: &mut Note, key6: &mut Key<Ip6>) -> bool {
-    let number = u32::from(number);
-    let Some(cpu) = circle(number) else { return false };
-    let index = index(number);
+    let Some((cpu, sequence)) = circle(number) else { return false };
+    let index = index(sequence);
     // SAFETY: a map value, of another CPU perhaps; the index is below the length of both arrays. The number is looked at
     // before and after the copy: the owner may be writing another note in its place.
     unsafe {
         let found = (&raw mut (*cpu).notes).cast::<Note>().add(index);
-        if u32::from((&raw const (*found).number).read_volatile()) != number {
+        if (&raw const (*found).number).read_volatile() != number {
             return false;
         }
         copy(found, note);
-        copy((&raw const (*cpu).keys6).cast::<Key<Ip6>>().add(index), key6);
-        u32::from((&raw const (*found).number).read_volatile()) == number
+        copy((&raw const (*cpu).ends6).cast::<Ends6>().add(index), core::ptr::from_mut(key6).cast());
+        copy(&raw const note.key.meta, &raw mut key6.meta);
+        (&raw const (*found).number).read_volatile() == number
     }
 }
 
-/// The state of the CPU that gave this number.
+/// The state of the CPU that gave this number, and the part of the number that counts.
 #[inline(always)]
-fn circle(number: u32) -> Option<*mut Cpu> {
+fn circle(number: u16) -> Option<(*mut Cpu, u32)> {
     let cpu = account::cpu()?;
-    let owner = owner(number);
     // SAFETY: a map value.
-    if owner == self::owner(unsafe { (*cpu).next }) {
-        return Some(cpu);
+    let sequence = u32::from(number & unsafe { (*cpu).sequence });
+    if is_own(number, cpu) {
+        return Some((cpu, sequence));
     }
+    let owner = u32::from(number) >> SEQUENCE_BITS.load();
     if owner == 0 {
         return None;
     }
@@ -178,7 +199,7 @@ fn circle(number: u32) -> Option<*mut Cpu> {
     // SAFETY: a per-CPU array with one element; the helper returns null for a CPU that there is not.
     let other =
         unsafe { bpf_map_lookup_percpu_elem((&raw const CPU).cast_mut().cast(), (&raw const key).cast(), owner - 1) };
-    (!other.is_null()).then_some(other.cast())
+    (!other.is_null()).then_some((other.cast(), sequence))
 }
 
 /// Copies word by word. (A plain assignment becomes a call of `memmove`, which here is a loop over bytes.)
@@ -209,8 +230,8 @@ const FOUND_MAX: u32 = 4;
 /// What [`look`] has come to. In map memory: the verifier follows what is on the stack round after round.
 #[repr(C)]
 pub struct Search {
-    /// The note that was looked at last.
-    pub number: u32,
+    /// Which note of this CPU was looked at last.
+    pub sequence: u32,
     /// How many were found.
     pub count: u32,
     /// Their numbers, 16 bits each, the newest in the lowest.
@@ -223,7 +244,7 @@ impl Search {
     pub fn begin(&mut self) -> u32 {
         let Some(cpu) = account::cpu() else { return 0 };
         // SAFETY: a map value.
-        self.number = unsafe { (*cpu).next };
+        self.sequence = unsafe { (*cpu).next };
         (self.count, self.found) = (0, 0);
         SEARCH_MAX
     }
@@ -232,9 +253,12 @@ impl Search {
     #[inline(always)]
     pub fn look(&mut self, address: u64) -> bool {
         let Some(cpu) = account::cpu() else { return false };
-        self.number = self.number.wrapping_sub(1 << NUMBER_BITS.load());
+        self.sequence = self.sequence.wrapping_sub(1);
         // SAFETY: a map value; the index is below the array's length.
-        let note = unsafe { &*(&raw const (*cpu).notes).cast::<Note>().add(index(self.number)) };
+        let note = unsafe {
+            let index = index(self.sequence & u32::from((*cpu).sequence));
+            &*(&raw const (*cpu).notes).cast::<Note>().add(index)
+        };
         if note.address == address {
             self.found |= u64::from(note.number) << (16 * (self.count & (FOUND_MAX - 1)));
             self.count += 1;

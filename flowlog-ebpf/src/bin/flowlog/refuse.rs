@@ -3,9 +3,8 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use flowlog_ebpf::{
     abi::{
-        Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Key, Meta, ONLY_NOTED, PLACE_BITS, PLACE_FRAGMENT, PLACE_LOST,
-        PLACE_NOWHERE, PLACE_SLOT, Record, SINCE_SHIFT, VerdictTruth, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class,
-        reason_index,
+        Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Key, Meta, ONLY_NOTED, PLACE_BITS, PLACE_LOST, PLACE_NOWHERE,
+        PLACE_SLOT, Record, VerdictTruth, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
     },
     packet::{Flow, Fragment, absent},
 };
@@ -72,8 +71,7 @@ pub fn noted<F: Family>(event: &mut Event) {
         return;
     }
     // A fragment is where it is like any other packet; its slot is not known.
-    let fragment = (note.place >> PLACE_BITS) & PLACE_FRAGMENT != 0;
-    let counted = (note.place >> PLACE_BITS) & (PLACE_FRAGMENT - 1);
+    let (fragment, counted) = (note.is_fragment(), note.kind());
     let late = (key.meta.epoch.wrapping_sub(iface.oldest) as i32) < 0;
     if late || counted == PLACE_NOWHERE {
         key.meta.epoch = iface.epoch;
@@ -141,9 +139,9 @@ pub fn unknown(ifindex: u32, direction: u8, wire: Wire) {
 #[inline(always)]
 pub fn recall(event: &mut Event) {
     let note = &event.note;
-    event.family = u32::from(note.family);
+    event.family = note.family();
     event.wire = Wire { packets: u32::from(note.packets), bytes: note.bytes };
-    if u32::from(note.family) == FAMILY_V4 {
+    if note.family() == FAMILY_V4 {
         event.v4 = flow_of(&note.key, note.tcp_flags);
     } else {
         event.v6 = flow_of(&event.key6, note.tcp_flags);
@@ -160,7 +158,7 @@ fn flow_of<A: Copy>(key: &Key<A>, tcp_flags: u8) -> Flow<A> {
 /// Whether the headers of a dying buffer still say what they said at the hook.
 #[inline(always)]
 pub fn is_same_tuple(event: &Event) -> bool {
-    if event.family != u32::from(event.note.family) {
+    if event.family != event.note.family() {
         return false;
     }
     if event.family == FAMILY_V4 {
@@ -206,9 +204,7 @@ fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal) {
 #[inline(always)]
 fn take_back<F: Family>(key: &Key<F::Addr>, event: &Event, cpu: *mut Cpu) -> bool {
     let note = &event.note;
-    // SAFETY: a map value.
-    let next = unsafe { (*cpu).next };
-    if note::owner(u32::from(note.number)) != note::owner(next) {
+    if !note::is_own(note.number, cpu) {
         return false;
     }
     let index = split(u64::from(note.place & ((1 << PLACE_BITS) - 1)), PASSED_MASK.load()).0;
@@ -230,12 +226,12 @@ fn take_back<F: Family>(key: &Key<F::Addr>, event: &Event, cpu: *mut Cpu) -> boo
             owner.meta.iface = 0;
             return true;
         }
-        if note.new_flags != 0 {
+        if note.tcp_flags & !note.flags_before != 0 {
             stats.tcp_flags |= FLAGS_UNSURE;
         }
         // The latest of the flow so far, unless others of its time have been counted behind it.
         if stats.last_ns == note.now_ns {
-            stats.last_ns -= u64::from(note.since) << SINCE_SHIFT;
+            stats.last_ns = note.last_before_ns().max(stats.first_ns);
         }
     }
     true

@@ -6,12 +6,15 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use flowlog_ebpf::{
-    abi::{EGRESS, INGRESS, NO_LINK_HEADER, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS},
+    abi::{
+        EGRESS, INGRESS, NO_LINK_HEADER, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS,
+        XDP_INGRESS,
+    },
     packet::{self, Frame, common4, common6},
 };
 
 use crate::{
-    account::{self, At, Counted, FOUND_V4, FOUND_V6, Family, Hook, V4, V6, Want, Wire},
+    account::{self, At, Before, FOUND_V4, FOUND_V6, Family, Hook, Noted, V4, V6, Want, Wire},
     frame::{Direct, Fragmented},
     note::{self, Carrier},
 };
@@ -36,9 +39,9 @@ pub fn flowlog_tc_egress(ctx: TcContext) -> i32 {
 #[inline(always)]
 const fn want(direction: u8) -> Want {
     if direction == INGRESS {
-        Want { counts: WANT_INGRESS, notes: WANT_REFUSED_INGRESS }
+        Want { counts: WANT_INGRESS, notes: WANT_REFUSED_INGRESS, elsewhere: XDP_INGRESS }
     } else {
-        Want { counts: WANT_EGRESS, notes: WANT_REFUSED_EGRESS }
+        Want { counts: WANT_EGRESS, notes: WANT_REFUSED_EGRESS, elsewhere: 0 }
     }
 }
 
@@ -46,9 +49,16 @@ const fn want(direction: u8) -> Want {
 struct Skb(*mut __sk_buff);
 
 impl Hook for Skb {
+    type Begun = note::Begun;
+
     #[inline(always)]
-    fn note<F: Family>(&self, at: &At, counted: &Counted<'_, F::Addr>) {
-        note::write::<F, Self>(self, at, counted);
+    fn note<F: Family>(&self, at: &At, packet: &Noted<'_, F::Addr>) -> note::Begun {
+        note::begin::<F, Self>(self, at, packet)
+    }
+
+    #[inline(always)]
+    fn complete<F: Family>(begun: note::Begun, place: u32, before: Before) {
+        note::complete::<F>(begun, place, before);
     }
 
     #[inline(always)]
@@ -66,9 +76,9 @@ impl Hook for Skb {
 
 impl Carrier for Skb {
     #[inline(always)]
-    fn address(&self, cell: *mut u64) -> u64 {
-        // SAFETY: the caller's cell lies in a map value of this CPU; hooks do not interrupt hooks.
-        unsafe { account::address(cell, self.0 as u64) }
+    fn address(&self, cell: *mut u64) {
+        // SAFETY: the caller's cell lies in a map value.
+        unsafe { cell.write_volatile(self.0 as u64) }
     }
 
     #[inline(always)]
@@ -94,20 +104,48 @@ impl Carrier for Skb {
 fn hook(ctx: &TcContext, direction: u8) {
     let skb = ctx.skb.skb;
     // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
-    let (ifindex, len, vlan_tci) = unsafe { ((*skb).ifindex, (*skb).len, (*skb).vlan_tci as u16) };
-    let Some(at) = account::at(ifindex, direction, want(direction)) else { return };
+    let ifindex = unsafe { (*skb).ifindex };
+    let done = match account::counting(ifindex, direction, want(direction)) {
+        Some(at) => common(skb, &at),
+        None => only_noted(skb, u32::from(direction)) != 0,
+    };
+    if !done {
+        uncommon(skb, u32::from(direction));
+    }
+}
+
+/// Packets that are not counted here. In a function of its own, so that those that are need not ask. Returns 0 if there is more
+/// to be done.
+#[inline(never)]
+fn only_noted(skb: *mut __sk_buff, direction: u32) -> u32 {
+    // SAFETY: the context pointer; the verifier rewrites the load to the real member.
+    let ifindex = unsafe { (*skb).ifindex };
+    match account::noting(ifindex, direction as u8, want(direction as u8)) {
+        Some(at) => u32::from(common(skb, &at)),
+        None => 1,
+    }
+}
+
+/// Accounts for a frame of the common kind; `false`: it is of another.
+#[inline(always)]
+fn common(skb: *mut __sk_buff, at: &At) -> bool {
+    // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
+    let (len, vlan_tci, data, end) =
+        unsafe { ((*skb).len, (*skb).vlan_tci as u16, (*skb).data as usize, (*skb).data_end as usize) };
     let link_header = at.iface.flags & NO_LINK_HEADER == 0;
     let frame = Frame { len, vlan_tci, link_header };
-    let direct = Direct { data: ctx.data(), end: ctx.data_end() };
+    let direct = Direct { data, end };
     if link_header {
         if let Some(f) = direct.head().and_then(|h| common4(h, frame)) {
-            return account::flow::<V4, Skb>(&Skb(skb), &at, &f);
+            account::flow::<V4, Skb>(&Skb(skb), at, &f);
+            return true;
         }
         if let Some(f) = direct.head().and_then(|h| common6(h, frame)) {
-            return account::flow::<V6, Skb>(&Skb(skb), &at, &f);
+            account::flow::<V6, Skb>(&Skb(skb), at, &f);
+            return true;
         }
     }
-    uncommon(skb, u32::from(direction));
+    false
 }
 
 /// Any other frame. In functions of their own, so that its variables do not crowd registers and stack of the common case.

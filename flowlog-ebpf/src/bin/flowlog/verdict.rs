@@ -22,9 +22,9 @@ use core::ffi::c_void;
 
 use aya_ebpf::{helpers::generated::bpf_loop, macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::abi::{
-    CHAIN_MAX, Dying, EGRESS, FAMILY_V4, FAMILY_V6, HANDLED, INGRESS, IS_BRIDGE, ONLY_NOTED, PLACE_BITS,
-    PLACE_FRAGMENT, REASON_BY_PLACE, REASON_REFUSED, REASON_SOCKET, REASON_TC_INGRESS, REASON_XDP, Stacked,
-    VERDICT_FIRST, VERDICT_NESTED, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, reason_index,
+    CHAIN_MAX, Dying, EGRESS, FAMILY_V4, FAMILY_V6, HANDLED, INGRESS, IS_BRIDGE, ONLY_NOTED, REASON_BY_PLACE,
+    REASON_REFUSED, REASON_SOCKET, REASON_TC_INGRESS, REASON_XDP, Stacked, VERDICT_FIRST, VERDICT_NESTED,
+    WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, reason_index,
 };
 
 use crate::{
@@ -233,7 +233,18 @@ unsafe extern "C" fn link(_i: u32, context: *mut c_void) -> i64 {
 fn passed(event: &mut Event) -> bool {
     let ifindex = u32::from(event.note.ifindex);
     if event.note.key.meta.direction() == EGRESS {
-        return !event.came_in && u32::from(event.note.iif) == event.dropped.iif;
+        if event.came_in || u32::from(event.note.iif) != event.dropped.iif {
+            return false;
+        }
+        // An address alone also finds what the buffer held before. On the way out netfilter comes before our hook: a note of
+        // the interface that it refuses the way to is an earlier packet's.
+        let out = ifindex == event.dropped.dev || ifindex == event.dropped.dst;
+        let earlier = event.left_through != 0 || (out && event.cause.action == REASON_REFUSED);
+        return !event.by_address || !earlier;
+    }
+    // Through each interface once.
+    if event.came_in && ifindex == event.at {
+        return false;
     }
     if ifindex != event.at && !is_above(ifindex, event.at) {
         return false;
@@ -246,7 +257,7 @@ fn passed(event: &mut Event) -> bool {
 #[inline(never)]
 fn own(event: &mut Event) -> Identity {
     let same = event.note.address == event.cause.address && !event.copied;
-    if (event.note.place >> PLACE_BITS) & PLACE_FRAGMENT == 0 {
+    if !event.note.is_fragment() {
         return if same { Identity::Shown } else { Identity::Copy };
     }
     match if event.copied { Whole::Unknown } else { whole(event) } {
@@ -301,7 +312,7 @@ fn noted(event: &mut Event) {
     // What a process of this node sends is a clone of what its socket holds: then it is no copy if nobody else has it.
     let only_sent = d.sent_clone && d.sharers <= 2;
     let copies_live_on = ingress && d.cloned && (d.group || (bridged && !only_sent));
-    let weak = event.by_address && (action != REASON_REFUSED || !refuse::is_same_tuple(event));
+    let weak = event.by_address && (!ingress || action != REASON_REFUSED || !refuse::is_same_tuple(event));
     if event.family == 0 {
         // The headers cannot be read where they are now: the hook could.
         refuse::recall(event);
@@ -313,7 +324,7 @@ fn noted(event: &mut Event) {
         let wire = Wire { packets: packets + u32::from(note.packets), bytes: bytes + note.bytes };
         return refuse::unknown(ifindex, direction, wire);
     }
-    if u32::from(note.family) == FAMILY_V4 {
+    if note.family() == FAMILY_V4 {
         refuse::noted::<V4>(event);
     } else {
         refuse::noted::<V6>(event);

@@ -12,7 +12,7 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, At, Counted, FOUND_V4, FOUND_V6, Family, Hook, V4, V6, Want, Wire},
+    account::{self, At, Before, FOUND_V4, FOUND_V6, Family, Hook, Noted, V4, V6, Want, Wire},
     frame::Direct,
 };
 
@@ -27,14 +27,19 @@ pub fn flowlog_xdp(ctx: XdpContext) -> u32 {
 }
 
 /// Every frame is counted. The TC hook notes it, once there is a buffer.
-const WANT: Want = Want { counts: WANT_INGRESS, notes: 0 };
+const WANT: Want = Want { counts: WANT_INGRESS, notes: 0, elsewhere: 0 };
 
 /// A frame without an `sk_buff`: no buffer to remember, never GSO.
 struct Raw;
 
 impl Hook for Raw {
+    type Begun = ();
+
     #[inline(always)]
-    fn note<F: Family>(&self, _at: &At, _counted: &Counted<'_, F::Addr>) {}
+    fn note<F: Family>(&self, _at: &At, _packet: &Noted<'_, F::Addr>) {}
+
+    #[inline(always)]
+    fn complete<F: Family>((): (), _place: u32, _before: Before) {}
 
     #[inline(always)]
     fn wire(&self, l3_len: u32, _headers: u32) -> Wire {
@@ -46,7 +51,7 @@ impl Hook for Raw {
 fn hook(ctx: &XdpContext) {
     // SAFETY: the context pointer.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-    let Some(at) = account::at(ifindex, INGRESS, WANT) else { return };
+    let Some(at) = account::counting(ifindex, INGRESS, WANT) else { return };
     let direct = Direct { data: ctx.data(), end: ctx.data_end() };
     let linear = direct.end - direct.data;
     if linear < ONE_BUFFER_MAX && at.iface.flags & NO_LINK_HEADER == 0 {
@@ -85,7 +90,7 @@ fn parse(ctx: *mut xdp_md) -> u64 {
 #[inline(always)]
 fn at(ctx: *mut xdp_md) -> Option<At> {
     // SAFETY: the context pointer.
-    account::at(unsafe { (*ctx).ingress_ifindex }, INGRESS, WANT)
+    account::counting(unsafe { (*ctx).ingress_ifindex }, INGRESS, WANT)
 }
 
 #[inline(never)]
