@@ -49,5 +49,7 @@ mod stores;
 mod translation;
 #[path = "all/verdicts.rs"]
 mod verdicts;
+#[path = "all/ways.rs"]
+mod ways;
 #[path = "all/windows.rs"]
 mod windows;

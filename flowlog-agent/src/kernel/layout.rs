@@ -123,6 +123,8 @@ pub fn offsets(btf: &Btf<'_>) -> Result<KernelOffsets, KernelError> {
         skb_fclone_shift: fclone.1,
         shinfo_dataref: of("skb_shared_info", "dataref")?,
         rt_is_input: of("rtable", "rt_is_input")?,
+        rt_type: of("rtable", "rt_type")?,
+        skb_sk: of("sk_buff", "sk")?,
     })
 }
 

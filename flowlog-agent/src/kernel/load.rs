@@ -314,6 +314,8 @@ fn offsets_words(o: &abi::KernelOffsets) -> [u32; size_of::<abi::KernelOffsets>(
         o.skb_fclone_shift,
         o.shinfo_dataref,
         o.rt_is_input,
+        o.rt_type,
+        o.skb_sk,
     ]
 }
 

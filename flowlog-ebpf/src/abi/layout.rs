@@ -62,6 +62,10 @@ pub struct KernelOffsets {
     pub shinfo_dataref: u32,
     /// `rtable.rt_is_input`
     pub rt_is_input: u32,
+    /// `rtable.rt_type`
+    pub rt_type: u32,
+    /// `sk_buff.sk`
+    pub skb_sk: u32,
 }
 
 /// What a set of maps was made for, written once when it is made.
@@ -118,6 +122,6 @@ pub const fn reason_index(reason: u32) -> u32 {
 }
 
 const _: () = {
-    assert!(size_of::<KernelOffsets>() == 29 * 4);
+    assert!(size_of::<KernelOffsets>() == 31 * 4);
     assert!(size_of::<Setup>() == 24);
 };

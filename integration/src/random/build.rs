@@ -14,10 +14,12 @@ use super::{
     flows::Flow,
     topology::{Endpoint, Kind, Topology, VLAN},
 };
-use crate::{net::Netns, sockets};
+use crate::{net::Netns, sockets, taps::Cable};
 
 /// Ports that the kernel gives to sockets: none of a flow's.
 const LOCAL_PORTS: &str = "50000 60999";
+/// Packets that a tap keeps for its reader: more than a run sends.
+const TAP_QUEUE: u32 = 100_000;
 /// How long links may take to come up.
 const UP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -31,6 +33,12 @@ pub fn commands(t: &Topology, flows: &[Flow], host: &str, guests: &[String]) -> 
     for (g, guest) in guests.iter().enumerate() {
         let (port, inside) = (mac(2, g), mac(1, g));
         let mtu = if t.jumbo { 9_000 } else { 1_500 };
+        if t.taps {
+            let set = |device: &str, mac: &str| format!("link set {device} address {mac} txqueuelen {TAP_QUEUE}");
+            lines.push((Some(host.to_owned()), "ip", set(&format!("p{g}"), &port)));
+            lines.push((Some(guest.clone()), "ip", set("eth0", &inside)));
+            continue;
+        }
         let veth = format!("type veth peer name eth0 mtu {mtu} address {inside} netns {guest}");
         lines.push((None, "ip", format!("link add p{g} mtu {mtu} address {port} netns {host} {veth}")));
     }
@@ -189,6 +197,8 @@ pub struct Network {
     pub host: Netns,
     /// Its guests.
     pub guests: Vec<Netns>,
+    /// What carries frames between ports that are taps.
+    _cables: Vec<Cable>,
 }
 
 impl Network {
@@ -199,7 +209,10 @@ impl Network {
     pub fn build(t: &Topology, flows: &[Flow]) -> anyhow::Result<Self> {
         let host = Netns::new("h")?;
         let guests = (0..t.guests()).map(|g| Netns::new(&format!("g{g}"))).collect::<anyhow::Result<Vec<_>>>()?;
-        let network = Self { host, guests };
+        let cable = |(g, guest): (usize, &Netns)| Cable::new((&host, &format!("p{g}")), (guest, "eth0"));
+        let cables =
+            if t.taps { guests.iter().enumerate().map(cable).collect::<anyhow::Result<_>>()? } else { Vec::new() };
+        let network = Self { host, guests, _cables: cables };
         network.parameters()?;
         let names: Vec<String> = network.guests.iter().map(|g| g.name().to_owned()).collect();
         let lines = commands(t, flows, network.host.name(), &names);
@@ -257,7 +270,10 @@ impl Network {
                     return false;
                 };
                 let state = &link["linkinfo"]["info_slave_data"]["state"];
-                link["operstate"] == "UP" && (state.is_null() || state == "forwarding")
+                // Taps do not say more than that they have a carrier.
+                let up = link["operstate"] == "UP" || link["operstate"] == "UNKNOWN";
+                let carrier = link["flags"].as_array().is_some_and(|f| f.iter().any(|f| f == "LOWER_UP"));
+                up && carrier && (state.is_null() || state == "forwarding")
             };
             let missing: Vec<_> = wanted.iter().filter(|n| !is_up(n)).collect();
             if missing.is_empty() {

@@ -6,8 +6,8 @@ use anyhow::{bail, ensure};
 
 /// Everything there is. `xdp`, `clsact`: hooks of the agent. `smallcache`: caches of 16 slots. `noise`: raw sockets that
 /// filter everything. `packet`: packet sockets for all protocols; `protosock`: for IP alone. `gro`: NAPI batches.
-/// `jumbo`: frames larger than a page whose headers lie in page fragments. `sockfilter`: receiving sockets with a filter of their own.
-pub const ALL: [&str; 28] = [
+/// `jumbo`: frames larger than a page whose headers lie in page fragments. `tap`: taps instead of veths. `sockfilter`: receiving sockets with a filter of their own.
+pub const ALL: [&str; 29] = [
     "bridge",
     "macvlan",
     "vlan",
@@ -36,6 +36,7 @@ pub const ALL: [&str; 28] = [
     "sockfilter",
     "smp",
     "jumbo",
+    "tap",
 ];
 
 /// What is switched on.

@@ -64,6 +64,8 @@ pub struct Topology {
     pub threaded: bool,
     /// All links take frames of 9,000 bytes.
     pub jumbo: bool,
+    /// Ports are taps and not veths.
+    pub taps: bool,
 }
 
 impl Topology {
@@ -96,7 +98,9 @@ impl Topology {
         }
         let gro = features.has("gro") && rng.chance(40);
         let jumbo = features.has("jumbo") && rng.chance(25);
-        Self { segments, gro, threaded: gro && rng.chance(50), jumbo }
+        let threaded = gro && rng.chance(50);
+        let taps = features.has("tap") && !gro && !jumbo && rng.chance(40);
+        Self { segments, gro, threaded, jumbo, taps }
     }
 
     /// Number of guests, and of ports.

@@ -81,6 +81,12 @@ const FCLONE: u8 = 3;
 const FCLONE_CLONE: u8 = 2;
 /// Half of `dataref` that counts all who share the data (`SKB_DATAREF_SHIFT` there).
 const DATAREF: u32 = 0xffff;
+/// `PACKET_OTHERHOST` there.
+const PACKET_OTHERHOST: u8 = 3;
+/// `RTN_BROADCAST` of `include/uapi/linux/rtnetlink.h`.
+const RTN_BROADCAST: u16 = 3;
+/// `RTN_MULTICAST` there.
+const RTN_MULTICAST: u16 = 5;
 /// `pkt_type` has three bits.
 const PKT_TYPE: u8 = 7;
 
@@ -127,6 +133,12 @@ pub struct Dropped {
     pub routed_in: bool,
     /// It was addressed to many (as the interface that received it saw it).
     pub group: bool,
+    /// It was addressed to another host (as the interface that received it saw it).
+    pub other_host: bool,
+    /// Its IPv4 route is to many.
+    pub routed_to_many: bool,
+    /// A socket of this node owns it.
+    pub owned: bool,
     /// Largest packet that the device of its route takes; 0: not known.
     pub mtu: u32,
     /// Ethertype, host order.
@@ -166,12 +178,13 @@ impl Dropped {
             let dev = member::<*const u8>(skb, o.skb_dev);
             let mut netns: u32 = member(member::<*const u8>(dev, o.dev_net), o.net_inum);
             let dst = member::<u64>(skb, o.skb_refdst) & !1;
-            let (mut dst_ifindex, mut mtu, mut routed_in) = (0, 0, 0u8);
+            let (mut dst_ifindex, mut mtu, mut routed_in, mut route) = (0, 0, 0u8, 0u16);
             if dst != 0 {
                 let dst_dev: u64 = probe_or_zero(dst + u64::from(o.dst_dev));
                 dst_ifindex = probe_or_zero(dst_dev + u64::from(o.dev_ifindex));
                 mtu = probe_or_zero(dst_dev + u64::from(o.dev_mtu));
                 routed_in = probe_or_zero(dst + u64::from(o.rt_is_input));
+                route = probe_or_zero(dst + u64::from(o.rt_type));
                 if netns == 0 {
                     let net: u64 = probe_or_zero(dst_dev + u64::from(o.dev_net));
                     netns = probe_or_zero(net + u64::from(o.net_inum));
@@ -188,7 +201,10 @@ impl Dropped {
                 sent_clone: fclone == FCLONE_CLONE,
                 sharers: dataref & DATAREF,
                 routed_in: forget(u32::from(routed_in)) != 0,
+                routed_to_many: route == RTN_BROADCAST || route == RTN_MULTICAST,
+                owned: member::<u64>(skb, o.skb_sk) != 0,
                 group: pkt_type == PACKET_BROADCAST || pkt_type == PACKET_MULTICAST,
+                other_host: pkt_type == PACKET_OTHERHOST,
                 iif: member(skb, o.skb_iif),
                 dev: member(dev, o.dev_ifindex),
                 dst: forget(dst_ifindex),

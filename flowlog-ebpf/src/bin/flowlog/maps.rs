@@ -118,6 +118,8 @@ pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
     skb_fclone_shift: 0,
     shinfo_dataref: 0,
     rt_is_input: 0,
+    rt_type: 0,
+    skb_sk: 0,
 });
 
 /// Arguments of the tracepoint `kfree_skb`: the fourth (Linux 6.11) is the socket that the packet was for.

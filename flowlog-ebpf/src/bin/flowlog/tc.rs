@@ -19,6 +19,8 @@ use crate::{
     note::{self, Carrier},
 };
 
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
 /// Link + two VLAN tags + IPv6 + TCP: with this much in the linear part, direct access sees all headers but
 /// those behind long option or extension header chains.
 const LINEAR_ENOUGH: usize = 14 + 8 + 40 + 20;
@@ -159,12 +161,23 @@ fn uncommon(skb: *mut __sk_buff, direction: u32) {
     }
 }
 
+/// Whether a frame has lost its link header although its device has one: generic XDP copies most buffers, and the copy does
+/// not know how long that header is (`skb_pp_cow_data` leaves out `mac_len`). Then the type in it is not what the kernel says.
+#[inline(always)]
+fn is_headless(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
+    let (protocol, data, end) = unsafe { ((*skb).protocol as u16, (*skb).data as usize, (*skb).data_end as usize) };
+    let ip = protocol == ETH_P_IP.to_be() || protocol == ETH_P_IPV6.to_be();
+    let typed = Direct { data, end }.head::<14>().map(|h| u16::from_ne_bytes([h[12], h[13]]));
+    ip && typed.is_some_and(|t| t != protocol)
+}
+
 #[inline(never)]
 fn parse(skb: *mut __sk_buff) -> u64 {
     // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
     let (ifindex, len, vlan_tci, data, end) =
         unsafe { ((*skb).ifindex, (*skb).len, (*skb).vlan_tci as u16, (*skb).data as usize, (*skb).data_end as usize) };
-    let link_header = account::iface(ifindex).is_none_or(|i| i.flags & NO_LINK_HEADER == 0);
+    let link_header = account::iface(ifindex).is_none_or(|i| i.flags & NO_LINK_HEADER == 0) && !is_headless(skb);
     let frame = Frame { len, vlan_tci, link_header };
     if data + LINEAR_ENOUGH > end && ((end - data) as u32) < len {
         account::parse(&Fragmented { skb }, &frame)

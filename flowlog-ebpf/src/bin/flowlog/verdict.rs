@@ -214,10 +214,13 @@ unsafe extern "C" fn link(_i: u32, context: *mut c_void) -> i64 {
         event.identity = identity as u32;
     }
     event.followed += 1;
-    if identity == Identity::Judged || !passed(event) {
+    let passage = passage(event);
+    if identity == Identity::Judged || passage == Passage::Earlier {
         return 1;
     }
-    if identity == Identity::Shown {
+    if passage == Passage::Elsewhere {
+        // Nothing to count.
+    } else if identity == Identity::Shown {
         noted(event);
     } else {
         // Of a copy, so are the notes behind.
@@ -228,29 +231,41 @@ unsafe extern "C" fn link(_i: u32, context: *mut c_void) -> i64 {
     0
 }
 
-/// Whether the note is of this passage of the packet through the node.
+/// Whether a note is of this passage of the packet through the node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Passage {
+    /// The interface is one that the packet climbed through, or was on its way out through.
+    This,
+    /// It had left through the interface, and is on another way now: inside a tunnel's packet, or redirected.
+    Elsewhere,
+    /// It had left, and was received again; or another packet was in the buffer.
+    Earlier,
+}
+
 #[inline(always)]
-fn passed(event: &mut Event) -> bool {
+fn passage(event: &mut Event) -> Passage {
     let ifindex = u32::from(event.note.ifindex);
     if event.note.key.meta.direction() == EGRESS {
         if event.came_in || u32::from(event.note.iif) != event.dropped.iif {
-            return false;
+            return Passage::Earlier;
+        }
+        let out = way_out(event);
+        if ifindex != out && !is_above(out, ifindex) {
+            return Passage::Elsewhere;
         }
         // An address alone also finds what the buffer held before. On the way out netfilter comes before our hook: a note of
         // the interface that it refuses the way to is an earlier packet's.
         let out = ifindex == event.dropped.dev || ifindex == event.dropped.dst;
         let earlier = event.left_through != 0 || (out && event.cause.action == REASON_REFUSED);
-        return !event.by_address || !earlier;
+        return if event.by_address && earlier { Passage::Earlier } else { Passage::This };
     }
     // Through each interface once.
-    if event.came_in && ifindex == event.at {
-        return false;
-    }
-    if ifindex != event.at && !is_above(ifindex, event.at) {
-        return false;
+    let again = event.came_in && ifindex == event.at;
+    if again || (ifindex != event.at && !is_above(ifindex, event.at)) {
+        return Passage::Earlier;
     }
     (event.at, event.came_in) = (ifindex, true);
-    true
+    Passage::This
 }
 
 /// Whether the dying buffer is the packet of the note.
@@ -311,7 +326,9 @@ fn noted(event: &mut Event) {
     let bridged = d.dev != 0 && d.dev != d.iif && d.dst != d.dev && event.later.packets == 0;
     // What a process of this node sends is a clone of what its socket holds: then it is no copy if nobody else has it.
     let only_sent = d.sent_clone && d.sharers <= 2;
-    let copies_live_on = ingress && d.cloned && (d.group || (bridged && !only_sent));
+    // A bridge that takes what is not for it (promiscuous) hands it up and forwards a clone.
+    let handed_up = d.other_host && ifindex != d.dev && is_above(ifindex, d.dev);
+    let copies_live_on = ingress && d.cloned && (d.group || handed_up || (bridged && !only_sent));
     let weak = event.by_address && (!ingress || action != REASON_REFUSED || !refuse::is_same_tuple(event));
     if event.family == 0 {
         // The headers cannot be read where they are now: the hook could.
@@ -365,15 +382,43 @@ fn climbs_to_bridge(event: &Event) -> bool {
         && kernel::is_bridges_own(event.cause.address)
 }
 
-/// See the table in docs/verdicts.md: `dev` is the out port if it is neither the in port nor the bridge between
-/// them; otherwise the route's device, unless that is the loopback (local delivery).
-#[inline(never)]
-fn judge_egress(event: &mut Event) {
+/// Whether the packet is on a device (`dev`) that it leaves through, and no longer on the one it came in through.
+#[inline(always)]
+fn moved_on(event: &Event) -> bool {
     let d = &event.dropped;
     // IPv6 `reject` gives a packet from here that has no device yet the loopback's.
     let borrowed = d.dev == LOOPBACK && d.iif == 0;
-    let moved_on = d.dev != 0 && d.dev != d.iif && !borrowed;
-    let out = if moved_on { d.dev } else { d.dst };
+    // A tunnel's packet is still on the tunnel's device until it has left through that of its route. A port or a lower device
+    // is below that of the route.
+    let tunnelled = d.dst != 0 && d.dst != d.dev && d.iif == 0 && !is_above(d.dev, d.dst);
+    d.dev != 0 && d.dev != d.iif && !borrowed && !tunnelled
+}
+
+/// The device that the packet was to leave through, 0 if none: see the table in docs/verdicts.md. `dev` is the out port if it is
+/// neither the in port nor the bridge between them; otherwise it is the route's device.
+#[inline(never)]
+fn way_out(event: &mut Event) -> u32 {
+    if moved_on(event) { event.dropped.dev } else { event.dropped.dst }
+}
+
+/// Whether it is the copy of a packet to many that the stack makes for this node itself (`ip_mc_output`,
+/// `ip6_finish_output2`). It passes the same chain, and never leaves.
+#[inline(always)]
+fn is_looped_back(event: &Event) -> bool {
+    let d = &event.dropped;
+    let many = if event.family == FAMILY_V4 { d.routed_to_many } else { event.v6.dst[0] == 0xff };
+    d.iif == 0 && d.cloned && !d.owned && many
+}
+
+/// What `way_out` says, unless that is the loopback (local delivery).
+#[inline(never)]
+fn judge_egress(event: &mut Event) {
+    if is_looped_back(event) {
+        return;
+    }
+    let out = way_out(event);
+    let moved_on = moved_on(event);
+    let d = &event.dropped;
     // Local delivery: routes to the loopback, or to the VRF of the interface.
     if (out == LOOPBACK && d.iif != 0) || (!moved_on && is_above(d.iif, out)) || event.left_through == out {
         return;
