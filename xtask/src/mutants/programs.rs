@@ -49,14 +49,14 @@ pub const PROGRAMS: &[Mutant] = &[
         name: "one-copy-of-a-flood-is-all-of-it",
         file: VERDICT,
         from: "    let copies_live_on = ingress && d.cloned && ",
-        to: "    let copies_live_on = ingress && d.cloned && d.sharers == 0 && ",
+        to: "    let copies_live_on = ingress && d.cloned && d.sharers() == 0 && ",
         noticed_by: Test::Kernel("a_frame_to_an_unknown_station_is_refused_per_port_and_accepted_where_it_came_in"),
     },
     Mutant {
         name: "what-a-bridge-hands-up-is-all-there-is",
         file: VERDICT,
         from: "(d.group || handed_up || ",
-        to: "(d.group || (handed_up && d.sharers == 0) || ",
+        to: "(d.group || (handed_up && d.sharers() == 0) || ",
         noticed_by: Test::Kernel("what_a_promiscuous_bridge_refuses_for_itself_is_not_refused_on_its_way"),
     },
     Mutant {

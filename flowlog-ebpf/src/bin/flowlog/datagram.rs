@@ -44,11 +44,11 @@ pub fn whole(event: &mut Event) -> Whole {
 
 /// A packet that is larger than the way out allows would have left in fragments.
 #[inline(never)]
-pub fn fragment(event: &mut Event) {
+pub fn fragment(event: &mut Event, mtu: u32) {
     // An IPv6 fragment has a header that says so.
     let (header, extra) = if event.family == FAMILY_V4 { (event.v4.ip_header, 0) } else { (event.v6.ip_header, 8) };
     // All but the last carry a multiple of eight bytes.
-    let each = event.dropped.mtu.saturating_sub(header + extra) & !7;
+    let each = mtu.saturating_sub(header + extra) & !7;
     let payload = event.wire.bytes.saturating_sub(header);
     if each == 0 || payload <= each {
         return;

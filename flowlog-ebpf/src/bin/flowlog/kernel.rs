@@ -83,6 +83,8 @@ const FCLONE_CLONE: u8 = 2;
 const DATAREF: u32 = 0xffff;
 /// `PACKET_OTHERHOST` there.
 const PACKET_OTHERHOST: u8 = 3;
+/// `RTN_LOCAL` of `include/uapi/linux/rtnetlink.h`.
+const RTN_LOCAL: u16 = 2;
 /// `RTN_BROADCAST` of `include/uapi/linux/rtnetlink.h`.
 const RTN_BROADCAST: u16 = 3;
 /// `RTN_MULTICAST` there.
@@ -110,6 +112,17 @@ pub fn is_bridges_own(skb: u64) -> bool {
     bridge == dev && dev != 0
 }
 
+/// Whether an IPv4 route is that of an input route, and its type.
+#[inline(always)]
+fn route(dst: u64, o: &KernelOffsets) -> (bool, u16) {
+    if o.rt_is_input == o.rt_type + 2 {
+        // Side by side, in every kernel so far: one call.
+        let both: u32 = probe_or_zero(dst + u64::from(o.rt_type));
+        return (both & 0x00ff_0000 != 0, both as u16);
+    }
+    (probe_or_zero::<u8>(dst + u64::from(o.rt_is_input)) != 0, probe_or_zero(dst + u64::from(o.rt_type)))
+}
+
 /// What the verdict program needs from a dropped `sk_buff`.
 #[derive(Clone, Copy)]
 pub struct Dropped {
@@ -127,20 +140,20 @@ pub struct Dropped {
     pub cloned: bool,
     /// It is itself the clone of a packet that a socket of this node holds until it is acknowledged.
     pub sent_clone: bool,
-    /// Buffers that share its data, itself included.
-    pub sharers: u32,
     /// Its route is that of a received packet.
     pub routed_in: bool,
     /// It was addressed to many (as the interface that received it saw it).
     pub group: bool,
     /// It was addressed to another host (as the interface that received it saw it).
     pub other_host: bool,
-    /// Its IPv4 route is to many.
-    pub routed_to_many: bool,
+    /// Type of its IPv4 route (`RTN_*`), 0 if none.
+    pub route: u16,
     /// A socket of this node owns it.
     pub owned: bool,
-    /// Largest packet that the device of its route takes; 0: not known.
-    pub mtu: u32,
+    /// Address of the device of its route, 0 if none.
+    dst_dev: u64,
+    /// Address of its `skb_shared_info`.
+    shinfo: u64,
     /// Ethertype, host order.
     pub protocol: u16,
     /// VLAN tag control information, 0 if none.
@@ -156,6 +169,30 @@ pub struct Dropped {
 }
 
 impl Dropped {
+    /// Largest packet that the device of its route takes; 0: not known.
+    #[inline(always)]
+    pub fn mtu(&self) -> u32 {
+        probe_or_zero(self.dst_dev + u64::from(OFFSETS.load().dev_mtu))
+    }
+
+    /// Buffers that share its data, itself included.
+    #[inline(always)]
+    pub fn sharers(&self) -> u32 {
+        probe_or_zero::<u32>(self.shinfo + u64::from(OFFSETS.load().shinfo_dataref)) & DATAREF
+    }
+
+    /// Its IPv4 route is to many.
+    #[inline(always)]
+    pub fn is_routed_to_many(&self) -> bool {
+        self.route == RTN_BROADCAST || self.route == RTN_MULTICAST
+    }
+
+    /// Its IPv4 route ends at this node.
+    #[inline(always)]
+    pub fn is_routed_here(&self) -> bool {
+        self.route == RTN_LOCAL || self.is_routed_to_many()
+    }
+
     /// Reads the members of `skb`. A function of its own: it fills the stack with offsets.
     ///
     /// # Safety
@@ -178,13 +215,11 @@ impl Dropped {
             let dev = member::<*const u8>(skb, o.skb_dev);
             let mut netns: u32 = member(member::<*const u8>(dev, o.dev_net), o.net_inum);
             let dst = member::<u64>(skb, o.skb_refdst) & !1;
-            let (mut dst_ifindex, mut mtu, mut routed_in, mut route) = (0, 0, 0u8, 0u16);
+            let (mut dst_ifindex, mut dst_dev, mut routed_in, mut route) = (0, 0, false, 0);
             if dst != 0 {
-                let dst_dev: u64 = probe_or_zero(dst + u64::from(o.dst_dev));
+                dst_dev = probe_or_zero(dst + u64::from(o.dst_dev));
                 dst_ifindex = probe_or_zero(dst_dev + u64::from(o.dev_ifindex));
-                mtu = probe_or_zero(dst_dev + u64::from(o.dev_mtu));
-                routed_in = probe_or_zero(dst + u64::from(o.rt_is_input));
-                route = probe_or_zero(dst + u64::from(o.rt_type));
+                (routed_in, route) = self::route(dst, o);
                 if netns == 0 {
                     let net: u64 = probe_or_zero(dst_dev + u64::from(o.dev_net));
                     netns = probe_or_zero(net + u64::from(o.net_inum));
@@ -193,15 +228,13 @@ impl Dropped {
             let (gso_size, gso_segs) = gso(shinfo, o);
             let cloned = member::<u8>(skb, o.skb_cloned) >> (o.skb_cloned_shift & 7) & 1;
             let fclone = member::<u8>(skb, o.skb_fclone) >> (o.skb_fclone_shift & 7) & FCLONE;
-            let dataref: u32 = probe_or_zero(shinfo + u64::from(o.shinfo_dataref));
             let pkt_type = member::<u8>(skb, o.skb_pkt_type) >> (o.skb_pkt_type_shift & 7) & PKT_TYPE;
             to.write(Self {
                 number: member(skb, o.skb_tc_index),
                 cloned: cloned != 0,
                 sent_clone: fclone == FCLONE_CLONE,
-                sharers: dataref & DATAREF,
                 routed_in: forget(u32::from(routed_in)) != 0,
-                routed_to_many: route == RTN_BROADCAST || route == RTN_MULTICAST,
+                route: forget(u32::from(route)) as u16,
                 owned: member::<u64>(skb, o.skb_sk) != 0,
                 group: pkt_type == PACKET_BROADCAST || pkt_type == PACKET_MULTICAST,
                 other_host: pkt_type == PACKET_OTHERHOST,
@@ -209,7 +242,8 @@ impl Dropped {
                 dev: member(dev, o.dev_ifindex),
                 dst: forget(dst_ifindex),
                 netns: forget(netns),
-                mtu,
+                dst_dev,
+                shinfo,
                 protocol: u16::from_be(member(skb, o.skb_protocol)),
                 vlan_tci: member(skb, o.skb_vlan_tci),
                 l3_available,

@@ -38,6 +38,8 @@ use crate::{
 
 /// The loopback device has this index in every network namespace.
 const LOOPBACK: u32 = 1;
+/// No device may have a smaller MTU for IP (RFC 791).
+const MTU_LEAST: u32 = 68;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 
@@ -228,7 +230,7 @@ unsafe extern "C" fn link(_i: u32, context: *mut c_void) -> i64 {
         event.copied = true;
     }
     event.links = if event.by_address { event.links >> 16 } else { u64::from(event.note.prev) };
-    0
+    i64::from(event.links == 0)
 }
 
 /// Whether a note is of this passage of the packet through the node.
@@ -325,7 +327,7 @@ fn noted(event: &mut Event) {
     // On a port that is neither the one it came in through nor the one it is routed to: of a flood, perhaps.
     let bridged = d.dev != 0 && d.dev != d.iif && d.dst != d.dev && event.later.packets == 0;
     // What a process of this node sends is a clone of what its socket holds: then it is no copy if nobody else has it.
-    let only_sent = d.sent_clone && d.sharers <= 2;
+    let only_sent = d.cloned && d.sent_clone && d.sharers() <= 2;
     // A bridge that takes what is not for it (promiscuous) hands it up and forwards a clone.
     let handed_up = d.other_host && ifindex != d.dev && is_above(ifindex, d.dev);
     let copies_live_on = ingress && d.cloned && (d.group || handed_up || (bridged && !only_sent));
@@ -406,7 +408,7 @@ fn way_out(event: &mut Event) -> u32 {
 #[inline(always)]
 fn is_looped_back(event: &Event) -> bool {
     let d = &event.dropped;
-    let many = if event.family == FAMILY_V4 { d.routed_to_many } else { event.v6.dst[0] == 0xff };
+    let many = if event.family == FAMILY_V4 { d.is_routed_to_many() } else { event.v6.dst[0] == 0xff };
     d.iif == 0 && d.cloned && !d.owned && many
 }
 
@@ -419,8 +421,12 @@ fn judge_egress(event: &mut Event) {
     let out = way_out(event);
     let moved_on = moved_on(event);
     let d = &event.dropped;
-    // Local delivery: routes to the loopback, or to the VRF of the interface.
-    if (out == LOOPBACK && d.iif != 0) || (!moved_on && is_above(d.iif, out)) || event.left_through == out {
+    // Local delivery: routes to the loopback, or to the VRF of the interface. (IPv6 routes do not say so in one place.)
+    let here = |event: &Event| {
+        let d = &event.dropped;
+        if event.family == FAMILY_V4 { d.iif != 0 && d.is_routed_here() } else { is_above(d.iif, out) }
+    };
+    if (out == LOOPBACK && d.iif != 0) || event.left_through == out || (!moved_on && here(event)) {
         return;
     }
     // `reject` in a prerouting chain gives a packet the route back to where it came from.
@@ -436,8 +442,11 @@ fn judge_egress(event: &mut Event) {
     if moved_on && bridge && is_above(d.iif, out) {
         return;
     }
-    if event.later.packets == 0 && d.gso_size == 0 && event.wire.bytes > d.mtu && d.mtu != 0 {
-        fragment(event);
+    if event.later.packets == 0 && d.gso_size == 0 && event.wire.bytes > MTU_LEAST {
+        let mtu = d.mtu();
+        if mtu != 0 && event.wire.bytes > mtu {
+            fragment(event, mtu);
+        }
     }
     unseen(event, out, EGRESS);
 }
