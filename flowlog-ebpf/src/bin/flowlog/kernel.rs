@@ -112,15 +112,27 @@ pub fn is_bridges_own(skb: u64) -> bool {
     bridge == dev && dev != 0
 }
 
-/// Whether an IPv4 route is that of an input route, and its type.
-#[inline(always)]
-fn route(dst: u64, o: &KernelOffsets) -> (bool, u16) {
-    if o.rt_is_input == o.rt_type + 2 {
-        // Side by side, in every kernel so far: one call.
-        let both: u32 = probe_or_zero(dst + u64::from(o.rt_type));
-        return (both & 0x00ff_0000 != 0, both as u16);
+/// What an IPv4 route says.
+#[derive(Clone, Copy)]
+pub struct Route {
+    /// It is that of a received packet.
+    pub is_input: bool,
+    /// `RTN_*`; 0: there is none.
+    kind: u16,
+}
+
+impl Route {
+    /// It is to many.
+    #[inline(always)]
+    pub fn is_to_many(self) -> bool {
+        self.kind == RTN_BROADCAST || self.kind == RTN_MULTICAST
     }
-    (probe_or_zero::<u8>(dst + u64::from(o.rt_is_input)) != 0, probe_or_zero(dst + u64::from(o.rt_type)))
+
+    /// It ends at this node.
+    #[inline(always)]
+    pub fn is_to_here(self) -> bool {
+        self.kind == RTN_LOCAL || self.is_to_many()
+    }
 }
 
 /// What the verdict program needs from a dropped `sk_buff`.
@@ -140,16 +152,14 @@ pub struct Dropped {
     pub cloned: bool,
     /// It is itself the clone of a packet that a socket of this node holds until it is acknowledged.
     pub sent_clone: bool,
-    /// Its route is that of a received packet.
-    pub routed_in: bool,
     /// It was addressed to many (as the interface that received it saw it).
     pub group: bool,
     /// It was addressed to another host (as the interface that received it saw it).
     pub other_host: bool,
-    /// Type of its IPv4 route (`RTN_*`), 0 if none.
-    pub route: u16,
     /// A socket of this node owns it.
     pub owned: bool,
+    /// Address of its route, 0 if none.
+    route: u64,
     /// Address of the device of its route, 0 if none.
     dst_dev: u64,
     /// Address of its `skb_shared_info`.
@@ -181,16 +191,20 @@ impl Dropped {
         probe_or_zero::<u32>(self.shinfo + u64::from(OFFSETS.load().shinfo_dataref)) & DATAREF
     }
 
-    /// Its IPv4 route is to many.
+    /// What its IPv4 route says. Of an IPv6 packet it means nothing.
     #[inline(always)]
-    pub fn is_routed_to_many(&self) -> bool {
-        self.route == RTN_BROADCAST || self.route == RTN_MULTICAST
-    }
-
-    /// Its IPv4 route ends at this node.
-    #[inline(always)]
-    pub fn is_routed_here(&self) -> bool {
-        self.route == RTN_LOCAL || self.is_routed_to_many()
+    pub fn route(&self) -> Route {
+        let o = &OFFSETS.load();
+        let (kind, is_input) = if o.rt_is_input == o.rt_type + 2 {
+            // Side by side, in every kernel so far: one call.
+            let both: u32 = probe_or_zero(self.route + u64::from(o.rt_type));
+            (both & 0xffff, both >> 16 & 0xff)
+        } else {
+            let kind: u16 = probe_or_zero(self.route + u64::from(o.rt_type));
+            let is_input: u8 = probe_or_zero(self.route + u64::from(o.rt_is_input));
+            (u32::from(kind), u32::from(is_input))
+        };
+        Route { is_input: forget(is_input) != 0, kind: forget(kind) as u16 }
     }
 
     /// Reads the members of `skb`. A function of its own: it fills the stack with offsets.
@@ -215,11 +229,10 @@ impl Dropped {
             let dev = member::<*const u8>(skb, o.skb_dev);
             let mut netns: u32 = member(member::<*const u8>(dev, o.dev_net), o.net_inum);
             let dst = member::<u64>(skb, o.skb_refdst) & !1;
-            let (mut dst_ifindex, mut dst_dev, mut routed_in, mut route) = (0, 0, false, 0);
+            let (mut dst_ifindex, mut dst_dev) = (0, 0);
             if dst != 0 {
                 dst_dev = probe_or_zero(dst + u64::from(o.dst_dev));
                 dst_ifindex = probe_or_zero(dst_dev + u64::from(o.dev_ifindex));
-                (routed_in, route) = self::route(dst, o);
                 if netns == 0 {
                     let net: u64 = probe_or_zero(dst_dev + u64::from(o.dev_net));
                     netns = probe_or_zero(net + u64::from(o.net_inum));
@@ -233,8 +246,7 @@ impl Dropped {
                 number: member(skb, o.skb_tc_index),
                 cloned: cloned != 0,
                 sent_clone: fclone == FCLONE_CLONE,
-                routed_in: forget(u32::from(routed_in)) != 0,
-                route: forget(u32::from(route)) as u16,
+                route: dst,
                 owned: member::<u64>(skb, o.skb_sk) != 0,
                 group: pkt_type == PACKET_BROADCAST || pkt_type == PACKET_MULTICAST,
                 other_host: pkt_type == PACKET_OTHERHOST,

@@ -408,8 +408,22 @@ fn way_out(event: &mut Event) -> u32 {
 #[inline(always)]
 fn is_looped_back(event: &Event) -> bool {
     let d = &event.dropped;
-    let many = if event.family == FAMILY_V4 { d.is_routed_to_many() } else { event.v6.dst[0] == 0xff };
-    d.iif == 0 && d.cloned && !d.owned && many
+    if d.iif != 0 || !d.cloned || d.owned {
+        return false;
+    }
+    if event.family == FAMILY_V4 { d.route().is_to_many() } else { event.v6.dst[0] == 0xff }
+}
+
+/// Whether a received packet that has not moved on yet does not go out at all: it is for this node (in a VRF, its route is not to
+/// the loopback), or has the route back to where it came from, as `reject` in a prerouting chain gives it.
+#[inline(always)]
+fn ends_here(event: &Event, out: u32) -> bool {
+    let d = &event.dropped;
+    if event.family == FAMILY_V4 {
+        let route = d.route();
+        return route.is_to_here() || !route.is_input;
+    }
+    out == d.iif || is_above(d.iif, out)
 }
 
 /// What `way_out` says, unless that is the loopback (local delivery).
@@ -421,20 +435,12 @@ fn judge_egress(event: &mut Event) {
     let out = way_out(event);
     let moved_on = moved_on(event);
     let d = &event.dropped;
-    // Local delivery: routes to the loopback, or to the VRF of the interface. (IPv6 routes do not say so in one place.)
-    let here = |event: &Event| {
-        let d = &event.dropped;
-        if event.family == FAMILY_V4 { d.iif != 0 && d.is_routed_here() } else { is_above(d.iif, out) }
-    };
-    if (out == LOOPBACK && d.iif != 0) || event.left_through == out || (!moved_on && here(event)) {
+    // Local delivery is a route to the loopback.
+    let local = out == LOOPBACK && d.iif != 0;
+    if local || event.left_through == out || !wants(out, WANT_REFUSED_EGRESS, d.netns) {
         return;
     }
-    // `reject` in a prerouting chain gives a packet the route back to where it came from.
-    let back = if event.family == FAMILY_V4 { !d.routed_in } else { out == d.iif };
-    if !moved_on && d.iif != 0 && back {
-        return;
-    }
-    if !wants(out, WANT_REFUSED_EGRESS, d.netns) {
+    if !moved_on && d.iif != 0 && ends_here(event, out) {
         return;
     }
     // A packet that came from a port and is now on the bridge is not (yet) headed out through the bridge device.
