@@ -12,7 +12,7 @@ use anyhow::{Context as _, ensure};
 use super::{
     features::Features,
     flows::Flow,
-    topology::{Endpoint, Kind, Topology, VLAN},
+    topology::{Endpoint, Kind, Ports, Topology, VLAN},
 };
 use crate::{net::Netns, sockets, taps::Cable};
 
@@ -32,8 +32,8 @@ pub fn commands(t: &Topology, flows: &[Flow], host: &str, guests: &[String]) -> 
     let mut lines: Vec<Line> = Vec::new();
     for (g, guest) in guests.iter().enumerate() {
         let (port, inside) = (mac(2, g), mac(1, g));
-        let mtu = if t.jumbo { 9_000 } else { 1_500 };
-        if t.taps {
+        let mtu = if t.ports == Ports::Jumbo { 9_000 } else { 1_500 };
+        if t.ports == Ports::Tap {
             let set = |device: &str, mac: &str| format!("link set {device} address {mac} txqueuelen {TAP_QUEUE}");
             lines.push((Some(host.to_owned()), "ip", set(&format!("p{g}"), &port)));
             lines.push((Some(guest.clone()), "ip", set("eth0", &inside)));
@@ -210,8 +210,11 @@ impl Network {
         let host = Netns::new("h")?;
         let guests = (0..t.guests()).map(|g| Netns::new(&format!("g{g}"))).collect::<anyhow::Result<Vec<_>>>()?;
         let cable = |(g, guest): (usize, &Netns)| Cable::new((&host, &format!("p{g}")), (guest, "eth0"));
-        let cables =
-            if t.taps { guests.iter().enumerate().map(cable).collect::<anyhow::Result<_>>()? } else { Vec::new() };
+        let cables = if t.ports == Ports::Tap {
+            guests.iter().enumerate().map(cable).collect::<anyhow::Result<_>>()?
+        } else {
+            Vec::new()
+        };
         let network = Self { host, guests, _cables: cables };
         network.parameters()?;
         let names: Vec<String> = network.guests.iter().map(|g| g.name().to_owned()).collect();

@@ -4,7 +4,7 @@ use super::{
     features::Features,
     path::{Hook, Point, path},
     prng::Prng,
-    topology::{Endpoint, Topology},
+    topology::{Endpoint, Ports, Topology},
 };
 
 /// Ports of flows are above this one and below those that the kernel gives out (see [`super::build`]).
@@ -252,10 +252,10 @@ impl Flow {
 
     fn choose_datagrams(&mut self, rng: &mut Prng, features: &Features, t: &Topology) {
         match rng.below(100) {
-            0..40 if t.jumbo && !self.v6 && self.from != Endpoint::Host => {
+            0..40 if t.ports == Ports::Jumbo && !self.v6 && self.from != Endpoint::Host => {
                 (self.linear, self.payload) = (Some(*rng.pick(&LINEAR)), rng.between(4_200, 8_900));
             }
-            0..15 if features.has("frag") && !self.v6 && !t.jumbo => {
+            0..15 if features.has("frag") && !self.v6 && t.ports != Ports::Jumbo => {
                 (self.big, self.payload, self.count) = (true, BIG, rng.between(5, 20));
             }
             15..30 if features.has("spread") => (self.spread, self.count) = (true, SPREAD),

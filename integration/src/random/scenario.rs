@@ -211,7 +211,7 @@ impl std::fmt::Display for Scenario {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "cargo xtask fuzz verdicts --seed {} --features {}", self.seed, self.features)?;
         let t = &self.topology;
-        writeln!(f, "\n# network (gro: {}, threaded: {}, jumbo: {}, taps: {})", t.gro, t.threaded, t.jumbo, t.taps)?;
+        writeln!(f, "\n# network (gro: {}, threaded: {}, ports: {:?})", t.gro, t.threaded, t.ports)?;
         let guests: Vec<String> = (0..t.guests()).map(|g| format!("guest{g}")).collect();
         for (ns, tool, line) in build::commands(t, &self.flows, "host", &guests) {
             let ns = ns.map_or(String::new(), |n| format!(" -n {n}"));

@@ -62,10 +62,19 @@ pub struct Topology {
     pub gro: bool,
     /// Their NAPI has a thread.
     pub threaded: bool,
-    /// All links take frames of 9,000 bytes.
-    pub jumbo: bool,
-    /// Ports are taps and not veths.
-    pub taps: bool,
+    /// What ports are.
+    pub ports: Ports,
+}
+
+/// What the ports of a host are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// Veths.
+    Veth,
+    /// Veths that take frames of 9,000 bytes, as all links then do.
+    Jumbo,
+    /// Taps.
+    Tap,
 }
 
 impl Topology {
@@ -99,8 +108,13 @@ impl Topology {
         let gro = features.has("gro") && rng.chance(40);
         let jumbo = features.has("jumbo") && rng.chance(25);
         let threaded = gro && rng.chance(50);
-        let taps = features.has("tap") && !gro && !jumbo && rng.chance(40);
-        Self { segments, gro, threaded, jumbo, taps }
+        let tap = features.has("tap") && !gro && !jumbo && rng.chance(40);
+        let ports = match (jumbo, tap) {
+            (true, _) => Ports::Jumbo,
+            (_, true) => Ports::Tap,
+            _ => Ports::Veth,
+        };
+        Self { segments, gro, threaded, ports }
     }
 
     /// Number of guests, and of ports.
