@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use anyhow::{bail, ensure};
 
 use crate::{
-    build, setup,
+    build, mutants, setup,
     util::{agent_binary, cargo, output, root, run as run_command, step},
 };
 
@@ -21,6 +21,7 @@ pub fn run() -> anyhow::Result<()> {
     step("format");
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
     dependencies()?;
+    mutants::check()?;
     licences()?;
     reproduce()?;
     step("lints (clippy, pedantic)");

@@ -14,6 +14,7 @@ use flowlog_ebpf::abi::{Block, Block4, BlockHeader, Key, Record, Stats};
 
 use crate::{
     account::Family,
+    frame::opaque,
     maps::{RING, RING_WAKE_BYTES},
 };
 
@@ -67,7 +68,9 @@ pub unsafe fn room<F: Family>() -> Option<*mut Record<F::Addr>> {
         }
         (*header).records = n + 1;
         (*header).family = F::FAMILY;
-        Some(header.add(1).cast::<Record<F::Addr>>().add(n as usize))
+        // Checked where it is used: the verifier of Linux 6.1 forgets what it knew of a number that has been on the stack.
+        let n = opaque(n);
+        (n < F::BLOCK).then(|| header.add(1).cast::<Record<F::Addr>>().add(n as usize))
     }
 }
 

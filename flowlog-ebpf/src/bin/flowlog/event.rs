@@ -31,7 +31,11 @@ pub struct Event {
     pub note: Note,
     /// Its key, if it is IPv6.
     pub key6: Key<Ip6>,
-    /// `FAMILY_*` of what the headers say; 0: they cannot be read.
+    /// The headers have been looked at: [`read_headers`].
+    pub is_read: bool,
+    /// A note cannot be judged without them.
+    pub needs_headers: bool,
+    /// `FAMILY_*` of what the headers say; 0: they have not been, or cannot be read.
     pub family: u32,
     /// What they say.
     pub v4: Flow<Ip4>,
@@ -47,6 +51,8 @@ pub struct Event {
     pub came_in_noted: bool,
     /// The interface through which a hook has seen it leave; 0: none.
     pub left_through: u32,
+    /// Where else it is to be judged.
+    pub elsewhere: Elsewhere,
     /// [`Identity`] by its newest note.
     pub identity: u32,
     /// [`Identity`] by the oldest that was looked at.
@@ -69,6 +75,17 @@ pub struct Event {
 
 const _: () = assert!(size_of::<Event>() <= SCRATCH_WORDS * 8);
 
+/// Interfaces that want to know of a refusal, whether a hook of theirs has noted it or not.
+#[derive(Clone, Copy)]
+pub struct Elsewhere {
+    /// The one that it came in through.
+    pub came_in: bool,
+    /// The bridge above that.
+    pub climbed: bool,
+    /// The one that it was to leave through; 0: none.
+    pub out: u32,
+}
+
 /// What is known about who a dying buffer is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -85,9 +102,22 @@ pub enum Identity {
     Judged,
 }
 
-/// Reads the headers, as far as they are where they can be read.
+impl Event {
+    /// What is known before anything has been looked at. (The search and the notes begin with themselves.)
+    #[inline(always)]
+    pub fn begin(&mut self) {
+        (self.family, self.is_read) = (0, false);
+        self.later = Wire { packets: 0, bytes: 0 };
+        (self.came_in_noted, self.left_through) = (false, 0);
+    }
+}
+
+/// Reads the headers, as far as they are where they can be read. What a note has said of them stays if they are not. Most
+/// refusals need no more than their note, and each read of kernel memory costs 4 ns. Called in one place: the verifier walks all
+/// of it for each.
 #[inline(never)]
 pub fn read_headers(event: &mut Event) {
+    event.is_read = true;
     let d = &event.dropped;
     let frame = Frame { len: d.l3_available, vlan_tci: d.vlan_tci, link_header: false };
     let (family, part, (packets, bytes)) = match packet::parse(&d.headers, frame) {
@@ -99,12 +129,16 @@ pub fn read_headers(event: &mut Event) {
             event.v6 = f;
             (FAMILY_V6, f.fragment.part, packet::wire(f.l3_len, f.headers, d.gso_size, d.gso_segs))
         }
-        Packet::NonIp(_) | Packet::Malformed(_) => (0, Part::Whole, (1, d.l3_available)),
+        Packet::NonIp(_) | Packet::Malformed(_) => {
+            event.part = Part::Whole;
+            if event.family == 0 {
+                event.wire = Wire { packets: 1, bytes: d.l3_available };
+            }
+            return;
+        }
     };
     (event.family, event.part) = (family, part);
     event.wire = Wire { packets, bytes };
-    event.later = Wire { packets: 0, bytes: 0 };
-    (event.came_in_noted, event.left_through) = (false, 0);
 }
 
 /// The event in the scratch memory of one of the two programs.

@@ -6,7 +6,8 @@
 //! * [`note`]: which packet passed which hook, told again when it dies;
 //! * [`block`]: evicted records on their way into the ring;
 //! * [`verdict`]: learns from `kfree_skb` which packets the node's firewall refused;
-//! * [`event`], [`datagram`]: what is known of a dying packet; fragments;
+//! * [`chain`]: what the notes of a dying packet say; [`unnoted`]: what is known where there are none;
+//! * [`event`], [`devices`], [`datagram`]: what is known of a dying packet; the devices it was between; fragments;
 //! * [`refuse`]: counts a refusal, and takes it out of what had passed;
 //! * [`sweep`]: evicts what is left of a closed window, run by the agent;
 //! * [`frame`]: reading a frame's bytes;
@@ -24,7 +25,11 @@ mod account;
 #[cfg(target_arch = "bpf")]
 mod block;
 #[cfg(target_arch = "bpf")]
+mod chain;
+#[cfg(target_arch = "bpf")]
 mod datagram;
+#[cfg(target_arch = "bpf")]
+mod devices;
 #[cfg(target_arch = "bpf")]
 mod event;
 #[cfg(target_arch = "bpf")]
@@ -43,6 +48,8 @@ mod refuse;
 mod sweep;
 #[cfg(target_arch = "bpf")]
 mod tc;
+#[cfg(target_arch = "bpf")]
+mod unnoted;
 #[cfg(target_arch = "bpf")]
 mod verdict;
 #[cfg(target_arch = "bpf")]

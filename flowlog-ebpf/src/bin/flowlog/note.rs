@@ -10,8 +10,8 @@
 use aya_ebpf::helpers::generated::bpf_map_lookup_percpu_elem;
 use flowlog_ebpf::{
     abi::{
-        Cpu, DATAGRAMS as DATAGRAM_COUNT, Datagram, EGRESS, Ends6, Ip6, Key, LAST_SHIFT, MIXED, Meta, NO_NUMBERS,
-        NOTES, Note, PLACE_BITS, PLACE_FRAGMENT,
+        Cpu, DATAGRAMS as DATAGRAM_COUNT, Datagram, EGRESS, Ends6, FAMILY_V6, Ip6, Key, LAST_SHIFT, MIXED, Meta,
+        NO_NUMBERS, NOTES, Note, PLACE_BITS, PLACE_FRAGMENT,
     },
     packet::{Flow, Part},
 };
@@ -176,8 +176,10 @@ pub fn find(number: u16, note: &mut Note, key6: &mut Key<Ip6>) -> bool {
             return false;
         }
         copy(found, note);
-        copy((&raw const (*cpu).ends6).cast::<Ends6>().add(index), core::ptr::from_mut(key6).cast());
-        copy(&raw const note.key.meta, &raw mut key6.meta);
+        if note.family() == FAMILY_V6 {
+            copy((&raw const (*cpu).ends6).cast::<Ends6>().add(index), core::ptr::from_mut(key6).cast());
+            copy(&raw const note.key.meta, &raw mut key6.meta);
+        }
         (&raw const (*found).number).read_volatile() == number
     }
 }

@@ -95,11 +95,7 @@ pub fn noted<F: Family>(event: &mut Event) {
     let note = &event.note;
     let seen = counted != PLACE_NOWHERE && !late;
     let one = Refusal { wire, tcp_flags: note.tcp_flags, now_ns: note.now_ns, class, seen };
-    record::<F>(&place, &key, &one);
-    if event.later.packets != 0 {
-        (key.meta.sport, key.meta.dport) = (absent(key.meta.proto), absent(key.meta.proto));
-        record::<F>(&place, &key, &Refusal { wire: event.later, tcp_flags: 0, ..one });
-    }
+    record_all::<F>(&place, &mut key, &one, event.later);
     leave(&place);
 }
 
@@ -114,11 +110,7 @@ pub fn unseen<F: Family>(event: &Event, ifindex: u32, direction: u8, f: &Flow<F:
     // SAFETY: takes no arguments.
     let now_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(TICK_NS.load());
     let one = Refusal { wire: event.wire, tcp_flags: f.tcp_flags, now_ns, class: class::REFUSED, seen: false };
-    record::<F>(&place, &key, &one);
-    if event.later.packets != 0 {
-        (key.meta.sport, key.meta.dport) = (absent(key.meta.proto), absent(key.meta.proto));
-        record::<F>(&place, &key, &Refusal { wire: event.later, tcp_flags: 0, ..one });
-    }
+    record_all::<F>(&place, &mut key, &one, event.later);
     leave(&place);
 }
 
@@ -167,6 +159,16 @@ pub fn is_same_tuple(event: &Event) -> bool {
     }
     let (a, b) = (&event.v6, &event.key6);
     a.src == b.src && a.dst == b.dst && a.sport == b.meta.sport && a.dport == b.meta.dport
+}
+
+/// Counts it, and the `later` fragments of its datagram, which carry no ports.
+#[inline(always)]
+fn record_all<F: Family>(place: &Place, key: &mut Key<F::Addr>, one: &Refusal, later: Wire) {
+    record::<F>(place, key, one);
+    if later.packets != 0 {
+        (key.meta.sport, key.meta.dport) = (absent(key.meta.proto), absent(key.meta.proto));
+        record::<F>(place, key, &Refusal { wire: later, tcp_flags: 0, ..*one });
+    }
 }
 
 /// Counts it, in a record of its own kind.

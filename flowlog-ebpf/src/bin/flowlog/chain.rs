@@ -1,0 +1,231 @@
+//! What the notes of a dying packet say: one by one, newest first.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
+use flowlog_ebpf::abi::{CHAIN_MAX, EGRESS, FAMILY_V4, INGRESS, REASON_REFUSED};
+
+use crate::{
+    account::{V4, V6, Wire},
+    datagram::{Whole, whole},
+    devices::{is_above, is_here, way_out},
+    event::{Event, Identity, event},
+    note, refuse,
+};
+
+/// Everything that its notes say. Newest first: hooks on the way out, then those on the way in, from the interface that it
+/// came in through down to the port. What is older is of an earlier passage: it had left, and was received again.
+///
+/// A pointer, no reference: the steps of the loop find the event by themselves, and change it.
+///
+/// # Safety
+/// `event` must be the event of the program `which`.
+#[inline(always)]
+pub unsafe fn judge(event: *mut Event, which: usize) {
+    // SAFETY: by the contract above; no reference outlives the start of a loop.
+    unsafe {
+        let number = (*event).dropped.number;
+        (*event).by_address = number == 0 && !note::numbered();
+        (*event).links = u64::from(number);
+        if (*event).by_address {
+            let rounds = (*event).search.begin();
+            repeat(rounds, search, which);
+            (*event).links = (*event).search.found;
+        }
+        (*event).identity = if number == 0 { Identity::None } else { Identity::Forgotten } as u32;
+        ((*event).oldest, (*event).copied) = ((*event).identity, false);
+        ((*event).at, (*event).came_in, (*event).followed) = ((*event).dropped.iif, false, 0);
+        follow(event, which);
+    }
+}
+
+/// Follows the notes, to their end or until one needs the headers. Most do not.
+///
+/// # Safety
+/// As [`judge`].
+#[inline(always)]
+pub unsafe fn follow(event: *mut Event, which: usize) {
+    // SAFETY: as there.
+    unsafe {
+        (*event).needs_headers = false;
+        if (*event).links != 0 {
+            repeat(CHAIN_MAX, link, which);
+        }
+    }
+}
+
+/// A step of a loop: gets a pointer to the program's number; returns 0 to go on, 1 to stop.
+type Step = unsafe extern "C" fn(u32, *mut c_void) -> i64;
+
+/// A loop of the kernel's: the verifier walks it once.
+#[inline(always)]
+fn repeat(rounds: u32, step: Step, which: usize) {
+    let mut context = which as u64;
+    // SAFETY: the callback takes exactly these arguments; `context` outlives the loop.
+    unsafe { bpf_loop(rounds, step as *mut c_void, core::ptr::from_mut(&mut context).cast(), 0) };
+}
+
+/// Looks for the buffer's address in one note.
+unsafe extern "C" fn search(_i: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `bpf_loop` hands back the pointer it was given.
+    let which = unsafe { *context.cast::<u64>() };
+    let Some(event) = event(which as usize) else { return 1 };
+    i64::from(!event.search.look(event.cause.address))
+}
+
+/// Goes by one note.
+unsafe extern "C" fn link(_i: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `bpf_loop` hands back the pointer it was given.
+    let which = unsafe { *context.cast::<u64>() };
+    let Some(event) = event(which as usize) else { return 1 };
+    let number = event.links as u16;
+    if number == 0 {
+        return 1;
+    }
+    if !note::find(number, &mut event.note, &mut event.key6) {
+        event.oldest = Identity::Forgotten as u32;
+        return 1;
+    }
+    if !event.is_read && (event.by_address || event.note.is_fragment()) {
+        event.needs_headers = true;
+        return 1;
+    }
+    let identity = own(event);
+    event.oldest = identity as u32;
+    if event.followed == 0 {
+        event.identity = identity as u32;
+    }
+    event.followed += 1;
+    let passage = passage(event);
+    if identity == Identity::Judged || passage == Passage::Earlier {
+        return 1;
+    }
+    if passage == Passage::Elsewhere {
+        // Nothing to count.
+    } else if identity == Identity::Shown {
+        noted(event);
+    } else {
+        // Of a copy, so are the notes behind.
+        unknown_copy(event);
+        event.copied = true;
+    }
+    event.links = if event.by_address { event.links >> 16 } else { u64::from(event.note.prev) };
+    i64::from(event.links == 0)
+}
+
+/// Whether a note is of this passage of the packet through the node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Passage {
+    /// The interface is one that the packet climbed through, or was on its way out through.
+    This,
+    /// It had left through the interface, and is on another way now: inside a tunnel's packet, or redirected.
+    Elsewhere,
+    /// It had left, and was received again; or another packet was in the buffer.
+    Earlier,
+}
+
+#[inline(always)]
+fn passage(event: &mut Event) -> Passage {
+    let ifindex = u32::from(event.note.ifindex);
+    if event.note.key.meta.direction() == EGRESS {
+        if event.came_in || u32::from(event.note.iif) != event.dropped.iif {
+            return Passage::Earlier;
+        }
+        let out = way_out(event);
+        if ifindex != out && !is_above(out, ifindex) {
+            return Passage::Elsewhere;
+        }
+        // An address alone also finds what the buffer held before. On the way out netfilter comes before our hook: a note of
+        // the interface that it refuses the way to is an earlier packet's.
+        let out = ifindex == event.dropped.dev || ifindex == event.dropped.dst;
+        let earlier = event.left_through != 0 || (out && event.cause.action == REASON_REFUSED);
+        return if event.by_address && earlier { Passage::Earlier } else { Passage::This };
+    }
+    // Through each interface once.
+    let again = event.came_in && ifindex == event.at;
+    if again || (ifindex != event.at && !is_above(ifindex, event.at)) {
+        return Passage::Earlier;
+    }
+    (event.at, event.came_in) = (ifindex, true);
+    Passage::This
+}
+
+/// Whether the dying buffer is the packet of the note.
+#[inline(never)]
+fn own(event: &mut Event) -> Identity {
+    let same = event.note.address == event.cause.address && !event.copied;
+    if !event.note.is_fragment() {
+        return if same { Identity::Shown } else { Identity::Copy };
+    }
+    match if event.copied { Whole::Unknown } else { whole(event) } {
+        Whole::Judged => Identity::Judged,
+        Whole::Shown => Identity::Shown,
+        Whole::Fragment if same => Identity::Shown,
+        // Put together and cut again, perhaps.
+        Whole::Fragment | Whole::Unknown => Identity::Copy,
+    }
+}
+
+/// A copy dies, with which the stack may have gone on (`skb_share_check`): it is not known what became of the packet. Copies
+/// of what is addressed to many each have a fate of their own.
+#[inline(always)]
+fn unknown_copy(event: &mut Event) {
+    if !event.dropped.group && event.cause.action == REASON_REFUSED {
+        unknown_noted(event);
+    }
+}
+
+/// It is not known what became of the packet of the note, on its way in.
+#[inline(always)]
+fn unknown_noted(event: &mut Event) {
+    let (note, d) = (&event.note, &event.dropped);
+    let ifindex = u32::from(note.ifindex);
+    if note.key.meta.direction() == INGRESS && is_here(ifindex, d.netns) {
+        let Wire { packets, bytes } = event.later;
+        refuse::unknown(
+            ifindex,
+            INGRESS,
+            Wire { packets: packets + u32::from(note.packets), bytes: bytes + note.bytes },
+        );
+        event.came_in_noted |= ifindex == d.iif;
+    }
+}
+
+/// The packet of the note was refused, as far as that can be said.
+#[inline(never)]
+fn noted(event: &mut Event) {
+    let (note, d, action) = (&event.note, &event.dropped, event.cause.action);
+    let (ifindex, ingress) = (u32::from(note.ifindex), note.key.meta.direction() == INGRESS);
+    if !is_here(ifindex, d.netns) {
+        return;
+    }
+    if ingress {
+        event.came_in_noted |= ifindex == d.iif;
+    } else if event.left_through == 0 {
+        event.left_through = ifindex;
+    }
+    // On a port that is neither the one it came in through nor the one it is routed to: of a flood, perhaps.
+    let bridged = d.dev != 0 && d.dev != d.iif && d.dst != d.dev && event.later.packets == 0;
+    // What a process of this node sends is a clone of what its socket holds: then it is no copy if nobody else has it.
+    let only_sent = d.cloned && d.sent_clone && d.sharers() <= 2;
+    // A bridge that takes what is not for it (promiscuous) hands it up and forwards a clone.
+    let handed_up = d.other_host && ifindex != d.dev && is_above(ifindex, d.dev);
+    let copies_live_on = ingress && d.cloned && (d.group || handed_up || (bridged && !only_sent));
+    let weak = event.by_address && (!ingress || action != REASON_REFUSED || !refuse::is_same_tuple(event));
+    if event.family == 0 {
+        // For what comes after the notes, should the headers not be where they can be read now: at the hook they were.
+        refuse::recall(event);
+    }
+    let note = &event.note;
+    if copies_live_on || event.cause.own_filter || weak {
+        let direction = note.key.meta.direction();
+        let Wire { packets, bytes } = event.later;
+        let wire = Wire { packets: packets + u32::from(note.packets), bytes: bytes + note.bytes };
+        return refuse::unknown(ifindex, direction, wire);
+    }
+    if note.family() == FAMILY_V4 {
+        refuse::noted::<V4>(event);
+    } else {
+        refuse::noted::<V6>(event);
+    }
+}

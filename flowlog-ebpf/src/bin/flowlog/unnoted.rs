@@ -1,0 +1,129 @@
+//! Refusals on interfaces whose hooks have not noted the packet: it died before them, or was only headed there.
+
+use flowlog_ebpf::abi::{
+    EGRESS, FAMILY_V4, FAMILY_V6, INGRESS, IS_BRIDGE, ONLY_NOTED, REASON_REFUSED, REASON_SOCKET, REASON_TC_INGRESS,
+    REASON_XDP, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS,
+};
+
+use crate::{
+    account::{self, V4, V6},
+    datagram::fragment,
+    devices::{LOOPBACK, is_above, moved_on, wants, way_out},
+    event::{Elsewhere, Event, Identity},
+    kernel, refuse,
+};
+
+/// No device may have a smaller MTU for IP (RFC 791).
+const MTU_LEAST: u32 = 68;
+
+/// Asks which interfaces want to know of it besides those that its notes have named so far. `false`: none.
+#[inline(never)]
+pub fn ask(event: &mut Event) -> bool {
+    let out = way_out(event);
+    let (d, action) = (&event.dropped, event.cause.action);
+    // Local delivery is a route to the loopback.
+    let leaves =
+        out != event.left_through && !(out == LOOPBACK && d.iif != 0) && wants(out, WANT_REFUSED_EGRESS, d.netns);
+    let elsewhere = Elsewhere {
+        came_in: !event.came_in_noted && wants(d.iif, WANT_REFUSED_INGRESS, d.netns),
+        climbed: action == REASON_REFUSED && d.dev != d.iif && climbs_to_bridge(event),
+        out: if leaves { out } else { 0 },
+    };
+    event.elsewhere = elsewhere;
+    elsewhere.came_in || elsewhere.climbed || leaves
+}
+
+/// The interface it came in through, if no hook of that one has noted it.
+#[inline(never)]
+pub fn judge_ingress(event: &mut Event) {
+    let action = event.cause.action;
+    if event.elsewhere.climbed {
+        unseen(event, event.dropped.dev, INGRESS);
+    }
+    if event.came_in_noted || !event.elsewhere.came_in {
+        return;
+    }
+    // Dropped by a tc program before ours, or by generic XDP.
+    let before_hook = action == REASON_TC_INGRESS || action == REASON_XDP;
+    // It has notes of other hooks, as far back as they go, so it would have one of this.
+    if before_hook || (event.oldest == Identity::Shown as u32 && action != REASON_SOCKET) {
+        return unseen(event, event.dropped.iif, INGRESS);
+    }
+    // Of a copy, its notes have said what there is to say.
+    if event.oldest != Identity::Copy as u32 && action != REASON_SOCKET {
+        refuse::unknown(event.dropped.iif, INGRESS, event.wire);
+    }
+}
+
+/// A packet for the host on a bridge port, refused before the bridge's own hook (the bridge family's input chain).
+#[inline(always)]
+fn climbs_to_bridge(event: &Event) -> bool {
+    let d = &event.dropped;
+    wants(d.dev, WANT_REFUSED_INGRESS, d.netns)
+        && account::iface(d.dev).is_some_and(|i| i.flags & IS_BRIDGE != 0)
+        && is_above(d.iif, d.dev)
+        && kernel::is_bridges_own(event.cause.address)
+}
+
+/// Whether it is the copy of a packet to many that the stack makes for this node itself (`ip_mc_output`,
+/// `ip6_finish_output2`). It passes the same chain, and never leaves.
+#[inline(always)]
+fn is_looped_back(event: &Event) -> bool {
+    let d = &event.dropped;
+    if d.iif != 0 || !d.cloned || d.owned {
+        return false;
+    }
+    if event.family == FAMILY_V4 { d.route().is_to_many() } else { event.v6.dst[0] == 0xff }
+}
+
+/// Whether a received packet that has not moved on yet does not go out at all: it is for this node (in a VRF, its route is not to
+/// the loopback), or has the route back to where it came from, as `reject` in a prerouting chain gives it.
+#[inline(always)]
+fn ends_here(event: &Event, out: u32) -> bool {
+    let d = &event.dropped;
+    if event.family == FAMILY_V4 {
+        let route = d.route();
+        return route.is_to_here() || !route.is_input;
+    }
+    out == d.iif || is_above(d.iif, out)
+}
+
+/// The interface that it was to leave through.
+#[inline(never)]
+pub fn judge_egress(event: &mut Event) {
+    let (out, moved_on) = (event.elsewhere.out, moved_on(event));
+    if out == 0 || event.left_through == out || is_looped_back(event) {
+        return;
+    }
+    let d = &event.dropped;
+    if !moved_on && d.iif != 0 && ends_here(event, out) {
+        return;
+    }
+    // A packet that came from a port and is now on the bridge is not (yet) headed out through the bridge device.
+    let bridge = account::iface(out).is_some_and(|i| i.flags & IS_BRIDGE != 0);
+    if moved_on && bridge && is_above(d.iif, out) {
+        return;
+    }
+    if event.later.packets == 0 && d.gso_size == 0 && event.wire.bytes > MTU_LEAST {
+        let mtu = d.mtu();
+        if mtu != 0 && event.wire.bytes > mtu {
+            fragment(event, mtu);
+        }
+    }
+    unseen(event, out, EGRESS);
+}
+
+/// A packet that no hook of the interface has counted was refused there.
+#[inline(never)]
+fn unseen(event: &mut Event, ifindex: u32, direction: u8) {
+    // While hooks begin and end, packets are on their way that passed none.
+    if account::iface(ifindex).is_none_or(|i| i.flags & ONLY_NOTED != 0) {
+        return;
+    }
+    match event.family {
+        FAMILY_V4 => refuse::unseen::<V4>(event, ifindex, direction, &event.v4),
+        FAMILY_V6 => refuse::unseen::<V6>(event, ifindex, direction, &event.v6),
+        // Not to be read: a hook that saw it would have counted it as malformed.
+        _ => {}
+    }
+}
