@@ -2,27 +2,24 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::bpf_loop;
 use flowlog_ebpf::abi::{CHAIN_MAX, EGRESS, FAMILY_V4, INGRESS, REASON_REFUSED};
 
 use crate::{
     account::{V4, V6, Wire},
     datagram::{Whole, whole},
     devices::{is_above, is_here, way_out},
-    event::{Event, Identity, event},
+    event::{Event, GO_ON, Identity, STOP, event, repeat},
     note, refuse,
 };
 
-/// Everything that its notes say. Newest first: hooks on the way out, then those on the way in, from the interface that it
-/// came in through down to the port. What is older is of an earlier passage: it had left, and was received again.
-///
-/// A pointer, no reference: the steps of the loop find the event by themselves, and change it.
+/// Begins with the newest note: hooks on the way out, then those on the way in, from the interface that it came in through down to
+/// the port. What is older is of an earlier passage: it had left, and was received again.
 ///
 /// # Safety
 /// `event` must be the event of the program `which`.
 #[inline(always)]
-pub unsafe fn judge(event: *mut Event, which: usize) {
-    // SAFETY: by the contract above; no reference outlives the start of a loop.
+pub unsafe fn begin(event: *mut Event, which: usize) {
+    // SAFETY: by the contract above; no reference outlives the start of the loop.
     unsafe {
         let number = (*event).dropped.number;
         (*event).by_address = number == 0 && !note::numbered();
@@ -35,60 +32,32 @@ pub unsafe fn judge(event: *mut Event, which: usize) {
         (*event).identity = if number == 0 { Identity::None } else { Identity::Forgotten } as u32;
         ((*event).oldest, (*event).copied) = ((*event).identity, false);
         ((*event).at, (*event).came_in, (*event).followed) = ((*event).dropped.iif, false, 0);
-        follow(event, which);
     }
-}
-
-/// Follows the notes, to their end or until one needs the headers. Most do not.
-///
-/// # Safety
-/// As [`judge`].
-#[inline(always)]
-pub unsafe fn follow(event: *mut Event, which: usize) {
-    // SAFETY: as there.
-    unsafe {
-        (*event).needs_headers = false;
-        if (*event).links != 0 {
-            repeat(CHAIN_MAX, link, which);
-        }
-    }
-}
-
-/// A step of a loop: gets a pointer to the program's number; returns 0 to go on, 1 to stop.
-type Step = unsafe extern "C" fn(u32, *mut c_void) -> i64;
-
-/// A loop of the kernel's: the verifier walks it once.
-#[inline(always)]
-fn repeat(rounds: u32, step: Step, which: usize) {
-    let mut context = which as u64;
-    // SAFETY: the callback takes exactly these arguments; `context` outlives the loop.
-    unsafe { bpf_loop(rounds, step as *mut c_void, core::ptr::from_mut(&mut context).cast(), 0) };
 }
 
 /// Looks for the buffer's address in one note.
 unsafe extern "C" fn search(_i: u32, context: *mut c_void) -> i64 {
     // SAFETY: `bpf_loop` hands back the pointer it was given.
     let which = unsafe { *context.cast::<u64>() };
-    let Some(event) = event(which as usize) else { return 1 };
-    i64::from(!event.search.look(event.cause.address))
+    let Some(event) = event(which as usize) else { return STOP };
+    if event.search.look(event.cause.address) { GO_ON } else { STOP }
 }
 
-/// Goes by one note.
-unsafe extern "C" fn link(_i: u32, context: *mut c_void) -> i64 {
-    // SAFETY: `bpf_loop` hands back the pointer it was given.
-    let which = unsafe { *context.cast::<u64>() };
-    let Some(event) = event(which as usize) else { return 1 };
-    let number = event.links as u16;
-    if number == 0 {
-        return 1;
+/// Goes by the next note. The last one leaves no [`Event::links`]; one that cannot be judged without the packet's headers says so.
+#[inline(always)]
+pub fn link(event: &mut Event) {
+    let links = event.links;
+    event.links = 0;
+    if event.followed == CHAIN_MAX {
+        return;
     }
-    if !note::find(number, &mut event.note, &mut event.key6) {
+    if !note::find(links as u16, &mut event.note, &mut event.key6) {
         event.oldest = Identity::Forgotten as u32;
-        return 1;
+        return;
     }
     if !event.is_read && (event.by_address || event.note.is_fragment()) {
-        event.needs_headers = true;
-        return 1;
+        (event.needs_headers, event.links) = (true, links);
+        return;
     }
     let identity = own(event);
     event.oldest = identity as u32;
@@ -98,7 +67,7 @@ unsafe extern "C" fn link(_i: u32, context: *mut c_void) -> i64 {
     event.followed += 1;
     let passage = passage(event);
     if identity == Identity::Judged || passage == Passage::Earlier {
-        return 1;
+        return;
     }
     if passage == Passage::Elsewhere {
         // Nothing to count.
@@ -109,8 +78,7 @@ unsafe extern "C" fn link(_i: u32, context: *mut c_void) -> i64 {
         unknown_copy(event);
         event.copied = true;
     }
-    event.links = if event.by_address { event.links >> 16 } else { u64::from(event.note.prev) };
-    i64::from(event.links == 0)
+    event.links = if event.by_address { links >> 16 } else { u64::from(event.note.prev) };
 }
 
 /// Whether a note is of this passage of the packet through the node.

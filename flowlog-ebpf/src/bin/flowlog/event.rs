@@ -1,5 +1,8 @@
 //! A packet that dies for a firewall's reason: all that is known about it while it is judged.
 
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
 use flowlog_ebpf::{
     abi::{FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key, Note, SCRATCH_WORDS},
     packet::{self, Flow, Frame, Packet, Part},
@@ -33,7 +36,7 @@ pub struct Event {
     pub key6: Key<Ip6>,
     /// The headers have been looked at: [`read_headers`].
     pub is_read: bool,
-    /// A note cannot be judged without them.
+    /// It cannot be judged any further without them.
     pub needs_headers: bool,
     /// `FAMILY_*` of what the headers say; 0: they have not been, or cannot be read.
     pub family: u32,
@@ -51,7 +54,9 @@ pub struct Event {
     pub came_in_noted: bool,
     /// The interface through which a hook has seen it leave; 0: none.
     pub left_through: u32,
-    /// Where else it is to be judged.
+    /// It has been asked where else it is to be judged.
+    pub is_asked: bool,
+    /// Where that is.
     pub elsewhere: Elsewhere,
     /// [`Identity`] by its newest note.
     pub identity: u32,
@@ -106,7 +111,8 @@ impl Event {
     /// What is known before anything has been looked at. (The search and the notes begin with themselves.)
     #[inline(always)]
     pub fn begin(&mut self) {
-        (self.family, self.is_read) = (0, false);
+        (self.family, self.is_read, self.needs_headers) = (0, false, false);
+        self.is_asked = false;
         self.later = Wire { packets: 0, bytes: 0 };
         (self.came_in_noted, self.left_through) = (false, 0);
     }
@@ -139,6 +145,22 @@ pub fn read_headers(event: &mut Event) {
     };
     (event.family, event.part) = (family, part);
     event.wire = Wire { packets, bytes };
+}
+
+/// A step of a loop: gets a pointer to the program's number; returns [`GO_ON`] or [`STOP`].
+pub type Step = unsafe extern "C" fn(u32, *mut c_void) -> i64;
+/// See [`Step`].
+pub const GO_ON: i64 = 0;
+/// See [`Step`].
+pub const STOP: i64 = 1;
+
+/// A loop of the kernel's: the verifier walks it once. Its steps find the event by themselves, and change it: whoever begins one
+/// must hold a pointer to the event and no reference, which would promise LLVM that nobody does.
+#[inline(always)]
+pub fn repeat(rounds: u32, step: Step, which: usize) {
+    let mut context = which as u64;
+    // SAFETY: the callback takes exactly these arguments; `context` outlives the loop.
+    unsafe { bpf_loop(rounds, step as *mut c_void, core::ptr::from_mut(&mut context).cast(), 0) };
 }
 
 /// The event in the scratch memory of one of the two programs.

@@ -29,7 +29,7 @@ pub fn ask(event: &mut Event) -> bool {
         climbed: action == REASON_REFUSED && d.dev != d.iif && climbs_to_bridge(event),
         out: if leaves { out } else { 0 },
     };
-    event.elsewhere = elsewhere;
+    (event.elsewhere, event.is_asked) = (elsewhere, true);
     elsewhere.came_in || elsewhere.climbed || leaves
 }
 

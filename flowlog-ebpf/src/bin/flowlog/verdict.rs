@@ -18,14 +18,16 @@
 //! A link to a tracepoint cannot be given another program. So what is attached does nothing but jump to the
 //! program that a map names: a new agent replaces that one, and every event is handled by exactly one of the two.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::abi::{
-    Dying, HANDLED, REASON_BY_PLACE, REASON_SOCKET, REASON_XDP, VERDICT_FIRST, VERDICT_NESTED, reason_index,
+    CHAIN_MAX, Dying, HANDLED, REASON_BY_PLACE, REASON_SOCKET, REASON_XDP, VERDICT_FIRST, VERDICT_NESTED, reason_index,
 };
 
 use crate::{
     account, chain,
-    event::{Cause, Event, Identity, read_headers},
+    event::{Cause, Event, GO_ON, Identity, STOP, event, read_headers, repeat},
     kernel::{self, Dropped},
     maps::{DROP_ARGUMENTS, DYING, REASONS, VERDICTS, XDP_PLACE},
     unnoted,
@@ -131,31 +133,40 @@ fn dropped(skb: *const u8, dying: *mut Dying, which: usize, cause: Cause) {
         Dropped::read(skb, &raw mut (*event).dropped);
         if (*event).dropped.protocol == ETH_P_IP || (*event).dropped.protocol == ETH_P_IPV6 {
             (*event).begin();
-            judge(event, which);
+            chain::begin(event, which);
+            repeat(STEPS_MAX, judge, which);
         }
     }
 }
 
-/// Notes first: what they say, the rest need not ask.
-///
-/// # Safety
-/// `event` must be the event of the program `which`.
-#[inline(always)]
-unsafe fn judge(event: *mut Event, which: usize) {
-    // SAFETY: by the contract above.
-    unsafe {
-        chain::judge(event, which);
-        let needs_headers = (*event).needs_headers;
-        if !unnoted::ask(&mut *event) && !needs_headers {
-            return;
-        }
-        read_headers(&mut *event);
-        if needs_headers {
-            chain::follow(event, which);
-        }
-        if (*event).identity != Identity::Judged as u32 {
-            unnoted::judge_ingress(&mut *event);
-            unnoted::judge_egress(&mut *event);
+/// Steps of [`judge`]: each note that is followed, the headers, and what is left.
+const STEPS_MAX: u32 = CHAIN_MAX + 3;
+
+/// A step of the judgement: the next note; behind the last one, the interfaces that have none. The headers are a step of their own,
+/// in front of whatever needs them. One loop, so that the verifier walks each of them once.
+unsafe extern "C" fn judge(_i: u32, context: *mut c_void) -> i64 {
+    // SAFETY: `bpf_loop` hands back the pointer it was given.
+    let which = unsafe { *context.cast::<u64>() };
+    let Some(event) = event(which as usize) else { return STOP };
+    if event.needs_headers {
+        event.needs_headers = false;
+        read_headers(event);
+        return GO_ON;
+    }
+    if event.links != 0 {
+        chain::link(event);
+        if event.links != 0 {
+            return GO_ON;
         }
     }
+    if event.identity == Identity::Judged as u32 || !(event.is_asked || unnoted::ask(event)) {
+        return STOP;
+    }
+    if !event.is_read {
+        event.needs_headers = true;
+        return GO_ON;
+    }
+    unnoted::judge_ingress(event);
+    unnoted::judge_egress(event);
+    STOP
 }
