@@ -82,13 +82,25 @@ impl Drop for Cleanup {
     }
 }
 
-/// Runs the demo, or (hidden) one end of its traffic.
-pub fn run(args: &[String]) -> anyhow::Result<()> {
-    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["serve"] => serve(),
-        ["connect"] => connect(),
-        [] => demo(),
-        _ => anyhow::bail!("usage: cargo xtask demo"),
+/// One end of the demo's traffic, for which it starts itself again inside a namespace.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum End {
+    Serve,
+    Connect,
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(long, hide = true)]
+    end: Option<End>,
+}
+
+/// Runs the demo, or one end of its traffic.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    match args.end {
+        Some(End::Serve) => serve(),
+        Some(End::Connect) => connect(),
+        None => demo(),
     }
 }
 
@@ -174,11 +186,11 @@ impl Net {
 
     fn traffic(&self) -> anyhow::Result<()> {
         let me = env::current_exe()?;
-        let mut server = Self::inside(&self.vm, &me).args(["demo", "serve"]).stdout(Stdio::piped()).spawn()?;
+        let mut server = Self::inside(&self.vm, &me).args(["demo", "--end", "serve"]).stdout(Stdio::piped()).spawn()?;
         let mut ready = String::new();
         BufReader::new(server.stdout.take().context("stdout")?).read_line(&mut ready)?;
         to_undo().server = Some(server);
-        run_command(Self::inside(&self.client, &me).args(["demo", "connect"]))?;
+        run_command(Self::inside(&self.client, &me).args(["demo", "--end", "connect"]))?;
         output(Self::inside(&self.client, "ping").args(["-c", "5", "-i", "0.2", "-q", VM]))?;
         // Refused: no answer comes, which ping reports as a failure.
         let _ = Self::inside(&self.vm, "ping")

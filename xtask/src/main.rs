@@ -8,44 +8,58 @@ mod fuzz;
 mod mutants;
 mod setup;
 mod test;
+#[cfg(test)]
+mod usage;
 mod util;
 mod vm;
 
-use anyhow::bail;
+use clap::{CommandFactory as _, Parser, Subcommand};
 
-const USAGE: &str = "\
-usage: cargo xtask VERB
+/// flowlog's development commands
+#[derive(Parser)]
+#[command(name = "xtask", bin_name = "cargo xtask", subcommand_value_name = "VERB", subcommand_help_heading = "Verbs")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
 
-  demo            build, make a small network, run the agent on it, show what landed (root)
-  test [NAME]     everything: unit, parser, kernel, network and object store tests (root)
-  vm [KERNEL]     the tests on Debian's kernels 6.1, 6.12 and the newest, in guests (root); `--all`: more of both
-  bench [WHAT]    measure: packet, wire, agent; `cargo xtask bench --help` for options (root)
-  fuzz verdicts   random networks, rules and traffic against the firewall's own counters (root)
-  check           format, clippy, reproducible eBPF object, dependency and symbol checks
-  mutants [NAME]  break the sources on purpose, in a copy: does a test notice? (root, half an hour)
-  build           rebuild the eBPF object from source, then the release agent
-  build-ebpf      only the object, flowlog-ebpf/prebuilt/flowlog.bpf.o
-  setup           install what the verbs above need (each verb does it by itself)";
+/// The comments are the usage: there is no other.
+#[derive(Subcommand)]
+enum Verb {
+    /// Build, make a small network, run the agent on it, show what landed (root)
+    Demo(demo::Args),
+    /// Everything: unit, parser, kernel, network and object store tests (root)
+    Test(test::Args),
+    /// The tests on Debian's kernels 6.1, 6.12 and the newest, in guests (root)
+    Vm(vm::Args),
+    /// Measure packets, wire, agent and rules; `cargo xtask bench --help` lists the options (root)
+    Bench(bench::Args),
+    /// Random networks, rules and traffic against the firewall's own counters (root)
+    Fuzz(fuzz::Args),
+    /// Format, clippy, reproducible eBPF objects, dependency and symbol checks
+    Check,
+    /// Break the sources on purpose, in a copy: does a test notice? (root, half an hour)
+    Mutants(mutants::Args),
+    /// Rebuild the eBPF objects from source, then the release agent
+    Build,
+    /// Only the objects, flowlog-ebpf/prebuilt/*.bpf.o
+    BuildEbpf,
+    /// Install what the verbs above need (each verb does it by itself)
+    Setup,
+}
 
 fn main() -> anyhow::Result<()> {
-    let mut args = std::env::args().skip(1);
-    let verb = args.next().unwrap_or_default();
-    let rest: Vec<String> = args.collect();
-    match verb.as_str() {
-        "setup" => setup::run(),
-        "build" => build::run(),
-        "build-ebpf" => build::ebpf(),
-        "check" => check::run(),
-        "test" => test::run(&rest),
-        "vm" => vm::run(&rest),
-        "bench" => bench::run(&rest),
-        "demo" => demo::run(&rest),
-        "fuzz" => fuzz::run(&rest),
-        "mutants" => mutants::run(&rest),
-        "" | "help" | "--help" | "-h" => {
-            println!("{USAGE}");
-            Ok(())
-        }
-        other => bail!("unknown verb `{other}`\n{USAGE}"),
+    match Cli::parse().verb {
+        None => Ok(Cli::command().print_help()?),
+        Some(Verb::Demo(args)) => demo::run(&args),
+        Some(Verb::Test(args)) => test::run(&args),
+        Some(Verb::Vm(args)) => vm::run(&args),
+        Some(Verb::Bench(args)) => bench::run(&args),
+        Some(Verb::Fuzz(args)) => fuzz::run(&args),
+        Some(Verb::Check) => check::run(),
+        Some(Verb::Mutants(args)) => mutants::run(&args),
+        Some(Verb::Build) => build::run(),
+        Some(Verb::BuildEbpf) => build::ebpf(),
+        Some(Verb::Setup) => setup::run(),
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask mutants [NAME]`: does every promise have a test that can fail? Breaks the sources on purpose, one place at a
+//! `cargo xtask mutants`: does every promise have a test that can fail? Breaks the sources on purpose, one place at a
 //! time and in a copy, and runs the test that must notice.
 //!
 //! Each mutant is a patch in `xtask/mutants/`. Its first line says who must notice: the package and the name of the test.
@@ -78,8 +78,15 @@ pub fn check() -> anyhow::Result<()> {
     all()?.iter().try_for_each(|m| m.apply(&root(), &["--check"]))
 }
 
-/// Runs those whose names contain a word of `filter`, or all.
-pub fn run(filter: &[String]) -> anyhow::Result<()> {
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only mutants whose names contain one of these
+    #[arg(value_name = "NAME")]
+    filter: Vec<String>,
+}
+
+/// Runs those whose names contain a word of the filter, or all.
+pub fn run(Args { filter }: &Args) -> anyhow::Result<()> {
     let copy = root().join("target/mutants/tree");
     let mut mutants = all()?;
     mutants.retain(|m| filter.is_empty() || filter.iter().any(|f| m.name.contains(f.as_str())));

@@ -1,4 +1,4 @@
-//! `cargo xtask test [NAME]`: everything, on the real kernel.
+//! `cargo xtask test`: everything, on the real kernel.
 
 use std::path::PathBuf;
 
@@ -12,8 +12,15 @@ use crate::{
 /// Named places at which tests kill the agent: in no other build.
 const FAULTS: &str = "flowlog-agent/faults";
 
-/// Sets up, builds, and runs unit tests, then everything that needs the kernel. `filter` picks tests by name.
-pub fn run(filter: &[String]) -> anyhow::Result<()> {
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only tests whose names contain one of these; options go to the test runner (`--nocapture`)
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME")]
+    pub filter: Vec<String>,
+}
+
+/// Sets up, builds, and runs unit tests, then everything that needs the kernel.
+pub fn run(Args { filter }: &Args) -> anyhow::Result<()> {
     setup::require_root("test")?;
     setup::network_tools()?;
     setup::python_packages()?;
@@ -22,6 +29,7 @@ pub fn run(filter: &[String]) -> anyhow::Result<()> {
     step("building the agent and the tests (minutes the first time)");
     run_command(cargo().args(["build", "--locked", "--package", "flowlog-agent", "--features", "faults"]))?;
     step("unit tests");
+    run_command(cargo().args(["test", "--locked", "-p", "xtask", "--"]).args(filter))?;
     run_command(
         cargo()
             .args([

@@ -1,4 +1,4 @@
-//! `cargo xtask vm [KERNEL …]`: the agent and its tests on Debian's kernels, in guests that see this machine's files.
+//! `cargo xtask vm`: the agent and its tests on Debian's kernels, in guests that see this machine's files.
 //!
 //! A guest has this machine's root file system, read-only below a tmpfs: the same `nft`, `ip`, agent and test binary, on
 //! another kernel. Nothing is installed into an image, and nothing that a guest does stays.
@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::anyhow;
 
 use crate::{
     build, setup,
@@ -37,16 +37,6 @@ use job::{Choice, Outcome, Test};
 use kernels::{Catalogue, Kernel};
 use report::Result as Report;
 
-const USAGE: &str = "\
-usage: cargo xtask vm [KERNEL ...] [--all] [--test NAME] [--arch aarch64] [--record] [--keep]
-
-  KERNEL          a series, such as 6.12, or newest; default: 6.1, 6.12 and newest; with --all every series there is
-  --all           all tests that a guest can run, not the smoke set only
-  --test NAME     tests whose names contain NAME, instead (can be repeated)
-  --arch aarch64  the same cross compiled, on arm64 kernels
-  --record        put what the verifier needed into integration/verified_instructions.txt, print a table for README.md
-  --keep          keep scripts and images of the guests in target/vm/run";
-
 /// What CI boots: the oldest that is promised, the one most nodes run, and what comes.
 const SMOKE_KERNELS: [&str; 3] = ["6.1", "6.12", "newest"];
 /// A guest that takes longer has a problem of its own.
@@ -54,9 +44,11 @@ const SMOKE_TIME_MAX: Duration = Duration::from_mins(20);
 const ALL_TIME_MAX: Duration = Duration::from_hours(1);
 
 /// Machine of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Arch {
+    #[value(name = "x86_64", alias = "amd64")]
     X86,
+    #[value(name = "aarch64", alias = "arm64")]
     Arm,
 }
 
@@ -90,50 +82,43 @@ impl Arch {
     }
 }
 
-/// What was asked for.
-struct Wish {
+#[derive(clap::Args)]
+pub struct Args {
+    /// A series, such as 6.12, or newest; default: 6.1, 6.12 and newest; with --all every series there is
+    #[arg(value_name = "KERNEL")]
     kernels: Vec<String>,
-    choice: Choice,
+    /// All tests that a guest can run, not the smoke set only
+    #[arg(long)]
+    all: bool,
+    /// Tests whose names contain NAME, instead (can be repeated)
+    #[arg(long = "test", value_name = "NAME")]
+    tests: Vec<String>,
+    /// Machine of the guests; for aarch64 the tests are cross compiled
+    #[arg(long, value_enum, default_value_t = Arch::X86)]
     arch: Arch,
+    /// Put what the verifier needed into `integration/verified_instructions.txt`, print a table for README.md
+    #[arg(long)]
     record: bool,
+    /// Keep scripts and images of the guests in target/vm/run
+    #[arg(long)]
     keep: bool,
 }
 
-impl Wish {
-    fn parse(args: &[String]) -> anyhow::Result<Self> {
-        let mut wish = Self { kernels: Vec::new(), choice: Choice::Smoke, arch: Arch::X86, record: false, keep: false };
-        let mut names = Vec::new();
-        let mut args = args.iter().map(String::as_str);
-        while let Some(arg) = args.next() {
-            match arg {
-                "--all" => wish.choice = Choice::All,
-                "--record" => wish.record = true,
-                "--keep" => wish.keep = true,
-                "--test" => names.push(args.next().context("--test needs a part of a name")?.to_owned()),
-                "--arch" => {
-                    wish.arch = match args.next() {
-                        Some("aarch64" | "arm64") => Arch::Arm,
-                        Some("x86_64" | "amd64") => Arch::X86,
-                        other => bail!("unknown machine {}\n{USAGE}", other.unwrap_or_default()),
-                    }
-                }
-                "-h" | "--help" => {
-                    println!("{USAGE}");
-                    std::process::exit(0);
-                }
-                other if other.starts_with('-') => bail!("unknown option `{other}`\n{USAGE}"),
-                kernel => wish.kernels.push(kernel.to_owned()),
-            }
+impl Args {
+    /// Tests to run: names say it best.
+    fn choice(&self) -> Choice {
+        if !self.tests.is_empty() {
+            Choice::Named(self.tests.clone())
+        } else if self.all {
+            Choice::All
+        } else {
+            Choice::Smoke
         }
-        if !names.is_empty() {
-            wish.choice = Choice::Named(names);
-        }
-        Ok(wish)
     }
 
     /// Kernels to boot, each once.
     fn kernels(&self, catalogue: &Catalogue, dir: &Path) -> anyhow::Result<Vec<Kernel>> {
-        let series = match self.choice {
+        let series = match self.choice() {
             _ if !self.kernels.is_empty() => self.kernels.clone(),
             Choice::All => catalogue.series(),
             _ => SMOKE_KERNELS.map(str::to_owned).to_vec(),
@@ -150,37 +135,36 @@ impl Wish {
 }
 
 /// Boots the kernels side by side and runs the chosen tests in each.
-pub fn run(args: &[String]) -> anyhow::Result<()> {
-    let wish = Wish::parse(args)?;
+pub fn run(args: &Args) -> anyhow::Result<()> {
     setup::require_root("vm")?;
     setup::network_tools()?;
-    setup::guests(wish.arch.qemu(), wish.arch.qemu_package(), boot::file_server().is_some())?;
-    boot::ensure_possible(wish.arch)?;
+    setup::guests(args.arch.qemu(), args.arch.qemu_package(), boot::file_server().is_some())?;
+    boot::ensure_possible(args.arch)?;
     build::ensure_fresh()?;
-    let programs = match wish.arch {
+    let programs = match args.arch {
         Arch::X86 => test::programs()?,
         Arch::Arm => arm::programs()?,
     };
     let dir = root().join("target/vm");
-    let catalogue = Catalogue::open(&dir, wish.arch)?;
-    let kernels = wish.kernels(&catalogue, &dir)?;
-    let (served, programs) = match wish.arch {
+    let catalogue = Catalogue::open(&dir, args.arch)?;
+    let kernels = args.kernels(&catalogue, &dir)?;
+    let (served, programs) = match args.arch {
         Arch::X86 => (PathBuf::from("/"), programs),
         Arch::Arm => arm::root(&dir, catalogue.archive(), &programs, &kernels)?,
     };
     let busybox = catalogue.busybox(&dir)?;
-    let tools = match wish.arch {
+    let tools = match args.arch {
         Arch::X86 => tools::exports(&tools::folder(&dir)?),
         Arch::Arm => String::new(),
     };
     let plan =
-        Plan { arch: wish.arch, dir, served, busybox, tools, programs, choice: wish.choice, record: wish.record };
+        Plan { arch: args.arch, dir, served, busybox, tools, programs, choice: args.choice(), record: args.record };
     let began = Instant::now();
     let results = plan.side_by_side(&kernels)?;
-    if !wish.keep {
+    if !args.keep {
         let _ = fs::remove_dir_all(plan.runs());
     }
-    if wish.record {
+    if args.record {
         report::record(&results)?;
     }
     report::print(&results, began.elapsed(), &plan.logs())
