@@ -54,9 +54,7 @@ impl Agent {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(ns: &Netns, interfaces: &[&str], args: &[&str]) -> anyhow::Result<Self> {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", ns.name()]).arg(binary());
-        Self::spawn_with(command, interfaces, args)
+        Self::spawn_with(ns.command(binary()), interfaces, args)
     }
 
     /// As [`spawn`](Self::spawn), in the namespace the tests run in.
@@ -77,8 +75,8 @@ impl Agent {
         args: &[&str],
         variables: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", ns.name()]).arg(binary()).envs(variables.iter().copied());
+        let mut command = ns.command(binary());
+        command.envs(variables.iter().copied());
         Self::spawn_with(command, interfaces, args)
     }
 
@@ -228,13 +226,7 @@ impl Drop for Agent {
 /// # Errors
 /// If it cannot be started.
 pub fn run_to_end(ns: &Netns, args: &[&str], dir: &Path) -> anyhow::Result<(Option<i32>, String, String)> {
-    let out = Command::new("ip")
-        .args(["netns", "exec", ns.name()])
-        .arg(binary())
-        .args(args)
-        .current_dir(dir)
-        .env("STATE_DIRECTORY", dir.join("state"))
-        .output()?;
+    let out = ns.command(binary()).args(args).current_dir(dir).env("STATE_DIRECTORY", dir.join("state")).output()?;
     let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
     Ok((out.status.code(), text(&out.stdout), text(&out.stderr)))
 }

@@ -1,6 +1,6 @@
 //! Test equipment. Each piece is the real thing or a witness that flowlog does not own:
 //!
-//! * [`net`]: network namespaces, veth pairs, bridges, nftables and their counters;
+//! * [`net`], a crate of its own: network namespaces, veth pairs, nftables and their counters;
 //! * [`agent`]: the agent as a process of its own;
 //! * [`rows`]: what landed, read back from Parquet;
 //! * [`traffic`]: byte-exact packets from raw sockets, and plain sockets;
@@ -27,7 +27,6 @@ pub mod features;
 pub mod golden;
 pub mod http;
 pub mod managed;
-pub mod net;
 pub mod node;
 pub mod oracle;
 pub mod others;
@@ -38,3 +37,5 @@ pub mod sockets;
 pub mod stacks;
 pub mod taps;
 pub mod traffic;
+
+pub use flowlog_lab as net;

@@ -148,9 +148,8 @@ impl Managed {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(&self, variables: &[(&str, &str)]) -> anyhow::Result<Agent> {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", self.node.name()]).arg(binary()).args(["run", "--config"]);
-        command.arg(self.path("flowlog.toml")).envs(variables.iter().copied());
+        let mut command = self.node.command(binary());
+        command.args(["run", "--config"]).arg(self.path("flowlog.toml")).envs(variables.iter().copied());
         Agent::attend(command, tempfile::tempdir()?)
     }
 

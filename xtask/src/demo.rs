@@ -4,20 +4,22 @@
 //!   client ---- wan0 [ host: router, nftables, br0 ] vm0 ---- vm
 //! ```
 //!
-//! The agent watches `vm0` (the VM's NIC on the bridge) and `wan0`. The traffic is made by this same program, started
-//! again inside the namespaces with a hidden verb.
+//! The agent watches `vm0` (the VM's NIC on the bridge) and `wan0`. The traffic is made by threads of this program inside the
+//! namespaces.
 
 use std::{
     env, fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
+    thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
+use flowlog_lab::{Netns, address, veth};
 
 use crate::{
     setup,
@@ -44,15 +46,13 @@ table inet firewall {
 }
 ";
 
-/// What must be undone, also after Ctrl-C.
+/// What must be undone, also after Ctrl-C; namespaces besides, which their crate remembers.
 struct Undo {
-    namespaces: Vec<String>,
-    server: Option<Child>,
     agent: Option<Child>,
     dir: Option<PathBuf>,
 }
 
-static UNDO: Mutex<Undo> = Mutex::new(Undo { namespaces: Vec::new(), server: None, agent: None, dir: None });
+static UNDO: Mutex<Undo> = Mutex::new(Undo { agent: None, dir: None });
 
 /// The list of what to undo. A thread that panicked while it held the list has not made it wrong.
 fn to_undo() -> MutexGuard<'static, Undo> {
@@ -61,13 +61,11 @@ fn to_undo() -> MutexGuard<'static, Undo> {
 
 fn undo() {
     let mut undo = to_undo();
-    for mut child in undo.agent.take().into_iter().chain(undo.server.take()) {
-        let _ = child.kill();
-        let _ = child.wait();
+    if let Some(mut agent) = undo.agent.take() {
+        let _ = agent.kill();
+        let _ = agent.wait();
     }
-    for ns in undo.namespaces.drain(..) {
-        let _ = Command::new("ip").args(["netns", "del", &ns]).stderr(Stdio::null()).status();
-    }
+    flowlog_lab::remove_all();
     if let Some(dir) = undo.dir.take() {
         let _ = fs::remove_dir_all(dir);
     }
@@ -82,29 +80,8 @@ impl Drop for Cleanup {
     }
 }
 
-/// One end of the demo's traffic, for which it starts itself again inside a namespace.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum End {
-    Serve,
-    Connect,
-}
-
-#[derive(clap::Args)]
-pub struct Args {
-    #[arg(long, hide = true)]
-    end: Option<End>,
-}
-
-/// Runs the demo, or one end of its traffic.
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    match args.end {
-        Some(End::Serve) => serve(),
-        Some(End::Connect) => connect(),
-        None => demo(),
-    }
-}
-
-fn demo() -> anyhow::Result<()> {
+/// Builds, and shows it all.
+pub fn run() -> anyhow::Result<()> {
     setup::require_root("demo")?;
     setup::network_tools()?;
     step("building the agent (minutes the first time)");
@@ -114,9 +91,10 @@ fn demo() -> anyhow::Result<()> {
         undo();
         std::process::exit(130);
     })?;
-    let _cleanup = Cleanup;
     step("making a network: client - router with nftables - VM on a bridge");
     let net = Net::new()?;
+    // Dropped before the network: the agent ends before its interfaces do.
+    let _cleanup = Cleanup;
     let dir = env::temp_dir().join(format!("flowlog-demo-{}", std::process::id()));
     let objects = dir.join("objects");
     to_undo().dir = Some(dir.clone());
@@ -127,7 +105,7 @@ fn demo() -> anyhow::Result<()> {
     net.traffic()?;
     step("stopping the agent: it flushes, delivers and detaches");
     stop_agent()?;
-    println!("\nfirewall's own count:\n{}", net.firewall()?);
+    println!("\nfirewall's own count:\n{}", net.host.exec("nft list counters")?.trim_end());
     println!("what landed in {}:", objects.display());
     run_command(Command::new(agent_binary()).arg("read").arg(&objects))?;
     undo();
@@ -136,77 +114,50 @@ fn demo() -> anyhow::Result<()> {
 }
 
 struct Net {
-    client: String,
-    host: String,
-    vm: String,
-}
-
-fn ip(line: &str) -> anyhow::Result<()> {
-    output(Command::new("ip").args(line.split_whitespace())).map(drop)
+    client: Netns,
+    host: Netns,
+    vm: Netns,
 }
 
 impl Net {
     fn new() -> anyhow::Result<Self> {
-        let name = |role: &str| format!("flowlog-demo-{}-{role}", std::process::id());
-        let net = Self { client: name("client"), host: name("host"), vm: name("vm") };
-        for ns in [&net.client, &net.host, &net.vm] {
-            to_undo().namespaces.push(ns.clone());
-            ip(&format!("netns add {ns}"))?;
-            ip(&format!("-n {ns} link set lo up"))?;
-        }
+        let net = Self { client: Netns::new("client")?, host: Netns::new("host")?, vm: Netns::new("vm")? };
         let Self { client, host, vm } = &net;
-        ip(&format!("link add wan0 netns {host} type veth peer name eth0 netns {client}"))?;
-        ip(&format!("link add vm0 netns {host} type veth peer name eth0 netns {vm}"))?;
-        ip(&format!("-n {host} link add br0 type bridge"))?;
-        ip(&format!("-n {host} link set vm0 master br0"))?;
-        for (ns, dev, address) in [
-            (client, "eth0", "10.80.2.2/24"),
-            (host, "wan0", "10.80.2.1/24"),
-            (host, "br0", "10.80.1.1/24"),
-            (vm, "eth0", "10.80.1.2/24"),
-        ] {
-            ip(&format!("-n {ns} address add {address} dev {dev}"))?;
-            ip(&format!("-n {ns} link set {dev} up"))?;
-        }
-        ip(&format!("-n {host} link set vm0 up"))?;
-        ip(&format!("-n {client} route add default via 10.80.2.1"))?;
-        ip(&format!("-n {vm} route add default via 10.80.1.1"))?;
-        output(Self::inside(host, "sysctl").args(["-qw", "net.ipv4.ip_forward=1"]))?;
-        let mut nft = Self::inside(host, "nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn()?;
-        nft.stdin.take().context("stdin")?.write_all(RULES.as_bytes())?;
-        ensure!(nft.wait()?.success(), "nft refused the rules");
+        veth((host, "wan0"), (client, "eth0"))?;
+        veth((host, "vm0"), (vm, "eth0"))?;
+        host.exec("ip link add br0 type bridge")?;
+        host.exec("ip link set vm0 master br0")?;
+        host.exec("ip link set br0 up")?;
+        address(client, "eth0", &format!("{CLIENT}/24"))?;
+        address(host, "wan0", "10.80.2.1/24")?;
+        address(host, "br0", "10.80.1.1/24")?;
+        address(vm, "eth0", &format!("{VM}/24"))?;
+        client.exec("ip route add default via 10.80.2.1")?;
+        vm.exec("ip route add default via 10.80.1.1")?;
+        host.sysctl("net.ipv4.ip_forward", "1")?;
+        host.nft(RULES)?;
         Ok(net)
     }
 
-    fn inside(ns: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut c = Command::new("ip");
-        c.args(["netns", "exec", ns]).arg(program);
-        c
-    }
-
     fn traffic(&self) -> anyhow::Result<()> {
-        let me = env::current_exe()?;
-        let mut server = Self::inside(&self.vm, &me).args(["demo", "--end", "serve"]).stdout(Stdio::piped()).spawn()?;
-        let mut ready = String::new();
-        BufReader::new(server.stdout.take().context("stdout")?).read_line(&mut ready)?;
-        to_undo().server = Some(server);
-        run_command(Self::inside(&self.client, &me).args(["demo", "--end", "connect"]))?;
-        output(Self::inside(&self.client, "ping").args(["-c", "5", "-i", "0.2", "-q", VM]))?;
+        self.vm.run(serve)?;
+        self.client.run(connect)?;
+        output(self.client.command("ping").args(["-c", "5", "-i", "0.2", "-q", VM]))?;
         // Refused: no answer comes, which ping reports as a failure.
-        let _ = Self::inside(&self.vm, "ping")
+        let _ = self
+            .vm
+            .command("ping")
             .args(["-c", "3", "-i", "0.2", "-W", "1", "-q", CLIENT])
             .stdout(Stdio::null())
             .status();
         Ok(())
     }
-
-    fn firewall(&self) -> anyhow::Result<String> {
-        output(Self::inside(&self.host, "nft").args(["list", "counters"]))
-    }
 }
 
 fn start_agent(net: &Net, dir: &Path) -> anyhow::Result<()> {
-    let mut agent = Net::inside(&net.host, agent_binary())
+    let mut agent = net
+        .host
+        .command(agent_binary())
         .args(["run", "--interface", "vm0", "--interface", "wan0", "--name", "demo", "--node-id", "demo-node"])
         .arg("--no-pin")
         .arg("--target")
@@ -221,7 +172,7 @@ fn start_agent(net: &Net, dir: &Path) -> anyhow::Result<()> {
     while log.read_line(&mut line)? > 0 {
         if line.contains("capturing") {
             // Let the rest of its log through.
-            std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::stderr()));
+            thread::spawn(move || io::copy(&mut log, &mut io::stderr()));
             return Ok(());
         }
         eprint!("    {line}");
@@ -238,25 +189,30 @@ fn stop_agent() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The VM's end: echoes TCP and UDP until it is killed.
+/// The VM's end: echoes TCP and UDP until this program ends. Sockets stay in the namespace they were made in.
 fn serve() -> anyhow::Result<()> {
-    let tcp = TcpListener::bind((VM, OPEN))?;
-    let udp = UdpSocket::bind((VM, 53))?;
-    std::thread::spawn(move || {
+    let (tcp, udp) = (TcpListener::bind((VM, OPEN))?, UdpSocket::bind((VM, 53))?);
+    thread::spawn(move || {
         let mut buffer = [0; 512];
         while let Ok((n, from)) = udp.recv_from(&mut buffer) {
             let _ = udp.send_to(&buffer[..n], from);
         }
     });
-    println!("ready");
-    for stream in tcp.incoming() {
-        let mut stream = stream?;
-        let mut request = [0; 64];
-        let n = stream.read(&mut request)?;
-        stream.write_all(&request[..n])?;
-        stream.write_all(&vec![b'x'; 200_000])?;
-    }
+    thread::spawn(move || {
+        for stream in tcp.incoming() {
+            if let Err(error) = stream.and_then(answer) {
+                eprintln!("    the VM's service: {error}");
+            }
+        }
+    });
     Ok(())
+}
+
+fn answer(mut stream: TcpStream) -> io::Result<()> {
+    let mut request = [0; 64];
+    let n = stream.read(&mut request)?;
+    stream.write_all(&request[..n])?;
+    stream.write_all(&vec![b'x'; 200_000])
 }
 
 /// The client's end: some of it is let through, some refused.
@@ -264,7 +220,7 @@ fn connect() -> anyhow::Result<()> {
     for _ in 0..3 {
         let mut stream = TcpStream::connect((VM, OPEN))?;
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-        std::io::copy(&mut stream, &mut std::io::sink())?;
+        io::copy(&mut stream, &mut io::sink())?;
     }
     let dns = UdpSocket::bind((CLIENT, 0))?;
     for _ in 0..10 {

@@ -27,7 +27,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Build, make a small network, run the agent on it, show what landed (root)
-    Demo(demo::Args),
+    Demo,
     /// Everything: unit, parser, kernel, network and object store tests (root)
     Test(test::Args),
     /// The tests on Debian's kernels 6.1, 6.12 and the newest, in guests (root)
@@ -51,7 +51,7 @@ enum Verb {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         None => Ok(Cli::command().print_help()?),
-        Some(Verb::Demo(args)) => demo::run(&args),
+        Some(Verb::Demo) => demo::run(),
         Some(Verb::Test(args)) => test::run(&args),
         Some(Verb::Vm(args)) => vm::run(&args),
         Some(Verb::Bench(args)) => bench::run(&args),

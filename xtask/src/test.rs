@@ -29,7 +29,7 @@ pub fn run(Args { filter }: &Args) -> anyhow::Result<()> {
     step("building the agent and the tests (minutes the first time)");
     run_command(cargo().args(["build", "--locked", "--package", "flowlog-agent", "--features", "faults"]))?;
     step("unit tests");
-    run_command(cargo().args(["test", "--locked", "-p", "xtask", "--"]).args(filter))?;
+    run_command(cargo().args(["test", "--locked", "-p", "xtask", "-p", "flowlog-lab", "--"]).args(filter))?;
     run_command(
         cargo()
             .args([

@@ -227,9 +227,8 @@ impl Network {
                 network.host.run(|| sockets::offload(&format!("p{g}"), sockets::Offload::Receive, true))?;
                 if t.threaded {
                     let line = format!("echo 1 > /sys/class/net/p{g}/threaded");
-                    let mut command = Command::new("ip");
-                    command.args(["netns", "exec", network.host.name(), "sh", "-c", &line]);
-                    ensure!(command.status()?.success(), "{line}");
+                    let status = network.host.command("sh").args(["-c", &line]).status()?;
+                    ensure!(status.success(), "{line}");
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::{
         Barrier,
         atomic::{AtomicBool, Ordering},
@@ -258,8 +258,8 @@ fn take(listener: &TcpListener, over: &AtomicBool) -> anyhow::Result<u64> {
 fn start_pings(net: &Network, t: &Topology, flow: &Flow) -> anyhow::Result<(usize, Vec<Child>)> {
     let mut children = Vec::new();
     for _ in 0..flow.processes {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", net.of(flow.from).name(), "ping", "-q", "-n", "-i", PING_EVERY]);
+        let mut command = net.of(flow.from).command("ping");
+        command.args(["-q", "-n", "-i", PING_EVERY]);
         command.args(["-c", &flow.count.to_string(), "-W", PING_LINGER, &flow.receiver(t)]);
         children.push(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
     }

@@ -1,14 +1,38 @@
-//! Network namespaces and what lives in them. Everything is removed on drop.
+//! Network namespaces and what lives in them, for the tests and the demo. Everything is removed on drop; [`remove_all`] is for
+//! an interrupt, after which nothing is dropped.
+//!
+//! It knows nothing of flowlog, so that a program that builds in seconds can use it.
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
     fs::File,
     process::{Command, Output},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context as _, ensure};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+/// Names of the namespaces that this process has to remove.
+static OURS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// The list of namespaces. A thread that panicked while it held the list has not made it wrong.
+fn ours() -> MutexGuard<'static, BTreeSet<String>> {
+    OURS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes all namespaces that this process has made and not dropped yet. Whoever drops one meanwhile waits for it, so that
+/// the process does not end half-way.
+pub fn remove_all() {
+    let mut names = ours();
+    while let Some(name) = names.pop_first() {
+        let _ = sh(&format!("ip netns del {name}"));
+    }
+}
 
 /// Runs a command line split at spaces; an error holds what it printed.
 ///
@@ -39,7 +63,11 @@ impl Netns {
     /// Without root, or without iproute2.
     pub fn new(role: &str) -> anyhow::Result<Self> {
         let name = format!("fl{}-{}-{role}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        sh(&format!("ip netns add {name}"))?;
+        // Before it is there: the interrupt that ends this process may come at any time.
+        ours().insert(name.clone());
+        sh(&format!("ip netns add {name}")).inspect_err(|_| {
+            ours().remove(&name);
+        })?;
         let ns = Self { name };
         ns.exec("ip link set lo up")?;
         ns.sysctl("net.ipv6.conf.default.router_solicitations", "0")?;
@@ -51,6 +79,14 @@ impl Netns {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// A program that will run inside.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).arg(program);
+        command
     }
 
     /// Runs a command line inside.
@@ -151,7 +187,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let _ = sh(&format!("ip netns del {}", self.name));
+        if ours().remove(&self.name) {
+            let _ = sh(&format!("ip netns del {}", self.name));
+        }
     }
 }
 
@@ -224,5 +262,21 @@ impl Pair {
             last = now;
         }
         panic!("packets keep coming");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupt_leaves_no_namespace() {
+        let there = |ns: &Netns| std::path::Path::new("/run/netns").join(ns.name()).exists();
+        let [a, b, dropped] = ["a", "b", "c"].map(|role| Netns::new(role).expect("root"));
+        drop(dropped);
+        assert_eq!(ours().len(), 2);
+        assert!(there(&a) && there(&b));
+        remove_all();
+        assert!(!there(&a) && !there(&b) && ours().is_empty());
     }
 }
