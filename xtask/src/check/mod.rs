@@ -1,26 +1,21 @@
-//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies and symbols.
+//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies ([`layers`]) and symbols.
+
+mod layers;
 
 use std::{fs, process::Command};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 
 use crate::{
     build, mutants, setup,
-    util::{agent_binary, cargo, output, root, run as run_command, step},
+    util::{agent_binary, cargo, root, run as run_command, step},
 };
-
-/// Crates that must never be linked into the agent, with the reason.
-const FORBIDDEN: &[(&str, &str)] = &[
-    ("aya-ebpf", "it exports memcpy and memset and would replace the host's"),
-    ("datafusion", "SQL engines belong outside the agent; they pull another arrow"),
-    ("openssl-sys", "one TLS stack is enough"),
-];
 
 /// Runs all checks; the first that fails ends it.
 pub fn run() -> anyhow::Result<()> {
     step("format");
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
-    dependencies()?;
+    layers::check()?;
     mutants::check()?;
     licences()?;
     reproduce()?;
@@ -54,26 +49,6 @@ fn reproduce() -> anyhow::Result<()> {
         );
     }
     step("the checked-in eBPF objects reproduce");
-    Ok(())
-}
-
-fn dependencies() -> anyhow::Result<()> {
-    step("dependencies");
-    let tree = output(cargo().args([
-        "tree",
-        "--locked",
-        "--package",
-        "flowlog-agent",
-        "--edges",
-        "normal",
-        "--prefix",
-        "none",
-    ]))?;
-    for (name, reason) in FORBIDDEN {
-        if tree.lines().any(|l| l.split_whitespace().next() == Some(name)) {
-            bail!("flowlog-agent links {name}: {reason}");
-        }
-    }
     Ok(())
 }
 
