@@ -36,8 +36,8 @@ enum Verb {
     Bench(bench::Args),
     /// Random networks, rules and traffic against the firewall's own counters (root)
     Fuzz(fuzz::Args),
-    /// Format, clippy, reproducible eBPF objects, dependency and symbol checks
-    Check,
+    /// Format, clippy, reproducible eBPF objects, dependency, ABI and symbol checks
+    Check(check::Args),
     /// Break the sources on purpose, in a copy: does a test notice? (root, half an hour)
     Mutants(mutants::Args),
     /// Rebuild the eBPF objects from source, then the release agent
@@ -56,7 +56,7 @@ fn main() -> anyhow::Result<()> {
         Some(Verb::Vm(args)) => vm::run(&args),
         Some(Verb::Bench(args)) => bench::run(&args),
         Some(Verb::Fuzz(args)) => fuzz::run(&args),
-        Some(Verb::Check) => check::run(),
+        Some(Verb::Check(args)) => check::run(&args),
         Some(Verb::Mutants(args)) => mutants::run(&args),
         Some(Verb::Build) => build::run(),
         Some(Verb::BuildEbpf) => build::ebpf(),

@@ -1,5 +1,7 @@
-//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies ([`layers`]) and symbols.
+//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies ([`layers`]), the ABI
+//! ([`abi`]) and symbols.
 
+mod abi;
 mod layers;
 
 use std::{fs, process::Command};
@@ -11,11 +13,22 @@ use crate::{
     util::{agent_binary, cargo, root, run as run_command, step},
 };
 
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only write version and hash of the kernel/user ABI to flowlog-ebpf/abi.lock, after raising its version
+    #[arg(long)]
+    record_abi: bool,
+}
+
 /// Runs all checks; the first that fails ends it.
-pub fn run() -> anyhow::Result<()> {
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.record_abi {
+        return abi::record();
+    }
     step("format");
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
     layers::check()?;
+    abi::check()?;
     mutants::check()?;
     licences()?;
     reproduce()?;
