@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(feature = "faults")]
-    if let Err(error) = flowlog_agent::fault::arm() {
+    if let Err(error) = flowlog_host::fault::arm() {
         eprintln!("{error}");
         return ExitCode::FAILURE;
     }

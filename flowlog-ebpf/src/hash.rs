@@ -31,8 +31,9 @@ pub const fn words5(seed: u64, a: u64, b: u64, c: u64, d: u64, ports: u64) -> u6
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::vec;
+
+    use super::*;
 
     /// Share of slots used when as many flows as slots are inserted; an ideal hash uses 1 - 1/e = 63 %.
     fn used_percent(hash: impl Fn(u64) -> u64) -> usize {

@@ -4,6 +4,7 @@
 //! * [`packet`]: the one packet parser. The eBPF programs, the unit tests, the golden packet table and the
 //!   fuzz target all run this code; only the way bytes are fetched ([`packet::Bytes`]) differs.
 //! * [`hash`]: which cache slot a flow lives in;
+//! * [`refusal`]: how a refused packet is counted;
 //! * [`bench`]: what the benchmark and its own programs agree on.
 //!
 //! This crate does not belong to the agent's logic: nothing here allocates, reads a clock or does I/O.
@@ -22,3 +23,4 @@ pub mod abi;
 pub mod bench;
 pub mod hash;
 pub mod packet;
+pub mod refusal;

@@ -24,7 +24,7 @@ const PATIENCE_IN_A_GUEST: Duration = Duration::from_mins(3);
 #[must_use]
 pub fn binary() -> PathBuf {
     let me = std::env::current_exe().expect("own path");
-    let path = me.ancestors().nth(2).expect("target folder").join("flowlog-agent");
+    let path = me.ancestors().nth(2).expect("target folder").join("flowlog");
     assert!(path.is_file(), "{} is missing: run `cargo build`, or `cargo xtask test`", path.display());
     path
 }
@@ -38,7 +38,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts `flowlog-agent run --interface … ARGS` inside a namespace, storing into a local directory, and waits
+    /// Starts `flowlog run --interface … ARGS` inside a namespace, storing into a local directory, and waits
     /// until it captures.
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl Agent {
         Self::spawn_with(command, interfaces, args)
     }
 
-    /// Starts `flowlog-agent run --config FILE` in the namespace the tests run in.
+    /// Starts `flowlog run --config FILE` in the namespace the tests run in.
     ///
     /// # Errors
     /// If it cannot be started.

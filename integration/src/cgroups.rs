@@ -1,5 +1,5 @@
 //! A cgroup whose programs refuse UDP to port 7, and a process in it that has a socket.
-#![allow(unsafe_code)] // `pre_exec`: a socket belongs to the cgroup of the process that opens it
+#![allow(unsafe_code, reason = "`pre_exec`: a socket belongs to the cgroup of the process that opens it")]
 
 use std::{
     fs::File,

@@ -29,7 +29,7 @@ pub fn skipped(why: &str) {
 /// Whether there are tcx links (Linux 6.6).
 #[must_use]
 pub fn tcx() -> bool {
-    flowlog_agent::kernel::attach::has_tcx()
+    flowlog_kernel::attach::has_tcx()
 }
 
 /// What `--hook tc` comes to here.
@@ -53,7 +53,7 @@ pub fn link(words: &str) -> bool {
 /// Whether drivers say which XDP they have (Linux 6.3).
 #[must_use]
 pub fn xdp_features() -> bool {
-    flowlog_agent::kernel::attach::kernel_at_least(6, 3)
+    flowlog_kernel::attach::kernel_at_least(6, 3)
 }
 
 /// Says that the running test is skipped because this kernel has no `what`.

@@ -2,6 +2,7 @@
 //!
 //! * [`net`], a crate of its own: network namespaces, veth pairs, nftables and their counters;
 //! * [`agent`]: the agent as a process of its own;
+//! * [`ring`]: records, straight from the programs;
 //! * [`rows`]: what landed, read back from Parquet;
 //! * [`traffic`]: byte-exact packets from raw sockets, and plain sockets;
 //! * [`others`]: other people's TC and XDP programs on the same interface;
@@ -17,6 +18,7 @@
 //! * [`golden`]: packets with the key and counts they must give.
 //!
 //! What a promise is and how it is checked belongs in `tests/`.
+#![allow(clippy::disallowed_methods, reason = "tests and tools read clocks to measure and to wait")]
 #![allow(clippy::missing_panics_doc, reason = "test equipment: a panic is a failed test")]
 
 pub mod agent;
@@ -31,6 +33,7 @@ pub mod node;
 pub mod oracle;
 pub mod others;
 pub mod random;
+pub mod ring;
 pub mod rows;
 pub mod s3;
 pub mod sockets;

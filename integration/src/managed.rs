@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf, process::Command};
 use anyhow::Context as _;
 use aya::programs::{SchedClassifier, TcAttachType};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use flowlog_agent::control::principals::hash_password;
+use flowlog_control::flow_logs::principals::hash_password;
 use serde_json::{Value, json};
 
 use crate::{

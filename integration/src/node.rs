@@ -106,7 +106,7 @@ impl Node {
         run_to_end(&self.pair.a, &all, self.dir.path())
     }
 
-    /// Runs `flowlog-agent detach`; returns what landed.
+    /// Runs `flowlog detach`; returns what landed.
     ///
     /// # Errors
     /// With its log if it fails, or if anything of the capture is left.

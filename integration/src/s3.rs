@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use flowlog_agent::upload::S3Options;
+use flowlog_model::S3Options;
 use object_store::{ObjectStore as _, ObjectStoreExt as _, aws::AmazonS3Builder};
 
 use crate::{

@@ -1,6 +1,6 @@
 //! Sockets that get in the way of verdicts: raw and multicast sockets whose own filter drops everything, packet
 //! sockets, a ring of packets to send, and receive offload. Call from inside a namespace ([`crate::net::Netns::run`]).
-#![allow(unsafe_code)] // none of this has a safe wrapper
+#![allow(unsafe_code, reason = "none of this has a safe wrapper")]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of C structs")]
 
 use std::{

@@ -1,5 +1,5 @@
 //! Tap devices, as virtual machines have them.
-#![allow(unsafe_code)] // ioctl
+#![allow(unsafe_code, reason = "ioctl")]
 
 use std::{
     fs::File,

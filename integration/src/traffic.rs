@@ -1,5 +1,5 @@
 //! Packets: byte-exact from raw sockets, or from plain ones. Call from inside a namespace ([`crate::net::Netns::run`]).
-#![allow(unsafe_code)] // AF_PACKET sockets and sendmmsg have no safe wrapper
+#![allow(unsafe_code, reason = "AF_PACKET sockets and sendmmsg have no safe wrapper")]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of C structs")]
 
 use std::{

@@ -1,4 +1,5 @@
 //! Tests on the real kernel, named after the promise they check.
+#![allow(clippy::disallowed_methods, reason = "tests and tools read clocks to measure and to wait")]
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 
 #[path = "all/accounting.rs"]

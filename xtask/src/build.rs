@@ -17,8 +17,9 @@ use crate::{
 };
 
 const TARGET: &str = "bpfel-unknown-none";
-/// The programs, those that stand for other people's in the tests, and those of the benchmark. `NAME.bpf.o` each.
-pub const OBJECTS: [&str; 3] = ["flowlog", "testkit", "bench"];
+/// The programs, those that stand for other people's in the tests, and those of the benchmark: `NAME.bpf.o`, and the binary of
+/// `flowlog-ebpf` that it is.
+pub const OBJECTS: [(&str, &str); 3] = [("flowlog", "flowlog-programs"), ("testkit", "testkit"), ("bench", "bench")];
 /// File with the fingerprint of the sources the objects were built from.
 const FINGERPRINT: &str = "SOURCES";
 
@@ -116,9 +117,9 @@ pub fn objects_of(tree: &Path, target_dir: &Path, dest: &Path) -> anyhow::Result
             .env_remove("RUSTC_WORKSPACE_WRAPPER"),
     )?;
     fs::create_dir_all(dest)?;
-    for name in OBJECTS {
+    for (name, binary) in OBJECTS {
         let object = dest.join(format!("{name}.bpf.o"));
-        fs::copy(target_dir.join(TARGET).join("release").join(name), &object)?;
+        fs::copy(target_dir.join(TARGET).join("release").join(binary), &object)?;
         run_command(
             Command::new(format!("{sysroot}/lib/rustlib/{host}/bin/rust-objcopy"))
                 .arg("--strip-debug")

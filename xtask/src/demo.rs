@@ -109,7 +109,7 @@ pub fn run() -> anyhow::Result<()> {
     println!("what landed in {}:", objects.display());
     run_command(Command::new(agent_binary()).arg("read").arg(&objects))?;
     undo();
-    step("cleaned up. Next: flowlog-agent run --interface eth0 --target ./flows");
+    step("cleaned up. Next: flowlog run --interface eth0 --target ./flows");
     Ok(())
 }
 

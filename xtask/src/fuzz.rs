@@ -74,7 +74,7 @@ impl Options {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let What::Verdicts(options) = &args.what;
     let mut test = cargo();
-    test.args(["test", "--locked", "-p", "integration", "--features", "flowlog-agent/faults", "--test", "all", "--"]);
+    test.args(["test", "--locked", "-p", "integration", "--features", "integration/faults", "--test", "all", "--"]);
     test.args(["random::fuzz_verdicts", "--exact", "--ignored", "--nocapture"]);
     options.pass_to(&mut test);
     setup::require_root("fuzz")?;

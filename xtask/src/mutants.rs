@@ -24,7 +24,7 @@ const KERNEL_TESTS: &str = "integration";
 /// A test of the kernel that no mutant of the programs may fail: it loads them, and refuses nothing. A program that the verifier
 /// refuses fails every test, and shows nothing.
 const LOADS: &str = "non_ip_frames_are_counted_as_such_and_never_as_flows";
-const FAULTS: &str = "flowlog-agent/faults";
+const FAULTS: &str = "integration/faults";
 
 /// One way to break flowlog.
 struct Mutant {
@@ -159,10 +159,10 @@ fn passes(copy: &Path, test: &Test) -> anyhow::Result<bool> {
         Ok(())
     };
     let Test { package, name } = test;
-    let mut args = vec!["test", "-q", "-p", package, "--features", FAULTS];
+    let mut args = vec!["test", "-q", "-p", package];
     if package == KERNEL_TESTS {
         build(&["build", "-q", "-p", "flowlog-agent", "--features", "faults"])?;
-        args.extend(["--test", "all"]);
+        args.extend(["--features", FAULTS, "--test", "all"]);
     } else {
         args.push("--lib");
     }

@@ -10,7 +10,18 @@ use crate::{
 };
 
 /// Named places at which tests kill the agent: in no other build.
-const FAULTS: &str = "flowlog-agent/faults";
+const FAULTS: &str = "integration/faults";
+/// Packages with unit tests besides `xtask`.
+const LIBRARIES: [&str; 8] = [
+    "flowlog-ebpf",
+    "flowlog-model",
+    "flowlog-host",
+    "flowlog-kernel",
+    "flowlog-pipeline",
+    "flowlog-control",
+    "flowlog-agent",
+    "flowlog-lab",
+];
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,23 +40,9 @@ pub fn run(Args { filter }: &Args) -> anyhow::Result<()> {
     step("building the agent and the tests (minutes the first time)");
     run_command(cargo().args(["build", "--locked", "--package", "flowlog-agent", "--features", "faults"]))?;
     step("unit tests");
-    run_command(cargo().args(["test", "--locked", "-p", "xtask", "-p", "flowlog-lab", "--"]).args(filter))?;
-    run_command(
-        cargo()
-            .args([
-                "test",
-                "--locked",
-                "-p",
-                "flowlog-ebpf",
-                "-p",
-                "flowlog-agent",
-                "--features",
-                FAULTS,
-                "--lib",
-                "--",
-            ])
-            .args(filter),
-    )?;
+    run_command(cargo().args(["test", "--locked", "-p", "xtask", "--"]).args(filter))?;
+    let packages = LIBRARIES.iter().flat_map(|package| ["-p", package]);
+    run_command(cargo().args(["test", "--locked"]).args(packages).args(["--lib", "--"]).args(filter))?;
     step("tests on the real kernel (about five minutes)");
     run_command(
         cargo()
@@ -82,6 +79,6 @@ pub fn programs_for(target: Option<&str>, environment: &[(&str, &str)]) -> anyho
     // One JSON object a line; the test binary is the only one with a path here.
     let tests = messages.lines().filter_map(|l| l.split_once("\"executable\":\"")?.1.split('"').next()).next_back();
     let tests = PathBuf::from(tests.context("cargo named no test binary")?);
-    let agent = tests.ancestors().nth(2).context("a folder for the agent")?.join("flowlog-agent");
+    let agent = tests.ancestors().nth(2).context("a folder for the agent")?.join("flowlog");
     Ok(Programs { agent, tests })
 }

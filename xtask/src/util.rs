@@ -18,7 +18,7 @@ pub fn root() -> PathBuf {
 /// The agent as `cargo build` makes it, wherever cargo puts that.
 pub fn agent_binary() -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir));
-    target.join("debug/flowlog-agent")
+    target.join("debug/flowlog")
 }
 
 /// Prints one step, so that a long command is never a silent one.

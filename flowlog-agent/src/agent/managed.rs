@@ -2,21 +2,28 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use tokio::sync::{mpsc, watch};
-
-use super::{AgentError, capture::Capture, system};
-use crate::{
+use async_trait::async_trait;
+use flowlog_control::{
     api,
-    config::{self, Config, Manage},
-    control::{Answer, Control, Parts, Want, captures, principals::Principals, store::Store, worker},
+    flow_logs::{
+        Answer, BucketProbe, CaptureOrder, Control, Parts, captures, principals::Principals, store::FlowLogStore,
+        worker,
+    },
     inventory::{
-        Buckets,
+        BucketPlace,
         load::{Loaded, Loader, stamp},
         watch as changes,
     },
-    status::Status,
-    upload::{S3Options, Stores},
 };
+use flowlog_model::{CaptureSpec, S3Options, rule::Location, status::Status};
+use flowlog_pipeline::upload::Buckets;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    Capture,
+    error::{AgentError, system},
+};
+use crate::config::{Config, Manage};
 
 /// Orders that wait at most: the control plane sends one at a time.
 const ORDERS_MAX: usize = 4;
@@ -77,9 +84,9 @@ impl Files {
 
     /// How buckets are reached: as the inventory says, else as configured.
     #[must_use]
-    pub fn stores(inventory: Option<watch::Receiver<Arc<Loaded>>>, configured: S3Options) -> Stores {
-        Stores::new(Box::new(move || match inventory.as_ref().map(|i| i.borrow().inventory.buckets.clone()) {
-            Some(Buckets::S3(options)) => options,
+    pub fn buckets(inventory: Option<watch::Receiver<Arc<Loaded>>>, configured: S3Options) -> Buckets {
+        Buckets::new(Box::new(move || match inventory.as_ref().map(|i| i.borrow().inventory.buckets.clone()) {
+            Some(BucketPlace::S3(options)) => options,
             _ => configured.clone(),
         }))
     }
@@ -89,9 +96,9 @@ impl Files {
 pub struct Managed {
     manage: Manage,
     files: Files,
-    store: Store,
+    store: FlowLogStore,
     /// What is captured whatever the store says.
-    fixed: Vec<config::Capture>,
+    fixed: Vec<CaptureSpec>,
     places_max: usize,
 }
 
@@ -101,7 +108,7 @@ impl Managed {
     /// # Errors
     /// If a file or the store cannot be used.
     pub fn open(manage: &Manage, files: Files, config: &mut Config) -> Result<Self, AgentError> {
-        let store = Store::open(&config.state_dir)?;
+        let store = FlowLogStore::open(&config.state_dir)?;
         let fixed = config.captures.clone();
         config.captures.extend(captures::captures(store.flow_logs(), &files.inventory.borrow().inventory));
         let places_max = usize::from(config.sizes.interfaces_max).saturating_sub(fixed.len());
@@ -118,11 +125,12 @@ impl Managed {
     ///
     /// # Errors
     /// If an address or a certificate cannot be used.
-    pub fn serve(self, stores: Arc<Stores>, status: watch::Receiver<Arc<Status>>) -> Result<Orders, AgentError> {
+    pub fn serve(self, buckets: Arc<Buckets>, status: watch::Receiver<Arc<Status>>) -> Result<Orders, AgentError> {
         let Self { manage, files: Files { inventory, principals }, store, fixed, places_max } = self;
         let (orders, wanted) = mpsc::channel(ORDERS_MAX);
         let settings = manage.settings;
-        let parts = Parts { store, inventory, principals, stores, settings, places_max, orders, status };
+        let buckets = Arc::new(Probe(buckets));
+        let parts = Parts { store, inventory, principals, buckets, settings, places_max, orders, status };
         let control = Arc::new(Control::new(parts));
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the API"))?;
@@ -143,17 +151,28 @@ impl Managed {
     }
 }
 
+/// What delivers objects, asked by the control plane whether it could.
+struct Probe(Arc<Buckets>);
+
+#[async_trait]
+impl BucketProbe for Probe {
+    async fn probe(&self, location: &Location, folder: &str) -> Result<(), String> {
+        let store = self.0.open(location).map_err(|e| e.to_string())?;
+        store.probe(folder).await.map_err(|e| e.to_string())
+    }
+}
+
 /// Orders from the control plane.
 pub struct Orders {
-    wanted: mpsc::Receiver<Want>,
-    fixed: Vec<config::Capture>,
+    wanted: mpsc::Receiver<CaptureOrder>,
+    fixed: Vec<CaptureSpec>,
     /// Whoever waits for the last one to be carried out.
     waiting: Option<Answer>,
 }
 
 impl Orders {
     /// The next one; waits for ever if nobody can order.
-    pub async fn next(orders: &mut Option<Self>) -> Want {
+    pub async fn next(orders: &mut Option<Self>) -> CaptureOrder {
         match orders {
             Some(orders) => match orders.wanted.recv().await {
                 Some(want) => want,
@@ -167,9 +186,9 @@ impl Orders {
     ///
     /// # Errors
     /// If the kernel or the journal refuses; whoever ordered is told, and orders again.
-    pub fn begin(&mut self, want: Want, capture: &mut Capture) -> Result<(), AgentError> {
+    pub fn begin(&mut self, want: CaptureOrder, capture: &mut Capture) -> Result<(), AgentError> {
         let captures = self.fixed.iter().cloned().chain(want.captures).collect();
-        let result = capture.want(captures);
+        let result = capture.want(captures).map_err(AgentError::from);
         match &result {
             Ok(()) => self.waiting = Some(want.done),
             // Nobody listens: the agent is ending.

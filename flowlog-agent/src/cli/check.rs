@@ -1,8 +1,8 @@
-//! `flowlog-agent check`.
+//! `flowlog check`.
 
 use std::process::ExitCode;
 
-use crate::kernel::probe::{self, Finding};
+use flowlog_kernel::probe::{self, Finding};
 
 pub(super) fn run(interfaces: &[String]) -> ExitCode {
     let findings = probe::machine(interfaces);

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use flowlog_control::api::NODE;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
 use super::{run::runtime, status::Output};
-use crate::{api::NODE, config::SOCKET_DEFAULT};
+use crate::config::SOCKET_DEFAULT;
 
 /// Which agent is meant, and what form its answer is to have.
 #[derive(clap::Args)]

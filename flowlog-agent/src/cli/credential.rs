@@ -1,11 +1,10 @@
-//! `flowlog-agent credential`: secrets for clients, and their hashes for the file of principals.
+//! `flowlog credential`: secrets for clients, and their hashes for the file of principals.
 
 use std::{io::BufRead as _, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-
-use crate::control::principals::{hash_password, new_token};
+use flowlog_control::flow_logs::principals::{hash_password, new_token};
 
 /// Shortest password.
 const PASSWORD_BYTES_MIN: usize = 12;

@@ -1,4 +1,4 @@
-//! `flowlog-agent detach`.
+//! `flowlog detach`.
 
 use std::process::ExitCode;
 

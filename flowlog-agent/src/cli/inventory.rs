@@ -1,4 +1,4 @@
-//! `flowlog-agent inventory list`: what the running agent knows to be on this node.
+//! `flowlog inventory list`: what the running agent knows to be on this node.
 
 use std::process::ExitCode;
 

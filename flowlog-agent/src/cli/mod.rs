@@ -14,12 +14,12 @@ mod stop;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
+use flowlog_kernel::KernelError;
+use flowlog_pipeline::upload::BucketError;
 
 use crate::{
     agent::AgentError,
     config::{ConfigError, RawConfig, RawFlowLog, RawS3, STATE_DIR_DEFAULT},
-    kernel::KernelError,
-    upload::StoreError,
 };
 
 /// Exit codes of `sysexits.h`.
@@ -30,7 +30,7 @@ const EX_CONFIG: u8 = 78;
 
 /// eBPF flow logs: every packet of an interface, accepted or refused, as Parquet in object storage.
 #[derive(Parser)]
-#[command(name = "flowlog-agent", version, max_term_width = 110)]
+#[command(name = "flowlog", version, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -329,7 +329,7 @@ pub fn main() -> ExitCode {
         Command::Inventory(args) => inventory::run(args),
         Command::Credential(what) => credential::run(&what),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "flowlog-agent", &mut std::io::stdout());
+            clap_complete::generate(shell, &mut Cli::command(), "flowlog", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
         Command::Check { interfaces } => Ok(check::run(&interfaces)),
@@ -338,7 +338,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("flowlog-agent: {error:#}");
+            eprintln!("flowlog: {error:#}");
             ExitCode::from(exit_code(&error))
         }
     }
@@ -351,7 +351,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<AgentError>() {
         Some(
             AgentError::Kernel(KernelError::Permission { .. })
-            | AgentError::Target { source: StoreError::Denied { .. }, .. },
+            | AgentError::Target { source: BucketError::Denied { .. }, .. },
         ) => EX_NOPERM,
         Some(
             AgentError::NetDev(_)

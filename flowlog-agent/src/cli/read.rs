@@ -1,4 +1,4 @@
-//! `flowlog-agent read`: delivered objects as a table a person can read.
+//! `flowlog read`: delivered objects as a table a person can read.
 
 use std::{
     fs,
@@ -12,10 +12,9 @@ use arrow::{
     array::{Array as _, AsArray as _, RecordBatch},
     datatypes::{Int32Type, Int64Type},
 };
+use flowlog_pipeline::encode::parquet::BALANCE_KEY;
 use jiff::Timestamp;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-
-use crate::encode::parquet::BALANCE_KEY;
 
 pub(super) fn run(paths: &[PathBuf], rows_max: usize) -> anyhow::Result<ExitCode> {
     let mut files = Vec::new();

@@ -1,4 +1,4 @@
-//! `flowlog-agent rule …`: flow logs of the running agent.
+//! `flowlog rule …`: flow logs of the running agent.
 
 use std::{fmt::Write as _, process::ExitCode};
 
@@ -269,7 +269,7 @@ fn audited(log: &Value, output: Output) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for e in log["entries"].as_array().into_iter().flatten() {
-        let at = crate::api::model::date(e["stamp"]["at_secs"].as_i64().unwrap_or(0));
+        let at = flowlog_control::api::model::date(e["stamp"]["at_secs"].as_i64().unwrap_or(0));
         println!(
             "{at}  {:<20} {:<12} {}  {}",
             text(&e["stamp"]["by"]),

@@ -1,15 +1,15 @@
-//! `flowlog-agent run`.
+//! `flowlog run`.
 
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use flowlog_kernel::heap;
 use tracing_subscriber::EnvFilter;
 
 use super::RunArgs;
 use crate::{
     agent,
     config::{FLOWS_MAX_DEFAULT, FLOWS_MAX_MIN},
-    kernel::heap,
 };
 
 pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {

@@ -1,12 +1,12 @@
-//! `flowlog-agent status`.
+//! `flowlog status`.
 
 use std::{fmt::Write as _, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
+use flowlog_host::lock;
+use flowlog_pipeline::reporter::FILE;
 use serde_json::Value;
-
-use crate::{agent::status::FILE, lock};
 
 /// Form of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,11 +1,10 @@
-//! `flowlog-agent stop`.
+//! `flowlog stop`.
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
+use flowlog_host::lock;
 use rustix::process::{Pid, Signal};
-
-use crate::lock;
 
 /// How long an agent may take to write its last records down.
 const PATIENCE: Duration = Duration::from_mins(1);

@@ -2,20 +2,18 @@
 
 mod raw;
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{fs, path::PathBuf};
 
+use flowlog_control::{api::serve::ApiOptions, flow_logs::flow_log::Settings, inventory::load::Places};
 use flowlog_ebpf::abi::RING_BYTES_MIN;
-pub use raw::{RawApi, RawConfig, RawDefaults, RawFlowLog, RawInventory, RawS3, RawSizes, RawSpool};
-
-use crate::{
-    control::flow_log::Settings,
-    inventory::load::Places,
-    kernel::{HookKind, Sizes, pins::PIN_DIR_DEFAULT},
-    netdev::Selector,
+use flowlog_kernel::{Sizes, pins::PIN_DIR_DEFAULT};
+use flowlog_model::{
+    CaptureSpec, HookKind, S3Options,
+    interface::Selector,
     rule::{Action, Directions, InvalidField, Name, Rule, Side, Target, key_part, window_secs},
-    spool::Limits,
-    upload::S3Options,
 };
+use flowlog_pipeline::spool::Limits;
+pub use raw::{RawApi, RawConfig, RawDefaults, RawFlowLog, RawInventory, RawS3, RawSizes, RawSpool};
 
 /// Default window: 10 minutes, as cloud flow logs have it.
 pub const WINDOW_SECS_DEFAULT: u32 = 600;
@@ -36,7 +34,7 @@ pub const FLOWS_MAX_MIN: usize = 1_000;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// What to capture.
-    pub captures: Vec<Capture>,
+    pub captures: Vec<CaptureSpec>,
     /// This node's id.
     pub node_id: String,
     /// Spool and locks.
@@ -68,46 +66,6 @@ pub struct Manage {
     pub api: ApiOptions,
 }
 
-/// Where the API is served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApiOptions {
-    /// The node's own socket.
-    pub socket: PathBuf,
-    /// A TCP address.
-    pub listen: Option<SocketAddr>,
-    /// Certificate and key in PEM form.
-    pub tls: Option<(PathBuf, PathBuf)>,
-    /// What clients reach it as; else what they say they asked (`Host`).
-    pub public_url: Option<String>,
-}
-
-/// One rule on one interface.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Capture {
-    /// Which interface.
-    pub interface: Selector,
-    /// Its id in the cloud's inventory.
-    pub interface_id: Option<String>,
-    /// Its owner's contract.
-    pub account_id: Option<String>,
-    /// How to hook it.
-    pub hook: HookKind,
-    /// Which side of its owner's interface it is.
-    pub side: Side,
-    /// It need not exist at the start: it is captured when it appears.
-    pub wait: bool,
-    /// The rule.
-    pub rule: Rule,
-}
-
-impl Capture {
-    /// Id of the interface in records and keys.
-    #[must_use]
-    pub fn id(&self, node_id: &str) -> String {
-        self.interface_id.clone().unwrap_or_else(|| format!("{node_id}-{}", self.interface))
-    }
-}
-
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -133,7 +91,7 @@ impl RawConfig {
             return Err(file(format!("is {size} bytes; at most {CONFIG_BYTES_MAX} are read")));
         }
         let text = fs::read_to_string(path).map_err(|e| file(e.to_string()))?;
-        toml::from_str(&text).map_err(|e| file(toml_error(&text, &e)))
+        toml::from_str(&text).map_err(|e| file(flowlog_control::toml_error(&text, &e)))
     }
 
     /// As [`check`](Self::check), for commands that capture nothing new.
@@ -261,7 +219,7 @@ impl RawSizes {
 }
 
 impl RawFlowLog {
-    fn check(&self) -> Result<Vec<Capture>, InvalidField> {
+    fn check(&self) -> Result<Vec<CaptureSpec>, InvalidField> {
         let mut target: Target = self.target.parse()?;
         if let Some(prefix) = &self.prefix {
             if target.prefix.is_some() {
@@ -289,7 +247,7 @@ impl RawFlowLog {
         Ok(self
             .interfaces
             .iter()
-            .map(|interface| Capture {
+            .map(|interface| CaptureSpec {
                 interface: Selector::Name(interface.clone()),
                 interface_id: interface_id.clone(),
                 account_id: self.account_id.clone(),
@@ -320,13 +278,6 @@ fn layout(s: Option<&str>) -> Result<bool, InvalidField> {
     }
 }
 
-/// An error in a TOML file, on one line.
-pub(crate) fn toml_error(text: &str, error: &toml::de::Error) -> String {
-    let line = error.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
-    let at = line.map(|l| format!("line {l}: ")).unwrap_or_default();
-    format!("{at}{}", error.message().split_whitespace().collect::<Vec<_>>().join(" "))
-}
-
 /// The host name, made key-safe.
 fn host_name() -> String {
     let uname = rustix::system::uname();
@@ -334,7 +285,7 @@ fn host_name() -> String {
     let safe: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' })
-        .take(crate::rule::NAME_BYTES_MAX)
+        .take(flowlog_model::rule::NAME_BYTES_MAX)
         .collect();
     if safe.chars().all(|c| c == '.') { "node".to_owned() } else { safe }
 }

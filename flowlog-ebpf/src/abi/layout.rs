@@ -1,72 +1,4 @@
-//! What the loader tells the programs and those that come after: struct offsets, what drop reasons mean, what maps were made for.
-
-/// Offsets of kernel struct members, resolved from the running kernel's BTF at load time (bytes).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KernelOffsets {
-    /// `sk_buff.dev`
-    pub skb_dev: u32,
-    /// `sk_buff.skb_iif`
-    pub skb_iif: u32,
-    /// `sk_buff.len`
-    pub skb_len: u32,
-    /// `sk_buff.data_len`
-    pub skb_data_len: u32,
-    /// `sk_buff.head`
-    pub skb_head: u32,
-    /// `sk_buff.data`
-    pub skb_data: u32,
-    /// `sk_buff.end`
-    pub skb_end: u32,
-    /// `sk_buff.network_header`
-    pub skb_network_header: u32,
-    /// `sk_buff.protocol`
-    pub skb_protocol: u32,
-    /// `sk_buff._skb_refdst`
-    pub skb_refdst: u32,
-    /// `sk_buff.vlan_tci`
-    pub skb_vlan_tci: u32,
-    /// `skb_shared_info.gso_size`
-    pub shinfo_gso_size: u32,
-    /// `skb_shared_info.gso_segs`
-    pub shinfo_gso_segs: u32,
-    /// `net_device.ifindex`
-    pub dev_ifindex: u32,
-    /// `net_device.nd_net`
-    pub dev_net: u32,
-    /// `net.ns.inum`
-    pub net_inum: u32,
-    /// `dst_entry.dev`
-    pub dst_dev: u32,
-    /// `sk_buff.tc_index`
-    pub skb_tc_index: u32,
-    /// The byte that holds `sk_buff.cloned`
-    pub skb_cloned: u32,
-    /// The lowest bit of it there
-    pub skb_cloned_shift: u32,
-    /// The byte that holds `sk_buff.pkt_type`
-    pub skb_pkt_type: u32,
-    /// The lowest bit of it there
-    pub skb_pkt_type_shift: u32,
-    /// `sk_buff.cb`
-    pub skb_cb: u32,
-    /// `sock.sk_filter`
-    pub sk_filter: u32,
-    /// `net_device.mtu`
-    pub dev_mtu: u32,
-    /// The byte that holds `sk_buff.fclone`
-    pub skb_fclone: u32,
-    /// The lowest bit of it there
-    pub skb_fclone_shift: u32,
-    /// `skb_shared_info.dataref`
-    pub shinfo_dataref: u32,
-    /// `rtable.rt_is_input`
-    pub rt_is_input: u32,
-    /// `rtable.rt_type`
-    pub rt_type: u32,
-    /// `sk_buff.sk`
-    pub skb_sk: u32,
-}
+//! What the loader tells the programs and those that come after: what drop reasons mean, what maps were made for.
 
 /// What a set of maps was made for, written once when it is made.
 #[repr(C)]
@@ -121,7 +53,4 @@ pub const fn reason_index(reason: u32) -> u32 {
     ((reason >> 16) << 8) | (reason & 0xff)
 }
 
-const _: () = {
-    assert!(size_of::<KernelOffsets>() == 31 * 4);
-    assert!(size_of::<Setup>() == 24);
-};
+const _: () = assert!(size_of::<Setup>() == 24);

@@ -6,17 +6,19 @@
 mod iface;
 mod layout;
 mod note;
+mod offsets;
 mod record;
 mod truth;
 
 pub use iface::*;
 pub use layout::*;
 pub use note::*;
+pub use offsets::*;
 pub use record::*;
 pub use truth::*;
 
 /// Version of everything in this file. It names the pin directory, so that two ABIs never share a map.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Ingress: the packet enters the interface that is being watched.
 pub const INGRESS: u8 = 0;

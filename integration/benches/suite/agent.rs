@@ -5,19 +5,18 @@
 use std::{hint::black_box, io::BufWriter, net::IpAddr, sync::Arc, time::Instant};
 
 use flate2::{Compression, write::GzEncoder};
-use flowlog_agent::{
+use flowlog_ebpf::abi::Truth;
+use flowlog_model::{HookKind, MonoNs};
+use flowlog_pipeline::{
     disk::real::Disk,
     encode::{
         self, ObjectInfo,
         parquet::{CHOSEN, Profile, write},
         rows::{CHOSEN as ORDER, Order, Rows},
     },
-    kernel::{HookKind, ring::Record},
     spool::{Limits, Spool},
-    types::MonoNs,
-    window::{Addresses, Flow, FlowTable, Settled, settle::settle},
+    window::{Addresses, Flow, FlowTable, Settled, block::Record, settle::settle},
 };
-use flowlog_ebpf::abi::Truth;
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
     basic::{Compression as ParquetCompression, ZstdLevel},
@@ -300,7 +299,7 @@ fn close(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let disk = Disk::open(&dir.path().join("state"))?;
     let (spool, _) = Spool::open(Arc::new(disk), Limits::default())?;
-    let target: flowlog_agent::rule::Target = dir.path().join("objects").display().to_string().parse()?;
+    let target: flowlog_model::rule::Target = dir.path().join("objects").display().to_string().parse()?;
     let (mut times, mut memory) = (Vec::new(), Vec::new());
     for n in [1_000, 10_000, 100_000, 1_000_000] {
         let records = records::records(n);

@@ -1,5 +1,5 @@
 //! Programs side by side: flowlog's own, the baselines, and whatever else is to be compared, behind one driver.
-#![allow(unsafe_code)] // plain-old-data markers for the structs shared with the programs
+#![allow(unsafe_code, reason = "plain-old-data markers for the structs shared with the programs")]
 
 use std::{path::Path, time::Instant};
 
@@ -9,11 +9,12 @@ use aya::{
     maps::{Array, MapData, ProgramArray, RingBuf},
     programs::{Program, ProgramFd, TestRun as _, TestRunOptions},
 };
-use flowlog_agent::kernel::{Kernel, Ring, Sizes, ring::Record};
 use flowlog_ebpf::{
     abi::{Iface, WANT_EGRESS, WANT_INGRESS},
     bench::{Drive, ORDER_ENTRIES},
 };
+use flowlog_kernel::{Kernel, Ring, Sizes};
+use flowlog_pipeline::window::block::Record;
 
 use crate::frames::{Ends, Kind, frame};
 
@@ -180,24 +181,22 @@ impl Lab {
 
     /// Empties all rings; returns the number of records.
     pub fn drain(&mut self) -> usize {
-        let ours = std::iter::from_fn(|| self.ring.pop()).count();
+        let ours = integration::ring::take(&mut self.ring).len();
         let theirs = self.rings.iter_mut().map(|ring| std::iter::from_fn(|| ring.next().map(drop)).count());
         ours + theirs.sum::<usize>()
     }
 
     /// Hands all records of flowlog's own ring to `each`; returns how many.
     pub fn take(&mut self, mut each: impl FnMut(Record)) -> usize {
-        let mut n = 0;
-        while let Some(record) = self.ring.pop() {
-            each(record);
-            n += 1;
-        }
+        let records = integration::ring::take(&mut self.ring);
+        let n = records.len();
+        records.into_iter().for_each(&mut each);
         n
     }
 
     /// Packets flowlog's programs have counted as lost so far.
     pub fn lost_packets(&self) -> anyhow::Result<u64> {
-        let truth = self.kernel.truth(flowlog_agent::types::IfaceId(1), flowlog_agent::types::Epoch(1))?;
+        let truth = self.kernel.truth(flowlog_model::IfaceId(1), flowlog_model::Epoch(1))?;
         Ok(truth.hook.iter().map(|h| h.lost.packets).sum())
     }
 }

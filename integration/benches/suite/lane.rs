@@ -7,7 +7,7 @@
 //!
 //! All lanes are alike, and go through the same node. The agent watches one of them; another has an empty TC program on
 //! the same hooks.
-#![allow(unsafe_code)] // an ioctl, and a plain-old-data marker
+#![allow(unsafe_code, reason = "an ioctl, and a plain-old-data marker")]
 
 use anyhow::{Context as _, ensure};
 use aya::{

@@ -5,6 +5,7 @@
 //! * [`rules`]: many flow logs on one node;
 //! * [`agent`]: the agent's stages; with [`records`], a realistic window, and [`memory`], an allocator that counts;
 //! * [`frames`]: the packets; [`report`]: tables, JSON, Markdown; [`plot`]: charts.
+#![allow(clippy::disallowed_methods, reason = "tests and tools read clocks to measure and to wait")]
 #![allow(missing_docs, clippy::missing_panics_doc, reason = "a program of its own")]
 
 mod agent;

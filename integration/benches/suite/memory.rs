@@ -1,5 +1,5 @@
 //! Counts the bytes this process has allocated.
-#![allow(unsafe_code)] // an allocator
+#![allow(unsafe_code, reason = "an allocator")]
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

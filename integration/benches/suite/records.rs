@@ -7,16 +7,17 @@
     reason = "made-up numbers"
 )]
 
-use flowlog_agent::{
-    encode::ObjectInfo,
-    kernel::ring::Record,
-    rule::{Action, Directions, Rule, Side},
-    types::{MonoNs, Now, WallNs},
-    window::{FlowTable, WindowClock},
-};
 use flowlog_ebpf::{
     abi::{self, Key, Meta, Stats, class},
     packet::ip6,
+};
+use flowlog_model::{
+    MonoNs, Now, WallNs,
+    rule::{Action, Directions, Rule, Side},
+};
+use flowlog_pipeline::{
+    encode::ObjectInfo,
+    window::{FlowTable, WindowClock, block::Record},
 };
 
 /// Length of the window.

@@ -110,7 +110,7 @@ pub fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
 
 /// Waits for a second of the minute.
 fn until_second(second: i64) {
-    let now = flowlog_agent::types::Now::read().wall.secs() % 60;
+    let now = flowlog_host::clock::now().wall.secs() % 60;
     let secs = (second - now).rem_euclid(60);
     std::thread::sleep(Duration::from_secs(secs.unsigned_abs()));
 }

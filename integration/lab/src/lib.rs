@@ -2,6 +2,7 @@
 //! an interrupt, after which nothing is dropped.
 //!
 //! It knows nothing of flowlog, so that a program that builds in seconds can use it.
+#![allow(clippy::disallowed_methods, reason = "tests and tools read clocks to measure and to wait")]
 
 use std::{
     collections::BTreeSet,

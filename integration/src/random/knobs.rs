@@ -1,5 +1,5 @@
 //! Sockets for which there is no safe wrapper.
-#![allow(unsafe_code)] // raw sockets, socket filters and TCP_INFO have no safe wrapper
+#![allow(unsafe_code, reason = "raw sockets, socket filters and TCP_INFO have no safe wrapper")]
 #![allow(clippy::cast_possible_truncation, reason = "sizes of C structs")]
 
 use std::{

@@ -241,7 +241,7 @@ fn too_many_requests_and_too_many_guesses_are_told_when_to_come_back() {
     assert!(guess.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1, "{guess:?}");
     assert_eq!(guess.body["httpStatus"], 429);
     // From the same address, who knows is let in: by a token as ever, by a password as soon as its turn comes.
-    let (token, hash) = flowlog_agent::control::principals::new_token();
+    let (token, hash) = flowlog_control::flow_logs::principals::new_token();
     let principal = format!(
         "[[principal]]\nid = '{NIC}'\nname = 'robot'\ncontract = '{CONTRACT}'\nrole = 'owner'\ntoken_hashes = ['{hash}']\n"
     );

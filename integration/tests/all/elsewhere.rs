@@ -2,7 +2,7 @@
 //!
 //! Every test ends with [`Agent::stop`], which fails if the books of a window do not balance.
 
-use flowlog_agent::kernel::attach::kernel_at_least;
+use flowlog_kernel::attach::kernel_at_least;
 use integration::{
     agent::Agent,
     claims::{NONE, assert_exact, into},

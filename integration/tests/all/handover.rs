@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use flowlog_agent::fault;
+use flowlog_host::fault;
 use integration::{
     node::Node,
     oracle::{L3_BYTES, Oracle, Verdict},

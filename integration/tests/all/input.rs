@@ -19,7 +19,7 @@ fn refused(args: &[&str], code: i32, expected: &[&str]) {
     }
     assert!(!stderr.contains("attached"), "{stderr}");
     if code != 64 {
-        assert_eq!(stderr.lines().filter(|l| l.starts_with("flowlog-agent: ")).count(), 1, "{stderr}");
+        assert_eq!(stderr.lines().filter(|l| l.starts_with("flowlog: ")).count(), 1, "{stderr}");
         assert_eq!(stderr.lines().count(), 1, "one line: {stderr}");
     }
 }
@@ -43,12 +43,26 @@ fn bad_input_is_refused_by_name_before_anything_is_attached() {
 }
 
 #[test]
+fn bash_completes_the_options_of_a_command() {
+    // What bash does when somebody types `flowlog run --dire` and the tabulator.
+    let script = format!(
+        "flowlog() {{ {} \"$@\"; }}\nsource <(flowlog completions bash)\n\
+         COMP_WORDS=(flowlog run --dire) COMP_CWORD=2 COMP_LINE='flowlog run --dire' COMP_POINT=18\n\
+         _flowlog flowlog --dire run\necho \"${{COMPREPLY[@]}}\"",
+        binary().display()
+    );
+    let out = Command::new("bash").args(["--norc", "-c", &script]).output().unwrap();
+    let (said, error) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert_eq!(said.trim(), "--direction", "{error}");
+}
+
+#[test]
 fn a_missing_capability_is_named() {
     let pair = Pair::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     // The binary lies where only root may read; a copy does not.
-    let copy = dir.path().join("flowlog-agent");
+    let copy = dir.path().join("flowlog");
     std::fs::copy(integration::agent::binary(), &copy).unwrap();
     let line = format!(
         "setpriv --reuid 65534 --regid 65534 --clear-groups {} run -i eth0 --no-pin --state-dir {d}/s -t {d}/f",

@@ -2,10 +2,13 @@
 
 use std::{path::PathBuf, process::Command};
 
-use flowlog_agent::{
-    encode::schema,
+use flowlog_model::{
+    S3Options,
     rule::{Location, Target},
-    upload::{Outcome, S3Options, Store, StoreError},
+};
+use flowlog_pipeline::{
+    encode::schema,
+    upload::{Bucket, BucketError, Outcome},
 };
 use integration::{agent::Agent, net::Pair, s3, traffic};
 
@@ -14,7 +17,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 }
 
 /// What must hold on every store.
-async fn suite(store: &Store, folder: &str) {
+async fn suite(store: &Bucket, folder: &str) {
     let key = |name: &str| format!("{folder}/year=2026/month=11/day=23/hour=06/{name}.parquet");
     store.probe(folder).await.unwrap();
     let body = b"some bytes".repeat(1_000);
@@ -40,7 +43,7 @@ async fn suite(store: &Store, folder: &str) {
 fn a_local_directory_keeps_the_promises_of_a_store() {
     let dir = tempfile::tempdir().unwrap();
     let location = Location::Directory(dir.path().join("made-when-missing"));
-    let store = Store::open(&location, &S3Options::default()).unwrap();
+    let store = Bucket::open(&location, &S3Options::default()).unwrap();
     block_on(suite(&store, "p/web"));
 }
 
@@ -48,7 +51,7 @@ fn a_local_directory_keeps_the_promises_of_a_store() {
 fn a_real_s3_server_keeps_the_promises_of_a_store() {
     let server = s3::server();
     let bucket = server.new_bucket();
-    let store = Store::open(&Location::Bucket(bucket), &server.options()).unwrap();
+    let store = Bucket::open(&Location::Bucket(bucket), &server.options()).unwrap();
     block_on(suite(&store, "p/web"));
 }
 
@@ -56,17 +59,17 @@ fn a_real_s3_server_keeps_the_promises_of_a_store() {
 fn wrong_credentials_and_missing_buckets_are_named() {
     let server = s3::server();
     let bucket = server.new_bucket();
-    let open = |bucket: &str, options: &S3Options| Store::open(&Location::Bucket(bucket.to_owned()), options).unwrap();
+    let open = |bucket: &str, options: &S3Options| Bucket::open(&Location::Bucket(bucket.to_owned()), options).unwrap();
     let error = block_on(open("no-such-bucket", &server.options()).probe("p")).unwrap_err();
-    assert!(matches!(error, StoreError::NoBucket(_)), "{error:?}");
+    assert!(matches!(error, BucketError::NoBucket(_)), "{error:?}");
     assert_eq!(error.to_string(), "bucket `no-such-bucket` does not exist; create it or fix `target`");
     let wrong = server.options_with("AKTEST", "wrong");
     let error = block_on(open(&bucket, &wrong).probe("p")).unwrap_err();
-    assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+    assert!(matches!(error, BucketError::Denied { .. }), "{error:?}");
     assert!(!error.to_string().contains("wrong\""), "no secrets in errors: {error}");
     let unknown = server.options_with("NOBODY", "SKTEST");
     let error = block_on(open(&bucket, &unknown).probe("p")).unwrap_err();
-    assert!(matches!(error, StoreError::Denied { .. }), "{error:?}");
+    assert!(matches!(error, BucketError::Denied { .. }), "{error:?}");
 }
 
 #[test]
@@ -74,7 +77,7 @@ fn credentials_are_read_again_when_their_file_changes() {
     let server = s3::server();
     let bucket = server.new_bucket();
     let options = server.options_with("AKTEST", "expired");
-    let store = Store::open(&Location::Bucket(bucket), &options).unwrap();
+    let store = Bucket::open(&Location::Bucket(bucket), &options).unwrap();
     assert!(block_on(store.probe("p")).is_err());
     server.write_credentials(options.credentials_file.as_ref().unwrap(), "AKTEST", "SKTEST");
     block_on(store.probe("p")).unwrap();

@@ -1,17 +1,15 @@
 //! P6, right about packets: the golden table, on the host and in the kernel; GSO; non-linear buffers; non-IP.
 
-use flowlog_agent::{
-    kernel::{
-        Kernel, Ring, Sizes,
-        ring::Record,
-        sweep::{Cursor, Scope, Swept},
-    },
-    types::{Epoch, IfaceId},
-};
 use flowlog_ebpf::{
     abi::{self, Count, Iface, Truth},
     packet::{self, Packet},
 };
+use flowlog_kernel::{Kernel, Ring, Sizes};
+use flowlog_model::{
+    Epoch, IfaceId,
+    sweep::{Cursor, Scope, Swept},
+};
+use flowlog_pipeline::window::block::Record;
 use integration::{
     agent::Agent,
     golden::{self, Golden},
@@ -76,7 +74,7 @@ impl Bench {
         let pass = if program == "flowlog_xdp" { 2 } else { u32::MAX };
         assert_eq!(verdict, pass, "{}: never anything but XDP_PASS and TCX_NEXT", g.name);
         assert_eq!(self.kernel.sweep(Scope::All, Cursor::default()).unwrap(), Swept::Done);
-        let records = std::iter::from_fn(|| self.ring.pop()).collect();
+        let records = integration::ring::take(&mut self.ring);
         let truth = self.kernel.truth(ID, EPOCH).unwrap();
         self.kernel.clear_truth(ID, EPOCH).unwrap();
         (records, truth)

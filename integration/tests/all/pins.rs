@@ -146,7 +146,7 @@ fn a_second_agent_is_refused_and_told_who_is_there() {
         let (status, _, stderr) = run_to_end(&node.pair.a, &args, node.dir.path()).unwrap();
         assert_ne!(status, Some(0));
         assert!(stderr.contains(&format!("process {} ", agent.pid())), "{stderr}");
-        assert!(stderr.contains("flowlog-agent run"), "{stderr}");
+        assert!(stderr.contains("flowlog run"), "{stderr}");
     };
     refused(node.state().to_str().unwrap(), "/nowhere");
     refused(other.to_str().unwrap(), pins.to_str().unwrap());
@@ -162,12 +162,12 @@ fn pins_that_do_not_fit_are_refused_with_the_remedy_and_left_alone() {
         let log = agent.log();
         assert!(words.iter().all(|w| log.contains(w)), "{more:?}: {log}");
     };
-    refused(&["--cache-slots", "1024"], &["PASSED4", "flowlog-agent detach"]);
-    refused(&["--ring-bytes", "65536"], &["RING", "flowlog-agent detach"]);
+    refused(&["--cache-slots", "1024"], &["PASSED4", "flowlog detach"]);
+    refused(&["--ring-bytes", "65536"], &["RING", "flowlog detach"]);
     // The same number of banks, and still not the same.
     refused(&["--refused-slots", "2048"], &["REFUSED4"]);
     // A capture without pins would take the journal for one whose kernel state is gone.
-    refused(&["--no-pin"], &["pinned at", "flowlog-agent detach"]);
+    refused(&["--no-pin"], &["pinned at", "flowlog detach"]);
 
     let strange = node.pins().join("v99");
     std::fs::create_dir(&strange).unwrap();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya_obj::{Object, generated::bpf_insn};
-use flowlog_agent::kernel::{Kernel, Sizes};
+use flowlog_kernel::{Kernel, Sizes};
 use integration::features;
 
 /// `KERNEL PROGRAM INSTRUCTIONS` lines; after a change that is meant: `cargo xtask vm --record`, and

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use flowlog_agent::fault::RULE_POINTS;
+use flowlog_host::fault::RULE_POINTS;
 use integration::{
     managed::{ALB, Managed, NAT, NIC, NLB, OTHERS_NIC},
     s3,
@@ -268,7 +268,7 @@ fn the_command_line_shows_and_does_what_a_person_wants() {
     assert_eq!(run(&["rule", "delete", "site"]), (Some(0), "deleted\n".to_owned(), String::new()));
     assert!(run(&["rule", "audit"]).1.contains("renamed from `web` to `site`"));
     let (code, bash, _) = run(&["completions", "bash"]);
-    assert!(code == Some(0) && bash.contains("flowlog-agent") && bash.contains("provision"));
+    assert!(code == Some(0) && bash.contains("flowlog") && bash.contains("provision"));
 }
 
 #[test]

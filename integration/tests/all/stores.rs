@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use flowlog_agent::{
-    rule::Location,
-    upload::{Outcome, S3Options, Store, StoreError},
-};
+use flowlog_model::{S3Options, rule::Location};
+use flowlog_pipeline::upload::{Bucket, BucketError, Outcome};
 use integration::{
     agent::Agent,
     faulty::{Fault, Proxy},
@@ -47,7 +45,7 @@ const REPLIES: [(u16, &str, &str, &str); 8] = [
 fn a_store_in_trouble_is_named_and_gets_each_object_once_when_it_is_well_again() {
     let (server, proxy) = (s3::server(), proxy());
     let bucket = server.new_bucket();
-    let store = Store::open(&Location::Bucket(bucket.clone()), &through(&proxy)).unwrap();
+    let store = Bucket::open(&Location::Bucket(bucket.clone()), &through(&proxy)).unwrap();
     let body = b"some bytes".repeat(1_000);
     for (status, code, message, words) in REPLIES {
         let key = format!("p/{status}-{code}.parquet");
@@ -65,7 +63,7 @@ fn a_store_in_trouble_is_named_and_gets_each_object_once_when_it_is_well_again()
 fn a_reply_of_success_with_an_error_in_it_is_not_believed() {
     let (server, proxy) = (s3::server(), proxy());
     let bucket = server.new_bucket();
-    let store = Store::open(&Location::Bucket(bucket.clone()), &through(&proxy)).unwrap();
+    let store = Bucket::open(&Location::Bucket(bucket.clone()), &through(&proxy)).unwrap();
     proxy.fail(Fault::Reply(200, "InternalError", "Please try again."), "");
     let outcome = block_on(store.deliver("p/a.parquet", b"bytes".to_vec()));
     assert!(outcome.is_err(), "{outcome:?}");
@@ -78,7 +76,7 @@ fn a_reply_of_success_with_an_error_in_it_is_not_believed() {
 fn an_object_whose_upload_is_cut_anywhere_is_stored_once_and_whole() {
     let (server, proxy) = (s3::server(), proxy());
     let bucket = server.new_bucket();
-    let store = Store::open(&Location::Bucket(bucket.clone()), &through(&proxy)).unwrap();
+    let store = Bucket::open(&Location::Bucket(bucket.clone()), &through(&proxy)).unwrap();
     let body: Vec<u8> = (0..1u32 << 18).flat_map(u32::to_le_bytes).collect();
     for at in (0..body.len()).step_by(64 << 10) {
         let key = format!("p/cut-{at}.parquet");
@@ -95,7 +93,7 @@ fn an_object_whose_upload_is_cut_anywhere_is_stored_once_and_whole() {
     assert_eq!(block_on(store.deliver("p/slow.parquet", body.clone())).unwrap(), Outcome::Stored);
     proxy.fail(Fault::Down, "");
     let error = block_on(store.deliver("p/down.parquet", body)).unwrap_err();
-    assert!(matches!(error, StoreError::Other { .. }), "{error:?}");
+    assert!(matches!(error, BucketError::Other { .. }), "{error:?}");
 }
 
 /// An agent with two rules, each with a bucket of its own, both behind the proxy.
@@ -138,7 +136,7 @@ impl TwoRules {
         Self { proxy, buckets, cables, dir, agent }
     }
 
-    /// The rule's delivery, as `flowlog-agent status` tells it, once it is in `state`.
+    /// The rule's delivery, as `flowlog status` tells it, once it is in `state`.
     fn wait_for_state(&self, rule: &str, state: &str) -> serde_json::Value {
         let (dir, mut seen) = (self.dir.path().join("state"), serde_json::Value::Null);
         for _ in 0..300 {
@@ -247,7 +245,7 @@ fn somebody_elses_object_under_our_key_is_kept_and_ours_put_aside_with_an_alarm(
     let dir = std::fs::read_dir(&spool).unwrap().flatten().find(|e| e.file_name().to_string_lossy().contains(&bucket));
     let file = std::fs::read_dir(dir.unwrap().path()).unwrap().flatten().map(name).find(|n| n.ends_with(".parquet"));
     let key = file.unwrap().replace("%2F", "/").replace("%3D", "=");
-    let store = Store::open(&Location::Bucket(bucket.clone()), &server.options()).unwrap();
+    let store = Bucket::open(&Location::Bucket(bucket.clone()), &server.options()).unwrap();
     block_on(store.deliver(&key, b"somebody else's".to_vec())).unwrap();
     node.proxy.fail(Fault::None, "");
     node.agent.wait_for("the store holds other bytes under this key").unwrap();

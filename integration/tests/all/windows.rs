@@ -1,5 +1,5 @@
 //! Windows on a real agent: alignment, marks, NODATA. What the wall clock can do to them is tested with a fake clock
-//! in `flowlog_agent::window::clock`.
+//! in `flowlog_pipeline::window::clock`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -49,7 +49,7 @@ fn times_of_packets_are_true_to_the_timer_tick_and_within_their_window() {
         }
     }
     let landed = agent.stop().unwrap();
-    let tick = i64::try_from(flowlog_agent::types::tick_ns()).unwrap();
+    let tick = i64::try_from(flowlog_host::clock::tick_ns()).unwrap();
     assert!(tick > 0);
     let mut late = 0;
     for (port, before, after) in sent {

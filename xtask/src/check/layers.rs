@@ -6,6 +6,27 @@ use crate::util::{cargo, output, step};
 
 /// Package, what must not be linked into it (itself or through others), and why.
 const LAYERS: &[(&str, &[&str], &str)] = &[
+    (
+        "flowlog-model",
+        &["flowlog-host", "rustix", "libc", "tokio", "aya", "axum", "object_store"],
+        "it is pure: no I/O, no clock",
+    ),
+    ("flowlog-host", &["tokio", "aya", "axum", "object_store", "arrow"], "every layer links it"),
+    (
+        "flowlog-kernel",
+        &["flowlog-pipeline", "flowlog-control", "object_store", "arrow", "axum", "redb"],
+        "the kernel's side knows nothing of what becomes of its records",
+    ),
+    (
+        "flowlog-pipeline",
+        &["flowlog-kernel", "flowlog-control", "aya", "axum", "argon2", "redb"],
+        "the kernel is behind its port; the simulation runs without one",
+    ),
+    (
+        "flowlog-control",
+        &["flowlog-kernel", "flowlog-pipeline", "aya", "object_store", "arrow", "parquet"],
+        "it gives orders to the agent, and gets answers",
+    ),
     ("flowlog-agent", &["aya-ebpf"], "it exports memcpy and memset and would replace the host's"),
     ("flowlog-agent", &["datafusion"], "SQL engines belong outside the agent; they pull another arrow"),
     ("flowlog-agent", &["openssl-sys"], "one TLS stack is enough"),

@@ -54,7 +54,7 @@ fn reproduce() -> anyhow::Result<()> {
     setup::bpf()?;
     let rebuilt = root().join("target/bpf-check");
     build::objects(&rebuilt)?;
-    for name in build::OBJECTS {
+    for (name, _) in build::OBJECTS {
         let file = format!("{name}.bpf.o");
         ensure!(
             fs::read(rebuilt.join(&file))? == fs::read(build::prebuilt().join(&file))?,

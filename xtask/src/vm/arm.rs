@@ -62,7 +62,7 @@ pub fn root(
     }
     let name = programs.tests.file_name().context("the test binary's name")?;
     let there = Programs {
-        agent: Path::new("/").join(PROGRAMS).join("flowlog-agent"),
+        agent: Path::new("/").join(PROGRAMS).join("flowlog"),
         tests: Path::new("/").join(PROGRAMS).join("deps").join(name),
     };
     copy(&programs.agent, &inside(&root, &there.agent))?;

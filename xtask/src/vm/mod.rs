@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::anyhow;
+use anyhow::bail;
 
 use crate::{
     build, setup,
@@ -201,7 +201,7 @@ impl Plan {
         };
         let mut results = thread::scope(|scope| {
             let threads: Vec<_> = (0..slots).map(|_| scope.spawn(work)).collect();
-            let done = threads.into_iter().map(|t| t.join().map_err(|_| anyhow!("a guest's thread panicked"))?);
+            let done = threads.into_iter().map(|t| t.join().or_else(|_| bail!("a guest's thread panicked"))?);
             done.collect::<anyhow::Result<Vec<_>>>()
         })?
         .concat();

@@ -1,25 +1,19 @@
-//! Truth counters and the flow cache.
-//!
-//! The cache is a per-CPU, direct-mapped array. A hit adds to its slot; a miss first moves the old record into the
-//! CPU's block ([`crate::block`]), then takes the slot. If the ring is full the slot keeps its flow and the packet is
-//! counted as lost: a packet is always in exactly one of {a slot, a block, the ring, a loss counter}.
-//!
-//! Three contexts share a CPU's caches: softirq (hooks), process context (verdicts of locally made packets), and
-//! the sweeper. Whoever finds [`Cpu::busy`] set sends its packet as a record of its own and touches nothing.
+//! Accounting at a hook: the truth counters, and what becomes of a packet.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use flowlog_ebpf::{
     abi::{
         Count, Cpu, EPOCHS, HookTruth, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS, PLACE_LOST,
-        PLACE_NOWHERE, PLACE_RECORD, PLACE_SLOT, PLACE_XDP, Record, Stats, Truth, class,
+        PLACE_NOWHERE, PLACE_RECORD, PLACE_SLOT, PLACE_XDP, Truth, class,
     },
     packet::{self, Bytes, Flow, Frame, Packet},
 };
 
-pub use crate::family::{Family, V4, V6};
 use crate::{
-    block,
-    maps::{CPU, IFACES, PASSED_MASK, TRUTH},
+    cache::{Before, One, count, emit_alone, split},
+    cpu::{cpu, lock, unlock},
+    family::Family,
+    maps::{IFACES, PASSED_MASK, TRUTH},
 };
 
 /// Packets and bytes of one packet as the kernel carries it.
@@ -27,29 +21,6 @@ use crate::{
 pub struct Wire {
     pub packets: u32,
     pub bytes: u32,
-}
-
-/// One packet as the cache takes it.
-pub struct One {
-    pub wire: Wire,
-    pub tcp_flags: u8,
-    /// Upper half of the flow hash.
-    pub tag: u32,
-    pub now_ns: u64,
-}
-
-impl One {
-    #[inline(always)]
-    fn stats(&self) -> Stats {
-        Stats {
-            first_ns: self.now_ns,
-            last_ns: self.now_ns,
-            bytes: u64::from(self.wire.bytes),
-            packets: u64::from(self.wire.packets),
-            tcp_flags: u32::from(self.tcp_flags),
-            tag: self.tag,
-        }
-    }
 }
 
 /// Adds to a counter. Only programs on this CPU write it, and never two at once (see the module's head).
@@ -75,137 +46,6 @@ pub fn truth(id: u16, epoch: u32) -> Option<*mut Truth> {
 #[inline(always)]
 pub fn iface(ifindex: u32) -> Option<&'static Iface> {
     IFACES.get(ifindex).filter(|iface| iface.id != 0)
-}
-
-/// Copies a record word by word. (A plain assignment becomes a call of `memmove`, which here is a loop over bytes.)
-///
-/// # Safety
-/// Both must point to records, aligned to 8.
-#[inline(always)]
-unsafe fn copy<A>(from: *const Record<A>, to: *mut Record<A>) {
-    for word in 0..size_of::<Record<A>>() / 8 {
-        // SAFETY: within the record. Volatile, so that LLVM does not see the assignment through.
-        unsafe { to.cast::<u64>().add(word).write_volatile(from.cast::<u64>().add(word).read_volatile()) };
-    }
-}
-
-/// Moves a slot's record into the CPU's block and empties the slot. `false`: the ring is full, the slot is unchanged.
-///
-/// # Safety
-/// `slot` must be a cache slot of this CPU, and the caller must hold `busy`.
-#[inline(always)]
-pub unsafe fn evict<F: Family>(slot: *mut Record<F::Addr>) -> bool {
-    // SAFETY: by the contract above.
-    unsafe {
-        // A slot whose packets were all taken back by the verdict program has nothing to tell.
-        if (*slot).key.meta.iface != 0 && (*slot).stats.packets != 0 {
-            let Some(room) = block::room::<F>() else { return false };
-            copy(slot, room);
-        }
-        (*slot).key.meta.iface = 0;
-        (*slot).stats.packets = 0;
-    }
-    true
-}
-
-/// What was in its slot before a packet, so that it can be taken back.
-/// As wide as each other: the verifier refuses copies of padding.
-#[derive(Clone, Copy)]
-pub struct Before {
-    /// TCP flags.
-    pub tcp_flags: u64,
-    /// Time of the latest packet.
-    pub last_ns: u64,
-}
-
-/// Counts one packet in a slot, evicting another flow's record first. `None`: the ring is full, nothing counted.
-///
-/// # Safety
-/// As [`evict`].
-#[inline(always)]
-pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p: &One) -> Option<Before> {
-    // SAFETY: by the contract above.
-    unsafe {
-        if F::same(&raw const (*slot).key, key) {
-            let s = &mut (*slot).stats;
-            s.packets += u64::from(p.wire.packets);
-            s.bytes += u64::from(p.wire.bytes);
-            let before = Before { tcp_flags: u64::from(s.tcp_flags), last_ns: s.last_ns };
-            s.last_ns = p.now_ns;
-            s.tcp_flags = before.tcp_flags as u32 | u32::from(p.tcp_flags);
-            return Some(before);
-        }
-        if !evict::<F>(slot) {
-            return None;
-        }
-        (*slot).key = *key;
-        (*slot).stats = p.stats();
-    }
-    Some(Before { tcp_flags: 0, last_ns: p.now_ns })
-}
-
-/// Sends one packet as a record of its own. `false`: the ring is full.
-#[inline(always)]
-pub fn emit_alone<F: Family>(key: &Key<F::Addr>, p: &One) -> bool {
-    block::send_one(F::FAMILY, key, &p.stats())
-}
-
-/// Keeps the compiler from moving memory accesses across: volatile orders only volatile accesses, and the slot's must
-/// stay between `lock` and `unlock`. (`compiler_fence` is the portable way, but LLVM's BPF back end has none.)
-#[inline(always)]
-fn compiler_barrier() {
-    // SAFETY: no instructions.
-    unsafe { core::arch::asm!("", options(nostack, preserves_flags)) };
-}
-
-/// Scratch state of this CPU.
-#[inline(always)]
-pub fn cpu() -> Option<*mut Cpu> {
-    CPU.get_ptr_mut(0)
-}
-
-/// Takes this CPU's caches. `false`: somebody we interrupted has them.
-#[inline(always)]
-pub fn lock(cpu: *mut Cpu) -> bool {
-    // SAFETY: a map value. Volatile, so that the stores stay around what they guard. An interrupt between the
-    // load and the store is harmless: it takes and gives back the flag before we go on.
-    unsafe {
-        let busy = &raw mut (*cpu).busy;
-        if busy.read_volatile() != 0 {
-            return false;
-        }
-        busy.write_volatile(1);
-    }
-    compiler_barrier();
-    true
-}
-
-/// Gives the caches back.
-#[inline(always)]
-pub fn unlock(cpu: *mut Cpu) {
-    compiler_barrier();
-    // SAFETY: `cpu` came from `lock`.
-    unsafe { (&raw mut (*cpu).busy).write_volatile(0) };
-}
-
-/// Slot and tag of a hash.
-#[inline(always)]
-pub const fn split(hash: u64, mask: u32) -> (u32, u32) {
-    (hash as u32 & mask, (hash >> 32) as u32)
-}
-
-/// The address of an `sk_buff` as a number. It goes through a map value, because the verifier allows no arithmetic on
-/// such a pointer but lets a privileged program store one.
-///
-/// # Safety
-/// `cell` must lie in a map value of this CPU that nothing which interrupts the caller uses.
-#[inline(always)]
-pub unsafe fn address(cell: *mut u64, pointer: u64) -> u64 {
-    // SAFETY: by the contract above.
-    unsafe {
-        cell.write_volatile(pointer);
-        cell.read_volatile()
-    }
 }
 
 /// A frame at a hook.

@@ -3,7 +3,7 @@
 //! A record in the ring costs a lock, an atomic exchange and two cold cache lines: 45 ns here, more with more CPUs. So
 //! each CPU collects records in a block and sends the block: one copy for dozens of them.
 //!
-//! Whoever fills a block holds the CPU's caches ([`crate::account::lock`]); whoever could not get them sends a block of
+//! Whoever fills a block holds the CPU's caches ([`crate::cpu::lock`]); whoever could not get them sends a block of
 //! one record straight to the ring.
 
 use aya_ebpf::{
@@ -13,7 +13,7 @@ use aya_ebpf::{
 use flowlog_ebpf::abi::{Block, Block4, BlockHeader, Key, Record, Stats};
 
 use crate::{
-    account::Family,
+    family::Family,
     frame::opaque,
     maps::{RING, RING_WAKE_BYTES},
 };

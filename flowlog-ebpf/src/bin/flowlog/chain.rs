@@ -5,10 +5,11 @@ use core::ffi::c_void;
 use flowlog_ebpf::abi::{CHAIN_MAX, EGRESS, FAMILY_V4, INGRESS, REASON_REFUSED};
 
 use crate::{
-    account::{V4, V6, Wire},
+    account::Wire,
     datagram::{Whole, whole},
     devices::{is_above, is_here, way_out},
     event::{Event, GO_ON, Identity, STOP, event, repeat},
+    family::{V4, V6},
     note, refuse,
 };
 

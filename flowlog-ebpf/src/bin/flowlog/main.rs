@@ -2,7 +2,8 @@
 //!
 //! * [`maps`]: every map and load-time constant;
 //! * [`tc`], [`xdp`]: the hooks. Parse a frame, hand it to [`account`];
-//! * [`account`], [`family`]: truth counters and the flow cache; what differs between IPv4 and IPv6;
+//! * [`account`]: truth counters, and what becomes of a packet; [`family`]: what differs between IPv4 and IPv6;
+//! * [`cache`], [`cpu`]: the flow cache, and who may change it;
 //! * [`note`]: which packet passed which hook, told again when it dies;
 //! * [`block`]: evicted records on their way into the ring;
 //! * [`verdict`]: learns from `kfree_skb` which packets the node's firewall refused;
@@ -17,15 +18,21 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // For an empty asm statement, the one compiler barrier there is; this build sets RUSTC_BOOTSTRAP anyway.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
-// Everything here is the kernel edge: helpers and packet pointers. Each block says why it holds.
-#![allow(unsafe_code)]
+#![allow(
+    unsafe_code,
+    reason = "everything here is the kernel edge: helpers and packet pointers; each block says why it holds"
+)]
 
 #[cfg(target_arch = "bpf")]
 mod account;
 #[cfg(target_arch = "bpf")]
 mod block;
 #[cfg(target_arch = "bpf")]
+mod cache;
+#[cfg(target_arch = "bpf")]
 mod chain;
+#[cfg(target_arch = "bpf")]
+mod cpu;
 #[cfg(target_arch = "bpf")]
 mod datagram;
 #[cfg(target_arch = "bpf")]

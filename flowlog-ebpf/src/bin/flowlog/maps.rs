@@ -88,39 +88,7 @@ pub static SETUP: Array<Setup, 1> = Array::new();
 
 /// Kernel struct offsets.
 #[unsafe(no_mangle)]
-pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets {
-    skb_dev: 0,
-    skb_iif: 0,
-    skb_len: 0,
-    skb_data_len: 0,
-    skb_head: 0,
-    skb_data: 0,
-    skb_end: 0,
-    skb_network_header: 0,
-    skb_protocol: 0,
-    skb_refdst: 0,
-    skb_vlan_tci: 0,
-    shinfo_gso_size: 0,
-    shinfo_gso_segs: 0,
-    dev_ifindex: 0,
-    dev_net: 0,
-    net_inum: 0,
-    dst_dev: 0,
-    skb_tc_index: 0,
-    skb_cloned: 0,
-    skb_cloned_shift: 0,
-    skb_pkt_type: 0,
-    skb_pkt_type_shift: 0,
-    skb_cb: 0,
-    sk_filter: 0,
-    dev_mtu: 0,
-    skb_fclone: 0,
-    skb_fclone_shift: 0,
-    shinfo_dataref: 0,
-    rt_is_input: 0,
-    rt_type: 0,
-    skb_sk: 0,
-});
+pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets::ZERO);
 
 /// Arguments of the tracepoint `kfree_skb`: the fourth (Linux 6.11) is the socket that the packet was for.
 #[unsafe(no_mangle)]

@@ -17,7 +17,10 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, At, Before, Family, Noted},
+    account::{At, Noted},
+    cache::Before,
+    cpu,
+    family::Family,
     frame::opaque,
     maps::{CPU, DATAGRAMS, IFACES, SEQUENCE_BITS},
 };
@@ -187,7 +190,7 @@ pub fn find(number: u16, note: &mut Note, key6: &mut Key<Ip6>) -> bool {
 /// The state of the CPU that gave this number, and the part of the number that counts.
 #[inline(always)]
 fn circle(number: u16) -> Option<(*mut Cpu, u32)> {
-    let cpu = account::cpu()?;
+    let cpu = cpu::cpu()?;
     // SAFETY: a map value.
     let sequence = u32::from(number & unsafe { (*cpu).sequence });
     if is_own(number, cpu) {
@@ -244,7 +247,7 @@ impl Search {
     /// Begins with the latest note of this CPU. Returns how often to [`look`](Self::look).
     #[inline(always)]
     pub fn begin(&mut self) -> u32 {
-        let Some(cpu) = account::cpu() else { return 0 };
+        let Some(cpu) = cpu::cpu() else { return 0 };
         // SAFETY: a map value.
         self.sequence = unsafe { (*cpu).next };
         (self.count, self.found) = (0, 0);
@@ -254,7 +257,7 @@ impl Search {
     /// Looks at one more. `false`: that is enough.
     #[inline(always)]
     pub fn look(&mut self, address: u64) -> bool {
-        let Some(cpu) = account::cpu() else { return false };
+        let Some(cpu) = cpu::cpu() else { return false };
         self.sequence = self.sequence.wrapping_sub(1);
         // SAFETY: a map value; the index is below the array's length.
         let note = unsafe {

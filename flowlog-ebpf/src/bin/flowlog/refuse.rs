@@ -3,15 +3,19 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use flowlog_ebpf::{
     abi::{
-        Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Key, Meta, ONLY_NOTED, PLACE_BITS, PLACE_LOST, PLACE_NOWHERE,
-        PLACE_SLOT, Record, VerdictTruth, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
+        Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Key, Meta, ONLY_NOTED, PLACE_BITS, Record, VerdictTruth,
+        WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
     },
     packet::{Flow, Fragment, absent},
+    refusal::Noted,
 };
 
 use crate::{
-    account::{self, Family, One, Wire, bump, count, emit_alone, key_of, lock, split, unlock},
+    account::{self, Wire, bump, key_of},
+    cache::{One, count, emit_alone, split},
+    cpu::{self, lock, unlock},
     event::Event,
+    family::Family,
     maps::{PASSED_MASK, REFUSED_MASK, TICK_NS},
     note,
 };
@@ -38,7 +42,7 @@ struct Place {
 #[inline(always)]
 fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
     let truth = account::truth(id, epoch)?;
-    let cpu = account::cpu()?;
+    let cpu = cpu::cpu()?;
     let locked = lock(cpu);
     let set = usize::from(direction & 1) * 2 + usize::from(!locked);
     // SAFETY: a map value; direction and set are 0 or 1.
@@ -71,29 +75,20 @@ pub fn noted<F: Family>(event: &mut Event) {
         return;
     }
     // A fragment is where it is like any other packet; its slot is not known.
-    let (fragment, counted) = (note.is_fragment(), note.kind());
-    let late = (key.meta.epoch.wrapping_sub(iface.oldest) as i32) < 0;
-    if late || counted == PLACE_NOWHERE {
+    let is_late = (key.meta.epoch.wrapping_sub(iface.oldest) as i32) < 0;
+    let counted = Noted { place: note.kind(), is_fragment: note.is_fragment(), is_late };
+    if !counted.was_seen() {
         key.meta.epoch = iface.epoch;
     }
     let wire = Wire { packets: u32::from(note.packets), bytes: note.bytes };
     let (id, epoch, reason) = (iface.id, key.meta.epoch, reason_index(event.cause.reason) as u16);
     let Some(place) = enter(id, epoch, direction) else { return };
-    let class = if counted == PLACE_NOWHERE {
-        class::REFUSED
-    } else if late {
-        class::REFUSED_LATE
-    } else if counted == PLACE_LOST {
-        class::REFUSED_LOST
-    } else if counted == PLACE_SLOT && !fragment && place.locked && take_back::<F>(&key, event, place.cpu) {
-        class::REFUSED
-    } else {
-        class::REFUSED_COUNTED
-    };
+    let taken_back = counted.may_be_in_slot() && place.locked && take_back::<F>(&key, event, place.cpu);
+    let class = counted.class(taken_back);
     key.meta.flags = Meta::pack(direction, class);
     key.meta.reason = reason;
     let note = &event.note;
-    let seen = counted != PLACE_NOWHERE && !late;
+    let seen = counted.was_seen();
     let one = Refusal { wire, tcp_flags: note.tcp_flags, now_ns: note.now_ns, class, seen };
     record_all::<F>(&place, &mut key, &one, event.later);
     leave(&place);

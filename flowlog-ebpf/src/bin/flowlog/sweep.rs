@@ -4,13 +4,16 @@
 //! told the CPU). On another CPU it runs in an interrupt, on the agent's own in process context; either way
 //! `busy` keeps it and the hooks apart.
 
-use aya_ebpf::{helpers::generated::bpf_loop, programs::RawTracePointContext};
 use core::ffi::c_void;
+
+use aya_ebpf::{helpers::generated::bpf_loop, programs::RawTracePointContext};
 use flowlog_ebpf::abi::{Record, SWEEP_CHUNK, sweep};
 
 use crate::{
-    account::{self, Family, V4, V6, evict, lock, unlock},
     block,
+    cache::evict,
+    cpu::{self, lock, unlock},
+    family::{Family, V4, V6},
     maps::EPOCH_OF,
 };
 
@@ -31,7 +34,7 @@ pub extern "C" fn flowlog_sweep(ctx: *mut c_void) -> i32 {
     let ctx = RawTracePointContext::new(ctx);
     let mut chunk = Chunk { first: ctx.arg::<u64>(0) as u32, all: ctx.arg::<u64>(2) as u32, full: 0 };
     let which: u64 = ctx.arg(1);
-    let Some(cpu) = account::cpu().filter(|cpu| lock(*cpu)) else { return sweep::BUSY as i32 };
+    let Some(cpu) = cpu::cpu().filter(|cpu| lock(*cpu)) else { return sweep::BUSY as i32 };
     if which == sweep::BLOCKS {
         // SAFETY: we hold the flag.
         let sent = unsafe { block::flush::<V4>() && block::flush::<V6>() };

@@ -14,7 +14,9 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, At, Before, FOUND_V4, FOUND_V6, Family, Hook, Noted, V4, V6, Want, Wire},
+    account::{self, At, FOUND_V4, FOUND_V6, Hook, Noted, Want, Wire},
+    cache::Before,
+    family::{Family, V4, V6},
     frame::{Direct, Fragmented},
     note::{self, Carrier},
 };

@@ -6,10 +6,11 @@ use flowlog_ebpf::abi::{
 };
 
 use crate::{
-    account::{self, V4, V6},
+    account,
     datagram::fragment,
     devices::{LOOPBACK, is_above, moved_on, wants, way_out},
     event::{Elsewhere, Event, Identity},
+    family::{V4, V6},
     kernel, refuse,
 };
 

@@ -26,7 +26,7 @@ use flowlog_ebpf::abi::{
 };
 
 use crate::{
-    account, chain,
+    chain, cpu,
     event::{Cause, Event, GO_ON, Identity, STOP, event, read_headers, repeat},
     kernel::{self, Dropped},
     maps::{DROP_ARGUMENTS, DYING, REASONS, VERDICTS, XDP_PLACE},
@@ -58,7 +58,7 @@ pub fn flowlog_verdict(ctx: BtfTracePointContext) -> i32 {
     let skb: *const u8 = ctx.arg(0);
     let Some(dying) = DYING.get_ptr_mut(0) else { return 0 };
     // SAFETY: a map value of this CPU; this program does not interrupt itself.
-    let address = unsafe { account::address((&raw mut (*dying).pointers).cast::<u64>(), skb as u64) };
+    let address = unsafe { cpu::address((&raw mut (*dying).pointers).cast::<u64>(), skb as u64) };
     // SAFETY: a map value of this CPU.
     unsafe { handled(dying, address).write_volatile(address) };
     let own = own_filter(&ctx, action);
@@ -73,7 +73,7 @@ pub fn flowlog_verdict_nested(ctx: BtfTracePointContext) -> i32 {
     let skb: *const u8 = ctx.arg(0);
     let Some(dying) = DYING.get_ptr_mut(0) else { return 0 };
     // SAFETY: a map value of this CPU; this program does not interrupt itself.
-    let address = unsafe { account::address((&raw mut (*dying).pointers).cast::<u64>().add(1), skb as u64) };
+    let address = unsafe { cpu::address((&raw mut (*dying).pointers).cast::<u64>().add(1), skb as u64) };
     let mark = handled(dying, address);
     // SAFETY: a map value of this CPU.
     unsafe {

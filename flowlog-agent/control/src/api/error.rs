@@ -1,0 +1,146 @@
+//! Errors as the cloud API has them: always JSON, never empty.
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::flow_logs::Refused;
+
+/// Codes that clients of the cloud API know.
+const CODE_INVALID: &str = "100";
+const CODE_NOT_FOUND: &str = "309";
+const CODE_UNAUTHORIZED: &str = "315";
+const CODE_FORBIDDEN: &str = "322";
+const CODE_CONFLICT: &str = "323";
+const CODE_RATE: &str = "329";
+const CODE_INTERNAL: &str = "500";
+
+/// What went wrong.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorBody {
+    /// The answer's status.
+    pub http_status: u16,
+    /// Everything that is wrong.
+    pub messages: Vec<ErrorMessage>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorMessage {
+    /// Code.
+    pub error_code: String,
+    /// In words.
+    pub message: String,
+}
+
+/// An error on its way out.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    messages: Vec<String>,
+    retry_after_secs: Option<u64>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, messages: vec![message.into()], retry_after_secs: None }
+    }
+
+    /// 401.
+    #[must_use]
+    pub fn unauthorized() -> Self {
+        let words = "Unauthorized: give Basic or Bearer credentials that this node knows";
+        Self::new(StatusCode::UNAUTHORIZED, CODE_UNAUTHORIZED, words)
+    }
+
+    /// 404.
+    #[must_use]
+    pub fn not_found(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, CODE_NOT_FOUND, format!("Resource does not exist: {what}"))
+    }
+
+    /// 405.
+    #[must_use]
+    pub fn method() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            CODE_INVALID,
+            "this resource does not take this method; see /openapi.json",
+        )
+    }
+
+    /// 408.
+    #[must_use]
+    pub fn slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, CODE_INVALID, "the request's body did not come in time")
+    }
+
+    /// 413.
+    #[must_use]
+    pub fn too_large(max: usize) -> Self {
+        let words = format!("the request's body is larger than {max} bytes, or was cut off");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, CODE_INVALID, words)
+    }
+
+    /// 429.
+    #[must_use]
+    pub fn too_many(words: impl Into<String>, retry_after_secs: u64) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, CODE_RATE, words);
+        Self { retry_after_secs: Some(retry_after_secs.max(1)), ..error }
+    }
+
+    /// 400 for what is no JSON, 422 for JSON of another form.
+    #[must_use]
+    pub fn not_understood(error: &serde_json::Error) -> Self {
+        let status = if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+        Self::new(status, CODE_INVALID, format!("body: {error}"))
+    }
+
+    /// 422.
+    #[must_use]
+    pub fn invalid(messages: Vec<String>) -> Self {
+        Self { messages, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, CODE_INVALID, "") }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NotFound(what) => Self::not_found(&what),
+            Refused::Forbidden(words) => Self::new(StatusCode::FORBIDDEN, CODE_FORBIDDEN, words),
+            Refused::Invalid(problems) => {
+                Self::invalid(problems.iter().map(|p| format!("[(root).properties.{}] {p}", p.field)).collect())
+            }
+            Refused::Conflict(words) => Self::new(StatusCode::CONFLICT, CODE_CONFLICT, words),
+            Refused::TooMany(words) => Self::too_many(words, 60),
+            Refused::FlowLogStore(error) => {
+                tracing::error!(%error, "a request failed");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, CODE_INTERNAL, error.to_string())
+            }
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let message = |message: String| ErrorMessage { error_code: self.code.to_owned(), message };
+        let messages = self.messages.into_iter().map(message).collect();
+        let body = ErrorBody { http_status: self.status.as_u16(), messages };
+        let mut response = (self.status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        if let Some(secs) = self.retry_after_secs {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(secs));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"flowlog\", Bearer"));
+        }
+        response
+    }
+}

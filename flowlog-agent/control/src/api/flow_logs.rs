@@ -1,0 +1,168 @@
+//! Flow logs of NICs, NAT gateways and load balancers. The four differ in their paths only.
+
+use axum::{
+    Json,
+    extract::{FromRequestParts as _, MatchedPath, RawPathParams},
+    http::{StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use flowlog_model::FlowLogId;
+use uuid::Uuid;
+
+use super::{
+    Answer, App, Base, Body, CLOUD, RequestContext,
+    error::ApiError,
+    model::{Collection, FlowLogBody, FlowLogProperties, FlowLogResource, folder, parent_path},
+};
+use crate::{
+    flow_logs::{
+        access::Caller,
+        change::Patch,
+        flow_log::{FlowLog, Parent, Properties},
+        request::Request,
+    },
+    inventory::{Kind, Resource},
+};
+
+/// What a path names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Kind of the last parent in it, if there is one.
+    pub kind: Option<Kind>,
+    /// `{datacenter}`.
+    pub datacenter: Option<Uuid>,
+    /// `{server}`.
+    pub server: Option<Uuid>,
+    /// `{resource}`: a NIC, gateway or balancer.
+    pub resource: Option<Uuid>,
+    /// `{flowlog}` or `{request}`.
+    pub item: Option<Uuid>,
+}
+
+impl Place {
+    /// Reads the path.
+    ///
+    /// # Errors
+    /// 404.
+    pub async fn of(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let path = MatchedPath::from_request_parts(parts, app).await;
+        let path = path.as_ref().map_or("", MatchedPath::as_str);
+        let kind = Kind::ALL.into_iter().find(|k| path.contains(&format!("/{}", folder(*k))));
+        let mut place = Self { kind, datacenter: None, server: None, resource: None, item: None };
+        let params =
+            RawPathParams::from_request_parts(parts, app).await.map_err(|e| ApiError::not_found(&e.to_string()))?;
+        for (name, value) in &params {
+            let id: Uuid = value.parse().map_err(|e| ApiError::not_found(&format!("`{value}` is not a UUID: {e}")))?;
+            let field = match name {
+                "datacenter" => &mut place.datacenter,
+                "server" => &mut place.server,
+                "resource" => &mut place.resource,
+                _ => &mut place.item,
+            };
+            *field = Some(id);
+        }
+        Ok(place)
+    }
+}
+
+impl Place {
+    /// The resource, if all of the path is right.
+    ///
+    /// # Errors
+    /// 404.
+    pub fn resource(&self, app: &App, caller: &Caller) -> Result<Resource, ApiError> {
+        let id = self.resource.ok_or_else(|| ApiError::not_found("path"))?;
+        let resource = app.control.resource(caller, id)?;
+        let right = Some(resource.kind) == self.kind
+            && Some(resource.datacenter) == self.datacenter
+            && resource.server == self.server;
+        if right { Ok(resource) } else { Err(ApiError::not_found(&format!("resource {id}"))) }
+    }
+
+    /// The flow log, likewise. Its parent may have left the inventory.
+    fn flow_log(&self, app: &App, caller: &Caller) -> Result<FlowLog, ApiError> {
+        let id = self.item.ok_or_else(|| ApiError::not_found("path"))?;
+        let flow_log = app.control.flow_log(caller, FlowLogId(id))?;
+        let Parent { kind, id: parent, datacenter, server } = flow_log.parent;
+        let named = (self.kind, self.resource, self.datacenter, self.server);
+        let right = named == (Some(kind), Some(parent), Some(datacenter), server);
+        if right { Ok(flow_log) } else { Err(ApiError::not_found(&format!("flow log {id}"))) }
+    }
+}
+
+fn on_wire(app: &App, base: &Base, flow_log: &FlowLog) -> FlowLogResource {
+    FlowLogResource::of(base, flow_log, app.control.is_busy(flow_log.id))
+}
+
+/// 202, and where to ask how far it is.
+fn accepted(base: &Base, request: &Request, body: impl IntoResponse) -> Response {
+    let location = format!("{}{CLOUD}/requests/{}/status", base.0, request.id);
+    (StatusCode::ACCEPTED, [(header::LOCATION, location)], body).into_response()
+}
+
+/// All fields, or what is missing.
+fn complete(p: FlowLogProperties) -> Result<Properties, ApiError> {
+    let missing = |name: &str| format!("[(root).properties.{name}] `{name}` is required");
+    match (p.name, p.direction, p.action, p.bucket) {
+        (Some(name), Some(direction), Some(action), Some(bucket)) => Ok(Properties { name, direction, action, bucket }),
+        (name, direction, action, bucket) => {
+            let fields = [("name", name), ("direction", direction), ("action", action), ("bucket", bucket)];
+            Err(ApiError::invalid(fields.iter().filter(|(_, v)| v.is_none()).map(|(f, _)| missing(f)).collect()))
+        }
+    }
+}
+
+/// GET of a list.
+pub async fn list(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
+    let Resource { kind, id, datacenter, server, .. } = place.resource(&app, &caller)?;
+    let all = app.control.flow_logs(&caller, |f| f.parent.id == id);
+    let items = all.iter().map(|f| serde_json::to_value(on_wire(&app, &base, f)).unwrap_or_default()).collect();
+    let path = format!("{}/flowlogs", parent_path(&Parent { kind, id, datacenter, server }));
+    Ok(Json(Collection::of(&base, &path, items, page)))
+}
+
+/// POST.
+pub async fn create(
+    RequestContext { app, caller, place, base, .. }: RequestContext,
+    Body(body): Body<FlowLogBody>,
+) -> Result<Response, ApiError> {
+    let resource = place.resource(&app, &caller)?;
+    let (flow_log, request) = app.control.create(&caller, &resource, complete(body.properties)?)?;
+    Ok(accepted(&base, &request, Json(on_wire(&app, &base, &flow_log))))
+}
+
+/// GET.
+pub async fn show(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<FlowLogResource> {
+    Ok(Json(on_wire(&app, &base, &place.flow_log(&app, &caller)?)))
+}
+
+/// PUT: all fields.
+pub async fn replace(
+    RequestContext { app, caller, place, base, .. }: RequestContext,
+    Body(body): Body<FlowLogBody>,
+) -> Result<Response, ApiError> {
+    let old = place.flow_log(&app, &caller)?;
+    change(&app, &caller, &base, old.id, complete(body.properties)?.into())
+}
+
+/// PATCH: some fields.
+pub async fn patch(
+    RequestContext { app, caller, place, base, .. }: RequestContext,
+    Body(p): Body<FlowLogProperties>,
+) -> Result<Response, ApiError> {
+    let old = place.flow_log(&app, &caller)?;
+    let patch = Patch { name: p.name, direction: p.direction, action: p.action, bucket: p.bucket };
+    change(&app, &caller, &base, old.id, patch)
+}
+
+fn change(app: &App, caller: &Caller, base: &Base, id: FlowLogId, patch: Patch) -> Result<Response, ApiError> {
+    let (flow_log, request) = app.control.change(caller, id, patch, true)?;
+    Ok(accepted(base, &request, Json(on_wire(app, base, &flow_log))))
+}
+
+/// DELETE.
+pub async fn delete(RequestContext { app, caller, place, base, .. }: RequestContext) -> Result<Response, ApiError> {
+    let flow_log = place.flow_log(&app, &caller)?;
+    let request = app.control.delete(&caller, flow_log.id)?;
+    Ok(accepted(&base, &request, ()))
+}

@@ -1,0 +1,129 @@
+//! The HTTP API: the cloud's own flow log resources (IONOS Cloud API v6), so that its published clients work unchanged,
+//! and what the command line needs beyond them.
+//!
+//! * [`serve`]: sockets, TLS, limits on connections and time;
+//! * [`auth`]: who is asking, and how often;
+//! * [`routes`]: every path, once: the router and the `OpenAPI` document are both made from that table;
+//! * [`flow_logs`], [`parents`], [`requests`]: the cloud's resources; [`node`]: ours;
+//! * [`model`]: what is on the wire; [`error`]: what is on the wire when something is wrong.
+//!
+//! What a caller may do and what happens then does not belong here (`control`).
+
+pub mod auth;
+pub mod error;
+pub mod flow_logs;
+pub mod model;
+pub mod node;
+pub mod parents;
+pub mod requests;
+pub mod routes;
+pub mod serve;
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{FromRequest, FromRequestParts, Request},
+    http::{HeaderMap, header, request::Parts},
+};
+use error::ApiError;
+use flow_logs::Place;
+use model::Page;
+use serde::de::DeserializeOwned;
+
+use crate::flow_logs::{Control, access::Caller};
+
+/// Base path of the cloud API.
+pub const CLOUD: &str = "/cloudapi/v6";
+/// Base path of what is ours.
+pub const NODE: &str = "/flowlog/v1";
+/// Largest body that is read: a flow log has four short fields.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct App {
+    /// The control plane.
+    pub control: Arc<Control>,
+    /// Rates.
+    pub limits: Arc<auth::Limits>,
+    /// What clients reach us as.
+    pub public_url: Option<Arc<str>>,
+}
+
+/// How a request came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Over the node's own socket, from a process of this user.
+    Unix {
+        /// User.
+        uid: u32,
+    },
+    /// Over TCP.
+    Tcp {
+        /// From here.
+        address: std::net::IpAddr,
+        /// Encrypted.
+        tls: bool,
+    },
+}
+
+/// The URL that links begin with.
+#[derive(Clone, Debug)]
+pub struct Base(pub String);
+
+impl Base {
+    fn of(app: &App, peer: Option<&Peer>, headers: &HeaderMap) -> Self {
+        if let Some(url) = &app.public_url {
+            return Self(url.trim_end_matches('/').to_owned());
+        }
+        let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("localhost");
+        let scheme = if matches!(peer, Some(Peer::Tcp { tls: true, .. })) { "https" } else { "http" };
+        Self(format!("{scheme}://{host}"))
+    }
+}
+
+/// What every handler needs: who is asking, of what, and how answers are linked. Who is asking comes first.
+pub struct RequestContext {
+    /// What handlers share.
+    pub app: App,
+    /// Who.
+    pub caller: Caller,
+    /// Of what.
+    pub place: Place,
+    /// What links begin with.
+    pub base: Base,
+    /// The page of a list.
+    pub page: Page,
+}
+
+impl FromRequestParts<App> for RequestContext {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
+        let caller = auth::known(parts, app).await?;
+        let place = Place::of(parts, app).await?;
+        let base = Base::of(app, parts.extensions.get::<Peer>(), &parts.headers);
+        Ok(Self { app: app.clone(), caller, place, base, page: Page::of(parts.uri.query()) })
+    }
+}
+
+/// A JSON body. Clients differ in what they call its type, so that is not looked at.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &App) -> Result<Self, Self::Rejection> {
+        let reading = axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX);
+        let bytes = match tokio::time::timeout(serve::BODY_TIMEOUT, reading).await {
+            Err(_) => return Err(ApiError::slow()),
+            Ok(Err(_)) => return Err(ApiError::too_large(BODY_BYTES_MAX)),
+            Ok(Ok(bytes)) => bytes,
+        };
+        serde_json::from_slice(&bytes).map(Self).map_err(|e| ApiError::not_understood(&e))
+    }
+}
+
+/// A JSON answer.
+type Answer<T> = Result<Json<T>, ApiError>;

@@ -1,0 +1,305 @@
+//! What is on the wire, in the cloud API's form.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Base, CLOUD};
+use crate::{
+    flow_logs::{
+        flow_log::{FlowLog, Parent, Properties, Stamp, State},
+        join,
+        request::{Progress, Request},
+    },
+    inventory::Kind,
+};
+
+/// About a resource.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Metadata {
+    /// Changes whenever the resource does.
+    pub etag: String,
+    /// RFC 3339.
+    pub created_date: String,
+    /// Who made it.
+    pub created_by: String,
+    /// Their id.
+    pub created_by_user_id: Uuid,
+    /// RFC 3339.
+    pub last_modified_date: String,
+    /// Who changed it last.
+    pub last_modified_by: String,
+    /// Their id.
+    pub last_modified_by_user_id: Uuid,
+    /// `BUSY`, `AVAILABLE`, `INACTIVE` (a draft) or `FAILED`.
+    pub state: String,
+    /// Why it has failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// The fields of a flow log.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FlowLogProperties {
+    /// Name; begins every object key after the prefix.
+    pub name: Option<String>,
+    /// `ACCEPTED`, `REJECTED` or `ALL`.
+    pub action: Option<String>,
+    /// `INGRESS`, `EGRESS` or `BIDIRECTIONAL`.
+    pub direction: Option<String>,
+    /// `bucket[/prefix]`.
+    pub bucket: Option<String>,
+}
+
+/// A flow log.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct FlowLogResource {
+    /// Id.
+    pub id: Uuid,
+    /// `flow-log`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Where it is.
+    pub href: String,
+    /// About it.
+    pub metadata: Metadata,
+    /// Its fields.
+    pub properties: FlowLogProperties,
+}
+
+/// The body of POST and PUT.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct FlowLogBody {
+    /// Its fields.
+    pub properties: FlowLogProperties,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Collection {
+    /// Its path.
+    pub id: String,
+    /// `collection`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Where it is.
+    pub href: String,
+    /// What is on this page.
+    #[schema(value_type = Vec<Object>)]
+    pub items: Vec<Value>,
+    /// How many are in front of them.
+    pub offset: usize,
+    /// How many there are on a page.
+    pub limit: usize,
+    /// Other pages.
+    #[serde(rename = "_links")]
+    pub links: Links,
+}
+
+/// Links to pages.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Links {
+    /// The page in front.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prev: Option<String>,
+    /// This page.
+    #[serde(rename = "self")]
+    pub this: String,
+    /// The next page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// How far a request is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct RequestStatus {
+    /// `ID/status`.
+    pub id: String,
+    /// `request-status`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Where it is.
+    pub href: String,
+    /// How far.
+    pub metadata: RequestStatusMetadata,
+}
+
+/// How far a request is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct RequestStatusMetadata {
+    /// `QUEUED`, `RUNNING`, `DONE` or `FAILED`.
+    #[schema(value_type = String)]
+    pub status: Progress,
+    /// In words; why it failed.
+    pub message: String,
+    /// Changes whenever the status does.
+    pub etag: String,
+    /// What it is about.
+    #[schema(value_type = Vec<Object>)]
+    pub targets: Vec<Value>,
+}
+
+/// A page that is asked for; everything else in a query is tolerated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    offset: usize,
+    limit: usize,
+}
+
+/// Items on a page, unless asked for otherwise, and at most: as the cloud API has it.
+const LIMIT_DEFAULT: usize = 1_000;
+const LIMIT_MAX: usize = 10_000;
+
+impl Page {
+    /// From a query such as `offset=10&limit=5&depth=1`.
+    #[must_use]
+    pub fn of(query: Option<&str>) -> Self {
+        let number = |wanted: &str| {
+            let pairs = query.unwrap_or_default().split('&').filter_map(|p| p.split_once('='));
+            pairs.filter(|(k, _)| *k == wanted).find_map(|(_, v)| v.parse::<usize>().ok())
+        };
+        let limit = number("limit").filter(|n| (1..=LIMIT_MAX).contains(n)).unwrap_or(LIMIT_DEFAULT);
+        Self { offset: number("offset").unwrap_or(0), limit }
+    }
+}
+
+impl Collection {
+    /// A page of `items`, which are all there are, at a path below the base.
+    #[must_use]
+    pub fn of(base: &Base, path: &str, items: Vec<Value>, page: Page) -> Self {
+        let Page { offset, limit } = page;
+        let href = format!("{}{CLOUD}/{path}", base.0);
+        let link = |offset: usize| format!("{href}?offset={offset}&limit={limit}");
+        let more = items.len() > offset.saturating_add(limit);
+        let links = Links {
+            prev: (offset > 0).then(|| link(offset.saturating_sub(limit))),
+            this: link(offset),
+            next: more.then(|| link(offset + limit)),
+        };
+        let items = items.into_iter().skip(offset).take(limit).collect();
+        Self { id: path.to_owned(), kind: "collection", href, items, offset, limit, links }
+    }
+}
+
+/// A parent's path below the base.
+#[must_use]
+pub fn parent_path(parent: &Parent) -> String {
+    let Parent { kind, id, datacenter, server } = parent;
+    match (kind, server) {
+        (Kind::Nic, Some(server)) => format!("datacenters/{datacenter}/servers/{server}/nics/{id}"),
+        _ => format!("datacenters/{datacenter}/{}/{id}", folder(*kind)),
+    }
+}
+
+/// Name of a kind's lists.
+#[must_use]
+pub fn folder(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Nic => "nics",
+        Kind::NatGateway => "natgateways",
+        Kind::NetworkLoadBalancer => "networkloadbalancers",
+        Kind::ApplicationLoadBalancer => "applicationloadbalancers",
+    }
+}
+
+/// Unix seconds as RFC 3339.
+#[must_use]
+pub fn date(secs: i64) -> String {
+    Timestamp::from_second(secs).unwrap_or(Timestamp::UNIX_EPOCH).to_string()
+}
+
+fn metadata(created: &Stamp, modified: &Stamp, etag: String, state: &str) -> Metadata {
+    Metadata {
+        etag,
+        created_date: date(created.at_secs),
+        created_by: created.by.clone(),
+        created_by_user_id: created.by_id,
+        last_modified_date: date(modified.at_secs),
+        last_modified_by: modified.by.clone(),
+        last_modified_by_user_id: modified.by_id,
+        state: state.to_owned(),
+        message: None,
+    }
+}
+
+/// Metadata of what the inventory has: it is there, so it is available.
+#[must_use]
+pub fn available(id: Uuid) -> Metadata {
+    let nobody = Stamp { by: "inventory".to_owned(), by_id: Uuid::nil(), at_secs: 0 };
+    metadata(&nobody, &nobody, id.simple().to_string(), "AVAILABLE")
+}
+
+impl FlowLogResource {
+    /// On the wire; `busy` if something is being done to it.
+    #[must_use]
+    pub fn of(base: &Base, flow_log: &FlowLog, busy: bool) -> Self {
+        let state = match flow_log.state {
+            _ if busy => "BUSY",
+            State::Provisioning | State::Deleting => "BUSY",
+            State::Active => "AVAILABLE",
+            State::Draft | State::Validated if flow_log.problems.is_empty() => "INACTIVE",
+            State::Draft | State::Validated => "FAILED",
+        };
+        let etag = format!("{}{:08x}", flow_log.id.0.simple(), flow_log.version);
+        let mut metadata = metadata(&flow_log.created, &flow_log.modified, etag, state);
+        metadata.message = (state == "FAILED").then(|| join(&flow_log.problems));
+        let Properties { name, direction, action, bucket } = flow_log.properties.clone();
+        Self {
+            id: flow_log.id.0,
+            kind: "flow-log",
+            href: format!("{}{CLOUD}/{}/flowlogs/{}", base.0, parent_path(&flow_log.parent), flow_log.id),
+            metadata,
+            properties: FlowLogProperties {
+                name: Some(name),
+                action: Some(action),
+                direction: Some(direction),
+                bucket: Some(bucket),
+            },
+        }
+    }
+}
+
+impl RequestStatus {
+    /// On the wire.
+    #[must_use]
+    pub fn of(base: &Base, request: &Request) -> Self {
+        let target = |id: &flowlog_model::FlowLogId| serde_json::json!({"target": {"id": id, "type": "flow-log"}});
+        Self {
+            id: format!("{}/status", request.id),
+            kind: "request-status",
+            href: format!("{}{CLOUD}/requests/{}/status", base.0, request.id),
+            metadata: RequestStatusMetadata {
+                status: request.progress,
+                message: request.message.clone(),
+                etag: format!("{}{:?}", request.id.simple(), request.progress),
+                targets: request.work.flow_logs().iter().map(target).collect(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_cut_and_linked_and_odd_queries_are_tolerated() {
+        let base = Base("http://h".to_owned());
+        let items = || (0..5).map(Value::from).collect::<Vec<_>>();
+        let page = Page::of(Some("pretty=true&depth=3&offset=2&limit=2&filter.name=x&order-by=name"));
+        let middle = Collection::of(&base, "requests", items(), page);
+        assert_eq!((middle.items.len(), middle.offset, middle.limit), (2, 2, 2));
+        assert_eq!(middle.links.prev.as_deref(), Some("http://h/cloudapi/v6/requests?offset=0&limit=2"));
+        assert_eq!(middle.links.next.as_deref(), Some("http://h/cloudapi/v6/requests?offset=4&limit=2"));
+        for odd in [None, Some(""), Some("limit=0&offset=-1"), Some("limit=x"), Some("&&=&limit=99999999999999999999")]
+        {
+            let all = Collection::of(&base, "requests", items(), Page::of(odd));
+            assert_eq!((all.items.len(), all.limit), (5, LIMIT_DEFAULT), "{odd:?}");
+            assert!(all.links.prev.is_none() && all.links.next.is_none());
+        }
+        assert!(Collection::of(&base, "r", items(), Page::of(Some("offset=18446744073709551615"))).items.is_empty());
+    }
+}

@@ -1,0 +1,154 @@
+//! What the command line needs beyond the cloud's resources: drafts, checks, summaries, the inventory, the audit log.
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use flowlog_model::FlowLogId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{Answer, Base, Body, NODE, RequestContext, error::ApiError, flow_logs::Place, model::RequestStatus};
+use crate::{
+    flow_logs::{change::Patch, flow_log::Properties, request::Request, summary::Summary},
+    inventory::Contract,
+};
+
+/// Entries of the audit log that are shown.
+const AUDIT_SHOWN: usize = 1_000;
+
+/// A draft to be added.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Draft {
+    /// NIC, NAT gateway or load balancer.
+    pub resource: Uuid,
+    /// Name.
+    pub name: String,
+    /// Direction.
+    pub direction: String,
+    /// Action.
+    pub action: String,
+    /// `bucket[/prefix]`.
+    pub bucket: String,
+}
+
+/// What is to be provisioned: these, or all drafts of the contract.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Selection {
+    /// Flow logs.
+    pub flow_logs: Vec<Uuid>,
+    /// Contract: of the node's operator, who has none.
+    pub contract: Option<String>,
+}
+
+/// Fields to be changed.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Changes {
+    /// Name.
+    pub name: Option<String>,
+    /// Direction: of a draft.
+    pub direction: Option<String>,
+    /// Action: of a draft.
+    pub action: Option<String>,
+    /// Bucket: of a draft.
+    pub bucket: Option<String>,
+}
+
+fn id(place: &Place) -> Result<FlowLogId, ApiError> {
+    place.item.map(FlowLogId).ok_or_else(|| ApiError::not_found("path"))
+}
+
+fn accepted(base: &Base, request: &Request) -> Response {
+    (StatusCode::ACCEPTED, Json(RequestStatus::of(base, request))).into_response()
+}
+
+/// GET of all flow logs.
+pub async fn list(RequestContext { app, caller, .. }: RequestContext) -> Answer<Vec<Summary>> {
+    let all = app.control.flow_logs(&caller, |_| true);
+    Ok(Json(all.into_iter().map(|f| app.control.summary(f)).collect()))
+}
+
+/// GET of one.
+pub async fn show(RequestContext { app, caller, place, .. }: RequestContext) -> Answer<Summary> {
+    Ok(Json(app.control.summary(app.control.flow_log(&caller, id(&place)?)?)))
+}
+
+/// POST of a draft.
+pub async fn add(
+    RequestContext { app, caller, .. }: RequestContext,
+    Body(draft): Body<Draft>,
+) -> Result<Response, ApiError> {
+    let Draft { resource, name, direction, action, bucket } = draft;
+    let resource = app.control.resource(&caller, resource)?;
+    let flow_log = app.control.add(&caller, &resource, Properties { name, direction, action, bucket })?;
+    Ok((StatusCode::CREATED, Json(app.control.summary(flow_log))).into_response())
+}
+
+/// POST: check a draft.
+pub async fn validate(RequestContext { app, caller, place, .. }: RequestContext) -> Answer<Summary> {
+    let checked = app.control.validate(&caller, id(&place)?).await?;
+    Ok(Json(app.control.summary(checked)))
+}
+
+/// PATCH.
+pub async fn change(
+    RequestContext { app, caller, place, .. }: RequestContext,
+    Body(c): Body<Changes>,
+) -> Answer<Summary> {
+    let patch = Patch { name: c.name, direction: c.direction, action: c.action, bucket: c.bucket };
+    let (changed, _) = app.control.change(&caller, id(&place)?, patch, false)?;
+    Ok(Json(app.control.summary(changed)))
+}
+
+/// DELETE.
+pub async fn delete(RequestContext { app, caller, place, base, .. }: RequestContext) -> Result<Response, ApiError> {
+    Ok(accepted(&base, &app.control.delete(&caller, id(&place)?)?))
+}
+
+/// POST: activate drafts.
+pub async fn provision(
+    RequestContext { app, caller, base, .. }: RequestContext,
+    Body(selection): Body<Selection>,
+) -> Result<Response, ApiError> {
+    let contract: Option<Contract> = match selection.contract.as_deref().map(str::parse).transpose() {
+        Ok(contract) => contract,
+        Err(words) => return Err(ApiError::invalid(vec![words])),
+    };
+    let ids: Vec<FlowLogId> = selection.flow_logs.into_iter().map(FlowLogId).collect();
+    Ok(accepted(&base, &app.control.provision(&caller, &ids, contract.as_ref())?))
+}
+
+/// GET of a request: answers when it is over, or after a while.
+pub async fn finished(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<RequestStatus> {
+    let FlowLogId(id) = id(&place)?;
+    Ok(Json(RequestStatus::of(&base, &app.control.finished(&caller, id).await?)))
+}
+
+/// GET of the inventory, as far as a caller sees it.
+pub async fn inventory(RequestContext { app, caller, .. }: RequestContext) -> Answer<Value> {
+    let loaded = app.control.inventory();
+    let taken = app.control.flow_logs(&caller, |_| true);
+    let resources = loaded.inventory.resources.values().filter(|r| caller.sees(&r.contract)).map(|r| {
+        let flow_log = taken.iter().find(|f| f.parent.id == r.id);
+        json!({
+            "id": r.id, "kind": r.kind, "name": r.name, "contract": r.contract, "datacenter": r.datacenter,
+            "server": r.server, "side": r.side, "interfaces": r.interfaces,
+            "flow_log": flow_log.map(|f| json!({"id": f.id, "name": f.properties.name, "state": f.state})),
+        })
+    });
+    let resources: Vec<Value> = resources.collect();
+    // Where the files are is the operator's business.
+    let problems = if caller.contract().is_none() { loaded.problems.clone() } else { Vec::new() };
+    Ok(Json(json!({"resources": resources, "problems": problems})))
+}
+
+/// GET of the audit log.
+pub async fn audit(RequestContext { app, caller, .. }: RequestContext) -> Answer<Value> {
+    Ok(Json(json!({"path": format!("{NODE}/audit"), "entries": app.control.audit(&caller, AUDIT_SHOWN)?})))
+}

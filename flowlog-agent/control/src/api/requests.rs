@@ -1,0 +1,44 @@
+//! Requests: how far a change is.
+
+use axum::Json;
+use serde_json::{Value, json};
+
+use super::{
+    Answer, Base, CLOUD, RequestContext,
+    error::ApiError,
+    model::{Collection, RequestStatus, date},
+};
+use crate::flow_logs::request::Request;
+
+fn on_wire(base: &Base, request: &Request) -> Value {
+    json!({
+        "id": request.id,
+        "type": "request",
+        "href": format!("{}{CLOUD}/requests/{}", base.0, request.id),
+        "metadata": {
+            "createdDate": date(request.asked.at_secs),
+            "createdBy": request.asked.by,
+            "etag": request.id.simple().to_string(),
+            "requestStatus": RequestStatus::of(base, request),
+        },
+        "properties": {"method": "", "headers": {}, "body": "", "url": ""},
+    })
+}
+
+/// GET of the list, the newest first.
+pub async fn list(RequestContext { app, caller, base, page, .. }: RequestContext) -> Answer<Collection> {
+    let items = app.control.requests(&caller).iter().map(|r| on_wire(&base, r)).collect();
+    Ok(Json(Collection::of(&base, "requests", items, page)))
+}
+
+/// GET.
+pub async fn show(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
+    let id = place.item.ok_or_else(|| ApiError::not_found("path"))?;
+    Ok(Json(on_wire(&base, &app.control.request(&caller, id)?)))
+}
+
+/// GET of the status.
+pub async fn status(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<RequestStatus> {
+    let id = place.item.ok_or_else(|| ApiError::not_found("path"))?;
+    Ok(Json(RequestStatus::of(&base, &app.control.request(&caller, id)?)))
+}

@@ -1,0 +1,331 @@
+//! Sockets, TLS, and limits on connections and time: whoever is slow or many is cut, and nobody else notices.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use axum::{Router, body::Body};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig, crypto,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    },
+};
+use tower::ServiceExt as _;
+
+use super::{App, Peer, auth::Limits, routes};
+use crate::flow_logs::Control;
+
+/// Where the API is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiOptions {
+    /// The node's own socket.
+    pub socket: PathBuf,
+    /// A TCP address.
+    pub listen: Option<SocketAddr>,
+    /// Certificate and key in PEM form.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// What clients reach it as; else what they say they asked (`Host`).
+    pub public_url: Option<String>,
+}
+
+/// Time for a body to come.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a request's head to come, or for the next one on a connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest life of a connection: whoever takes answers byte by byte is cut then.
+const CONNECTION_MAX: Duration = Duration::from_mins(5);
+/// Connections at the same time on each listener; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 256;
+/// Of these, from one address or one user of the node; more are closed at once, so that nobody takes all the places.
+const CONNECTIONS_EACH_MAX: usize = 64;
+/// Largest head of a request.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+/// Pause after a connection could not be accepted: there are no descriptors left.
+const ACCEPT_RETRY: Duration = Duration::from_millis(200);
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The socket cannot be made.
+    #[error("api.socket `{}`: {source}", path.display())]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The address cannot be used.
+    #[error("api.listen `{address}`: {source}")]
+    Address {
+        /// Which.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Certificate or key cannot be used.
+    #[error("api.tls_certificate `{}`, api.tls_key `{}`: {problem}", certificate.display(), key.display())]
+    Tls {
+        /// Certificate.
+        certificate: PathBuf,
+        /// Key.
+        key: PathBuf,
+        /// Why not.
+        problem: String,
+    },
+}
+
+/// Listening, but not serving yet.
+pub struct Listening {
+    unix: UnixListener,
+    tcp: Option<(TcpListener, Option<Certificate>)>,
+    public_url: Option<Arc<str>>,
+}
+
+/// Listens, inside a runtime.
+///
+/// # Errors
+/// If an address or a certificate cannot be used.
+pub fn listen(options: &ApiOptions) -> Result<Listening, ServeError> {
+    let unix = socket(&options.socket).map_err(|source| ServeError::Socket { path: options.socket.clone(), source })?;
+    let tls = match &options.tls {
+        Some((certificate, key)) => Some(Certificate::open(certificate, key)?),
+        None => None,
+    };
+    let tcp = match options.listen {
+        Some(address) => {
+            let failed = |source| ServeError::Address { address, source };
+            let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+            listener.set_nonblocking(true).map_err(failed)?;
+            let bound = listener.local_addr().map_err(failed)?;
+            tracing::info!(address = %bound, tls = tls.is_some(), "serving the API");
+            Some((TcpListener::from_std(listener).map_err(failed)?, tls))
+        }
+        None => None,
+    };
+    Ok(Listening { unix, tcp, public_url: options.public_url.as_deref().map(Arc::from) })
+}
+
+/// Makes the node's own socket. Everybody may connect: who it is, the kernel says.
+fn socket(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        fs::create_dir_all(dir)?;
+    }
+    // Of an agent that is gone: the lock of the state directory says that it is. Somebody else's file is not removed.
+    if fs::symlink_metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type())) {
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process serves it; name another socket"));
+            }
+            Err(_) => fs::remove_file(path)?,
+        }
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+impl Listening {
+    /// Serves for ever.
+    pub async fn run(self, control: Arc<Control>) {
+        let app = App { control, limits: Arc::new(Limits::default()), public_url: self.public_url };
+        let router = routes::router(app);
+        let tcp = async {
+            match self.tcp {
+                Some((listener, tls)) => serve_tcp(listener, tls, router.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(serve_unix(self.unix, router.clone()), tcp);
+    }
+}
+
+/// The places of a listener.
+struct Room<K> {
+    all: Arc<Semaphore>,
+    each: Arc<Mutex<BTreeMap<K, usize>>>,
+}
+
+/// A place that is taken; free again when dropped.
+struct Place<K: Ord> {
+    _one: OwnedSemaphorePermit,
+    each: Arc<Mutex<BTreeMap<K, usize>>>,
+    key: K,
+}
+
+impl<K: Ord + Copy> Room<K> {
+    fn new() -> Self {
+        Self { all: Arc::new(Semaphore::new(CONNECTIONS_MAX)), each: Arc::default() }
+    }
+
+    /// Waits until there is a place for somebody.
+    async fn free(&self) -> Option<OwnedSemaphorePermit> {
+        self.all.clone().acquire_owned().await.ok()
+    }
+
+    /// Takes it, unless `key` has its share already.
+    fn take(&self, one: OwnedSemaphorePermit, key: K) -> Option<Place<K>> {
+        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = each.entry(key).or_default();
+        if *taken >= CONNECTIONS_EACH_MAX {
+            return None;
+        }
+        *taken += 1;
+        Some(Place { _one: one, each: self.each.clone(), key })
+    }
+}
+
+impl<K: Ord> Drop for Place<K> {
+    fn drop(&mut self) {
+        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = each.get_mut(&self.key) {
+            *taken -= 1;
+            if *taken == 0 {
+                each.remove(&self.key);
+            }
+        }
+    }
+}
+
+async fn serve_unix(listener: UnixListener, router: Router) {
+    let room = Room::new();
+    loop {
+        let Some(one) = room.free().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // A peer without credentials is nobody.
+                let uid = stream.peer_cred().map_or(u32::MAX, |c| c.uid());
+                if let Some(place) = room.take(one, uid) {
+                    tokio::spawn(connection(stream, router.clone(), Peer::Unix { uid }, place));
+                }
+            }
+            Err(error) => refused(&error).await,
+        }
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Router) {
+    let room = Room::new();
+    loop {
+        let Some(one) = room.free().await else { return };
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                refused(&error).await;
+                continue;
+            }
+        };
+        let (router, address) = (router.clone(), from.ip());
+        let Some(place) = room.take(one, address) else { continue };
+        match &tls {
+            None => drop(tokio::spawn(connection(stream, router, Peer::Tcp { address, tls: false }, place))),
+            Some(certificate) => {
+                let acceptor = TlsAcceptor::from(certificate.current());
+                tokio::spawn(async move {
+                    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+                        Ok(Ok(stream)) => connection(stream, router, Peer::Tcp { address, tls: true }, place).await,
+                        Ok(Err(error)) => tracing::debug!(%address, %error, "no TLS"),
+                        Err(_) => tracing::debug!(%address, "no TLS in time"),
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn refused(error: &io::Error) {
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(ACCEPT_RETRY).await;
+}
+
+/// Serves one connection; its place is free again afterwards.
+async fn connection<S, K: Ord>(stream: S, router: Router, peer: Peer, _place: Place<K>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(peer.clone());
+        router.clone().oneshot(request)
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
+    match tokio::time::timeout(CONNECTION_MAX, http.serve_connection(TokioIo::new(stream), service)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a connection ended"),
+        Err(_) => tracing::debug!("a connection was cut after its time"),
+    }
+}
+
+/// When certificate and key were last changed.
+type Changed = [Option<SystemTime>; 2];
+
+/// A certificate, read again when its files change.
+struct Certificate {
+    chain: PathBuf,
+    key: PathBuf,
+    used: Mutex<(Changed, Arc<ServerConfig>)>,
+}
+
+impl Certificate {
+    fn open(certificate: &Path, key: &Path) -> Result<Self, ServeError> {
+        let config = config(certificate, key).map_err(|problem| ServeError::Tls {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            problem,
+        })?;
+        let used = Mutex::new((changed(certificate, key), Arc::new(config)));
+        Ok(Self { chain: certificate.to_owned(), key: key.to_owned(), used })
+    }
+
+    /// As of now; the last good one if the files are wrong.
+    fn current(&self) -> Arc<ServerConfig> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = changed(&self.chain, &self.key);
+        if used.0 != now {
+            match config(&self.chain, &self.key) {
+                Ok(config) => used.1 = Arc::new(config),
+                Err(problem) => tracing::error!(problem, "the new TLS certificate cannot be used; the old one is"),
+            }
+            used.0 = now;
+        }
+        used.1.clone()
+    }
+}
+
+fn changed(certificate: &Path, key: &Path) -> Changed {
+    [certificate, key].map(|p| fs::metadata(p).and_then(|m| m.modified()).ok())
+}
+
+fn config(certificate: &Path, key: &Path) -> Result<ServerConfig, String> {
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(certificate).map_err(|e| format!("certificate: {e}"))?.collect();
+    let chain = chain.map_err(|e| format!("certificate: {e}"))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("key: {e}"))?;
+    let provider = Arc::new(crypto::aws_lc_rs::default_provider());
+    let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = versions
+        .map_err(|e| e.to_string())?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|e| e.to_string())?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}

@@ -1,0 +1,299 @@
+//! What callers can wish for. Each is checked as far as that goes at once, and written down in one transaction; what takes
+//! time becomes a [`Request`], which the worker carries out.
+
+use flowlog_model::{FlowLogId, rule::InvalidField};
+use uuid::Uuid;
+
+use super::{
+    Control, Refused,
+    access::{Caller, Operation},
+    allowed, busy,
+    flow_log::{FlowLog, Parent, Properties, Stamp, State},
+    request::{Progress, Request, Work},
+    stamp,
+    store::{AuditEntry, Change, FlowLogStore},
+    visible,
+};
+use crate::inventory::{Contract, Resource};
+
+/// Flow logs of one contract on one node: more than a node has interfaces for.
+const FLOW_LOGS_PER_CONTRACT_MAX: usize = 2_000;
+/// Requests of one contract that wait at the same time.
+const WAITING_PER_CONTRACT_MAX: usize = 1_000;
+/// Requests that are remembered after they are over: clients ask for a while.
+const REQUESTS_KEPT_MAX: usize = 5_000;
+
+/// A change of some fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patch {
+    /// See [`Properties`].
+    pub name: Option<String>,
+    /// See [`Properties`].
+    pub direction: Option<String>,
+    /// See [`Properties`].
+    pub action: Option<String>,
+    /// See [`Properties`].
+    pub bucket: Option<String>,
+}
+
+impl From<Properties> for Patch {
+    fn from(p: Properties) -> Self {
+        Self { name: Some(p.name), direction: Some(p.direction), action: Some(p.action), bucket: Some(p.bucket) }
+    }
+}
+
+impl Patch {
+    fn apply(self, to: &Properties) -> Properties {
+        let to = to.clone();
+        Properties {
+            name: self.name.unwrap_or(to.name),
+            direction: self.direction.unwrap_or(to.direction),
+            action: self.action.unwrap_or(to.action),
+            bucket: self.bucket.unwrap_or(to.bucket),
+        }
+        .canonical()
+    }
+}
+
+impl Control {
+    /// Writes a draft down, right or wrong.
+    ///
+    /// # Errors
+    /// If the caller may not, or there are too many.
+    pub fn add(&self, caller: &Caller, resource: &Resource, properties: Properties) -> Result<FlowLog, Refused> {
+        let mut store = self.store();
+        let flow_log = self.new_flow_log(&store, caller, resource, properties)?;
+        let changes = vec![Change::Put(Box::new(flow_log.clone())), audit(&stamp(caller), &flow_log, "draft added")];
+        store.commit(changes)?;
+        Ok(flow_log)
+    }
+
+    /// Makes a flow log and activates it as soon as all checks have passed.
+    ///
+    /// # Errors
+    /// If the caller may not, a field is wrong, or the resource has a flow log already.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        properties: Properties,
+    ) -> Result<(FlowLog, Request), Refused> {
+        let mut store = self.store();
+        let flow_log = self.new_flow_log(&store, caller, resource, properties)?;
+        flow_log.properties.check().map_err(Refused::Invalid)?;
+        if let Some(other) = store.flow_logs().values().find(|f| f.parent.id == resource.id) {
+            return Err(Refused::Conflict(format!(
+                "{} {} has the flow log `{}` ({}) already, and takes one; delete that first",
+                resource.kind, resource.id, other.properties.name, other.id
+            )));
+        }
+        let request = new_request(&store, caller, &flow_log.contract, Work::Provision(vec![flow_log.id]))?;
+        let what = format!("flow log `{}` created for {} {}", flow_log.properties.name, resource.kind, resource.id);
+        let mut changes = vec![Change::Put(Box::new(flow_log.clone())), audit(&stamp(caller), &flow_log, &what)];
+        changes.extend(request_changes(&store, &request));
+        store.commit(changes)?;
+        self.work.notify_one();
+        Ok((flow_log, request))
+    }
+
+    fn new_flow_log(
+        &self,
+        store: &FlowLogStore,
+        caller: &Caller,
+        resource: &Resource,
+        properties: Properties,
+    ) -> Result<FlowLog, Refused> {
+        allowed(caller, Operation::Create, &resource.contract, &format!("{} {}", resource.kind, resource.id))?;
+        let long = properties.too_long();
+        if !long.is_empty() {
+            return Err(Refused::Invalid(long));
+        }
+        let count = store.flow_logs().values().filter(|f| f.contract == resource.contract).count();
+        if count >= FLOW_LOGS_PER_CONTRACT_MAX {
+            return Err(Refused::TooMany(format!("contract {} has {count} flow logs; delete some", resource.contract)));
+        }
+        let Resource { id, kind, contract, datacenter, server, interfaces, .. } = resource.clone();
+        let made = stamp(caller);
+        Ok(FlowLog {
+            id: FlowLogId(Uuid::new_v4()),
+            contract,
+            parent: Parent { kind, id, datacenter, server },
+            properties: properties.canonical(),
+            settings: self.settings.clone(),
+            state: State::Draft,
+            key_name: None,
+            interfaces,
+            problems: Vec::new(),
+            version: 1,
+            created: made.clone(),
+            modified: made,
+        })
+    }
+
+    /// Changes fields: all of a draft, the name of an active flow log. With `activate`, one that is not active yet is
+    /// activated after it.
+    ///
+    /// # Errors
+    /// If the caller may not, a field is wrong or cannot be changed any more, or something is being done to it.
+    pub fn change(
+        &self,
+        caller: &Caller,
+        id: FlowLogId,
+        patch: Patch,
+        activate: bool,
+    ) -> Result<(FlowLog, Request), Refused> {
+        let mut store = self.store();
+        let old = visible(&store, caller, id)?.clone();
+        let properties = patch.apply(&old.properties);
+        let only_name = Properties { name: properties.name.clone(), ..old.properties.clone() } == properties;
+        let active = old.state == State::Active;
+        let operation = if only_name && !activate { Operation::Rename } else { Operation::Change };
+        let operation = if only_name && active { Operation::Rename } else { operation };
+        allowed(caller, operation, &old.contract, &format!("flow log {id}"))?;
+        if busy(&store, id) || matches!(old.state, State::Provisioning | State::Deleting) {
+            return Err(Refused::Conflict(format!("flow log {id} is being changed; try again when that is done")));
+        }
+        if active && !only_name {
+            return Err(Refused::Invalid(immutable(&old.properties, &properties)));
+        }
+        let problems = if active || activate { properties.check().err() } else { Some(properties.too_long()) };
+        if let Some(problems) = problems.filter(|p| !p.is_empty()) {
+            return Err(Refused::Invalid(problems));
+        }
+        let mut new = old.clone();
+        new.properties = properties;
+        touch(&mut new, caller);
+        if !active {
+            new.state = State::Draft;
+            new.problems.clear();
+        }
+        let what = if only_name {
+            format!("renamed from `{}` to `{}`", old.properties.name.escape_debug(), new.properties.name.escape_debug())
+        } else {
+            "draft changed".to_owned()
+        };
+        let work = if activate && !active { Work::Provision(vec![id]) } else { Work::Changed(id) };
+        let request = new_request(&store, caller, &new.contract, work)?;
+        let mut changes = vec![Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, &what)];
+        changes.extend(request_changes(&store, &request));
+        store.commit(changes)?;
+        self.work.notify_one();
+        Ok((new, request))
+    }
+
+    /// Activates drafts, all or none: these, or all of a contract.
+    ///
+    /// # Errors
+    /// If the caller may not, or there is nothing to do.
+    pub fn provision(
+        &self,
+        caller: &Caller,
+        ids: &[FlowLogId],
+        contract: Option<&Contract>,
+    ) -> Result<Request, Refused> {
+        let mut store = self.store();
+        let mut flow_logs = Vec::new();
+        for id in ids {
+            flow_logs.push(visible(&store, caller, *id)?.clone());
+        }
+        if let Some(contract) = contract.or(caller.contract()).filter(|_| ids.is_empty()) {
+            let pending = |f: &&FlowLog| f.contract == *contract && matches!(f.state, State::Draft | State::Validated);
+            flow_logs.extend(store.flow_logs().values().filter(pending).cloned());
+        }
+        let Some(contract) = flow_logs.first().map(|f| f.contract.clone()) else {
+            return Err(Refused::Conflict("there are no drafts to provision".to_owned()));
+        };
+        for f in &flow_logs {
+            allowed(caller, Operation::Provision, &f.contract, &format!("flow log {}", f.id))?;
+            if f.contract != contract {
+                return Err(Refused::Conflict(
+                    "flow logs of several contracts are not provisioned together".to_owned(),
+                ));
+            }
+            if busy(&store, f.id) || !matches!(f.state, State::Draft | State::Validated) {
+                return Err(Refused::Conflict(format!("flow log {} is active or being changed already", f.id)));
+            }
+        }
+        let request =
+            new_request(&store, caller, &contract, Work::Provision(flow_logs.iter().map(|f| f.id).collect()))?;
+        let mut changes: Vec<Change> =
+            flow_logs.iter().map(|f| audit(&stamp(caller), f, "provisioning asked for")).collect();
+        changes.extend(request_changes(&store, &request));
+        store.commit(changes)?;
+        self.work.notify_one();
+        Ok(request)
+    }
+
+    /// Ends a flow log: its capture is ended and flushed, what has been delivered stays.
+    ///
+    /// # Errors
+    /// If the caller may not.
+    pub fn delete(&self, caller: &Caller, id: FlowLogId) -> Result<Request, Refused> {
+        let mut store = self.store();
+        let flow_log = visible(&store, caller, id)?.clone();
+        allowed(caller, Operation::Delete, &flow_log.contract, &format!("flow log {id}"))?;
+        let deleting = |r: &&Request| !r.progress.is_over() && r.work == Work::Delete(id);
+        if let Some(request) = store.requests().values().find(deleting) {
+            return Ok(request.clone());
+        }
+        let request = new_request(&store, caller, &flow_log.contract, Work::Delete(id))?;
+        let mut changes = vec![audit(&stamp(caller), &flow_log, "deletion asked for")];
+        changes.extend(request_changes(&store, &request));
+        store.commit(changes)?;
+        self.work.notify_one();
+        Ok(request)
+    }
+}
+
+/// What an active flow log cannot change.
+fn immutable(old: &Properties, new: &Properties) -> Vec<InvalidField> {
+    let fields = [
+        ("direction", &old.direction, &new.direction),
+        ("action", &old.action, &new.action),
+        ("bucket", &old.bucket, &new.bucket),
+    ];
+    let rule = |old: &str| {
+        format!("an active flow log keeps its `{old}`; delete it and create another, or change only its name")
+    };
+    let changed = fields.into_iter().filter(|(_, old, new)| old != new);
+    changed.map(|(field, old, new)| InvalidField::new(field, new.clone(), rule(old))).collect()
+}
+
+pub(super) fn touch(flow_log: &mut FlowLog, caller: &Caller) {
+    flow_log.version += 1;
+    flow_log.modified = stamp(caller);
+}
+
+pub(super) fn audit(by: &Stamp, flow_log: &FlowLog, what: &str) -> Change {
+    let (contract, flow_log) = (flow_log.contract.clone(), flow_log.id);
+    Change::Audit(Box::new(AuditEntry { stamp: by.clone(), contract, flow_log, what: what.to_owned() }))
+}
+
+fn new_request(store: &FlowLogStore, caller: &Caller, contract: &Contract, work: Work) -> Result<Request, Refused> {
+    let waiting = store.requests().values().filter(|r| r.contract == *contract && !r.progress.is_over()).count();
+    if waiting >= WAITING_PER_CONTRACT_MAX {
+        return Err(Refused::TooMany(format!("{waiting} requests of contract {contract} are waiting already")));
+    }
+    let changed = matches!(work, Work::Changed(_));
+    Ok(Request {
+        id: Uuid::new_v4(),
+        contract: contract.clone(),
+        work,
+        progress: if changed { Progress::Done } else { Progress::Queued },
+        message: if changed { "Request has been successfully executed".to_owned() } else { String::new() },
+        asked: stamp(caller),
+        number: store.requests().values().map(|r| r.number + 1).max().unwrap_or(0),
+    })
+}
+
+/// The request itself, and old ones forgotten.
+fn request_changes(store: &FlowLogStore, request: &Request) -> Vec<Change> {
+    let mut changes = vec![Change::Request(Box::new(request.clone()))];
+    let surplus = (store.requests().len() + 1).saturating_sub(REQUESTS_KEPT_MAX);
+    if surplus > 0 {
+        let mut over: Vec<&Request> = store.requests().values().filter(|r| r.progress.is_over()).collect();
+        over.sort_by_key(|r| r.number);
+        changes.extend(over.iter().take(surplus).map(|r| Change::Forget(r.id)));
+    }
+    changes
+}

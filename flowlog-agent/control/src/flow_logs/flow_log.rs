@@ -1,0 +1,302 @@
+//! A flow log as the store keeps it, and the states it goes through. Pure.
+//!
+//! ```text
+//! draft -> validated -> provisioning -> active -> deleting -> gone
+//!   ^ ^________|   ^________|
+//!   |__ changed     undone
+//! ```
+
+use flowlog_model::{
+    FlowLogId, HookKind,
+    rule::{Action, Directions, InvalidField, Name, bucket_and_prefix},
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::inventory::{Contract, Interface, Kind};
+
+/// Longest field that a draft keeps, right or wrong.
+const FIELD_BYTES_MAX: usize = 1_024;
+
+/// Where a flow log is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Written down. Captures nothing.
+    Draft,
+    /// Every check has passed. Captures nothing.
+    Validated,
+    /// About to capture: finished or undone, also after a crash.
+    Provisioning,
+    /// Captures.
+    Active,
+    /// About to be gone: its capture is being ended and flushed.
+    Deleting,
+}
+
+impl State {
+    /// All there are.
+    pub const ALL: [Self; 5] = [Self::Draft, Self::Validated, Self::Provisioning, Self::Active, Self::Deleting];
+
+    /// Whether a flow log may go from this state to `next`.
+    #[must_use]
+    pub fn may_become(self, next: Self) -> bool {
+        use State::{Active, Deleting, Draft, Provisioning, Validated};
+        let follows = matches!(
+            (self, next),
+            (Draft, Validated)
+                | (Validated, Draft | Provisioning)
+                | (Provisioning, Active | Validated)
+                | (Active, Deleting)
+        );
+        self == next || follows
+    }
+
+    /// Whether a flow log may be gone after this state.
+    #[must_use]
+    pub fn may_end(self) -> bool {
+        matches!(self, Self::Draft | Self::Validated | Self::Deleting)
+    }
+
+    /// Whether the kernel is to capture in this state.
+    #[must_use]
+    pub fn captures(self) -> bool {
+        matches!(self, Self::Provisioning | Self::Active)
+    }
+}
+
+/// What a customer says, as it was said: a draft may be wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Properties {
+    /// Name.
+    pub name: String,
+    /// `INGRESS`, `EGRESS`, `BIDIRECTIONAL`.
+    pub direction: String,
+    /// `ACCEPTED`, `REJECTED`, `ALL`.
+    pub action: String,
+    /// `bucket[/prefix]`.
+    pub bucket: String,
+}
+
+/// What a customer says, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Name.
+    pub name: Name,
+    /// Directions.
+    pub directions: Directions,
+    /// Action.
+    pub action: Action,
+    /// Bucket.
+    pub bucket: String,
+    /// Prefix.
+    pub prefix: Option<String>,
+}
+
+impl Properties {
+    /// Understands the fields.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them.
+    pub fn check(&self) -> Result<Checked, Vec<InvalidField>> {
+        let mut problems = self.too_long();
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let name = kept(self.name.parse(), &mut problems);
+        let directions = kept(self.direction.parse(), &mut problems);
+        let action = kept(self.action.parse(), &mut problems);
+        let bucket = bucket_and_prefix(&self.bucket).map_err(|p| problems.extend(p)).ok();
+        match (name, directions, action, bucket) {
+            (Some(name), Some(directions), Some(action), Some((bucket, prefix))) => {
+                Ok(Checked { name, directions, action, bucket, prefix })
+            }
+            _ => Err(problems),
+        }
+    }
+
+    /// Fields that are too long even for a draft.
+    #[must_use]
+    pub fn too_long(&self) -> Vec<InvalidField> {
+        let fields =
+            [("name", &self.name), ("direction", &self.direction), ("action", &self.action), ("bucket", &self.bucket)];
+        let long = fields.into_iter().filter(|(_, value)| value.len() > FIELD_BYTES_MAX);
+        long.map(|(field, value)| {
+            let beginning: String = value.chars().take(32).collect();
+            InvalidField::new(field, format!("{beginning}…"), format!("must be at most {FIELD_BYTES_MAX} bytes"))
+        })
+        .collect()
+    }
+
+    /// The same with the words of the cloud API, where they are understood.
+    #[must_use]
+    pub fn canonical(mut self) -> Self {
+        if self.direction.parse::<Directions>().is_ok() {
+            self.direction.make_ascii_uppercase();
+        }
+        match self.action.parse::<Action>() {
+            Ok(Action::Any) => "ALL".clone_into(&mut self.action),
+            Ok(Action::Accepted | Action::Rejected) => self.action.make_ascii_uppercase(),
+            Err(_) => {}
+        }
+        self
+    }
+}
+
+/// What is right; what is not goes to the others.
+fn kept<T>(result: Result<T, InvalidField>, problems: &mut Vec<InvalidField>) -> Option<T> {
+    result.map_err(|p| problems.push(p)).ok()
+}
+
+/// What a node decides about every flow log; fixed when it is made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Length of a window in seconds.
+    pub window_secs: u32,
+    /// How interfaces are hooked.
+    pub hook: HookKind,
+    /// Write an object for a window without traffic.
+    pub nodata: bool,
+    /// Fill the columns `start_ns` and `end_ns`.
+    pub subsecond: bool,
+    /// Hive-style key folders.
+    pub hive_layout: bool,
+}
+
+/// What a flow log is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Parent {
+    /// What it is.
+    pub kind: Kind,
+    /// Its id.
+    pub id: Uuid,
+    /// Data center it is in.
+    pub datacenter: Uuid,
+    /// Server: of NICs.
+    pub server: Option<Uuid>,
+}
+
+/// Who did something, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Name.
+    pub by: String,
+    /// Id; nil for the operator.
+    pub by_id: Uuid,
+    /// Unix seconds.
+    pub at_secs: i64,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowLog {
+    /// Id.
+    pub id: FlowLogId,
+    /// Whose.
+    pub contract: Contract,
+    /// Of what.
+    pub parent: Parent,
+    /// What the customer says.
+    pub properties: Properties,
+    /// What the node decides.
+    pub settings: Settings,
+    /// State.
+    pub state: State,
+    /// The name that its object keys begin with: the one it was activated with. Renaming changes the other.
+    pub key_name: Option<Name>,
+    /// Interfaces of its parent, as the inventory last had them: a parent that is away for a while keeps its gap.
+    pub interfaces: Vec<Interface>,
+    /// What the last check or provisioning found wrong.
+    pub problems: Vec<InvalidField>,
+    /// Counts changes.
+    pub version: u64,
+    /// Made.
+    pub created: Stamp,
+    /// Last changed.
+    pub modified: Stamp,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A draft of contract 1, on a NIC.
+    pub(crate) fn sample() -> FlowLog {
+        let made = Stamp { by: "ann".to_owned(), by_id: Uuid::nil(), at_secs: 0 };
+        let words = |s: &str| s.to_owned();
+        FlowLog {
+            id: FlowLogId(Uuid::from_u128(1)),
+            contract: "1".parse().expect("a contract"),
+            parent: Parent {
+                kind: Kind::Nic,
+                id: Uuid::from_u128(2),
+                datacenter: Uuid::from_u128(3),
+                server: Some(Uuid::from_u128(4)),
+            },
+            properties: Properties {
+                name: words("web"),
+                direction: words("BIDIRECTIONAL"),
+                action: words("ALL"),
+                bucket: words("flows"),
+            },
+            settings: Settings {
+                window_secs: 60,
+                hook: HookKind::Tc,
+                nodata: true,
+                subsecond: false,
+                hive_layout: true,
+            },
+            state: State::Draft,
+            key_name: None,
+            interfaces: Vec::new(),
+            problems: Vec::new(),
+            version: 1,
+            created: made.clone(),
+            modified: made,
+        }
+    }
+
+    /// Every pair of states, written out.
+    #[test]
+    fn states_follow_each_other_as_drawn_and_in_no_other_way() {
+        let table = [
+            // Draft, Validated, Provisioning, Active, Deleting
+            [true, true, false, false, false],
+            [true, true, true, false, false],
+            [false, true, true, true, false],
+            [false, false, false, true, true],
+            [false, false, false, false, true],
+        ];
+        assert_eq!(State::ALL.map(State::may_end), [true, true, false, false, true]);
+        for (from, row) in State::ALL.into_iter().zip(table) {
+            for (to, allowed) in State::ALL.into_iter().zip(row) {
+                assert_eq!(from.may_become(to), allowed, "{from:?} -> {to:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_a_draft_is_said_at_once_with_field_value_and_remedy() {
+        let words = |s: &str| s.to_owned();
+        let bad = Properties {
+            name: words("a/b"),
+            direction: words("UP"),
+            action: words("MAYBE"),
+            bucket: words("Big/x%2Fy"),
+        };
+        let problems = bad.check().expect_err("bad");
+        let fields: Vec<&str> = problems.iter().map(|p| p.field.as_ref()).collect();
+        assert_eq!(fields, ["name", "direction", "action", "bucket", "prefix"]);
+        assert!(problems.iter().all(|p| !p.value.is_empty() && p.rule.len() > 10), "{problems:?}");
+        let good = Properties {
+            name: words("web"),
+            direction: words("ingress"),
+            action: words("any"),
+            bucket: words("flows/team"),
+        };
+        assert!(good.check().is_ok_and(|c| c.prefix.as_deref() == Some("team")));
+        assert_eq!(good.clone().canonical().action, "ALL");
+        let long = Properties { name: "n".repeat(2_000), ..good };
+        assert_eq!(long.check().expect_err("long").len(), 1);
+    }
+}

@@ -1,0 +1,310 @@
+//! The rule store: flow logs, requests and the audit log in one transactional file. Every change is one transaction with
+//! its entry in the audit log; it is durable before anybody acts on it.
+//!
+//! The file is `rules.redb` in the state directory. Values are JSON, so that a later version can read an earlier one's.
+
+use std::{
+    collections::BTreeMap,
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use flowlog_host::fault;
+use flowlog_model::FlowLogId;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, backends::FileBackend};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::{
+    flow_log::{FlowLog, Stamp, State},
+    request::Request,
+};
+use crate::inventory::Contract;
+
+/// Name of the file.
+pub const FILE: &str = "rules.redb";
+/// Form of what is in it.
+const FORMAT: u64 = 1;
+/// Entries of the audit log that are kept: a change a minute for two months.
+pub const AUDIT_KEPT_MAX: u64 = 100_000;
+
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const FLOW_LOGS: TableDefinition<u128, &[u8]> = TableDefinition::new("flow_logs");
+const REQUESTS: TableDefinition<u128, &[u8]> = TableDefinition::new("requests");
+const AUDIT: TableDefinition<u64, &[u8]> = TableDefinition::new("audit");
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    /// The file cannot be used.
+    #[error("rule store `{}`: {problem}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// A later version wrote it.
+    #[error("rule store `{}` has format {found}, this is format {FORMAT}; use the version of flowlog that wrote it", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it has.
+        found: u64,
+    },
+    /// A bug of ours.
+    #[error("flow log {id} cannot go from {from:?} to {to:?}: a bug; nothing was changed")]
+    Leap {
+        /// Which.
+        id: FlowLogId,
+        /// From; `None`: it is not there.
+        from: Option<State>,
+        /// To; `None`: to be gone.
+        to: Option<State>,
+    },
+}
+
+/// An entry of the audit log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// Who, and when.
+    pub stamp: Stamp,
+    /// Whose flow log.
+    pub contract: Contract,
+    /// Which.
+    pub flow_log: FlowLogId,
+    /// What happened, in words.
+    pub what: String,
+}
+
+/// A part of a transaction.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A flow log as it is from now on.
+    Put(Box<FlowLog>),
+    /// A flow log that is gone.
+    Remove(FlowLogId),
+    /// A request as it is from now on.
+    Request(Box<Request>),
+    /// A request that nobody will ask for any more.
+    Forget(Uuid),
+    /// Something to remember.
+    Audit(Box<AuditEntry>),
+}
+
+/// The store, and all of it in memory: there are hundreds of rules, not millions.
+pub struct FlowLogStore {
+    path: PathBuf,
+    db: Database,
+    flow_logs: BTreeMap<FlowLogId, FlowLog>,
+    requests: BTreeMap<Uuid, Request>,
+    audit_next: u64,
+    changed: watch::Sender<()>,
+}
+
+impl FlowLogStore {
+    /// Opens the store of a state directory, or makes it. What a crash interrupted is as if it had not begun.
+    ///
+    /// # Errors
+    /// If it cannot be used.
+    pub fn open(state_dir: &Path) -> Result<Self, RulesError> {
+        let path = state_dir.join(FILE);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(|e| unusable(&path, &e))?;
+        let db = FileBackend::new(file)
+            .map_err(redb::Error::from)
+            .and_then(|backend| Ok(Database::builder().create_with_backend(backend)?))
+            .map_err(|e| unusable(&path, &e))?;
+        let mut store = Self {
+            path,
+            db,
+            flow_logs: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            audit_next: 0,
+            changed: watch::Sender::default(),
+        };
+        let found = store.tried(Self::prepare)?;
+        if found != FORMAT {
+            return Err(RulesError::Format { path: store.path, found });
+        }
+        (store.flow_logs, store.requests, store.audit_next) = store.tried(Self::read)?;
+        Ok(store)
+    }
+
+    fn tried<T>(&self, work: impl FnOnce(&Self) -> Result<T, redb::Error>) -> Result<T, RulesError> {
+        work(self).map_err(|e| unusable(&self.path, &e))
+    }
+
+    /// Makes the tables; returns the format.
+    fn prepare(&self) -> Result<u64, redb::Error> {
+        let txn = self.db.begin_write()?;
+        let format = {
+            let mut meta = txn.open_table(META)?;
+            let found = meta.get("format")?.map(|v| v.value());
+            if found.is_none() {
+                meta.insert("format", FORMAT)?;
+            }
+            txn.open_table(FLOW_LOGS)?;
+            txn.open_table(REQUESTS)?;
+            txn.open_table(AUDIT)?;
+            found.unwrap_or(FORMAT)
+        };
+        txn.commit()?;
+        Ok(format)
+    }
+
+    #[allow(clippy::type_complexity, reason = "the three parts of the store, once")]
+    fn read(&self) -> Result<(BTreeMap<FlowLogId, FlowLog>, BTreeMap<Uuid, Request>, u64), redb::Error> {
+        let txn = self.db.begin_read()?;
+        let (mut flow_logs, mut requests) = (BTreeMap::new(), BTreeMap::new());
+        for entry in txn.open_table(FLOW_LOGS)?.iter()? {
+            let (id, value) = entry?;
+            let flow_log = parse(value.value())?;
+            flow_logs.insert(FlowLogId(Uuid::from_u128(id.value())), flow_log);
+        }
+        for entry in txn.open_table(REQUESTS)?.iter()? {
+            let (id, value) = entry?;
+            requests.insert(Uuid::from_u128(id.value()), parse(value.value())?);
+        }
+        let audit_next = txn.open_table(AUDIT)?.last()?.map_or(0, |(n, _)| n.value() + 1);
+        Ok((flow_logs, requests, audit_next))
+    }
+
+    /// All flow logs.
+    #[must_use]
+    pub fn flow_logs(&self) -> &BTreeMap<FlowLogId, FlowLog> {
+        &self.flow_logs
+    }
+
+    /// All requests.
+    #[must_use]
+    pub fn requests(&self) -> &BTreeMap<Uuid, Request> {
+        &self.requests
+    }
+
+    /// Tells when something has changed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Makes changes, all or none, durable before they are seen.
+    ///
+    /// # Errors
+    /// If they cannot be made durable; then nothing has changed.
+    pub fn commit(&mut self, changes: Vec<Change>) -> Result<(), RulesError> {
+        self.refuse_leaps(&changes)?;
+        fault::point("rules_commit");
+        self.tried(|s| s.write(&changes))?;
+        fault::point("rules_committed");
+        for change in changes {
+            match change {
+                Change::Put(f) => drop(self.flow_logs.insert(f.id, *f)),
+                Change::Remove(id) => drop(self.flow_logs.remove(&id)),
+                Change::Request(r) => drop(self.requests.insert(r.id, *r)),
+                Change::Forget(id) => drop(self.requests.remove(&id)),
+                Change::Audit(entry) => {
+                    let AuditEntry { stamp, contract, flow_log, what } = *entry;
+                    tracing::info!(by = stamp.by, %contract, %flow_log, "{what}");
+                    self.audit_next += 1;
+                }
+            }
+        }
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// States follow each other as drawn in [`super::flow_log`], whoever asks.
+    fn refuse_leaps(&self, changes: &[Change]) -> Result<(), RulesError> {
+        let mut states: BTreeMap<FlowLogId, Option<State>> = BTreeMap::new();
+        for change in changes {
+            let (id, next) = match change {
+                Change::Put(f) => (f.id, Some(f.state)),
+                Change::Remove(id) => (*id, None),
+                _ => continue,
+            };
+            let now = *states.entry(id).or_insert_with(|| self.flow_logs.get(&id).map(|f| f.state));
+            let good = match (now, next) {
+                (None, Some(first)) => first == State::Draft,
+                (Some(now), Some(next)) => now.may_become(next),
+                (Some(now), None) => now.may_end(),
+                (None, None) => true,
+            };
+            if !good {
+                return Err(RulesError::Leap { id, from: now, to: next });
+            }
+            states.insert(id, next);
+        }
+        Ok(())
+    }
+
+    fn write(&self, changes: &[Change]) -> Result<(), redb::Error> {
+        let txn = self.db.begin_write()?;
+        {
+            let mut flow_logs = txn.open_table(FLOW_LOGS)?;
+            let mut requests = txn.open_table(REQUESTS)?;
+            let mut audit = txn.open_table(AUDIT)?;
+            let mut next = self.audit_next;
+            for change in changes {
+                match change {
+                    Change::Put(f) => drop(flow_logs.insert(f.id.0.as_u128(), json(f)?.as_slice())?),
+                    Change::Remove(id) => drop(flow_logs.remove(id.0.as_u128())?),
+                    Change::Request(r) => drop(requests.insert(r.id.as_u128(), json(r)?.as_slice())?),
+                    Change::Forget(id) => drop(requests.remove(id.as_u128())?),
+                    Change::Audit(entry) => {
+                        audit.insert(next, json(entry)?.as_slice())?;
+                        if let Some(old) = next.checked_sub(AUDIT_KEPT_MAX) {
+                            audit.remove(old)?;
+                        }
+                        next += 1;
+                    }
+                }
+            }
+        }
+        txn.commit()?;
+        Ok(())
+    }
+
+    /// The last `most` entries of the audit log that `wanted` takes, newest first.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn audit(&self, most: usize, wanted: impl Fn(&AuditEntry) -> bool) -> Result<Vec<AuditEntry>, RulesError> {
+        self.tried(|s| {
+            let txn = s.db.begin_read()?;
+            let table = txn.open_table(AUDIT)?;
+            let mut entries = Vec::new();
+            for entry in table.iter()?.rev() {
+                let entry: AuditEntry = parse(entry?.1.value())?;
+                if wanted(&entry) {
+                    entries.push(entry);
+                }
+                if entries.len() >= most {
+                    break;
+                }
+            }
+            Ok(entries)
+        })
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>, redb::Error> {
+    serde_json::to_vec(value).map_err(|e| redb::Error::Io(e.into()))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
+    serde_json::from_slice(bytes).map_err(|e| redb::Error::Io(e.into()))
+}
+
+fn unusable(path: &Path, error: &dyn std::error::Error) -> RulesError {
+    RulesError::Unusable { path: path.to_owned(), problem: error.to_string() }
+}

@@ -1,0 +1,125 @@
+//! What a person wants to know about a flow log: what it is, how it is doing, and whether that is good.
+
+use flowlog_host::clock;
+use flowlog_model::status::{CaptureState, RouteState, RuleStatus};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{
+    Control,
+    flow_log::{FlowLog, State},
+};
+
+/// Good, not good yet, or bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mark {
+    /// As it should be.
+    Green,
+    /// Waits for something, or something was lost.
+    Yellow,
+    /// Somebody must do something.
+    Red,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// The flow log.
+    #[serde(flatten)]
+    pub flow_log: FlowLog,
+    /// Good or bad.
+    pub mark: Mark,
+    /// Why, if it is not green.
+    pub why: Vec<String>,
+    /// Its interfaces.
+    pub captures: Vec<RuleStatus>,
+    /// Seconds since the oldest object was made that is not delivered; 0 if there is none.
+    pub lag_secs: i64,
+}
+
+impl Control {
+    /// Sums a flow log up.
+    #[must_use]
+    pub fn summary(&self, flow_log: FlowLog) -> Summary {
+        let status = self.status();
+        let captures = status.rules.iter().filter(|r| r.rule_id == Some(flow_log.id)).cloned().collect();
+        summarise(flow_log, captures, clock::now().wall.secs())
+    }
+}
+
+fn summarise(flow_log: FlowLog, captures: Vec<RuleStatus>, now_secs: i64) -> Summary {
+    let mut why: Vec<(Mark, String)> = flow_log.problems.iter().map(|p| (Mark::Red, p.to_string())).collect();
+    match flow_log.state {
+        State::Draft if why.is_empty() => why.push((Mark::Yellow, "not validated yet".to_owned())),
+        State::Provisioning => why.push((Mark::Yellow, "being activated".to_owned())),
+        State::Deleting => why.push((Mark::Yellow, "being ended".to_owned())),
+        State::Draft | State::Validated | State::Active => {}
+    }
+    if flow_log.state.captures() {
+        why.extend(captures.iter().flat_map(complaints));
+    }
+    let oldest = captures.iter().filter_map(|c| c.delivery.oldest_secs).min();
+    Summary {
+        mark: why.iter().map(|(mark, _)| *mark).max().unwrap_or(Mark::Green),
+        why: why.into_iter().map(|(_, words)| words).collect(),
+        lag_secs: oldest.map_or(0, |secs| now_secs.saturating_sub(secs).max(0)),
+        flow_log,
+        captures,
+    }
+}
+
+/// What is not as it should be with one interface.
+fn complaints(c: &RuleStatus) -> Vec<(Mark, String)> {
+    let mut all = Vec::new();
+    match &c.capture {
+        CaptureState::Attached { .. } => {}
+        CaptureState::Waiting { why } => all.push((Mark::Yellow, why.clone())),
+        CaptureState::Trouble { why } => all.push((Mark::Red, why.clone())),
+        CaptureState::Unknown => all.push((Mark::Yellow, "not looked for yet".to_owned())),
+    }
+    match &c.delivery.state {
+        RouteState::Delivering => {}
+        RouteState::Retrying { error, tries, .. } => all.push((Mark::Yellow, format!("{error} ({tries} tries)"))),
+        RouteState::Degraded { error, tries, .. } => all.push((Mark::Red, format!("{error} ({tries} tries)"))),
+    }
+    if c.delivery.quarantined > 0 {
+        let words = "the store holds other bytes under a key of ours; see `quarantine` in the state directory";
+        all.push((Mark::Red, format!("{} objects put aside: {words}", c.delivery.quarantined)));
+    }
+    if c.counts.lost_packets > 0 {
+        let words = "are in no row (SKIPDATA rows say why)";
+        all.push((Mark::Yellow, format!("{} packets {words}", c.counts.lost_packets)));
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use flowlog_model::rule::InvalidField;
+
+    use super::*;
+    use crate::flow_logs::flow_log::tests::sample;
+
+    #[test]
+    fn the_mark_is_that_of_the_worst_there_is() {
+        let attached = CaptureState::Attached { interface: "tap0".to_owned(), ifindex: 5, netns: None };
+        let capture = |capture| RuleStatus { capture, ..RuleStatus::default() };
+        let mark = |state, captures: Vec<RuleStatus>| {
+            let summary = summarise(FlowLog { state, ..sample() }, captures, 100);
+            (summary.mark, summary.why.len())
+        };
+        assert_eq!(mark(State::Draft, vec![]), (Mark::Yellow, 1));
+        assert_eq!(mark(State::Validated, vec![]), (Mark::Green, 0));
+        assert_eq!(mark(State::Active, vec![capture(attached.clone())]), (Mark::Green, 0));
+        let waiting = capture(CaptureState::Waiting { why: "waiting".to_owned() });
+        assert_eq!(mark(State::Active, vec![capture(attached.clone()), waiting.clone()]), (Mark::Yellow, 1));
+        let mut degraded = capture(attached);
+        degraded.delivery.state = RouteState::Degraded { since_secs: 1, tries: 3, error: "no bucket".to_owned() };
+        degraded.delivery.oldest_secs = Some(40);
+        assert_eq!(mark(State::Active, vec![waiting, degraded.clone()]), (Mark::Red, 2));
+        assert_eq!(summarise(sample(), vec![degraded], 100).lag_secs, 60);
+        let problems = vec![InvalidField::new("name", "a/b", "may not")];
+        assert_eq!(summarise(FlowLog { problems, ..sample() }, vec![], 0).mark, Mark::Red);
+    }
+}

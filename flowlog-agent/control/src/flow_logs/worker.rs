@@ -1,0 +1,296 @@
+//! Carries requests out: one at a time for each contract, in the order they came. Whatever a crash interrupts is done
+//! again from the store, so a step is written down before it is taken:
+//!
+//! ```text
+//! provision: all checks pass -> PROVISIONING durable -> order -> ACTIVE durable    (or undone: VALIDATED durable -> order)
+//! delete:    DELETING durable -> order -> gone, durable
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use flowlog_host::{clock, fault};
+use flowlog_model::{FlowLogId, interface::Selector, rule::InvalidField, status::CaptureState};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
+use tokio::{sync::oneshot, task::JoinSet};
+
+use super::{
+    CaptureOrder, Control,
+    access::Caller,
+    captures,
+    change::audit,
+    flow_log::{FlowLog, Stamp, State},
+    join,
+    request::{Progress, Request, Work},
+    store::{Change, RulesError},
+};
+use crate::inventory::{Contract, Inventory};
+
+/// Pause before an order that the agent could not carry out, or a transaction that failed, is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Flow logs of one request that are checked at the same time: a bucket that does not answer holds its place for a while.
+const CHECKS_MAX: usize = 32;
+
+/// Runs for ever.
+pub async fn run(control: Arc<Control>) {
+    let (mut busy, mut tasks) = (BTreeSet::new(), JoinSet::new());
+    let mut inventory = control.inventory.clone();
+    // What the store says may not be what the inventory says any more.
+    inventory.mark_changed();
+    loop {
+        for request in control.waiting(&busy) {
+            busy.insert(request.contract.clone());
+            tasks.spawn(carry_out(control.clone(), request));
+        }
+        tokio::select! {
+            () = control.work.notified() => {}
+            Ok(()) = inventory.changed() => {
+                control.follow_inventory().await;
+            }
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(contract) => drop(busy.remove(&contract)),
+                Err(error) => {
+                    // A bug of ours; what it was doing is in the store, and is done again.
+                    tracing::error!(%error, "a request ended by itself");
+                    busy.clear();
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+/// Carries one request out; returns its contract.
+async fn carry_out(control: Arc<Control>, request: Request) -> Contract {
+    loop {
+        let result = match &request.work {
+            Work::Provision(_) => control.carry_out_provision(&request).await,
+            Work::Delete(id) => control.carry_out_delete(&request, *id).await,
+            Work::Changed(_) => control.rewrite(&request, &[], Some((Progress::Done, DONE.to_owned())), |_| None),
+        };
+        match result {
+            Ok(()) => return request.contract,
+            Err(error) => {
+                tracing::error!(%error, request = %request.id, "will try again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// The cloud API's words for it.
+const DONE: &str = "Request has been successfully executed";
+
+impl Control {
+    /// The next request of every contract that has none under way.
+    fn waiting(&self, busy: &BTreeSet<Contract>) -> Vec<Request> {
+        let store = self.store();
+        let mut waiting: Vec<&Request> = store.requests().values().filter(|r| !r.progress.is_over()).collect();
+        waiting.sort_by_key(|r| r.number);
+        let mut next: BTreeMap<&Contract, &Request> = BTreeMap::new();
+        for request in waiting.into_iter().filter(|r| !busy.contains(&r.contract)) {
+            next.entry(&request.contract).or_insert(request);
+        }
+        next.into_values().cloned().collect()
+    }
+
+    fn running(&self, request: &Request) -> Result<(), RulesError> {
+        let running = Request { progress: Progress::Running, ..request.clone() };
+        self.store().commit(vec![Change::Request(Box::new(running))])
+    }
+
+    /// Changes flow logs as they are now, all in one transaction, which ends the request if it says how.
+    fn rewrite(
+        &self,
+        request: &Request,
+        ids: &[FlowLogId],
+        end: Option<(Progress, String)>,
+        mut change: impl FnMut(&mut FlowLog) -> Option<&'static str>,
+    ) -> Result<(), RulesError> {
+        let mut store = self.store();
+        let mut changes = Vec::new();
+        let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
+        for mut flow_log in ids.iter().filter_map(|id| store.flow_logs().get(id).cloned()) {
+            if let Some(what) = change(&mut flow_log) {
+                changes.push(audit(&by, &flow_log, what));
+            }
+            changes.push(Change::Put(Box::new(flow_log)));
+        }
+        if let Some((progress, message)) = end {
+            changes.push(Change::Request(Box::new(Request { progress, message, ..request.clone() })));
+        }
+        store.commit(changes)
+    }
+
+    async fn carry_out_provision(&self, request: &Request) -> Result<(), RulesError> {
+        self.running(request)?;
+        let named: Vec<FlowLog> = {
+            let store = self.store();
+            request.work.flow_logs().iter().filter_map(|id| store.flow_logs().get(id).cloned()).collect()
+        };
+        let waiting: Vec<FlowLog> = named.into_iter().filter(|f| f.state != State::Active).collect();
+        let ids: Vec<FlowLogId> = waiting.iter().map(|f| f.id).collect();
+        // What was provisioning when the agent ended had passed its checks.
+        let pending: Vec<FlowLog> = waiting.into_iter().filter(|f| f.state != State::Provisioning).collect();
+        if !pending.is_empty() && !self.check(request, &pending).await? {
+            return Ok(());
+        }
+        let validated: Vec<FlowLogId> = pending.iter().filter(|f| f.state == State::Draft).map(|f| f.id).collect();
+        self.rewrite(request, &validated, None, |f| {
+            f.state = State::Validated;
+            None
+        })?;
+        self.rewrite(request, &ids, None, |f| {
+            f.state = State::Provisioning;
+            f.key_name = f.properties.name.parse().ok();
+            f.problems.clear();
+            None
+        })?;
+        fault::point("rules_provisioning");
+        let states = self.order().await;
+        fault::point("rules_ordered");
+        let troubles: BTreeMap<FlowLogId, InvalidField> = {
+            let store = self.store();
+            let batch = ids.iter().filter_map(|id| store.flow_logs().get(id));
+            batch.filter_map(|f| Some((f.id, trouble(f, &states)?))).collect()
+        };
+        if !troubles.is_empty() {
+            return self.undo(request, &ids, &troubles).await;
+        }
+        self.rewrite(request, &ids, Some((Progress::Done, DONE.to_owned())), |f| {
+            f.state = State::Active;
+            f.version += 1;
+            Some("active")
+        })
+    }
+
+    /// Checks flow logs before anything is captured; `false`: something is wrong, and has been written down.
+    async fn check(&self, request: &Request, pending: &[FlowLog]) -> Result<bool, RulesError> {
+        // Whoever asked, with the privileges of today.
+        let caller = match request.asked.by_id {
+            id if id.is_nil() => Some(Caller::Operator),
+            id => self.principals().get(id).map(Caller::Principal),
+        };
+        let Some(caller) = caller else {
+            let message = format!("`{}`, who asked for this, is not known any more", request.asked.by);
+            self.rewrite(request, &[], Some((Progress::Failed, message)), |_| None)?;
+            return Ok(false);
+        };
+        let checks: Vec<_> = pending.iter().map(|f| self.problems(&caller, f, pending).boxed()).collect();
+        let checked: Vec<Vec<InvalidField>> = stream::iter(checks).buffered(CHECKS_MAX).collect().await;
+        if checked.iter().all(Vec::is_empty) {
+            return Ok(true);
+        }
+        let found: BTreeMap<FlowLogId, Vec<InvalidField>> = pending.iter().map(|f| f.id).zip(checked).collect();
+        let wrong = pending.iter().filter_map(|f| Some((f, found.get(&f.id).filter(|p| !p.is_empty())?)));
+        let words: Vec<String> = wrong
+            .map(|(f, problems)| format!("flow log `{}`: {}", f.properties.name.escape_debug(), join(problems)))
+            .collect();
+        let ids: Vec<FlowLogId> = found.keys().copied().collect();
+        self.rewrite(request, &ids, Some((Progress::Failed, words.join("; "))), |f| {
+            f.problems = found.get(&f.id).cloned().unwrap_or_default();
+            f.state = if f.problems.is_empty() { State::Validated } else { State::Draft };
+            Some("provisioning refused")
+        })?;
+        Ok(false)
+    }
+
+    /// One of them cannot be captured, so none is.
+    async fn undo(
+        &self,
+        request: &Request,
+        ids: &[FlowLogId],
+        troubles: &BTreeMap<FlowLogId, InvalidField>,
+    ) -> Result<(), RulesError> {
+        self.rewrite(request, ids, None, |f| {
+            f.state = State::Validated;
+            f.key_name = None;
+            f.problems = troubles.get(&f.id).cloned().into_iter().collect();
+            Some("provisioning undone")
+        })?;
+        fault::point("rules_undone");
+        self.order().await;
+        let problems: Vec<InvalidField> = troubles.values().cloned().collect();
+        self.rewrite(request, &[], Some((Progress::Failed, join(&problems))), |_| None)
+    }
+
+    async fn carry_out_delete(&self, request: &Request, id: FlowLogId) -> Result<(), RulesError> {
+        self.running(request)?;
+        let state = self.store().flow_logs().get(&id).map(|f| f.state);
+        if matches!(state, Some(State::Active | State::Deleting)) {
+            self.rewrite(request, &[id], None, |f| {
+                f.state = State::Deleting;
+                None
+            })?;
+            fault::point("rules_deleting");
+            self.order().await;
+            fault::point("rules_ended");
+        }
+        let mut store = self.store();
+        let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
+        let done = Request { progress: Progress::Done, message: DONE.to_owned(), ..request.clone() };
+        let mut changes = vec![Change::Request(Box::new(done))];
+        if let Some(flow_log) = store.flow_logs().get(&id) {
+            changes.push(audit(&by, flow_log, "deleted"));
+            changes.push(Change::Remove(id));
+        }
+        store.commit(changes)
+    }
+
+    /// Makes the agent capture what store and inventory say; returns how every capture is doing.
+    async fn order(&self) -> BTreeMap<String, CaptureState> {
+        let _one = self.ordering.lock().await;
+        loop {
+            let loaded = self.inventory();
+            let captures = captures::captures(self.store().flow_logs(), &loaded.inventory);
+            let (done, answer) = oneshot::channel();
+            let sent = self.orders.send(CaptureOrder { captures, done }).await;
+            match answer.await {
+                Ok(Ok(states)) => return states,
+                Ok(Err(words)) => tracing::warn!(words, "will order again"),
+                Err(_) if sent.is_err() => tracing::debug!("the agent is ending"),
+                Err(_) => {}
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn remember_interfaces(&self, inventory: &Inventory) {
+        let mut store = self.store();
+        let mut changes = Vec::new();
+        for flow_log in store.flow_logs().values() {
+            let (interfaces, _) = captures::interfaces(flow_log, inventory);
+            let absent = interfaces.iter().all(|i| i.selector == Selector::Absent);
+            if !absent && interfaces != flow_log.interfaces {
+                changes.push(Change::Put(Box::new(FlowLog { interfaces, ..flow_log.clone() })));
+            }
+        }
+        if !changes.is_empty()
+            && let Err(error) = store.commit(changes)
+        {
+            tracing::error!(%error, "cannot remember interfaces");
+        }
+    }
+
+    /// The inventory has changed: flow logs remember their interfaces, and the agent captures them where they are now.
+    async fn follow_inventory(&self) {
+        let loaded = self.inventory();
+        loaded.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
+        self.remember_interfaces(&loaded.inventory);
+        self.order().await;
+    }
+}
+
+/// Why a flow log cannot be captured, if it cannot. An interface that is not there yet is no trouble: it is waited for.
+fn trouble(flow_log: &FlowLog, states: &BTreeMap<String, CaptureState>) -> Option<InvalidField> {
+    flow_log.interfaces.iter().find_map(|i| match states.get(&i.id) {
+        Some(CaptureState::Trouble { why: words }) => {
+            Some(InvalidField::new("interface", i.selector.to_string(), words.clone()))
+        }
+        _ => None,
+    })
+}

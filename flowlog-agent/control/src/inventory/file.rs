@@ -1,0 +1,214 @@
+//! The form of inventory files: TOML or JSON, the same for the main file and for drop-ins.
+//!
+//! ```toml
+//! [[nic]]
+//! id = "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad001"
+//! server = "…"
+//! datacenter = "…"
+//! contract = "31960002"
+//! interface = { name = "tap0" }        # or { mac = "02:00:00:aa:bb:cc" }, { index = 7 }
+//! ```
+
+use std::{fs, path::Path};
+
+use flowlog_model::{S3Options, interface::Selector, rule::Side};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{BucketPlace, Contract, Interface, Kind, Resource};
+
+/// Largest file that is read: 10,000 NICs take 3 MiB.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+/// Longest interface name (`IFNAMSIZ` less its end).
+const INTERFACE_NAME_BYTES_MAX: usize = 15;
+/// Public interfaces of one gateway or balancer: each is a place in the kernel's maps.
+const INTERFACES_MAX: usize = 64;
+/// Longest name of a resource: it is only shown.
+const RESOURCE_NAME_BYTES_MAX: usize = 255;
+
+/// A file, as written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    #[serde(default)]
+    nic: Vec<Nic>,
+    #[serde(default)]
+    nat_gateway: Vec<Gateway>,
+    #[serde(default)]
+    network_load_balancer: Vec<Gateway>,
+    #[serde(default)]
+    application_load_balancer: Vec<Gateway>,
+    /// Where buckets are.
+    pub(super) buckets: Option<RawBuckets>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nic {
+    id: Uuid,
+    #[serde(default)]
+    name: String,
+    server: Uuid,
+    datacenter: Uuid,
+    contract: Contract,
+    interface: Selector,
+    /// A guest's, unless said otherwise.
+    side: Option<Side>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Gateway {
+    id: Uuid,
+    #[serde(default)]
+    name: String,
+    datacenter: Uuid,
+    contract: Contract,
+    public_interfaces: Vec<Selector>,
+    /// The appliance's own, unless said otherwise.
+    side: Option<Side>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawBuckets {
+    directory: Option<std::path::PathBuf>,
+    endpoint: Option<String>,
+    region: Option<String>,
+    #[serde(default)]
+    path_style: bool,
+    #[serde(default)]
+    allow_http: bool,
+    credentials_file: Option<std::path::PathBuf>,
+}
+
+impl RawBuckets {
+    pub(super) fn check(&self) -> Result<BucketPlace, String> {
+        if let Some(dir) = &self.directory {
+            if self.endpoint.is_some() || !dir.is_absolute() {
+                return Err("buckets: give either `endpoint`, or `directory` as an absolute path".to_owned());
+            }
+            return Ok(BucketPlace::Directory(dir.clone()));
+        }
+        Ok(BucketPlace::S3(S3Options {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            path_style: self.path_style,
+            allow_http: self.allow_http,
+            credentials_file: self.credentials_file.clone(),
+        }))
+    }
+}
+
+impl File {
+    /// Reads a file: JSON if its name says so, else TOML.
+    ///
+    /// # Errors
+    /// In words, on one line.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let text = read_text(path)?;
+        if path.extension().is_some_and(|e| e == "json") {
+            return serde_json::from_str(&text).map_err(|e| e.to_string());
+        }
+        toml::from_str(&text).map_err(|e| crate::toml_error(&text, &e))
+    }
+
+    /// Its resources, and what is wrong with others.
+    pub(super) fn resources(&self) -> (Vec<Resource>, Vec<String>) {
+        let nics = self.nic.iter().map(Nic::check);
+        let gateways = [
+            (Kind::NatGateway, &self.nat_gateway),
+            (Kind::NetworkLoadBalancer, &self.network_load_balancer),
+            (Kind::ApplicationLoadBalancer, &self.application_load_balancer),
+        ];
+        let gateways = gateways.into_iter().flat_map(|(kind, all)| all.iter().map(move |g| g.check(kind)));
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        for result in nics.chain(gateways) {
+            match result {
+                Ok(resource) => good.push(resource),
+                Err(problem) => bad.push(problem),
+            }
+        }
+        (good, bad)
+    }
+}
+
+/// Reads a file that is not too large.
+pub(crate) fn read_text(path: &Path) -> Result<String, String> {
+    let size = fs::metadata(path).map_err(|e| e.to_string())?.len();
+    if size > FILE_BYTES_MAX {
+        return Err(format!("is {size} bytes; at most {FILE_BYTES_MAX} are read"));
+    }
+    fs::read_to_string(path).map_err(|e| e.to_string())
+}
+
+impl Nic {
+    fn check(&self) -> Result<Resource, String> {
+        let Self { id, name, server, datacenter, contract, interface, side } = self.clone();
+        let problem = |words: String| format!("nic {id}: {words}");
+        check_name(&name).and_then(|()| check_selector(&interface)).map_err(problem)?;
+        Ok(Resource {
+            id,
+            kind: Kind::Nic,
+            name,
+            contract,
+            datacenter,
+            server: Some(server),
+            side: side.unwrap_or(Side::Guest),
+            interfaces: vec![Interface { id: id.to_string(), selector: interface }],
+        })
+    }
+}
+
+impl Gateway {
+    fn check(&self, kind: Kind) -> Result<Resource, String> {
+        let Self { id, name, datacenter, contract, public_interfaces, side } = self.clone();
+        let problem = |words: String| format!("{kind} {id}: {words}");
+        check_name(&name).map_err(problem)?;
+        public_interfaces.iter().try_for_each(check_selector).map_err(problem)?;
+        let count = public_interfaces.len();
+        if count == 0 || count > INTERFACES_MAX {
+            return Err(problem(format!("public_interfaces: name 1 to {INTERFACES_MAX}, not {count}")));
+        }
+        // With several, each needs an id of its own that does not depend on their order.
+        let id_of = |s: &Selector| match s {
+            _ if count == 1 => id.to_string(),
+            Selector::Mac(mac) => format!("{id}-{}", mac.to_string().replace(':', "")),
+            Selector::Index(index) => format!("{id}-{index}"),
+            Selector::Name(_) | Selector::Absent => format!("{id}-{s}"),
+        };
+        let interfaces: Vec<Interface> =
+            public_interfaces.iter().map(|s| Interface { id: id_of(s), selector: s.clone() }).collect();
+        if let Some(twice) = interfaces.iter().enumerate().find(|(i, x)| interfaces[..*i].contains(x)) {
+            return Err(problem(format!("public_interfaces: {} is there twice", twice.1.selector)));
+        }
+        let side = side.unwrap_or(Side::Host);
+        Ok(Resource { id, kind, name, contract, datacenter, server: None, side, interfaces })
+    }
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    if name.len() > RESOURCE_NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        return Err(format!("name: at most {RESOURCE_NAME_BYTES_MAX} bytes without control characters"));
+    }
+    Ok(())
+}
+
+fn check_selector(selector: &Selector) -> Result<(), String> {
+    match selector {
+        Selector::Name(name) => {
+            let allowed = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
+            let good = (1..=INTERFACE_NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(allowed);
+            if good && name != "." && name != ".." {
+                Ok(())
+            } else {
+                Err(format!(
+                    "interface name `{name}`: 1 to {INTERFACE_NAME_BYTES_MAX} printable characters without `/` or `:`"
+                ))
+            }
+        }
+        Selector::Index(0) => Err("interface index 0: indexes begin at 1".to_owned()),
+        Selector::Mac(mac) if mac.0 == [0; 6] => Err("interface mac: an address of zeros is nobody's".to_owned()),
+        Selector::Mac(_) | Selector::Index(_) | Selector::Absent => Ok(()),
+    }
+}

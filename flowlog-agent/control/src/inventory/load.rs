@@ -1,0 +1,265 @@
+//! From files to an inventory. A file that cannot be read or understood keeps saying what it last said, so that a slip in
+//! an editor ends no capture.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use uuid::Uuid;
+
+use super::{BucketPlace, Contract, Inventory, Resource, file::File};
+
+/// Most drop-in files that are read: one for each VM of the largest node.
+const DROP_INS_MAX: usize = 10_000;
+
+/// Where the files are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The main file.
+    pub file: Option<PathBuf>,
+    /// The directory of drop-ins: `*.toml` and `*.json`.
+    pub dir: Option<PathBuf>,
+}
+
+/// What came of reading.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// What can be used.
+    pub inventory: Inventory,
+    /// What cannot, each as `file: words`.
+    pub problems: Vec<String>,
+}
+
+/// What tells whether a file has changed.
+pub type Stamp = (u64, u64, i64, i64);
+
+/// A file's stamp, now.
+///
+/// # Errors
+/// If there is no such file.
+pub fn stamp(path: &Path) -> io::Result<Stamp> {
+    let meta = fs::metadata(path)?;
+    Ok((meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
+}
+
+/// Reads and remembers.
+#[derive(Debug)]
+pub struct Loader {
+    places: Places,
+    good: BTreeMap<PathBuf, (Stamp, File)>,
+    bad: BTreeMap<PathBuf, (Stamp, String)>,
+}
+
+impl Loader {
+    /// Reads from these places.
+    #[must_use]
+    pub fn new(places: Places) -> Self {
+        Self { places, good: BTreeMap::new(), bad: BTreeMap::new() }
+    }
+
+    /// Reads what has changed; the whole inventory as of now.
+    pub fn load(&mut self) -> Loaded {
+        let mut problems = Vec::new();
+        let (files, listing) = self.files();
+        problems.extend(listing);
+        self.good.retain(|path, _| files.contains(path));
+        self.bad.retain(|path, _| files.contains(path));
+        for path in &files {
+            if let Err(words) = self.read(path) {
+                let kept = if self.good.contains_key(path) { "; what it said before still holds" } else { "" };
+                problems.push(format!("{}: {words}{kept}", path.display()));
+            }
+        }
+        let inventory = self.merge(&files, &mut problems);
+        Loaded { inventory, problems }
+    }
+
+    /// The main file, then drop-ins by name.
+    fn files(&self) -> (Vec<PathBuf>, Option<String>) {
+        let mut files: Vec<PathBuf> = self.places.file.iter().cloned().collect();
+        let Some(dir) = &self.places.dir else { return (files, None) };
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            // A directory that nobody has made yet is an empty one.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return (files, None),
+            Err(e) => return (files, Some(format!("{}: {e}", dir.display()))),
+        };
+        let wanted = |p: &PathBuf| p.extension().is_some_and(|e| e == "toml" || e == "json");
+        let hidden = |p: &Path| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+        let mut drop_ins: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(wanted).collect();
+        drop_ins.retain(|p| !hidden(p));
+        drop_ins.sort();
+        let too_many = drop_ins.len().checked_sub(DROP_INS_MAX).filter(|n| *n > 0);
+        drop_ins.truncate(DROP_INS_MAX);
+        files.extend(drop_ins);
+        let problem =
+            too_many.map(|n| format!("{}: {n} files past the first {DROP_INS_MAX} are not read", dir.display()));
+        (files, problem)
+    }
+
+    fn read(&mut self, path: &Path) -> Result<(), String> {
+        let stamp = stamp(path).map_err(|e| e.to_string())?;
+        if self.good.get(path).is_some_and(|(s, _)| *s == stamp) {
+            self.bad.remove(path);
+            return Ok(());
+        }
+        if let Some((_, words)) = self.bad.get(path).filter(|(s, _)| *s == stamp) {
+            return Err(words.clone());
+        }
+        match File::read(path) {
+            Ok(file) => {
+                self.bad.remove(path);
+                self.good.insert(path.to_owned(), (stamp, file));
+                Ok(())
+            }
+            Err(words) => {
+                self.bad.insert(path.to_owned(), (stamp, words.clone()));
+                Err(words)
+            }
+        }
+    }
+
+    fn merge(&self, files: &[PathBuf], problems: &mut Vec<String>) -> Inventory {
+        let mut inventory = Inventory::default();
+        let mut places: BTreeMap<Uuid, (Uuid, Contract)> = BTreeMap::new();
+        for path in files {
+            let Some((_, file)) = self.good.get(path) else { continue };
+            let mut problem = |words: String| problems.push(format!("{}: {words}", path.display()));
+            if let Some(buckets) = &file.buckets {
+                match buckets.check() {
+                    Ok(_) if inventory.buckets != BucketPlace::Configured => {
+                        problem("buckets: another file says where buckets are; remove one of the two".to_owned());
+                    }
+                    Ok(buckets) => inventory.buckets = buckets,
+                    Err(words) => problem(words),
+                }
+            }
+            let (good, bad) = file.resources();
+            bad.into_iter().for_each(&mut problem);
+            for resource in good {
+                match conflict(&inventory, &mut places, &resource) {
+                    Some(words) => problem(words),
+                    None => {
+                        inventory.resources.insert(resource.id, resource);
+                    }
+                }
+            }
+        }
+        inventory
+    }
+}
+
+/// Why a resource cannot be beside those that are there.
+fn conflict(there: &Inventory, places: &mut BTreeMap<Uuid, (Uuid, Contract)>, new: &Resource) -> Option<String> {
+    let what = format!("{} {}", new.kind, new.id);
+    if there.resources.contains_key(&new.id) {
+        return Some(format!("{what}: this id is there already; the first one counts"));
+    }
+    // A data center belongs to one contract, a server to one data center.
+    for (id, place) in [
+        (Some(new.datacenter), (new.datacenter, new.contract.clone())),
+        (new.server, (new.datacenter, new.contract.clone())),
+    ] {
+        let Some(id) = id else { continue };
+        if places.get(&id).is_some_and(|p| *p != place) {
+            return Some(format!("{what}: {id} is in another data center or contract elsewhere in the inventory"));
+        }
+    }
+    for id in [Some(new.datacenter), new.server].into_iter().flatten() {
+        places.insert(id, (new.datacenter, new.contract.clone()));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use flowlog_model::{interface::Selector, rule::Side};
+
+    use super::*;
+    use crate::inventory::Kind;
+
+    const NIC: &str = "\
+[[nic]]
+id = '00000000-0000-4000-8000-000000000001'
+server = '00000000-0000-4000-8000-0000000000a1'
+datacenter = '00000000-0000-4000-8000-0000000000d1'
+contract = '31960002'
+interface = { name = 'tap0' }
+";
+
+    fn uuid(n: u128) -> Uuid {
+        Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0000 + n)
+    }
+
+    fn loader(dir: &Path) -> Loader {
+        Loader::new(Places { file: Some(dir.join("inventory.toml")), dir: Some(dir.join("inventory.d")) })
+    }
+
+    fn write(path: PathBuf, text: &str) {
+        fs::create_dir_all(path.parent().expect("a folder")).expect("folder");
+        fs::write(path, text).expect("write");
+    }
+
+    #[test]
+    fn a_file_and_drop_ins_in_toml_and_json_make_one_inventory() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        write(dir.path().join("inventory.toml"), &format!("{NIC}[buckets]\nendpoint = 'https://s3.example.com'\n"));
+        let gateway = r#"{"nat_gateway":[{"id":"00000000-0000-4000-8000-000000000002","datacenter":
+            "00000000-0000-4000-8000-0000000000d1","contract":"31960002",
+            "public_interfaces":[{"mac":"02:00:00:00:00:01"},{"index":7},{"name":"ext0"}]}]}"#;
+        write(dir.path().join("inventory.d/b.json"), gateway);
+        write(dir.path().join("inventory.d/.c.toml"), "not read");
+        let loaded = loader(dir.path()).load();
+        assert_eq!(loaded.problems, Vec::<String>::new());
+        let resources = &loaded.inventory.resources;
+        assert_eq!((resources[&uuid(1)].kind, resources[&uuid(1)].side), (Kind::Nic, Side::Guest));
+        assert_eq!(resources[&uuid(1)].interfaces[0].selector, Selector::Name("tap0".to_owned()));
+        let ids: Vec<&str> = resources[&uuid(2)].interfaces.iter().map(|i| i.id.as_str()).collect();
+        let stem = "00000000-0000-4000-8000-000000000002";
+        assert_eq!(ids, [format!("{stem}-020000000001"), format!("{stem}-7"), format!("{stem}-ext0")]);
+        assert!(matches!(loaded.inventory.buckets, BucketPlace::S3(_)));
+    }
+
+    #[test]
+    fn a_file_that_breaks_keeps_saying_what_it_said_and_one_that_goes_away_does_not() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (file, mut loader) = (dir.path().join("inventory.d/vm.toml"), loader(dir.path()));
+        write(dir.path().join("inventory.toml"), "");
+        write(file.clone(), NIC);
+        assert_eq!(loader.load().inventory.resources.len(), 1);
+        write(file.clone(), "[[nic]]\nid = 7\n");
+        let broken = loader.load();
+        assert!(broken.inventory.resources.len() == 1 && broken.problems[0].contains("still holds"), "{broken:?}");
+        assert!(broken.problems[0].contains("vm.toml: line 2"), "{:?}", broken.problems);
+        write(file.clone(), &NIC.replace("tap0", "tap1"));
+        let mended = loader.load();
+        assert!(mended.problems.is_empty());
+        assert_eq!(mended.inventory.resources[&uuid(1)].interfaces[0].selector, Selector::Name("tap1".to_owned()));
+        fs::remove_file(file).expect("remove");
+        assert!(loader.load().inventory.resources.is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_with_one_resource_is_said_and_costs_no_other() {
+        let other = NIC.replace("000000000001", "000000000009");
+        for (bad, words) in [
+            (NIC.to_owned(), "this id is there already"),
+            (other.replace("31960002", "31960003"), "is in another data center or contract"),
+            (other.replace("0000000000d1", "0000000000d2"), "is in another data center or contract"),
+            (other.replace("'tap0'", "'a/b'"), "interface name `a/b`"),
+            (other.replace("name = 'tap0'", "index = 0"), "indexes begin at 1"),
+            (other.replace("31960002", "3/4"), "line 5: contract `3/4`"),
+            (format!("{other}colour = 1"), "unknown field `colour`"),
+        ] {
+            let dir = tempfile::tempdir().expect("tempdir");
+            write(dir.path().join("inventory.toml"), NIC);
+            write(dir.path().join("inventory.d/bad.toml"), &bad);
+            let loaded = loader(dir.path()).load();
+            assert_eq!(loaded.inventory.resources.len(), 1, "{bad}");
+            assert!(loaded.problems.len() == 1 && loaded.problems[0].contains(words), "{words}: {:?}", loaded.problems);
+        }
+    }
+}

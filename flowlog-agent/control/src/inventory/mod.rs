@@ -1,0 +1,159 @@
+//! What exists on this node: NICs, NAT gateways, load balancers, and where buckets are. Whoever runs the node's VMs
+//! writes it down; we only read.
+//!
+//! * [`file`]: the form of the files;
+//! * [`load`]: from files to an inventory, keeping what a broken file last said;
+//! * [`watch`]: reading again when files change.
+//!
+//! Who may do what with a resource does not belong here (`control::access`), nor whether its interface is there (`netdev`).
+
+pub mod file;
+pub mod load;
+pub mod watch;
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use flowlog_model::{S3Options, interface::Selector, rule::Side};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What a flow log can be attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A virtual machine's network interface.
+    Nic,
+    /// A managed NAT gateway.
+    NatGateway,
+    /// A managed network load balancer.
+    NetworkLoadBalancer,
+    /// A managed application load balancer.
+    ApplicationLoadBalancer,
+}
+
+impl Kind {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::Nic, Self::NatGateway, Self::NetworkLoadBalancer, Self::ApplicationLoadBalancer];
+
+    /// In words.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Nic => "NIC",
+            Self::NatGateway => "NAT gateway",
+            Self::NetworkLoadBalancer => "network load balancer",
+            Self::ApplicationLoadBalancer => "application load balancer",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.words())
+    }
+}
+
+/// A customer's contract. Key-safe, since it is in records.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Contract(String);
+
+impl Contract {
+    /// The number.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Contract {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        flowlog_model::rule::key_part("contract", s).map(Self).map_err(|e| e.to_string())
+    }
+}
+
+impl TryFrom<String> for Contract {
+    type Error = String;
+
+    fn try_from(s: String) -> Result<Self, Self::Error> {
+        s.parse()
+    }
+}
+
+impl From<Contract> for String {
+    fn from(contract: Contract) -> Self {
+        contract.0
+    }
+}
+
+impl fmt::Display for Contract {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One interface of a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// As in records and keys.
+    pub id: String,
+    /// Which one it is on this node.
+    pub selector: Selector,
+}
+
+/// Something that a flow log can be attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// Its id.
+    pub id: Uuid,
+    /// What it is.
+    pub kind: Kind,
+    /// Its name, if it has one.
+    pub name: String,
+    /// Whose it is.
+    pub contract: Contract,
+    /// Virtual data center it is in.
+    pub datacenter: Uuid,
+    /// Server it belongs to: of NICs.
+    pub server: Option<Uuid>,
+    /// Which side of its interfaces this node sees.
+    pub side: Side,
+    /// Its interfaces: one, or the public ones of a gateway or balancer.
+    pub interfaces: Vec<Interface>,
+}
+
+/// Everything on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Resources by id.
+    pub resources: BTreeMap<Uuid, Resource>,
+    /// Where buckets are, if it is said here.
+    pub buckets: BucketPlace,
+}
+
+/// Where buckets are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum BucketPlace {
+    /// Where the agent's own configuration says.
+    #[default]
+    Configured,
+    /// At this S3 server.
+    S3(S3Options),
+    /// Each is a directory below this one.
+    Directory(std::path::PathBuf),
+}
+
+impl Inventory {
+    /// Resources of one kind in a data center.
+    pub fn of_kind(&self, kind: Kind, datacenter: Uuid) -> impl Iterator<Item = &Resource> {
+        self.resources.values().filter(move |r| r.kind == kind && r.datacenter == datacenter)
+    }
+
+    /// Whose a data center is.
+    #[must_use]
+    pub fn contract_of(&self, datacenter: Uuid) -> Option<&Contract> {
+        self.resources.values().find(|r| r.datacenter == datacenter).map(|r| &r.contract)
+    }
+}

@@ -1,0 +1,18 @@
+//! Flow logs as customers manage them, in the order of the data:
+//!
+//! [`inventory`] (what is on this node) -> [`flow_logs`] (who may, what holds, the store) -> [`api`] (the cloud's API).
+//!
+//! How packets are captured, and how objects reach their bucket, does not belong here: an order goes to the agent, and it answers.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod flow_logs;
+pub mod inventory;
+
+/// An error in a TOML file, on one line.
+#[must_use]
+pub fn toml_error(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+    let at = line.map(|l| format!("line {l}: ")).unwrap_or_default();
+    format!("{at}{}", error.message().split_whitespace().collect::<Vec<_>>().join(" "))
+}

@@ -1,0 +1,347 @@
+//! Hooks: tcx links, clsact filters, XDP; and the verdict programs.
+//!
+//! Our TC programs go first, so that they see what is on the wire, whatever other programs do later. They return
+//! `TCX_NEXT`, so everything after them still runs.
+
+use std::{fmt, mem::ManuallyDrop, path::PathBuf};
+
+use aya::{
+    programs::{
+        BtfTracePoint, LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, LinkError, PinnedLink},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
+        xdp::XdpLink,
+    },
+    util::KernelVersion,
+};
+use flowlog_model::{
+    HookKind,
+    interface::{NetDev, Netns},
+    rule::Direction,
+};
+
+use super::{
+    KernelError,
+    load::{Kernel, program},
+    netdev::netns,
+    pins::{self, Pins},
+};
+
+/// Priority of our clsact filters: the first there is.
+const CLSACT_PRIORITY: u16 = 1;
+/// Handle of our clsact filters, so that they can be told from others at the same priority.
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0xf10e);
+
+/// What an attach came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// tcx link.
+    Tcx,
+    /// clsact filter.
+    Clsact,
+    /// XDP, run by the driver.
+    XdpNative,
+    /// XDP, run by the stack: the driver has none.
+    XdpGeneric,
+}
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+            Self::XdpNative => "xdp (native)",
+            Self::XdpGeneric => "xdp (generic)",
+        })
+    }
+}
+
+/// What holds one program in place.
+pub(super) struct Hook {
+    ifindex: u32,
+    /// Where its interface was.
+    netns: Option<Netns>,
+    link: Held,
+    /// Where it is pinned, if it is.
+    pin: Option<PathBuf>,
+}
+
+/// A link; it detaches when dropped, unless it is pinned.
+enum Held {
+    Link { _link: FdLink },
+    Clsact(SchedClassifierLink),
+}
+
+/// Whether the running kernel is `major.minor` or newer.
+#[must_use]
+pub fn kernel_at_least(major: u8, minor: u8) -> bool {
+    KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(major, minor, 0))
+}
+
+/// Whether this kernel has tcx links.
+#[must_use]
+pub fn has_tcx() -> bool {
+    kernel_at_least(6, 6)
+}
+
+impl Kernel {
+    /// Hooks one direction of an interface. A hook of an earlier agent is given our program in place: no packet is missed.
+    ///
+    /// # Errors
+    /// [`KernelError::Attach`] with the kernel's words; nothing stays attached then.
+    pub fn attach(&mut self, dev: &NetDev, direction: Direction, kind: HookKind) -> Result<Attached, KernelError> {
+        // The kernel finds an interface by its index in the namespace of whoever asks.
+        let entered = netns::enter(&dev.netns, || self.attach_inside(dev, direction, kind));
+        entered.unwrap_or_else(|e| Err(attach_error(&dev.name, "a hook", &e)))
+    }
+
+    fn attach_inside(&mut self, dev: &NetDev, direction: Direction, kind: HookKind) -> Result<Attached, KernelError> {
+        match kind {
+            HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(dev),
+            HookKind::Tcx if !has_tcx() => Err(no_tcx(dev, direction)),
+            HookKind::Tcx => self.attach_tcx(dev, direction),
+            // XDP has no egress: TC does it.
+            HookKind::Tc | HookKind::Xdp if has_tcx() => self.attach_tcx(dev, direction),
+            HookKind::Tc | HookKind::Xdp | HookKind::Clsact => self.attach_clsact(dev, direction),
+        }
+    }
+
+    /// The hook an earlier agent left behind, and where it is or will be pinned.
+    fn earlier(&self, hook: &str) -> (Option<PathBuf>, Option<FdLink>) {
+        let pin = self.pins.as_ref().map(|p| p.link(hook));
+        let link = pin.as_ref().and_then(|p| PinnedLink::from_pin(p).ok()).map(FdLink::from);
+        (pin, link)
+    }
+
+    /// Keeps a new link: pinned, if there is a place for it. `dev` is absent for verdicts.
+    fn keep(&mut self, dev: Option<&NetDev>, link: FdLink, pin: Option<PathBuf>) -> Result<(), KernelError> {
+        let link = match &pin {
+            Some(path) => {
+                // A dead one may be in the way: its interface is gone.
+                pins::remove(path)?;
+                let pinned =
+                    link.pin(path).map_err(|e| KernelError::from_chain(format!("pin `{}`", path.display()), &e))?;
+                pinned.into()
+            }
+            None => link,
+        };
+        self.hold(dev, Held::Link { _link: link }, pin);
+        Ok(())
+    }
+
+    fn hold(&mut self, dev: Option<&NetDev>, link: Held, pin: Option<PathBuf>) {
+        let (ifindex, netns) = (dev.map_or(0, |d| d.index), dev.map(|d| d.netns.clone()));
+        self.hooks.push(Hook { ifindex, netns, link, pin });
+    }
+
+    fn attach_tcx(&mut self, dev: &NetDev, direction: Direction) -> Result<Attached, KernelError> {
+        let (name, attach_type) = tc_program(direction);
+        let (pin, earlier) = self.earlier(&format!("{}-{direction}", dev.index));
+        let failed = |e: &(dyn std::error::Error + 'static)| attach_error(&dev.name, &format!("tcx {direction}"), e);
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let earlier = earlier.and_then(|l| SchedClassifierLink::try_from(l).ok());
+        if let Some(link) = earlier
+            && let Ok(id) = program.attach_to_link(link)
+        {
+            let link = program.take_link(id).map_err(|e| failed(&e))?;
+            let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
+            self.hold(Some(dev), Held::Link { _link: link }, pin);
+            return Ok(Attached::Tcx);
+        }
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program
+            .attach_with_options(&dev.name, attach_type, order)
+            .and_then(|id| program.take_link(id))
+            .map_err(|e| failed(&e))?;
+        let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
+        self.keep(Some(dev), link, pin)?;
+        Ok(Attached::Tcx)
+    }
+
+    fn attach_clsact(&mut self, dev: &NetDev, direction: Direction) -> Result<Attached, KernelError> {
+        let (name, attach_type) = tc_program(direction);
+        add_clsact(dev, direction)?;
+        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        // Filters outlive their agent without a pin: replace one of ours in place.
+        let earlier = SchedClassifierLink::attached(&dev.name, attach_type, CLSACT_PRIORITY, CLSACT_HANDLE, None);
+        let replaced = earlier.ok().and_then(|link| program.attach_to_link(link).ok());
+        let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
+        let attached = match replaced {
+            Some(id) => Ok(id),
+            None => program.attach_with_options(&dev.name, attach_type, TcAttachOptions::Netlink(options)),
+        };
+        let link = attached
+            .and_then(|id| program.take_link(id))
+            .map_err(|e| attach_error(&dev.name, &format!("clsact {direction}"), &e))?;
+        self.hold(Some(dev), Held::Clsact(link), None);
+        Ok(Attached::Clsact)
+    }
+
+    fn attach_xdp(&mut self, dev: &NetDev) -> Result<Attached, KernelError> {
+        let (pin, earlier) = self.earlier(&format!("{}-xdp", dev.index));
+        let program: &mut Xdp = program(&mut self.ebpf, "flowlog_xdp")?;
+        let failed = |e: &(dyn std::error::Error + 'static)| attach_error(&dev.name, "xdp", e);
+        if let Some(link) = earlier.and_then(|l| XdpLink::try_from(l).ok())
+            && let Ok(id) = program.attach_to_link(link)
+        {
+            let link = program.take_link(id).map_err(|e| failed(&e))?;
+            let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
+            self.hold(Some(dev), Held::Link { _link: link }, pin);
+            // Which of the two it is was said when it was attached.
+            return Ok(Attached::XdpNative);
+        }
+        let mut native_problem = None;
+        for (mode, attached) in [(XdpMode::Driver, Attached::XdpNative), (XdpMode::Skb, Attached::XdpGeneric)] {
+            match program.attach(&dev.name, mode).and_then(|id| program.take_link(id)) {
+                Ok(link) => {
+                    let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
+                    self.keep(Some(dev), link, pin)?;
+                    return Ok(attached);
+                }
+                Err(e) => {
+                    native_problem.get_or_insert(failed(&e));
+                }
+            }
+        }
+        Err(match native_problem {
+            Some(KernelError::Attach { interface, hook, problem }) => {
+                let problem = format!("{problem}; an interface takes one XDP program: remove the other one, or use tc");
+                KernelError::Attach { interface, hook, problem }
+            }
+            _ => KernelError::Refused { action: "attach xdp".to_owned(), problem: "no mode worked".to_owned() },
+        })
+    }
+
+    /// Attaches the verdict programs, or takes the place of an earlier agent's. The order matters: see
+    /// `flowlog-ebpf/src/bin/flowlog/verdict.rs`.
+    pub fn attach_verdict(&mut self) -> Result<(), KernelError> {
+        // A second link would count everything twice.
+        if self.hooks.iter().any(|h| h.ifindex == 0) {
+            return Ok(());
+        }
+        self.use_verdicts()?;
+        for (name, hook) in [("flowlog_drop", "drop"), ("flowlog_drop_nested", "drop-nested")] {
+            let (pin, earlier) = self.earlier(hook);
+            if let Some(link) = earlier {
+                self.hold(None, Held::Link { _link: link }, pin);
+                continue;
+            }
+            let program: &mut BtfTracePoint = program(&mut self.ebpf, name)?;
+            let link = program
+                .attach()
+                .and_then(|id| program.take_link(id))
+                .map_err(|e| KernelError::from_chain("attach to the tracepoint kfree_skb", &e))?;
+            self.keep(None, link.into(), pin)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the hooks of one interface away.
+    pub fn detach(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        let (gone, kept) = std::mem::take(&mut self.hooks).into_iter().partition(|h| h.ifindex == ifindex);
+        self.hooks = kept;
+        let gone: Vec<Hook> = gone;
+        gone.into_iter().try_for_each(Hook::detach)
+    }
+
+    /// Takes all hooks away; maps and their contents stay.
+    pub fn detach_all(&mut self) -> Result<(), KernelError> {
+        // Hooks first: a packet that dies after its hook is gone is then merely not seen.
+        let (verdicts, hooks): (Vec<Hook>, Vec<Hook>) =
+            std::mem::take(&mut self.hooks).into_iter().partition(|h| h.ifindex == 0);
+        hooks.into_iter().chain(verdicts).try_for_each(Hook::detach)
+    }
+
+    /// Removes pinned hooks that this process has not taken over: of interfaces that are gone or no longer wanted.
+    pub fn remove_stale_hooks(&mut self) -> Result<(), KernelError> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        for hook in pins.links()? {
+            let path = pins.link(&hook);
+            if !self.hooks.iter().any(|h| h.pin.as_ref() == Some(&path)) {
+                pins::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every pin: nothing of us stays in the kernel once this process has ended.
+    pub fn remove_pins(&mut self) -> Result<(), KernelError> {
+        self.pins.as_ref().map_or(Ok(()), Pins::remove_all)
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if self.pins.is_some() {
+            // What is pinned stays. Filters have no pins, and would be taken away by their handles.
+            for hook in self.hooks.drain(..) {
+                if let Held::Clsact(link) = hook.link {
+                    let _ = ManuallyDrop::new(link);
+                }
+            }
+        }
+    }
+}
+
+impl Hook {
+    fn detach(self) -> Result<(), KernelError> {
+        // The pin first: the last one to let go of a link detaches it, and ours does so at once.
+        self.pin.as_deref().map_or(Ok(()), pins::remove)?;
+        if let (Held::Clsact(link), Some(netns)) = (self.link, self.netns) {
+            // A filter is removed by its interface's index, which is another one's elsewhere.
+            let mut link = Some(link);
+            if netns::enter(&netns, || drop(link.take())).is_err() {
+                // The namespace is gone, and the filter with it.
+                let _ = ManuallyDrop::new(link);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the qdisc that clsact filters hang on, if it is not there.
+fn add_clsact(dev: &NetDev, direction: Direction) -> Result<(), KernelError> {
+    match qdisc_add_clsact(&dev.name) {
+        Ok(()) => Ok(()),
+        Err(e) if is_there(&e) => Ok(()),
+        Err(e) => Err(attach_error(&dev.name, &format!("the qdisc for clsact {direction}"), &e)),
+    }
+}
+
+/// Whether a qdisc could not be added because it is there already. What else is in the way must be told: the filter would
+/// only fail for lack of the qdisc.
+fn is_there(error: &TcError) -> bool {
+    match error {
+        TcError::NetlinkError(e) => e.raw_os_error() == Some(libc::EEXIST),
+        TcError::AlreadyAttached => true,
+        _ => false,
+    }
+}
+
+fn no_tcx(dev: &NetDev, direction: Direction) -> KernelError {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    KernelError::Attach {
+        interface: dev.name.clone(),
+        hook: format!("tcx {direction}"),
+        problem: format!(
+            "this kernel, {}, has no tcx links (Linux 6.6 has); use `--hook tc` or `--hook clsact`",
+            release.trim()
+        ),
+    }
+}
+
+fn tc_program(direction: Direction) -> (&'static str, TcAttachType) {
+    match direction {
+        Direction::Ingress => ("flowlog_tc_ingress", TcAttachType::Ingress),
+        Direction::Egress => ("flowlog_tc_egress", TcAttachType::Egress),
+    }
+}
+
+fn attach_error(interface: &str, hook: &str, error: &(dyn std::error::Error + 'static)) -> KernelError {
+    match KernelError::from_chain(format!("attach {hook} to `{interface}`"), error) {
+        KernelError::Refused { problem, .. } => {
+            KernelError::Attach { interface: interface.to_owned(), hook: hook.to_owned(), problem }
+        }
+        other => other,
+    }
+}

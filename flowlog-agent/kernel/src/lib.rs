@@ -1,0 +1,113 @@
+//! The kernel edge: loading, attaching and talking to the eBPF programs. The only crate that names `aya`.
+//!
+//! * [`btf`], [`layout`]: what this kernel's structs and drop reasons look like;
+//! * [`load`]: the object, its sizes and constants;
+//! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs;
+//! * [`pins`]: what outlives the agent, and where;
+//! * [`maps`]: interfaces, epochs, truth counters;
+//! * [`ring`]: blocks of records, as bytes;
+//! * [`sweep`]: closing an epoch on every CPU;
+//! * [`heap`]: giving freed memory back;
+//! * [`probe`]: what this machine can do, without changing it; [`refusal`]: why it does not take a program.
+//!
+//! * [`netdev`]: what the kernel says about interfaces.
+//!
+//! What a record *means* does not belong here, nor does any decision about rules.
+#![deny(unsafe_code)] // allowed, with reasons, only in the files that need it
+
+pub mod attach;
+pub mod btf;
+pub mod heap;
+pub mod layout;
+pub mod load;
+mod mapping;
+pub mod maps;
+pub mod netdev;
+mod notes;
+pub mod pins;
+pub mod probe;
+mod refusal;
+pub mod ring;
+pub mod sweep;
+
+use std::{io, path::PathBuf};
+
+pub use attach::Attached;
+use aya::programs::ProgramError;
+pub use load::{Kernel, Sizes};
+pub use pins::Pins;
+pub use ring::Ring;
+
+/// What can go wrong at the kernel edge.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// No usable BTF.
+    #[error("kernel type information at `{}` is not usable: {problem}; flowlog needs a kernel built with CONFIG_DEBUG_INFO_BTF=y", path.display())]
+    NoBtf {
+        /// The file that was tried.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A struct member or enum that the programs need is not in this kernel.
+    #[error("this kernel has no `{name}`; flowlog needs Linux 6.1 or newer")]
+    MissingType {
+        /// Name of the type or member.
+        name: String,
+    },
+    /// The kernel refused for lack of privilege.
+    #[error("the kernel refused to {action}: {source}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    Permission {
+        /// What was attempted.
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Any other refusal.
+    #[error("cannot {action}: {problem}")]
+    Refused {
+        /// What was attempted.
+        action: String,
+        /// The kernel's or verifier's words.
+        problem: String,
+    },
+    /// An interface cannot be hooked in the wanted way.
+    #[error("cannot attach {hook} to interface `{interface}`: {problem}")]
+    Attach {
+        /// Interface name.
+        interface: String,
+        /// Hook, in words.
+        hook: String,
+        /// The kernel's words and what to do.
+        problem: String,
+    },
+}
+
+impl KernelError {
+    /// Turns any error of the loader into ours; a missing privilege anywhere in its chain becomes
+    /// [`KernelError::Permission`].
+    pub(crate) fn from_chain(action: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
+        let action = action.into();
+        if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref()
+            && let Some(problem) = refusal::words(io_error, &verifier_log.to_string())
+        {
+            return Self::Refused { action, problem };
+        }
+        let mut words = error.to_string();
+        let mut cause = Some(error);
+        while let Some(e) = cause {
+            if let Some(io) = e.downcast_ref::<io::Error>()
+                && matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+            {
+                return Self::Permission { action, source: io::Error::from_raw_os_error(libc::EPERM) };
+            }
+            cause = e.source();
+            if let Some(next) = cause
+                && !words.contains(&next.to_string())
+            {
+                words = format!("{words}: {next}");
+            }
+        }
+        Self::Refused { action, problem: words }
+    }
+}

@@ -1,0 +1,60 @@
+//! Network namespaces besides our own: `network_namespaces(7)`. Nothing here is kept: an open namespace would live on after
+//! whoever made it has removed it.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::Path,
+};
+
+use flowlog_model::interface::{NETNS_NAMED, Netns};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Namespaces that are looked into at most: each costs a dump of its interfaces.
+const NAMESPACES_MAX: usize = 4_096;
+
+/// The one we are in.
+///
+/// # Errors
+/// If `/proc` is not mounted.
+pub fn own() -> io::Result<Netns> {
+    Ok(Netns { inum: inum(Path::new("/proc/thread-self/ns/net"))?, path: None })
+}
+
+/// All others that have a name or a process.
+#[must_use]
+pub fn others(own: &Netns) -> Vec<Netns> {
+    let mut seen = BTreeSet::from([own.inum]);
+    let list = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let processes = list("/proc").filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().parse::<u32>().is_ok()));
+    let paths = list(NETNS_NAMED).chain(processes.map(|p| p.join("ns/net")));
+    let found = paths.filter_map(|path| Some(Netns { inum: inum(&path).ok()?, path: Some(path) }));
+    found.filter(|n| seen.insert(n.inum)).take(NAMESPACES_MAX).collect()
+}
+
+/// Runs `work` on this thread inside the namespace.
+///
+/// # Errors
+/// If it cannot be entered: it is gone, or another one by now.
+///
+/// # Panics
+/// If there is no way back, which whoever may enter has.
+pub fn enter<T>(netns: &Netns, work: impl FnOnce() -> T) -> io::Result<T> {
+    let Some(path) = &netns.path else { return Ok(work()) };
+    let home = File::open("/proc/thread-self/ns/net")?;
+    let there = File::open(path)?;
+    if there.metadata()?.ino() != u64::from(netns.inum) {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the network namespace is gone"));
+    }
+    move_into_link_name_space(there.as_fd(), Some(LinkNameSpaceType::Network))?;
+    let result = work();
+    move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Network))
+        .expect("who may enter a namespace may go back to the one it came from");
+    Ok(result)
+}
+
+fn inum(path: &Path) -> io::Result<u32> {
+    u32::try_from(fs::metadata(path)?.ino()).map_err(io::Error::other)
+}

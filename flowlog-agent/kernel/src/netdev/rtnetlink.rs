@@ -1,0 +1,162 @@
+//! `RTM_GETLINK`: rtnetlink(7), `include/uapi/linux/if_link.h`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use flowlog_model::interface::{Counters, Mac, NetDev, Netns};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage},
+};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
+
+/// More than the kernel puts into one answer (`NLMSG_GOODSIZE` and what `min_dump_alloc` raises it to).
+const ANSWER_BYTES: usize = 64 << 10;
+
+/// All interfaces of the namespace we are in, which is `netns`.
+pub(super) fn dump(netns: &Netns) -> io::Result<Vec<NetDev>> {
+    let mut request = LinkMessage::default();
+    // Counters cost more than all the rest, and nobody wants them here.
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let links = ask(request, true)?;
+    let mut uppers = Uppers::new();
+    for (lower, upper) in links.iter().flat_map(stacked) {
+        uppers.entry(lower).or_default().insert(upper);
+    }
+    Ok(links.iter().filter_map(|link| device(link, &uppers, netns)).collect())
+}
+
+/// What one interface has counted.
+pub(super) fn counters(index: u32) -> io::Result<Counters> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    let links = ask(request, false)?;
+    let stats = links.iter().flat_map(|l| &l.attributes).find_map(|a| match a {
+        LinkAttribute::Stats64(s) => Some(Counters { packets: [s.rx_packets, s.tx_packets] }),
+        _ => None,
+    });
+    stats.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no counters"))
+}
+
+/// Interfaces that are stacked on an interface, by its index.
+type Uppers = BTreeMap<u32, BTreeSet<u32>>;
+
+/// All that is stacked on an interface, directly or through others.
+fn above(index: u32, uppers: &Uppers) -> Vec<u32> {
+    let (mut found, mut todo) = (BTreeSet::new(), vec![index]);
+    while let Some(lower) = todo.pop() {
+        todo.extend(uppers.get(&lower).into_iter().flatten().filter(|upper| found.insert(**upper)));
+    }
+    found.into_iter().collect()
+}
+
+/// Pairs of indexes: an interface, and one that is stacked on it.
+fn stacked(link: &LinkMessage) -> impl Iterator<Item = (u32, u32)> {
+    use InfoKind::{IpVlan, IpVtap, MacSec, MacVlan, MacVtap, Vlan};
+    let me = link.header.index;
+    // One in another namespace has an index of there.
+    let elsewhere = link.attributes.iter().any(|a| matches!(a, LinkAttribute::LinkNetNsId(_)));
+    // A veth's "link" is its peer, a tunnel's only the way its packets go: they end here, and new ones begin.
+    let climbs = matches!(kind(link), Some(Vlan | MacVlan | MacVtap | IpVlan | IpVtap | MacSec));
+    link.attributes.iter().filter_map(move |a| match a {
+        LinkAttribute::Controller(bridge) => Some((me, *bridge)),
+        LinkAttribute::Link(lower) if !elsewhere && climbs && *lower != me => Some((*lower, me)),
+        _ => None,
+    })
+}
+
+fn kind(link: &LinkMessage) -> Option<&InfoKind> {
+    let infos = link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    })?;
+    infos.iter().find_map(|i| match i {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+fn device(link: &LinkMessage, uppers: &Uppers, netns: &Netns) -> Option<NetDev> {
+    let name = link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })?;
+    let mac = link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+        _ => None,
+    });
+    let index = link.header.index;
+    Some(NetDev {
+        name,
+        index,
+        mac,
+        link_header: matches!(link.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback),
+        bridge: matches!(kind(link), Some(InfoKind::Bridge)),
+        above: above(index, uppers),
+        netns: netns.clone(),
+    })
+}
+
+fn ask(request: LinkMessage, dump: bool) -> io::Result<Vec<LinkMessage>> {
+    let answer = ask_any(RouteNetlinkMessage::GetLink(request), dump)?;
+    let links = answer.into_iter().filter_map(|m| match m {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    });
+    Ok(links.collect())
+}
+
+/// Asks one question and collects the answer.
+pub(super) fn ask_any(request: RouteNetlinkMessage, dump: bool) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let mut header = NetlinkHeader::default();
+    header.flags = if dump { NLM_F_REQUEST | NLM_F_DUMP } else { NLM_F_REQUEST };
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    // No protocol: 0 is `NETLINK_ROUTE`.
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    rustix::net::sendto(&socket, &bytes, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
+    let (mut found, mut answer) = (Vec::new(), vec![0; ANSWER_BYTES]);
+    loop {
+        let (n, _) = rustix::net::recv(&socket, answer.as_mut_slice(), RecvFlags::empty())?;
+        let mut rest = &answer[..n];
+        while !rest.is_empty() {
+            let message: NetlinkMessage<RouteNetlinkMessage> =
+                NetlinkMessage::deserialize(rest).map_err(io::Error::other)?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                NetlinkPayload::Error(e) if e.code.is_some() => return Err(e.to_io()),
+                NetlinkPayload::Done(_) => return Ok(found),
+                _ => {}
+            }
+            let length = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length.max(16)..).unwrap_or_default();
+        }
+        if !dump {
+            return Ok(found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_above_is_found_once_however_it_is_stacked() {
+        // A bond with a VLAN that is a port of a bridge, and a macvlan on the bond; a circle, which the kernel would refuse.
+        let pairs = [(1, 5), (2, 5), (5, 6), (6, 7), (5, 8), (20, 21), (21, 20)];
+        let mut uppers = Uppers::new();
+        for (lower, upper) in pairs {
+            uppers.entry(lower).or_default().insert(upper);
+        }
+        assert_eq!(above(1, &uppers), [5, 6, 7, 8]);
+        assert_eq!(above(6, &uppers), [7]);
+        assert_eq!(above(7, &uppers), [0u32; 0]);
+        assert_eq!(above(20, &uppers), [20, 21]);
+    }
+}

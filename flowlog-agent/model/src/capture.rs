@@ -1,0 +1,96 @@
+//! A capture: what a flow log asks for on one interface, and what the kernel is told to watch for it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    interface::{Bound, Mac, Selector},
+    rule::{Rule, Side},
+};
+
+/// How a direction of an interface is hooked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HookKind {
+    /// TC, as a tcx link (Linux 6.6), else as a clsact filter.
+    Tc,
+    /// TC, as a tcx link only.
+    Tcx,
+    /// TC, as a clsact filter only.
+    Clsact,
+    /// XDP in the driver, else generic. Ingress only.
+    Xdp,
+}
+
+/// One rule on one interface.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CaptureSpec {
+    /// Which interface.
+    pub interface: Selector,
+    /// Its id in the cloud's inventory.
+    pub interface_id: Option<String>,
+    /// Its owner's contract.
+    pub account_id: Option<String>,
+    /// How to hook it.
+    pub hook: HookKind,
+    /// Which side of its owner's interface it is.
+    pub side: Side,
+    /// It need not exist at the start: it is captured when it appears.
+    pub wait: bool,
+    /// The rule.
+    pub rule: Rule,
+}
+
+impl CaptureSpec {
+    /// Id of the interface in records and keys.
+    #[must_use]
+    pub fn id(&self, node_id: &str) -> String {
+        self.interface_id.clone().unwrap_or_else(|| format!("{node_id}-{}", self.interface))
+    }
+}
+
+/// A watched interface and its rule: all that its windows need to become objects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchSpec {
+    /// Interface name.
+    pub interface: String,
+    /// Interface index.
+    pub ifindex: u32,
+    /// How it is hooked.
+    pub hook: HookKind,
+    /// The rule.
+    pub rule: Rule,
+    /// Node it is on.
+    pub node_id: String,
+    /// Contract of its owner.
+    pub account_id: Option<String>,
+    /// As in records and keys.
+    pub interface_id: String,
+    /// Which side of its owner's interface it is.
+    #[serde(default)]
+    pub side: Side,
+    /// Network namespace it is in (inode number).
+    #[serde(default)]
+    pub netns_inum: u32,
+    /// What people call that, if it is not the agent's own.
+    #[serde(default)]
+    pub netns: Option<String>,
+    /// Its hardware address: what it is found by in another namespace.
+    #[serde(default)]
+    pub mac: Option<Mac>,
+}
+
+impl WatchSpec {
+    /// What its interface is known by.
+    #[must_use]
+    pub fn bound(&self) -> Bound<'_> {
+        Bound { name: &self.interface, index: self.ifindex, netns_inum: self.netns_inum, mac: self.mac }
+    }
+
+    /// Whether it is the same rule on the same interface, which may have another name by now.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let Self { interface: _, ifindex, hook, rule, node_id, account_id, interface_id, side, netns_inum, .. } = other;
+        (self.ifindex, self.hook, self.side, self.netns_inum) == (*ifindex, *hook, *side, *netns_inum)
+            && (&self.rule, &self.node_id, &self.account_id) == (rule, node_id, account_id)
+            && self.interface_id == *interface_id
+    }
+}

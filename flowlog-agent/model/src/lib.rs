@@ -1,0 +1,26 @@
+//! What everything is about: pure data and the rules it keeps. No I/O, no clock.
+//!
+//! * [`rule`]: what a customer asks for;
+//! * [`interface`]: network interfaces, and which one is meant;
+//! * [`capture`]: a rule on an interface, asked for and watched;
+//! * [`sweep`]: emptying the kernel's caches;
+//! * [`status`]: what there is to say about all of it;
+//! * [`s3`]: how buckets are reached;
+//! * [`ids`], [`time`]: numbers that must not be mixed up.
+//!
+//! What any of it costs, and how it is carried out, does not belong here.
+#![forbid(unsafe_code)]
+
+pub mod capture;
+pub mod ids;
+pub mod interface;
+pub mod rule;
+pub mod s3;
+pub mod status;
+pub mod sweep;
+pub mod time;
+
+pub use capture::{CaptureSpec, HookKind, WatchSpec};
+pub use ids::{Epoch, FlowLogId, IfaceId};
+pub use s3::S3Options;
+pub use time::{MonoNs, NS_PER_SEC, Now, WallNs};

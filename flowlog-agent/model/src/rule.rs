@@ -1,0 +1,318 @@
+//! What a customer asks for: a name, a direction, an action and a target. Pure validation; whether the target
+//! exists is `upload`'s question, whether the interface does is `netdev`'s.
+
+mod target;
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+pub use target::{Location, Target, bucket_and_prefix};
+
+use crate::FlowLogId;
+
+/// Longest name of a rule: it starts every object key, and 63 is what host and bucket names allow.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Shortest window. Below it, objects are all overhead.
+pub const WINDOW_SECS_MIN: u32 = 1;
+/// Longest window: records stay in memory for that long.
+pub const WINDOW_SECS_MAX: u32 = 86_400;
+
+/// A field that breaks a rule: names field, value and remedy in one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{field} `{value}`: {rule}")]
+pub struct InvalidField {
+    /// Field as the user knows it.
+    pub field: Cow<'static, str>,
+    /// What was given.
+    pub value: String,
+    /// What holds, and so what to do.
+    pub rule: String,
+}
+
+impl InvalidField {
+    /// What breaks which rule.
+    pub fn new(field: &'static str, value: impl Into<String>, rule: impl Into<String>) -> Self {
+        Self { field: Cow::Borrowed(field), value: value.into(), rule: rule.into() }
+    }
+}
+
+/// Way through a hook, as the watched interface sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Into the node through the interface.
+    Ingress,
+    /// Out of the node through the interface.
+    Egress,
+}
+
+impl Direction {
+    /// Both, in `abi` order.
+    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// Index into per-direction arrays of the ABI.
+    #[must_use]
+    pub fn index(self) -> usize {
+        match self {
+            Self::Ingress => 0,
+            Self::Egress => 1,
+        }
+    }
+}
+
+/// Which side of its owner's interface we see. A rule's directions, and those in records, are as the owner sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The interface itself.
+    #[default]
+    Host,
+    /// The host's end of a guest's interface (tap, veth): what comes in here went out there.
+    Guest,
+}
+
+impl Side {
+    /// What the owner calls the direction of a hook.
+    #[must_use]
+    pub fn owners(self, hook: Direction) -> Direction {
+        match (self, hook) {
+            (Self::Host, direction) => direction,
+            (Self::Guest, Direction::Ingress) => Direction::Egress,
+            (Self::Guest, Direction::Egress) => Direction::Ingress,
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+/// Directions a rule wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Directions {
+    /// Ingress only.
+    Ingress,
+    /// Egress only.
+    Egress,
+    /// Both.
+    #[default]
+    Bidirectional,
+}
+
+impl Directions {
+    /// Whether `direction` is among them.
+    #[must_use]
+    pub fn includes(self, direction: Direction) -> bool {
+        match self {
+            Self::Ingress => direction == Direction::Ingress,
+            Self::Egress => direction == Direction::Egress,
+            Self::Bidirectional => true,
+        }
+    }
+}
+
+impl FromStr for Directions {
+    type Err = InvalidField;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s.to_ascii_lowercase().as_str() {
+            "ingress" => Ok(Self::Ingress),
+            "egress" => Ok(Self::Egress),
+            "bidirectional" => Ok(Self::Bidirectional),
+            _ => Err(InvalidField::new("direction", s, "use `ingress`, `egress` or `bidirectional`")),
+        }
+    }
+}
+
+/// Packets a rule wants, by verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// Only what the firewall let through.
+    Accepted,
+    /// Only what the firewall refused.
+    Rejected,
+    /// Both.
+    #[default]
+    Any,
+}
+
+impl FromStr for Action {
+    type Err = InvalidField;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s.to_ascii_lowercase().as_str() {
+            "accepted" => Ok(Self::Accepted),
+            "rejected" => Ok(Self::Rejected),
+            "any" | "all" => Ok(Self::Any),
+            _ => Err(InvalidField::new("action", s, "use `accepted`, `rejected` or `any`")),
+        }
+    }
+}
+
+/// A rule's name. Key-safe: it is the first part of every object key after the prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Name(String);
+
+impl Name {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = InvalidField;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        key_part("name", s).map(Self)
+    }
+}
+
+/// Checks one part of an object key.
+///
+/// # Errors
+/// If it is empty, too long, `.` or `..`, or holds anything but ASCII letters, digits, `.`, `_` and `-`.
+pub fn key_part(field: &'static str, s: &str) -> Result<String, InvalidField> {
+    if s.contains('/') || s.to_ascii_lowercase().contains("%2f") {
+        return Err(InvalidField::new(field, s, "may not contain `/` or `%2F`; use `-` instead"));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let rule = format!("use 1 to {NAME_BYTES_MAX} ASCII letters, digits, `.`, `_` or `-`");
+    // Some look like others that are allowed, and some cannot be seen at all: said by number.
+    if let Some(c) = s.chars().find(|c| !allowed(*c)) {
+        let shown: String =
+            s.chars().flat_map(|c| if allowed(c) { vec![c] } else { c.escape_default().collect() }).collect();
+        return Err(InvalidField::new(field, shown, format!("U+{:04X} is not allowed; {rule}", u32::from(c))));
+    }
+    if s.is_empty() || s.len() > NAME_BYTES_MAX || s.chars().all(|c| c == '.') {
+        return Err(InvalidField::new(field, s, rule));
+    }
+    Ok(s.to_owned())
+}
+
+/// Checks the length of a window.
+///
+/// # Errors
+/// If it is outside [`WINDOW_SECS_MIN`] to [`WINDOW_SECS_MAX`] or does not divide a day evenly.
+pub fn window_secs(secs: u32) -> Result<u32, InvalidField> {
+    let rule = match secs {
+        0 => "must be at least 1 second; 600 is the default".to_owned(),
+        s if s > WINDOW_SECS_MAX => format!("must be at most {WINDOW_SECS_MAX} seconds (a day)"),
+        s if !WINDOW_SECS_MAX.is_multiple_of(s) => {
+            "must divide a day evenly, so that windows start on round times; try 60, 300, 600 or 3600".to_owned()
+        }
+        s => return Ok(s),
+    };
+    Err(InvalidField::new("window", secs.to_string(), rule))
+}
+
+/// One flow log on one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// Id in the rule store; the quick way in (`run --interface`) has none.
+    #[serde(default)]
+    pub id: Option<FlowLogId>,
+    /// Name; starts the object key. Of a rule in the store: the name it was activated with, so that renaming it moves
+    /// no key.
+    pub name: Name,
+    /// Directions wanted.
+    pub directions: Directions,
+    /// Verdicts wanted.
+    pub action: Action,
+    /// Where objects go.
+    pub target: Target,
+    /// Length of a window in seconds.
+    pub window_secs: u32,
+    /// Write an object for a window without traffic.
+    pub nodata: bool,
+    /// Fill the columns `start_ns` and `end_ns`: half as many bytes again.
+    pub subsecond: bool,
+    /// Hive-style key folders (`year=…/`), or none.
+    pub hive_layout: bool,
+}
+
+impl Rule {
+    /// As in the column `rule_id`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        self.id.map_or_else(|| self.name.as_str().to_owned(), |id| id.to_string())
+    }
+
+    /// What all its keys begin with: `[prefix/]name`.
+    #[must_use]
+    pub fn folder(&self) -> String {
+        let name = self.name.as_str();
+        self.target.prefix.as_ref().map_or_else(|| name.to_owned(), |p| format!("{p}/{name}"))
+    }
+}
+
+#[cfg(any(test, feature = "samples"))]
+impl Rule {
+    /// A rule for tests of later stages.
+    ///
+    /// # Panics
+    /// Never: its parts are good.
+    #[must_use]
+    pub fn sample(window_secs: u32) -> Self {
+        Self {
+            id: None,
+            name: "web".parse().expect("a name"),
+            directions: Directions::Bidirectional,
+            action: Action::Any,
+            target: "s3://flows".parse().expect("a target"),
+            window_secs,
+            nodata: true,
+            subsecond: false,
+            hive_layout: true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_key_safe() {
+        for good in ["web", "a", "db-1_x.y", &"n".repeat(63)] {
+            assert!(good.parse::<Name>().is_ok(), "{good}");
+        }
+        for bad in ["", "a/b", "a%2Fb", "a%2fb", "..", ".", "a b", "ü", "a\n", "\u{430}", &"n".repeat(64)] {
+            let error = bad.parse::<Name>().expect_err(bad).to_string();
+            assert!(error.starts_with("name `") && !error.contains('\n') && error.is_ascii(), "{error}");
+        }
+        // A Cyrillic letter that looks like ours.
+        let look_alike = "w\u{435}b".parse::<Name>().expect_err("look-alike").to_string();
+        assert!(look_alike.contains("U+0435 is not allowed"), "{look_alike}");
+    }
+
+    #[test]
+    fn windows_divide_a_day() {
+        for good in [1, 60, 600, 3_600, 86_400] {
+            assert_eq!(window_secs(good), Ok(good));
+        }
+        for bad in [0, 7, 601, 86_401, u32::MAX] {
+            assert!(window_secs(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_guest_sends_what_comes_in_at_its_tap() {
+        for direction in Direction::BOTH {
+            assert_eq!(Side::Host.owners(direction), direction);
+            assert_ne!(Side::Guest.owners(direction), direction);
+        }
+    }
+
+    #[test]
+    fn enums_take_the_words_of_the_cloud_api() {
+        assert_eq!("BIDIRECTIONAL".parse(), Ok(Directions::Bidirectional));
+        assert_eq!("ALL".parse(), Ok(Action::Any));
+        assert!("both".parse::<Directions>().is_err() && "drop".parse::<Action>().is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! What there is to say about the agent and every rule (promise P8). Data only: `agent` fills it in, `api` and `cli` show it.
+
+use serde::Serialize;
+
+use crate::FlowLogId;
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Status {
+    /// As of when, Unix seconds.
+    pub written_secs: i64,
+    /// The agent's process.
+    pub pid: u32,
+    /// Every rule on every interface.
+    pub rules: Vec<RuleStatus>,
+    /// Bytes in the spool.
+    pub spool_bytes: u64,
+    /// Why windows leave their totals only, if they do.
+    pub spool_full: Option<String>,
+    /// Trouble with the state directory.
+    pub trouble: Option<String>,
+}
+
+/// One rule on one interface.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RuleStatus {
+    /// Name of the rule.
+    pub rule: String,
+    /// Id of the flow log in the rule store, if it is from there.
+    pub rule_id: Option<FlowLogId>,
+    /// Interface, as it is called now; empty if there is none.
+    pub interface: String,
+    /// Id of the interface, as in records and keys.
+    pub interface_id: String,
+    /// Whether it is being captured.
+    pub capture: CaptureState,
+    /// Target.
+    pub target: String,
+    /// Start of the open window, Unix seconds.
+    pub window_start: i64,
+    /// Flows in the open window so far.
+    pub flows: usize,
+    /// Since the start of the agent.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Delivery.
+    pub delivery: RouteStatus,
+}
+
+/// Whether an interface is being captured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum CaptureState {
+    /// It is.
+    Attached {
+        /// Name of the interface now.
+        interface: String,
+        /// Its index.
+        ifindex: u32,
+        /// The network namespace it is in, if that is not the agent's own.
+        netns: Option<String>,
+    },
+    /// Its interface is not there (yet, or any more).
+    Waiting {
+        /// What is waited for.
+        why: String,
+    },
+    /// Its interface cannot be hooked, or there is no room.
+    Trouble {
+        /// Why not.
+        why: String,
+    },
+    /// Nobody has looked.
+    #[default]
+    Unknown,
+}
+
+/// Sums over windows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Windows closed.
+    pub windows: u64,
+    /// Packets in ACCEPT rows.
+    pub accepted_packets: u64,
+    /// Packets in REJECT rows.
+    pub rejected_packets: u64,
+    /// Packets that are in no row.
+    pub lost_packets: u64,
+}
+
+/// How a route is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum RouteState {
+    /// The last delivery succeeded, or there was none yet.
+    #[default]
+    Delivering,
+    /// It failed, and is being tried again.
+    Retrying {
+        /// First failure, Unix seconds.
+        since_secs: i64,
+        /// Tries since then.
+        tries: u64,
+        /// The store's words.
+        error: String,
+    },
+    /// It has been failing for long, or for a reason that does not pass by itself.
+    Degraded {
+        /// First failure, Unix seconds.
+        since_secs: i64,
+        /// Tries since then.
+        tries: u64,
+        /// The store's words.
+        error: String,
+    },
+}
+
+/// What there is to say about a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RouteStatus {
+    /// How it is doing.
+    #[serde(flatten)]
+    pub state: RouteState,
+    /// Objects waiting.
+    pub waiting: usize,
+    /// Their bytes.
+    pub waiting_bytes: u64,
+    /// When the oldest of them was made, Unix seconds.
+    pub oldest_secs: Option<i64>,
+    /// Objects delivered since start.
+    pub delivered: u64,
+    /// Objects put aside because the store holds other bytes under their key.
+    pub quarantined: u64,
+    /// Key of the last one delivered.
+    pub last_key: Option<String>,
+}

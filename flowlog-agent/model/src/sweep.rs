@@ -1,0 +1,30 @@
+//! Sweeping the kernel's caches: evicting what is left of closed epochs.
+
+/// What a sweep came upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swept {
+    /// All caches are clean.
+    Done,
+    /// The ring is full: drain it, then go on from here.
+    RingFull(Cursor),
+}
+
+/// Where a sweep stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// Which of the CPUs.
+    pub cpu: usize,
+    /// Which of its caches.
+    pub cache: u64,
+    /// The next slot of that.
+    pub slot: u32,
+}
+
+/// Which records a sweep evicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of closed epochs.
+    Closed,
+    /// All (shutdown).
+    All,
+}

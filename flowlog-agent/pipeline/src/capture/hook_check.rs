@@ -1,0 +1,76 @@
+//! Does an attached hook run? An attach can succeed and the program never see a packet (another program ends the
+//! chain before it, the driver by-passes the hook). The witness is the interface's own packet counter.
+
+use flowlog_ebpf::abi::Truth;
+use flowlog_model::{WatchSpec, interface::Counters, rule::Direction};
+
+use crate::source::Node;
+
+/// Packets an interface may count before a hook that has seen none is called dead: a few can pass between reading
+/// the counter and the attach.
+const PACKETS_UNSEEN_MAX: u64 = 16;
+
+/// What is known about one hook.
+#[derive(Clone, Debug)]
+pub struct HookCheck {
+    direction: Direction,
+    before: Counters,
+    state: State,
+    /// It has been seen running, at any time: said once.
+    ran: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// No packet yet, on either count.
+    Waiting,
+    /// It has counted packets.
+    Runs,
+    /// The interface has counted packets, the hook none.
+    Dead,
+}
+
+impl HookCheck {
+    /// `before` are the interface's counters from before the attach.
+    #[must_use]
+    pub fn new(direction: Direction, before: Counters) -> Self {
+        Self { direction, before, state: State::Waiting, ran: false }
+    }
+
+    /// Whether there is nothing more to find out for now.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.state != State::Waiting
+    }
+
+    /// Compares the hook's count of the open window with the interface's.
+    pub fn look<N: Node>(&mut self, node: &N, spec: &WatchSpec, truth: &Truth) {
+        let interface = spec.interface.as_str();
+        let seen = truth.hook[self.direction.index()].seen.packets;
+        // Only interfaces of our own namespace are checked.
+        let Ok(now) = node.own_counters(spec.ifindex) else { return };
+        let at = self.direction.index();
+        let passed = now.packets[at].saturating_sub(self.before.packets[at]);
+        let direction = self.direction;
+        if seen > 0 {
+            if !self.ran {
+                tracing::info!(interface, %direction, seen, "hook runs");
+            }
+            (self.state, self.ran) = (State::Runs, true);
+        } else if passed > PACKETS_UNSEEN_MAX {
+            tracing::warn!(interface, %direction, passed, "hook is attached but sees nothing: another program ends the chain before it");
+            self.state = State::Dead;
+        }
+    }
+
+    /// At the end of a window: was anything by-passed all the time?
+    pub fn window_closed<N: Node>(&mut self, node: &N, spec: &WatchSpec, truth: &Truth) {
+        if self.state == State::Waiting {
+            self.look(node, spec, truth);
+        }
+        if let Ok(now) = node.own_counters(spec.ifindex) {
+            self.before = now;
+        }
+        self.state = State::Waiting;
+    }
+}

@@ -1,0 +1,179 @@
+//! Which interfaces are meant: from what is to be captured and what there is, to what is to be watched. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use flowlog_ebpf::abi::Stacked;
+use flowlog_model::{
+    capture::{CaptureSpec, WatchSpec},
+    interface::{Bound, NetDev},
+};
+
+use crate::window::Ledger;
+
+/// A rule and the interface it is to be watched on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The rule, on this interface.
+    pub spec: WatchSpec,
+    /// The interface.
+    pub dev: NetDev,
+}
+
+/// What came of looking.
+#[derive(Debug, Default)]
+pub struct Resolution {
+    /// To be watched, by interface id.
+    pub wanted: BTreeMap<String, Resolved>,
+    /// Not to be watched, and why not, by interface id.
+    pub absent: BTreeMap<String, Absent>,
+    /// Which interfaces are stacked on which, where any is to be watched.
+    pub stacked: BTreeSet<Stacked>,
+}
+
+/// Why an interface is not to be watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// It is not there yet, or not any more.
+    Waiting(String),
+    /// Another capture has it.
+    Taken(String),
+}
+
+/// Finds the interface of every capture among `devices`. `known` says, by interface id, which one it was the last time:
+/// it stays the same if it has been given another name, or moved to another namespace.
+#[must_use]
+pub fn resolve(
+    captures: &[CaptureSpec],
+    node_id: &str,
+    devices: &[NetDev],
+    known: &BTreeMap<&str, Bound<'_>>,
+) -> Resolution {
+    let (mut found, mut taken) = (Resolution::default(), BTreeMap::<u32, (u32, String)>::new());
+    for capture in captures {
+        let id = capture.id(node_id);
+        let dev = capture.interface.find(devices, known.get(id.as_str()).copied());
+        let Some(dev) = dev else {
+            let why = Absent::Waiting(format!("waiting for interface {}", capture.interface));
+            found.absent.insert(id, why);
+            continue;
+        };
+        if let Some((netns, other)) = taken.get(&dev.index) {
+            let why = if *netns == dev.netns.inum {
+                format!("interface {} is captured as {other} already: it takes one flow log", dev.name)
+            } else {
+                format!("index {} is that of {other} in another network namespace, and can be captured once", dev.index)
+            };
+            found.absent.insert(id, Absent::Taken(why));
+            continue;
+        }
+        taken.insert(dev.index, (dev.netns.inum, id.clone()));
+        found.wanted.insert(id, Resolved { spec: spec(capture, node_id, dev), dev: dev.clone() });
+    }
+    let watched: BTreeSet<u32> = found.wanted.values().map(|w| w.dev.netns.inum).collect();
+    let pairs = |d: &NetDev| d.above.iter().map(|upper| (d.index, *upper)).collect::<Vec<_>>();
+    let stacked = devices.iter().filter(|d| watched.contains(&d.netns.inum)).flat_map(pairs);
+    found.stacked = stacked.map(|(lower, upper)| Stacked { lower, upper }).collect();
+    found
+}
+
+fn spec(capture: &CaptureSpec, node_id: &str, dev: &NetDev) -> WatchSpec {
+    WatchSpec {
+        interface: dev.name.clone(),
+        ifindex: dev.index,
+        hook: capture.hook,
+        rule: capture.rule.clone(),
+        node_id: node_id.to_owned(),
+        account_id: capture.account_id.clone(),
+        interface_id: capture.id(node_id),
+        side: capture.side,
+        netns_inum: dev.netns.inum,
+        netns: dev.netns.name(),
+        mac: dev.mac,
+    }
+}
+
+impl Resolution {
+    /// Whether exactly this is being watched.
+    #[must_use]
+    pub fn is_watched(&self, ledger: &Ledger) -> bool {
+        ledger.watched().count() == self.wanted.len() && ledger.watched().all(|(_, w)| self.wants(&w.spec))
+    }
+
+    /// Whether a spec is among what is wanted.
+    #[must_use]
+    pub fn wants(&self, spec: &WatchSpec) -> bool {
+        self.wanted.get(&spec.interface_id).is_some_and(|w| w.spec.is_same(spec))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flowlog_model::{
+        Epoch, HookKind, IfaceId, MonoNs, Now, WallNs,
+        interface::{Mac, Netns, Selector},
+        rule::{Rule, Side},
+    };
+
+    use super::*;
+    use crate::window::{Event, WindowClock};
+
+    fn dev(name: &str, index: u32) -> NetDev {
+        let mac = Some(Mac([2, 0, 0, 0, 0, u8::try_from(index).expect("small")]));
+        let netns = Netns::at(1, None);
+        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, above: Vec::new(), netns }
+    }
+
+    fn capture(id: &str, interface: Selector) -> CaptureSpec {
+        CaptureSpec {
+            interface,
+            interface_id: Some(id.to_owned()),
+            account_id: None,
+            hook: HookKind::Tc,
+            side: Side::Guest,
+            wait: true,
+            rule: Rule::sample(60),
+        }
+    }
+
+    #[test]
+    fn one_interface_is_captured_once_and_the_second_one_is_told() {
+        let captures =
+            [capture("a", Selector::Name("tap0".to_owned())), capture("b", Selector::Mac(Mac([2, 0, 0, 0, 0, 5])))];
+        let found = resolve(&captures, "n", &[dev("tap0", 5)], &BTreeMap::new());
+        assert!(found.wanted.contains_key("a") && found.wanted.len() == 1);
+        assert!(
+            matches!(&found.absent["b"], Absent::Taken(why) if why.contains("tap0 is captured as a already")),
+            "{:?}",
+            found.absent
+        );
+    }
+
+    #[test]
+    fn the_same_index_in_two_namespaces_is_captured_once_and_the_second_one_is_told() {
+        let other = NetDev { netns: Netns::at(2, Some("blue")), mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..dev("tap0", 5) };
+        let captures =
+            [capture("a", Selector::Name("tap0".to_owned())), capture("b", Selector::Mac(Mac([2, 0, 0, 0, 0, 9])))];
+        let found = resolve(&captures, "n", &[dev("tap0", 5), other], &BTreeMap::new());
+        assert!(matches!(&found.absent["b"], Absent::Taken(why) if why.contains("in another network namespace")));
+    }
+
+    #[test]
+    fn a_watched_interface_under_another_name_is_still_watched() {
+        let captures = [capture("a", Selector::Name("tap0".to_owned()))];
+        let mut ledger = Ledger::default();
+        let before = resolve(&captures, "n", &[dev("tap0", 5)], &BTreeMap::new());
+        let span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();
+        let spec = before.wanted["a"].spec.clone();
+        ledger.apply(Event::Watch { id: IfaceId(1), spec: Box::new(spec.clone()), span, epoch: Epoch(1), gap: None });
+        let known = BTreeMap::from([("a", spec.bound())]);
+        assert!(resolve(&captures, "n", &[dev("vm-a", 5)], &known).is_watched(&ledger));
+        let gone = resolve(&captures, "n", &[dev("vm-a", 6)], &known);
+        assert!(
+            matches!(&gone.absent["a"], Absent::Waiting(why) if why.contains("interface tap0"))
+                && !gone.is_watched(&ledger)
+        );
+        // A new one with the name is meant, and it is another one.
+        let new = resolve(&captures, "n", &[dev("vm-a", 5), dev("tap0", 6)], &known);
+        assert!(new.wanted["a"].dev.index == 6 && !new.is_watched(&ledger));
+    }
+}

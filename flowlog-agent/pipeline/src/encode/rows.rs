@@ -1,0 +1,463 @@
+//! Building the columns of an object.
+
+use std::{
+    hash::Hash,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use flowlog_model::{
+    MonoNs, NS_PER_SEC,
+    rule::{Action, Direction, Side},
+};
+use hashbrown::{HashMap, hash_map::Entry};
+
+use super::{
+    ObjectInfo, RowCounts,
+    labels::{Label, Labels, NULL},
+    schema,
+};
+use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled};
+
+/// The rows a rule wants of a window.
+pub struct Rows {
+    /// All flows of the window.
+    pub table: FlowTable,
+    /// Numbers of the flows with the wanted verdict.
+    flows: Vec<u32>,
+    /// The books of the whole window, before the rule's choice.
+    pub balance: Balance,
+    losses: Vec<Loss>,
+    /// Whether there is a row for a gap.
+    gap: bool,
+    counts: RowCounts,
+}
+
+impl Rows {
+    /// Keeps what the rule wants, in the order it is written in. Unwanted directions were never counted.
+    #[must_use]
+    pub fn select(info: &ObjectInfo, settled: Settled, order: Order) -> Self {
+        let Settled { table, mut losses, balance, short: _ } = settled;
+        let wanted = |refused: bool| match info.rule.action {
+            Action::Any => true,
+            Action::Accepted => !refused,
+            Action::Rejected => refused,
+        };
+        // Whoever wants either verdict wants to know how many packets have none.
+        losses.retain(|l| wanted(l.refused) || l.reason == LossReason::VerdictUnknown);
+        let mut counts = RowCounts { skipped: losses.len(), ..RowCounts::default() };
+        let mut keyed = Vec::with_capacity(table.len());
+        for number in table.numbers() {
+            let Some(flow) = table.flow(number).filter(|f| wanted(f.refused)) else { continue };
+            *(if flow.refused { &mut counts.rejected } else { &mut counts.accepted }) += 1;
+            let key = if order == Order::Start { flow.totals.first_ns } else { by_service(&flow) };
+            keyed.push((key, number));
+        }
+        keyed.sort_unstable();
+        let flows = keyed.into_iter().map(|(_, number)| number).collect();
+        counts.skipped += usize::from(info.gap.is_some());
+        Self { table, flows, balance, losses, gap: info.gap.is_some(), counts }
+    }
+
+    /// Whether there is nothing but, perhaps, a NODATA row.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty() && self.losses.is_empty() && !self.gap
+    }
+
+    /// Rows by kind.
+    #[must_use]
+    pub fn counts(&self) -> RowCounts {
+        self.counts
+    }
+
+    /// The columns of all row groups. A group ends after `rows_max` rows, or when a dictionary is `dictionary_bytes` long.
+    pub fn groups<'a>(
+        &'a self,
+        info: &'a ObjectInfo,
+        reason_name: &'a dyn Fn(u16) -> Option<String>,
+        rows_max: usize,
+        dictionary_bytes: usize,
+    ) -> impl Iterator<Item = Vec<Column>> + 'a {
+        let mut flows = self.flows.iter();
+        let flow_groups = std::iter::from_fn(move || {
+            let mut b = Builder::new(info, rows_max.min(flows.len()));
+            for number in flows.by_ref() {
+                if let Some(flow) = self.table.flow(*number) {
+                    b.flow(&flow, reason_name);
+                }
+                if b.rows == rows_max || b.dictionary_bytes() >= dictionary_bytes {
+                    break;
+                }
+            }
+            (b.rows > 0).then(|| b.finish())
+        });
+        let rest = std::iter::once_with(move || {
+            let mut b = Builder::new(info, self.losses.len());
+            self.losses.iter().for_each(|loss| b.loss(loss));
+            if self.is_empty() {
+                b.no_flow("NODATA");
+            }
+            (b.rows > 0).then(|| b.finish())
+        });
+        // A group of its own: unlike any other row it has no count of packets.
+        let gap = info.gap.map(|(from, to)| {
+            let mut b = Builder::new(info, 1);
+            b.gap(from, to);
+            b.finish()
+        });
+        flow_groups.chain(rest.flatten()).chain(gap)
+    }
+}
+
+/// Order of the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// By first packet.
+    Start,
+    /// By direction, family, service (protocol and lower port) and the address at the other end: rows of one customer's
+    /// interface then differ least from their neighbours.
+    Service,
+}
+
+/// What objects are written in.
+pub const CHOSEN: Order = Order::Service;
+
+/// [`Order::Service`] in one word: all of an IPv4 address, 32 bits of the first half of an IPv6 address.
+fn by_service(f: &Flow) -> u64 {
+    let egress = f.direction == Direction::Egress;
+    let (v6, peer) = match f.addresses {
+        Addresses::V4(src, dst) => (false, u32::from_be(if egress { dst } else { src })),
+        Addresses::V6(src, dst) => {
+            let [hi, lo] = if egress { dst } else { src };
+            // A network's hosts differ in the second half, networks in the first.
+            let mixed = u64::from_be(hi) ^ u64::from_be(lo).rotate_left(16);
+            (true, u32::try_from(mixed & u64::from(u32::MAX)).unwrap_or_default())
+        }
+    };
+    let service = u64::from(f.sport.min(f.dport));
+    u64::from(egress) << 57 | u64::from(v6) << 56 | u64::from(f.proto) << 48 | service << 32 | u64::from(peer)
+}
+
+/// The values of one column in one row group.
+pub enum Column {
+    /// Few different ones.
+    Labels(Labels),
+    /// Many, and none missing, or (for rows that are no flows) all.
+    Longs(Vec<i64>),
+    /// No value in any of so many rows.
+    Nulls(usize),
+}
+
+/// Labels of a set that is found out on the way.
+struct Found<K> {
+    labels: Labels,
+    codes: HashMap<K, u32>,
+}
+
+impl<K> Default for Found<K> {
+    fn default() -> Self {
+        Self { labels: Labels::default(), codes: HashMap::new() }
+    }
+}
+
+impl<K: Hash + Eq> Found<K> {
+    #[inline]
+    fn push(&mut self, key: K, label: impl FnOnce(&K) -> Option<Label>) {
+        let code = match self.codes.entry(key) {
+            Entry::Occupied(e) => *e.get(),
+            Entry::Vacant(e) => {
+                let code = label(e.key()).map_or(NULL, |l| self.labels.label(l));
+                *e.insert(code)
+            }
+        };
+        self.labels.push(code);
+    }
+}
+
+/// Labels that are 16-bit numbers.
+struct Numbers {
+    labels: Labels,
+    codes: Codes,
+}
+
+/// Codes of 16-bit numbers.
+enum Codes {
+    /// An array of 256 KiB costs more than it saves.
+    Few(HashMap<u16, u32>),
+    /// Looked up in an array.
+    Many(Box<[u32]>),
+}
+
+/// Rows above which the array is worth it.
+const FEW_ROWS: usize = 4_096;
+
+impl Numbers {
+    fn new(rows: usize) -> Self {
+        let codes = if rows <= FEW_ROWS {
+            Codes::Few(HashMap::new())
+        } else {
+            Codes::Many(vec![NULL; 1 << 16].into_boxed_slice())
+        };
+        Self { labels: Labels::default(), codes }
+    }
+
+    #[inline]
+    fn push(&mut self, number: Option<u16>) {
+        let Some(number) = number else { return self.labels.push(NULL) };
+        let code = match &mut self.codes {
+            Codes::Few(codes) => codes.entry(number).or_insert(NULL),
+            Codes::Many(codes) => &mut codes[usize::from(number)],
+        };
+        if *code == NULL {
+            *code = self.labels.label(Label::Int(i32::from(number)));
+        }
+        self.labels.push(*code);
+    }
+}
+
+/// Labels of a set that is known: the code is the index.
+struct Known(Labels);
+
+impl Known {
+    fn new(values: &[&str]) -> Self {
+        let mut labels = Labels::default();
+        for value in values {
+            labels.label(Label::Text((*value).to_owned()));
+        }
+        Self(labels)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Address {
+    None,
+    V4(u32),
+    V6([u64; 2]),
+}
+
+impl Address {
+    fn label(&self) -> Option<Label> {
+        match self {
+            Self::None => None,
+            Self::V4(a) => Some(Label::Text(Ipv4Addr::from(a.to_ne_bytes()).to_string())),
+            Self::V6([hi, lo]) => {
+                let mut bytes = [0; 16];
+                bytes[..8].copy_from_slice(&hi.to_ne_bytes());
+                bytes[8..].copy_from_slice(&lo.to_ne_bytes());
+                Some(Label::Text(Ipv6Addr::from(bytes).to_string()))
+            }
+        }
+    }
+}
+
+/// Columns that are being built; [`Builder::finish`] puts them in schema order.
+struct Builder<'a> {
+    info: &'a ObjectInfo,
+    src: Found<Address>,
+    dst: Found<Address>,
+    sport: Numbers,
+    dport: Numbers,
+    protocol: Numbers,
+    packets: Vec<i64>,
+    bytes: Vec<i64>,
+    start: Found<i64>,
+    end: Found<i64>,
+    action: Known,
+    status: Known,
+    direction: Known,
+    tcp_flags: Numbers,
+    icmp_type: Numbers,
+    icmp_code: Numbers,
+    family: Known,
+    vlan: Numbers,
+    start_ns: Vec<i64>,
+    end_ns: Vec<i64>,
+    reason: Found<Option<u16>>,
+    skip: Known,
+    rows: usize,
+}
+
+const STATUS: [&str; 3] = ["OK", "SKIPDATA", "NODATA"];
+/// Packets may be missing, nobody knows how many.
+const GAP: &str = "gap";
+/// Values of `skip_reason`, by code: losses first.
+const SKIP: [&str; LossReason::ALL.len() + 1] = {
+    let [a, b, c, d] = LossReason::ALL;
+    [a.as_str(), b.as_str(), c.as_str(), d.as_str(), GAP]
+};
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+impl<'a> Builder<'a> {
+    fn new(info: &'a ObjectInfo, rows: usize) -> Self {
+        let longs = || Vec::with_capacity(rows);
+        Self {
+            info,
+            src: Found::default(),
+            dst: Found::default(),
+            sport: Numbers::new(rows),
+            dport: Numbers::new(rows),
+            protocol: Numbers::new(rows),
+            packets: longs(),
+            bytes: longs(),
+            start: Found::default(),
+            end: Found::default(),
+            action: Known::new(&["ACCEPT", "REJECT"]),
+            status: Known::new(&STATUS),
+            direction: Known::new(match info.side {
+                Side::Host => &["ingress", "egress"],
+                Side::Guest => &["egress", "ingress"],
+            }),
+            tcp_flags: Numbers::new(rows),
+            icmp_type: Numbers::new(rows),
+            icmp_code: Numbers::new(rows),
+            family: Known::new(&["IPv4", "IPv6"]),
+            vlan: Numbers::new(rows),
+            start_ns: longs(),
+            end_ns: longs(),
+            reason: Found::default(),
+            skip: Known::new(&SKIP),
+            rows: 0,
+        }
+    }
+
+    fn dictionary_bytes(&self) -> usize {
+        self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes())
+    }
+
+    fn flow(&mut self, flow: &Flow, reason_name: &dyn Fn(u16) -> Option<String>) {
+        let totals = &flow.totals;
+        let (src, dst, v6) = match flow.addresses {
+            Addresses::V4(src, dst) => (Address::V4(src), Address::V4(dst), false),
+            Addresses::V6(src, dst) => (Address::V6(src), Address::V6(dst), true),
+        };
+        let (icmp, type_and_code) = (flow.is_icmp(), flow.icmp());
+        self.src.push(src, Address::label);
+        self.dst.push(dst, Address::label);
+        self.sport.push(Some(if icmp { 0 } else { flow.sport }));
+        self.dport.push(Some(if icmp { 0 } else { flow.dport }));
+        self.protocol.push(Some(u16::from(flow.proto)));
+        self.packets.push(signed(totals.packets));
+        self.bytes.push(signed(totals.bytes));
+        let wall = |ns| self.info.span.wall_of_tick(MonoNs(ns));
+        let (first, last) = (wall(totals.first_ns), wall(totals.last_ns));
+        self.start.push(first.secs(), |s| Some(Label::Long(*s)));
+        self.end.push(last.secs(), |s| Some(Label::Long(*s)));
+        if self.info.rule.subsecond {
+            self.start_ns.push(first.0);
+            self.end_ns.push(last.0);
+        }
+        self.action.0.push(u32::from(flow.refused));
+        self.status.0.push(0);
+        self.direction.0.push(u32::from(flow.direction == Direction::Egress));
+        self.tcp_flags.push(flow.tcp_flags().map(u16::from));
+        self.icmp_type.push(type_and_code.map(|(kind, _)| kind));
+        self.icmp_code.push(type_and_code.map(|(_, code)| code));
+        self.family.0.push(u32::from(v6));
+        self.vlan.push((flow.vlan != 0).then_some(flow.vlan));
+        let reason = flow.refused.then_some(flow.reason);
+        self.reason.push(reason, |r| r.and_then(reason_name).map(Label::Text));
+        self.skip.0.push(NULL);
+        self.rows += 1;
+    }
+
+    /// A row that is no flow: everything about packets is null, times are the window's. Packets, bytes, action,
+    /// direction and skip reason are the caller's, if there are any.
+    fn no_flow(&mut self, status: &str) {
+        self.no_flow_between(status, self.info.span.start_secs, self.info.span.end_secs);
+    }
+
+    fn no_flow_between(&mut self, status: &str, from: i64, to: i64) {
+        for found in [&mut self.src, &mut self.dst] {
+            found.push(Address::None, Address::label);
+        }
+        for numbers in [
+            &mut self.sport,
+            &mut self.dport,
+            &mut self.protocol,
+            &mut self.tcp_flags,
+            &mut self.icmp_type,
+            &mut self.icmp_code,
+            &mut self.vlan,
+        ] {
+            numbers.push(None);
+        }
+        self.start.push(from, |s| Some(Label::Long(*s)));
+        self.end.push(to, |s| Some(Label::Long(*s)));
+        if self.info.rule.subsecond {
+            self.start_ns.push(from.saturating_mul(NS_PER_SEC));
+            self.end_ns.push(to.saturating_mul(NS_PER_SEC));
+        }
+        let code = STATUS.iter().position(|s| *s == status).and_then(|i| u32::try_from(i).ok());
+        self.status.0.push(code.unwrap_or(NULL));
+        self.family.0.push(NULL);
+        self.reason.push(None, |_| None);
+        if status == STATUS[2] {
+            for known in [&mut self.action, &mut self.direction, &mut self.skip] {
+                known.0.push(NULL);
+            }
+        }
+        self.rows += 1;
+    }
+
+    fn loss(&mut self, loss: &Loss) {
+        self.no_flow(STATUS[1]);
+        self.packets.push(signed(loss.count.packets));
+        self.bytes.push(signed(loss.count.bytes));
+        let unknown = match loss.reason {
+            LossReason::Malformed => true,
+            LossReason::VerdictUnknown => !loss.refused,
+            _ => false,
+        };
+        self.action.0.push(if unknown { NULL } else { u32::from(loss.refused) });
+        self.direction.0.push(u32::from(loss.direction == Direction::Egress));
+        self.skip.0.push(loss.reason as u32);
+    }
+
+    fn gap(&mut self, from: i64, to: i64) {
+        self.no_flow_between(STATUS[1], from, to);
+        self.action.0.push(NULL);
+        self.direction.0.push(NULL);
+        self.skip.0.push(u32::try_from(SKIP.len() - 1).unwrap_or(NULL));
+    }
+
+    fn finish(self) -> Vec<Column> {
+        let (n, info) = (self.rows, self.info);
+        let same = |value: Option<Label>| Column::Labels(Labels::same(value, n));
+        let text = |value: Option<&str>| same(value.map(|v| Label::Text(v.to_owned())));
+        let longs = |values: Vec<i64>| if values.is_empty() { Column::Nulls(n) } else { Column::Longs(values) };
+        vec![
+            same(Some(Label::Int(schema::RECORD_VERSION))),
+            text(info.account_id.as_deref()),
+            text(Some(&info.interface_id)),
+            Column::Labels(self.src.labels),
+            Column::Labels(self.dst.labels),
+            Column::Labels(self.sport.labels),
+            Column::Labels(self.dport.labels),
+            Column::Labels(self.protocol.labels),
+            longs(self.packets),
+            longs(self.bytes),
+            Column::Labels(self.start.labels),
+            Column::Labels(self.end.labels),
+            Column::Labels(self.action.0),
+            Column::Labels(self.status.0),
+            Column::Labels(self.direction.0),
+            Column::Labels(self.tcp_flags.labels),
+            Column::Labels(self.icmp_type.labels),
+            Column::Labels(self.icmp_code.labels),
+            Column::Labels(self.family.0),
+            Column::Labels(self.vlan.labels),
+            longs(self.start_ns),
+            longs(self.end_ns),
+            Column::Labels(self.reason.labels),
+            text(Some(&info.rule.label())),
+            text(Some(&info.node_id)),
+            same(Some(Label::Long(info.span.start_secs))),
+            same(Some(Label::Long(signed(info.span.sequence)))),
+            text(info.marks().as_deref()),
+            Column::Labels(self.skip.0),
+        ]
+    }
+}

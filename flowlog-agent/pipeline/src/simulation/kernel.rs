@@ -1,0 +1,272 @@
+//! A model of the kernel's side: what the programs promise, and nothing about how.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use flowlog_ebpf::abi::{self, Count, EPOCHS, FAMILY_V4, Key, Meta, Record4, Stats, Truth, class};
+use flowlog_model::{
+    MonoNs, Now, WallNs,
+    interface::{Mac, NetDev, Netns},
+};
+
+use crate::{disk::sim::Random, source::Watch, window::block};
+
+/// Interfaces that are to be captured.
+pub const NICS: [u16; 2] = [1, 2];
+pub(super) const SLOTS: usize = 16;
+const FLOWS: u64 = 40;
+const RING_BYTES: u64 = 4_096;
+/// Every packet has as many.
+pub const PACKET_BYTES: u64 = 100;
+
+/// Packets by interface id and source address.
+type Tally = BTreeMap<(String, String), u64>;
+
+/// What was sent.
+#[derive(Clone, Debug, Default)]
+pub struct Sent {
+    /// All packets that a hook counted.
+    pub all: Tally,
+    /// Of these: given back to the kernel as durable.
+    pub safe: Tally,
+}
+
+pub(super) struct Entry {
+    pub(super) nic: u16,
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// An interface that exists.
+pub(super) struct Device {
+    pub(super) nic: u16,
+    pub(super) dev: NetDev,
+    /// It cannot be hooked.
+    pub(super) is_stubborn: bool,
+}
+
+/// What is in the kernel.
+pub struct State {
+    /// Which boot it is, and the ring's id.
+    pub boot: u32,
+    random: Random,
+    pub(super) devices: Vec<Device>,
+    last_index: u32,
+    /// Interfaces with our hooks, by index.
+    pub(super) hooks: BTreeSet<u32>,
+    /// What the programs know of interfaces, by index; stays when one goes.
+    pub(super) watches: BTreeMap<u32, Watch>,
+    /// Current epoch by interface id.
+    pub(super) epoch_of: BTreeMap<u16, u32>,
+    pub(super) truth: BTreeMap<(u16, u32), Truth>,
+    pub(super) slots: Vec<Option<(u16, Record4)>>,
+    pub(super) ring: VecDeque<Entry>,
+    pub(super) released: u64,
+    pub(super) produced: u64,
+    pub(super) now: Now,
+    /// What was sent so far.
+    pub sent: Sent,
+}
+
+/// The kernel; clones are the same one.
+#[derive(Clone)]
+pub struct SimKernel(Arc<Mutex<State>>);
+
+pub(super) fn interface(nic: u16) -> String {
+    format!("nic-{nic}")
+}
+
+/// Hardware address of an interface.
+pub fn mac(nic: u16) -> Mac {
+    Mac([2, 0, 0, 0, 0, nic.to_le_bytes()[0]])
+}
+
+/// Its name, when it comes.
+pub fn name(nic: u16) -> String {
+    format!("eth{nic}")
+}
+
+impl SimKernel {
+    pub fn new(random: Random) -> Self {
+        let kernel = Self(Arc::new(Mutex::new(State {
+            boot: 1,
+            random,
+            devices: Vec::new(),
+            last_index: 1,
+            hooks: BTreeSet::new(),
+            watches: BTreeMap::new(),
+            epoch_of: BTreeMap::new(),
+            truth: BTreeMap::new(),
+            slots: vec![None; SLOTS],
+            ring: VecDeque::new(),
+            released: 0,
+            produced: 0,
+            now: Now { mono: MonoNs(0), wall: WallNs(0) },
+            sent: Sent::default(),
+        })));
+        kernel.settle();
+        kernel
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Some packets, or none.
+    pub fn traffic(&self, most: u64) {
+        let mut state = self.lock();
+        for _ in 0..state.random.below(most + 1) {
+            state.packet();
+        }
+    }
+
+    /// Something has been counted since it started.
+    pub fn has_counted(&self) -> bool {
+        !self.lock().epoch_of.is_empty()
+    }
+
+    pub fn set_now(&self, now: Now) {
+        self.lock().now = now;
+    }
+
+    /// Every interface is here and can be hooked.
+    pub fn settle(&self) {
+        let mut state = self.lock();
+        for nic in NICS {
+            if !state.devices.iter().any(|d| d.nic == nic) {
+                state.appear(nic);
+            }
+        }
+        for device in &mut state.devices {
+            (device.is_stubborn, device.dev.netns) = (false, Netns::at(1, None));
+        }
+    }
+
+    /// Something happens to an interface.
+    pub fn disturb(&self) {
+        let mut state = self.lock();
+        let nic = NICS[usize::try_from(state.random.below(NICS.len() as u64)).unwrap_or(0)];
+        let what = state.random.below(5);
+        let Some(at) = state.devices.iter().position(|d| d.nic == nic) else { return state.appear(nic) };
+        let index = state.devices[at].dev.index;
+        match what {
+            0 => state.disappear(at),
+            1 => {
+                // The hooks of an interface do not go with it to another namespace, and it need not keep its index.
+                let away = state.devices[at].dev.netns.name().is_some();
+                state.hooks.remove(&index);
+                state.last_index += 1;
+                let index = state.last_index;
+                let dev = &mut state.devices[at].dev;
+                dev.netns = if away { Netns::at(1, None) } else { Netns::at(2, Some("blue")) };
+                dev.index = index;
+            }
+            2 => state.devices[at].dev.name.push('x'),
+            3 => state.devices[at].is_stubborn ^= true,
+            // Gone and back before anybody looks.
+            _ => {
+                state.disappear(at);
+                state.appear(nic);
+            }
+        }
+    }
+
+    /// The machine starts again: everything in the kernel is gone.
+    pub fn reboot(&self) {
+        let mut state = self.lock();
+        state.boot += 1;
+        state.hooks.clear();
+        state.watches.clear();
+        state.epoch_of.clear();
+        state.truth.clear();
+        state.slots = vec![None; SLOTS];
+        state.ring.clear();
+        (state.released, state.produced) = (0, 0);
+    }
+}
+
+impl State {
+    /// A new interface; it has the name that it always had.
+    fn appear(&mut self, nic: u16) {
+        self.last_index += 1;
+        let dev = NetDev {
+            name: name(nic),
+            index: self.last_index,
+            mac: Some(mac(nic)),
+            link_header: true,
+            bridge: false,
+            above: Vec::new(),
+            netns: Netns::at(1, None),
+        };
+        self.devices.push(Device { nic, dev, is_stubborn: false });
+    }
+
+    /// Its hooks go with it; what the programs know of it stays.
+    fn disappear(&mut self, at: usize) {
+        let gone = self.devices.remove(at);
+        self.hooks.remove(&gone.dev.index);
+    }
+
+    /// The interface of this index that has our hooks, its number, and what it counts for.
+    fn counted(&self) -> Vec<(u16, u16, u32)> {
+        let hooked = self.devices.iter().filter(|d| self.hooks.contains(&d.dev.index));
+        let counts = hooked.filter_map(|d| Some((d.nic, self.watches.get(&d.dev.index)?)));
+        counts.filter(|(_, w)| w.flags & abi::WANT_INGRESS != 0).map(|(nic, w)| (nic, w.id.0, w.epoch.0)).collect()
+    }
+
+    fn packet(&mut self) {
+        let counted = self.counted();
+        if counted.is_empty() {
+            return;
+        }
+        let at = usize::try_from(self.random.below(counted.len() as u64)).unwrap_or(0);
+        let ((nic, id, epoch), flow) = (counted[at], self.random.below(FLOWS));
+        let (now_ns, flow32) = (self.now.mono.0, u32::try_from(flow).unwrap_or(0));
+        let name = (interface(nic), Ipv4Addr::from(flow32.to_ne_bytes()).to_string());
+        *self.sent.all.entry(name).or_default() += 1;
+        let one = Count { packets: 1, bytes: PACKET_BYTES };
+        let truth = self.truth.entry((id, epoch % EPOCHS)).or_default();
+        add(&mut truth.hook[0].seen, one);
+        let meta = Meta { iface: id, proto: 17, flags: Meta::pack(0, class::PASSED), epoch, ..Meta::default() };
+        let key = Key { src: flow32, dst: 1, meta };
+        let slot = usize::try_from(flow).unwrap_or(0) % SLOTS;
+        if let Some((_, record)) = self.slots[slot].as_mut().filter(|(_, r)| r.key == key) {
+            record.stats.packets += 1;
+            record.stats.bytes += PACKET_BYTES;
+            record.stats.last_ns = now_ns;
+            return;
+        }
+        if self.slots[slot].is_some() && !self.evict(slot) {
+            let truth = self.truth.entry((id, epoch % EPOCHS)).or_default();
+            add(&mut truth.hook[0].lost, one);
+            // Not in any record: the counted loss is what must be found.
+            return;
+        }
+        let stats = Stats { first_ns: now_ns, last_ns: now_ns, bytes: PACKET_BYTES, packets: 1, tcp_flags: 0, tag: 0 };
+        self.slots[slot] = Some((nic, Record4 { key, stats }));
+    }
+
+    pub(super) fn evict(&mut self, slot: usize) -> bool {
+        let Some((nic, record)) = self.slots[slot] else { return true };
+        let mut bytes = Vec::new();
+        block::write(&mut bytes, FAMILY_V4, &[record]);
+        let room = (8 + bytes.len()).next_multiple_of(8) as u64;
+        if self.produced + room - self.released > RING_BYTES {
+            return false;
+        }
+        let start = self.produced;
+        self.produced += room;
+        self.ring.push_back(Entry { nic, start, end: self.produced, bytes });
+        self.slots[slot] = None;
+        true
+    }
+}
+
+fn add(count: &mut Count, more: Count) {
+    count.packets += more.packets;
+    count.bytes += more.bytes;
+}

@@ -1,0 +1,347 @@
+//! The agent's life, again and again, and what may happen to it.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use flowlog_model::{
+    CaptureSpec, HookKind, MonoNs, NS_PER_SEC, Now, WallNs,
+    interface::Selector,
+    rule::{Rule, Side},
+};
+use tokio::sync::Notify;
+
+use super::{
+    kernel::{NICS, Sent, SimKernel, mac, name},
+    source::SimSource,
+};
+use crate::{
+    capture::{Capture, Setup},
+    disk::{
+        Filesystem,
+        sim::{Fault, Killed, Random, SimDisk},
+    },
+    encode::Object,
+    encoder::{Encoded, encode_window},
+    error::CaptureError,
+    journal::{
+        self,
+        entry::{FORMAT, Head},
+    },
+    spool::{Limits, Spool},
+    upload::{
+        Uploader,
+        scripted::{Reply, Scripted, Shelf},
+    },
+    window::Closed,
+};
+
+/// Processes before the last one, which is left alone.
+const LIVES: u64 = 3;
+/// Steps of a life that nothing ends.
+const STEPS: u64 = 16;
+
+/// What goes wrong.
+#[allow(clippy::struct_excessive_bools, reason = "each is a trouble of its own")]
+#[derive(Clone, Copy, Debug)]
+struct Weather {
+    kills: bool,
+    power_cuts: bool,
+    disk_errors: bool,
+    store_errors: bool,
+    clock_steps: bool,
+    small_spool: bool,
+    /// Interfaces come, go, move, get other names, and cannot be hooked.
+    restless: bool,
+    full_from: Option<u64>,
+}
+
+/// What there is in the end.
+pub struct Life {
+    /// What was sent.
+    pub sent: Sent,
+    /// What landed: keys and objects.
+    pub contents: Vec<(String, bytes::Bytes)>,
+    /// How often the power was cut.
+    pub power_cuts: u64,
+    /// Interfaces came and went.
+    pub was_restless: bool,
+}
+
+/// Everything outside the agent's process.
+pub struct World {
+    random: Random,
+    kernel: SimKernel,
+    /// The disk.
+    pub disk: SimDisk,
+    shelf: Shelf,
+    store: Scripted,
+    weather: Weather,
+    now: Now,
+    power_cuts: u64,
+}
+
+/// One process.
+struct Process {
+    fs: Arc<dyn Filesystem>,
+    capture: Capture<SimSource>,
+    spool: Spool,
+    closed: Vec<Closed>,
+    /// Encoded; not durable yet.
+    objects: Vec<(Encoded, Option<Object>)>,
+    /// Durable; the journal does not know yet.
+    held: Vec<Encoded>,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        let weather = Weather {
+            kills: !random.once_in(4),
+            power_cuts: random.once_in(2),
+            disk_errors: random.once_in(2),
+            store_errors: random.once_in(2),
+            clock_steps: random.once_in(3),
+            small_spool: random.once_in(5),
+            restless: random.once_in(2),
+            full_from: None,
+        };
+        Self::with(seed, weather)
+    }
+
+    /// A world in which nothing goes wrong by itself.
+    pub fn calm(seed: u64) -> Self {
+        let (kills, power_cuts, disk_errors, store_errors) = (false, false, false, false);
+        let (clock_steps, small_spool, restless, full_from) = (false, false, false, None);
+        Self::with(
+            seed,
+            Weather { kills, power_cuts, disk_errors, store_errors, clock_steps, small_spool, restless, full_from },
+        )
+    }
+
+    /// The disk is full from the `n`th write on, until the last process.
+    pub fn with_disk_full_from(mut self, n: u64) -> Self {
+        self.weather.full_from = Some(n);
+        self.disk.fill_from(Some(n));
+        self
+    }
+
+    fn with(seed: u64, weather: Weather) -> Self {
+        let mut random = Random(seed ^ 0x5eed);
+        let disk = SimDisk::default();
+        // The state directory itself.
+        disk.make_dir("").expect("a new disk");
+        let (shelf, replies) = (Shelf::default(), Mutex::new(Random(random.number())));
+        let script_disk = disk.clone();
+        let script = move || {
+            script_disk.step();
+            let mut random = replies.lock().expect("one thread");
+            match random.below(4) {
+                0 if weather.store_errors => Reply::Refused,
+                1 if weather.store_errors => Reply::Lost,
+                _ => Reply::Stored,
+            }
+        };
+        let store = Scripted::new(&shelf, Box::new(script));
+        let kernel = SimKernel::new(Random(random.number()));
+        let now = Now { mono: MonoNs(1_000 * NS_PER_SEC.unsigned_abs()), wall: WallNs(1_700_000_000 * NS_PER_SEC) };
+        kernel.set_now(now);
+        Self { random, kernel, disk, shelf, store, weather, now, power_cuts: 0 }
+    }
+
+    /// All lives.
+    pub fn run(mut self) -> Life {
+        for _ in 0..LIVES {
+            self.plan();
+            let ended = catch_unwind(AssertUnwindSafe(|| self.life(false)));
+            if let Err(payload) = &ended
+                && !payload.is::<Killed>()
+            {
+                std::panic::resume_unwind(ended.expect_err("just seen"));
+            }
+            // An agent that ends with an error is started again, like one that was killed.
+            self.disk.revive();
+            self.pass(5 * NS_PER_SEC);
+            self.kernel.traffic(20);
+            if self.weather.power_cuts && self.random.once_in(3) {
+                self.disk.power_cut(&mut self.random);
+                self.power_cuts += u64::from(self.kernel.has_counted());
+                self.kernel.reboot();
+                self.now.mono = MonoNs(10 * NS_PER_SEC.unsigned_abs());
+                self.kernel.set_now(self.now);
+            }
+        }
+        self.disk.fill_from(None);
+        self.weather.store_errors = false;
+        self.store.behave();
+        self.kernel.settle();
+        let was_restless = std::mem::take(&mut self.weather.restless);
+        self.life(true).expect("nothing is wrong any more");
+        let contents = runtime().block_on(self.shelf.contents());
+        let sent = self.kernel.lock().sent.clone();
+        Life { sent, contents, power_cuts: self.power_cuts, was_restless }
+    }
+
+    /// What happens to the next process.
+    fn plan(&mut self) {
+        let from = self.disk.ops();
+        if self.weather.kills {
+            let at = from + 1 + self.random.below(900);
+            self.disk.plan(at, Fault::Kill);
+        }
+        if self.weather.disk_errors {
+            for _ in 0..self.random.below(6) {
+                let errno = if self.random.once_in(2) { libc::EIO } else { libc::ENOSPC };
+                let at = from + 1 + self.random.below(1_000);
+                self.disk.plan(at, Fault::Error(errno));
+            }
+        }
+    }
+
+    fn pass(&mut self, ns: i64) {
+        self.now.mono.0 += ns.unsigned_abs();
+        self.now.wall.0 += ns;
+        if self.weather.clock_steps && self.random.once_in(30) {
+            let step = [-3_600, 3_600, -2, 2][usize::try_from(self.random.below(4)).unwrap_or(0)];
+            self.now.wall.0 += step * NS_PER_SEC;
+        }
+        self.kernel.set_now(self.now);
+        self.disk.set_now(self.now.wall.0);
+    }
+
+    /// One process from its start to its end; the last one ends the capture and delivers everything.
+    fn life(&mut self, last: bool) -> Result<(), CaptureError> {
+        let mut process = self.start()?;
+        for _ in 0..STEPS {
+            let ns = i64::try_from(self.random.below(700_000_000)).unwrap_or(0);
+            self.pass(ns);
+            self.kernel.traffic(30);
+            let disturbed = self.weather.restless && self.random.once_in(3);
+            if disturbed {
+                self.kernel.disturb();
+            }
+            // Errors are waited for, as in the main loop.
+            let _ = process.work(self.now, disturbed, &mut self.random);
+            if self.random.once_in(4) {
+                self.upload(&process, Duration::from_secs(2));
+            }
+        }
+        if last {
+            process.finish(self.now)?;
+            self.upload(&process, Duration::from_hours(1));
+            assert!(process.spool.is_empty(), "everything is delivered in the end");
+            let aside = process.fs.list("quarantine").expect("nothing is wrong any more");
+            assert!(aside.is_empty(), "a window came in two forms: {aside:?}");
+        }
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<Process, CaptureError> {
+        let fs: Arc<dyn Filesystem> = Arc::new(self.disk.clone());
+        let bytes_max = if self.weather.small_spool { 20_000 } else { 1 << 30 };
+        let (spool, _) = Spool::open(fs.clone(), Limits { bytes_max, age_secs_max: u64::MAX })?;
+        let found = journal::recover(&*fs)?;
+        let boot = self.kernel.lock().boot;
+        let head = Head { format: FORMAT, boot_id: boot.to_string(), ring_id: boot, pin_dir: None, begun: self.now };
+        let source = SimSource::new(self.kernel.clone(), self.disk.clone());
+        let captures = NICS.map(spec).to_vec();
+        let setup = Setup { captures, node_id: "n".to_owned(), flows_max: usize::MAX };
+        let (capture, pending) = Capture::start(source, setup, &fs, found, head)?;
+        let mut process = Process { fs, capture, spool, closed: Vec::new(), objects: Vec::new(), held: Vec::new() };
+        let mut stored = Vec::new();
+        for p in pending {
+            if process.spool.has(&p.window.info.rule.target.location, &p.key)? {
+                stored.push(p.key);
+            } else {
+                process.closed.push(p.window);
+            }
+        }
+        process.capture.done(&stored)?;
+        process.spool.release_all()?;
+        process.capture.look_at_interfaces()?;
+        process.capture.beat(self.now, 0)?;
+        Ok(process)
+    }
+
+    /// The uploader for some virtual time.
+    fn upload(&mut self, process: &Process, time: Duration) {
+        let store = self.store.clone();
+        let mut random = Random(self.random.number());
+        let uploader = Uploader::new(process.spool.clone(), Arc::new(move |_| Ok(Arc::new(store.store()))))
+            .with_jitter(Box::new(move || f64::from(u16::try_from(random.below(65_536)).unwrap_or(0)) / 65_536.0));
+        let wake = Arc::new(Notify::new());
+        runtime().block_on(async {
+            let _ = tokio::time::timeout(time, uploader.run(wake)).await;
+        });
+        if self.disk.is_dead() {
+            std::panic::resume_unwind(Box::new(Killed));
+        }
+    }
+}
+
+impl Process {
+    /// One turn of the main loop, and of the encoder.
+    fn work(&mut self, now: Now, disturbed: bool, random: &mut Random) -> Result<(), CaptureError> {
+        // The kernel tells of changes in our own namespace.
+        let looked = if disturbed { self.capture.look_at_interfaces() } else { Ok(()) };
+        self.capture.drain(usize::try_from(random.below(40)).unwrap_or(0));
+        self.capture.commit()?;
+        let turned = self.capture.turn_due(now).and_then(|()| self.capture.look_again(now));
+        self.closed.extend(self.capture.take_closed());
+        looked.and(turned)?;
+        // The encoder has its own pace.
+        if !random.once_in(3) {
+            self.encode(now)?;
+        }
+        Ok(self.capture.beat(now, 0)?)
+    }
+
+    fn encode(&mut self, now: Now) -> Result<(), CaptureError> {
+        for closed in self.closed.drain(..) {
+            let full = self.spool.is_full(now.wall.secs());
+            self.objects.push(encode_window(closed, full, &|_| None));
+        }
+        while let Some((encoded, object)) = self.objects.first() {
+            if let Some(object) = object {
+                self.spool.hold(&encoded.location, object)?;
+            }
+            self.held.push(self.objects.remove(0).0);
+        }
+        let keys: Vec<String> = self.held.iter().map(|e| e.key.clone()).collect();
+        self.capture.done(&keys)?;
+        for encoded in self.held.drain(..) {
+            self.spool.release(&encoded.location, &[encoded.key])?;
+        }
+        Ok(())
+    }
+
+    /// Ends the capture.
+    fn finish(&mut self, now: Now) -> Result<(), CaptureError> {
+        self.capture.finish(now)?;
+        self.closed.extend(self.capture.take_closed());
+        self.encode(now)?;
+        self.capture.end();
+        assert_eq!(self.capture.ledger().unknown_records(), 0);
+        assert!(self.fs.list(journal::DIR).is_ok_and(|left| left.is_empty()), "the journal is gone");
+        Ok(())
+    }
+}
+
+/// The first is meant by its name, the second by its address.
+fn spec(nic: u16) -> CaptureSpec {
+    CaptureSpec {
+        interface: if nic == 1 { Selector::Name(name(nic)) } else { Selector::Mac(mac(nic)) },
+        interface_id: Some(format!("nic-{nic}")),
+        account_id: None,
+        hook: HookKind::Tc,
+        side: Side::Host,
+        wait: true,
+        rule: Rule { nodata: false, ..Rule::sample(1) },
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime")
+}

@@ -1,0 +1,119 @@
+//! The kernel's side, as far as the pipeline needs it: a port. The command plugs the real kernel in, the simulation its own.
+
+use std::{collections::BTreeSet, error::Error};
+
+use flowlog_ebpf::abi::{Stacked, Truth};
+use flowlog_model::{
+    Epoch, IfaceId, Now, WatchSpec,
+    interface::{Counters, NetDev},
+    rule::Direction,
+    sweep::{Cursor, Scope, Swept},
+};
+
+/// What the kernel's side can answer instead.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// About one interface, which may be gone already: it is tried again.
+    #[error(transparent)]
+    Interface(Box<dyn Error + Send + Sync>),
+    /// About all of it.
+    #[error(transparent)]
+    Kernel(Box<dyn Error + Send + Sync>),
+}
+
+/// The ring, the epochs and the counters: what the [books](crate::books) need.
+pub trait Source {
+    /// The next block of the ring, which keeps its place, and the ring position behind it.
+    fn read(&mut self) -> Option<(&[u8], u64)>;
+    /// Ring position behind the last block read.
+    fn position(&self) -> u64;
+    /// Ring position behind the last block written, complete or not.
+    fn produced(&self) -> u64;
+    /// Gives the room up to a position back.
+    fn release(&mut self, position: u64);
+    /// Packets from now on belong to `epoch`.
+    fn set_epoch(&mut self, id: IfaceId, ifindex: u32, epoch: Epoch);
+    /// Verdicts on packets of earlier epochs are late from now on.
+    fn set_oldest(&mut self, spec: &WatchSpec, oldest: Epoch);
+    /// Waits until no program is running that began before.
+    fn wait_for_programs(&mut self);
+    /// Evicts what is left of closed epochs (or of all).
+    fn sweep(&mut self, scope: Scope, from: Cursor) -> Result<Swept, SourceError>;
+    /// The programs' own count of an epoch.
+    fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, SourceError>;
+    /// Makes an epoch's counters ready for reuse.
+    fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), SourceError>;
+    /// Goes on reading at a position; `false`: the ring does not have it.
+    fn seek(&mut self, position: u64) -> bool;
+    /// Drops everything that is in the kernel: nobody knows what it belongs to.
+    fn forget(&mut self) -> Result<(), SourceError>;
+}
+
+/// A watch on an interface, as the programs know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// The interface's id.
+    pub id: IfaceId,
+    /// What is wanted of it: `abi::WANT_*` and the like.
+    pub flags: u16,
+    /// The open window.
+    pub epoch: Epoch,
+    /// The oldest window whose packets can still be judged.
+    pub oldest: Epoch,
+}
+
+/// Who else on this node uses `skb->tc_index`, in which packets are numbered: kind and interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NumberUsers {
+    /// Somebody reads it: packets must not be numbered.
+    pub reader: Option<(String, i32)>,
+    /// Somebody writes it: numbers may be gone when packets die.
+    pub writer: Option<(String, i32)>,
+}
+
+/// Interfaces and hooks: what the [capture](crate::capture) needs besides.
+pub trait Node: Source {
+    /// The time.
+    fn now(&self) -> Now;
+    /// All interfaces of our own namespace.
+    fn interfaces(&self) -> Result<Vec<NetDev>, SourceError>;
+    /// Those of all others.
+    fn interfaces_elsewhere(&self) -> Vec<NetDev>;
+    /// What an interface has counted by itself.
+    fn counters(&self, dev: &NetDev) -> Result<Counters, SourceError>;
+    /// As [`counters`](Self::counters), of an interface of our own namespace.
+    fn own_counters(&self, ifindex: u32) -> Result<Counters, SourceError>;
+    /// Interfaces that there is room for.
+    fn interfaces_max(&self) -> u16;
+    /// Attaches the verdict programs, if they are not.
+    fn attach_verdict(&mut self) -> Result<(), SourceError>;
+    /// Attaches the hooks that a rule needs, or takes over those that are there; returns the directions whose packets are
+    /// counted. What has been attached before an error stays: [`unhook`](Self::unhook) takes it away.
+    fn hook(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<Vec<Direction>, SourceError>;
+    /// Takes the hooks of an interface away.
+    fn unhook(&mut self, ifindex: u32) -> Result<(), SourceError>;
+    /// Takes hooks away whose interface is gone.
+    fn remove_stale_hooks(&mut self) -> Result<(), SourceError>;
+    /// Tells the programs of an interface.
+    fn watch(&mut self, dev: &NetDev, watch: Watch) -> Result<(), SourceError>;
+    /// Which watch an interface has.
+    fn watched(&self, ifindex: u32) -> Option<IfaceId>;
+    /// Ends it.
+    fn unwatch(&mut self, ifindex: u32);
+    /// The flags of a watch.
+    fn flags(&self, ifindex: u32) -> u16;
+    /// Changes them, if the interface has this watch.
+    fn set_flags(&mut self, id: IfaceId, ifindex: u32, flags: u16);
+    /// Which interfaces are stacked on which; returns how many pairs had no room.
+    fn set_stacked(&mut self, stacked: &BTreeSet<Stacked>) -> Result<usize, SourceError>;
+    /// Who else uses the number of packets, at and around these interfaces.
+    fn number_users(&self, devs: &[&NetDev]) -> NumberUsers;
+    /// Packets may die without the number that they were given.
+    fn set_numbers_missing(&mut self, missing: bool);
+    /// Whether hooks and maps outlive this process.
+    fn is_pinned(&self) -> bool;
+    /// Takes all hooks away.
+    fn detach_all(&mut self) -> Result<(), SourceError>;
+    /// Removes every pin.
+    fn remove_pins(&mut self) -> Result<(), SourceError>;
+}

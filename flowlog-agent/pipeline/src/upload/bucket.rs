@@ -1,0 +1,300 @@
+//! One object store, behind create-only puts whose outcome is always known in the end. The only file that names
+//! `object_store`.
+//!
+//! A put is create-only where the store honours it. Whenever the outcome is not clear (already there, time-out,
+//! lost reply) the object is compared by size and by our SHA-256, which travels as object metadata.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use flowlog_model::{S3Options, ids::hex, rule::Location};
+use object_store::{
+    Attribute, Attributes, ClientOptions, CredentialProvider, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutOptions, RetryConfig,
+    aws::{AmazonS3Builder, AwsCredential},
+    path::Path,
+};
+use sha2::{Digest as _, Sha256};
+
+use super::directory::Directory;
+
+/// Metadata key of our checksum.
+const SHA256: &str = "flowlog-sha256";
+/// Time for one request with its body: 64 MiB at 250 kB/s. The library's default of 30 s is for small bodies.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(270);
+/// Time to get a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Retries inside one delivery; the uploader's own pauses follow.
+const RETRIES: usize = 1;
+
+/// Name of the object that shows that a bucket can be written to.
+const PROBE_NAME: &str = ".flowlog-probe";
+/// What is in it.
+const PROBE_BODY: &[u8] = b"flowlog checks that it can write here; remove at will\n";
+
+/// What came of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Stored now.
+    Stored,
+    /// An earlier try had stored it.
+    AlreadyThere,
+    /// Other bytes are stored under this key.
+    Conflict,
+}
+
+/// What can go wrong. None of these is final: the uploader tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum BucketError {
+    /// The bucket is not there.
+    #[error("{0} does not exist; create it or fix `target`")]
+    NoBucket(String),
+    /// Credentials are missing, wrong or not allowed to write.
+    #[error("{location} refuses the credentials: {words}; check the key, its policy, and the clock")]
+    Denied {
+        /// Bucket or directory.
+        location: String,
+        /// The store's words.
+        words: String,
+    },
+    /// Anything else the store or the network says.
+    #[error("{location}: {words}")]
+    Other {
+        /// Bucket or directory.
+        location: String,
+        /// The store's words.
+        words: String,
+    },
+    /// The options do not make a store.
+    #[error("{0}")]
+    Options(String),
+    /// The spool failed.
+    #[error("{0}")]
+    Spool(String),
+}
+
+impl BucketError {
+    /// Whether it will not pass by itself.
+    #[must_use]
+    pub fn needs_a_person(&self) -> bool {
+        matches!(self, Self::NoBucket(_) | Self::Denied { .. } | Self::Options(_))
+    }
+}
+
+/// A bucket or directory.
+pub struct Bucket {
+    inner: Inner,
+    name: String,
+}
+
+enum Inner {
+    Directory(Directory),
+    Objects(Arc<dyn ObjectStore>),
+}
+
+impl Bucket {
+    /// Opens a store; does not reach out to it yet. A directory is made if its parent exists.
+    pub fn open(location: &Location, options: &S3Options) -> Result<Self, BucketError> {
+        match location {
+            Location::Directory(dir) => {
+                let name = format!("directory `{}`", dir.display());
+                let inner =
+                    Directory::open(dir).map_err(|e| BucketError::Options(format!("{name} cannot be used: {e}")))?;
+                Ok(Self { inner: Inner::Directory(inner), name })
+            }
+            Location::Bucket(bucket) => {
+                let name = format!("bucket `{bucket}`");
+                let inner = s3(bucket, options).map_err(|words| BucketError::Options(format!("{name}: {words}")))?;
+                Ok(Self { inner: Inner::Objects(inner), name })
+            }
+        }
+    }
+
+    /// A store that is one already, and keeps metadata.
+    #[cfg(test)]
+    pub(super) fn from_parts(inner: Arc<dyn ObjectStore>, name: String) -> Self {
+        Self { inner: Inner::Objects(inner), name }
+    }
+
+    /// Buckets an object exactly once.
+    pub async fn deliver(&self, key: &str, bytes: Vec<u8>) -> Result<Outcome, BucketError> {
+        match &self.inner {
+            Inner::Directory(dir) => match dir.create(key, &bytes) {
+                Ok(()) => Ok(Outcome::Stored),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                    let same = dir.read(key).map_err(|e| self.io_error(&e))? == bytes;
+                    Ok(if same { Outcome::AlreadyThere } else { Outcome::Conflict })
+                }
+                Err(e) => Err(self.io_error(&e)),
+            },
+            Inner::Objects(store) => {
+                let (size, sha256) = (bytes.len() as u64, hex(&Sha256::digest(&bytes)));
+                match put(store, key, bytes, &sha256).await {
+                    Ok(()) => Ok(Outcome::Stored),
+                    Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                        let same = holds(store, key, size, &sha256).await.map_err(|e| self.error(&e))?;
+                        Ok(if same { Outcome::AlreadyThere } else { Outcome::Conflict })
+                    }
+                    // Perhaps only the reply was lost.
+                    Err(error) => match holds(store, key, size, &sha256).await {
+                        Ok(true) => Ok(Outcome::AlreadyThere),
+                        _ => Err(self.error(&error)),
+                    },
+                }
+            }
+        }
+    }
+
+    /// Proves that objects can be written below `folder`, and leaves nothing there: in a directory by a file without
+    /// a name, in a bucket by an object that is removed at once. That it cannot be removed is no error: write-only
+    /// credentials are good practice. Its key is always the same, so that such a bucket gets one, and begins with a
+    /// dot, so that readers of a data set skip it.
+    pub async fn probe(&self, folder: &str) -> Result<(), BucketError> {
+        let store = match &self.inner {
+            Inner::Directory(dir) => return dir.probe(folder, PROBE_BODY).map_err(|e| self.io_error(&e)),
+            Inner::Objects(store) => store,
+        };
+        let key = format!("{folder}/{PROBE_NAME}");
+        match put(store, &key, PROBE_BODY.to_vec(), &hex(&Sha256::digest(PROBE_BODY))).await {
+            // That one is there is only said to those who may write.
+            Ok(()) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
+            Err(e) => return Err(self.error(&e)),
+        }
+        if let Err(error) = store.delete(&Path::from(key.as_str())).await {
+            tracing::warn!(key, error = words(&error), "cannot remove the probe object");
+        }
+        Ok(())
+    }
+
+    fn io_error(&self, error: &std::io::Error) -> BucketError {
+        BucketError::Other { location: self.name.clone(), words: error.to_string() }
+    }
+
+    fn error(&self, error: &object_store::Error) -> BucketError {
+        let location = self.name.clone();
+        let words = words(error);
+        match error {
+            // A put can only miss the bucket; object_store says so as "not found".
+            object_store::Error::NotFound { .. } => BucketError::NoBucket(location),
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                BucketError::Denied { location, words }
+            }
+            _ => BucketError::Other { location, words },
+        }
+    }
+}
+
+/// Puts an object that must not exist, with its checksum beside it.
+async fn put(store: &dyn ObjectStore, key: &str, bytes: Vec<u8>, sha256: &str) -> Result<(), object_store::Error> {
+    let mut attributes = Attributes::new();
+    attributes.insert(Attribute::ContentType, "application/vnd.apache.parquet".into());
+    attributes.insert(Attribute::Metadata(SHA256.into()), sha256.to_owned().into());
+    let options = PutOptions { mode: PutMode::Create, attributes, ..PutOptions::default() };
+    store.put_opts(&Path::from(key), bytes.into(), options).await.map(drop)
+}
+
+/// Whether the store holds exactly these bytes under `key`.
+async fn holds(store: &dyn ObjectStore, key: &str, size: u64, sha256: &str) -> Result<bool, object_store::Error> {
+    let head = GetOptions { head: true, ..GetOptions::default() };
+    let found = store.get_opts(&Path::from(key), head).await?;
+    let stored = found.attributes.get(&Attribute::Metadata(SHA256.into()));
+    Ok(found.meta.size == size && stored.is_some_and(|s| s.as_ref() == sha256))
+}
+
+/// The innermost message, on one line: the outer ones repeat it with more and more wrapping.
+fn words(error: &dyn std::error::Error) -> String {
+    let mut all = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        all.push(e.to_string());
+        cause = e.source();
+    }
+    let best = all.iter().rev().find(|w| w.len() > 12).or(all.first()).cloned().unwrap_or_default();
+    best.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn s3(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, String> {
+    let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT);
+    let retry = RetryConfig { max_retries: RETRIES, retry_timeout: REQUEST_TIMEOUT, ..RetryConfig::default() };
+    let mut builder = AmazonS3Builder::from_env()
+        .with_client_options(client.with_allow_http(o.allow_http))
+        .with_retry(retry)
+        .with_bucket_name(bucket)
+        .with_allow_http(o.allow_http)
+        .with_virtual_hosted_style_request(!o.path_style);
+    if let Some(endpoint) = &o.endpoint {
+        if endpoint.starts_with("http://") && !o.allow_http {
+            return Err(format!(
+                "endpoint `{endpoint}`: plain http is off; use https, or allow it with `--s3-allow-http`"
+            ));
+        }
+        builder = builder.with_endpoint(endpoint);
+    }
+    if let Some(region) = &o.region {
+        builder = builder.with_region(region);
+    }
+    if let Some(path) = &o.credentials_file {
+        let provider = FileCredentials::new(path.clone());
+        provider.current().map_err(|e| e.to_string())?;
+        builder = builder.with_credentials(Arc::new(provider));
+    }
+    Ok(Arc::new(builder.build().map_err(|e| words(&e))?))
+}
+
+/// Credentials from a file in the AWS format, read again whenever it changes.
+#[derive(Debug)]
+struct FileCredentials {
+    path: PathBuf,
+    cached: Mutex<Option<(SystemTime, Arc<AwsCredential>)>>,
+}
+
+impl FileCredentials {
+    fn new(path: PathBuf) -> Self {
+        Self { path, cached: Mutex::new(None) }
+    }
+
+    fn current(&self) -> std::io::Result<Arc<AwsCredential>> {
+        let named = |e: std::io::Error| {
+            std::io::Error::new(e.kind(), format!("credentials file `{}`: {e}", self.path.display()))
+        };
+        let modified = std::fs::metadata(&self.path).and_then(|m| m.modified()).map_err(named)?;
+        let mut cached = self.cached.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((at, credential)) = cached.as_ref()
+            && *at == modified
+        {
+            return Ok(credential.clone());
+        }
+        let text = std::fs::read_to_string(&self.path).map_err(named)?;
+        let credential = Arc::new(parse_credentials(&text).ok_or_else(|| {
+            let problem = "holds no `aws_access_key_id` and `aws_secret_access_key`";
+            named(std::io::Error::new(std::io::ErrorKind::InvalidData, problem))
+        })?);
+        *cached = Some((modified, credential.clone()));
+        Ok(credential)
+    }
+}
+
+/// The first profile's keys.
+fn parse_credentials(text: &str) -> Option<AwsCredential> {
+    let value = |wanted: &str| {
+        let pairs = text.lines().filter_map(|l| l.split_once('='));
+        pairs.map(|(k, v)| (k.trim(), v.trim())).find(|(k, _)| *k == wanted).map(|(_, v)| v.to_owned())
+    };
+    Some(AwsCredential {
+        key_id: value("aws_access_key_id")?,
+        secret_key: value("aws_secret_access_key")?,
+        token: value("aws_session_token"),
+    })
+}
+
+#[async_trait::async_trait]
+impl CredentialProvider for FileCredentials {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        self.current().map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })
+    }
+}

@@ -1,0 +1,122 @@
+//! The books of a window, and packets without a row of their own.
+
+use flowlog_ebpf::abi::Count;
+use flowlog_model::rule::Direction;
+
+/// Why packets are in no row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossReason {
+    /// The ring buffer was full.
+    RingFull,
+    /// IP that cannot be parsed.
+    Malformed,
+    /// Packets in ACCEPT rows that may have been refused, or were: it could not be shown, or the ring was full when it was
+    /// to be told. These packets *are* in rows; they are reported and not added to the sum.
+    VerdictUnknown,
+    /// The spool had no room for their flows; these are the totals.
+    SpoolFull,
+}
+
+impl LossReason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::RingFull, Self::Malformed, Self::VerdictUnknown, Self::SpoolFull];
+
+    /// As in the column `skip_reason`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RingFull => "ring_full",
+            Self::Malformed => "malformed",
+            Self::VerdictUnknown => "verdict_unknown",
+            Self::SpoolFull => "spool_full",
+        }
+    }
+}
+
+/// Packets without a row of their own: becomes a SKIPDATA row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Way through the interface.
+    pub direction: Direction,
+    /// Known to have been refused. Malformed packets have no known verdict.
+    pub refused: bool,
+    /// Why.
+    pub reason: LossReason,
+    /// How many.
+    pub count: Count,
+}
+
+/// The books of one window, packets and bytes, both directions together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Balance {
+    /// Frames the hooks saw.
+    pub seen: Count,
+    /// Of these: not IP.
+    pub non_ip: Count,
+    /// Refused packets that no hook had counted in this window.
+    pub refused_unseen: Count,
+    /// All refused packets.
+    pub refused: Count,
+    /// In ACCEPT rows.
+    pub accepted_rows: Count,
+    /// In REJECT rows.
+    pub rejected_rows: Count,
+    /// In SKIPDATA rows that add to the sum.
+    pub lost: Count,
+    /// Of these: known to have been refused.
+    pub refused_lost: Count,
+    /// Refused packets that stand in ACCEPT rows (see [`LossReason::VerdictUnknown`]).
+    pub verdict_unknown: Count,
+    /// Taken back from flows beyond what they had: records are missing, or refusals name other flows than their hook.
+    pub deficit: Count,
+    /// Refused packets that may be in no REJECT row, since the ring was full for them or for their refusal: so many at most.
+    pub untold: Count,
+    /// The programs' own counts went down with the host: there is nothing to compare the rows with.
+    pub unverified: bool,
+}
+
+impl Balance {
+    /// Packets and bytes in rows and losses, less what programs saw: 0. Where that adds up although rows are wrong, it is
+    /// the deficit that evens it out, or what is in REJECT rows beyond what was refused (or, below zero, is not).
+    #[must_use]
+    pub fn difference(&self) -> (i128, i128) {
+        if self.unverified {
+            return (0, 0);
+        }
+        let [packets, bytes] = [|c: &Count| c.packets, |c: &Count| c.bytes].map(|f: fn(&Count) -> u64| {
+            let n = |c: &Count| i128::from(f(c));
+            let sum = n(&self.accepted_rows) + n(&self.rejected_rows) + n(&self.lost)
+                - (n(&self.seen) - n(&self.non_ip) + n(&self.refused_unseen));
+            let rejected = n(&self.rejected_rows) + n(&self.refused_lost) - n(&self.refused);
+            let rejected = if (-n(&self.untold)..=0).contains(&rejected) { 0 } else { rejected };
+            [sum, -n(&self.deficit), rejected].into_iter().find(|d| *d != 0).unwrap_or(0)
+        });
+        (packets, bytes)
+    }
+}
+
+/// `name=packets/bytes` pairs, separated by spaces: the form of the books in object metadata and logs.
+impl std::fmt::Display for Balance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = [
+            ("seen", self.seen),
+            ("non_ip", self.non_ip),
+            ("refused", self.refused),
+            ("refused_unseen", self.refused_unseen),
+            ("accepted_rows", self.accepted_rows),
+            ("rejected_rows", self.rejected_rows),
+            ("lost", self.lost),
+            ("refused_lost", self.refused_lost),
+            ("verdict_unknown", self.verdict_unknown),
+            ("deficit", self.deficit),
+        ];
+        for (name, count) in parts {
+            write!(f, "{name}={}/{} ", count.packets, count.bytes)?;
+        }
+        if self.unverified {
+            return f.write_str("difference=unknown");
+        }
+        let (packets, bytes) = self.difference();
+        write!(f, "difference={packets}/{bytes}")
+    }
+}

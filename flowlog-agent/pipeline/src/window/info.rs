@@ -1,0 +1,78 @@
+//! What is known about a window besides its flows.
+
+use flowlog_model::rule::{Rule, Side};
+
+use super::Span;
+
+/// Everything an object says besides its rows.
+#[derive(Clone, Debug)]
+pub struct ObjectInfo {
+    /// The rule.
+    pub rule: Rule,
+    /// Node it was captured on.
+    pub node_id: String,
+    /// Contract or account of the customer, if known.
+    pub account_id: Option<String>,
+    /// Id of the interface in the cloud's inventory; `NODE-INTERFACE` if there is none.
+    pub interface_id: String,
+    /// Which side of it was seen.
+    pub side: Side,
+    /// The window.
+    pub span: Span,
+    /// The memory cap was reached, so the window comes in several objects.
+    pub flushed_early: bool,
+    /// It holds packets of an earlier window: refused, or recorded, only after that one was closed.
+    pub late: bool,
+    /// Packets may have passed uncounted, from and to (Unix seconds): the host went down, or hooks were gone.
+    pub gap: Option<(i64, i64)>,
+}
+
+impl ObjectInfo {
+    /// What is unusual about the window, as in the column `window_marks`; `None` if it is whole.
+    #[must_use]
+    pub fn marks(&self) -> Option<String> {
+        let marks = [
+            (self.span.begins_late, "begins_late"),
+            (self.span.ends_early, "ends_early"),
+            (self.span.ends_late, "ends_late"),
+            (self.flushed_early, "flushed_early"),
+            (self.late, "late"),
+            (self.gap.is_some(), "gap"),
+        ];
+        let set: Vec<&str> = marks.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+        (!set.is_empty()).then(|| set.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flowlog_model::{MonoNs, Now, WallNs};
+
+    use super::*;
+    use crate::window::WindowClock;
+
+    #[test]
+    fn everything_unusual_about_a_window_is_marked_and_a_whole_window_is_not() {
+        let rule = Rule::sample(60);
+        let mut span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();
+        span.begins_late = false;
+        let (node_id, interface_id) = ("n".to_owned(), "n-eth0".to_owned());
+        let whole = ObjectInfo {
+            rule,
+            node_id,
+            account_id: None,
+            interface_id,
+            side: Side::Host,
+            span,
+            flushed_early: false,
+            late: false,
+            gap: None,
+        };
+        assert_eq!(whole.marks(), None);
+        span.begins_late = true;
+        span.ends_early = true;
+        span.ends_late = true;
+        let odd = ObjectInfo { span, flushed_early: true, late: true, gap: Some((1, 2)), ..whole };
+        assert_eq!(odd.marks().as_deref(), Some("begins_late,ends_early,ends_late,flushed_early,late,gap"));
+    }
+}

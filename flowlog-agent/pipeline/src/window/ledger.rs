@@ -1,0 +1,319 @@
+//! Everything that is known about the windows of all watched interfaces, as a function of the events so far.
+//!
+//! The ledger changes by nothing but blocks of records and [`Event`]s. The agent writes both to its journal in the
+//! order in which it applies them; so an agent that reads the journal back has the same ledger, and goes on.
+
+use std::collections::BTreeMap;
+
+use flowlog_ebpf::abi::{Count, Truth};
+use flowlog_model::{Epoch, HookKind, IfaceId, Now, WatchSpec, interface::Mac};
+use serde::{Deserialize, Serialize};
+
+use super::{FlowTable, ObjectInfo, Span, WindowClock, settle};
+use crate::window::block::Records;
+
+/// Counters on disk: packets and bytes.
+type Words = (u64, u64);
+
+/// What happens to windows besides records.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    /// An interface is watched from now on. In a snapshot: it is being watched.
+    Watch {
+        /// Its id.
+        id: IfaceId,
+        /// What it is.
+        #[serde(rename = "subject")]
+        spec: Box<WatchSpec>,
+        /// Its open window.
+        span: Span,
+        /// That window's epoch.
+        epoch: Epoch,
+        /// Time before it in which nothing was counted, in Unix seconds: goes into its row.
+        #[serde(default)]
+        gap: Option<(i64, i64)>,
+    },
+    /// The open window ends; the next begins.
+    Turn {
+        /// Whose.
+        id: IfaceId,
+        /// The window that ends, with its marks.
+        closed: Span,
+        /// The one that begins, with the next epoch.
+        next: Span,
+        /// It ended for its size.
+        flushed_early: bool,
+    },
+    /// All records of the window that ended are in.
+    Close {
+        /// Whose.
+        id: IfaceId,
+        /// The programs' counts for it, in the order of [`Truth::counts`]; `None` if they are lost.
+        truth: Option<Vec<Words>>,
+        /// Time during which nothing was counted.
+        gap: Option<(i64, i64)>,
+    },
+    /// An interface is not watched any more. Its windows have been closed.
+    Unwatch {
+        /// Whose.
+        id: IfaceId,
+    },
+    /// The interface has another name or hardware address.
+    Named {
+        /// Whose.
+        id: IfaceId,
+        /// Its name now.
+        interface: String,
+        /// Its hardware address now.
+        mac: Option<Mac>,
+    },
+    /// A closed window's object is durable, or there is none.
+    Done {
+        /// Its key.
+        key: String,
+    },
+    /// The host was up.
+    Beat {
+        /// When.
+        now: Now,
+    },
+    /// In a snapshot: a window that has ended but is not closed.
+    Closing {
+        /// Whose.
+        id: IfaceId,
+        /// The window.
+        span: Span,
+        /// It ended for its size.
+        flushed_early: bool,
+    },
+    /// In a snapshot: what tables hold besides records.
+    Carry {
+        /// Whose.
+        id: IfaceId,
+        /// [`FlowTable::refused_lost`] of the open window, then of the closing one.
+        refused_lost: [[Words; 2]; 2],
+        /// Late records seen so far.
+        late_records: u64,
+    },
+}
+
+/// A window that is over: everything an object is made from.
+#[derive(Debug)]
+pub struct Closed {
+    /// About the object.
+    pub info: ObjectInfo,
+    /// Its records.
+    pub table: FlowTable,
+    /// The programs' own count; `None` if it is lost.
+    pub truth: Option<Truth>,
+    /// What counted it.
+    pub hook: HookKind,
+}
+
+/// A window that has ended and whose last records are on their way.
+#[derive(Debug)]
+pub struct Closing {
+    span: Span,
+    table: FlowTable,
+    flushed_early: bool,
+}
+
+/// One watched interface.
+#[derive(Debug)]
+pub struct Watched {
+    /// What it is.
+    pub spec: WatchSpec,
+    /// The open window.
+    pub clock: WindowClock,
+    /// Its epoch.
+    pub epoch: Epoch,
+    table: FlowTable,
+    closing: Option<Closing>,
+    late_records: u64,
+    /// Told by the next window that is closed.
+    gap: Option<(i64, i64)>,
+}
+
+impl Watched {
+    /// Flows in memory.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.table.len() + self.closing.as_ref().map_or(0, |c| c.table.len())
+    }
+
+    /// Epoch of a window that has ended but is not closed.
+    #[must_use]
+    pub fn closing_epoch(&self) -> Option<Epoch> {
+        self.closing.as_ref().map(|_| self.epoch.previous())
+    }
+
+    /// What is known about the window that has ended but is not closed.
+    #[must_use]
+    pub fn closing_info(&self) -> Option<ObjectInfo> {
+        let Closing { span, flushed_early, .. } = self.closing.as_ref()?;
+        let WatchSpec { rule, node_id, account_id, interface_id, side, .. } = self.spec.clone();
+        let (span, flushed_early) = (*span, *flushed_early);
+        Some(ObjectInfo { rule, node_id, account_id, interface_id, side, span, flushed_early, late: false, gap: None })
+    }
+
+    fn add(&mut self, record: &crate::window::block::Record) {
+        let epoch = Epoch(record.meta().epoch);
+        match &mut self.closing {
+            Some(closing) if epoch == self.epoch.previous() => closing.table.add(record),
+            _ => {
+                // Of a window that is closed already: never seen; counted here rather than nowhere.
+                self.late_records += u64::from(epoch != self.epoch);
+                self.table.add(record);
+            }
+        }
+    }
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    watched: BTreeMap<IfaceId, Watched>,
+    unknown_records: u64,
+}
+
+impl Ledger {
+    /// All watched interfaces.
+    pub fn watched(&self) -> impl Iterator<Item = (IfaceId, &Watched)> {
+        self.watched.iter().map(|(id, w)| (*id, w))
+    }
+
+    /// One watched interface.
+    #[must_use]
+    pub fn get(&self, id: IfaceId) -> Option<&Watched> {
+        self.watched.get(&id)
+    }
+
+    /// Flows in memory.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.watched.values().map(Watched::flows).sum()
+    }
+
+    /// Records of interfaces that nobody watches: anything but 0 is a bug.
+    #[must_use]
+    pub fn unknown_records(&self) -> u64 {
+        self.unknown_records
+    }
+
+    /// Ids that are free, lowest first.
+    pub fn free_ids(&self) -> impl Iterator<Item = IfaceId> {
+        (1..=u16::MAX).map(IfaceId).filter(|id| !self.watched.contains_key(id))
+    }
+
+    /// Adds a block of records. One that makes no sense is counted.
+    pub fn block(&mut self, bytes: &[u8]) {
+        let Some(records) = Records::parse(bytes) else {
+            self.unknown_records += 1;
+            return;
+        };
+        for record in records {
+            match self.watched.get_mut(&IfaceId(record.meta().iface)) {
+                Some(watched) => watched.add(&record),
+                None => self.unknown_records += 1,
+            }
+        }
+    }
+
+    /// Applies an event; [`Event::Close`] gives the closed window.
+    pub fn apply(&mut self, event: Event) -> Option<Closed> {
+        match event {
+            Event::Watch { id, spec, span, epoch, gap } => {
+                let spec = *spec;
+                let clock = WindowClock::resume(spec.rule.window_secs, span);
+                let table = FlowTable::default();
+                let (closing, late_records) = (None, 0);
+                self.watched.insert(id, Watched { spec, clock, epoch, table, closing, late_records, gap });
+            }
+            Event::Turn { id, closed, next, flushed_early } => {
+                let w = self.watched.get_mut(&id)?;
+                let table = std::mem::take(&mut w.table);
+                w.closing = Some(Closing { span: closed, table, flushed_early });
+                w.clock = WindowClock::resume(w.spec.rule.window_secs, next);
+                w.epoch = w.epoch.next();
+            }
+            Event::Close { id, truth, gap } => return self.close(id, truth, gap),
+            Event::Unwatch { id } => {
+                self.watched.remove(&id);
+            }
+            Event::Named { id, interface, mac } => {
+                let spec = &mut self.watched.get_mut(&id)?.spec;
+                (spec.interface, spec.mac) = (interface, mac);
+            }
+            Event::Closing { id, span, flushed_early } => {
+                let w = self.watched.get_mut(&id)?;
+                w.closing = Some(Closing { span, table: FlowTable::default(), flushed_early });
+            }
+            Event::Carry { id, refused_lost: [open, closing], late_records } => {
+                let w = self.watched.get_mut(&id)?;
+                w.table.set_refused_lost(open.map(count));
+                w.late_records = late_records;
+                if let Some(c) = &mut w.closing {
+                    c.table.set_refused_lost(closing.map(count));
+                }
+            }
+            Event::Done { .. } | Event::Beat { .. } => {}
+        }
+        None
+    }
+
+    fn close(&mut self, id: IfaceId, truth: Option<Vec<Words>>, gap: Option<(i64, i64)>) -> Option<Closed> {
+        let w = self.watched.get_mut(&id)?;
+        let info = w.closing_info()?;
+        let truth = truth.map(truth_of);
+        let late_refusals = truth.is_some_and(|t| t.verdict.iter().flatten().any(|v| v.late.packets > 0));
+        let (table, hook) = (w.closing.take()?.table, w.spec.hook);
+        let late_deficits = hook == HookKind::Xdp && table.deficits().any(|(flow, _)| settle::is_late(hook, &flow));
+        let late = late_refusals || late_deficits || w.late_records > 0;
+        w.late_records = 0;
+        let gap = gap.or(w.gap.take());
+        Some(Closed { info: ObjectInfo { late, gap, ..info }, table, truth, hook })
+    }
+
+    /// Hands out events and blocks that make this ledger out of an empty one.
+    pub fn snapshot(&self, each: &mut dyn FnMut(Part<'_>)) {
+        let event = |each: &mut dyn FnMut(Part<'_>), event| each(Part::Event(Box::new(event)));
+        for (id, w) in &self.watched {
+            let (id, span, epoch) = (*id, *w.clock.current(), w.epoch);
+            event(each, Event::Watch { id, spec: Box::new(w.spec.clone()), span, epoch, gap: w.gap });
+            w.table.blocks(id.0, epoch.0, |b| each(Part::Block(b)));
+            if let Some(Closing { span, table, flushed_early }) = &w.closing {
+                event(each, Event::Closing { id, span: *span, flushed_early: *flushed_early });
+                table.blocks(id.0, epoch.previous().0, |b| each(Part::Block(b)));
+            }
+            let lost = |t: &FlowTable| t.refused_lost().map(|c| (c.packets, c.bytes));
+            let closing = w.closing.as_ref().map_or_else(Default::default, |c| lost(&c.table));
+            let refused_lost = [lost(&w.table), closing];
+            event(each, Event::Carry { id, refused_lost, late_records: w.late_records });
+        }
+    }
+}
+
+/// A part of a snapshot.
+#[derive(Debug)]
+pub enum Part<'a> {
+    /// An event.
+    Event(Box<Event>),
+    /// A block of records.
+    Block(&'a [u8]),
+}
+
+fn count((packets, bytes): Words) -> Count {
+    Count { packets, bytes }
+}
+
+/// Counters in the form of [`Event::Close`].
+#[must_use]
+pub fn truth_words(truth: &Truth) -> Vec<Words> {
+    truth.counts().map(|c| (c.packets, c.bytes)).collect()
+}
+
+fn truth_of(words: Vec<Words>) -> Truth {
+    let mut truth = Truth::default();
+    truth.counts_mut().zip(words).for_each(|(c, w)| *c = count(w));
+    truth
+}

@@ -1,0 +1,28 @@
+//! Windows: which stretch of time a record belongs to, and what a window adds up to.
+//!
+//! * [`block`]: records as they come from the kernel;
+//! * [`balance`]: the books of a window, and its losses;
+//! * [`clock`]: when windows begin and end, whatever the wall clock does;
+//! * [`table`]: merging records by flow;
+//! * [`info`]: what is known about a window besides its flows;
+//! * [`ledger`]: all of it together, as a function of the events so far;
+//! * [`settle`]: verdicts against passed packets, and the proof that nothing is missing (promise P1).
+//!
+//! Pure: no I/O, no clock; time is an argument.
+
+pub mod balance;
+pub mod block;
+pub mod clock;
+pub mod info;
+pub mod ledger;
+#[cfg(test)]
+mod property;
+pub mod settle;
+pub mod table;
+
+pub use balance::{Balance, Loss, LossReason};
+pub use clock::{Span, WindowClock};
+pub use info::ObjectInfo;
+pub use ledger::{Closed, Event, Ledger, Part};
+pub use settle::Settled;
+pub use table::{Addresses, Flow, FlowTable, Totals};

@@ -1,0 +1,403 @@
+//! Merging records by flow.
+//!
+//! Flows live in chunks of a fixed size beside a hash index of 4-byte numbers: a table that grows moves the index only,
+//! and a flow costs 56 bytes (IPv6: 80) and 6 to 12 for the index. What all flows of a window share is not repeated.
+//!
+//! Verdicts are settled on the way in: a refused packet that a hook had counted is subtracted from its accepted flow,
+//! which may then stand below zero until its own record arrives.
+
+use std::hash::{BuildHasher as _, Hash};
+
+use flowlog_ebpf::{
+    abi::{Count, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key, Meta, Record, Record4, Record6, Stats, class},
+    packet::NOT_THERE,
+};
+use flowlog_model::rule::Direction;
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use crate::window::block;
+
+/// Counters of one flow in one window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// First packet, monotonic ns.
+    pub first_ns: u64,
+    /// Last packet, monotonic ns.
+    pub last_ns: u64,
+    /// Wire layer-3 bytes.
+    pub bytes: u64,
+    /// Wire packets.
+    pub packets: u64,
+    /// OR of all TCP flags.
+    pub tcp_flags: u8,
+    /// Flags of packets that were refused afterwards may be among them.
+    pub flags_uncertain: bool,
+}
+
+/// Addresses of a flow, by family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Addresses {
+    /// Source and destination, as they lie in the packet.
+    V4(Ip4, Ip4),
+    /// Source and destination, as they lie in the packet.
+    V6(Ip6, Ip6),
+}
+
+/// One flow of a settled window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Source and destination.
+    pub addresses: Addresses,
+    /// Source port, or ICMP type.
+    pub sport: u16,
+    /// Destination port, or ICMP code.
+    pub dport: u16,
+    /// VLAN id, 0 if untagged.
+    pub vlan: u16,
+    /// Drop reason's index; 0 if accepted.
+    pub reason: u16,
+    /// IP protocol.
+    pub proto: u8,
+    /// Way through the interface.
+    pub direction: Direction,
+    /// Verdict.
+    pub refused: bool,
+    /// Counters.
+    pub totals: Totals,
+}
+
+const TCP: u8 = 6;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+impl Flow {
+    /// OR of the TCP flags of its packets; `None` if it is not TCP, or nobody knows: a later fragment has neither ports
+    /// nor flags, and those of accepted packets are not known where refused ones' may be among them.
+    #[must_use]
+    pub fn tcp_flags(&self) -> Option<u8> {
+        let Totals { tcp_flags, flags_uncertain, .. } = self.totals;
+        let later_fragment = (self.sport, self.dport, tcp_flags) == (0, 0, 0);
+        (self.proto == TCP && !later_fragment && (self.refused || !flags_uncertain)).then_some(tcp_flags)
+    }
+
+    /// Whether it is ICMP: as for the parser, either ICMP in either family.
+    #[must_use]
+    pub fn is_icmp(&self) -> bool {
+        self.proto == ICMP || self.proto == ICMPV6
+    }
+
+    /// Its ICMP type and code, if it has them: later fragments have not.
+    #[must_use]
+    pub fn icmp(&self) -> Option<(u16, u16)> {
+        (self.is_icmp() && self.sport != NOT_THERE).then_some((self.sport, self.dport))
+    }
+}
+
+/// What tells flows of one window and interface apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct FlowKey<A> {
+    src: A,
+    dst: A,
+    sport: u16,
+    dport: u16,
+    vlan: u16,
+    reason: u16,
+    proto: u8,
+    /// Bit 0: direction, as in [`Meta::flags`]; bit 1: refused.
+    flags: u8,
+}
+
+const REFUSED: u8 = 1 << 1;
+/// Bit of [`Entry::flags`] that is no part of the key: [`Totals::flags_uncertain`].
+const UNCERTAIN: u8 = 1 << 2;
+/// Bit of [`Stats::tcp_flags`] in PASSED records that says the same.
+pub const FLAGS_UNCERTAIN: u32 = 1 << 8;
+
+impl<A: Copy> FlowKey<A> {
+    fn of(key: &Key<A>, refused: bool) -> Self {
+        let Meta { sport, dport, vlan, proto, .. } = key.meta;
+        let flags = key.meta.direction() | if refused { REFUSED } else { 0 };
+        let reason = if refused { key.meta.reason } else { 0 };
+        Self { src: key.src, dst: key.dst, sport, dport, vlan, reason, proto, flags }
+    }
+}
+
+/// A flow as it is kept: its key, member by member so that no byte is lost to alignment, and its counts. These are below
+/// zero while more has been taken back than has arrived.
+#[derive(Clone, Copy, Debug)]
+struct Entry<A> {
+    src: A,
+    dst: A,
+    sport: u16,
+    dport: u16,
+    vlan: u16,
+    reason: u16,
+    proto: u8,
+    flags: u8,
+    tcp_flags: u8,
+    first_ns: u64,
+    last_ns: u64,
+    bytes: i64,
+    packets: i64,
+}
+
+const _: () = {
+    assert!(size_of::<Entry<Ip4>>() == 56);
+    assert!(size_of::<Entry<Ip6>>() == 80);
+};
+
+/// Records in a block of a snapshot: 64 KiB of IPv4 records.
+const SNAPSHOT_RECORDS: usize = 1 << 10;
+
+/// Flows in a chunk: 224 KiB of IPv4 flows.
+const CHUNK: usize = 1 << 12;
+
+#[derive(Debug)]
+struct Table<A> {
+    chunks: Vec<Vec<Entry<A>>>,
+    index: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+}
+
+impl<A> Default for Table<A> {
+    fn default() -> Self {
+        Self { chunks: Vec::new(), index: HashTable::new(), hasher: DefaultHashBuilder::default() }
+    }
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+impl<A: block::Address + Copy + Eq + Hash> Table<A> {
+    fn len(&self) -> usize {
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+    }
+
+    /// The flow with this key; a new one has counted nothing.
+    fn entry(&mut self, key: FlowKey<A>) -> &mut Entry<A> {
+        let Self { chunks, index, hasher } = self;
+        let at = |chunks: &[Vec<Entry<A>>], id: u32| chunks[id as usize / CHUNK][id as usize % CHUNK].key();
+        let hash = hasher.hash_one(key);
+        let found = index.find(hash, |id| at(chunks, *id) == key).copied();
+        let id = found.unwrap_or_else(|| {
+            if chunks.last().is_none_or(|last| last.len() == CHUNK) {
+                chunks.push(Vec::with_capacity(CHUNK));
+            }
+            let chunk = chunks.len() - 1;
+            let id = u32::try_from(chunk * CHUNK + chunks[chunk].len()).expect("fewer flows than `flows_max` allows");
+            chunks[chunk].push(Entry::new(key));
+            index.insert_unique(hash, id, |id| hasher.hash_one(at(chunks, *id)));
+            id
+        });
+        &mut chunks[id as usize / CHUNK][id as usize % CHUNK]
+    }
+
+    fn add(&mut self, record: &Record<A>, lost: &mut [Count; 2]) {
+        let Record { key, stats } = record;
+        let of_class = key.meta.class();
+        self.entry(FlowKey::of(key, of_class != class::PASSED)).merge(stats);
+        match of_class {
+            class::REFUSED_COUNTED => {
+                let passed = self.entry(FlowKey::of(key, false));
+                passed.packets -= signed(stats.packets);
+                passed.bytes -= signed(stats.bytes);
+                // Counts can be taken back, flags cannot.
+                passed.flags |= UNCERTAIN;
+            }
+            class::REFUSED_LOST => {
+                let lost = &mut lost[usize::from(key.meta.direction())];
+                lost.packets += stats.packets;
+                lost.bytes += stats.bytes;
+            }
+            _ => {}
+        }
+    }
+
+    /// See [`FlowTable::blocks`].
+    fn blocks(&self, family: u32, iface: u16, epoch: u32, each: &mut impl FnMut(&[u8])) {
+        let (mut bytes, mut records) = (Vec::new(), Vec::with_capacity(SNAPSHOT_RECORDS));
+        for some in self.chunks.iter().flat_map(|c| c.chunks(SNAPSHOT_RECORDS)) {
+            records.clear();
+            records.extend(some.iter().map(|e| e.record(iface, epoch)));
+            bytes.clear();
+            block::write(&mut bytes, family, &records);
+            each(&bytes);
+        }
+    }
+
+    /// Frees the index: nothing is added any more. Drops chunks' spare room, too.
+    fn seal(&mut self) {
+        self.index = HashTable::new();
+        if let Some(last) = self.chunks.last_mut() {
+            last.shrink_to_fit();
+        }
+    }
+}
+
+impl<A: Copy> Entry<A> {
+    fn new(key: FlowKey<A>) -> Self {
+        let FlowKey { src, dst, sport, dport, vlan, reason, proto, flags } = key;
+        let (first_ns, last_ns, bytes, packets) = (u64::MAX, 0, 0, 0);
+        Self { src, dst, sport, dport, vlan, reason, proto, flags, tcp_flags: 0, first_ns, last_ns, bytes, packets }
+    }
+
+    fn key(&self) -> FlowKey<A> {
+        let Self { src, dst, sport, dport, vlan, reason, proto, flags, .. } = *self;
+        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !UNCERTAIN }
+    }
+
+    fn merge(&mut self, stats: &Stats) {
+        self.first_ns = self.first_ns.min(stats.first_ns);
+        self.last_ns = self.last_ns.max(stats.last_ns);
+        // A record of a snapshot may stand below zero: see `Entry::record`.
+        self.bytes += stats.bytes.cast_signed();
+        self.packets += stats.packets.cast_signed();
+        self.tcp_flags |= stats.tcp_flags.to_le_bytes()[0];
+        if stats.tcp_flags & FLAGS_UNCERTAIN != 0 {
+            self.flags |= UNCERTAIN;
+        }
+    }
+
+    /// The one record that makes this entry when it is added to an empty table.
+    fn record(&self, iface: u16, epoch: u32) -> Record<A> {
+        let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, .. } = *self;
+        let class = if flags & REFUSED == 0 { class::PASSED } else { class::REFUSED };
+        let uncertain = if flags & UNCERTAIN == 0 { 0 } else { FLAGS_UNCERTAIN };
+        let flags = Meta::pack(flags & 1, class);
+        Record {
+            key: Key {
+                src: self.src,
+                dst: self.dst,
+                meta: Meta { sport, dport, vlan, iface, reason, proto, flags, epoch },
+            },
+            stats: Stats {
+                first_ns,
+                last_ns,
+                bytes: self.bytes.cast_unsigned(),
+                packets: self.packets.cast_unsigned(),
+                tcp_flags: u32::from(self.tcp_flags) | uncertain,
+                tag: 0,
+            },
+        }
+    }
+
+    /// With what it stands for in a row, and how much more than that was taken back.
+    fn settle(&self, addresses: impl Fn(A, A) -> Addresses) -> (Flow, Count) {
+        let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, tcp_flags, .. } = *self;
+        let flags_uncertain = flags & UNCERTAIN != 0;
+        let counted = |n: i64| u64::try_from(n).unwrap_or(0);
+        let (packets, bytes) = (counted(self.packets), counted(self.bytes));
+        let flow = Flow {
+            addresses: addresses(self.src, self.dst),
+            sport,
+            dport,
+            vlan,
+            reason,
+            proto,
+            direction: Direction::BOTH[usize::from(flags & 1)],
+            refused: flags & REFUSED != 0,
+            totals: Totals { first_ns, last_ns, bytes, packets, tcp_flags, flags_uncertain },
+        };
+        (flow, Count { packets: counted(-self.packets), bytes: counted(-self.bytes) })
+    }
+}
+
+/// The flows of one interface and window.
+#[derive(Debug, Default)]
+pub struct FlowTable {
+    v4: Table<Ip4>,
+    v6: Table<Ip6>,
+    /// Refused packets that the hook had counted as lost, by direction.
+    refused_lost: [Count; 2],
+}
+
+/// Bit of a flow's number that says IPv6.
+const V6: u32 = 1 << 31;
+
+impl FlowTable {
+    /// Adds an IPv4 record.
+    pub fn add4(&mut self, record: &Record4) {
+        self.v4.add(record, &mut self.refused_lost);
+    }
+
+    /// Adds an IPv6 record.
+    pub fn add6(&mut self, record: &Record6) {
+        self.v6.add(record, &mut self.refused_lost);
+    }
+
+    /// Number of different flows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Refused packets that the hook had counted as lost, by direction: they are lost no longer.
+    #[must_use]
+    pub fn refused_lost(&self) -> [Count; 2] {
+        self.refused_lost
+    }
+
+    /// Hands out blocks of records that make this table when they are added to an empty one, in the same order.
+    pub fn blocks(&self, iface: u16, epoch: u32, mut each: impl FnMut(&[u8])) {
+        self.v4.blocks(FAMILY_V4, iface, epoch, &mut each);
+        self.v6.blocks(FAMILY_V6, iface, epoch, &mut each);
+    }
+
+    /// Takes over what another table had counted as refused and lost.
+    pub fn set_refused_lost(&mut self, lost: [Count; 2]) {
+        self.refused_lost = lost;
+    }
+
+    /// Adds a record.
+    pub fn add(&mut self, record: &block::Record) {
+        match record {
+            block::Record::V4(r) => self.add4(r),
+            block::Record::V6(r) => self.add6(r),
+        }
+    }
+
+    /// No more records are added: frees what was needed for that.
+    pub fn seal(&mut self) {
+        self.v4.seal();
+        self.v6.seal();
+    }
+
+    /// Numbers of all flows, for [`flow`](Self::flow).
+    pub fn numbers(&self) -> impl Iterator<Item = u32> + use<> {
+        let upto = |n: usize| 0..u32::try_from(n).unwrap_or(V6);
+        upto(self.v4.len()).chain(upto(self.v6.len()).map(|id| id | V6))
+    }
+
+    /// One flow; `None` if all its packets were taken back, or there is no such number.
+    #[must_use]
+    pub fn flow(&self, number: u32) -> Option<Flow> {
+        self.settled(number).map(|(flow, _)| flow).filter(|f| f.totals.packets > 0)
+    }
+
+    /// One flow and what was taken back from it beyond what it had.
+    fn settled(&self, number: u32) -> Option<(Flow, Count)> {
+        let id = (number & !V6) as usize;
+        Some(if number & V6 == 0 {
+            self.v4.chunks.get(id / CHUNK)?.get(id % CHUNK)?.settle(Addresses::V4)
+        } else {
+            self.v6.chunks.get(id / CHUNK)?.get(id % CHUNK)?.settle(Addresses::V6)
+        })
+    }
+
+    /// Flows from which more was taken back than they had, and how much: packets or bytes that no record has brought.
+    pub fn deficits(&self) -> impl Iterator<Item = (Flow, Count)> + '_ {
+        self.numbers().filter_map(|n| self.settled(n)).filter(|(_, deficit)| *deficit != Count::default())
+    }
+
+    /// All flows, in no order.
+    pub fn flows(&self) -> impl Iterator<Item = Flow> + '_ {
+        self.numbers().filter_map(|n| self.flow(n))
+    }
+}

@@ -1,0 +1,101 @@
+//! What can go wrong before or while capturing.
+
+use std::path::PathBuf;
+
+use flowlog_control::{api::serve::ServeError, flow_logs::store::RulesError};
+use flowlog_kernel::{KernelError, netdev::NetDevError};
+use flowlog_pipeline::{
+    error::CaptureError, journal::JournalError, source::SourceError, spool::SpoolError, upload::BucketError,
+};
+
+/// See the module's head.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Kernel edge.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Interface.
+    #[error(transparent)]
+    NetDev(#[from] NetDevError),
+    /// Spool.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// Journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Capturing, for a reason that is none of these.
+    #[error(transparent)]
+    Capture(CaptureError),
+    /// The state directory.
+    #[error("state directory `{}`: {source}; end what uses it, or name another with `--state-dir`", path.display())]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why it cannot be used.
+        source: std::io::Error,
+    },
+    /// The rule store.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// The API.
+    #[error(transparent)]
+    Api(#[from] ServeError),
+    /// A file of the configuration.
+    #[error("`{}`: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be used.
+        problem: String,
+    },
+    /// The journal belongs to pins that are still there.
+    #[error(
+        "the state directory belongs to a capture that is pinned at `{}`: name that with `--pin-dir`, or end that \
+         capture with `flowlog detach`", dir.display()
+    )]
+    OtherPins {
+        /// Where they are.
+        dir: PathBuf,
+    },
+    /// Target.
+    #[error("target `{target}`: {source}")]
+    Target {
+        /// As configured.
+        target: String,
+        /// Why it cannot be used.
+        source: BucketError,
+    },
+    /// The operating system.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was attempted.
+        action: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+pub(super) fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> AgentError {
+    move |source| AgentError::System { action, source }
+}
+
+impl From<CaptureError> for AgentError {
+    /// What the kernel's side had to say comes out as what it was.
+    fn from(error: CaptureError) -> Self {
+        match error {
+            CaptureError::Journal(error) => Self::Journal(error),
+            CaptureError::Spool(error) => Self::Spool(error),
+            CaptureError::Source(SourceError::Interface(error) | SourceError::Kernel(error)) => {
+                let error = match error.downcast::<KernelError>() {
+                    Ok(error) => return Self::Kernel(*error),
+                    Err(error) => error,
+                };
+                match error.downcast::<NetDevError>() {
+                    Ok(error) => Self::NetDev(*error),
+                    Err(other) => Self::Capture(CaptureError::Source(SourceError::Kernel(other))),
+                }
+            }
+            other => Self::Capture(other),
+        }
+    }
+}

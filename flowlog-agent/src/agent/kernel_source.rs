@@ -1,0 +1,236 @@
+//! The real kernel as the pipeline's port: programs, ring, hooks, interfaces.
+
+use std::collections::BTreeSet;
+
+use flowlog_ebpf::abi::{Iface, Stacked, Truth};
+use flowlog_host::{clock, fault};
+use flowlog_kernel::{
+    Kernel, KernelError, Ring,
+    netdev::{self, NetDevError, netns, traffic_control},
+};
+use flowlog_model::{
+    Epoch, HookKind, IfaceId, Now, WatchSpec,
+    interface::{Counters, NetDev, Netns},
+    rule::{Action, Direction},
+    sweep::{Cursor, Scope, Swept},
+};
+use flowlog_pipeline::source::{Node, NumberUsers, Source, SourceError, Watch};
+
+/// See the module's head.
+pub(super) struct KernelSource {
+    pub(super) kernel: Kernel,
+    pub(super) ring: Ring,
+}
+
+/// An interface that cannot be hooked may be gone already; everything else is about the kernel.
+fn failed(error: KernelError) -> SourceError {
+    match error {
+        KernelError::Attach { .. } => SourceError::Interface(Box::new(error)),
+        _ => SourceError::Kernel(Box::new(error)),
+    }
+}
+
+fn unknown(error: NetDevError) -> SourceError {
+    SourceError::Interface(Box::new(error))
+}
+
+impl KernelSource {
+    /// Drops everything that is in the kernel.
+    fn empty(&mut self) -> Result<(), KernelError> {
+        if !self.kernel.is_pinned() {
+            return Ok(());
+        }
+        self.kernel.unwatch_all();
+        self.kernel.wait_for_programs();
+        let (mut at, mut dropped) = (Cursor::default(), 0u64);
+        loop {
+            let swept = self.kernel.sweep(Scope::All, at)?;
+            while let Some((_, end)) = self.ring.read() {
+                self.ring.release(end);
+                dropped += 1;
+            }
+            match swept {
+                Swept::RingFull(cursor) => at = cursor,
+                Swept::Done => break,
+            }
+        }
+        self.kernel.clear_all_truth()?;
+        if dropped > 0 {
+            tracing::error!(
+                blocks = dropped,
+                "the pinned maps held records, but the state directory has no journal of them: dropped"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Source for KernelSource {
+    fn read(&mut self) -> Option<(&[u8], u64)> {
+        self.ring.read()
+    }
+
+    fn position(&self) -> u64 {
+        self.ring.position()
+    }
+
+    fn produced(&self) -> u64 {
+        self.ring.produced()
+    }
+
+    fn release(&mut self, position: u64) {
+        self.ring.release(position);
+    }
+
+    fn set_epoch(&mut self, id: IfaceId, ifindex: u32, epoch: Epoch) {
+        self.kernel.set_epoch(id, ifindex, epoch);
+    }
+
+    fn set_oldest(&mut self, spec: &WatchSpec, oldest: Epoch) {
+        self.kernel.set_oldest(spec.ifindex, oldest);
+    }
+
+    fn wait_for_programs(&mut self) {
+        self.kernel.wait_for_programs();
+    }
+
+    fn sweep(&mut self, scope: Scope, from: Cursor) -> Result<Swept, SourceError> {
+        fault::point("sweep_begins");
+        self.kernel.sweep(scope, from).map_err(failed)
+    }
+
+    fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, SourceError> {
+        self.kernel.truth(id, epoch).map_err(failed)
+    }
+
+    fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), SourceError> {
+        self.kernel.clear_truth(id, epoch).map_err(failed)
+    }
+
+    fn seek(&mut self, position: u64) -> bool {
+        self.ring.seek(position)
+    }
+
+    fn forget(&mut self) -> Result<(), SourceError> {
+        self.empty().map_err(failed)
+    }
+}
+
+impl Node for KernelSource {
+    fn now(&self) -> Now {
+        clock::now()
+    }
+
+    fn interfaces(&self) -> Result<Vec<NetDev>, SourceError> {
+        netdev::all().map_err(unknown)
+    }
+
+    fn interfaces_elsewhere(&self) -> Vec<NetDev> {
+        netdev::elsewhere()
+    }
+
+    fn counters(&self, dev: &NetDev) -> Result<Counters, SourceError> {
+        netdev::counters(&dev.netns, dev.index).map_err(unknown)
+    }
+
+    fn own_counters(&self, ifindex: u32) -> Result<Counters, SourceError> {
+        let own = netns::own().map_err(|e| unknown(e.into()))?;
+        netdev::counters(&own, ifindex).map_err(unknown)
+    }
+
+    fn interfaces_max(&self) -> u16 {
+        self.kernel.sizes().interfaces_max
+    }
+
+    fn attach_verdict(&mut self) -> Result<(), SourceError> {
+        self.kernel.attach_verdict().map_err(failed)
+    }
+
+    fn hook(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<Vec<Direction>, SourceError> {
+        let counts = spec.rule.action != Action::Rejected;
+        let mut counted = Vec::new();
+        for direction in Direction::BOTH {
+            if !spec.rule.directions.includes(spec.side.owners(direction)) {
+                continue;
+            }
+            // Where XDP counts, and where nothing is counted, a TC hook notes who the packets are.
+            let kind = if spec.hook == HookKind::Xdp { HookKind::Tc } else { spec.hook };
+            let hook = self.kernel.attach(dev, direction, kind).map_err(failed)?;
+            tracing::info!(interface = dev.name, %direction, %hook, "attached");
+            if counts && spec.hook == HookKind::Xdp && direction == Direction::Ingress {
+                let hook = self.kernel.attach(dev, direction, HookKind::Xdp).map_err(failed)?;
+                tracing::info!(interface = dev.name, %direction, %hook, "attached");
+            }
+            if counts {
+                counted.push(direction);
+            }
+        }
+        Ok(counted)
+    }
+
+    fn unhook(&mut self, ifindex: u32) -> Result<(), SourceError> {
+        self.kernel.detach(ifindex).map_err(failed)
+    }
+
+    fn remove_stale_hooks(&mut self) -> Result<(), SourceError> {
+        self.kernel.remove_stale_hooks().map_err(failed)
+    }
+
+    fn watch(&mut self, dev: &NetDev, watch: Watch) -> Result<(), SourceError> {
+        let Watch { id, flags, epoch, oldest } = watch;
+        let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, spare: 0 };
+        self.kernel.watch(dev.netns.inum, dev.index, iface).map_err(failed)
+    }
+
+    fn watched(&self, ifindex: u32) -> Option<IfaceId> {
+        self.kernel.watched(ifindex)
+    }
+
+    fn unwatch(&mut self, ifindex: u32) {
+        self.kernel.unwatch(ifindex);
+    }
+
+    fn flags(&self, ifindex: u32) -> u16 {
+        self.kernel.flags(ifindex)
+    }
+
+    fn set_flags(&mut self, id: IfaceId, ifindex: u32, flags: u16) {
+        self.kernel.set_flags(id, ifindex, flags);
+    }
+
+    fn set_stacked(&mut self, stacked: &BTreeSet<Stacked>) -> Result<usize, SourceError> {
+        self.kernel.set_above(stacked).map_err(failed)
+    }
+
+    fn number_users(&self, devs: &[&NetDev]) -> NumberUsers {
+        let mut users = NumberUsers::default();
+        let namespaces: Vec<&Netns> = devs.iter().map(|d| &d.netns).collect();
+        for (at, there) in namespaces.iter().enumerate().filter(|(at, n)| !namespaces[..*at].contains(n)) {
+            let watched: Vec<u32> = devs[at..].iter().filter(|d| d.netns == **there).map(|d| d.index).collect();
+            match netns::enter(there, || traffic_control::users(&watched)).flatten() {
+                Ok(traffic_control::Users { reader, writer }) => {
+                    users.reader = users.reader.or(reader);
+                    users.writer = users.writer.or(writer);
+                }
+                Err(error) => tracing::warn!(%error, "cannot ask who uses skb->tc_index"),
+            }
+        }
+        users
+    }
+
+    fn set_numbers_missing(&mut self, missing: bool) {
+        self.kernel.set_numbers_missing(missing);
+    }
+
+    fn is_pinned(&self) -> bool {
+        self.kernel.is_pinned()
+    }
+
+    fn detach_all(&mut self) -> Result<(), SourceError> {
+        self.kernel.detach_all().map_err(failed)
+    }
+
+    fn remove_pins(&mut self) -> Result<(), SourceError> {
+        self.kernel.remove_pins().map_err(failed)
+    }
+}

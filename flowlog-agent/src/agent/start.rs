@@ -1,0 +1,110 @@
+//! Before anything is captured: the state directory, the targets, the kernel.
+
+use std::sync::Arc;
+
+use flowlog_host::{clock, lock};
+use flowlog_kernel::{
+    Kernel, Pins,
+    netdev::{self, NetDevError, netns},
+};
+use flowlog_model::{CaptureSpec, interface::names};
+use flowlog_pipeline::{
+    capture::Setup,
+    disk::{Filesystem, real::Disk},
+    journal::{
+        self, Recovered,
+        entry::{FORMAT, Head},
+    },
+    spool::Spool,
+    upload::Bucket,
+};
+
+use super::{
+    error::{AgentError, system},
+    kernel_source::KernelSource,
+};
+use crate::config::Config;
+
+/// The state directory, locked as long as the second part lives: two agents would deliver each other's files.
+pub(super) fn state_dir(config: &Config) -> Result<(Arc<dyn Filesystem>, std::fs::File), AgentError> {
+    let failed = |source| AgentError::StateDir { path: config.state_dir.clone(), source };
+    let disk = Disk::open(&config.state_dir).map_err(failed)?;
+    let lock = lock::take(&config.state_dir).map_err(failed)?;
+    Ok((Arc::new(disk), lock))
+}
+
+pub(super) fn open_spool(config: &Config, fs: &Arc<dyn Filesystem>) -> Result<Spool, AgentError> {
+    let (spool, left) = Spool::open(fs.clone(), config.spool)?;
+    if left.partial > 0 {
+        tracing::info!(files = left.partial, "removed files that were being written when the last agent ended");
+    }
+    for name in left.foreign {
+        tracing::warn!(name, "this is not the spool's: left alone");
+    }
+    Ok(spool)
+}
+
+/// Every target must take an object before anything is attached.
+pub(super) async fn check_targets(config: &Config) -> Result<(), AgentError> {
+    for capture in &config.captures {
+        let target = &capture.rule.target;
+        Spool::check(target)?;
+        let failed = |source| AgentError::Target { target: target.to_string(), source };
+        let bucket = Bucket::open(&target.location, &config.s3).map_err(failed)?;
+        bucket.probe(&capture.rule.folder()).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Every interface that is not waited for must be there.
+pub(super) fn check_interfaces(config: &Config) -> Result<(), AgentError> {
+    let devices = netdev::all()?;
+    let missing = |c: &&CaptureSpec| !c.wait && c.interface.find(&devices, None).is_none();
+    match config.captures.iter().find(missing) {
+        Some(c) => Err(NetDevError::NotFound { name: c.interface.to_string(), others: names(&devices) }.into()),
+        None => Ok(()),
+    }
+}
+
+/// What the capture is told.
+pub(super) fn setup(config: &Config) -> Setup {
+    let Config { captures, node_id, flows_max, .. } = config;
+    Setup { captures: captures.clone(), node_id: node_id.clone(), flows_max: *flows_max }
+}
+
+/// Loads the programs, or takes over those that are pinned; and says which kernel state the journal is to belong to.
+pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelSource, Head), AgentError> {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(system("read the boot id"))?;
+    let boot_id = boot_id.trim().to_owned();
+    refuse_other_pins(config, found.head.as_ref(), &boot_id)?;
+    let netns = netns::own().map_err(system("find the network namespace"))?.inum;
+    let mut kernel = match &config.pin_dir {
+        Some(dir) => Kernel::load_pinned(config.sizes, netns, Pins::open(dir, config.sizes)?)?,
+        None => Kernel::load(config.sizes, netns)?,
+    };
+    let ring = kernel.take_ring()?;
+    let (ring_id, begun) = (ring.id()?, clock::now());
+    let head = Head { format: FORMAT, boot_id, ring_id, pin_dir: config.pin_dir.clone(), begun };
+    Ok((KernelSource { kernel, ring }, head))
+}
+
+/// A journal whose ring is pinned elsewhere must not be taken for one whose ring is gone.
+fn refuse_other_pins(config: &Config, head: Option<&Head>, boot_id: &str) -> Result<(), AgentError> {
+    let Some(Head { boot_id: written, pin_dir: Some(dir), .. }) = head else { return Ok(()) };
+    if written != boot_id || config.pin_dir.as_ref() == Some(dir) || !dir.exists() {
+        return Ok(());
+    }
+    Err(AgentError::OtherPins { dir: dir.clone() })
+}
+
+/// Re-reads the journal of a state directory.
+pub(super) fn recover(fs: &dyn Filesystem) -> Result<Recovered, AgentError> {
+    let found = journal::recover(fs)?;
+    if found.torn_bytes > 0 {
+        tracing::warn!(bytes = found.torn_bytes, "the journal had a torn end: cut off");
+    }
+    for name in &found.foreign {
+        tracing::warn!(name, "this is not the journal's: left alone");
+    }
+    Ok(found)
+}

@@ -1,0 +1,111 @@
+//! The flow cache: a per-CPU, direct-mapped array.
+//!
+//! A hit adds to its slot; a miss first moves the old record into the CPU's block ([`crate::block`]), then takes the slot. If the
+//! ring is full the slot keeps its flow and the packet is counted as lost: a packet is always in exactly one of {a slot, a block,
+//! the ring, a loss counter}.
+
+use flowlog_ebpf::abi::{Key, Record, Stats};
+
+use crate::{account::Wire, block, family::Family};
+
+/// One packet as the cache takes it.
+pub struct One {
+    pub wire: Wire,
+    pub tcp_flags: u8,
+    /// Upper half of the flow hash.
+    pub tag: u32,
+    pub now_ns: u64,
+}
+
+impl One {
+    #[inline(always)]
+    fn stats(&self) -> Stats {
+        Stats {
+            first_ns: self.now_ns,
+            last_ns: self.now_ns,
+            bytes: u64::from(self.wire.bytes),
+            packets: u64::from(self.wire.packets),
+            tcp_flags: u32::from(self.tcp_flags),
+            tag: self.tag,
+        }
+    }
+}
+
+/// Copies a record word by word. (A plain assignment becomes a call of `memmove`, which here is a loop over bytes.)
+///
+/// # Safety
+/// Both must point to records, aligned to 8.
+#[inline(always)]
+unsafe fn copy<A>(from: *const Record<A>, to: *mut Record<A>) {
+    for word in 0..size_of::<Record<A>>() / 8 {
+        // SAFETY: within the record. Volatile, so that LLVM does not see the assignment through.
+        unsafe { to.cast::<u64>().add(word).write_volatile(from.cast::<u64>().add(word).read_volatile()) };
+    }
+}
+
+/// Moves a slot's record into the CPU's block and empties the slot. `false`: the ring is full, the slot is unchanged.
+///
+/// # Safety
+/// `slot` must be a cache slot of this CPU, and the caller must hold `busy`.
+#[inline(always)]
+pub unsafe fn evict<F: Family>(slot: *mut Record<F::Addr>) -> bool {
+    // SAFETY: by the contract above.
+    unsafe {
+        // A slot whose packets were all taken back by the verdict program has nothing to tell.
+        if (*slot).key.meta.iface != 0 && (*slot).stats.packets != 0 {
+            let Some(room) = block::room::<F>() else { return false };
+            copy(slot, room);
+        }
+        (*slot).key.meta.iface = 0;
+        (*slot).stats.packets = 0;
+    }
+    true
+}
+
+/// What was in its slot before a packet, so that it can be taken back.
+/// As wide as each other: the verifier refuses copies of padding.
+#[derive(Clone, Copy)]
+pub struct Before {
+    /// TCP flags.
+    pub tcp_flags: u64,
+    /// Time of the latest packet.
+    pub last_ns: u64,
+}
+
+/// Counts one packet in a slot, evicting another flow's record first. `None`: the ring is full, nothing counted.
+///
+/// # Safety
+/// As [`evict`].
+#[inline(always)]
+pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p: &One) -> Option<Before> {
+    // SAFETY: by the contract above.
+    unsafe {
+        if F::same(&raw const (*slot).key, key) {
+            let s = &mut (*slot).stats;
+            s.packets += u64::from(p.wire.packets);
+            s.bytes += u64::from(p.wire.bytes);
+            let before = Before { tcp_flags: u64::from(s.tcp_flags), last_ns: s.last_ns };
+            s.last_ns = p.now_ns;
+            s.tcp_flags = before.tcp_flags as u32 | u32::from(p.tcp_flags);
+            return Some(before);
+        }
+        if !evict::<F>(slot) {
+            return None;
+        }
+        (*slot).key = *key;
+        (*slot).stats = p.stats();
+    }
+    Some(Before { tcp_flags: 0, last_ns: p.now_ns })
+}
+
+/// Sends one packet as a record of its own. `false`: the ring is full.
+#[inline(always)]
+pub fn emit_alone<F: Family>(key: &Key<F::Addr>, p: &One) -> bool {
+    block::send_one(F::FAMILY, key, &p.stats())
+}
+
+/// Slot and tag of a hash.
+#[inline(always)]
+pub const fn split(hash: u64, mask: u32) -> (u32, u32) {
+    (hash as u32 & mask, (hash >> 32) as u32)
+}

@@ -1,0 +1,60 @@
+//! The scratch state of this CPU, and who may change its caches.
+//!
+//! Three contexts share a CPU's caches: softirq (hooks), process context (verdicts of locally made packets), and the sweeper.
+//! Whoever finds [`Cpu::busy`] set sends its packet as a record of its own and touches nothing.
+
+use flowlog_ebpf::abi::Cpu;
+
+use crate::maps::CPU;
+
+/// Keeps the compiler from moving memory accesses across: volatile orders only volatile accesses, and the slot's must
+/// stay between `lock` and `unlock`. (`compiler_fence` is the portable way, but LLVM's BPF back end has none.)
+#[inline(always)]
+fn compiler_barrier() {
+    // SAFETY: no instructions.
+    unsafe { core::arch::asm!("", options(nostack, preserves_flags)) };
+}
+
+/// Scratch state of this CPU.
+#[inline(always)]
+pub fn cpu() -> Option<*mut Cpu> {
+    CPU.get_ptr_mut(0)
+}
+
+/// Takes this CPU's caches. `false`: somebody we interrupted has them.
+#[inline(always)]
+pub fn lock(cpu: *mut Cpu) -> bool {
+    // SAFETY: a map value. Volatile, so that the stores stay around what they guard. An interrupt between the
+    // load and the store is harmless: it takes and gives back the flag before we go on.
+    unsafe {
+        let busy = &raw mut (*cpu).busy;
+        if busy.read_volatile() != 0 {
+            return false;
+        }
+        busy.write_volatile(1);
+    }
+    compiler_barrier();
+    true
+}
+
+/// Gives the caches back.
+#[inline(always)]
+pub fn unlock(cpu: *mut Cpu) {
+    compiler_barrier();
+    // SAFETY: `cpu` came from `lock`.
+    unsafe { (&raw mut (*cpu).busy).write_volatile(0) };
+}
+
+/// The address of an `sk_buff` as a number. It goes through a map value, because the verifier allows no arithmetic on
+/// such a pointer but lets a privileged program store one.
+///
+/// # Safety
+/// `cell` must lie in a map value of this CPU that nothing which interrupts the caller uses.
+#[inline(always)]
+pub unsafe fn address(cell: *mut u64, pointer: u64) -> u64 {
+    // SAFETY: by the contract above.
+    unsafe {
+        cell.write_volatile(pointer);
+        cell.read_volatile()
+    }
+}
