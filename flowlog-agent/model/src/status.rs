@@ -1,11 +1,11 @@
 //! What there is to say about the agent and every rule (promise P8). Data only: `agent` fills it in, `api` and `cli` show it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::FlowLogId;
 
 /// All of it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// As of when, Unix seconds.
     pub written_secs: i64,
@@ -22,7 +22,7 @@ pub struct Status {
 }
 
 /// One rule on one interface.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RuleStatus {
     /// Name of the rule.
     pub rule: String,
@@ -48,7 +48,7 @@ pub struct RuleStatus {
 }
 
 /// Whether an interface is being captured.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum CaptureState {
     /// It is.
@@ -76,7 +76,7 @@ pub enum CaptureState {
 }
 
 /// Sums over windows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Windows closed.
     pub windows: u64,
@@ -89,7 +89,7 @@ pub struct Counts {
 }
 
 /// How a route is doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum RouteState {
     /// The last delivery succeeded, or there was none yet.
@@ -115,8 +115,19 @@ pub enum RouteState {
     },
 }
 
+impl RouteState {
+    /// The store's words, if it is not delivering.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Delivering => None,
+            Self::Retrying { error, .. } | Self::Degraded { error, .. } => Some(error),
+        }
+    }
+}
+
 /// What there is to say about a route.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteStatus {
     /// How it is doing.
     #[serde(flatten)]

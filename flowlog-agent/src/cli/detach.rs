@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::{DetachArgs, run, stop};
+use super::{args::DetachArgs, run, stop};
 use crate::agent;
 
 pub(super) fn run(args: DetachArgs) -> anyhow::Result<ExitCode> {

@@ -1,17 +1,35 @@
 //! `flowlog rule …`: flow logs of the running agent.
 
-use std::{fmt::Write as _, process::ExitCode};
+use std::{collections::BTreeSet, fmt::Write as _, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
+use flowlog_control::{
+    api::{
+        model::{RequestStatusMetadata, date},
+        node::{AuditLog, Changes, Draft, Selection},
+    },
+    flow_logs::{
+        flow_log::State,
+        request::Progress,
+        store::AuditEntry,
+        summary::{Mark, Summary},
+    },
+};
+use flowlog_model::{
+    rule::Name,
+    status::{CaptureState, Counts, RuleStatus},
+};
 use hyper::Method;
-use serde_json::{Value, json};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
     client::{Client, ClientArgs},
     status::Output,
 };
+
 #[derive(clap::Args)]
 pub(super) struct RuleArgs {
     #[command(flatten)]
@@ -81,30 +99,36 @@ pub(super) fn run(args: RuleArgs) -> anyhow::Result<ExitCode> {
     let (output, client) = (agent.output, agent.client());
     match what {
         What::Add { resource, name, direction, action, bucket } => {
-            let draft =
-                json!({"resource": resource, "name": name, "direction": direction, "action": action, "bucket": bucket});
+            let draft = serde_json::to_value(Draft { resource, name, direction, action, bucket })?;
             shown(&client.post("flowlogs", &draft)?, output)
         }
         What::Validate { rule } => {
             let id = find(&client, &rule)?;
             let checked = client.post(&format!("flowlogs/{id}/validate"), &Value::Null)?;
             shown(&checked, output)?;
-            let ready = checked["state"] == "validated";
+            let ready = read::<Summary>(checked)?.flow_log.state == State::Validated;
             Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        What::List => listed(&client.get("flowlogs")?, output),
+        What::List => listed(client.get("flowlogs")?, output),
         What::Show { rule } => shown(&client.get(&format!("flowlogs/{}", find(&client, &rule)?))?, output),
         What::Provision { rules, contract } => provision(&client, &rules, contract.as_deref(), output),
         What::Rename { rule, name } => {
             let path = format!("flowlogs/{}", find(&client, &rule)?);
-            shown(&client.ask(Method::PATCH, &path, Some(&json!({"name": name})))?, output)
+            shown(
+                &client.ask(
+                    Method::PATCH,
+                    &path,
+                    Some(&serde_json::to_value(Changes { name: Some(name), ..Changes::default() })?),
+                )?,
+                output,
+            )
         }
         What::Delete { rule } => {
             let path = format!("flowlogs/{}", find(&client, &rule)?);
             let request = client.ask(Method::DELETE, &path, None)?;
             finished(&client, &request, "deleted", output)
         }
-        What::Audit => audited(&client.get("audit")?, output),
+        What::Audit => audited(client.get("audit")?, output),
     }
 }
 
@@ -113,70 +137,70 @@ fn find(client: &Client, rule: &str) -> anyhow::Result<Uuid> {
     if let Ok(id) = rule.parse() {
         return Ok(id);
     }
-    let all = client.get("flowlogs")?;
-    let named = all.as_array().into_iter().flatten().filter(|f| f["properties"]["name"] == rule);
-    let ids: Vec<Uuid> = named.filter_map(|f| f["id"].as_str()?.parse().ok()).collect();
-    match ids.as_slice() {
+    let all: Vec<Summary> = read(client.get("flowlogs")?)?;
+    let named = all.iter().map(|s| &s.flow_log).filter(|f| f.properties.name == rule);
+    match named.map(|f| f.id.0).collect::<Vec<_>>().as_slice() {
         [id] => Ok(*id),
         [] => bail!("no flow log has the name or id `{rule}`; see `rule list`"),
         many => bail!("{} flow logs have the name `{rule}`; use an id of `rule list`", many.len()),
     }
 }
 
+/// An answer of the agent in the type that it was written from.
+fn read<T: DeserializeOwned>(answer: Value) -> anyhow::Result<T> {
+    serde_json::from_value(answer).context("the agent's answer is not understood: is it of another version?")
+}
+
 fn provision(client: &Client, rules: &[String], contract: Option<&str>, output: Output) -> anyhow::Result<ExitCode> {
-    let ids = rules.iter().map(|r| find(client, r)).collect::<anyhow::Result<Vec<Uuid>>>()?;
+    let flow_logs = rules.iter().map(|r| find(client, r)).collect::<anyhow::Result<Vec<Uuid>>>()?;
     let contract = match contract {
-        None if ids.is_empty() => only_contract(client)?,
+        None if flow_logs.is_empty() => only_contract(client)?,
         other => other.map(str::to_owned),
     };
-    let request = client.post("provision", &json!({"flow_logs": ids, "contract": contract}))?;
+    let request = client.post("provision", &serde_json::to_value(Selection { flow_logs, contract })?)?;
     finished(client, &request, "provisioned", output)
 }
 
 /// The contract of all drafts, if they are of one: so that the operator need not name it.
 fn only_contract(client: &Client) -> anyhow::Result<Option<String>> {
-    let all = client.get("flowlogs")?;
-    let pending = |f: &&Value| f["state"] == "draft" || f["state"] == "validated";
-    let of = all.as_array().into_iter().flatten().filter(pending).filter_map(|f| f["contract"].as_str());
-    let contracts: std::collections::BTreeSet<&str> = of.collect();
+    let all: Vec<Summary> = read(client.get("flowlogs")?)?;
+    let pending = all.iter().map(|s| &s.flow_log).filter(|f| matches!(f.state, State::Draft | State::Validated));
+    let contracts: BTreeSet<String> = pending.map(|f| f.contract.to_string()).collect();
     if contracts.len() > 1 {
         bail!("there are drafts of {} contracts; name one with `--contract`", contracts.len());
     }
-    Ok(contracts.first().map(|c| (*c).to_owned()))
+    Ok(contracts.into_iter().next())
 }
 
 /// Waits until a request is over.
 fn finished(client: &Client, request: &Value, done: &str, output: Output) -> anyhow::Result<ExitCode> {
     let id = request["id"].as_str().context("the agent's answer has no id")?.to_owned();
     loop {
-        let status = client.get(&format!("requests/{id}"))?;
-        let metadata = &status["metadata"];
-        let message = metadata["message"].as_str().unwrap_or_default();
-        match metadata["status"].as_str() {
-            Some("DONE") if output == Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
-            Some("DONE") => println!("{done}"),
-            Some("FAILED") => bail!("not {done}: {message}"),
+        let answer = client.get(&format!("requests/{id}"))?;
+        let RequestStatusMetadata { status, message, .. } = read(answer["metadata"].clone())?;
+        match status {
+            Progress::Done if output == Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
+            Progress::Done => println!("{done}"),
+            Progress::Failed => bail!("not {done}: {message}"),
             // The agent has answered because it takes long: asked again.
-            _ => continue,
+            Progress::Queued | Progress::Running => continue,
         }
         return Ok(ExitCode::SUCCESS);
     }
 }
 
-fn text(v: &Value) -> String {
-    match v {
-        Value::String(s) => s.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    }
+/// A value as it is called on the wire.
+fn word(value: &impl Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// A mark, in colour where that is seen.
-fn mark(summary: &Value) -> String {
-    let (colour, word) = match summary["mark"].as_str() {
-        Some("green") => ("32", "● green"),
-        Some("yellow") => ("33", "● yellow"),
-        _ => ("31", "● red"),
+fn mark(mark: Mark) -> String {
+    let (colour, word) = match mark {
+        Mark::Green => ("32", "● green"),
+        Mark::Yellow => ("33", "● yellow"),
+        Mark::Red => ("31", "● red"),
     };
     if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
         format!("\x1b[{colour}m{word}\x1b[0m")
@@ -185,27 +209,26 @@ fn mark(summary: &Value) -> String {
     }
 }
 
-fn listed(all: &Value, output: Output) -> anyhow::Result<ExitCode> {
+fn listed(all: Value, output: Output) -> anyhow::Result<ExitCode> {
     if output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(all)?);
+        println!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(ExitCode::SUCCESS);
     }
     println!(
         "{:<36}  {:<20} {:<12} {:<9} {:<12} {:<22} INTERFACE",
         "ID", "NAME", "STATE", "MARK", "CONTRACT", "BUCKET"
     );
-    for f in all.as_array().into_iter().flatten() {
-        let interfaces: Vec<String> =
-            f["captures"].as_array().into_iter().flatten().map(|c| text(&c["interface"])).collect();
+    for s in read::<Vec<Summary>>(all)? {
+        let (f, interfaces) = (&s.flow_log, s.captures.iter().map(|c| c.interface.as_str()));
         println!(
             "{:<36}  {:<20} {:<12} {:<9} {:<12} {:<22} {}",
-            text(&f["id"]),
-            text(&f["properties"]["name"]),
-            text(&f["state"]),
-            mark(f),
-            text(&f["contract"]),
-            text(&f["properties"]["bucket"]),
-            interfaces.join(" "),
+            f.id.to_string(),
+            f.properties.name,
+            word(&f.state),
+            mark(s.mark),
+            f.contract.to_string(),
+            f.properties.bucket,
+            interfaces.collect::<Vec<_>>().join(" "),
         );
     }
     Ok(ExitCode::SUCCESS)
@@ -215,68 +238,59 @@ fn shown(summary: &Value, output: Output) -> anyhow::Result<ExitCode> {
     if output == Output::Json {
         println!("{}", serde_json::to_string_pretty(summary)?);
     } else {
-        print!("{}", table(summary));
+        print!("{}", table(&read(summary.clone())?));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(s: &Value) -> String {
+fn table(s: &Summary) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let mut line = |name: &str, value: String| {
         let _ = writeln!(out, "{name:<14} {value}");
     };
-    let (p, parent) = (&s["properties"], &s["parent"]);
-    line("state", format!("{}  {}", text(&s["state"]), mark(s)));
-    for why in s["why"].as_array().into_iter().flatten() {
-        line("", text(why));
+    let (f, p) = (&s.flow_log, &s.flow_log.properties);
+    line("state", format!("{}  {}", word(&f.state), mark(s.mark)));
+    s.why.iter().for_each(|why| line("", why.clone()));
+    line("id", f.id.to_string());
+    line("name", p.name.clone());
+    line("direction", p.direction.clone());
+    line("action", p.action.clone());
+    line("bucket", p.bucket.clone());
+    if let Some(name) = f.key_name.as_ref().map(Name::as_str).filter(|name| *name != p.name) {
+        line("keys begin", format!("{name} (the name it was activated with)"));
     }
-    line("id", text(&s["id"]));
-    line("name", text(&p["name"]));
-    line("direction", text(&p["direction"]));
-    line("action", text(&p["action"]));
-    line("bucket", text(&p["bucket"]));
-    if s["key_name"].is_string() && s["key_name"] != p["name"] {
-        line("keys begin", format!("{} (the name it was activated with)", text(&s["key_name"])));
-    }
-    line("attached to", format!("{} {}", text(&parent["kind"]), text(&parent["id"])));
-    line("contract", text(&s["contract"]));
-    line("created by", text(&s["created"]["by"]));
-    for c in s["captures"].as_array().into_iter().flatten() {
-        let capture = &c["capture"];
-        match capture["state"].as_str() {
-            Some("attached") => {
-                let netns =
-                    capture["netns"].as_str().map(|n| format!(", in network namespace {n}")).unwrap_or_default();
-                line("interface", format!("{} (index {}{netns})", text(&capture["interface"]), capture["ifindex"]));
+    line("attached to", format!("{} {}", word(&f.parent.kind), f.parent.id));
+    line("contract", f.contract.to_string());
+    line("created by", f.created.by.clone());
+    for RuleStatus { capture, counts, delivery, .. } in &s.captures {
+        match capture {
+            CaptureState::Attached { interface, ifindex, netns } => {
+                let netns = netns.as_ref().map(|n| format!(", in network namespace {n}")).unwrap_or_default();
+                line("interface", format!("{interface} (index {ifindex}{netns})"));
             }
-            _ => line("interface", text(&capture["why"])),
+            CaptureState::Waiting { why } | CaptureState::Trouble { why } => line("interface", why.clone()),
+            CaptureState::Unknown => line("interface", "-".to_owned()),
         }
-        let counts = ["accepted_packets", "rejected_packets", "lost_packets"].map(|f| c[f].to_string());
-        line("packets", format!("{} accepted, {} rejected, {} lost", counts[0], counts[1], counts[2]));
-        let delivery = &c["delivery"];
-        line("last object", text(&delivery["last_key"]));
-        line("delivered", format!("{}, {} waiting", delivery["delivered"], delivery["waiting"]));
-        line("last error", text(&delivery["error"]));
+        let Counts { accepted_packets, rejected_packets, lost_packets, .. } = counts;
+        line("packets", format!("{accepted_packets} accepted, {rejected_packets} rejected, {lost_packets} lost"));
+        let or_none = |words: Option<&str>| words.unwrap_or("-").to_owned();
+        line("last object", or_none(delivery.last_key.as_deref()));
+        line("delivered", format!("{}, {} waiting", delivery.delivered, delivery.waiting));
+        line("last error", or_none(delivery.state.error()));
     }
-    line("lag", format!("{} s", s["lag_secs"]));
+    line("lag", format!("{} s", s.lag_secs));
     out
 }
 
-fn audited(log: &Value, output: Output) -> anyhow::Result<ExitCode> {
+fn audited(log: Value, output: Output) -> anyhow::Result<ExitCode> {
     if output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(log)?);
+        println!("{}", serde_json::to_string_pretty(&log)?);
         return Ok(ExitCode::SUCCESS);
     }
-    for e in log["entries"].as_array().into_iter().flatten() {
-        let at = flowlog_control::api::model::date(e["stamp"]["at_secs"].as_i64().unwrap_or(0));
-        println!(
-            "{at}  {:<20} {:<12} {}  {}",
-            text(&e["stamp"]["by"]),
-            text(&e["contract"]),
-            text(&e["flow_log"]),
-            text(&e["what"])
-        );
+    for AuditEntry { stamp, contract, flow_log, what } in read::<AuditLog>(log)?.entries {
+        let (at, contract) = (date(stamp.at_secs), contract.to_string());
+        println!("{at}  {:<20} {contract:<12} {flow_log}  {what}", stamp.by);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use flowlog_kernel::heap;
 use tracing_subscriber::EnvFilter;
 
-use super::RunArgs;
+use super::args::RunArgs;
 use crate::{
     agent,
     config::{FLOWS_MAX_DEFAULT, FLOWS_MAX_MIN},

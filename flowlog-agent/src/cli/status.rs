@@ -5,8 +5,9 @@ use std::{fmt::Write as _, path::Path, process::ExitCode};
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use flowlog_host::lock;
+use flowlog_model::status::{CaptureState, Counts, RouteState, RuleStatus, Status};
 use flowlog_pipeline::reporter::FILE;
-use serde_json::Value;
+use serde::Serialize;
 
 /// Form of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -24,27 +25,34 @@ pub(super) fn run(state_dir: &Path, output: Output) -> anyhow::Result<ExitCode> 
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => bail!("no agent has run on `{}`", state_dir.display()),
         Err(e) => return Err(e).with_context(|| path.display().to_string()),
     };
-    let mut status: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    let running = lock::holder(state_dir);
-    status["running"] = running.is_some().into();
+    let status: Status = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let running = lock::holder(state_dir).is_some();
     if output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        println!("{}", serde_json::to_string_pretty(&Shown { status, running })?);
     } else {
-        print!("{}", table(&status));
+        print!("{}", table(&status, running));
     }
     // 3 is what service managers expect of a status command when nothing runs.
-    Ok(if running.is_some() { ExitCode::SUCCESS } else { ExitCode::from(3) })
+    Ok(if running { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
-fn table(status: &Value) -> String {
-    // Writing to a String cannot fail.
-    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-    let mut out = match status["running"].as_bool() {
-        Some(true) => format!("running (process {})\n", status["pid"]),
-        _ => "not running; as of its end:\n".to_owned(),
+/// The agent's status, and whether it is still there.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: Status,
+    running: bool,
+}
+
+fn table(status: &Status, running: bool) -> String {
+    let mut out = if running {
+        format!("running (process {})\n", status.pid)
+    } else {
+        "not running; as of its end:\n".to_owned()
     };
-    for (what, field) in [("trouble", "trouble"), ("spool is full", "spool_full")] {
-        if let Some(words) = status[field].as_str() {
+    // Writing to a String cannot fail.
+    for (what, words) in [("trouble", &status.trouble), ("spool is full", &status.spool_full)] {
+        if let Some(words) = words {
             let _ = writeln!(out, "{what}: {words}");
         }
     }
@@ -53,22 +61,21 @@ fn table(status: &Value) -> String {
         "{:<20} {:<14} {:<10} {:>12} {:>12} {:>8} {:>8}  LAST OBJECT, OR ERROR",
         "RULE", "INTERFACE", "STATE", "ACCEPTED", "REJECTED", "LOST", "WAITING"
     );
-    for rule in status["rules"].as_array().into_iter().flatten() {
-        let (delivery, capture) = (&rule["delivery"], &rule["capture"]);
-        let captured = capture["state"] == "attached";
-        let state = if captured { &delivery["state"] } else { &capture["state"] };
-        let last = [&capture["why"], &delivery["error"], &delivery["last_key"]];
-        let last = last.into_iter().find_map(Value::as_str).unwrap_or("-");
+    for RuleStatus { rule, interface, capture, counts, delivery, .. } in &status.rules {
+        let (state, trouble) = match (capture, &delivery.state) {
+            (CaptureState::Attached { .. }, RouteState::Delivering) => ("delivering", None),
+            (CaptureState::Attached { .. }, RouteState::Retrying { error, .. }) => ("retrying", Some(error)),
+            (CaptureState::Attached { .. }, RouteState::Degraded { error, .. }) => ("degraded", Some(error)),
+            (CaptureState::Waiting { why }, _) => ("waiting", Some(why)),
+            (CaptureState::Trouble { why }, _) => ("trouble", Some(why)),
+            (CaptureState::Unknown, _) => ("unknown", None),
+        };
+        let last = trouble.or(delivery.last_key.as_ref()).map_or("-", String::as_str);
+        let Counts { accepted_packets, rejected_packets, lost_packets, .. } = counts;
         let _ = writeln!(
             out,
-            "{:<20} {:<14} {:<10} {:>12} {:>12} {:>8} {:>8}  {last}",
-            text(&rule["rule"]),
-            text(&rule["interface"]),
-            text(state),
-            rule["accepted_packets"].to_string(),
-            rule["rejected_packets"].to_string(),
-            rule["lost_packets"].to_string(),
-            delivery["waiting"].to_string(),
+            "{rule:<20} {interface:<14} {state:<10} {accepted_packets:>12} {rejected_packets:>12} {lost_packets:>8} {:>8}  {last}",
+            delivery.waiting,
         );
     }
     out

@@ -128,7 +128,7 @@ pub struct RequestStatus {
 }
 
 /// How far a request is.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RequestStatusMetadata {
     /// `QUEUED`, `RUNNING`, `DONE` or `FAILED`.
     #[schema(value_type = String)]

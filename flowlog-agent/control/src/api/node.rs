@@ -6,14 +6,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use flowlog_model::FlowLogId;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Answer, Base, Body, NODE, RequestContext, error::ApiError, flow_logs::Place, model::RequestStatus};
 use crate::{
-    flow_logs::{change::Patch, flow_log::Properties, request::Request, summary::Summary},
+    flow_logs::{change::Patch, flow_log::Properties, request::Request, store::AuditEntry, summary::Summary},
     inventory::Contract,
 };
 
@@ -21,7 +21,7 @@ use crate::{
 const AUDIT_SHOWN: usize = 1_000;
 
 /// A draft to be added.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Draft {
     /// NIC, NAT gateway or load balancer.
@@ -37,7 +37,7 @@ pub struct Draft {
 }
 
 /// What is to be provisioned: these, or all drafts of the contract.
-#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Selection {
     /// Flow logs.
@@ -47,7 +47,7 @@ pub struct Selection {
 }
 
 /// Fields to be changed.
-#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Changes {
     /// Name.
@@ -148,7 +148,17 @@ pub async fn inventory(RequestContext { app, caller, .. }: RequestContext) -> An
     Ok(Json(json!({"resources": resources, "problems": problems})))
 }
 
+/// The audit log, newest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuditLog {
+    /// Where it is.
+    pub path: String,
+    /// Its entries.
+    pub entries: Vec<AuditEntry>,
+}
+
 /// GET of the audit log.
-pub async fn audit(RequestContext { app, caller, .. }: RequestContext) -> Answer<Value> {
-    Ok(Json(json!({"path": format!("{NODE}/audit"), "entries": app.control.audit(&caller, AUDIT_SHOWN)?})))
+pub async fn audit(RequestContext { app, caller, .. }: RequestContext) -> Answer<AuditLog> {
+    let entries = app.control.audit(&caller, AUDIT_SHOWN)?;
+    Ok(Json(AuditLog { path: format!("{NODE}/audit"), entries }))
 }

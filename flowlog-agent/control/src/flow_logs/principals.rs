@@ -99,8 +99,8 @@ impl Principals {
             return Err(format!("id {id} is nil, or another principal's"));
         }
         if let Some(hash) = password_hash {
-            if let Err(error) = PasswordHash::new(&hash) {
-                return Err(format!("password_hash: {error}; make it with `flowlog credential password`"));
+            if PasswordHash::new(&hash).is_err() {
+                return Err("password_hash: make it with `flowlog credential password`".to_owned());
             }
             if self.passwords.insert(name, (hash, principal.clone())).is_some() {
                 return Err("name: another principal with a password has it".to_owned());

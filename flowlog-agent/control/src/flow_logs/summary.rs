@@ -2,7 +2,7 @@
 
 use flowlog_host::clock;
 use flowlog_model::status::{CaptureState, RouteState, RuleStatus};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Good, not good yet, or bad.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mark {
     /// As it should be.
@@ -23,7 +23,7 @@ pub enum Mark {
 }
 
 /// See the module's head.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
     /// The flow log.
     #[serde(flatten)]

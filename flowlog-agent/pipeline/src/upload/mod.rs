@@ -65,10 +65,7 @@ impl Progress {
     /// The words of any route that is not delivering.
     #[must_use]
     pub fn trouble(&self) -> Option<&str> {
-        self.routes.values().find_map(|r| match &r.state {
-            RouteState::Delivering => None,
-            RouteState::Retrying { error, .. } | RouteState::Degraded { error, .. } => Some(error.as_str()),
-        })
+        self.routes.values().find_map(|r| r.state.error())
     }
 }
 
