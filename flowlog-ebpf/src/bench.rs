@@ -1,4 +1,4 @@
-//! What the benchmark programs (`src/bin/bench/`) and the benchmark (`integration/src/bin/bench/`) agree on. The agent
+//! What the benchmark's eBPF programs (`src/bin/bench/`) and the benchmark (`integration/benches/suite/`) agree on. The agent
 //! uses none of it.
 
 /// How the driver programs vary the packet of `BPF_PROG_TEST_RUN` before they hand it to the program under test.

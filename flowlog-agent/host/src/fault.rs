@@ -1,12 +1,13 @@
-//! Named places at which tests end the process or make an operation fail. Without the feature `faults`, which no
-//! release has, all of this is nothing.
+//! Fault points: named places at which tests end the process or make an operation fail. Without the feature `faults`, which no
+//! release has, they do nothing.
 //!
 //! `FLOWLOG_FAULT=NAME:N` ends the process as `kill -9` does when it comes to the place `NAME` for the `N`th time;
 //! `FLOWLOG_FAULT=NAME:N:ERRNO` makes that operation fail with that error once, `NAME:N+:ERRNO` from then on.
 
 use std::io;
 
-/// Every place, in the order data takes: `integration` kills the agent at each.
+/// The places that `handover.rs` kills the agent at, one after the other, in the order data takes. There are more: a test that needs
+/// another one, such as `journal_write`, names it.
 pub const POINTS: [&str; 18] = [
     "ring_read",
     "merge",
@@ -28,7 +29,7 @@ pub const POINTS: [&str; 18] = [
     "spool_unlink",
 ];
 
-/// Places between the transactions of the rule store: `integration` kills the agent at each, too.
+/// Places around the transactions of the rule store: `integration/tests/all/rules.rs` kills the agent at each.
 pub const RULE_POINTS: [&str; 7] = [
     "rules_commit",
     "rules_committed",

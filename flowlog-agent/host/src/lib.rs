@@ -1,11 +1,11 @@
-//! What the operating system is asked for directly, by every layer that needs it.
+//! What several layers ask the operating system for.
 //!
 //! * [`clock`]: what time it is;
 //! * [`lock`]: one agent at a time;
 //! * [`fault`]: places at which tests end the process.
 //!
-//! A layer of its own, since the kernel's side and the pipeline use the same locks and may not know each other. Anything that only
-//! one layer asks for belongs there.
+//! It is a layer of its own because the kernel's side, the pipeline and the control plane share these and may not know each other, and
+//! the model does no I/O and reads no clock. What only one layer asks for belongs in that layer.
 #![forbid(unsafe_code)]
 
 pub mod clock;

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! <pin dir>/              locked by the agent that uses it
-//! <pin dir>/v3/NAME       maps, by their name in the object; v3 is the ABI version
-//! <pin dir>/v3/link-…     what holds a hook: link-drop, link-INDEX-ingress, link-INDEX-egress, link-INDEX-xdp
-//! <pin dir>/v3-new/       a set that is being made; renamed when it is complete
+//! <pin dir>/vN/NAME       maps, by their name in the object; N is `abi::ABI_VERSION`
+//! <pin dir>/vN/link-…     what holds a hook: link-drop, link-INDEX-ingress, link-INDEX-egress, link-INDEX-xdp
+//! <pin dir>/vN-new/       a set that is being made; renamed when it is complete
 //! ```
 //!
 //! A set is taken over only if it has every map, each of the type and sizes that this agent would make. Anything

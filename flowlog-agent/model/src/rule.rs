@@ -1,5 +1,5 @@
-//! What a customer asks for: a name, a direction, an action and a target. Pure validation; whether the target
-//! exists is `upload`'s question, whether the interface does is `netdev`'s.
+//! What a customer asks for: a name, a direction, an action and a target. Pure validation: whether the
+//! target exists is found out by the pipeline, whether the interface does by the kernel's side.
 
 mod target;
 

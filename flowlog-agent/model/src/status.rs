@@ -1,4 +1,5 @@
-//! What there is to say about the agent and every rule (promise P8). Data only: `agent` fills it in, `api` and `cli` show it.
+//! What there is to say about the agent and every rule (promise P8). Data only: the pipeline's reporter fills it in, the API and the
+//! command line show it.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,5 +1,5 @@
-//! `bench agent`: what the user half costs. Stages are called as the agent calls them; the running agent itself is in
-//! [`crate::wire`].
+//! `cargo xtask bench agent`: what the agent costs in user space. Its stages are called as the agent calls them; the running agent
+//! itself is measured by [`crate::wire`].
 #![allow(clippy::cast_precision_loss, reason = "counts that are printed")]
 
 use std::{hint::black_box, io::BufWriter, net::IpAddr, sync::Arc, time::Instant};

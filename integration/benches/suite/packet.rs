@@ -1,4 +1,5 @@
-//! `bench packet`: ns per packet of each program, by `BPF_PROG_TEST_RUN`, less that of an empty program of the same type.
+//! `cargo xtask bench packet`: ns per packet of each program, by `BPF_PROG_TEST_RUN`, less that of an empty program of the same
+//! type.
 //!
 //! Rounds of all programs are interleaved, so that whatever else the machine does hits them alike.
 

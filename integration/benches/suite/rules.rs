@@ -1,5 +1,5 @@
-//! `bench rules`: many flow logs on one node: how long it takes until all of them capture, and what they cost when nothing
-//! happens.
+//! `cargo xtask bench rules`: many flow logs on one node. How long does it take until all of them capture, and what do they cost
+//! when nothing happens?
 #![allow(clippy::cast_precision_loss, reason = "counts that are printed")]
 
 use std::{

@@ -1,4 +1,4 @@
-//! `bench wire`: real interfaces, real packets, the real agent.
+//! `cargo xtask bench wire`: real interfaces, real packets, the real agent.
 //!
 //! Three lanes lead through one node: the agent watches the first, the second is bare, the third has empty TC programs.
 //! Rounds on all are interleaved, so that what the watch costs is the difference of two figures of the same moment.

@@ -7,7 +7,7 @@
 //! * [`flow_logs`], [`parents`], [`requests`]: the cloud's resources; [`node`]: ours;
 //! * [`model`]: what is on the wire; [`error`]: what is on the wire when something is wrong.
 //!
-//! What a caller may do and what happens then does not belong here (`control`).
+//! What a caller may do and what happens then does not belong here ([`crate::flow_logs`]).
 
 pub mod auth;
 pub mod error;

@@ -10,7 +10,7 @@
 //! * [`summary`]: what a person wants to know about one;
 //! * [`worker`]: carries requests out, and goes on with them after a restart.
 //!
-//! How a wish is spelled on the wire does not belong here (`api`), nor how packets are captured (`agent`).
+//! How a wish is spelled on the wire does not belong here ([`crate::api`]), nor how packets are captured (the crate of the pipeline).
 
 pub mod access;
 pub mod captures;

@@ -5,7 +5,8 @@
 //! * [`load`]: from files to an inventory, keeping what a broken file last said;
 //! * [`watch`]: reading again when files change.
 //!
-//! Who may do what with a resource does not belong here (`control::access`), nor whether its interface is there (`netdev`).
+//! Who may do what with a resource does not belong here ([`crate::flow_logs::access`]), nor whether its interface is there (the
+//! kernel's side knows).
 
 pub mod file;
 pub mod load;

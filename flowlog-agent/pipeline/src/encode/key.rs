@@ -5,9 +5,8 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use super::ObjectInfo;
 
-/// `[prefix/]name/year=…/month=…/day=…/hour=…/INTERFACE_NODE_STARTTIME_SEQUENCE.parquet` (INTERFACE alone where it begins
-/// with the node), or without the folders of the
-/// date if the rule wants a flat layout. Times are UTC. The folder names are what Hive, Spark, `DuckDB` and the like
+/// `[prefix/]name/year=…/month=…/day=…/hour=…/INTERFACE_NODE_STARTTIME_SEQUENCE.parquet`; INTERFACE without `_NODE` where it
+/// begins with the node; without the folders of the date if the rule wants a flat layout. Times are UTC. The folder names are what Hive, Spark, `DuckDB` and the like
 /// take as partition columns.
 #[must_use]
 pub fn object_key(info: &ObjectInfo) -> String {

@@ -144,7 +144,7 @@ fn fill(file: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
 
 impl Recovered {
     fn note_time(&mut self, at: Option<Now>) {
-        // The later one by any clock: the wall clock may have been set back.
+        // Entries lie in the order they were written in, so the last one is the latest, even if the wall clock was set back.
         if let Some(at) = at {
             self.last_seen = Some(at);
         }

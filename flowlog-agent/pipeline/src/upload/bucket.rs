@@ -119,7 +119,7 @@ impl Bucket {
         Self { inner: Inner::Objects(inner), name }
     }
 
-    /// Buckets an object exactly once.
+    /// Stores an object exactly once.
     pub async fn deliver(&self, key: &str, bytes: Vec<u8>) -> Result<Outcome, BucketError> {
         match &self.inner {
             Inner::Directory(dir) => match dir.create(key, &bytes) {

@@ -27,7 +27,7 @@ impl Directory {
         Ok(Self(path.to_owned()))
     }
 
-    /// Buckets an object that must not exist; durable when this returns.
+    /// Stores an object that must not exist yet; it is durable when this returns.
     pub fn create(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.0.join(key);
         let (parent, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;

@@ -6,7 +6,7 @@
 //! * [`table`]: merging records by flow;
 //! * [`info`]: what is known about a window besides its flows;
 //! * [`ledger`]: all of it together, as a function of the events so far;
-//! * [`settle`]: verdicts against passed packets, and the proof that nothing is missing (promise P1).
+//! * [`settle`]: takes refused packets out of the accepted ones, and checks that nothing is missing (promise P1).
 //!
 //! Pure: no I/O, no clock; time is an argument.
 

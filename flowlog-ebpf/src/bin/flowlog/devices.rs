@@ -23,8 +23,8 @@ pub fn moved_on(event: &Event) -> bool {
     d.dev != 0 && d.dev != d.iif && !borrowed && !tunnelled
 }
 
-/// The device that the packet was to leave through, 0 if none: see the table in docs/verdicts.md. `dev` is the out port if it is
-/// neither the in port nor the bridge between them; otherwise it is the route's device.
+/// The device that the packet was to leave through, 0 if none: see "Where a refused packet was going" in ARCHITECTURE.md. It is
+/// `dev` if that is neither the in port nor the bridge between the ports, else the device of the route.
 #[inline(never)]
 pub fn way_out(event: &mut Event) -> u32 {
     if moved_on(event) { event.dropped.dev } else { event.dropped.dst }
