@@ -1,8 +1,9 @@
-//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies ([`layers`]), the ABI
-//! ([`abi`]) and symbols.
+//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies ([`layers`]), the ABI ([`abi`]), what comments and
+//! documents name ([`text`]), and symbols.
 
 mod abi;
 mod layers;
+mod text;
 
 use std::{fs, process::Command};
 
@@ -29,6 +30,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
     layers::check()?;
     abi::check()?;
+    text::check()?;
     mutants::check()?;
     licences()?;
     reproduce()?;
