@@ -32,7 +32,7 @@ pub fn tcx() -> bool {
     flowlog_kernel::attach::has_tcx()
 }
 
-/// What `--hook tc` comes to here.
+/// The hook that `--hook tc` attaches on this kernel.
 #[must_use]
 pub fn tc() -> &'static str {
     if tcx() { "tcx" } else { "clsact" }

@@ -115,7 +115,7 @@ impl Oracle {
     }
 }
 
-/// What came of a comparison.
+/// The result of a comparison.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Sent, in no row.

@@ -32,7 +32,7 @@ const CLSACT_PRIORITY: u16 = 1;
 /// Handle of our clsact filters, so that they can be told from others at the same priority.
 const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0xf10e);
 
-/// What an attach came to.
+/// How a hook is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
     /// tcx link.
@@ -59,7 +59,7 @@ impl fmt::Display for Attached {
 /// What holds one program in place.
 pub(super) struct Hook {
     ifindex: u32,
-    /// Where its interface was.
+    /// Network namespace that its interface was in when it was attached.
     netns: Option<Netns>,
     link: Held,
     /// Where it is pinned, if it is.
@@ -187,7 +187,7 @@ impl Kernel {
             let link = program.take_link(id).map_err(|e| failed(&e))?;
             let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
             self.hold(Some(dev), Held::Link { _link: link }, pin);
-            // Which of the two it is was said when it was attached.
+            // It may be generic as well: the log said which when it was attached.
             return Ok(Attached::XdpNative);
         }
         let mut native_problem = None;
@@ -285,10 +285,10 @@ impl Drop for Kernel {
 
 impl Hook {
     fn detach(self) -> Result<(), KernelError> {
-        // The pin first: the last one to let go of a link detaches it, and ours does so at once.
+        // The pin goes first. Then our link is the last reference, and closing it detaches the hook at once.
         self.pin.as_deref().map_or(Ok(()), pins::remove)?;
         if let (Held::Clsact(link), Some(netns)) = (self.link, self.netns) {
-            // A filter is removed by its interface's index, which is another one's elsewhere.
+            // A filter is removed by its interface's index, which means another interface in another namespace.
             let mut link = Some(link);
             if netns::enter(&netns, || drop(link.take())).is_err() {
                 // The namespace is gone, and the filter with it.

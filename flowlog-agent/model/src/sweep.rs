@@ -1,6 +1,6 @@
 //! Sweeping the kernel's caches: evicting what is left of closed epochs.
 
-/// What a sweep came upon.
+/// How a sweep ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Swept {
     /// All caches are clean.

@@ -63,9 +63,9 @@ pub struct Books<S> {
 }
 
 impl<S: Source> Books<S> {
-    /// Opens the books where an earlier agent left them, if `head` says that the kernel still has the other half, or
-    /// new ones. Returns them with windows whose objects are not known to be durable, and with the last windows of
-    /// what was lost: new ones must come after these.
+    /// Goes on with the books of an earlier agent, if its ring is still in the kernel (`head`), else begins new ones. Returns them
+    /// with the closed windows whose objects are not known to be durable, and with the last windows of watches that were lost:
+    /// new windows must come after these.
     ///
     /// # Errors
     /// If the journal cannot be written, or the kernel refuses.
@@ -82,7 +82,7 @@ impl<S: Source> Books<S> {
             source.forget()?;
         }
         let (position, last_seen) = (source.position(), found.last_seen.unwrap_or(now));
-        // What belongs to a kernel state that is gone keeps its head until its windows are closed: this start may fail.
+        // If the old ring is gone, the old head stays until the windows that were open are closed: this start may fail before.
         let (first_head, first_position) = match &found.head {
             Some(old) if !goes_on => (old.clone(), found.position),
             _ => (head.clone(), position),

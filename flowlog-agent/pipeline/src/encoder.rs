@@ -35,7 +35,7 @@ pub struct Encoded {
     pub balance: Balance,
 }
 
-/// What the encoder is given from outside.
+/// The dependencies of the encoder.
 pub struct Tools {
     /// The name of a drop reason.
     pub reason_name: Box<dyn Fn(u16) -> Option<String> + Send>,

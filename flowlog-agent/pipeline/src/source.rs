@@ -10,13 +10,13 @@ use flowlog_model::{
     sweep::{Cursor, Scope, Swept},
 };
 
-/// What the kernel's side can answer instead.
+/// Errors of the kernel's side.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// About one interface, which may be gone already: it is tried again.
+    /// An operation on one interface failed. The interface may be gone already: it is tried again.
     #[error(transparent)]
     Interface(Box<dyn Error + Send + Sync>),
-    /// About all of it.
+    /// Anything else failed.
     #[error(transparent)]
     Kernel(Box<dyn Error + Send + Sync>),
 }

@@ -80,7 +80,7 @@ pub(super) fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> Age
 }
 
 impl From<CaptureError> for AgentError {
-    /// What the kernel's side had to say comes out as what it was.
+    /// Unwraps errors that came through the port, so that an error of the kernel's side is shown as what it is.
     fn from(error: CaptureError) -> Self {
         match error {
             CaptureError::Journal(error) => Self::Journal(error),

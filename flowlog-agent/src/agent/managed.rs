@@ -66,7 +66,7 @@ impl Files {
                 *now = Arc::new(loaded);
                 changed
             });
-            // Those who are known have passwords that need not be checked again.
+            // Reading the principals again forgets which passwords were right: only if the file has changed.
             let now = path.as_deref().and_then(|p| stamp(p).ok());
             if now == read {
                 return;
@@ -97,7 +97,7 @@ pub struct Managed {
     manage: Manage,
     files: Files,
     store: FlowLogStore,
-    /// What is captured whatever the store says.
+    /// Captures of the configuration file: they do not depend on the store.
     fixed: Vec<CaptureSpec>,
     places_max: usize,
 }
@@ -151,7 +151,7 @@ impl Managed {
     }
 }
 
-/// What delivers objects, asked by the control plane whether it could.
+/// The adapter behind the control plane's port: tries a bucket through the stores that objects are delivered to.
 struct Probe(Arc<Buckets>);
 
 #[async_trait]
@@ -166,7 +166,7 @@ impl BucketProbe for Probe {
 pub struct Orders {
     wanted: mpsc::Receiver<CaptureOrder>,
     fixed: Vec<CaptureSpec>,
-    /// Whoever waits for the last one to be carried out.
+    /// Where to answer when the last order has been carried out.
     waiting: Option<Answer>,
 }
 
@@ -197,13 +197,13 @@ impl Orders {
         result
     }
 
-    /// Whether the last one has been carried out, and whoever ordered it not been told yet.
+    /// Whether the last order has been carried out and not been answered yet.
     #[must_use]
     pub fn is_carried_out(&self, capture: &Capture) -> bool {
         self.waiting.is_some() && capture.is_complete()
     }
 
-    /// Tells whoever ordered.
+    /// Answers the last order.
     pub fn answer(&mut self, capture: &Capture) {
         if let Some(done) = self.waiting.take() {
             let _ = done.send(Ok(capture.states()));

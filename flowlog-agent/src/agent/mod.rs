@@ -90,7 +90,7 @@ pub async fn run(mut config: Config) -> Result<(), AgentError> {
 /// If that is not possible; what could not be delivered stays in the spool.
 pub async fn detach(mut config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
-    // Whatever it was made with.
+    // The pinned maps have the sizes that they were made with, whatever the configuration says now.
     if let Some(sizes) = config.pin_dir.as_deref().map(pins::sizes).transpose()?.flatten() {
         config.sizes = sizes;
     }
@@ -114,7 +114,7 @@ async fn main_loop(
 ) -> Result<(), AgentError> {
     let wakeups = capture.node().ring.wakeups().map_err(system("watch the ring"))?;
     let links = LinkWatch::new().map_err(system("watch the interfaces"))?;
-    // What has changed since they were looked up.
+    // Interfaces may have changed between the start and this subscription.
     capture.look_at_interfaces()?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -145,7 +145,7 @@ async fn main_loop(
             trouble.note(work(capture, delivery))?;
             delivery.encode(capture).await?;
             if let Some(orders) = orders.as_mut().filter(|o| o.is_carried_out(capture)) {
-                // First said, then told: whoever asks now finds it.
+                // The status goes out before the answer, so that it is up to date for whoever asks after the answer.
                 delivery.report(capture, trouble.words());
                 orders.answer(capture);
             }

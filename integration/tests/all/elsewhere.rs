@@ -28,7 +28,7 @@ fn queued(ns: &Netns) -> bool {
         || ns.exec(&format!("iptables -A INPUT -p udp --dport 7 -j NFQUEUE --queue-num {QUEUE}")).is_ok()
 }
 
-/// H8. A packet that a queue's program refuses, or that has no program to decide, is REJECT; or README says that
+/// A packet that a queue's program refuses, or that has no program to decide, is REJECT; or README says that
 /// flowlog cannot know (the kernel gives no reason when it frees it), and it is ACCEPT.
 #[test]
 fn what_a_queue_refuses_is_refused_or_a_known_limit() {
@@ -63,7 +63,7 @@ fn what_a_queue_refuses_is_refused_or_a_known_limit() {
     }
 }
 
-/// H7. Open vSwitch drops in the kernel, for reasons of its own. Its flows are put there by hand: no daemon is needed.
+/// Open vSwitch drops in the kernel, for reasons of its own. Its flows are put there by hand: no daemon is needed.
 #[test]
 fn what_open_vswitch_drops_is_refused() {
     const TEST: &str = "what_open_vswitch_drops_is_refused";

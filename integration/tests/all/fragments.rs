@@ -45,7 +45,7 @@ fn assert_all(landed: &Objects, place: Place<'_>, v6: bool, refused: Sum, passed
     assert_eq!(found, [refused, passed], "{place:?} IPv6 {v6}: REJECT, ACCEPT");
 }
 
-/// H5. On the way in.
+/// On the way in.
 #[test]
 fn three_fragments_are_refused_on_the_way_in() {
     for v6 in [false, true] {
@@ -64,7 +64,7 @@ fn three_fragments_are_refused_on_the_way_in() {
     }
 }
 
-/// H5. On the way out, from a process: the wire would have carried three.
+/// On the way out, from a process: the wire would have carried three.
 #[test]
 fn three_fragments_are_refused_on_the_way_out() {
     for v6 in [false, true] {
@@ -102,7 +102,7 @@ fn routed_v6(net: &Routed) {
     net.client.exec("ping -6 -c 1 -W 5 fd03::2").unwrap();
 }
 
-/// H5. On the way through: three came in, three would have gone out.
+/// On the way through: three came in, three would have gone out.
 #[test]
 fn three_fragments_are_refused_on_the_way_through() {
     for v6 in [false, true] {
@@ -121,7 +121,7 @@ fn three_fragments_are_refused_on_the_way_through() {
     }
 }
 
-/// H5. Beside them, whole and fragmented datagrams that are accepted stay so.
+/// Beside them, whole and fragmented datagrams that are accepted stay so.
 #[test]
 fn accepted_fragments_beside_refused_ones() {
     let pair = Pair::new().unwrap();

@@ -32,7 +32,7 @@ fn no_refusals(landed: &Objects) {
     assert!(refused.is_empty(), "{} packets: {refused:#?}", landed.flows("REJECT").0);
 }
 
-/// C2. Each `ping` has a raw socket; each socket gets a clone of every answer, and its filter kills what is another's.
+/// Each `ping` has a raw socket; each socket gets a clone of every answer, and its filter kills what is another's.
 #[test]
 fn pings_do_not_turn_accepted_packets_into_refused_ones() {
     const EACH: usize = 200;
@@ -64,7 +64,7 @@ fn pings_do_not_turn_accepted_packets_into_refused_ones() {
     assert_eq!(answers.0, 4 * EACH as u64);
 }
 
-/// C2. Raw sockets that drop everything: the packet itself is answered.
+/// Raw sockets that drop everything: the packet itself is answered.
 #[test]
 fn raw_sockets_that_filter_everything_refuse_nothing() {
     for count in [1, 3] {
@@ -83,7 +83,7 @@ fn raw_sockets_that_filter_everything_refuse_nothing() {
     }
 }
 
-/// C2. Each socket of a multicast group gets a clone, but the last, or only one, gets the packet: its filter is not a firewall.
+/// Each socket of a multicast group gets a clone, but the last, or only one, gets the packet: its filter is not a firewall.
 #[test]
 fn multicast_sockets_with_filters_refuse_nothing() {
     for filters in [&[true, false, true, false][..], &[true, true, true], &[true]] {
@@ -107,7 +107,7 @@ fn multicast_sockets_with_filters_refuse_nothing() {
     }
 }
 
-/// M2. A copy of each packet goes another way and is refused there; the packet itself is accepted.
+/// A copy of each packet goes another way and is refused there; the packet itself is accepted.
 #[test]
 fn only_the_copy_of_a_packet_is_refused() {
     let net = Routed::new().unwrap();
@@ -127,7 +127,7 @@ fn only_the_copy_of_a_packet_is_refused() {
     assert_exact(&landed, into("in0"), 7, NONE, sum(PACKETS));
 }
 
-/// H6. What a filter in front of ours refuses never reaches our hook; what it lets through does.
+/// What a filter in front of ours refuses never reaches our hook; what it lets through does.
 #[test]
 fn a_filter_in_front_refuses_every_second_packet_of_a_flow() {
     for (side, place) in [(TcAttachType::Ingress, into("eth0")), (TcAttachType::Egress, out_of("eth0"))] {
@@ -238,7 +238,7 @@ fn a_cgroup_refuses_what_its_process_sends() {
     assert_exact(&landed, out_of("eth0"), 9, NONE, sum(PACKETS));
 }
 
-/// M4. The row of the accepted packets holds flags and times of accepted packets only.
+/// The row of the accepted packets holds flags and times of accepted packets only.
 #[test]
 fn an_accepted_row_keeps_nothing_of_refused_packets() {
     const FIN_PSH_URG: u8 = 0x29;

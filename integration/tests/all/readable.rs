@@ -36,7 +36,7 @@ const HOOKS: [(&str, &str); 3] = [("inet", "input"), ("inet", "prerouting"), ("n
 
 const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// C4. A guest says how much of a frame is linear; its headers are in page fragments then.
+/// A guest says how much of a frame is linear; its headers are in page fragments then.
 #[test]
 fn a_guest_cannot_hide_its_headers_from_the_firewall_of_the_host() {
     for linear in LINEAR {
@@ -62,7 +62,7 @@ fn a_guest_cannot_hide_its_headers_from_the_firewall_of_the_host() {
     }
 }
 
-/// C4. The same through a bridge to another guest: refused on both ports.
+/// The same through a bridge to another guest: refused on both ports.
 #[test]
 fn a_guest_cannot_hide_its_headers_from_the_bridge() {
     for linear in LINEAR {
@@ -90,7 +90,7 @@ fn a_guest_cannot_hide_its_headers_from_the_bridge() {
     }
 }
 
-/// C4. A ring's frames stay in its pages, all but the Ethernet header.
+/// A ring's frames stay in its pages, all but the Ethernet header.
 #[test]
 fn frames_from_a_ring_are_read_when_they_are_refused() {
     for (family, hook) in HOOKS {
@@ -109,7 +109,7 @@ fn frames_from_a_ring_are_read_when_they_are_refused() {
     }
 }
 
-/// M1. `reject` makes an answer first, and for that the kernel gives the packet another device.
+/// `reject` makes an answer first, and for that the kernel gives the packet another device.
 #[test]
 fn ipv6_rejected_in_output_is_refused_on_the_way_out() {
     for what in ["drop", "reject"] {
@@ -129,7 +129,7 @@ fn ipv6_rejected_in_output_is_refused_on_the_way_out() {
     }
 }
 
-/// L6. `lo` is an interface as any other: what never reaches it was refused on the way out.
+/// `lo` is an interface as any other: what never reaches it was refused on the way out.
 #[test]
 fn output_drops_on_a_watched_loopback_are_refused() {
     let host = Netns::new("host").unwrap();
@@ -149,7 +149,7 @@ fn output_drops_on_a_watched_loopback_are_refused() {
     }
 }
 
-/// L7. A policy that blocks what would go out refuses it where it came in. The kernel has taken its route away by then, so
+/// A policy that blocks what would go out refuses it where it came in. The kernel has taken its route away by then, so
 /// where it would have gone there is no row: README says so.
 #[test]
 fn a_policy_that_blocks_the_way_out_refuses_on_the_way_in() {
@@ -169,7 +169,7 @@ fn a_policy_that_blocks_the_way_out_refuses_on_the_way_in() {
     }
 }
 
-/// L8. In and out by the same interface: refused in both directions.
+/// In and out by the same interface: refused in both directions.
 #[test]
 fn a_hairpin_that_is_refused_is_refused_both_ways() {
     let net = Routed::new().unwrap();
@@ -194,7 +194,7 @@ fn a_hairpin_that_is_refused_is_refused_both_ways() {
     assert_exact(&landed, into("in0"), 9, NONE, sum(PACKETS));
 }
 
-/// L9. A route is not a firewall: what `prohibit`, `blackhole` and `unreachable` routes lead to was let through.
+/// A route is not a firewall: what `prohibit`, `blackhole` and `unreachable` routes lead to was let through.
 #[test]
 fn routes_to_nowhere_refuse_nothing() {
     for kind in ["prohibit", "blackhole", "unreachable"] {

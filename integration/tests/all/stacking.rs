@@ -28,7 +28,7 @@ fn send(net: &Bridged, n: u8, frames: &[Vec<u8>]) {
 
 const HOST: [u8; 4] = [10, 4, 0, 254];
 
-/// C3. The host refuses a guest whose port nobody watches; the neighbour's packets have the same buffers in turn.
+/// The host refuses a guest whose port nobody watches; the neighbour's packets have the same buffers in turn.
 #[test]
 fn what_a_neighbour_on_the_bridge_is_refused_does_not_show() {
     let net = Bridged::new(2).unwrap();
@@ -79,7 +79,7 @@ const MULTICAST: ([u8; 6], [u8; 4]) = ([1, 0, 0x5e, 1, 1, 1], [239, 1, 1, 1]);
 /// To a station that the bridge does not know: the last port gets the frame itself, the others clones.
 const UNKNOWN: ([u8; 6], [u8; 4]) = ([2, 0, 0, 0, 0, 0x77], [10, 4, 0, 77]);
 
-/// C5. A frame that goes on to one port at least was accepted where it came in, whichever copy is refused.
+/// A frame that goes on to one port at least was accepted where it came in, whichever copy is refused.
 fn refused_per_port_and_accepted_where_it_came_in(to: ([u8; 6], [u8; 4])) {
     for refused in [&[2][..], &[4], &[2, 3], &[3, 4]] {
         eprintln!("refused towards {refused:?}");
@@ -111,7 +111,7 @@ fn a_frame_to_an_unknown_station_is_refused_per_port_and_accepted_where_it_came_
     refused_per_port_and_accepted_where_it_came_in(UNKNOWN);
 }
 
-/// H1. A flow log that wants refusals only knows where a packet came in all the same.
+/// A flow log that wants refusals only knows where a packet came in all the same.
 #[test]
 fn a_port_whose_flow_log_wants_refusals_only_shows_those_of_the_host_behind() {
     for (args, accepted) in [
@@ -141,7 +141,7 @@ fn a_port_whose_flow_log_wants_refusals_only_shows_those_of_the_host_behind() {
     }
 }
 
-/// H3. A port and its bridge are both watched: what is refused behind the bridge is refused for both.
+/// A port and its bridge are both watched: what is refused behind the bridge is refused for both.
 #[test]
 fn a_port_and_its_bridge_are_both_refused() {
     for what in ["drop", "reject"] {
@@ -162,7 +162,7 @@ fn a_port_and_its_bridge_are_both_refused() {
     }
 }
 
-/// M3. What the bridge refuses on its way up to the host came in: by the port, and by the bridge, whose hook never saw it.
+/// What the bridge refuses on its way up to the host came in: by the port, and by the bridge, whose hook never saw it.
 #[test]
 fn a_drop_in_the_bridges_input_chain_is_ingress() {
     let net = Bridged::new(1).unwrap();
@@ -244,7 +244,7 @@ impl Stack {
     }
 }
 
-/// H4. More than one macvlan on a device: what each is refused, the device is refused.
+/// More than one macvlan on a device: what each is refused, the device is refused.
 #[test]
 fn several_macvlans_on_one_device() {
     if features::missing("several_macvlans_on_one_device", "macvlan") {
@@ -258,7 +258,7 @@ fn several_macvlans_on_one_device() {
     }
 }
 
-/// H4. The same with VLANs.
+/// The same with VLANs.
 #[test]
 fn several_vlans_on_one_device() {
     if features::missing("several_vlans_on_one_device", "vlan") {
@@ -271,7 +271,7 @@ fn several_vlans_on_one_device() {
     }
 }
 
-/// H4. The same with ipvlan.
+/// The same with ipvlan.
 #[test]
 fn several_ipvlans_on_one_device() {
     if features::missing("several_ipvlans_on_one_device", "ipvlan") {
@@ -284,7 +284,7 @@ fn several_ipvlans_on_one_device() {
     }
 }
 
-/// H4. Port, bridge, macvlan on the bridge: the macvlan's owner refuses.
+/// Port, bridge, macvlan on the bridge: the macvlan's owner refuses.
 #[test]
 fn a_chain_of_port_bridge_and_macvlan() {
     if features::missing("a_chain_of_port_bridge_and_macvlan", "macvlan") {
@@ -301,7 +301,7 @@ fn a_chain_of_port_bridge_and_macvlan() {
     }
 }
 
-/// H4. A VLAN that is a port of a bridge.
+/// A VLAN that is a port of a bridge.
 #[test]
 fn a_chain_of_vlan_and_bridge() {
     if features::missing("a_chain_of_vlan_and_bridge", "vlan") {
@@ -318,7 +318,7 @@ fn a_chain_of_vlan_and_bridge() {
     }
 }
 
-/// H4. A VLAN on a bond.
+/// A VLAN on a bond.
 #[test]
 fn a_chain_of_bond_and_vlan() {
     if features::missing("a_chain_of_bond_and_vlan", "bond") || features::missing("a_chain_of_bond_and_vlan", "vlan") {

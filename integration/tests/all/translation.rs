@@ -95,25 +95,25 @@ fn refused_after_translation(threaded: bool, args: &[&str], flows: usize) {
     );
 }
 
-/// C6. In a batch, other packets evict the slot of a flow before its packet is refused.
+/// In a batch, other packets evict the slot of a flow before its packet is refused.
 #[test]
 fn refused_after_translation_in_napi_batches() {
     refused_after_translation(true, &[], FLOWS);
 }
 
-/// C6. The same with a cache that is too small for a batch.
+/// The same with a cache that is too small for a batch.
 #[test]
 fn refused_after_translation_with_a_slot_long_evicted() {
     refused_after_translation(true, &["--cache-slots", "16"], 2_000);
 }
 
-/// C6. The XDP hook sees packets before there are buffers.
+/// The XDP hook sees packets before there are buffers.
 #[test]
 fn refused_after_translation_with_the_xdp_hook() {
     refused_after_translation(false, &["--hook", "xdp"], 3_000);
 }
 
-/// C6. Answers to a masqueraded host come to the router's address, and are refused on their way on.
+/// Answers to a masqueraded host come to the router's address, and are refused on their way on.
 fn refused_answers(args: &[&str]) {
     let net = Routed::new().unwrap();
     net.router
@@ -171,7 +171,7 @@ fn refused_answers_to_a_masqueraded_host_with_the_xdp_hook() {
     refused_answers(&["--hook", "xdp"]);
 }
 
-/// H2. A flow log that wants refusals only has the wire's addresses, too.
+/// A flow log that wants refusals only has the wire's addresses, too.
 #[test]
 fn refused_after_translation_when_only_refusals_are_wanted() {
     for args in [&["--action", "rejected"][..], &["--action", "rejected", "--hook", "xdp"]] {
@@ -179,7 +179,7 @@ fn refused_after_translation_when_only_refusals_are_wanted() {
     }
 }
 
-/// C6. On the way out, the wire's addresses are those after the translation: refused by the interface itself.
+/// On the way out, the wire's addresses are those after the translation: refused by the interface itself.
 #[test]
 fn refused_on_the_way_out_after_masquerade() {
     let net = Routed::new().unwrap();
@@ -205,7 +205,7 @@ table netdev t {
     assert_eq!([from("in0"), from("out0")], ["10.2.0.2", "10.3.0.1"]);
 }
 
-/// M7. A packet that the XDP hook saw in one window is refused in the next: receive offload holds it that long.
+/// A packet that the XDP hook saw in one window is refused in the next: receive offload holds it that long.
 #[test]
 fn refusals_across_the_turn_of_a_window_with_the_xdp_hook() {
     let pair = Pair::new().unwrap();

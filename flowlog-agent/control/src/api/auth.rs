@@ -15,22 +15,22 @@ use uuid::Uuid;
 use super::{App, Peer, error::ApiError};
 use crate::flow_logs::access::Caller;
 
-/// Requests a second for each principal, and how many may come at once. A client that waits for ten requests asks ten times
-/// a second at most.
+/// Rate limit of one principal: requests a second, and the burst that is allowed. A client that waits for ten requests asks ten
+/// times a second at most.
 const RATE: NonZeroU32 = NonZeroU32::new(50).expect("not 0");
 const BURST: NonZeroU32 = NonZeroU32::new(200).expect("not 0");
-/// Passwords that are checked a second from one address, and how many at once, besides those that were right a moment ago:
-/// guessing one must take for ever. Wrong tokens count likewise.
+/// Rate limit of one address for guessing: passwords a second, and the burst that is allowed. A wrong token counts as well; a
+/// password that was right a moment ago does not.
 const TRY_RATE: NonZeroU32 = NonZeroU32::new(1).expect("not 0");
 const TRY_BURST: NonZeroU32 = NonZeroU32::new(20).expect("not 0");
 /// Passwords that are checked at the same time: each takes 19 MiB.
 const HASHES_MAX: usize = 2;
-/// Addresses and principals that are remembered before those with nothing against them are forgotten.
+/// Addresses and principals whose rates are kept. Past it, those that are within their rate are forgotten.
 const REMEMBERED_MAX: usize = 10_000;
 
 type Keyed<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock>;
 
-/// How often who may ask.
+/// Rate limits, by principal and by address.
 pub struct Limits {
     requests: Keyed<Uuid>,
     tries: Keyed<IpAddr>,
@@ -60,7 +60,7 @@ impl Limits {
     }
 }
 
-/// A caller that has proved who it is, within its rate.
+/// Authenticates a request and applies the rate limits; returns the caller.
 ///
 /// # Errors
 /// 401, 429.
@@ -71,7 +71,7 @@ pub async fn known(parts: &Parts, app: &App) -> Result<Caller, ApiError> {
         None => None,
     };
     let caller = caller.ok_or_else(ApiError::unauthorized)?;
-    // The node's own operator is not held up.
+    // The node's operator has no rate limit.
     if caller != Caller::Operator {
         Limits::check(&app.limits.requests, &caller.id())?;
     }
@@ -100,7 +100,7 @@ async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Resu
     Limits::check(&app.limits.tries, &address)?;
     let (name, password) = (name.to_owned(), password.to_owned());
     let Ok(_one) = app.limits.hashing.acquire().await else { return Ok(None) };
-    // Slow on purpose, so not where everything else is waiting.
+    // Hashing is slow on purpose: on this thread it would hold up every other request.
     let checked = tokio::task::spawn_blocking(move || principals.by_password(&name, &password)).await;
     Ok(checked.unwrap_or_default())
 }

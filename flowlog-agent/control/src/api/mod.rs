@@ -40,14 +40,14 @@ pub const NODE: &str = "/flowlog/v1";
 /// Largest body that is read: a flow log has four short fields.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
-/// What handlers share.
+/// The state that all handlers share.
 #[derive(Clone)]
 pub struct App {
     /// The control plane.
     pub control: Arc<Control>,
     /// Rates.
     pub limits: Arc<auth::Limits>,
-    /// What clients reach us as.
+    /// The URL under which clients reach this API, if it is configured.
     pub public_url: Option<Arc<str>>,
 }
 
@@ -83,15 +83,15 @@ impl Base {
     }
 }
 
-/// What every handler needs: who is asking, of what, and how answers are linked. Who is asking comes first.
+/// The request context of every handler. The caller is authenticated before anything else of the request is looked at.
 pub struct RequestContext {
     /// What handlers share.
     pub app: App,
-    /// Who.
+    /// Who is asking.
     pub caller: Caller,
-    /// Of what.
+    /// The resource that the path names.
     pub place: Place,
-    /// What links begin with.
+    /// The URL that links in the answer begin with.
     pub base: Base,
     /// The page of a list.
     pub page: Page,

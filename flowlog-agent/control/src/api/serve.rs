@@ -39,7 +39,7 @@ pub struct ApiOptions {
     pub listen: Option<SocketAddr>,
     /// Certificate and key in PEM form.
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// What clients reach it as; else what they say they asked (`Host`).
+    /// URL under which clients reach the API; without it links begin with the `Host` that the client sent.
     pub public_url: Option<String>,
 }
 
@@ -122,12 +122,12 @@ pub fn listen(options: &ApiOptions) -> Result<Listening, ServeError> {
     Ok(Listening { unix, tcp, public_url: options.public_url.as_deref().map(Arc::from) })
 }
 
-/// Makes the node's own socket. Everybody may connect: who it is, the kernel says.
+/// Makes the node's own socket. Every user may connect to it; the kernel tells which user it is.
 fn socket(path: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
         fs::create_dir_all(dir)?;
     }
-    // Of an agent that is gone: the lock of the state directory says that it is. Somebody else's file is not removed.
+    // A socket that nobody serves is a leftover of an agent that has ended, and is replaced. Any other file is left alone.
     if fs::symlink_metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type())) {
         match std::os::unix::net::UnixStream::connect(path) {
             Ok(_) => {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::inventory::Contract;
 
-/// What somebody is within a contract.
+/// Role of a principal within its contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -109,9 +109,9 @@ impl Operation {
 pub enum Access {
     /// Yes.
     Granted,
-    /// No, and it is not there either.
+    /// No: the resource belongs to another contract, and is answered as if it did not exist.
     Hidden,
-    /// No, for want of a privilege.
+    /// No: the caller lacks this privilege.
     Needs(Privilege),
     /// No: only owners and administrators may.
     NeedsAdministrator,

@@ -45,7 +45,7 @@ pub fn captures(flow_logs: &BTreeMap<FlowLogId, FlowLog>, inventory: &Inventory)
 }
 
 fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<CaptureSpec> {
-    // What captures has been checked; a name that was changed since has been, too.
+    // It has passed its checks, or it would not capture; a new name was checked when it was given. So this does not fail.
     let Ok(checked) = flow_log.properties.check() else { return Vec::new() };
     let settings = &flow_log.settings;
     let rule = Rule {

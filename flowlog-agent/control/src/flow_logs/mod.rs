@@ -51,9 +51,9 @@ pub const LONG_POLL: Duration = Duration::from_secs(20);
 
 /// An order to the agent: capture this, and nothing else.
 pub struct CaptureOrder {
-    /// What.
+    /// The captures.
     pub captures: Vec<CaptureSpec>,
-    /// Who is told when it has been carried out.
+    /// Where to answer when it has been carried out.
     pub done: Answer,
 }
 
@@ -76,13 +76,13 @@ pub enum Refused {
     /// It is not there, or not for this caller.
     #[error("{0} does not exist")]
     NotFound(String),
-    /// It is there, and this caller may not.
+    /// It is there, but this caller may not do that.
     #[error("{0}")]
     Forbidden(String),
     /// Fields break rules.
     #[error("{}", join(.0))]
     Invalid(Vec<InvalidField>),
-    /// It does not go together with what is there.
+    /// It conflicts with the state that things are in.
     #[error("{0}")]
     Conflict(String),
     /// A limit is reached.
@@ -99,7 +99,7 @@ pub fn join(problems: &[InvalidField]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// What [`Control`] is made from.
+/// The dependencies of [`Control`].
 pub struct Parts {
     /// The rule store.
     pub store: FlowLogStore,

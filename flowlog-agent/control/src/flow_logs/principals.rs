@@ -32,9 +32,9 @@ use crate::{
     toml_error,
 };
 
-/// How long a password that was right is right without being hashed again: hashing is slow on purpose, and clients poll.
+/// For how long a password that was right is accepted without being hashed again: hashing is slow on purpose, and clients poll.
 const REMEMBER_NS: u64 = 60_000_000_000;
-/// Right passwords that are remembered at most.
+/// Most passwords that are remembered.
 const REMEMBERED_MAX: usize = 1_024;
 /// Bytes of randomness in a token.
 const TOKEN_BYTES: usize = 32;
@@ -123,13 +123,13 @@ impl Principals {
         Ok(())
     }
 
-    /// One of them, as of now.
+    /// The principal with this id.
     #[must_use]
     pub fn get(&self, id: Uuid) -> Option<Arc<Principal>> {
         self.by_id.get(&id).cloned()
     }
 
-    /// Who a process on the node's own socket is, from its peer credentials (`SO_PEERCRED`, unix(7)).
+    /// The caller behind a process on the node's own socket, by its user (peer credentials: `SO_PEERCRED`, unix(7)).
     #[must_use]
     pub fn by_uid(&self, uid: u32) -> Option<Caller> {
         if uid == 0 || uid == rustix::process::geteuid().as_raw() {
@@ -138,13 +138,13 @@ impl Principals {
         self.uids.get(&uid).cloned().map(Caller::Principal)
     }
 
-    /// Who has a Bearer token. A token is random, so a plain digest of it tells nothing.
+    /// The caller with this Bearer token. A token is random, so a plain digest of it cannot be turned back.
     #[must_use]
     pub fn by_token(&self, token: &str) -> Option<Caller> {
         self.tokens.get(&digest(&[token])).cloned().map(Caller::Principal)
     }
 
-    /// Who has a name and password that were right a moment ago.
+    /// The caller with this name and password, if the two were found right a moment ago. Nothing is hashed slowly.
     #[must_use]
     pub fn remembered(&self, name: &str, password: &str) -> Option<Caller> {
         let (hash, principal) = self.passwords.get(name)?;
@@ -153,11 +153,11 @@ impl Principals {
         (*until > clock::now().mono.0).then(|| Caller::Principal(principal.clone()))
     }
 
-    /// Who has a name and password. Slow on purpose (Argon2id): call it where that blocks nobody.
+    /// The caller with this name and password. Slow on purpose (Argon2id): call it where that blocks nobody.
     #[must_use]
     pub fn by_password(&self, name: &str, password: &str) -> Option<Caller> {
         let Some((hash, principal)) = self.passwords.get(name) else {
-            // Takes as long, so that nobody learns which names there are.
+            // An unknown name must take as long as a known one: else the time would tell which names exist.
             let _ = Argon2::default().hash_password(password.as_bytes());
             return None;
         };
@@ -173,7 +173,7 @@ impl Principals {
     }
 }
 
-/// What is remembered of a password that was right. With the hash in it, one that was changed is not.
+/// What is remembered of a password that was right. The hash in the file is part of it, so changing the password forgets it.
 fn tried(name: &str, hash: &str, password: &str) -> [u8; 32] {
     digest(&[name, "\n", hash, "\n", password])
 }

@@ -54,14 +54,14 @@ pub enum RulesError {
         /// What it has.
         found: u64,
     },
-    /// A bug of ours.
+    /// A change of state that is not allowed. Only a bug of ours asks for one.
     #[error("flow log {id} cannot go from {from:?} to {to:?}: a bug; nothing was changed")]
     Leap {
-        /// Which.
+        /// The flow log.
         id: FlowLogId,
-        /// From; `None`: it is not there.
+        /// Its state; `None`: it is not in the store.
         from: Option<State>,
-        /// To; `None`: to be gone.
+        /// The state that was asked for; `None`: it was to be removed.
         to: Option<State>,
     },
 }
@@ -223,7 +223,7 @@ impl FlowLogStore {
         Ok(())
     }
 
-    /// States follow each other as drawn in [`super::flow_log`], whoever asks.
+    /// Refuses changes of state that are not in the drawing of [`super::flow_log`].
     fn refuse_leaps(&self, changes: &[Change]) -> Result<(), RulesError> {
         let mut states: BTreeMap<FlowLogId, Option<State>> = BTreeMap::new();
         for change in changes {

@@ -39,7 +39,7 @@ const CHECKS_MAX: usize = 32;
 pub async fn run(control: Arc<Control>) {
     let (mut busy, mut tasks) = (BTreeSet::new(), JoinSet::new());
     let mut inventory = control.inventory.clone();
-    // What the store says may not be what the inventory says any more.
+    // The inventory may have changed while no agent ran: the first round compares the store with it.
     inventory.mark_changed();
     loop {
         for request in control.waiting(&busy) {
@@ -54,7 +54,7 @@ pub async fn run(control: Arc<Control>) {
             Some(ended) = tasks.join_next() => match ended {
                 Ok(contract) => drop(busy.remove(&contract)),
                 Err(error) => {
-                    // A bug of ours; what it was doing is in the store, and is done again.
+                    // Only a bug of ours ends a task so. Its request is still in the store, and is carried out again.
                     tracing::error!(%error, "a request ended by itself");
                     busy.clear();
                     tokio::time::sleep(RETRY).await;
@@ -134,7 +134,7 @@ impl Control {
         };
         let waiting: Vec<FlowLog> = named.into_iter().filter(|f| f.state != State::Active).collect();
         let ids: Vec<FlowLogId> = waiting.iter().map(|f| f.id).collect();
-        // What was provisioning when the agent ended had passed its checks.
+        // Flow logs that were provisioning when an earlier agent ended have passed their checks.
         let pending: Vec<FlowLog> = waiting.into_iter().filter(|f| f.state != State::Provisioning).collect();
         if !pending.is_empty() && !self.check(request, &pending).await? {
             return Ok(());
@@ -170,7 +170,7 @@ impl Control {
 
     /// Checks flow logs before anything is captured; `false`: something is wrong, and has been written down.
     async fn check(&self, request: &Request, pending: &[FlowLog]) -> Result<bool, RulesError> {
-        // Whoever asked, with the privileges of today.
+        // The checks need the caller of the request, with the privileges that it has now.
         let caller = match request.asked.by_id {
             id if id.is_nil() => Some(Caller::Operator),
             id => self.principals().get(id).map(Caller::Principal),

@@ -24,7 +24,7 @@ pub struct Places {
     pub dir: Option<PathBuf>,
 }
 
-/// What came of reading.
+/// The result of reading the files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
     /// What can be used.

@@ -16,7 +16,7 @@ pub struct HookCheck {
     direction: Direction,
     before: Counters,
     state: State,
-    /// It has been seen running, at any time: said once.
+    /// It has been seen running before: the log says so once.
     ran: bool,
 }
 

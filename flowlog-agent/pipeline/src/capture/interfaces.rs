@@ -28,11 +28,11 @@ const NEW_PER_LOOK: usize = 8;
 /// For so long an interface that is gone may be on its way to another namespace.
 const GONE_RECENTLY_SECS: i64 = 5;
 
-/// What came of making the watches what they should be.
+/// The result of one round of changing the watches.
 pub(super) struct Looked {
     /// What cannot be watched, and why not, by interface id.
     pub(super) troubles: BTreeMap<String, CaptureError>,
-    /// There are more to hook than in one go.
+    /// More interfaces are to be hooked than one round does.
     pub(super) is_more: bool,
 }
 
@@ -55,7 +55,7 @@ impl<N: Node> Capture<N> {
     pub fn look_at_interfaces(&mut self) -> Result<(), CaptureError> {
         let now = self.books.source.now();
         self.looked = now;
-        // Until all of it is done.
+        // An error below leaves this standing, so the next look comes soon.
         let before = std::mem::replace(&mut self.waiting, Waiting::Trouble);
         let devices = match self.books.source.interfaces() {
             Ok(devices) => devices,
@@ -120,7 +120,7 @@ impl<N: Node> Capture<N> {
         self.waiting.pause_ns().map_or(u64::MAX, |pause| pause.saturating_sub(since))
     }
 
-    /// Whether everything has been done that can be done for now.
+    /// Whether the wanted watches stand, as far as their interfaces are there and can be hooked.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.waiting != Waiting::Turn
@@ -180,11 +180,11 @@ impl<N: Node> Capture<N> {
         }
         let wanted: BTreeSet<String> = self.captures.iter().map(|c| c.id(&self.node_id)).collect();
         self.gone.retain(|id, _| wanted.contains(id));
-        // An earlier watch of this interface in the same window has keys already; of another day it has not.
+        // Only a watch of about the same time can share a window with a new one, and so its keys: older spans are forgotten.
         self.spans.retain(|_, span| span.start_secs > since_secs - 2 * i64::from(WINDOW_SECS_MAX));
     }
 
-    /// Makes what is watched what is wanted, as far as that goes at once.
+    /// Makes the watches what `found` wants, as many as one round does.
     pub(super) fn watch_all(&mut self, found: &Resolution) -> Result<Looked, CaptureError> {
         // Verdicts first: a packet that passed a hook must not die unnoticed.
         self.books.source.attach_verdict()?;
@@ -225,7 +225,7 @@ impl<N: Node> Capture<N> {
         Ok(Looked { troubles, is_more })
     }
 
-    /// From now on refusals count of packets that a hook has not noted.
+    /// From now on refused packets without a note count as well.
     fn begin_judging(&mut self, found: &Resolution) {
         let no_numbers = self.no_numbers();
         let node = &mut self.books.source;
@@ -267,12 +267,12 @@ impl<N: Node> Capture<N> {
         let counted = match hooked {
             Ok(counted) => counted,
             Err(error) => {
-                // The next try begins from nothing.
+                // What has been attached is taken away, so that the next try begins anew.
                 node.unhook(dev.index)?;
                 return Err(error.into());
             }
         };
-        // Where nobody tells of changes, the witness may be another interface's by now.
+        // In another namespace the index may belong to another interface by now, and its counter is no witness.
         let witnessed = counted.into_iter().filter(|_| dev.netns.name().is_none());
         let checks = witnessed.map(|direction| HookCheck::new(direction, before)).collect();
         self.checks.insert(id, checks);

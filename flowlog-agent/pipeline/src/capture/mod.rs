@@ -145,7 +145,7 @@ impl<N: Node> Capture<N> {
         };
         if let Some(error) = problem {
             if first {
-                // Nobody asked for half of it, and pins would keep it. What it has counted is in the journal.
+                // A capture that fails half-way is taken back: its pins would keep it. What it counted is in the journal.
                 let now = capture.books.source.now();
                 let _ = capture.finish(now);
             }

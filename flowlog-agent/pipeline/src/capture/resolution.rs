@@ -19,7 +19,7 @@ pub struct Resolved {
     pub dev: NetDev,
 }
 
-/// What came of looking.
+/// The result of [`resolve`].
 #[derive(Debug, Default)]
 pub struct Resolution {
     /// To be watched, by interface id.

@@ -42,7 +42,7 @@ impl Rows {
             Action::Accepted => !refused,
             Action::Rejected => refused,
         };
-        // Whoever wants either verdict wants to know how many packets have none.
+        // Packets of unknown verdict are reported to rules that want one action only as well.
         losses.retain(|l| wanted(l.refused) || l.reason == LossReason::VerdictUnknown);
         let mut counts = RowCounts { skipped: losses.len(), ..RowCounts::default() };
         let mut keyed = Vec::with_capacity(table.len());
@@ -278,7 +278,7 @@ struct Builder<'a> {
 }
 
 const STATUS: [&str; 3] = ["OK", "SKIPDATA", "NODATA"];
-/// Packets may be missing, nobody knows how many.
+/// Reason of a row for time in which nothing was counted.
 const GAP: &str = "gap";
 /// Values of `skip_reason`, by code: losses first.
 const SKIP: [&str; LossReason::ALL.len() + 1] = {

@@ -1,4 +1,4 @@
-//! The journal: records and events that are in no object yet, on disk.
+//! The journal, a write-ahead log: records and events that are in no object yet, on disk.
 //!
 //! A record leaves the kernel's ring only when it is durable here, and an object replaces it only when that is durable
 //! in the spool. Between the two the journal is what an agent that was killed goes on from.

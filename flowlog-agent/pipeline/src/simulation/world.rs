@@ -38,7 +38,7 @@ use crate::{
     window::Closed,
 };
 
-/// Processes before the last one, which is left alone.
+/// Processes that trouble may befall. One more follows, which is left alone.
 const LIVES: u64 = 3;
 /// Steps of a life that nothing ends.
 const STEPS: u64 = 16;

@@ -35,7 +35,7 @@ const PROBE_NAME: &str = ".flowlog-probe";
 /// What is in it.
 const PROBE_BODY: &[u8] = b"flowlog checks that it can write here; remove at will\n";
 
-/// What came of a delivery.
+/// The outcome of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Stored now.
@@ -159,7 +159,7 @@ impl Bucket {
         };
         let key = format!("{folder}/{PROBE_NAME}");
         match put(store, &key, PROBE_BODY.to_vec(), &hex(&Sha256::digest(PROBE_BODY))).await {
-            // That one is there is only said to those who may write.
+            // A store says that the object exists only to somebody who may write.
             Ok(()) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
             Err(e) => return Err(self.error(&e)),
         }

@@ -33,9 +33,9 @@ use tokio::{
 
 use crate::spool::{Entry, Spool};
 
-/// First pause after a failure.
+/// Back-off: the first pause after a failure. Each further one is twice as long.
 const RETRY_MIN: Duration = Duration::from_millis(500);
-/// Longest pause between tries: a store that comes back is used again within a minute.
+/// Back-off: the longest pause. A store that comes back is used again within a minute.
 const RETRY_MAX: Duration = Duration::from_mins(1);
 /// A route that has been retrying for so long needs a person.
 const DEGRADED_AFTER_SECS: i64 = 300;
@@ -86,7 +86,7 @@ pub struct Buckets {
 }
 
 impl Buckets {
-    /// `options` says how buckets are reached, now.
+    /// `options` is asked at every use, since the options can change.
     #[must_use]
     pub fn new(options: Box<dyn Fn() -> S3Options + Send + Sync>) -> Self {
         Self { options, open: Mutex::default() }
@@ -121,7 +121,7 @@ pub struct Uploader {
     jitter: Box<dyn FnMut() -> f64 + Send>,
 }
 
-/// How one route fared: `None` if all of it was delivered.
+/// The result of delivering one route: `None` if all of it was delivered.
 type Fared = (Route, Option<BucketError>);
 
 impl Uploader {
@@ -286,7 +286,7 @@ async fn deliver(spool: &Spool, store: &Bucket, entry: &Entry) -> Result<Outcome
         let path = spool.quarantine(entry).map_err(spooled)?;
         tracing::error!(key = entry.key, file = path, "the store holds other bytes under this key; put aside");
     } else {
-        // Said first: an agent that only waits for this ends as soon as the spool is empty.
+        // The log comes first: an agent that only waits for an empty spool ends as soon as the file is removed.
         tracing::info!(key = entry.key, ?outcome, "delivered");
         spool.remove(entry).map_err(spooled)?;
     }

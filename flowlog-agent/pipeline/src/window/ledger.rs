@@ -130,7 +130,7 @@ pub struct Watched {
     table: FlowTable,
     closing: Option<Closing>,
     late_records: u64,
-    /// Told by the next window that is closed.
+    /// Time in which nothing was counted, until a closed window reports it.
     gap: Option<(i64, i64)>,
 }
 
@@ -161,7 +161,7 @@ impl Watched {
         match &mut self.closing {
             Some(closing) if epoch == self.epoch.previous() => closing.table.add(record),
             _ => {
-                // Of a window that is closed already: never seen; counted here rather than nowhere.
+                // A record of a window that is closed already cannot come, as far as we know. If one does, it counts here.
                 self.late_records += u64::from(epoch != self.epoch);
                 self.table.add(record);
             }

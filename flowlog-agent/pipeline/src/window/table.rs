@@ -282,7 +282,7 @@ impl<A: Copy> Entry<A> {
         }
     }
 
-    /// With what it stands for in a row, and how much more than that was taken back.
+    /// The flow as a row shows it, and its deficit: what was taken back beyond what it had.
     fn settle(&self, addresses: impl Fn(A, A) -> Addresses) -> (Flow, Count) {
         let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, tcp_flags, .. } = *self;
         let flags_uncertain = flags & UNCERTAIN != 0;

@@ -219,7 +219,7 @@ pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {
     H::complete::<F>(begun, place, before);
 }
 
-/// Of a packet that is in no slot.
+/// What was in the slot before, for a packet that is in no slot.
 const NO_SLOT: Before = Before { tcp_flags: 0, last_ns: 0 };
 
 /// Counts a packet; returns where (`PLACE_*` and slot, as in [`flowlog_ebpf::abi::Note::place`]), and what was there before.

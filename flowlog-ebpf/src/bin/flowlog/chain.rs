@@ -44,7 +44,7 @@ unsafe extern "C" fn search(_i: u32, context: *mut c_void) -> i64 {
     if event.search.look(event.cause.address) { GO_ON } else { STOP }
 }
 
-/// Goes by the next note. The last one leaves no [`Event::links`]; one that cannot be judged without the packet's headers says so.
+/// Judges the packet by its next note. Behind the last note [`Event::links`] is 0. A note that needs the headers asks for them.
 #[inline(always)]
 pub fn link(event: &mut Event) {
     let links = event.links;
@@ -75,7 +75,7 @@ pub fn link(event: &mut Event) {
     } else if identity == Identity::Shown {
         noted(event);
     } else {
-        // Of a copy, so are the notes behind.
+        // The buffer is a copy of the packet of this note, and so of the older notes.
         unknown_copy(event);
         event.copied = true;
     }

@@ -40,23 +40,23 @@ pub struct Event {
     pub needs_headers: bool,
     /// `FAMILY_*` of what the headers say; 0: they have not been, or cannot be read.
     pub family: u32,
-    /// What they say.
+    /// What the headers say, if `family` is IPv4.
     pub v4: Flow<Ip4>,
-    /// Likewise.
+    /// What the headers say, if `family` is IPv6.
     pub v6: Flow<Ip6>,
     /// Packets and bytes of it on the wire.
     pub wire: Wire,
     /// Packets and bytes of the other fragments, if it is a datagram that was put together.
     pub later: Wire,
-    /// Part of a datagram that it is.
+    /// Which part of a datagram it is: all of it, or a fragment.
     pub part: Part,
     /// A hook of the interface it came in through has noted it.
     pub came_in_noted: bool,
     /// The interface through which a hook has seen it leave; 0: none.
     pub left_through: u32,
-    /// It has been asked where else it is to be judged.
+    /// `elsewhere` has been filled in.
     pub is_asked: bool,
-    /// Where that is.
+    /// Interfaces without a note of it that want to know of its refusal.
     pub elsewhere: Elsewhere,
     /// [`Identity`] by its newest note.
     pub identity: u32,

@@ -232,7 +232,7 @@ const SEARCH_MAX: u32 = 64;
 /// Notes that it finds at most.
 const FOUND_MAX: u32 = 4;
 
-/// What [`look`] has come to. In map memory: the verifier follows what is on the stack round after round.
+/// State of a search for notes by address. In map memory: the verifier would follow a stack variable round after round.
 #[repr(C)]
 pub struct Search {
     /// Which note of this CPU was looked at last.

@@ -70,7 +70,7 @@ pub fn noted<F: Family>(event: &mut Event) {
     let mut key = F::noted(&note.key, &event.key6);
     let direction = key.meta.direction();
     let Some(iface) = account::iface(u32::from(note.ifindex)) else { return };
-    // Of a watch that has ended.
+    // The note belongs to a watch that has ended, or nobody wants refusals.
     if iface.id != key.meta.iface || !wanted(iface.flags, direction) {
         return;
     }
@@ -122,7 +122,7 @@ pub fn unknown(ifindex: u32, direction: u8, wire: Wire) {
     leave(&place);
 }
 
-/// Makes what the note says the packet's headers.
+/// Takes family, packets, bytes and tuple from the note, as if they had been read from the packet's headers.
 #[inline(always)]
 pub fn recall(event: &mut Event) {
     let note = &event.note;

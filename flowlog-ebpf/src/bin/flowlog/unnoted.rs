@@ -46,11 +46,11 @@ pub fn judge_ingress(event: &mut Event) {
     }
     // Dropped by a tc program before ours, or by generic XDP.
     let before_hook = action == REASON_TC_INGRESS || action == REASON_XDP;
-    // It has notes of other hooks, as far back as they go, so it would have one of this.
+    // Its other notes are all there, so if this interface's hook had seen it, that note would be there as well.
     if before_hook || (event.oldest == Identity::Shown as u32 && action != REASON_SOCKET) {
         return unseen(event, event.dropped.iif, INGRESS);
     }
-    // Of a copy, its notes have said what there is to say.
+    // A copy has been judged by its notes already.
     if event.oldest != Identity::Copy as u32 && action != REASON_SOCKET {
         refuse::unknown(event.dropped.iif, INGRESS, event.wire);
     }
