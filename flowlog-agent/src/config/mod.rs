@@ -1,5 +1,7 @@
 //! What the agent is told to do: the command line's flags or a TOML file, turned into checked rules.
 
+#[cfg(test)]
+mod documents;
 mod raw;
 
 use std::{fs, path::PathBuf};
