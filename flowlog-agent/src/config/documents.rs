@@ -53,7 +53,7 @@ fn blocks(text: &str) -> Vec<(usize, String)> {
             None if line == "```toml" => block = Some((number + 1, String::new())),
             None => {}
             Some(_) if line.starts_with("```") => found.extend(block.take()),
-            Some((_, lines)) => *lines += &format!("{line}\n"),
+            Some((_, lines)) => lines.extend([line, "\n"]),
         }
     }
     found

@@ -8,7 +8,7 @@ use crate::util::{cargo, output, step};
 const LAYERS: &[(&str, &[&str], &str)] = &[
     (
         "flowlog-model",
-        &["flowlog-host", "rustix", "libc", "tokio", "aya", "axum", "object_store"],
+        &["flowlog-host", "rustix", "tokio", "aya", "axum", "object_store"],
         "it is pure: no I/O, no clock",
     ),
     ("flowlog-host", &["tokio", "aya", "axum", "object_store", "arrow"], "every layer links it"),
