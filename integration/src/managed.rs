@@ -241,7 +241,8 @@ impl Managed {
         self.node.run(|| {
             let mut hooked = Vec::new();
             for interface in INTERFACES {
-                let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
+                let name = std::ffi::CString::new(interface)?;
+                let (_, programs) = SchedClassifier::query_tcx(name.as_c_str(), TcAttachType::Ingress)?;
                 if !programs.is_empty() {
                     hooked.push(interface.to_owned());
                 }

@@ -5,7 +5,7 @@ use aya::{
     maps::PerCpuArray,
     programs::{
         LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
-        tc::{NlOptions, TcAttachOptions, qdisc_add_clsact},
+        tc::{NlOptions, TcAttach, qdisc_add_clsact},
     },
 };
 
@@ -47,20 +47,21 @@ impl Other {
                 Place::XdpNative | Place::XdpGeneric => {
                     let p: &mut Xdp = p.try_into()?;
                     p.load()?;
-                    p.attach("eth0", if place == Place::XdpNative { XdpMode::Driver } else { XdpMode::Skb })?;
+                    p.attach(c"eth0", if place == Place::XdpNative { XdpMode::Driver } else { XdpMode::Skb })?;
                 }
                 Place::TcxFirst | Place::TcxLast | Place::Clsact => {
                     let p: &mut SchedClassifier = p.try_into()?;
                     p.load()?;
                     let options = match place {
-                        Place::TcxFirst => TcAttachOptions::TcxOrder(LinkOrder::first()),
-                        Place::TcxLast => TcAttachOptions::TcxOrder(LinkOrder::last()),
+                        Place::TcxFirst => TcAttach::Tcx { attach_type: side, order: LinkOrder::first() },
+                        Place::TcxLast => TcAttach::Tcx { attach_type: side, order: LinkOrder::last() },
                         _ => {
-                            let _ = qdisc_add_clsact("eth0");
-                            TcAttachOptions::Netlink(NlOptions { priority: 50, ..NlOptions::default() })
+                            let _ = qdisc_add_clsact(c"eth0");
+                            let options = NlOptions { priority: 50, ..NlOptions::default() };
+                            TcAttach::Netlink { parent: side.into(), options }
                         }
                     };
-                    p.attach_with_options("eth0", side, options)?;
+                    p.attach(c"eth0", options)?;
                 }
             }
             Ok(Self { ebpf })

@@ -4,6 +4,8 @@
 //! announced: the rustup component `rust-src`, and Debian packages if a needed command is missing.
 
 use std::{
+    ffi::OsString,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -12,10 +14,10 @@ use anyhow::{Context as _, bail};
 
 use crate::util::{cargo, has, output, root, run as run_command, step};
 
-/// Last line that links with rustc's own libLLVM (feature `rust-llvm-NN`); later ones need a separate LLVM.
-const BPF_LINKER: &str = "0.10.4";
-/// Must equal the LLVM major of the compiler in `rust-toolchain.toml`.
-const LLVM_FEATURE: &str = "rust-llvm-22";
+/// Links with an LLVM that it is shown at its build.
+const BPF_LINKER: &str = "0.13.0";
+/// Must be the LLVM of the compiler in `rust-toolchain.toml`.
+const LLVM_FEATURE: &str = "llvm-23";
 /// Pinned, so that a new release cannot change what the tests mean.
 const PYARROW: &str = "pyarrow==26.0.1";
 /// The published client of the cloud API, for its acceptance test; pinned likewise.
@@ -43,13 +45,35 @@ pub fn bpf() -> anyhow::Result<()> {
     if version.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(BPF_LINKER)) {
         return Ok(());
     }
-    step(&format!("cargo install bpf-linker {BPF_LINKER} into .tools/ (about a minute)"));
+    step(&format!("cargo install bpf-linker {BPF_LINKER} into .tools/ (a few minutes)"));
     run_command(
         cargo()
             .args(["install", "--locked", "--quiet", &format!("bpf-linker@{BPF_LINKER}"), "--no-default-features"])
             .args(["--features", LLVM_FEATURE, "--root"])
-            .arg(root().join(".tools")),
+            .arg(root().join(".tools"))
+            .env("LLVM_PREFIX", compilers_llvm(&sysroot)?),
     )
+}
+
+/// A folder that looks like an installation of LLVM, with the library that the compiler itself uses: another one may not
+/// understand what the compiler has written.
+fn compilers_llvm(sysroot: &Path) -> anyhow::Result<PathBuf> {
+    let prefix = root().join(".tools/llvm");
+    let lib = prefix.join("lib");
+    fs::create_dir_all(&lib)?;
+    let files = fs::read_dir(sysroot.join("lib"))?.collect::<Result<Vec<_>, _>>()?;
+    let library = files.iter().find(|f| f.file_name().to_string_lossy().starts_with("libLLVM.so"));
+    let library = library.with_context(|| {
+        format!("{} has no libLLVM; install the toolchain of `rust-toolchain.toml` with rustup", sysroot.display())
+    })?;
+    for link in [OsString::from("libLLVM.so"), library.file_name()] {
+        let link = lib.join(link);
+        if link.symlink_metadata().is_ok() {
+            fs::remove_file(&link)?;
+        }
+        std::os::unix::fs::symlink(library.path(), &link)?;
+    }
+    Ok(prefix)
 }
 
 /// Path of the linker that [`bpf`] installs.

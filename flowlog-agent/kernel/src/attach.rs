@@ -9,7 +9,7 @@ use aya::{
     programs::{
         BtfTracePoint, LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
+        tc::{NlOptions, SchedClassifierLink, TcAttach, TcError, TcHandle, qdisc_add_clsact},
         xdp::XdpLink,
     },
     util::KernelVersion,
@@ -22,9 +22,9 @@ use flowlog_model::{
 
 use super::{
     KernelError,
-    load::{Kernel, program},
     netdev::netns,
     pins::{self, Pins},
+    programs::Programs,
 };
 
 /// Priority of our clsact filters: the first there is.
@@ -84,25 +84,53 @@ pub fn has_tcx() -> bool {
     kernel_at_least(6, 6)
 }
 
-impl Kernel {
+/// All hooks that this process holds, and where they are pinned.
+pub struct Hooks {
+    held: Vec<Hook>,
+    pins: Option<Pins>,
+}
+
+impl Hooks {
+    pub(super) fn new(pins: Option<Pins>) -> Self {
+        Self { held: Vec::new(), pins }
+    }
+
+    /// Whether they outlive this process.
+    #[must_use]
+    pub fn are_pinned(&self) -> bool {
+        self.pins.is_some()
+    }
+
     /// Hooks one direction of an interface. A hook of an earlier agent is given our program in place: no packet is missed.
     ///
     /// # Errors
     /// [`KernelError::Attach`] with the kernel's words; nothing stays attached then.
-    pub fn attach(&mut self, dev: &NetDev, direction: Direction, kind: HookKind) -> Result<Attached, KernelError> {
+    pub fn attach(
+        &mut self,
+        programs: &mut Programs,
+        dev: &NetDev,
+        direction: Direction,
+        kind: HookKind,
+    ) -> Result<Attached, KernelError> {
         // The kernel finds an interface by its index in the namespace of whoever asks.
-        let entered = netns::enter(&dev.netns, || self.attach_inside(dev, direction, kind));
+        let entered = netns::enter(&dev.netns, || self.attach_inside(programs, dev, direction, kind));
         entered.unwrap_or_else(|e| Err(attach_error(&dev.name, "a hook", &e)))
     }
 
-    fn attach_inside(&mut self, dev: &NetDev, direction: Direction, kind: HookKind) -> Result<Attached, KernelError> {
+    fn attach_inside(
+        &mut self,
+        programs: &mut Programs,
+        dev: &NetDev,
+        direction: Direction,
+        kind: HookKind,
+    ) -> Result<Attached, KernelError> {
         match kind {
-            HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(dev),
+            HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(programs, dev),
             HookKind::Tcx if !has_tcx() => Err(no_tcx(dev, direction)),
-            HookKind::Tcx => self.attach_tcx(dev, direction),
+            HookKind::Tcx => self.attach_tcx(programs, dev, direction),
             // XDP has no egress: TC does it.
-            HookKind::Tc | HookKind::Xdp if has_tcx() => self.attach_tcx(dev, direction),
-            HookKind::Tc | HookKind::Xdp | HookKind::Clsact => self.attach_clsact(dev, direction),
+            HookKind::Tc | HookKind::Xdp if has_tcx() => self.attach_tcx(programs, dev, direction),
+            HookKind::Tc | HookKind::Xdp | HookKind::Clsact => self.attach_clsact(programs, dev, direction),
         }
     }
 
@@ -131,14 +159,19 @@ impl Kernel {
 
     fn hold(&mut self, dev: Option<&NetDev>, link: Held, pin: Option<PathBuf>) {
         let (ifindex, netns) = (dev.map_or(0, |d| d.index), dev.map(|d| d.netns.clone()));
-        self.hooks.push(Hook { ifindex, netns, link, pin });
+        self.held.push(Hook { ifindex, netns, link, pin });
     }
 
-    fn attach_tcx(&mut self, dev: &NetDev, direction: Direction) -> Result<Attached, KernelError> {
+    fn attach_tcx(
+        &mut self,
+        programs: &mut Programs,
+        dev: &NetDev,
+        direction: Direction,
+    ) -> Result<Attached, KernelError> {
         let (name, attach_type) = tc_program(direction);
         let (pin, earlier) = self.earlier(&format!("{}-{direction}", dev.index));
         let failed = |e: &(dyn std::error::Error + 'static)| attach_error(&dev.name, &format!("tcx {direction}"), e);
-        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let program: &mut SchedClassifier = programs.get(name)?;
         let earlier = earlier.and_then(|l| SchedClassifierLink::try_from(l).ok());
         if let Some(link) = earlier
             && let Ok(id) = program.attach_to_link(link)
@@ -148,27 +181,30 @@ impl Kernel {
             self.hold(Some(dev), Held::Link { _link: link }, pin);
             return Ok(Attached::Tcx);
         }
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let link = program
-            .attach_with_options(&dev.name, attach_type, order)
-            .and_then(|id| program.take_link(id))
-            .map_err(|e| failed(&e))?;
+        let first = TcAttach::Tcx { attach_type, order: LinkOrder::first() };
+        let link = program.attach(dev.index, first).and_then(|id| program.take_link(id)).map_err(|e| failed(&e))?;
         let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
         self.keep(Some(dev), link, pin)?;
         Ok(Attached::Tcx)
     }
 
-    fn attach_clsact(&mut self, dev: &NetDev, direction: Direction) -> Result<Attached, KernelError> {
+    fn attach_clsact(
+        &mut self,
+        programs: &mut Programs,
+        dev: &NetDev,
+        direction: Direction,
+    ) -> Result<Attached, KernelError> {
         let (name, attach_type) = tc_program(direction);
         add_clsact(dev, direction)?;
-        let program: &mut SchedClassifier = program(&mut self.ebpf, name)?;
+        let program: &mut SchedClassifier = programs.get(name)?;
         // Filters outlive their agent without a pin: replace one of ours in place.
-        let earlier = SchedClassifierLink::attached(&dev.name, attach_type, CLSACT_PRIORITY, CLSACT_HANDLE, None);
+        let earlier =
+            SchedClassifierLink::attached(dev.index, attach_type.into(), CLSACT_PRIORITY, CLSACT_HANDLE, None);
         let replaced = earlier.ok().and_then(|link| program.attach_to_link(link).ok());
         let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
         let attached = match replaced {
             Some(id) => Ok(id),
-            None => program.attach_with_options(&dev.name, attach_type, TcAttachOptions::Netlink(options)),
+            None => program.attach(dev.index, TcAttach::Netlink { parent: attach_type.into(), options }),
         };
         let link = attached
             .and_then(|id| program.take_link(id))
@@ -177,9 +213,9 @@ impl Kernel {
         Ok(Attached::Clsact)
     }
 
-    fn attach_xdp(&mut self, dev: &NetDev) -> Result<Attached, KernelError> {
+    fn attach_xdp(&mut self, programs: &mut Programs, dev: &NetDev) -> Result<Attached, KernelError> {
         let (pin, earlier) = self.earlier(&format!("{}-xdp", dev.index));
-        let program: &mut Xdp = program(&mut self.ebpf, "flowlog_xdp")?;
+        let program: &mut Xdp = programs.get("flowlog_xdp")?;
         let failed = |e: &(dyn std::error::Error + 'static)| attach_error(&dev.name, "xdp", e);
         if let Some(link) = earlier.and_then(|l| XdpLink::try_from(l).ok())
             && let Ok(id) = program.attach_to_link(link)
@@ -192,7 +228,7 @@ impl Kernel {
         }
         let mut native_problem = None;
         for (mode, attached) in [(XdpMode::Driver, Attached::XdpNative), (XdpMode::Skb, Attached::XdpGeneric)] {
-            match program.attach(&dev.name, mode).and_then(|id| program.take_link(id)) {
+            match program.attach(dev.index, mode).and_then(|id| program.take_link(id)) {
                 Ok(link) => {
                     let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
                     self.keep(Some(dev), link, pin)?;
@@ -214,19 +250,19 @@ impl Kernel {
 
     /// Attaches the verdict programs, or takes the place of an earlier agent's. The order matters: see
     /// `flowlog-ebpf/src/bin/flowlog/verdict.rs`.
-    pub fn attach_verdict(&mut self) -> Result<(), KernelError> {
+    pub fn attach_verdict(&mut self, programs: &mut Programs) -> Result<(), KernelError> {
         // A second link would count everything twice.
-        if self.hooks.iter().any(|h| h.ifindex == 0) {
+        if self.held.iter().any(|h| h.ifindex == 0) {
             return Ok(());
         }
-        self.use_verdicts()?;
+        programs.use_verdicts()?;
         for (name, hook) in [("flowlog_drop", "drop"), ("flowlog_drop_nested", "drop-nested")] {
             let (pin, earlier) = self.earlier(hook);
             if let Some(link) = earlier {
                 self.hold(None, Held::Link { _link: link }, pin);
                 continue;
             }
-            let program: &mut BtfTracePoint = program(&mut self.ebpf, name)?;
+            let program: &mut BtfTracePoint = programs.get(name)?;
             let link = program
                 .attach()
                 .and_then(|id| program.take_link(id))
@@ -238,8 +274,8 @@ impl Kernel {
 
     /// Takes the hooks of one interface away.
     pub fn detach(&mut self, ifindex: u32) -> Result<(), KernelError> {
-        let (gone, kept) = std::mem::take(&mut self.hooks).into_iter().partition(|h| h.ifindex == ifindex);
-        self.hooks = kept;
+        let (gone, kept) = std::mem::take(&mut self.held).into_iter().partition(|h| h.ifindex == ifindex);
+        self.held = kept;
         let gone: Vec<Hook> = gone;
         gone.into_iter().try_for_each(Hook::detach)
     }
@@ -248,7 +284,7 @@ impl Kernel {
     pub fn detach_all(&mut self) -> Result<(), KernelError> {
         // Hooks first: a packet that dies after its hook is gone is then merely not seen.
         let (verdicts, hooks): (Vec<Hook>, Vec<Hook>) =
-            std::mem::take(&mut self.hooks).into_iter().partition(|h| h.ifindex == 0);
+            std::mem::take(&mut self.held).into_iter().partition(|h| h.ifindex == 0);
         hooks.into_iter().chain(verdicts).try_for_each(Hook::detach)
     }
 
@@ -257,7 +293,7 @@ impl Kernel {
         let Some(pins) = &self.pins else { return Ok(()) };
         for hook in pins.links()? {
             let path = pins.link(&hook);
-            if !self.hooks.iter().any(|h| h.pin.as_ref() == Some(&path)) {
+            if !self.held.iter().any(|h| h.pin.as_ref() == Some(&path)) {
                 pins::remove(&path)?;
             }
         }
@@ -270,11 +306,11 @@ impl Kernel {
     }
 }
 
-impl Drop for Kernel {
+impl Drop for Hooks {
     fn drop(&mut self) {
         if self.pins.is_some() {
             // What is pinned stays. Filters have no pins, and would be taken away by their handles.
-            for hook in self.hooks.drain(..) {
+            for hook in self.held.drain(..) {
                 if let Held::Clsact(link) = hook.link {
                     let _ = ManuallyDrop::new(link);
                 }
@@ -301,7 +337,7 @@ impl Hook {
 
 /// Makes the qdisc that clsact filters hang on, if it is not there.
 fn add_clsact(dev: &NetDev, direction: Direction) -> Result<(), KernelError> {
-    match qdisc_add_clsact(&dev.name) {
+    match qdisc_add_clsact(dev.index) {
         Ok(()) => Ok(()),
         Err(e) if is_there(&e) => Ok(()),
         Err(e) => Err(attach_error(&dev.name, &format!("the qdisc for clsact {direction}"), &e)),

@@ -1,15 +1,13 @@
 //! The kernel edge: loading, attaching and talking to the eBPF programs. The only crate that names `aya`.
 //!
 //! * [`btf`], [`layout`]: what this kernel's structs and drop reasons look like;
-//! * [`load`]: the object, its sizes and constants;
-//! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs;
-//! * [`pins`]: what outlives the agent, and where;
-//! * [`maps`]: interfaces, epochs, truth counters;
-//! * [`ring`]: blocks of records, as bytes;
-//! * [`sweep`]: closing an epoch on every CPU;
+//! * [`load`]: the object, its constants, and [`Kernel`]: everything of ours in the kernel, by owner;
+//! * [`sizes`]: how large the maps are; [`programs`]: the programs;
+//! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs; [`pins`]: what outlives the agent, and where;
+//! * [`maps`]: interfaces and epochs; [`truth`]: the truth counters; [`notes`]: what tells packets apart;
+//! * [`ring`]: blocks of records, as bytes; [`sweep`]: closing an epoch on every CPU;
 //! * [`heap`]: giving freed memory back;
-//! * [`probe`]: what this machine can do, without changing it; [`refusal`]: why it does not take a program.
-//!
+//! * [`probe`]: what this machine can do, without changing it; [`refusal`]: why it does not take a program;
 //! * [`netdev`]: what the kernel says about interfaces.
 //!
 //! What a record *means* does not belong here, nor does any decision about rules.
@@ -26,17 +24,22 @@ pub mod netdev;
 mod notes;
 pub mod pins;
 pub mod probe;
+mod programs;
 mod refusal;
 pub mod ring;
+mod sizes;
 pub mod sweep;
+mod truth;
 
 use std::{io, path::PathBuf};
 
 pub use attach::Attached;
 use aya::programs::ProgramError;
-pub use load::{Kernel, Sizes};
+pub use load::Kernel;
 pub use pins::Pins;
+pub use programs::Programs;
 pub use ring::Ring;
+pub use sizes::Sizes;
 
 /// What can go wrong at the kernel edge.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! Interfaces, epochs and truth counters.
+//! Interfaces and epochs, as the programs know them.
 //!
 //! `IFACES` and `EPOCH_OF` are mapped into our memory: an epoch changes by one 4-byte store that no program can
 //! see half done, which a map update (a byte copy) would not promise.
@@ -10,20 +10,13 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use aya::{Ebpf, Pod, maps::PerCpuValues};
-use flowlog_ebpf::abi::{self, EPOCHS, IFINDEX_MAX, Iface, Setup, Stacked, Truth};
+use aya::{Ebpf, Pod};
+use flowlog_ebpf::abi::{self, IFINDEX_MAX, Iface, Setup, Stacked};
 use flowlog_model::{Epoch, IfaceId};
 
-use super::{KernelError, load::Kernel, mapping::Mapping};
+use super::{KernelError, mapping::Mapping, notes::Above};
 
-/// [`Truth`], marked as plain old data for the loader.
-#[repr(transparent)]
-#[derive(Clone, Copy, Default)]
-pub struct TruthPod(pub Truth);
-// SAFETY: `Truth` is `repr(C)`, all `u64`, without padding (its size is asserted in `abi`).
-unsafe impl Pod for TruthPod {}
-
-/// [`Setup`], likewise.
+/// [`Setup`], marked as plain old data for the loader.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct SetupPod(pub Setup);
@@ -31,14 +24,14 @@ pub struct SetupPod(pub Setup);
 unsafe impl Pod for SetupPod {}
 
 /// A memory-mapped array map, accessed as 32-bit words.
-pub struct Mapped {
+struct Mapped {
     mapping: Mapping,
     /// Bytes from one element to the next; the kernel rounds element sizes up to 8.
     stride: usize,
 }
 
 impl Mapped {
-    pub(super) fn new(ebpf: &Ebpf, name: &str) -> Result<Self, KernelError> {
+    fn new(ebpf: &Ebpf, name: &str) -> Result<Self, KernelError> {
         let refused = |problem: String| KernelError::Refused { action: format!("map `{name}` into memory"), problem };
         let Some(aya::maps::Map::Array(data)) = ebpf.map(name) else {
             return Err(refused("it is not an array in the embedded object".to_owned()));
@@ -70,7 +63,24 @@ const WORD_ID_FLAGS: usize = 0;
 const WORD_EPOCH: usize = 1;
 const WORD_OLDEST: usize = 2;
 
-impl Kernel {
+/// What the programs know of interfaces: which are watched, in which namespace and window, and how they are stacked.
+pub struct Interfaces {
+    ifaces: Mapped,
+    netns: Mapped,
+    epochs: Mapped,
+    above: Above,
+}
+
+impl Interfaces {
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+        Ok(Self {
+            ifaces: Mapped::new(ebpf, "IFACES")?,
+            netns: Mapped::new(ebpf, "NETNS_OF")?,
+            epochs: Mapped::new(ebpf, "EPOCH_OF")?,
+            above: Above::open(ebpf)?,
+        })
+    }
+
     /// Starts (or, with all zero, stops) accounting for an interface.
     pub fn watch(&mut self, netns_inum: u32, ifindex: u32, iface: Iface) -> Result<(), KernelError> {
         if ifindex >= IFINDEX_MAX {
@@ -146,43 +156,4 @@ impl Kernel {
         // Index 0 is no interface: its id stays 0.
         self.ifaces.store(0, WORD_ID_FLAGS, u32::from(flags) << 16);
     }
-
-    /// Witness counters of an interface and epoch, summed over all CPUs.
-    pub fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, KernelError> {
-        let values = self
-            .truth
-            .get(&truth_index(id, epoch), 0)
-            .map_err(|e| KernelError::from_chain("read the truth counters", &e))?;
-        Ok(values.iter().fold(Truth::default(), |sum, cpu| add(sum, &cpu.0)))
-    }
-
-    /// Makes an epoch's counters ready for reuse. Only after no program can write to them.
-    pub fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), KernelError> {
-        let refused = |e: &(dyn std::error::Error + 'static)| KernelError::from_chain("clear the truth counters", e);
-        let cpus = aya::util::nr_cpus().map_err(|(_, e)| refused(&e))?;
-        let zero = PerCpuValues::try_from(vec![TruthPod::default(); cpus]).map_err(|e| refused(&e))?;
-        self.truth.set(truth_index(id, epoch), zero, 0).map_err(|e| refused(&e))
-    }
-}
-
-impl Kernel {
-    /// Makes all counters ready for use. Only while nothing is watched.
-    pub fn clear_all_truth(&mut self) -> Result<(), KernelError> {
-        for id in 1..=self.sizes.interfaces_max {
-            (0..EPOCHS).try_for_each(|epoch| self.clear_truth(IfaceId(id), Epoch(epoch)))?;
-        }
-        Ok(())
-    }
-}
-
-fn truth_index(id: IfaceId, epoch: Epoch) -> u32 {
-    u32::from(id.0) * EPOCHS + epoch.0 % EPOCHS
-}
-
-fn add(mut sum: Truth, cpu: &Truth) -> Truth {
-    for (a, b) in sum.counts_mut().zip(cpu.counts()) {
-        a.packets += b.packets;
-        a.bytes += b.bytes;
-    }
-    sum
 }

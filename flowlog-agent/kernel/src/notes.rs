@@ -26,7 +26,7 @@ const WORD_NEXT: usize = core::mem::offset_of!(Cpu, next) / 8;
 /// Bits of a packet's number that count; those above say which CPU gave it: room for the CPU's number plus one, since none
 /// is 0.
 pub(super) fn sequence_bits(cpus: usize) -> u32 {
-    u16::BITS.saturating_sub(usize::BITS - cpus.leading_zeros())
+    u16::BITS.saturating_sub(cpus.bit_width())
 }
 
 /// That word, of a CPU that has noted nothing.
@@ -79,7 +79,7 @@ impl Above {
         self.pairs.retain(|p| wanted.contains(p));
         for new in wanted {
             if self.pairs.len() < ABOVE_MAX as usize && self.pairs.insert(*new) {
-                self.map.insert(StackedPod(*new), 1, 0).map_err(|e| refused(&e))?;
+                self.map.insert(&StackedPod(*new), &1, 0).map_err(|e| refused(&e))?;
             }
         }
         Ok(wanted.len() - self.pairs.len())

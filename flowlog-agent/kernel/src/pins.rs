@@ -20,7 +20,7 @@ use aya::maps::{Array, Map, MapData, MapError, MapInfo, MapType};
 use flowlog_ebpf::abi::{self, ABI_VERSION, Setup};
 use flowlog_host::lock;
 
-use super::{KernelError, Sizes, load::banks, maps::SetupPod};
+use super::{KernelError, Sizes, maps::SetupPod, sizes::banks};
 
 /// Where pins go unless told otherwise.
 pub const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/flowlog";

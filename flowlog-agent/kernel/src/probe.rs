@@ -1,6 +1,6 @@
 //! What this machine can do. Looks, asks, and has the programs loaded and thrown away; attaches nothing.
 
-use std::{fmt, fs, path::Path};
+use std::{fmt, fs, num::NonZero, path::Path};
 
 use aya::{
     maps::MapType,
@@ -141,7 +141,7 @@ fn accepted() -> Finding {
         let detail = "the kernel's JIT compiler is off: set the sysctl net.core.bpf_jit_enable to 1";
         return finding(WHAT, State::Missing, detail);
     }
-    match Kernel::load(Sizes::default(), 0).and_then(|kernel| kernel.verified_instructions()) {
+    match Kernel::load(Sizes::default(), 0).and_then(|kernel| kernel.programs.verified_instructions()) {
         Ok(programs) => {
             let most = programs.iter().map(|(_, count)| *count).max().unwrap_or(0);
             let detail =
@@ -189,7 +189,7 @@ fn pinning() -> Finding {
 }
 
 fn memory() -> Finding {
-    let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
+    let cpus = u64::from(aya::util::nr_cpus().map_or(1, NonZero::get));
     let needed = Sizes::default().memory_bytes(cpus);
     let available = fs::read_to_string("/proc/meminfo")
         .unwrap_or_default()

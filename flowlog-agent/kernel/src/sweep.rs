@@ -5,33 +5,38 @@ use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 use flowlog_ebpf::abi::{SWEEP_CHUNK, sweep};
 use flowlog_model::sweep::{Cursor, Scope, Swept};
 
-use super::{KernelError, load::Kernel};
+use super::{KernelError, programs::Programs, sizes::Sizes};
 
 /// How often a CPU that was in the middle of a program is tried again before the sweep gives up on it. It was
 /// interrupted for microseconds; a thousand tries mean something is broken.
 const BUSY_TRIES_MAX: u32 = 1_000;
 
-impl Kernel {
-    /// Waits until every program that might still use the old epoch has ended (an RCU grace period).
-    pub fn wait_for_programs(&self) {
-        const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-        // SAFETY: no pointers involved.
-        let rc = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-        if rc != 0 {
-            // Refused with nohz_full: a program runs with preemption or BH off, so 20 ms are ages for it.
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+/// Waits until every program that might still use the old epoch has ended (an RCU grace period).
+pub fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no pointers involved.
+    let rc = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if rc != 0 {
+        // Refused with nohz_full: a program runs with preemption or BH off, so 20 ms are ages for it.
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
+}
 
-    fn sweeper(&self) -> Result<Option<&RawTracePoint>, KernelError> {
-        let program = self.ebpf.program("flowlog_sweep").map(TryInto::try_into).transpose();
-        program.map_err(|e: aya::programs::ProgramError| refused(&e))
+/// Empties the caches of all CPUs.
+pub struct Sweeper {
+    cpus: Vec<u32>,
+    sizes: Sizes,
+}
+
+impl Sweeper {
+    pub(super) fn new(cpus: Vec<u32>, sizes: Sizes) -> Self {
+        Self { cpus, sizes }
     }
 
     /// Evicts records, from `from` on, until all is clean or the ring is full.
-    pub fn sweep(&self, scope: Scope, from: Cursor) -> Result<Swept, KernelError> {
+    pub fn sweep(&self, programs: &Programs, scope: Scope, from: Cursor) -> Result<Swept, KernelError> {
         let mut at = from;
-        let Some(program) = self.sweeper()? else { return Ok(Swept::Done) };
+        let program = programs.sweeper()?;
         while let Some(cpu) = self.cpus.get(at.cpu) {
             while at.cache <= sweep::BLOCKS {
                 let slots = match at.cache {

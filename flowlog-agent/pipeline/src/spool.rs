@@ -324,10 +324,8 @@ impl Spool {
     pub fn remove(&self, entry: &Entry) -> Result<(), SpoolError> {
         fault::point("spool_unlink");
         self.fs.remove(&dir_of(DIR, &entry.location)?, &escape(&entry.key)?).map_err(failed("remove", &entry.key))?;
-        let taken = self
-            .usage
-            .bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |b| Some(b.saturating_sub(entry.bytes)));
+        let taken =
+            self.usage.bytes.try_update(Ordering::Relaxed, Ordering::Relaxed, |b| Some(b.saturating_sub(entry.bytes)));
         debug_assert!(taken.is_ok());
         Ok(())
     }

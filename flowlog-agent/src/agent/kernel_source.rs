@@ -7,6 +7,7 @@ use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
     netdev::{self, NetDevError, netns, traffic_control},
+    sweep::wait_for_programs,
 };
 use flowlog_model::{
     Epoch, HookKind, IfaceId, Now, WatchSpec,
@@ -40,11 +41,11 @@ impl KernelSource {
         if !self.kernel.is_pinned() {
             return Ok(());
         }
-        self.kernel.unwatch_all();
-        self.kernel.wait_for_programs();
+        self.kernel.interfaces.unwatch_all();
+        wait_for_programs();
         let (mut at, mut dropped) = (Cursor::default(), 0u64);
         loop {
-            let swept = self.kernel.sweep(Scope::All, at)?;
+            let swept = self.kernel.sweeper.sweep(&self.kernel.programs, Scope::All, at)?;
             while let Some((_, end)) = self.ring.read() {
                 self.ring.release(end);
                 dropped += 1;
@@ -54,7 +55,7 @@ impl KernelSource {
                 Swept::Done => break,
             }
         }
-        self.kernel.clear_all_truth()?;
+        self.kernel.truth.clear_all()?;
         if dropped > 0 {
             tracing::error!(
                 blocks = dropped,
@@ -83,28 +84,28 @@ impl Source for KernelSource {
     }
 
     fn set_epoch(&mut self, id: IfaceId, ifindex: u32, epoch: Epoch) {
-        self.kernel.set_epoch(id, ifindex, epoch);
+        self.kernel.interfaces.set_epoch(id, ifindex, epoch);
     }
 
     fn set_oldest(&mut self, spec: &WatchSpec, oldest: Epoch) {
-        self.kernel.set_oldest(spec.ifindex, oldest);
+        self.kernel.interfaces.set_oldest(spec.ifindex, oldest);
     }
 
     fn wait_for_programs(&mut self) {
-        self.kernel.wait_for_programs();
+        wait_for_programs();
     }
 
     fn sweep(&mut self, scope: Scope, from: Cursor) -> Result<Swept, SourceError> {
         fault::point("sweep_begins");
-        self.kernel.sweep(scope, from).map_err(failed)
+        self.kernel.sweeper.sweep(&self.kernel.programs, scope, from).map_err(failed)
     }
 
     fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, SourceError> {
-        self.kernel.truth(id, epoch).map_err(failed)
+        self.kernel.truth.get(id, epoch).map_err(failed)
     }
 
     fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), SourceError> {
-        self.kernel.clear_truth(id, epoch).map_err(failed)
+        self.kernel.truth.clear(id, epoch).map_err(failed)
     }
 
     fn seek(&mut self, position: u64) -> bool {
@@ -143,11 +144,12 @@ impl Node for KernelSource {
     }
 
     fn attach_verdict(&mut self) -> Result<(), SourceError> {
-        self.kernel.attach_verdict().map_err(failed)
+        self.kernel.hooks.attach_verdict(&mut self.kernel.programs).map_err(failed)
     }
 
     fn hook(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<Vec<Direction>, SourceError> {
         let counts = spec.rule.action != Action::Rejected;
+        let Kernel { hooks, programs, .. } = &mut self.kernel;
         let mut counted = Vec::new();
         for direction in Direction::BOTH {
             if !spec.rule.directions.includes(spec.side.owners(direction)) {
@@ -155,10 +157,10 @@ impl Node for KernelSource {
             }
             // Where XDP counts, and where nothing is counted, a TC hook notes who the packets are.
             let kind = if spec.hook == HookKind::Xdp { HookKind::Tc } else { spec.hook };
-            let hook = self.kernel.attach(dev, direction, kind).map_err(failed)?;
+            let hook = hooks.attach(programs, dev, direction, kind).map_err(failed)?;
             tracing::info!(interface = dev.name, %direction, %hook, "attached");
             if counts && spec.hook == HookKind::Xdp && direction == Direction::Ingress {
-                let hook = self.kernel.attach(dev, direction, HookKind::Xdp).map_err(failed)?;
+                let hook = hooks.attach(programs, dev, direction, HookKind::Xdp).map_err(failed)?;
                 tracing::info!(interface = dev.name, %direction, %hook, "attached");
             }
             if counts {
@@ -169,37 +171,37 @@ impl Node for KernelSource {
     }
 
     fn unhook(&mut self, ifindex: u32) -> Result<(), SourceError> {
-        self.kernel.detach(ifindex).map_err(failed)
+        self.kernel.hooks.detach(ifindex).map_err(failed)
     }
 
     fn remove_stale_hooks(&mut self) -> Result<(), SourceError> {
-        self.kernel.remove_stale_hooks().map_err(failed)
+        self.kernel.hooks.remove_stale_hooks().map_err(failed)
     }
 
     fn watch(&mut self, dev: &NetDev, watch: Watch) -> Result<(), SourceError> {
         let Watch { id, flags, epoch, oldest } = watch;
         let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, spare: 0 };
-        self.kernel.watch(dev.netns.inum, dev.index, iface).map_err(failed)
+        self.kernel.interfaces.watch(dev.netns.inum, dev.index, iface).map_err(failed)
     }
 
     fn watched(&self, ifindex: u32) -> Option<IfaceId> {
-        self.kernel.watched(ifindex)
+        self.kernel.interfaces.watched(ifindex)
     }
 
     fn unwatch(&mut self, ifindex: u32) {
-        self.kernel.unwatch(ifindex);
+        self.kernel.interfaces.unwatch(ifindex);
     }
 
     fn flags(&self, ifindex: u32) -> u16 {
-        self.kernel.flags(ifindex)
+        self.kernel.interfaces.flags(ifindex)
     }
 
     fn set_flags(&mut self, id: IfaceId, ifindex: u32, flags: u16) {
-        self.kernel.set_flags(id, ifindex, flags);
+        self.kernel.interfaces.set_flags(id, ifindex, flags);
     }
 
     fn set_stacked(&mut self, stacked: &BTreeSet<Stacked>) -> Result<usize, SourceError> {
-        self.kernel.set_above(stacked).map_err(failed)
+        self.kernel.interfaces.set_above(stacked).map_err(failed)
     }
 
     fn number_users(&self, devs: &[&NetDev]) -> NumberUsers {
@@ -219,7 +221,7 @@ impl Node for KernelSource {
     }
 
     fn set_numbers_missing(&mut self, missing: bool) {
-        self.kernel.set_numbers_missing(missing);
+        self.kernel.interfaces.set_numbers_missing(missing);
     }
 
     fn is_pinned(&self) -> bool {
@@ -227,10 +229,10 @@ impl Node for KernelSource {
     }
 
     fn detach_all(&mut self) -> Result<(), SourceError> {
-        self.kernel.detach_all().map_err(failed)
+        self.kernel.hooks.detach_all().map_err(failed)
     }
 
     fn remove_pins(&mut self) -> Result<(), SourceError> {
-        self.kernel.remove_pins().map_err(failed)
+        self.kernel.hooks.remove_pins().map_err(failed)
     }
 }

@@ -7,9 +7,10 @@ use clap::Subcommand;
 use flowlog_control::{
     api::{
         model::{RequestStatusMetadata, date},
-        node::{AuditLog, Changes, Draft, Selection},
+        node::{AuditLog, Draft, Selection},
     },
     flow_logs::{
+        change::Patch,
         flow_log::State,
         request::Progress,
         store::AuditEntry,
@@ -118,7 +119,7 @@ pub(super) fn run(args: RuleArgs) -> anyhow::Result<ExitCode> {
                 &client.ask(
                     Method::PATCH,
                     &path,
-                    Some(&serde_json::to_value(Changes { name: Some(name), ..Changes::default() })?),
+                    Some(&serde_json::to_value(Patch { name: Some(name), ..Patch::default() })?),
                 )?,
                 output,
             )

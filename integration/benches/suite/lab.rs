@@ -93,19 +93,19 @@ impl Lab {
         let mut kernel = Kernel::load(Sizes::default(), 1)?;
         let ring = kernel.take_ring()?;
         let flags = WANT_INGRESS | WANT_EGRESS;
-        kernel.watch(1, LOOPBACK, Iface { id: 1, flags, epoch: 1, oldest: 1, spare: 0 })?;
+        kernel.interfaces.watch(1, LOOPBACK, Iface { id: 1, flags, epoch: 1, oldest: 1, spare: 0 })?;
         let mut map = |name: &str| bench.take_map(name).with_context(|| format!("map {name}"));
         let (drive, order) = (map("DRIVE")?.try_into()?, map("ORDER")?.try_into()?);
         let (tc, xdp) = (map("TC_PROGRAMS")?.try_into()?, map("XDP_PROGRAMS")?.try_into()?);
         let mut rules: aya::maps::HashMap<_, u32, u64> = map("RULE_HASH")?.try_into()?;
-        rules.insert(LOOPBACK, 0, 0)?;
+        rules.insert(&LOOPBACK, &0, 0)?;
         let rings = [map("RECORDS")?.try_into()?, map("EVICTED")?.try_into()?];
         Ok(Self { bench, rings, drive, order, tc, xdp, slots: 0, kernel, ring, others: Vec::new() })
     }
 
     /// One of flowlog's own hook programs.
     pub fn ours(&mut self, name: &str, program: &str, hook: Hook) -> anyhow::Result<Subject> {
-        let fd = self.kernel.program_fd(program)?;
+        let fd = self.kernel.programs.fd(program)?;
         let (tc, xdp) = (&mut self.tc, &mut self.xdp);
         enter(tc, xdp, &mut self.slots, name, fd, hook)
     }
@@ -137,7 +137,7 @@ impl Lab {
 
     /// Sets the order flows come in, over and over.
     pub fn set_order(&mut self, mut next: impl FnMut(u32) -> u32) -> anyhow::Result<()> {
-        (0..ORDER_ENTRIES).try_for_each(|i| self.order.set(i, next(i), 0)).context("set the order of flows")
+        (0..ORDER_ENTRIES).try_for_each(|i| self.order.set(i, &next(i), 0)).context("set the order of flows")
     }
 
     fn drive(&mut self, subject: &Subject, kind: Kind, new_flows: bool, cpu_shift: u32) -> anyhow::Result<()> {
@@ -148,7 +148,7 @@ impl Lab {
         let rest = u64::from_ne_bytes(word) & !(0xffff_ff00 << shift);
         let (offset, program, new_flows) = (u32::try_from(offset)?, subject.slot, u32::from(new_flows));
         let drive = Drive { offset, shift, rest, program, new_flows, cpu_shift, pad: 0 };
-        Ok(self.drive.set(0, DrivePod(drive), 0)?)
+        Ok(self.drive.set(0, &DrivePod(drive), 0)?)
     }
 
     /// Runs `packets` packets; returns ns per packet, driver included.
@@ -196,7 +196,7 @@ impl Lab {
 
     /// Packets flowlog's programs have counted as lost so far.
     pub fn lost_packets(&self) -> anyhow::Result<u64> {
-        let truth = self.kernel.truth(flowlog_model::IfaceId(1), flowlog_model::Epoch(1))?;
+        let truth = self.kernel.truth.get(flowlog_model::IfaceId(1), flowlog_model::Epoch(1))?;
         Ok(truth.hook.iter().map(|h| h.lost.packets).sum())
     }
 }

@@ -15,7 +15,7 @@ use aya::{
     maps::Array,
     programs::{
         LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode,
-        tc::TcAttachOptions,
+        tc::TcAttach,
     },
 };
 use flowlog_ebpf::bench::Generate;
@@ -103,7 +103,7 @@ impl Lane {
         let mut programs = lab::load_bench()?;
         sink.run(|| -> anyhow::Result<()> {
             let program: &mut Xdp = programs.program_mut("sink").context("sink")?.try_into()?;
-            program.attach("eth0", XdpMode::Driver)?;
+            program.attach(c"eth0", XdpMode::Driver)?;
             Ok(())
         })?;
         let ends = Ends {
@@ -122,7 +122,8 @@ impl Lane {
         node.run(|| -> anyhow::Result<()> {
             let program: &mut SchedClassifier = programs.program_mut("tc_empty").context("tc_empty")?.try_into()?;
             for side in [TcAttachType::Ingress, TcAttachType::Egress] {
-                program.attach_with_options(&self.interface(), side, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
+                let interface = std::ffi::CString::new(self.interface())?;
+                program.attach(interface.as_c_str(), TcAttach::Tcx { attach_type: side, order: LinkOrder::first() })?;
             }
             Ok(())
         })?;
@@ -156,7 +157,7 @@ impl Lane {
                 u64::from_ne_bytes(word)
             }),
         };
-        traffic.settings()?.set(0, GeneratePod(generate), 0)?;
+        traffic.settings()?.set(0, &GeneratePod(generate), 0)?;
         let program: &Xdp = traffic.0.program("generate").context("generator")?.try_into()?;
         self.generator.run(|| {
             integration::traffic::pin_to_cpu(0);

@@ -59,7 +59,10 @@ impl Bench {
         let mut kernel = Kernel::load(Sizes::default(), 1).unwrap();
         let ring = kernel.take_ring().unwrap();
         let flags = abi::WANT_INGRESS | abi::WANT_EGRESS;
-        kernel.watch(1, LOOPBACK, Iface { id: ID.0, flags, epoch: EPOCH.0, oldest: EPOCH.0, spare: 0 }).unwrap();
+        kernel
+            .interfaces
+            .watch(1, LOOPBACK, Iface { id: ID.0, flags, epoch: EPOCH.0, oldest: EPOCH.0, spare: 0 })
+            .unwrap();
         Self { kernel, ring }
     }
 
@@ -70,13 +73,17 @@ impl Bench {
         sk_buff[164..168].copy_from_slice(&g.gso_segs.to_ne_bytes());
         sk_buff[176..180].copy_from_slice(&g.gso_size.to_ne_bytes());
         let context = (program != "flowlog_xdp").then_some(sk_buff.as_slice());
-        let verdict = self.kernel.test_run(program, &g.frame, context).unwrap_or_else(|e| panic!("{}: {e}", g.name));
+        let verdict =
+            self.kernel.programs.test_run(program, &g.frame, context).unwrap_or_else(|e| panic!("{}: {e}", g.name));
         let pass = if program == "flowlog_xdp" { 2 } else { u32::MAX };
         assert_eq!(verdict, pass, "{}: never anything but XDP_PASS and TCX_NEXT", g.name);
-        assert_eq!(self.kernel.sweep(Scope::All, Cursor::default()).unwrap(), Swept::Done);
+        assert_eq!(
+            self.kernel.sweeper.sweep(&self.kernel.programs, Scope::All, Cursor::default()).unwrap(),
+            Swept::Done
+        );
         let records = integration::ring::take(&mut self.ring);
-        let truth = self.kernel.truth(ID, EPOCH).unwrap();
-        self.kernel.clear_truth(ID, EPOCH).unwrap();
+        let truth = self.kernel.truth.get(ID, EPOCH).unwrap();
+        self.kernel.truth.clear(ID, EPOCH).unwrap();
         (records, truth)
     }
 }

@@ -19,7 +19,7 @@ fn tcx_programs(node: &Node) -> Vec<u32> {
     node.pair.a.run(|| {
         [TcAttachType::Ingress, TcAttachType::Egress]
             .into_iter()
-            .flat_map(|at| SchedClassifier::query_tcx("eth0", at).unwrap().1)
+            .flat_map(|at| SchedClassifier::query_tcx(c"eth0", at).unwrap().1)
             .map(|p| p.id())
             .collect()
     })

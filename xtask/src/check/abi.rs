@@ -84,7 +84,9 @@ impl Abi {
         let (versions, rest): (Vec<&str>, Vec<&str>) = code.lines().partition(|line| version(line).is_some());
         let [line] = versions[..] else { bail!("{SOURCES} must have one line `pub const {VERSION}: u32 = N;`") };
         let version = version(line).context("a version")?;
-        let hash = format!("{:x}", Sha256::digest(rest.join("\n")));
+        let digest = Sha256::digest(rest.join("\n"));
+        let hash = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(|n| char::from_digit(n.into(), 16));
+        let hash = hash.collect();
         Ok(Self { version, hash })
     }
 

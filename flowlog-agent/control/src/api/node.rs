@@ -46,20 +46,6 @@ pub struct Selection {
     pub contract: Option<String>,
 }
 
-/// Fields to be changed.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Changes {
-    /// Name.
-    pub name: Option<String>,
-    /// Direction: of a draft.
-    pub direction: Option<String>,
-    /// Action: of a draft.
-    pub action: Option<String>,
-    /// Bucket: of a draft.
-    pub bucket: Option<String>,
-}
-
 fn id(place: &Place) -> Result<FlowLogId, ApiError> {
     place.item.map(FlowLogId).ok_or_else(|| ApiError::not_found("path"))
 }
@@ -99,9 +85,8 @@ pub async fn validate(RequestContext { app, caller, place, .. }: RequestContext)
 /// PATCH.
 pub async fn change(
     RequestContext { app, caller, place, .. }: RequestContext,
-    Body(c): Body<Changes>,
+    Body(patch): Body<Patch>,
 ) -> Answer<Summary> {
-    let patch = Patch { name: c.name, direction: c.direction, action: c.action, bucket: c.bucket };
     let (changed, _) = app.control.change(&caller, id(&place)?, patch, false)?;
     Ok(Json(app.control.summary(changed)))
 }

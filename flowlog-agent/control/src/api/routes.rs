@@ -170,7 +170,7 @@ pub fn router(app: App) -> Router {
         model::RequestStatus,
         error::ErrorBody,
         node::Draft,
-        node::Changes,
+        crate::flow_logs::change::Patch,
         node::Selection
     ))
 )]

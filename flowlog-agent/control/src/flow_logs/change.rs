@@ -2,6 +2,8 @@
 //! time becomes a [`Request`], which the worker carries out.
 
 use flowlog_model::{FlowLogId, rule::InvalidField};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
@@ -24,15 +26,17 @@ const WAITING_PER_CONTRACT_MAX: usize = 1_000;
 const REQUESTS_KEPT_MAX: usize = 5_000;
 
 /// A change of some fields.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schema(as = Changes)]
 pub struct Patch {
-    /// See [`Properties`].
+    /// Name.
     pub name: Option<String>,
-    /// See [`Properties`].
+    /// Direction: of a draft.
     pub direction: Option<String>,
-    /// See [`Properties`].
+    /// Action: of a draft.
     pub action: Option<String>,
-    /// See [`Properties`].
+    /// Bucket: of a draft.
     pub bucket: Option<String>,
 }
 

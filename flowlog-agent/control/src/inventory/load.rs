@@ -34,13 +34,13 @@ pub struct Loaded {
 }
 
 /// What tells whether a file has changed.
-pub type Stamp = (u64, u64, i64, i64);
+pub type FileStamp = (u64, u64, i64, i64);
 
 /// A file's stamp, now.
 ///
 /// # Errors
 /// If there is no such file.
-pub fn stamp(path: &Path) -> io::Result<Stamp> {
+pub fn stamp(path: &Path) -> io::Result<FileStamp> {
     let meta = fs::metadata(path)?;
     Ok((meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
 }
@@ -49,8 +49,8 @@ pub fn stamp(path: &Path) -> io::Result<Stamp> {
 #[derive(Debug)]
 pub struct Loader {
     places: Places,
-    good: BTreeMap<PathBuf, (Stamp, File)>,
-    bad: BTreeMap<PathBuf, (Stamp, String)>,
+    good: BTreeMap<PathBuf, (FileStamp, File)>,
+    bad: BTreeMap<PathBuf, (FileStamp, String)>,
 }
 
 impl Loader {

@@ -201,7 +201,7 @@ pub fn chunk(
     let mut pages = SerializedPageWriter::new(&mut sink);
     let optional = column.max_def_level() > 0;
     // A chunk without values still needs a dictionary that indices could refer to.
-    let bits = (usize::BITS - labels.values.len().saturating_sub(1).leading_zeros()) as usize;
+    let bits = labels.values.len().saturating_sub(1).bit_width() as usize;
     let (mut compressed, mut uncompressed, mut nulls) = (0, 0, 0);
     let mut write = |page: Page, size: usize| {
         let spec = pages.write_page(CompressedPage::new(page, size))?;

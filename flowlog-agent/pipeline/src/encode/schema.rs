@@ -12,10 +12,10 @@ pub const SCHEMA_VERSION: &str = "1";
 pub const RECORD_VERSION: i32 = 2;
 
 /// One column: name, type, nullable, meaning (the README's table is checked against this).
-pub type Column = (&'static str, DataType, bool, &'static str);
+pub type ColumnSpec = (&'static str, DataType, bool, &'static str);
 
 /// All columns in order.
-pub const COLUMNS: &[Column] = &[
+pub const COLUMNS: &[ColumnSpec] = &[
     ("version", DataType::Int32, false, "format of the first 14 columns: 2"),
     ("account_id", DataType::Utf8, true, "contract of the interface's owner"),
     ("interface_id", DataType::Utf8, false, "id of the interface; NODE-INTERFACE without an inventory"),
@@ -70,6 +70,6 @@ pub const COLUMNS: &[Column] = &[
 /// The Arrow schema of [`COLUMNS`].
 #[must_use]
 pub fn schema() -> Arc<Schema> {
-    let field = |(name, of, nullable, _): &Column| Field::new(*name, of.clone(), *nullable);
+    let field = |(name, of, nullable, _): &ColumnSpec| Field::new(*name, of.clone(), *nullable);
     Arc::new(Schema::new(COLUMNS.iter().map(field).collect::<Vec<_>>()))
 }

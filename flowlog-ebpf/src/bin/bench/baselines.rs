@@ -4,7 +4,10 @@
 //! table differs; they know no rules, no truth counters, no verdicts and one direction, all of which would cost more.
 
 use aya_ebpf::{
-    bindings::{BPF_NOEXIST, BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC, bpf_spin_lock as SpinLock, xdp_action::XDP_PASS},
+    EbpfContext as _,
+    bindings::{
+        __sk_buff, BPF_NOEXIST, BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC, bpf_spin_lock as SpinLock, xdp_action::XDP_PASS,
+    },
     btf_maps::{HashMap, LruHashMap, RingBuf},
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_spin_lock, bpf_spin_unlock},
     macros::{btf_map, btf_tracepoint, classifier, xdp},
@@ -69,7 +72,8 @@ pub fn verdict_empty(_ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 pub fn parse(ctx: &TcContext) -> Option<Flow<Ip4>> {
     // SAFETY: the context pointer.
-    let (len, vlan_tci) = unsafe { ((*ctx.skb.skb).len, (*ctx.skb.skb).vlan_tci as u16) };
+    let (len, vlan_tci) =
+        unsafe { ((*ctx.as_ptr().cast::<__sk_buff>()).len, (*ctx.as_ptr().cast::<__sk_buff>()).vlan_tci as u16) };
     let direct = Direct { data: ctx.data(), end: ctx.data_end() };
     match packet::parse(&direct, Frame { len, vlan_tci, link_header: true }) {
         Packet::V4(f) => Some(f),
@@ -148,7 +152,7 @@ pub fn tc_hash(ctx: TcContext) -> i32 {
         match HASH.get_ptr_mut(&key) {
             // SAFETY: a map value.
             Some(s) => unsafe { add_shared(s, &f, now) },
-            None => HASH.insert(&key, stats(&f, now), u64::from(BPF_NOEXIST)).unwrap_or(()),
+            None => HASH.insert(&key, &stats(&f, now), u64::from(BPF_NOEXIST)).unwrap_or(()),
         }
     }
     TC_ACT_UNSPEC
@@ -166,8 +170,8 @@ pub fn tc_hash_peer(ctx: TcContext) -> i32 {
         (
             |at: usize| ((data + at) as *const u32).read_unaligned(),
             |at: usize| ((data + at) as *const u16).read_unaligned(),
-            (*ctx.skb.skb).ifindex,
-            (*ctx.skb.skb).len,
+            (*ctx.as_ptr().cast::<__sk_buff>()).ifindex,
+            (*ctx.as_ptr().cast::<__sk_buff>()).len,
             bpf_ktime_get_ns(),
         )
     };
@@ -186,7 +190,7 @@ pub fn tc_hash_peer(ctx: TcContext) -> i32 {
         },
         None => {
             let first = Stats { first_ns: now, last_ns: now, bytes: u64::from(len), packets: 1, ..NOTHING };
-            HASH_PEER.insert(&key, first, u64::from(BPF_NOEXIST)).unwrap_or(());
+            HASH_PEER.insert(&key, &first, u64::from(BPF_NOEXIST)).unwrap_or(());
         }
     }
     TC_ACT_UNSPEC
@@ -212,7 +216,7 @@ pub fn tc_hash_locked(ctx: TcContext) -> i32 {
             },
             None => {
                 let first = Locked { lock: SpinLock { val: 0 }, pad: 0, stats: stats(&f, now) };
-                HASH_LOCKED.insert(&key, first, u64::from(BPF_NOEXIST)).unwrap_or(());
+                HASH_LOCKED.insert(&key, &first, u64::from(BPF_NOEXIST)).unwrap_or(());
             }
         }
     }
@@ -227,7 +231,7 @@ pub fn tc_lru(ctx: TcContext) -> i32 {
         match LRU.get_ptr_mut(&key) {
             // SAFETY: a map value.
             Some(s) => unsafe { add_shared(s, &f, now) },
-            None => LRU.insert(&key, stats(&f, now), u64::from(BPF_NOEXIST)).unwrap_or(()),
+            None => LRU.insert(&key, &stats(&f, now), u64::from(BPF_NOEXIST)).unwrap_or(()),
         }
     }
     TC_ACT_UNSPEC

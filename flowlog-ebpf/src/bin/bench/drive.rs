@@ -4,6 +4,7 @@
 //! benchmark subtracts that of the driver with an empty program behind it.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::{TC_ACT_UNSPEC, xdp_action::XDP_PASS},
     btf_maps::{Array, PerCpuArray, ProgramArray},
     helpers::generated::{bpf_get_smp_processor_id, bpf_tail_call},
@@ -61,7 +62,7 @@ fn next(data: usize, end: usize) -> Option<u32> {
 pub fn drive_tc(ctx: TcContext) -> i32 {
     if let Some(program) = next(ctx.data(), ctx.data_end()) {
         // SAFETY: the context and a program array.
-        unsafe { bpf_tail_call(ctx.skb.skb.cast(), (&raw const TC_PROGRAMS).cast_mut().cast(), program) };
+        unsafe { bpf_tail_call(ctx.as_ptr().cast(), (&raw const TC_PROGRAMS).cast_mut().cast(), program) };
     }
     TC_ACT_UNSPEC
 }

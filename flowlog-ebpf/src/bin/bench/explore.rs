@@ -2,7 +2,8 @@
 //! size of the record. Each evicted record goes into the ring by itself. No rules, truth counters, lock or verdicts: what differs is the cache.
 
 use aya_ebpf::{
-    bindings::{BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC},
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC},
     btf_maps::{Array, HashMap, PerCpuArray, RingBuf},
     helpers::generated::{bpf_get_hash_recalc, bpf_ktime_get_ns},
     macros::{btf_map, classifier},
@@ -122,7 +123,7 @@ pub fn tc_cache1_skb_hash(ctx: TcContext) -> i32 {
     if let Some(f) = parse(&ctx) {
         let key = key(&f);
         // SAFETY: the context pointer.
-        let hash = unsafe { bpf_get_hash_recalc(ctx.skb.skb) };
+        let hash = unsafe { bpf_get_hash_recalc(ctx.as_ptr().cast::<__sk_buff>()) };
         direct_mapped(CACHE.get_ptr_mut(hash & (CACHE_SLOTS as u32 - 1)), &key, &f, coarse_ns());
     }
     TC_ACT_UNSPEC
@@ -143,7 +144,7 @@ pub fn tc_cache1_wide(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_cache1_rule_array(ctx: TcContext) -> i32 {
     // SAFETY: the context pointer.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    let ifindex = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex };
     if RULE_ARRAY.get(ifindex).is_some_and(|rule| *rule == 0) {
         return tc_cache1_body(&ctx);
     }
@@ -154,8 +155,8 @@ pub fn tc_cache1_rule_array(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_cache1_rule_hash(ctx: TcContext) -> i32 {
     // SAFETY: the context pointer.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    if RULE_HASH.get_ptr(ifindex).is_some() {
+    let ifindex = unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).ifindex };
+    if RULE_HASH.get_ptr(&ifindex).is_some() {
         return tc_cache1_body(&ctx);
     }
     TC_ACT_UNSPEC

@@ -53,5 +53,5 @@ pub fn is_here(ifindex: u32, netns: u32) -> bool {
 #[inline(never)]
 pub fn is_above(lower: u32, upper: u32) -> bool {
     // SAFETY: the value is not looked at.
-    unsafe { ABOVE.get(Stacked { lower, upper }).is_some() }
+    unsafe { ABOVE.get(&Stacked { lower, upper }).is_some() }
 }

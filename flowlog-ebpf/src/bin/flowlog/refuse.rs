@@ -16,6 +16,7 @@ use crate::{
     cpu::{self, lock, unlock},
     event::Event,
     family::Family,
+    frame::opaque,
     maps::{PASSED_MASK, REFUSED_MASK, TICK_NS},
     note,
 };
@@ -29,6 +30,9 @@ struct Refusal {
     /// A hook has counted it in the same window.
     seen: bool,
 }
+
+/// Sets of counters: two for each direction.
+const SETS: u32 = 4;
 
 /// Where refusals of an interface are counted, on this CPU.
 struct Place {
@@ -44,9 +48,9 @@ fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
     let truth = account::truth(id, epoch)?;
     let cpu = cpu::cpu()?;
     let locked = lock(cpu);
-    let set = usize::from(direction & 1) * 2 + usize::from(!locked);
-    // SAFETY: a map value; direction and set are 0 or 1.
-    let truth = unsafe { (&raw mut (*truth).verdict).cast::<VerdictTruth>().add(set) };
+    let set = opaque(u32::from(direction & 1) * 2 + u32::from(!locked)) & (SETS - 1);
+    // SAFETY: a map value; the index is below the array's length.
+    let truth = unsafe { (&raw mut (*truth).verdict).cast::<VerdictTruth>().add(set as usize) };
     Some(Place { cpu, locked, truth })
 }
 

@@ -1,6 +1,7 @@
 //! The TC hooks (tcx link or clsact filter), one for each direction.
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::{__sk_buff, TC_ACT_UNSPEC},
     macros::classifier,
     programs::TcContext,
@@ -106,7 +107,7 @@ impl Carrier for Skb {
 
 #[inline(always)]
 fn hook(ctx: &TcContext, direction: u8) {
-    let skb = ctx.skb.skb;
+    let skb = ctx.as_ptr().cast::<__sk_buff>();
     // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
     let ifindex = unsafe { (*skb).ifindex };
     let done = match account::counting(ifindex, direction, want(direction)) {

@@ -1,0 +1,116 @@
+//! The loaded programs: verifying them, handing them out, running one once.
+
+use aya::{
+    Ebpf,
+    maps::ProgramArray,
+    programs::{
+        BtfTracePoint, Program, ProgramError, ProgramFd, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions,
+        Xdp,
+    },
+};
+use flowlog_ebpf::abi::{VERDICT_FIRST, VERDICT_NESTED};
+
+use super::{KernelError, load::missing};
+
+/// See the module's head. Those of the maps that nobody else holds are in it, too.
+pub struct Programs(Ebpf);
+
+impl Programs {
+    /// Has the kernel verify all programs; attaches none.
+    pub(super) fn load(mut ebpf: Ebpf) -> Result<Self, KernelError> {
+        let refused = |name: &'static str| {
+            move |e: aya::programs::ProgramError| KernelError::from_chain(format!("load program `{name}`"), &e)
+        };
+        {
+            let kernel_btf = aya::Btf::from_sys_fs()
+                .map_err(|e| KernelError::from_chain("read the kernel's type information", &e))?;
+            for name in ["flowlog_verdict", "flowlog_verdict_nested", "flowlog_drop", "flowlog_drop_nested"] {
+                program::<BtfTracePoint>(&mut ebpf, name)?.load("kfree_skb", &kernel_btf).map_err(refused(name))?;
+            }
+        }
+        for name in ["flowlog_tc_ingress", "flowlog_tc_egress"] {
+            program::<SchedClassifier>(&mut ebpf, name)?.load().map_err(refused(name))?;
+        }
+        program::<Xdp>(&mut ebpf, "flowlog_xdp")?.load().map_err(refused("flowlog_xdp"))?;
+        program::<RawTracePoint>(&mut ebpf, "flowlog_sweep")?.load().map_err(refused("flowlog_sweep"))?;
+        Ok(Self(ebpf))
+    }
+
+    /// One of them, to be attached.
+    pub(super) fn get<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, KernelError>
+    where
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
+        program(&mut self.0, name)
+    }
+
+    /// The sweeper.
+    pub(super) fn sweeper(&self) -> Result<&RawTracePoint, KernelError> {
+        let program = self.0.program("flowlog_sweep").ok_or_else(|| missing("flowlog_sweep"))?;
+        program.try_into().map_err(|e: ProgramError| KernelError::from_chain("use program `flowlog_sweep`", &e))
+    }
+
+    /// Those of the maps that nobody has taken yet.
+    pub(super) fn maps(&mut self) -> &mut Ebpf {
+        &mut self.0
+    }
+
+    /// From now on the verdict programs of this process are the ones that run.
+    pub(super) fn use_verdicts(&mut self) -> Result<(), KernelError> {
+        let refused = |e: aya::maps::MapError| KernelError::from_chain("replace the verdict programs", &e);
+        let programs: [(u32, &str); 2] =
+            [(VERDICT_FIRST, "flowlog_verdict"), (VERDICT_NESTED, "flowlog_verdict_nested")];
+        let mut fds = Vec::new();
+        for (index, name) in programs {
+            let fd = self.fd(name)?.try_clone().map_err(|e| KernelError::Refused {
+                action: format!("use program `{name}`"),
+                problem: e.to_string(),
+            })?;
+            fds.push((index, fd));
+        }
+        let map = self.0.map_mut("VERDICTS").ok_or_else(|| missing("VERDICTS"))?;
+        let mut verdicts: ProgramArray<_> = map.try_into().map_err(refused)?;
+        fds.iter().try_for_each(|(index, fd)| verdicts.set(*index, fd, 0).map_err(refused))
+    }
+
+    /// Instructions the verifier walked, by program: the measure of a program's complexity.
+    pub fn verified_instructions(&self) -> Result<Vec<(String, u32)>, KernelError> {
+        self.0
+            .programs()
+            .map(|(name, program)| {
+                let info = program.info().map_err(|e| KernelError::from_chain("read program info", &e))?;
+                Ok((name.to_owned(), info.verified_instruction_count().unwrap_or(0)))
+            })
+            .collect()
+    }
+
+    /// A loaded program, to be measured by `cargo xtask bench` or looked at by tests.
+    pub fn fd(&self, name: &str) -> Result<&ProgramFd, KernelError> {
+        let program = self.0.program(name).ok_or_else(|| missing(name))?;
+        program.fd().map_err(|e| KernelError::from_chain(format!("use program `{name}`"), &e))
+    }
+
+    /// Runs a hook program once on `frame` with `BPF_PROG_TEST_RUN`, as if it had come in on the loopback device
+    /// (ifindex 1). `sk_buff` is the `struct __sk_buff` handed to a TC program, `None` for XDP. Returns the
+    /// program's verdict.
+    pub fn test_run(&mut self, program: &str, frame: &[u8], sk_buff: Option<&[u8]>) -> Result<u32, KernelError> {
+        let refused = |e: ProgramError| KernelError::from_chain(format!("run `{program}`"), &e);
+        let p = self.0.program(program).ok_or_else(|| missing(program))?;
+        let opts = TestRunOptions { data_in: Some(frame), ctx_in: sk_buff, ..Default::default() };
+        let result = match p {
+            Program::SchedClassifier(p) => p.test_run(opts),
+            Program::Xdp(p) => p.test_run(opts),
+            _ => return Err(missing(program)),
+        };
+        Ok(result.map_err(refused)?.return_value)
+    }
+}
+
+/// The program `name` as type `P`.
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, KernelError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let p = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+    p.try_into().map_err(|e| KernelError::from_chain(format!("use program `{name}`"), &e))
+}

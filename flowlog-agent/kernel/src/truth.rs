@@ -1,0 +1,68 @@
+//! What the programs have counted: the witness of every window.
+#![allow(unsafe_code, reason = "a plain-old-data marker for the shared struct")]
+
+use aya::{
+    Ebpf, Pod,
+    maps::{MapData, MapError, PerCpuArray, PerCpuValues},
+};
+use flowlog_ebpf::abi::{EPOCHS, Truth};
+use flowlog_model::{Epoch, IfaceId};
+
+use super::{KernelError, load::take};
+
+/// [`Truth`], marked as plain old data for the loader.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default)]
+pub struct TruthPod(pub Truth);
+// SAFETY: `Truth` is `repr(C)`, all `u64`, without padding (its size is asserted in `abi`).
+unsafe impl Pod for TruthPod {}
+
+/// See the module's head.
+pub struct TruthTable {
+    map: PerCpuArray<MapData, TruthPod>,
+    interfaces_max: u16,
+}
+
+impl TruthTable {
+    pub(super) fn open(ebpf: &mut Ebpf, interfaces_max: u16) -> Result<Self, KernelError> {
+        let map = take(ebpf, "TRUTH")?.try_into();
+        let map = map.map_err(|e: MapError| KernelError::from_chain("open map TRUTH", &e))?;
+        Ok(Self { map, interfaces_max })
+    }
+
+    /// Witness counters of an interface and epoch, summed over all CPUs.
+    pub fn get(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, KernelError> {
+        let values = self
+            .map
+            .get(&truth_index(id, epoch), 0)
+            .map_err(|e| KernelError::from_chain("read the truth counters", &e))?;
+        Ok(values.iter().fold(Truth::default(), |sum, cpu| add(sum, &cpu.0)))
+    }
+
+    /// Makes an epoch's counters ready for reuse. Only after no program can write to them.
+    pub fn clear(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), KernelError> {
+        let refused = |e: &(dyn std::error::Error + 'static)| KernelError::from_chain("clear the truth counters", e);
+        let cpus = aya::util::nr_cpus().map_err(|(_, e)| refused(&e))?.get() as usize;
+        let zero = PerCpuValues::try_from(vec![TruthPod::default(); cpus]).map_err(|e| refused(&e))?;
+        self.map.set(truth_index(id, epoch), zero, 0).map_err(|e| refused(&e))
+    }
+    /// Makes all counters ready for use. Only while nothing is watched.
+    pub fn clear_all(&mut self) -> Result<(), KernelError> {
+        for id in 1..=self.interfaces_max {
+            (0..EPOCHS).try_for_each(|epoch| self.clear(IfaceId(id), Epoch(epoch)))?;
+        }
+        Ok(())
+    }
+}
+
+fn truth_index(id: IfaceId, epoch: Epoch) -> u32 {
+    u32::from(id.0) * EPOCHS + epoch.0 % EPOCHS
+}
+
+fn add(mut sum: Truth, cpu: &Truth) -> Truth {
+    for (a, b) in sum.counts_mut().zip(cpu.counts()) {
+        a.packets += b.packets;
+        a.bytes += b.bytes;
+    }
+    sum
+}
