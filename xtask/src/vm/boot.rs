@@ -3,9 +3,12 @@
 use std::{
     env, fs,
     io::{Read, Write as _},
-    os::{fd::OwnedFd, unix::net::UnixListener},
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixListener, process::ExitStatusExt as _},
+    },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
         atomic::{AtomicU32, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError},
@@ -27,6 +30,8 @@ const CPUS: &str = "2";
 const MEMORY_MIB: u32 = 1_536;
 /// A guest that says nothing for so long has hung: the longest test takes two minutes on an emulated processor.
 const SILENCE_MAX: Duration = Duration::from_mins(6);
+/// Enough of a console for a kernel's last trace.
+const LAST_LINES: usize = 60;
 /// Where Debian puts the file server: a part of QEMU until bookworm, a package of its own since.
 const FILE_SERVERS: [&str; 3] = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd"];
 
@@ -52,6 +57,21 @@ pub struct Boot<'a> {
     pub time_max: Duration,
 }
 
+/// What came of a boot.
+pub struct Ran {
+    pub console: Console,
+    /// The signal that ended QEMU: of the emulator or of this machine, and nothing that a guest can do.
+    pub crash: Option<i32>,
+}
+
+/// How a guest ended.
+enum Ended {
+    /// By itself; a kernel that panics switches the machine off.
+    Off(ExitStatus),
+    /// It had to be ended.
+    Stuck(&'static str),
+}
+
 /// The file server, if there is one.
 pub fn file_server() -> Option<PathBuf> {
     FILE_SERVERS.iter().map(PathBuf::from).find(|p| p.is_file())
@@ -68,31 +88,39 @@ impl Drop for Guard {
 }
 
 impl Boot<'_> {
-    /// Boots, and reads the console until the guest is off. Every test is told as it ends. Returns what was read; if the
-    /// guest's script was never reached, nothing has been told.
-    pub fn run(&self, mut tell: impl FnMut(Test)) -> anyhow::Result<Console> {
+    /// Boots, and reads the console until the guest is off. Every test is told as it ends. If the guest's script was never
+    /// reached, nothing has been told; if QEMU crashed, not the test that was running.
+    pub fn run(&self, mut tell: impl FnMut(Test)) -> anyhow::Result<Ran> {
         let socket = Socket::new()?;
         let _server = socket.serve(self.root)?;
         let mut qemu = Guard(self.qemu(&socket.path).spawn().context("cannot start QEMU")?);
         let output = qemu.0.stdout.take().context("QEMU's output")?;
         let lines = follow(output, &self.log)?;
         let (mut console, end) = (Console::new(), Instant::now() + self.time_max);
-        let why = loop {
+        let ended = loop {
             let patience = SILENCE_MAX.min(end.saturating_duration_since(Instant::now()));
             match lines.recv_timeout(patience) {
                 Ok(line) => console.line(&line).into_iter().for_each(&mut tell),
-                Err(RecvTimeoutError::Disconnected) => break "the guest died",
-                Err(RecvTimeoutError::Timeout) if Instant::now() >= end => break "out of time",
-                Err(RecvTimeoutError::Timeout) => break "the guest hung",
+                Err(RecvTimeoutError::Disconnected) => break Ended::Off(qemu.0.wait()?),
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= end => break Ended::Stuck("out of time"),
+                Err(RecvTimeoutError::Timeout) => break Ended::Stuck("the guest hung"),
             }
         };
         drop(qemu);
         // The name of a test comes before its result, in a line that only now is whole.
         lines.iter().filter_map(|line| console.line(&line)).for_each(&mut tell);
-        if console.booted {
-            console.ends(why).into_iter().for_each(tell);
+        let (why, crash) = match ended {
+            Ended::Off(status) => (format!("the guest died; QEMU: {status}"), status.signal()),
+            Ended::Stuck(why) => (why.to_owned(), None),
+        };
+        if let Some(test) = console.ends(&why).filter(|_| console.booted) {
+            let release = &self.kernel.release;
+            println!("{release} ended too early: {why}. Its console's last lines:\n{}", last_words(&self.log));
+            if crash.is_none() {
+                tell(test);
+            }
         }
-        Ok(console)
+        Ok(Ran { console, crash })
     }
 
     fn qemu(&self, socket: &Path) -> Command {
@@ -186,6 +214,13 @@ fn follow(mut output: impl Read + Send + 'static, log: &Path) -> anyhow::Result<
         let _ = send.send(String::from_utf8_lossy(&line).into_owned());
     });
     Ok(lines)
+}
+
+/// The end of a console: what a kernel says as it dies.
+fn last_words(log: &Path) -> String {
+    let text = fs::read(log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+    let lines: Vec<_> = text.lines().map(|line| format!("    {}", line.trim_end())).collect();
+    lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
 
 /// Fails with what to install if a guest cannot be started here.

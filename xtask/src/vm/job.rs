@@ -60,8 +60,9 @@ impl Choice {
     }
 }
 
-/// The guest's first process once it has its root. `modules`: what to put at `/lib/modules`, if it is not there.
-pub fn script(kernel: &Kernel, modules: Option<&Path>, plan: &Plan) -> String {
+/// The guest's first process once it has its root. `modules`: what to put at `/lib/modules`, if it is not there. `ended`: tests
+/// that an earlier guest came to the end of.
+pub fn script(kernel: &Kernel, modules: Option<&Path>, plan: &Plan, ended: &[Test]) -> String {
     let Plan { programs, choice, tools, record, .. } = plan;
     let bind = modules.map_or_else(String::new, |m| format!("mount --bind {} /lib/modules", m.display()));
     let mut text = format!(
@@ -84,7 +85,8 @@ pub fn script(kernel: &Kernel, modules: Option<&Path>, plan: &Plan) -> String {
     }
     let agent = programs.agent.display();
     let tests = programs.tests.display();
-    let arguments = choice.arguments().iter().map(|a| format!("'{a}'")).collect::<Vec<_>>().join(" ");
+    let again = ended.iter().flat_map(|test| ["--skip", &test.name]);
+    let arguments = choice.arguments().into_iter().chain(again).map(|a| format!("'{a}'")).collect::<Vec<_>>().join(" ");
     step(&mut text, "check", &format!("{agent} check"));
     // One at a time: some change what is the whole kernel's, and an emulated processor is slow enough.
     step(&mut text, "tests", &format!("{tests} --color=never --nocapture --test-threads=1 {arguments}"));

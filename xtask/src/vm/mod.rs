@@ -221,14 +221,13 @@ impl Plan {
         }
     }
 
-    /// Boots one kernel; a second time if the guest never said that it had booted.
+    /// Boots one kernel; a second time, for what has not passed, if the guest never said that it had booted or QEMU crashed.
     fn boot(&self, kernel: &Kernel) -> anyhow::Result<Report> {
         let run = self.runs().join(&kernel.series);
         fs::create_dir_all(&run)?;
         let (script, initrd) = (run.join("guest.sh"), run.join("initrd"));
         // An arm64 root has the modules in their place.
         let modules = (self.arch == Arch::X86).then_some(kernel.modules.as_path());
-        fs::write(&script, job::script(kernel, modules, self))?;
         let there = Path::new("/").join(script.strip_prefix(&self.served)?);
         image::write(kernel, &self.busybox, &there, &initrd)?;
         let boot = |accelerator| Boot {
@@ -241,19 +240,22 @@ impl Plan {
             time_max: if matches!(self.choice, Choice::All) { ALL_TIME_MAX } else { SMOKE_TIME_MAX },
         };
         let kvm = self.arch == Arch::X86 && kernels::kvm();
-        let mut tests = Vec::new();
+        let (mut tests, mut verified) = (Vec::new(), Vec::new());
         for accelerator in [if kvm { Accelerator::Kvm } else { Accelerator::Tcg }, Accelerator::Tcg] {
-            let console = boot(accelerator).run(|test| {
+            fs::write(&script, job::script(kernel, modules, self, &tests))?;
+            let ran = boot(accelerator).run(|test| {
                 println!("{:<5} {test}", kernel.series);
                 tests.push(test);
             })?;
-            if console.booted {
-                return Ok(Report { kernel: kernel.clone(), tests, verified: console.verified });
+            verified.extend(ran.console.verified);
+            match ran.crash {
+                None if ran.console.booted => return Ok(Report { kernel: kernel.clone(), tests, verified }),
+                None => step(&format!("{} did not boot", kernel.release)),
+                Some(signal) => step(&format!("{}: signal {signal} ended QEMU", kernel.release)),
             }
-            step(&format!("{} did not boot", kernel.release));
         }
-        let outcome = Outcome::Fail("did not boot, twice".to_owned());
+        let outcome = Outcome::Fail("no guest came to its end, twice".to_owned());
         tests.push(Test { name: "boot".to_owned(), outcome, took: Duration::ZERO });
-        Ok(Report { kernel: kernel.clone(), tests, verified: Vec::new() })
+        Ok(Report { kernel: kernel.clone(), tests, verified })
     }
 }
