@@ -29,6 +29,7 @@ const NEW_PER_LOOK: usize = 8;
 const GONE_RECENTLY_SECS: i64 = 5;
 
 /// The result of one round of changing the watches.
+#[derive(Default)]
 pub(super) struct Looked {
     /// What cannot be watched, and why not, by interface id.
     pub(super) troubles: BTreeMap<String, CaptureError>,
@@ -69,21 +70,27 @@ impl<N: Node> Capture<N> {
         self.follow(&found)?;
         self.number(&found);
         let settled = found.is_watched(&self.books.ledger) && !matches!(before, Waiting::Trouble | Waiting::Turn);
-        let mut is_more = false;
-        if !settled {
+        let looked = if settled {
+            Looked::default()
+        } else {
             self.note_gone(&found, now);
-            let looked = self.watch_all(&found)?;
-            for (id, error) in &looked.troubles {
-                if self.troubles.get(id) != Some(&error.to_string()) {
-                    tracing::warn!(interface = id, %error, "will try again");
-                }
-            }
-            self.troubles = looked.troubles.into_iter().map(|(id, e)| (id, e.to_string())).collect();
-            is_more = looked.is_more;
-        }
-        self.absent = found.absent;
-        self.waiting = self.waits_for(is_more, sought, now);
+            self.watch_all(&found)?
+        };
+        self.note_look(looked, found, sought);
         Ok(())
+    }
+
+    /// Remembers how a look ended, and with it what the next one waits for.
+    pub(super) fn note_look(&mut self, looked: Looked, found: Resolution, sought: bool) {
+        for (id, error) in &looked.troubles {
+            if self.troubles.get(id) != Some(&error.to_string()) {
+                tracing::warn!(interface = id, %error, "will try again");
+            }
+        }
+        self.troubles = looked.troubles.into_iter().map(|(id, e)| (id, e.to_string())).collect();
+        self.absent = found.absent;
+        let now = self.books.source.now();
+        (self.looked, self.waiting) = (now, self.waits_for(looked.is_more, sought, now));
     }
 
     /// What the next look waits for, after one at `now`.

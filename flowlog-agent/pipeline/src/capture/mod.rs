@@ -121,7 +121,7 @@ impl<N: Node> Capture<N> {
         let (mut capture, pending, spans) = Self::open(node, setup, fs, found, head)?;
         let first = capture.books.ledger.watched().next().is_none();
         capture.spans.extend(spans);
-        let (found, _) = capture.resolve(devices);
+        let (found, sought) = capture.resolve(devices);
         capture.stack(&found)?;
         capture.number(&found);
         for why in found.absent.values() {
@@ -132,26 +132,27 @@ impl<N: Node> Capture<N> {
         }
         let strict = capture.captures.iter().filter(|c| !c.wait).map(|c| capture.id(c));
         let strict: Vec<String> = strict.collect();
-        let problem = loop {
+        let looked = loop {
             match capture.watch_all(&found) {
-                Ok(mut looked) => {
-                    let problem = strict.iter().find_map(|id| looked.troubles.remove(id));
-                    if problem.is_some() || !looked.is_more || strict.is_empty() {
-                        break problem;
-                    }
-                }
-                Err(error) => break Some(error),
+                Ok(mut looked) => match strict.iter().find_map(|id| looked.troubles.remove(id)) {
+                    Some(error) => break Err(error),
+                    None if !looked.is_more || strict.is_empty() => break Ok(looked),
+                    None => {}
+                },
+                Err(error) => break Err(error),
             }
         };
-        if let Some(error) = problem {
-            if first {
-                // A capture that fails half-way is taken back: its pins would keep it. What it counted is in the journal.
-                let now = capture.books.source.now();
-                let _ = capture.finish(now);
+        match looked {
+            Ok(looked) => capture.note_look(looked, found, sought),
+            Err(error) => {
+                if first {
+                    // A capture that fails half-way is taken back: its pins would keep it. What it counted is in the journal.
+                    let now = capture.books.source.now();
+                    let _ = capture.finish(now);
+                }
+                return Err(error);
             }
-            return Err(error);
         }
-        capture.absent = found.absent;
         Ok((capture, pending))
     }
 

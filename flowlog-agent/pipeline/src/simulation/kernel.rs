@@ -133,17 +133,31 @@ impl SimKernel {
         self.lock().now = now;
     }
 
-    /// Every interface is here and can be hooked.
-    pub fn settle(&self) {
+    /// Every interface is here, has its own name and can be hooked. Returns whether that is a change the kernel tells of.
+    pub fn settle(&self) -> bool {
         let mut state = self.lock();
+        let mut told = false;
         for nic in NICS {
             if !state.devices.iter().any(|d| d.nic == nic) {
                 state.appear(nic);
+                told = true;
             }
         }
         for device in &mut state.devices {
-            (device.is_stubborn, device.dev.netns) = (false, Netns::at(1, None));
+            device.is_stubborn = false;
+            let settled = NetDev { name: name(device.nic), netns: Netns::at(1, None), ..device.dev.clone() };
+            told |= settled != device.dev;
+            device.dev = settled;
         }
+        told
+    }
+
+    /// Names of interfaces whose packets no hook counts.
+    pub fn uncounted(&self) -> Vec<String> {
+        let state = self.lock();
+        let counted: BTreeSet<u16> = state.counted().into_iter().map(|(nic, ..)| nic).collect();
+        let others = state.devices.iter().filter(|d| !counted.contains(&d.nic));
+        others.map(|d| d.dev.name.clone()).collect()
     }
 
     /// Something happens to an interface.

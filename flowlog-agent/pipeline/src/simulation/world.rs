@@ -176,7 +176,6 @@ impl World {
         self.disk.fill_from(None);
         self.weather.store_errors = false;
         self.store.behave();
-        self.kernel.settle();
         let was_restless = std::mem::take(&mut self.weather.restless);
         self.life(true).expect("nothing is wrong any more");
         let contents = runtime().block_on(self.shelf.contents());
@@ -214,14 +213,17 @@ impl World {
     /// One process from its start to its end; the last one ends the capture and delivers everything.
     fn life(&mut self, last: bool) -> Result<(), CaptureError> {
         let mut process = self.start()?;
-        for _ in 0..STEPS {
+        // Nobody says that an interface can be hooked from now on: the agent must try again by itself.
+        let settled = last && self.kernel.settle();
+        for step in 0..STEPS {
             let ns = i64::try_from(self.random.below(700_000_000)).unwrap_or(0);
             self.pass(ns);
             self.kernel.traffic(30);
-            let disturbed = self.weather.restless && self.random.once_in(3);
-            if disturbed {
+            let restless = self.weather.restless && self.random.once_in(3);
+            if restless {
                 self.kernel.disturb();
             }
+            let disturbed = restless || settled && step == 0;
             // Errors are waited for, as in the main loop.
             let _ = process.work(self.now, disturbed, &mut self.random);
             if self.random.once_in(4) {
@@ -229,6 +231,7 @@ impl World {
             }
         }
         if last {
+            assert_eq!(self.kernel.uncounted(), Vec::<String>::new(), "interfaces that are there and not captured");
             process.finish(self.now)?;
             self.upload(&process, Duration::from_hours(1));
             assert!(process.spool.is_empty(), "everything is delivered in the end");
