@@ -6,8 +6,7 @@ use async_trait::async_trait;
 use flowlog_control::{
     api,
     flow_logs::{
-        Answer, BucketProbe, CaptureOrder, Control, Parts, captures, principals::Principals, store::FlowLogStore,
-        worker,
+        Answer, BucketProbe, CaptureOrder, Parts, captures, control_plane, principals::Principals, store::FlowLogStore,
     },
     inventory::{
         BucketPlace,
@@ -131,7 +130,7 @@ impl Managed {
         let settings = manage.settings;
         let buckets = Arc::new(Probe(buckets));
         let parts = Parts { store, inventory, principals, buckets, settings, places_max, orders, status };
-        let control = Arc::new(Control::new(parts));
+        let (control, worker) = control_plane(parts);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the API"))?;
         let served = {
@@ -139,11 +138,10 @@ impl Managed {
             api::serve::listen(&manage.api)?
         };
         let thread = std::thread::Builder::new().name("api".to_owned());
-        let working = worker::run(control.clone());
         thread
             .spawn(move || {
                 runtime.block_on(async {
-                    tokio::join!(working, served.run(control));
+                    tokio::join!(worker.run(), served.run(Arc::new(control)));
                 });
             })
             .map_err(system("start the API"))?;

@@ -10,8 +10,8 @@ use flowlog_control::{
         node::{AuditLog, Draft, Selection},
     },
     flow_logs::{
-        change::Patch,
-        flow_log::State,
+        editor::Patch,
+        flow_log::{Properties, State},
         request::Progress,
         store::AuditEntry,
         summary::{Mark, Summary},
@@ -100,7 +100,8 @@ pub(super) fn run(args: RuleArgs) -> anyhow::Result<ExitCode> {
     let (output, client) = (agent.output, agent.client());
     match what {
         What::Add { resource, name, direction, action, bucket } => {
-            let draft = serde_json::to_value(Draft { resource, name, direction, action, bucket })?;
+            let properties = Properties { name, direction, action, bucket };
+            let draft = serde_json::to_value(Draft { resource, properties })?;
             shown(&client.post("flowlogs", &draft)?, output)
         }
         What::Validate { rule } => {

@@ -66,7 +66,7 @@ impl Limits {
 /// 401, 429.
 pub async fn known(parts: &Parts, app: &App) -> Result<Caller, ApiError> {
     let caller = match parts.extensions.get::<Peer>() {
-        Some(Peer::Unix { uid }) => app.control.principals().by_uid(*uid),
+        Some(Peer::Unix { uid }) => app.control.reader.principals().by_uid(*uid),
         Some(Peer::Tcp { address, .. }) => by_credentials(app, *address, &parts.headers).await?,
         None => None,
     };
@@ -81,7 +81,7 @@ pub async fn known(parts: &Parts, app: &App) -> Result<Caller, ApiError> {
 async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {
     let Some(given) = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()) else { return Ok(None) };
     let (scheme, value) = given.split_once(' ').unwrap_or((given, ""));
-    let principals = app.control.principals();
+    let principals = app.control.reader.principals();
     if scheme.eq_ignore_ascii_case("bearer") {
         let found = principals.by_token(value.trim());
         if found.is_none() {

@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::{
     Answer, App, Base, Body, CLOUD, RequestContext,
     error::ApiError,
-    model::{Collection, FlowLogBody, FlowLogProperties, FlowLogResource, folder, parent_path},
+    model::{Collection, FlowLogBody, FlowLogResource, folder, parent_path},
 };
 use crate::{
     flow_logs::{
         access::Caller,
-        change::Patch,
+        editor::Patch,
         flow_log::{FlowLog, Parent, Properties},
         request::Request,
     },
@@ -72,7 +72,7 @@ impl Place {
     /// 404.
     pub fn resource(&self, app: &App, caller: &Caller) -> Result<Resource, ApiError> {
         let id = self.resource.ok_or_else(|| ApiError::not_found("path"))?;
-        let resource = app.control.resource(caller, id)?;
+        let resource = app.control.reader.resource(caller, id)?;
         let right = Some(resource.kind) == self.kind
             && Some(resource.datacenter) == self.datacenter
             && resource.server == self.server;
@@ -82,7 +82,7 @@ impl Place {
     /// The flow log, likewise. Its parent may have left the inventory.
     fn flow_log(&self, app: &App, caller: &Caller) -> Result<FlowLog, ApiError> {
         let id = self.item.ok_or_else(|| ApiError::not_found("path"))?;
-        let flow_log = app.control.flow_log(caller, FlowLogId(id))?;
+        let flow_log = app.control.reader.flow_log(caller, FlowLogId(id))?;
         let Parent { kind, id: parent, datacenter, server } = flow_log.parent;
         let named = (self.kind, self.resource, self.datacenter, self.server);
         let right = named == (Some(kind), Some(parent), Some(datacenter), server);
@@ -91,7 +91,7 @@ impl Place {
 }
 
 fn on_wire(app: &App, base: &Base, flow_log: &FlowLog) -> FlowLogResource {
-    FlowLogResource::of(base, flow_log, app.control.is_busy(flow_log.id))
+    FlowLogResource::of(base, flow_log, app.control.reader.is_busy(flow_log.id))
 }
 
 /// 202, and where to ask how far it is.
@@ -101,21 +101,15 @@ fn accepted(base: &Base, request: &Request, body: impl IntoResponse) -> Response
 }
 
 /// All fields, or what is missing.
-fn complete(p: FlowLogProperties) -> Result<Properties, ApiError> {
-    let missing = |name: &str| format!("[(root).properties.{name}] `{name}` is required");
-    match (p.name, p.direction, p.action, p.bucket) {
-        (Some(name), Some(direction), Some(action), Some(bucket)) => Ok(Properties { name, direction, action, bucket }),
-        (name, direction, action, bucket) => {
-            let fields = [("name", name), ("direction", direction), ("action", action), ("bucket", bucket)];
-            Err(ApiError::invalid(fields.iter().filter(|(_, v)| v.is_none()).map(|(f, _)| missing(f)).collect()))
-        }
-    }
+fn complete(said: Patch) -> Result<Properties, ApiError> {
+    let words = |name: &str| format!("[(root).properties.{name}] `{name}` is required");
+    said.complete().map_err(|missing| ApiError::invalid(missing.into_iter().map(words).collect()))
 }
 
 /// GET of a list.
 pub async fn list(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
     let Resource { kind, id, datacenter, server, .. } = place.resource(&app, &caller)?;
-    let all = app.control.flow_logs(&caller, |f| f.parent.id == id);
+    let all = app.control.reader.flow_logs(&caller, |f| f.parent.id == id);
     let items = all.iter().map(|f| serde_json::to_value(on_wire(&app, &base, f)).unwrap_or_default()).collect();
     let path = format!("{}/flowlogs", parent_path(&Parent { kind, id, datacenter, server }));
     Ok(Json(Collection::of(&base, &path, items, page)))
@@ -127,7 +121,7 @@ pub async fn create(
     Body(body): Body<FlowLogBody>,
 ) -> Result<Response, ApiError> {
     let resource = place.resource(&app, &caller)?;
-    let (flow_log, request) = app.control.create(&caller, &resource, complete(body.properties)?)?;
+    let (flow_log, request) = app.control.editor.create(&caller, &resource, complete(body.properties)?)?;
     Ok(accepted(&base, &request, Json(on_wire(&app, &base, &flow_log))))
 }
 
@@ -148,21 +142,20 @@ pub async fn replace(
 /// PATCH: some fields.
 pub async fn patch(
     RequestContext { app, caller, place, base, .. }: RequestContext,
-    Body(p): Body<FlowLogProperties>,
+    Body(patch): Body<Patch>,
 ) -> Result<Response, ApiError> {
     let old = place.flow_log(&app, &caller)?;
-    let patch = Patch { name: p.name, direction: p.direction, action: p.action, bucket: p.bucket };
     change(&app, &caller, &base, old.id, patch)
 }
 
 fn change(app: &App, caller: &Caller, base: &Base, id: FlowLogId, patch: Patch) -> Result<Response, ApiError> {
-    let (flow_log, request) = app.control.change(caller, id, patch, true)?;
+    let (flow_log, request) = app.control.editor.change(caller, id, patch, true)?;
     Ok(accepted(base, &request, Json(on_wire(app, base, &flow_log))))
 }
 
 /// DELETE.
 pub async fn delete(RequestContext { app, caller, place, base, .. }: RequestContext) -> Result<Response, ApiError> {
     let flow_log = place.flow_log(&app, &caller)?;
-    let request = app.control.delete(&caller, flow_log.id)?;
+    let request = app.control.editor.delete(&caller, flow_log.id)?;
     Ok(accepted(&base, &request, ()))
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{Base, CLOUD};
 use crate::{
     flow_logs::{
+        editor::Patch,
         flow_log::{FlowLog, Parent, Properties, Stamp, State},
         join,
         request::{Progress, Request},
@@ -41,19 +42,6 @@ pub struct Metadata {
     pub message: Option<String>,
 }
 
-/// The fields of a flow log.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct FlowLogProperties {
-    /// Name; begins every object key after the prefix.
-    pub name: Option<String>,
-    /// `ACCEPTED`, `REJECTED` or `ALL`.
-    pub action: Option<String>,
-    /// `INGRESS`, `EGRESS` or `BIDIRECTIONAL`.
-    pub direction: Option<String>,
-    /// `bucket[/prefix]`.
-    pub bucket: Option<String>,
-}
-
 /// A flow log.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct FlowLogResource {
@@ -67,14 +55,14 @@ pub struct FlowLogResource {
     /// About it.
     pub metadata: Metadata,
     /// Its fields.
-    pub properties: FlowLogProperties,
+    pub properties: Properties,
 }
 
 /// The body of POST and PUT.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct FlowLogBody {
     /// Its fields.
-    pub properties: FlowLogProperties,
+    pub properties: Patch,
 }
 
 /// A page of a list.
@@ -246,18 +234,12 @@ impl FlowLogResource {
         let etag = format!("{}{:08x}", flow_log.id.0.simple(), flow_log.version);
         let mut metadata = metadata(&flow_log.created, &flow_log.modified, etag, state);
         metadata.message = (state == "FAILED").then(|| join(&flow_log.problems));
-        let Properties { name, direction, action, bucket } = flow_log.properties.clone();
         Self {
             id: flow_log.id.0,
             kind: "flow-log",
             href: format!("{}{CLOUD}/{}/flowlogs/{}", base.0, parent_path(&flow_log.parent), flow_log.id),
             metadata,
-            properties: FlowLogProperties {
-                name: Some(name),
-                action: Some(action),
-                direction: Some(direction),
-                bucket: Some(bucket),
-            },
+            properties: flow_log.properties.clone(),
         }
     }
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{Answer, Base, Body, NODE, RequestContext, error::ApiError, flow_logs::Place, model::RequestStatus};
 use crate::{
-    flow_logs::{change::Patch, flow_log::Properties, request::Request, store::AuditEntry, summary::Summary},
+    flow_logs::{editor::Patch, flow_log::Properties, request::Request, store::AuditEntry, summary::Summary},
     inventory::Contract,
 };
 
@@ -22,18 +22,12 @@ const AUDIT_SHOWN: usize = 1_000;
 
 /// A draft to be added.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Draft {
     /// NIC, NAT gateway or load balancer.
     pub resource: Uuid,
-    /// Name.
-    pub name: String,
-    /// Direction.
-    pub direction: String,
-    /// Action.
-    pub action: String,
-    /// `bucket[/prefix]`.
-    pub bucket: String,
+    /// Its fields, right or wrong.
+    #[serde(flatten)]
+    pub properties: Properties,
 }
 
 /// What is to be provisioned: these, or all drafts of the contract.
@@ -56,13 +50,13 @@ fn accepted(base: &Base, request: &Request) -> Response {
 
 /// GET of all flow logs.
 pub async fn list(RequestContext { app, caller, .. }: RequestContext) -> Answer<Vec<Summary>> {
-    let all = app.control.flow_logs(&caller, |_| true);
-    Ok(Json(all.into_iter().map(|f| app.control.summary(f)).collect()))
+    let all = app.control.reader.flow_logs(&caller, |_| true);
+    Ok(Json(all.into_iter().map(|f| app.control.reader.summary(f)).collect()))
 }
 
 /// GET of one.
 pub async fn show(RequestContext { app, caller, place, .. }: RequestContext) -> Answer<Summary> {
-    Ok(Json(app.control.summary(app.control.flow_log(&caller, id(&place)?)?)))
+    Ok(Json(app.control.reader.summary(app.control.reader.flow_log(&caller, id(&place)?)?)))
 }
 
 /// POST of a draft.
@@ -70,16 +64,15 @@ pub async fn add(
     RequestContext { app, caller, .. }: RequestContext,
     Body(draft): Body<Draft>,
 ) -> Result<Response, ApiError> {
-    let Draft { resource, name, direction, action, bucket } = draft;
-    let resource = app.control.resource(&caller, resource)?;
-    let flow_log = app.control.add(&caller, &resource, Properties { name, direction, action, bucket })?;
-    Ok((StatusCode::CREATED, Json(app.control.summary(flow_log))).into_response())
+    let resource = app.control.reader.resource(&caller, draft.resource)?;
+    let flow_log = app.control.editor.add(&caller, &resource, draft.properties)?;
+    Ok((StatusCode::CREATED, Json(app.control.reader.summary(flow_log))).into_response())
 }
 
 /// POST: check a draft.
 pub async fn validate(RequestContext { app, caller, place, .. }: RequestContext) -> Answer<Summary> {
-    let checked = app.control.validate(&caller, id(&place)?).await?;
-    Ok(Json(app.control.summary(checked)))
+    let checked = app.control.validator.validate(&caller, id(&place)?).await?;
+    Ok(Json(app.control.reader.summary(checked)))
 }
 
 /// PATCH.
@@ -87,13 +80,17 @@ pub async fn change(
     RequestContext { app, caller, place, .. }: RequestContext,
     Body(patch): Body<Patch>,
 ) -> Answer<Summary> {
-    let (changed, _) = app.control.change(&caller, id(&place)?, patch, false)?;
-    Ok(Json(app.control.summary(changed)))
+    if patch == Patch::default() {
+        let words = "[(root)] names no field that can be changed; there are `name`, `direction`, `action` and `bucket`";
+        return Err(ApiError::invalid(vec![words.to_owned()]));
+    }
+    let (changed, _) = app.control.editor.change(&caller, id(&place)?, patch, false)?;
+    Ok(Json(app.control.reader.summary(changed)))
 }
 
 /// DELETE.
 pub async fn delete(RequestContext { app, caller, place, base, .. }: RequestContext) -> Result<Response, ApiError> {
-    Ok(accepted(&base, &app.control.delete(&caller, id(&place)?)?))
+    Ok(accepted(&base, &app.control.editor.delete(&caller, id(&place)?)?))
 }
 
 /// POST: activate drafts.
@@ -106,19 +103,19 @@ pub async fn provision(
         Err(words) => return Err(ApiError::invalid(vec![words])),
     };
     let ids: Vec<FlowLogId> = selection.flow_logs.into_iter().map(FlowLogId).collect();
-    Ok(accepted(&base, &app.control.provision(&caller, &ids, contract.as_ref())?))
+    Ok(accepted(&base, &app.control.editor.provision(&caller, &ids, contract.as_ref())?))
 }
 
 /// GET of a request: answers when it is over, or after a while.
 pub async fn finished(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<RequestStatus> {
     let FlowLogId(id) = id(&place)?;
-    Ok(Json(RequestStatus::of(&base, &app.control.finished(&caller, id).await?)))
+    Ok(Json(RequestStatus::of(&base, &app.control.reader.finished(&caller, id).await?)))
 }
 
 /// GET of the inventory, as far as a caller sees it.
 pub async fn inventory(RequestContext { app, caller, .. }: RequestContext) -> Answer<Value> {
-    let loaded = app.control.inventory();
-    let taken = app.control.flow_logs(&caller, |_| true);
+    let loaded = app.control.reader.inventory();
+    let taken = app.control.reader.flow_logs(&caller, |_| true);
     let resources = loaded.inventory.resources.values().filter(|r| caller.sees(&r.contract)).map(|r| {
         let flow_log = taken.iter().find(|f| f.parent.id == r.id);
         json!({
@@ -144,6 +141,6 @@ pub struct AuditLog {
 
 /// GET of the audit log.
 pub async fn audit(RequestContext { app, caller, .. }: RequestContext) -> Answer<AuditLog> {
-    let entries = app.control.audit(&caller, AUDIT_SHOWN)?;
+    let entries = app.control.reader.audit(&caller, AUDIT_SHOWN)?;
     Ok(Json(AuditLog { path: format!("{NODE}/audit"), entries }))
 }

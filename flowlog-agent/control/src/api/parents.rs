@@ -60,7 +60,7 @@ fn seen<'a>(caller: &'a Caller, inventory: &'a Inventory) -> impl Iterator<Item 
 
 /// GET of `datacenters`.
 pub async fn datacenters(RequestContext { app, caller, base, page, .. }: RequestContext) -> Answer<Collection> {
-    let loaded = app.control.inventory();
+    let loaded = app.control.reader.inventory();
     let ids: BTreeSet<Uuid> = seen(&caller, &loaded.inventory).map(|r| r.datacenter).collect();
     let items = ids.into_iter().map(|id| datacenter(&base, id)).collect();
     Ok(Json(Collection::of(&base, "datacenters", items, page)))
@@ -83,12 +83,12 @@ fn known_server(caller: &Caller, inventory: &Inventory, place: &Place) -> Result
 
 /// GET of a data center.
 pub async fn show_datacenter(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
-    Ok(Json(datacenter(&base, known(&caller, &app.control.inventory().inventory, &place)?)))
+    Ok(Json(datacenter(&base, known(&caller, &app.control.reader.inventory().inventory, &place)?)))
 }
 
 /// GET of a data center's servers.
 pub async fn servers(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
-    let loaded = app.control.inventory();
+    let loaded = app.control.reader.inventory();
     let dc = known(&caller, &loaded.inventory, &place)?;
     let there = seen(&caller, &loaded.inventory).filter(|r| r.datacenter == dc);
     let ids: BTreeSet<Uuid> = there.filter_map(|r| r.server).collect();
@@ -98,13 +98,13 @@ pub async fn servers(RequestContext { app, caller, place, base, page }: RequestC
 
 /// GET of a server.
 pub async fn show_server(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
-    let (datacenter, id) = known_server(&caller, &app.control.inventory().inventory, &place)?;
+    let (datacenter, id) = known_server(&caller, &app.control.reader.inventory().inventory, &place)?;
     Ok(Json(server(&base, datacenter, id)))
 }
 
 /// GET of a list of NICs, gateways or balancers.
 pub async fn resources(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
-    let loaded = app.control.inventory();
+    let loaded = app.control.reader.inventory();
     let kind = place.kind.ok_or_else(|| ApiError::not_found("path"))?;
     let dc = known(&caller, &loaded.inventory, &place)?;
     let mut path = format!("datacenters/{dc}");

@@ -114,7 +114,14 @@ fn ours() -> Vec<Route> {
         route(Get, at("flowlogs"), "Sum all flow logs up", None, (200, None), get(node::list)),
         route(Post, at("flowlogs"), "Add a draft", Some("Draft"), (201, None), post(node::add)),
         route(Get, one.clone(), "Sum a flow log up", None, (200, None), get(node::show)),
-        route(Patch, one.clone(), "Change a draft, or a name", Some("Changes"), (200, None), patch(node::change)),
+        route(
+            Patch,
+            one.clone(),
+            "Change a draft, or a name",
+            Some("FlowLogProperties"),
+            (200, None),
+            patch(node::change),
+        ),
         route(Delete, one.clone(), "Delete a flow log", None, (202, status), delete(node::delete)),
         route(Post, format!("{one}/validate"), "Check a draft", None, (200, None), post(node::validate)),
         route(
@@ -165,12 +172,12 @@ pub fn router(app: App) -> Router {
     components(schemas(
         model::FlowLogResource,
         model::FlowLogBody,
-        model::FlowLogProperties,
+        crate::flow_logs::editor::Patch,
+        crate::flow_logs::flow_log::Properties,
         model::Collection,
         model::RequestStatus,
         error::ErrorBody,
         node::Draft,
-        crate::flow_logs::change::Patch,
         node::Selection
     ))
 )]

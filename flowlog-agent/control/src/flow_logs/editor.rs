@@ -1,20 +1,23 @@
 //! What callers can wish for. Each is checked as far as that goes at once, and written down in one transaction; what takes
 //! time becomes a [`Request`], which the worker carries out.
 
+use std::sync::Arc;
+
 use flowlog_model::{FlowLogId, rule::InvalidField};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    Control, Refused,
+    Refused,
     access::{Caller, Operation},
-    allowed, busy,
-    flow_log::{FlowLog, Parent, Properties, Stamp, State},
+    allowed,
+    flow_log::{FlowLog, Parent, Properties, Settings, Stamp, State},
+    reader::visible,
     request::{Progress, Request, Work},
     stamp,
-    store::{AuditEntry, Change, FlowLogStore},
-    visible,
+    store::{AuditEntry, Change, FlowLogStore, SharedStore},
 };
 use crate::inventory::{Contract, Resource};
 
@@ -25,18 +28,18 @@ const WAITING_PER_CONTRACT_MAX: usize = 1_000;
 /// Requests that are remembered after they are over: clients ask for a while.
 const REQUESTS_KEPT_MAX: usize = 5_000;
 
-/// A change of some fields.
+/// Some fields of a flow log: those that somebody says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-#[schema(as = Changes)]
+#[serde(default)]
+#[schema(as = FlowLogProperties)]
 pub struct Patch {
-    /// Name.
+    /// Name; begins every object key after the prefix.
     pub name: Option<String>,
-    /// Direction: of a draft.
+    /// `INGRESS`, `EGRESS` or `BIDIRECTIONAL`.
     pub direction: Option<String>,
-    /// Action: of a draft.
+    /// `ACCEPTED`, `REJECTED` or `ALL`.
     pub action: Option<String>,
-    /// Bucket: of a draft.
+    /// `bucket[/prefix]`.
     pub bucket: Option<String>,
 }
 
@@ -57,15 +60,43 @@ impl Patch {
         }
         .canonical()
     }
+
+    /// All fields.
+    ///
+    /// # Errors
+    /// Names of those that are missing.
+    pub fn complete(self) -> Result<Properties, Vec<&'static str>> {
+        match (self.name, self.direction, self.action, self.bucket) {
+            (Some(name), Some(direction), Some(action), Some(bucket)) => {
+                Ok(Properties { name, direction, action, bucket })
+            }
+            (name, direction, action, bucket) => {
+                let fields = [("name", name), ("direction", direction), ("action", action), ("bucket", bucket)];
+                Err(fields.into_iter().filter(|(_, value)| value.is_none()).map(|(field, _)| field).collect())
+            }
+        }
+    }
 }
 
-impl Control {
+/// See the module's head. Wakes the worker when there is something to carry out.
+pub struct Editor {
+    store: SharedStore,
+    /// For new flow logs.
+    settings: Settings,
+    work: Arc<Notify>,
+}
+
+impl Editor {
+    pub(super) fn new(store: SharedStore, settings: Settings, work: Arc<Notify>) -> Self {
+        Self { store, settings, work }
+    }
+
     /// Writes a draft down, right or wrong.
     ///
     /// # Errors
     /// If the caller may not, or there are too many.
     pub fn add(&self, caller: &Caller, resource: &Resource, properties: Properties) -> Result<FlowLog, Refused> {
-        let mut store = self.store();
+        let mut store = self.store.lock();
         let flow_log = self.new_flow_log(&store, caller, resource, properties)?;
         let changes = vec![Change::Put(Box::new(flow_log.clone())), audit(&stamp(caller), &flow_log, "draft added")];
         store.commit(changes)?;
@@ -82,7 +113,7 @@ impl Control {
         resource: &Resource,
         properties: Properties,
     ) -> Result<(FlowLog, Request), Refused> {
-        let mut store = self.store();
+        let mut store = self.store.lock();
         let flow_log = self.new_flow_log(&store, caller, resource, properties)?;
         flow_log.properties.check().map_err(Refused::Invalid)?;
         if let Some(other) = store.flow_logs().values().find(|f| f.parent.id == resource.id) {
@@ -146,7 +177,7 @@ impl Control {
         patch: Patch,
         activate: bool,
     ) -> Result<(FlowLog, Request), Refused> {
-        let mut store = self.store();
+        let mut store = self.store.lock();
         let old = visible(&store, caller, id)?.clone();
         let properties = patch.apply(&old.properties);
         let only_name = Properties { name: properties.name.clone(), ..old.properties.clone() } == properties;
@@ -154,7 +185,7 @@ impl Control {
         let operation = if only_name && !activate { Operation::Rename } else { Operation::Change };
         let operation = if only_name && active { Operation::Rename } else { operation };
         allowed(caller, operation, &old.contract, &format!("flow log {id}"))?;
-        if busy(&store, id) || matches!(old.state, State::Provisioning | State::Deleting) {
+        if store.is_busy(id) || matches!(old.state, State::Provisioning | State::Deleting) {
             return Err(Refused::Conflict(format!("flow log {id} is being changed; try again when that is done")));
         }
         if active && !only_name {
@@ -195,7 +226,7 @@ impl Control {
         ids: &[FlowLogId],
         contract: Option<&Contract>,
     ) -> Result<Request, Refused> {
-        let mut store = self.store();
+        let mut store = self.store.lock();
         let mut flow_logs = Vec::new();
         for id in ids {
             flow_logs.push(visible(&store, caller, *id)?.clone());
@@ -214,7 +245,7 @@ impl Control {
                     "flow logs of several contracts are not provisioned together".to_owned(),
                 ));
             }
-            if busy(&store, f.id) || !matches!(f.state, State::Draft | State::Validated) {
+            if store.is_busy(f.id) || !matches!(f.state, State::Draft | State::Validated) {
                 return Err(Refused::Conflict(format!("flow log {} is active or being changed already", f.id)));
             }
         }
@@ -233,7 +264,7 @@ impl Control {
     /// # Errors
     /// If the caller may not.
     pub fn delete(&self, caller: &Caller, id: FlowLogId) -> Result<Request, Refused> {
-        let mut store = self.store();
+        let mut store = self.store.lock();
         let flow_log = visible(&store, caller, id)?.clone();
         allowed(caller, Operation::Delete, &flow_log.contract, &format!("flow log {id}"))?;
         let deleting = |r: &&Request| !r.progress.is_over() && r.work == Work::Delete(id);

@@ -11,6 +11,7 @@ use flowlog_model::{
     rule::{Action, Directions, InvalidField, Name, bucket_and_prefix},
 };
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::inventory::{Contract, Interface, Kind};
@@ -66,7 +67,7 @@ impl State {
 }
 
 /// What a customer says, as it was said: a draft may be wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Properties {
     /// Name.
     pub name: String,

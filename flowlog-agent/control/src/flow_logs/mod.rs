@@ -5,49 +5,48 @@
 //! * [`flow_log`], [`request`]: the things that are kept, and their states;
 //! * [`store`]: keeping them, transactionally;
 //! * [`captures`]: what the kernel is to do, as a function of the store and the inventory;
-//! * [`change`]: what callers can wish for; all of it is quick;
-//! * [`validate`]: the checks behind the green light;
+//! * [`reader`]: what callers see;
+//! * [`editor`]: what callers can wish for; all of it is quick;
+//! * [`validator`]: the checks behind the green light;
 //! * [`summary`]: what a person wants to know about one;
 //! * [`worker`]: carries requests out, and goes on with them after a restart.
+//!
+//! The reader, the editor, the validator and the worker share the store and nothing else. The editor wakes the worker.
 //!
 //! How a wish is spelled on the wire does not belong here ([`crate::api`]), nor how packets are captured (the crate of the pipeline).
 
 pub mod access;
 pub mod captures;
-pub mod change;
+pub mod editor;
 pub mod flow_log;
 pub mod principals;
+pub mod reader;
 pub mod request;
 pub mod store;
 pub mod summary;
-pub mod validate;
+pub mod validator;
 pub mod worker;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use access::{Access, Caller, Operation};
 use async_trait::async_trait;
-use flow_log::{FlowLog, Settings, Stamp};
+use editor::Editor;
+use flow_log::{Settings, Stamp};
 use flowlog_host::clock;
 use flowlog_model::{
-    CaptureSpec, FlowLogId,
+    CaptureSpec,
     rule::{InvalidField, Location},
     status::{CaptureState, Status},
 };
 use principals::Principals;
-use request::Request;
-use store::{AuditEntry, FlowLogStore, RulesError};
+use reader::Reader;
+use store::{FlowLogStore, RulesError, SharedStore};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use uuid::Uuid;
+use validator::Validator;
+use worker::Worker;
 
-use crate::inventory::{Contract, Resource, load::Loaded};
-
-/// How long somebody may wait for a request with one question.
-pub const LONG_POLL: Duration = Duration::from_secs(20);
+use crate::inventory::{Contract, load::Loaded};
 
 /// An order to the agent: capture this, and nothing else.
 pub struct CaptureOrder {
@@ -99,9 +98,9 @@ pub fn join(problems: &[InvalidField]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// The dependencies of [`Control`].
+/// The dependencies of the control plane.
 pub struct Parts {
-    /// The rule store.
+    /// The flow logs, requests and the audit log.
     pub store: FlowLogStore,
     /// The inventory, as of now and later.
     pub inventory: watch::Receiver<Arc<Loaded>>,
@@ -119,149 +118,27 @@ pub struct Parts {
     pub status: watch::Receiver<Arc<Status>>,
 }
 
-/// See the module's head.
+/// What the API calls.
 pub struct Control {
-    store: Mutex<FlowLogStore>,
-    inventory: watch::Receiver<Arc<Loaded>>,
-    principals: watch::Receiver<Arc<Principals>>,
-    buckets: Arc<dyn BucketProbe>,
-    settings: Settings,
-    places_max: usize,
-    orders: mpsc::Sender<CaptureOrder>,
-    status: watch::Receiver<Arc<Status>>,
-    /// There is something to do.
-    work: Notify,
-    /// One order at a time.
-    ordering: tokio::sync::Mutex<()>,
+    /// What callers see.
+    pub reader: Reader,
+    /// What callers wish for.
+    pub editor: Editor,
+    /// The checks behind the green light.
+    pub validator: Arc<Validator>,
 }
 
-impl Control {
-    /// Takes over the store. [`worker`] must run for requests to be carried out.
-    #[must_use]
-    pub fn new(parts: Parts) -> Self {
-        let Parts { store, inventory, principals, buckets, settings, places_max, orders, status } = parts;
-        Self {
-            store: Mutex::new(store),
-            inventory,
-            principals,
-            buckets,
-            settings,
-            places_max,
-            orders,
-            status,
-            work: Notify::new(),
-            ordering: tokio::sync::Mutex::new(()),
-        }
-    }
-
-    fn store(&self) -> MutexGuard<'_, FlowLogStore> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The inventory as of now.
-    #[must_use]
-    pub fn inventory(&self) -> Arc<Loaded> {
-        self.inventory.borrow().clone()
-    }
-
-    /// The principals as of now.
-    #[must_use]
-    pub fn principals(&self) -> Arc<Principals> {
-        self.principals.borrow().clone()
-    }
-
-    /// How every capture is doing.
-    #[must_use]
-    pub fn status(&self) -> Arc<Status> {
-        self.status.borrow().clone()
-    }
-
-    /// A resource that a caller sees.
-    ///
-    /// # Errors
-    /// [`Refused::NotFound`].
-    pub fn resource(&self, caller: &Caller, id: Uuid) -> Result<Resource, Refused> {
-        let loaded = self.inventory();
-        let resource = loaded.inventory.resources.get(&id).filter(|r| caller.sees(&r.contract));
-        resource.cloned().ok_or_else(|| Refused::NotFound(format!("resource {id}")))
-    }
-
-    /// Flow logs that a caller sees, the oldest first.
-    #[must_use]
-    pub fn flow_logs(&self, caller: &Caller, wanted: impl Fn(&FlowLog) -> bool) -> Vec<FlowLog> {
-        let store = self.store();
-        let seen = store.flow_logs().values().filter(|f| caller.sees(&f.contract) && wanted(f));
-        let mut all: Vec<FlowLog> = seen.cloned().collect();
-        all.sort_by_key(|f| (f.created.at_secs, f.id));
-        all
-    }
-
-    /// A flow log that a caller sees.
-    ///
-    /// # Errors
-    /// [`Refused::NotFound`].
-    pub fn flow_log(&self, caller: &Caller, id: FlowLogId) -> Result<FlowLog, Refused> {
-        visible(&self.store(), caller, id).cloned()
-    }
-
-    /// A request that a caller sees.
-    ///
-    /// # Errors
-    /// [`Refused::NotFound`].
-    pub fn request(&self, caller: &Caller, id: Uuid) -> Result<Request, Refused> {
-        let store = self.store();
-        let request = store.requests().get(&id).filter(|r| caller.sees(&r.contract));
-        request.cloned().ok_or_else(|| Refused::NotFound(format!("request {id}")))
-    }
-
-    /// A request that a caller sees, when it is over, or as it is after [`LONG_POLL`].
-    ///
-    /// # Errors
-    /// [`Refused::NotFound`].
-    pub async fn finished(&self, caller: &Caller, id: Uuid) -> Result<Request, Refused> {
-        let mut changes = self.store().changes();
-        let over = async {
-            while !self.request(caller, id)?.progress.is_over() && changes.changed().await.is_ok() {}
-            self.request(caller, id)
-        };
-        tokio::time::timeout(LONG_POLL, over).await.unwrap_or_else(|_| self.request(caller, id))
-    }
-
-    /// Requests that a caller sees, the newest first.
-    #[must_use]
-    pub fn requests(&self, caller: &Caller) -> Vec<Request> {
-        let store = self.store();
-        let mut all: Vec<Request> = store.requests().values().filter(|r| caller.sees(&r.contract)).cloned().collect();
-        all.sort_by_key(|r| std::cmp::Reverse(r.number));
-        all
-    }
-
-    /// Whether a flow log has a request that is not over.
-    #[must_use]
-    pub fn is_busy(&self, id: FlowLogId) -> bool {
-        busy(&self.store(), id)
-    }
-
-    /// The last `most` entries of the audit log that a caller may read, newest first.
-    ///
-    /// # Errors
-    /// [`Refused::Forbidden`].
-    pub fn audit(&self, caller: &Caller, most: usize) -> Result<Vec<AuditEntry>, Refused> {
-        if let Some(contract) = caller.contract() {
-            allowed(caller, Operation::Audit, contract, "the audit log")?;
-        }
-        let may = |contract: &Contract| caller.may(Operation::Audit, contract) == Access::Granted;
-        Ok(self.store().audit(most, |entry| may(&entry.contract))?)
-    }
-}
-
-fn visible<'a>(store: &'a FlowLogStore, caller: &Caller, id: FlowLogId) -> Result<&'a FlowLog, Refused> {
-    let found = store.flow_logs().get(&id).filter(|f| caller.sees(&f.contract));
-    found.ok_or_else(|| Refused::NotFound(format!("flow log {id}")))
-}
-
-fn busy(store: &FlowLogStore, id: FlowLogId) -> bool {
-    store.requests().values().any(|r| !r.progress.is_over() && r.work.flow_logs().contains(&id))
+/// Takes over the store. The worker must run for requests to be carried out.
+#[must_use]
+pub fn control_plane(parts: Parts) -> (Control, Worker) {
+    let Parts { store, inventory, principals, buckets, settings, places_max, orders, status } = parts;
+    let (store, work) = (SharedStore::new(store), Arc::new(Notify::new()));
+    let validator = Arc::new(Validator::new(store.clone(), inventory.clone(), buckets, places_max));
+    let worker =
+        Worker::new(store.clone(), inventory.clone(), principals.clone(), validator.clone(), orders, work.clone());
+    let editor = Editor::new(store.clone(), settings, work);
+    let reader = Reader::new(store, inventory, principals, status);
+    (Control { reader, editor, validator }, worker)
 }
 
 /// Refuses what a caller may not do.

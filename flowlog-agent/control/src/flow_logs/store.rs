@@ -8,6 +8,7 @@ use std::{
     fs::OpenOptions,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use flowlog_host::fault;
@@ -104,6 +105,24 @@ pub struct FlowLogStore {
     changed: watch::Sender<()>,
 }
 
+/// The store, shared by those who read it and those who change it. A change is checked and committed under one lock.
+#[derive(Clone)]
+pub struct SharedStore(Arc<Mutex<FlowLogStore>>);
+
+impl SharedStore {
+    /// Shares a store.
+    #[must_use]
+    pub fn new(store: FlowLogStore) -> Self {
+        Self(Arc::new(Mutex::new(store)))
+    }
+
+    /// The store, for this caller alone until the guard is dropped. Never held while somebody is waited for.
+    pub fn lock(&self) -> MutexGuard<'_, FlowLogStore> {
+        // A commit is all or nothing: whoever panicked has left the store whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl FlowLogStore {
     /// Opens the store of a state directory, or makes it. What a crash interrupted is as if it had not begun.
     ///
@@ -189,6 +208,12 @@ impl FlowLogStore {
     #[must_use]
     pub fn requests(&self) -> &BTreeMap<Uuid, Request> {
         &self.requests
+    }
+
+    /// Whether a flow log has a request that is not over.
+    #[must_use]
+    pub fn is_busy(&self, id: FlowLogId) -> bool {
+        self.requests.values().any(|r| !r.progress.is_over() && r.work.flow_logs().contains(&id))
     }
 
     /// Tells when something has changed.

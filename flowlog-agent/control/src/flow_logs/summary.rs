@@ -1,14 +1,10 @@
 //! What a person wants to know about a flow log: what it is, how it is doing, and whether that is good.
 
-use flowlog_host::clock;
-use flowlog_model::status::{CaptureState, RouteState, RuleStatus};
+use flowlog_model::status::{CaptureState, RouteState, RuleStatus, Status};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{
-    Control,
-    flow_log::{FlowLog, State},
-};
+use super::flow_log::{FlowLog, State};
 
 /// Good, not good yet, or bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -38,13 +34,12 @@ pub struct Summary {
     pub lag_secs: i64,
 }
 
-impl Control {
-    /// Sums a flow log up.
+impl Summary {
+    /// Sums a flow log up, as it is doing at this time.
     #[must_use]
-    pub fn summary(&self, flow_log: FlowLog) -> Summary {
-        let status = self.status();
+    pub fn of(flow_log: FlowLog, status: &Status, now_secs: i64) -> Self {
         let captures = status.rules.iter().filter(|r| r.rule_id == Some(flow_log.id)).cloned().collect();
-        summarise(flow_log, captures, clock::now().wall.secs())
+        summarise(flow_log, captures, now_secs)
     }
 }
 

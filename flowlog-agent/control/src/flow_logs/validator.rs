@@ -1,37 +1,57 @@
 //! The green light: everything that must hold before a flow log may capture. All problems are found at once, each with
 //! field, value and remedy.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use flowlog_model::{
     FlowLogId,
     rule::{InvalidField, Location},
 };
 
+use tokio::sync::watch;
+
 use super::{
-    Control, Refused,
+    BucketProbe, Refused,
     access::{Access, Caller, Operation},
     allowed,
     captures::{interfaces, target},
-    change::{audit, touch},
+    editor::{audit, touch},
     flow_log::{Checked, FlowLog, State},
+    reader::visible,
     stamp,
-    store::{Change, FlowLogStore},
-    visible,
+    store::{Change, FlowLogStore, SharedStore},
 };
-use crate::inventory::{BucketPlace, Inventory};
+use crate::inventory::{BucketPlace, Inventory, load::Loaded};
 
 /// How long a bucket may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
-impl Control {
+/// See the module's head.
+pub struct Validator {
+    store: SharedStore,
+    inventory: watch::Receiver<Arc<Loaded>>,
+    buckets: Arc<dyn BucketProbe>,
+    /// Interfaces that there is room for in the kernel's maps.
+    places_max: usize,
+}
+
+impl Validator {
+    pub(super) fn new(
+        store: SharedStore,
+        inventory: watch::Receiver<Arc<Loaded>>,
+        buckets: Arc<dyn BucketProbe>,
+        places_max: usize,
+    ) -> Self {
+        Self { store, inventory, buckets, places_max }
+    }
+
     /// Checks a draft; it becomes validated if nothing is wrong, and a draft again if something is.
     ///
     /// # Errors
     /// If the caller may not, or it is not a draft.
     pub async fn validate(&self, caller: &Caller, id: FlowLogId) -> Result<FlowLog, Refused> {
         let flow_log = {
-            let store = self.store();
+            let store = self.store.lock();
             let flow_log = visible(&store, caller, id)?.clone();
             allowed(caller, Operation::Validate, &flow_log.contract, &format!("flow log {id}"))?;
             flow_log
@@ -40,10 +60,10 @@ impl Control {
             return Err(Refused::Conflict(format!("flow log {id} has been provisioned; it was validated for that")));
         }
         let problems = self.problems(caller, &flow_log, std::slice::from_ref(&flow_log)).await;
-        let mut store = self.store();
+        let mut store = self.store.lock();
         // It may have changed meanwhile.
         let now = visible(&store, caller, id)?;
-        if now.version != flow_log.version || super::busy(&store, id) {
+        if now.version != flow_log.version || store.is_busy(id) {
             return Err(Refused::Conflict(format!("flow log {id} was changed meanwhile; validate it again")));
         }
         let mut new = now.clone();
@@ -57,7 +77,7 @@ impl Control {
 
     /// Everything that is wrong with a flow log which is to be activated together with all of `batch`.
     pub(super) async fn problems(&self, caller: &Caller, flow_log: &FlowLog, batch: &[FlowLog]) -> Vec<InvalidField> {
-        let loaded = self.inventory();
+        let loaded = self.inventory.borrow().clone();
         let (checked, mut problems) = match flow_log.properties.check() {
             Ok(checked) => (Some(checked), Vec::new()),
             Err(problems) => (None, problems),
@@ -65,7 +85,7 @@ impl Control {
         problems.extend(parent_problem(flow_log, &loaded.inventory));
         problems.extend(permission_problem(caller, flow_log));
         {
-            let store = self.store();
+            let store = self.store.lock();
             problems.extend(only_one(&store, flow_log, batch));
             problems.extend(self.room_problem(&store, batch, &loaded.inventory));
         }

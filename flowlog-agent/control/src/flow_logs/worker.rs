@@ -15,19 +15,24 @@ use std::{
 use flowlog_host::{clock, fault};
 use flowlog_model::{FlowLogId, interface::Selector, rule::InvalidField, status::CaptureState};
 use futures_util::{FutureExt as _, StreamExt as _, stream};
-use tokio::{sync::oneshot, task::JoinSet};
+use tokio::{
+    sync::{Mutex, Notify, mpsc, oneshot, watch},
+    task::JoinSet,
+};
 
 use super::{
-    CaptureOrder, Control,
+    CaptureOrder,
     access::Caller,
     captures,
-    change::audit,
+    editor::audit,
     flow_log::{FlowLog, Stamp, State},
     join,
+    principals::Principals,
     request::{Progress, Request, Work},
-    store::{Change, RulesError},
+    store::{Change, RulesError, SharedStore},
+    validator::Validator,
 };
-use crate::inventory::{Contract, Inventory};
+use crate::inventory::{Contract, Inventory, load::Loaded};
 
 /// Pause before an order that the agent could not carry out, or a transaction that failed, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -35,60 +40,85 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Flow logs of one request that are checked at the same time: a bucket that does not answer holds its place for a while.
 const CHECKS_MAX: usize = 32;
 
-/// Runs for ever.
-pub async fn run(control: Arc<Control>) {
-    let (mut busy, mut tasks) = (BTreeSet::new(), JoinSet::new());
-    let mut inventory = control.inventory.clone();
-    // The inventory may have changed while no agent ran: the first round compares the store with it.
-    inventory.mark_changed();
-    loop {
-        for request in control.waiting(&busy) {
-            busy.insert(request.contract.clone());
-            tasks.spawn(carry_out(control.clone(), request));
-        }
-        tokio::select! {
-            () = control.work.notified() => {}
-            Ok(()) = inventory.changed() => {
-                control.follow_inventory().await;
+/// The cloud API's words for it.
+const DONE: &str = "Request has been successfully executed";
+
+/// See the module's head.
+pub struct Worker {
+    store: SharedStore,
+    inventory: watch::Receiver<Arc<Loaded>>,
+    principals: watch::Receiver<Arc<Principals>>,
+    validator: Arc<Validator>,
+    /// The way to the agent.
+    orders: mpsc::Sender<CaptureOrder>,
+    /// One order at a time.
+    ordering: Mutex<()>,
+    /// There is something to do.
+    work: Arc<Notify>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        store: SharedStore,
+        inventory: watch::Receiver<Arc<Loaded>>,
+        principals: watch::Receiver<Arc<Principals>>,
+        validator: Arc<Validator>,
+        orders: mpsc::Sender<CaptureOrder>,
+        work: Arc<Notify>,
+    ) -> Self {
+        Self { store, inventory, principals, validator, orders, ordering: Mutex::new(()), work }
+    }
+
+    /// Runs for ever.
+    pub async fn run(self) {
+        let worker = Arc::new(self);
+        let (mut busy, mut tasks) = (BTreeSet::new(), JoinSet::new());
+        let mut inventory = worker.inventory.clone();
+        // The inventory may have changed while no agent ran: the first round compares the store with it.
+        inventory.mark_changed();
+        loop {
+            for request in worker.waiting(&busy) {
+                busy.insert(request.contract.clone());
+                let worker = worker.clone();
+                tasks.spawn(async move { worker.carry_out(request).await });
             }
-            Some(ended) = tasks.join_next() => match ended {
-                Ok(contract) => drop(busy.remove(&contract)),
+            tokio::select! {
+                () = worker.work.notified() => {}
+                Ok(()) = inventory.changed() => worker.follow_inventory().await,
+                Some(ended) = tasks.join_next() => match ended {
+                    Ok(contract) => drop(busy.remove(&contract)),
+                    Err(error) => {
+                        // Only a bug of ours ends a task so. Its request is still in the store, and is carried out again.
+                        tracing::error!(%error, "a request ended by itself");
+                        busy.clear();
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries one request out; returns its contract.
+    async fn carry_out(&self, request: Request) -> Contract {
+        loop {
+            let result = match &request.work {
+                Work::Provision(_) => self.carry_out_provision(&request).await,
+                Work::Delete(id) => self.carry_out_delete(&request, *id).await,
+                Work::Changed(_) => self.rewrite(&request, &[], Some((Progress::Done, DONE.to_owned())), |_| None),
+            };
+            match result {
+                Ok(()) => return request.contract,
                 Err(error) => {
-                    // Only a bug of ours ends a task so. Its request is still in the store, and is carried out again.
-                    tracing::error!(%error, "a request ended by itself");
-                    busy.clear();
+                    tracing::error!(%error, request = %request.id, "will try again");
                     tokio::time::sleep(RETRY).await;
                 }
             }
         }
     }
-}
 
-/// Carries one request out; returns its contract.
-async fn carry_out(control: Arc<Control>, request: Request) -> Contract {
-    loop {
-        let result = match &request.work {
-            Work::Provision(_) => control.carry_out_provision(&request).await,
-            Work::Delete(id) => control.carry_out_delete(&request, *id).await,
-            Work::Changed(_) => control.rewrite(&request, &[], Some((Progress::Done, DONE.to_owned())), |_| None),
-        };
-        match result {
-            Ok(()) => return request.contract,
-            Err(error) => {
-                tracing::error!(%error, request = %request.id, "will try again");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-    }
-}
-
-/// The cloud API's words for it.
-const DONE: &str = "Request has been successfully executed";
-
-impl Control {
     /// The next request of every contract that has none under way.
     fn waiting(&self, busy: &BTreeSet<Contract>) -> Vec<Request> {
-        let store = self.store();
+        let store = self.store.lock();
         let mut waiting: Vec<&Request> = store.requests().values().filter(|r| !r.progress.is_over()).collect();
         waiting.sort_by_key(|r| r.number);
         let mut next: BTreeMap<&Contract, &Request> = BTreeMap::new();
@@ -100,7 +130,7 @@ impl Control {
 
     fn running(&self, request: &Request) -> Result<(), RulesError> {
         let running = Request { progress: Progress::Running, ..request.clone() };
-        self.store().commit(vec![Change::Request(Box::new(running))])
+        self.store.lock().commit(vec![Change::Request(Box::new(running))])
     }
 
     /// Changes flow logs as they are now, all in one transaction, which ends the request if it says how.
@@ -111,7 +141,7 @@ impl Control {
         end: Option<(Progress, String)>,
         mut change: impl FnMut(&mut FlowLog) -> Option<&'static str>,
     ) -> Result<(), RulesError> {
-        let mut store = self.store();
+        let mut store = self.store.lock();
         let mut changes = Vec::new();
         let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
         for mut flow_log in ids.iter().filter_map(|id| store.flow_logs().get(id).cloned()) {
@@ -129,7 +159,7 @@ impl Control {
     async fn carry_out_provision(&self, request: &Request) -> Result<(), RulesError> {
         self.running(request)?;
         let named: Vec<FlowLog> = {
-            let store = self.store();
+            let store = self.store.lock();
             request.work.flow_logs().iter().filter_map(|id| store.flow_logs().get(id).cloned()).collect()
         };
         let waiting: Vec<FlowLog> = named.into_iter().filter(|f| f.state != State::Active).collect();
@@ -154,7 +184,7 @@ impl Control {
         let states = self.order().await;
         fault::point("rules_ordered");
         let troubles: BTreeMap<FlowLogId, InvalidField> = {
-            let store = self.store();
+            let store = self.store.lock();
             let batch = ids.iter().filter_map(|id| store.flow_logs().get(id));
             batch.filter_map(|f| Some((f.id, trouble(f, &states)?))).collect()
         };
@@ -173,14 +203,14 @@ impl Control {
         // The checks need the caller of the request, with the privileges that it has now.
         let caller = match request.asked.by_id {
             id if id.is_nil() => Some(Caller::Operator),
-            id => self.principals().get(id).map(Caller::Principal),
+            id => self.principals.borrow().get(id).map(Caller::Principal),
         };
         let Some(caller) = caller else {
             let message = format!("`{}`, who asked for this, is not known any more", request.asked.by);
             self.rewrite(request, &[], Some((Progress::Failed, message)), |_| None)?;
             return Ok(false);
         };
-        let checks: Vec<_> = pending.iter().map(|f| self.problems(&caller, f, pending).boxed()).collect();
+        let checks: Vec<_> = pending.iter().map(|f| self.validator.problems(&caller, f, pending).boxed()).collect();
         let checked: Vec<Vec<InvalidField>> = stream::iter(checks).buffered(CHECKS_MAX).collect().await;
         if checked.iter().all(Vec::is_empty) {
             return Ok(true);
@@ -220,7 +250,7 @@ impl Control {
 
     async fn carry_out_delete(&self, request: &Request, id: FlowLogId) -> Result<(), RulesError> {
         self.running(request)?;
-        let state = self.store().flow_logs().get(&id).map(|f| f.state);
+        let state = self.store.lock().flow_logs().get(&id).map(|f| f.state);
         if matches!(state, Some(State::Active | State::Deleting)) {
             self.rewrite(request, &[id], None, |f| {
                 f.state = State::Deleting;
@@ -230,7 +260,7 @@ impl Control {
             self.order().await;
             fault::point("rules_ended");
         }
-        let mut store = self.store();
+        let mut store = self.store.lock();
         let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
         let done = Request { progress: Progress::Done, message: DONE.to_owned(), ..request.clone() };
         let mut changes = vec![Change::Request(Box::new(done))];
@@ -245,8 +275,8 @@ impl Control {
     async fn order(&self) -> BTreeMap<String, CaptureState> {
         let _one = self.ordering.lock().await;
         loop {
-            let loaded = self.inventory();
-            let captures = captures::captures(self.store().flow_logs(), &loaded.inventory);
+            let loaded = self.inventory.borrow().clone();
+            let captures = captures::captures(self.store.lock().flow_logs(), &loaded.inventory);
             let (done, answer) = oneshot::channel();
             let sent = self.orders.send(CaptureOrder { captures, done }).await;
             match answer.await {
@@ -260,7 +290,7 @@ impl Control {
     }
 
     fn remember_interfaces(&self, inventory: &Inventory) {
-        let mut store = self.store();
+        let mut store = self.store.lock();
         let mut changes = Vec::new();
         for flow_log in store.flow_logs().values() {
             let (interfaces, _) = captures::interfaces(flow_log, inventory);
@@ -278,7 +308,7 @@ impl Control {
 
     /// The inventory has changed: flow logs remember their interfaces, and the agent captures them where they are now.
     async fn follow_inventory(&self) {
-        let loaded = self.inventory();
+        let loaded = self.inventory.borrow().clone();
         loaded.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
         self.remember_interfaces(&loaded.inventory);
         self.order().await;

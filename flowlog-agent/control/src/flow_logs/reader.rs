@@ -1,0 +1,144 @@
+//! What callers see: nothing of contracts that are not theirs.
+
+use std::{sync::Arc, time::Duration};
+
+use flowlog_host::clock;
+use flowlog_model::{FlowLogId, status::Status};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::{
+    Refused,
+    access::{Access, Caller, Operation},
+    allowed,
+    flow_log::FlowLog,
+    principals::Principals,
+    request::Request,
+    store::{AuditEntry, FlowLogStore, SharedStore},
+    summary::Summary,
+};
+use crate::inventory::{Contract, Resource, load::Loaded};
+
+/// How long somebody may wait for a request with one question.
+pub const LONG_POLL: Duration = Duration::from_secs(20);
+
+/// See the module's head.
+pub struct Reader {
+    store: SharedStore,
+    inventory: watch::Receiver<Arc<Loaded>>,
+    principals: watch::Receiver<Arc<Principals>>,
+    status: watch::Receiver<Arc<Status>>,
+}
+
+impl Reader {
+    pub(super) fn new(
+        store: SharedStore,
+        inventory: watch::Receiver<Arc<Loaded>>,
+        principals: watch::Receiver<Arc<Principals>>,
+        status: watch::Receiver<Arc<Status>>,
+    ) -> Self {
+        Self { store, inventory, principals, status }
+    }
+
+    /// The inventory as of now.
+    #[must_use]
+    pub fn inventory(&self) -> Arc<Loaded> {
+        self.inventory.borrow().clone()
+    }
+
+    /// The principals as of now.
+    #[must_use]
+    pub fn principals(&self) -> Arc<Principals> {
+        self.principals.borrow().clone()
+    }
+
+    /// Sums a flow log up.
+    #[must_use]
+    pub fn summary(&self, flow_log: FlowLog) -> Summary {
+        Summary::of(flow_log, &self.status.borrow(), clock::now().wall.secs())
+    }
+
+    /// A resource that a caller sees.
+    ///
+    /// # Errors
+    /// [`Refused::NotFound`].
+    pub fn resource(&self, caller: &Caller, id: Uuid) -> Result<Resource, Refused> {
+        let loaded = self.inventory();
+        let resource = loaded.inventory.resources.get(&id).filter(|r| caller.sees(&r.contract));
+        resource.cloned().ok_or_else(|| Refused::NotFound(format!("resource {id}")))
+    }
+
+    /// Flow logs that a caller sees, the oldest first.
+    #[must_use]
+    pub fn flow_logs(&self, caller: &Caller, wanted: impl Fn(&FlowLog) -> bool) -> Vec<FlowLog> {
+        let store = self.store.lock();
+        let seen = store.flow_logs().values().filter(|f| caller.sees(&f.contract) && wanted(f));
+        let mut all: Vec<FlowLog> = seen.cloned().collect();
+        all.sort_by_key(|f| (f.created.at_secs, f.id));
+        all
+    }
+
+    /// A flow log that a caller sees.
+    ///
+    /// # Errors
+    /// [`Refused::NotFound`].
+    pub fn flow_log(&self, caller: &Caller, id: FlowLogId) -> Result<FlowLog, Refused> {
+        visible(&self.store.lock(), caller, id).cloned()
+    }
+
+    /// A request that a caller sees.
+    ///
+    /// # Errors
+    /// [`Refused::NotFound`].
+    pub fn request(&self, caller: &Caller, id: Uuid) -> Result<Request, Refused> {
+        let store = self.store.lock();
+        let request = store.requests().get(&id).filter(|r| caller.sees(&r.contract));
+        request.cloned().ok_or_else(|| Refused::NotFound(format!("request {id}")))
+    }
+
+    /// A request that a caller sees, when it is over, or as it is after [`LONG_POLL`].
+    ///
+    /// # Errors
+    /// [`Refused::NotFound`].
+    pub async fn finished(&self, caller: &Caller, id: Uuid) -> Result<Request, Refused> {
+        let mut changes = self.store.lock().changes();
+        let over = async {
+            while !self.request(caller, id)?.progress.is_over() && changes.changed().await.is_ok() {}
+            self.request(caller, id)
+        };
+        tokio::time::timeout(LONG_POLL, over).await.unwrap_or_else(|_| self.request(caller, id))
+    }
+
+    /// Requests that a caller sees, the newest first.
+    #[must_use]
+    pub fn requests(&self, caller: &Caller) -> Vec<Request> {
+        let store = self.store.lock();
+        let mut all: Vec<Request> = store.requests().values().filter(|r| caller.sees(&r.contract)).cloned().collect();
+        all.sort_by_key(|r| std::cmp::Reverse(r.number));
+        all
+    }
+
+    /// Whether a flow log has a request that is not over.
+    #[must_use]
+    pub fn is_busy(&self, id: FlowLogId) -> bool {
+        self.store.lock().is_busy(id)
+    }
+
+    /// The last `most` entries of the audit log that a caller may read, newest first.
+    ///
+    /// # Errors
+    /// [`Refused::Forbidden`].
+    pub fn audit(&self, caller: &Caller, most: usize) -> Result<Vec<AuditEntry>, Refused> {
+        if let Some(contract) = caller.contract() {
+            allowed(caller, Operation::Audit, contract, "the audit log")?;
+        }
+        let may = |contract: &Contract| caller.may(Operation::Audit, contract) == Access::Granted;
+        Ok(self.store.lock().audit(most, |entry| may(&entry.contract))?)
+    }
+}
+
+/// A flow log that a caller sees.
+pub(super) fn visible<'a>(store: &'a FlowLogStore, caller: &Caller, id: FlowLogId) -> Result<&'a FlowLog, Refused> {
+    let found = store.flow_logs().get(&id).filter(|f| caller.sees(&f.contract));
+    found.ok_or_else(|| Refused::NotFound(format!("flow log {id}")))
+}
