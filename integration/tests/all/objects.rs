@@ -191,14 +191,14 @@ fn a_second_independent_reader_reads_the_same() {
     assert_eq!(ours.flows("REJECT"), pair.a.nft_counter("inet t", "refused").unwrap());
     let columns: Vec<String> =
         theirs["columns"].as_array().unwrap().iter().map(|c| c[0].as_str().unwrap().to_owned()).collect();
-    let expected: Vec<&str> = schema::COLUMNS.iter().map(|c| c.0).chain(["year", "month", "day", "hour"]).collect();
+    let expected: Vec<&str> = schema::COLUMNS.iter().map(|c| c.name).chain(["year", "month", "day", "hour"]).collect();
     assert_eq!(columns, expected);
 }
 
 #[test]
 fn the_readme_documents_every_column() {
     let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
-    for (name, of, _, meaning) in schema::COLUMNS {
+    for ColumnSpec { name, of, meaning, .. } in schema::COLUMNS {
         let of = format!("{of}").to_lowercase();
         assert!(
             readme.contains(&format!("| `{name}` | {of} | {meaning} |")),

@@ -14,7 +14,7 @@ use hashbrown::{HashMap, hash_map::Entry};
 use super::{
     ObjectInfo, RowCounts,
     labels::{Label, Labels, NULL},
-    schema,
+    schema::{self, ColumnId},
 };
 use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled};
 
@@ -250,7 +250,7 @@ impl Address {
     }
 }
 
-/// Columns that are being built; [`Builder::finish`] puts them in schema order.
+/// Columns that are being built.
 struct Builder<'a> {
     info: &'a ObjectInfo,
     src: Found<Address>,
@@ -423,41 +423,51 @@ impl<'a> Builder<'a> {
         self.skip.0.push(u32::try_from(SKIP.len() - 1).unwrap_or(NULL));
     }
 
-    fn finish(self) -> Vec<Column> {
+    fn finish(mut self) -> Vec<Column> {
+        schema::COLUMNS.iter().map(|column| self.column(column.id)).collect()
+    }
+
+    /// Takes the values of one column out.
+    fn column(&mut self, id: ColumnId) -> Column {
         let (n, info) = (self.rows, self.info);
         let same = |value: Option<Label>| Column::Labels(Labels::same(value, n));
         let text = |value: Option<&str>| same(value.map(|v| Label::Text(v.to_owned())));
-        let longs = |values: Vec<i64>| if values.is_empty() { Column::Nulls(n) } else { Column::Longs(values) };
-        vec![
-            same(Some(Label::Int(schema::RECORD_VERSION))),
-            text(info.account_id.as_deref()),
-            text(Some(&info.interface_id)),
-            Column::Labels(self.src.labels),
-            Column::Labels(self.dst.labels),
-            Column::Labels(self.sport.labels),
-            Column::Labels(self.dport.labels),
-            Column::Labels(self.protocol.labels),
-            longs(self.packets),
-            longs(self.bytes),
-            Column::Labels(self.start.labels),
-            Column::Labels(self.end.labels),
-            Column::Labels(self.action.0),
-            Column::Labels(self.status.0),
-            Column::Labels(self.direction.0),
-            Column::Labels(self.tcp_flags.labels),
-            Column::Labels(self.icmp_type.labels),
-            Column::Labels(self.icmp_code.labels),
-            Column::Labels(self.family.0),
-            Column::Labels(self.vlan.labels),
-            longs(self.start_ns),
-            longs(self.end_ns),
-            Column::Labels(self.reason.labels),
-            text(Some(&info.rule.label())),
-            text(Some(&info.node_id)),
-            same(Some(Label::Long(info.span.start_secs))),
-            same(Some(Label::Long(signed(info.span.sequence)))),
-            text(info.marks().as_deref()),
-            Column::Labels(self.skip.0),
-        ]
+        let long = |value: i64| same(Some(Label::Long(value)));
+        let labels = |labels: &mut Labels| Column::Labels(std::mem::take(labels));
+        let longs = |values: &mut Vec<i64>| match std::mem::take(values) {
+            none if none.is_empty() => Column::Nulls(n),
+            values => Column::Longs(values),
+        };
+        match id {
+            ColumnId::Version => same(Some(Label::Int(schema::RECORD_VERSION))),
+            ColumnId::AccountId => text(info.account_id.as_deref()),
+            ColumnId::InterfaceId => text(Some(&info.interface_id)),
+            ColumnId::SrcAddr => labels(&mut self.src.labels),
+            ColumnId::DstAddr => labels(&mut self.dst.labels),
+            ColumnId::SrcPort => labels(&mut self.sport.labels),
+            ColumnId::DstPort => labels(&mut self.dport.labels),
+            ColumnId::Protocol => labels(&mut self.protocol.labels),
+            ColumnId::Packets => longs(&mut self.packets),
+            ColumnId::Bytes => longs(&mut self.bytes),
+            ColumnId::Start => labels(&mut self.start.labels),
+            ColumnId::End => labels(&mut self.end.labels),
+            ColumnId::Action => labels(&mut self.action.0),
+            ColumnId::LogStatus => labels(&mut self.status.0),
+            ColumnId::FlowDirection => labels(&mut self.direction.0),
+            ColumnId::TcpFlags => labels(&mut self.tcp_flags.labels),
+            ColumnId::IcmpType => labels(&mut self.icmp_type.labels),
+            ColumnId::IcmpCode => labels(&mut self.icmp_code.labels),
+            ColumnId::Family => labels(&mut self.family.0),
+            ColumnId::VlanId => labels(&mut self.vlan.labels),
+            ColumnId::StartNs => longs(&mut self.start_ns),
+            ColumnId::EndNs => longs(&mut self.end_ns),
+            ColumnId::RejectReason => labels(&mut self.reason.labels),
+            ColumnId::RuleId => text(Some(&info.rule.label())),
+            ColumnId::NodeId => text(Some(&info.node_id)),
+            ColumnId::WindowStart => long(info.span.start_secs),
+            ColumnId::Sequence => long(signed(info.span.sequence)),
+            ColumnId::WindowMarks => text(info.marks().as_deref()),
+            ColumnId::SkipReason => labels(&mut self.skip.0),
+        }
     }
 }
