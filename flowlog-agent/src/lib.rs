@@ -4,6 +4,6 @@
 //! does not belong here.
 #![forbid(unsafe_code)]
 
-pub mod agent;
+pub(crate) mod agent;
 pub mod cli;
-pub mod config;
+pub(crate) mod config;

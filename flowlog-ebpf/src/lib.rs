@@ -10,6 +10,7 @@
 //! This crate does not belong to the agent's logic: nothing here allocates, reads a clock or does I/O.
 #![no_std]
 #![forbid(unsafe_code)]
+#![warn(missing_docs)] // both halves read these
 #![allow(
     clippy::inline_always,
     reason = "a BPF call costs a stack frame of 512 bytes in all, and the verifier follows it each time"

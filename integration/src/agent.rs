@@ -142,13 +142,11 @@ impl Agent {
         }
     }
 
-    /// Sends a signal.
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).expect("our own child");
     }
 
-    /// Process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -207,7 +205,6 @@ impl Agent {
         self.dir.path().join("objects")
     }
 
-    /// Its state directory.
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.dir.path().join("state")

@@ -4,12 +4,10 @@ use std::time::{Duration, Instant};
 
 use crate::rows::{Objects, Sum};
 
-/// Nothing.
 pub const NONE: Sum = (0, 0);
 
 /// As many as most tests send.
 pub const PACKETS: usize = 40;
-/// Payload of each.
 pub const PAYLOAD: usize = 100;
 /// What an IPv4 UDP packet with that payload has.
 pub const BYTES: u64 = 128;
@@ -75,7 +73,6 @@ impl Objects {
 /// Rows of one interface and direction.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
-    /// Its name.
     pub interface: &'a str,
     /// `ingress` or `egress`.
     pub direction: &'a str,

@@ -11,7 +11,6 @@ use std::{
 /// What goes wrong with puts. (Down: with everything.)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing.
     #[default]
     None,
     /// Every connection is closed at once.

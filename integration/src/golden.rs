@@ -9,7 +9,6 @@ use flowlog_ebpf::{
 /// One packet and what must come of it.
 #[derive(Clone, Debug)]
 pub struct Golden {
-    /// What it shows.
     pub name: &'static str,
     /// The frame, from the Ethernet header on.
     pub frame: Vec<u8>,
@@ -365,7 +364,6 @@ fn gso() -> Vec<Golden> {
     ]
 }
 
-/// The whole table.
 #[must_use]
 pub fn table() -> Vec<Golden> {
     [ipv4(), ipv6(), links(), malformed(), gso()].concat()

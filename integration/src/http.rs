@@ -14,10 +14,8 @@ use serde_json::Value;
 /// Longer than anything the agent may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// An answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// Status.
     pub status: u16,
     /// Head, as it came, in lower case.
     pub head: String,
@@ -26,7 +24,6 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// A header's value.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':').map(str::trim))

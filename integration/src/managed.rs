@@ -33,7 +33,6 @@ pub const SERVER: &str = "00000000-0000-4000-8000-0000000000a1";
 pub const DATACENTER: &str = "00000000-0000-4000-8000-0000000000d1";
 /// Contract of all but [`OTHERS_NIC`].
 pub const CONTRACT: &str = "31960002";
-/// Everybody's password.
 pub const PASSWORD: &str = "correct horse battery";
 /// Where the API is served over TCP, in the node's namespace.
 pub const LISTEN: &str = "127.0.0.1:8443";
@@ -42,7 +41,6 @@ pub const INTERFACES: [&str; 4] = ["tap0", "natgw0", "nlb0", "alb0"];
 
 /// See the module's head.
 pub struct Managed {
-    /// The node.
     pub node: Netns,
     /// The host at the other end of all cables.
     pub far: Netns,

@@ -39,19 +39,16 @@ impl Node {
         self.dir.path().join("bpf")
     }
 
-    /// The pin directory.
     #[must_use]
     pub fn pins(&self) -> PathBuf {
         self.bpffs().join("flowlog")
     }
 
-    /// The state directory.
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.dir.path().join("state")
     }
 
-    /// Where objects land.
     #[must_use]
     pub fn objects(&self) -> PathBuf {
         self.dir.path().join("objects")

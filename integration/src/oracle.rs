@@ -18,7 +18,6 @@ pub struct Oracle {
     sent: BTreeMap<Tuple, u64>,
     /// Packets sent to [`REFUSED`].
     pub refused: u64,
-    /// All packets sent.
     pub total: u64,
 }
 
@@ -124,8 +123,6 @@ pub struct Verdict {
     pub duplicated: u64,
     /// Never sent, or with the other verdict.
     pub unexpected: u64,
-    /// Counted losses.
     pub skipped: u64,
-    /// For people.
     pub examples: Vec<String>,
 }

@@ -14,27 +14,19 @@ use parquet::{
 /// One row, as far as tests look at it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Row {
-    /// Source address.
     pub src: String,
-    /// Destination address.
     pub dst: String,
-    /// Source port.
     pub sport: i64,
-    /// Destination port.
     pub dport: i64,
-    /// Protocol.
     pub protocol: i64,
     /// `ingress` or `egress`.
     pub direction: String,
     /// `ACCEPT`, `REJECT` or empty.
     pub action: String,
-    /// Drop reason.
     pub reason: String,
     /// `OK`, `SKIPDATA`, `NODATA`.
     pub status: String,
-    /// Why skipped.
     pub skip: String,
-    /// Packets.
     pub packets: u64,
     /// Bytes.
     pub bytes: u64,
@@ -52,7 +44,6 @@ pub struct Row {
     pub window_start: i64,
     /// Marks of the window.
     pub marks: String,
-    /// Interface id.
     pub interface: String,
 }
 
@@ -62,7 +53,6 @@ pub type Sum = (u64, u64);
 /// All objects below a directory.
 #[derive(Debug, Default)]
 pub struct Objects {
-    /// Keys, sorted.
     pub keys: Vec<String>,
     /// All rows of all objects.
     pub rows: Vec<Row>,

@@ -251,7 +251,6 @@ fn until(what: &str, ready: impl Fn() -> bool) -> anyhow::Result<()> {
 
 /// A cable from the namespace the tests run in to one of its own, for an agent that must reach a server on loopback.
 pub struct CableToHere {
-    /// Our end.
     pub interface: String,
     far: Netns,
 }

@@ -41,7 +41,6 @@ impl Routed {
 /// Guests on a bridge `br0` (10.4.0.254) of a host: `tap1` leads to `guests[0]` (10.4.0.1), and so on.
 #[derive(Debug)]
 pub struct Bridged {
-    /// The host.
     pub host: Netns,
     /// The guests; each has an `eth0`.
     pub guests: Vec<Netns>,

@@ -10,14 +10,14 @@ use crate::{
 /// The suite has options of its own, and a `--help` for them.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
-pub struct Args {
+pub(crate) struct Args {
     /// For integration/benches/suite: what to measure (default: everything), and options
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
     pub suite: Vec<OsString>,
 }
 
 /// Sets up, builds for release, and runs `integration/benches/suite`.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     setup::require_root("bench")?;
     setup::network_tools()?;
     build::ensure_fresh()?;

@@ -19,35 +19,36 @@ use crate::{
 const TARGET: &str = "bpfel-unknown-none";
 /// The programs, those that stand for other people's in the tests, and those of the benchmark: `NAME.bpf.o`, and the binary of
 /// `flowlog-ebpf` that it is.
-pub const OBJECTS: [(&str, &str); 3] = [("flowlog", "flowlog-programs"), ("testkit", "testkit"), ("bench", "bench")];
+pub(crate) const OBJECTS: [(&str, &str); 3] =
+    [("flowlog", "flowlog-programs"), ("testkit", "testkit"), ("bench", "bench")];
 /// File with the fingerprint of the sources the objects were built from.
 const FINGERPRINT: &str = "SOURCES";
 
 /// Rebuilds the checked-in object, then the agent.
-pub fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<()> {
     ebpf()?;
     agent()
 }
 
 /// Rebuilds the checked-in objects.
-pub fn ebpf() -> anyhow::Result<()> {
+pub(crate) fn ebpf() -> anyhow::Result<()> {
     setup::bpf()?;
     objects(&prebuilt())
 }
 
 /// Where the checked-in object lies.
-pub fn prebuilt() -> PathBuf {
+pub(crate) fn prebuilt() -> PathBuf {
     root().join("flowlog-ebpf/prebuilt")
 }
 
 /// Builds the release agent.
-pub fn agent() -> anyhow::Result<()> {
+pub(crate) fn agent() -> anyhow::Result<()> {
     step("building the agent (release)");
     run_command(cargo().args(["build", "--release", "--locked", "--package", "flowlog-agent"]))
 }
 
 /// Fails if the checked-in object was not built from the sources in this tree.
-pub fn ensure_fresh() -> anyhow::Result<()> {
+pub(crate) fn ensure_fresh() -> anyhow::Result<()> {
     let recorded = fs::read_to_string(prebuilt().join(FINGERPRINT)).unwrap_or_default();
     ensure!(
         recorded.trim() == fingerprint()?,
@@ -75,7 +76,7 @@ fn fingerprint() -> anyhow::Result<String> {
 }
 
 /// Builds the objects into `dest`.
-pub fn objects(dest: &Path) -> anyhow::Result<()> {
+pub(crate) fn objects(dest: &Path) -> anyhow::Result<()> {
     step("building the eBPF objects");
     objects_of(&root(), &root().join("target/bpf"), dest)?;
     fs::write(dest.join(FINGERPRINT), format!("{}\n", fingerprint()?))?;
@@ -86,7 +87,7 @@ pub fn objects(dest: &Path) -> anyhow::Result<()> {
 ///
 /// One nested cargo with the same stable compiler; `RUSTC_BOOTSTRAP` (for `-Z build-std`) is set for that process
 /// only. Paths are remapped, so the bytes do not depend on where the checkout or the tool chain lies.
-pub fn objects_of(tree: &Path, target_dir: &Path, dest: &Path) -> anyhow::Result<()> {
+pub(crate) fn objects_of(tree: &Path, target_dir: &Path, dest: &Path) -> anyhow::Result<()> {
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(tree))?;
     let host = output(Command::new("rustc").args(["--print", "host-tuple"]).current_dir(tree))?;
     let cargo_home = env::var_os("CARGO_HOME")

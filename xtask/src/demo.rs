@@ -81,7 +81,7 @@ impl Drop for Cleanup {
 }
 
 /// Builds, and shows it all.
-pub fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<()> {
     setup::require_root("demo")?;
     setup::network_tools()?;
     step("building the agent (minutes the first time)");

@@ -8,7 +8,7 @@ use crate::{
 };
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
 }
@@ -71,7 +71,7 @@ impl Options {
 }
 
 /// Sets up, builds, and runs the test `fuzz_verdicts` with the options in its environment.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let What::Verdicts(options) = &args.what;
     let mut test = cargo();
     test.args(["test", "--locked", "-p", "integration", "--features", "integration/faults", "--test", "all", "--"]);

@@ -73,20 +73,20 @@ fn all() -> anyhow::Result<Vec<Mutant>> {
 }
 
 /// Every patch fits the sources as they are.
-pub fn check() -> anyhow::Result<()> {
+pub(crate) fn check() -> anyhow::Result<()> {
     step("mutants");
     all()?.iter().try_for_each(|m| m.apply(&root(), &["--check"]))
 }
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Only mutants whose names contain one of these
     #[arg(value_name = "NAME")]
     filter: Vec<String>,
 }
 
 /// Runs those whose names contain a word of the filter, or all.
-pub fn run(Args { filter }: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(Args { filter }: &Args) -> anyhow::Result<()> {
     let copy = root().join("target/mutants/tree");
     let mut mutants = all()?;
     mutants.retain(|m| filter.is_empty() || filter.iter().any(|f| m.name.contains(f.as_str())));

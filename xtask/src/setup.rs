@@ -23,8 +23,7 @@ const PYARROW: &str = "pyarrow==26.0.1";
 /// The published client of the cloud API, for its acceptance test; pinned likewise.
 const CLOUD_SDK: &str = "ionoscloud==6.1.13";
 
-/// Everything.
-pub fn run() -> anyhow::Result<()> {
+pub(crate) fn run() -> anyhow::Result<()> {
     bpf()?;
     network_tools()?;
     python_packages()?;
@@ -34,7 +33,7 @@ pub fn run() -> anyhow::Result<()> {
 }
 
 /// What rebuilding the eBPF object needs.
-pub fn bpf() -> anyhow::Result<()> {
+pub(crate) fn bpf() -> anyhow::Result<()> {
     let sysroot = PathBuf::from(output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(root()))?);
     if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
         step("rustup component add rust-src (outside the repository: the pinned toolchain)");
@@ -77,17 +76,17 @@ fn compilers_llvm(sysroot: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Path of the linker that [`bpf`] installs.
-pub fn linker() -> PathBuf {
+pub(crate) fn linker() -> PathBuf {
     root().join(".tools/bin/bpf-linker")
 }
 
 /// `ip`, `nft`, `tc`, `ping`: for the demo and the network tests.
-pub fn network_tools() -> anyhow::Result<()> {
+pub(crate) fn network_tools() -> anyhow::Result<()> {
     apt(&[("ip", "iproute2"), ("nft", "nftables"), ("ping", "iputils-ping")])
 }
 
 /// A second, independent Parquet reader and the cloud API's own client, for the tests.
-pub fn python_packages() -> anyhow::Result<()> {
+pub(crate) fn python_packages() -> anyhow::Result<()> {
     let venv = root().join(".tools/python");
     let python = venv.join("bin/python");
     let imports = Command::new(&python).args(["-c", "import pyarrow.parquet, ionoscloud"]).output();
@@ -107,19 +106,19 @@ pub fn python_packages() -> anyhow::Result<()> {
 }
 
 /// A real S3 server, for the tests: Ceph's RADOS gateway.
-pub fn object_server() -> anyhow::Result<()> {
+pub(crate) fn object_server() -> anyhow::Result<()> {
     apt(&[("radosgw", "radosgw"), ("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common")])
 }
 
 /// What boots other kernels: an emulator, its file server, and what reads and unpacks their modules.
-pub fn guests(emulator: &str, package: &str, has_file_server: bool) -> anyhow::Result<()> {
+pub(crate) fn guests(emulator: &str, package: &str, has_file_server: bool) -> anyhow::Result<()> {
     apt(&[(emulator, package), ("depmod", "kmod"), ("xz", "xz-utils")])?;
     // A part of QEMU until bookworm.
     if has_file_server || Path::new("/usr/lib/qemu/virtiofsd").is_file() { Ok(()) } else { install(&["virtiofsd"]) }
 }
 
 /// A compiler and libraries for another machine: C's from Debian, Rust's from rustup.
-pub fn cross_compiler(target: &str, compiler: &str) -> anyhow::Result<()> {
+pub(crate) fn cross_compiler(target: &str, compiler: &str) -> anyhow::Result<()> {
     apt(&[(compiler, "gcc-aarch64-linux-gnu")])?;
     if !Path::new("/usr/aarch64-linux-gnu/include").is_dir() {
         install(&["libc6-dev-arm64-cross"])?;
@@ -165,7 +164,7 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
 }
 
 /// Fails unless we are root, which a verb that loads eBPF programs and makes network namespaces needs.
-pub fn require_root(verb: &str) -> anyhow::Result<()> {
+pub(crate) fn require_root(verb: &str) -> anyhow::Result<()> {
     anyhow::ensure!(
         is_root(),
         "`{verb}` loads eBPF programs and makes network namespaces: run as root, or `sudo -E cargo xtask {verb}`"

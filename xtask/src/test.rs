@@ -24,14 +24,14 @@ const LIBRARIES: [&str; 8] = [
 ];
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Only tests whose names contain one of these; options go to the test runner (`--nocapture`)
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME")]
     pub filter: Vec<String>,
 }
 
 /// Sets up, builds, and runs unit tests, then everything that needs the kernel.
-pub fn run(Args { filter }: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(Args { filter }: &Args) -> anyhow::Result<()> {
     setup::require_root("test")?;
     setup::network_tools()?;
     setup::python_packages()?;
@@ -52,21 +52,20 @@ pub fn run(Args { filter }: &Args) -> anyhow::Result<()> {
 }
 
 /// What tests are made of.
-pub struct Programs {
+pub(crate) struct Programs {
     /// The agent, which dies at named places if it is told to.
     pub agent: PathBuf,
-    /// The integration tests.
     pub tests: PathBuf,
 }
 
 /// Builds both, and says where they are.
-pub fn programs() -> anyhow::Result<Programs> {
+pub(crate) fn programs() -> anyhow::Result<Programs> {
     step("building the agent and the tests");
     programs_for(None, &[])
 }
 
 /// As [`programs`], for another machine.
-pub fn programs_for(target: Option<&str>, environment: &[(&str, &str)]) -> anyhow::Result<Programs> {
+pub(crate) fn programs_for(target: Option<&str>, environment: &[(&str, &str)]) -> anyhow::Result<Programs> {
     let target = target.map_or_else(Vec::new, |t| vec!["--target", t]);
     let cargo = |args: &[&str]| {
         let mut command = cargo();

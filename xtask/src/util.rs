@@ -10,38 +10,38 @@ use anyhow::{Context as _, ensure};
 
 /// Root of the repository that `cargo xtask` was called in, which need not be the one this binary was built in: clones may
 /// share a target folder.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     let manifest = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&manifest).parent().expect("xtask lies in the workspace").to_owned()
 }
 
 /// The agent as `cargo build` makes it, wherever cargo puts that.
-pub fn agent_binary() -> PathBuf {
+pub(crate) fn agent_binary() -> PathBuf {
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir));
     target.join("debug/flowlog")
 }
 
 /// Prints one step, so that a long command is never a silent one.
-pub fn step(what: &str) {
+pub(crate) fn step(what: &str) {
     eprintln!("==> {what}");
 }
 
 /// Runs a command to its end; an error names the command and its status.
-pub fn run(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
     ensure!(status.success(), "{command:?} failed: {status}");
     Ok(())
 }
 
 /// Runs a command and returns its trimmed standard output.
-pub fn output(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let out = command.output().with_context(|| format!("cannot start {command:?}"))?;
     ensure!(out.status.success(), "{command:?} failed: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
     Ok(String::from_utf8(out.stdout)?.trim().to_owned())
 }
 
 /// Whether `program` can be started.
-pub fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     env::var_os("PATH").is_some_and(|path| {
         env::split_paths(&path)
             .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
@@ -50,14 +50,14 @@ pub fn has(program: &str) -> bool {
 }
 
 /// Cargo of the pinned toolchain, in the repository.
-pub fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     let mut c = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     c.current_dir(root());
     c
 }
 
 /// All files below `dirs`, sorted.
-pub fn files_below(dirs: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn files_below(dirs: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let (mut files, mut todo) = (Vec::new(), dirs.to_vec());
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {

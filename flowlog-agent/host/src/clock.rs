@@ -5,7 +5,6 @@
 use flowlog_model::{MonoNs, NS_PER_SEC, Now, WallNs};
 use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
 
-/// Both clocks, now.
 #[must_use]
 pub fn now() -> Now {
     let ns = |t: Timespec| t.tv_sec * NS_PER_SEC + t.tv_nsec;

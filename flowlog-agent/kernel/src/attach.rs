@@ -35,9 +35,7 @@ const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0xf10e);
 /// How a hook is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
-    /// tcx link.
     Tcx,
-    /// clsact filter.
     Clsact,
     /// XDP, run by the driver.
     XdpNative,
@@ -97,7 +95,7 @@ impl Hooks {
 
     /// Whether they outlive this process.
     #[must_use]
-    pub fn are_pinned(&self) -> bool {
+    pub(crate) fn are_pinned(&self) -> bool {
         self.pins.is_some()
     }
 

@@ -18,8 +18,7 @@ const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
 const KIND_TYPEDEF: u32 = 8;
 
-/// Parsed BTF.
-pub struct Btf<'b> {
+pub(crate) struct Btf<'b> {
     data: Vec<u8>,
     /// What this one goes on from, if it is a module's.
     base: Option<&'b Btf<'b>>,
@@ -36,13 +35,13 @@ fn word(data: &[u8], at: usize) -> Option<u32> {
 
 impl Btf<'static> {
     /// Where the running kernel shows its BTF.
-    pub const VMLINUX: &'static str = "/sys/kernel/btf/vmlinux";
+    pub(crate) const VMLINUX: &'static str = "/sys/kernel/btf/vmlinux";
 
     /// Reads the running kernel's BTF.
     ///
     /// # Errors
     /// [`KernelError::NoBtf`] if there is none or it cannot be parsed.
-    pub fn vmlinux() -> Result<Self, KernelError> {
+    pub(crate) fn vmlinux() -> Result<Self, KernelError> {
         Self::from_file(Path::new(Self::VMLINUX))
     }
 
@@ -50,7 +49,7 @@ impl Btf<'static> {
     ///
     /// # Errors
     /// As [`Btf::vmlinux`].
-    pub fn from_file(path: &Path) -> Result<Self, KernelError> {
+    pub(crate) fn from_file(path: &Path) -> Result<Self, KernelError> {
         read(path, None)
     }
 }
@@ -66,7 +65,7 @@ impl<'b> Btf<'b> {
     ///
     /// # Errors
     /// As [`Btf::vmlinux`]; a module that is not loaded, or built in, has none.
-    pub fn module(&'b self, name: &str) -> Result<Self, KernelError> {
+    pub(crate) fn module(&'b self, name: &str) -> Result<Self, KernelError> {
         read(&Path::new("/sys/kernel/btf").join(name), Some(self))
     }
 
@@ -153,13 +152,13 @@ impl<'b> Btf<'b> {
 
     /// Byte offset of `structure.member`, also through anonymous members.
     #[must_use]
-    pub fn offset(&self, structure: &str, member: &str) -> Option<u32> {
+    pub(crate) fn offset(&self, structure: &str, member: &str) -> Option<u32> {
         self.member_bits(self.id(KIND_STRUCT, structure)?, member).map(|bits| bits / 8)
     }
 
     /// Byte of `structure.member` that holds a bit-field's lowest bit, and which bit of that byte it is.
     #[must_use]
-    pub fn bit_field(&self, structure: &str, member: &str) -> Option<(u32, u32)> {
+    pub(crate) fn bit_field(&self, structure: &str, member: &str) -> Option<(u32, u32)> {
         self.member_bits(self.id(KIND_STRUCT, structure)?, member).map(|bits| (bits / 8, bits % 8))
     }
 
@@ -186,7 +185,7 @@ impl<'b> Btf<'b> {
 
     /// Name and value of every member of an enum.
     #[must_use]
-    pub fn enum_members(&self, name: &str) -> Option<Vec<(String, u32)>> {
+    pub(crate) fn enum_members(&self, name: &str) -> Option<Vec<(String, u32)>> {
         let id = self.id(KIND_ENUM, name)?;
         let (data, at) = self.place(id)?;
         let members = (self.field(id, 1)? & 0xffff) as usize;
@@ -199,7 +198,7 @@ impl<'b> Btf<'b> {
     /// How many arguments a program on this tracepoint sees: typedef `btf_trace_X` -> pointer -> prototype, less
     /// the tracepoint's own data pointer.
     #[must_use]
-    pub fn tracepoint_arguments(&self, tracepoint: &str) -> Option<u32> {
+    pub(crate) fn tracepoint_arguments(&self, tracepoint: &str) -> Option<u32> {
         let pointer = self.field(self.id(KIND_TYPEDEF, &format!("btf_trace_{tracepoint}"))?, 2)?;
         let prototype = self.field(pointer, 2)?;
         Some((self.field(prototype, 1)? & 0xffff).saturating_sub(1))

@@ -1,11 +1,11 @@
 //! What the programs need to know about the running kernel: struct offsets and drop reasons, by name.
 
-pub mod known;
+pub(crate) mod known;
 mod reasons;
 
 use flowlog_ebpf::abi::{KernelOffsets, Place};
 
-pub use self::reasons::Reasons;
+pub(crate) use self::reasons::Reasons;
 use super::{KernelError, btf::Btf};
 
 /// Functions whose unexplained drops are generic XDP's.
@@ -18,7 +18,7 @@ impl Reasons {
     /// `XDP_PLACE` of the programs: kernel text of generic XDP and the reason to record for a drop there. An empty
     /// range if the symbols cannot be read: such drops are then not seen, which the log says.
     #[must_use]
-    pub fn xdp_place(&self) -> [u64; 3] {
+    pub(crate) fn xdp_place(&self) -> [u64; 3] {
         let reason = self.names.iter().position(|n| n.as_deref() == Some("XDP")).unwrap_or(0);
         let (first, last) = xdp_text().unwrap_or_else(|problem| {
             tracing::warn!("drops by generic XDP programs will count as ACCEPT: {problem}");
@@ -32,7 +32,7 @@ impl Reasons {
 ///
 /// # Errors
 /// In words: what is in the way, and what to do.
-pub fn xdp_text() -> Result<(u64, u64), String> {
+pub(crate) fn xdp_text() -> Result<(u64, u64), String> {
     let symbols = std::fs::read_to_string(KALLSYMS).map_err(|e| format!("cannot read {KALLSYMS}: {e}"))?;
     text_range(&symbols, &XDP_FUNCTIONS).map_err(|problem| format!("{KALLSYMS}: {problem}"))
 }
@@ -78,13 +78,13 @@ fn text_symbols(symbols: &str) -> impl Iterator<Item = (u64, &str)> {
 }
 
 /// [`KernelOffsets`], as words in the order of its members.
-pub type OffsetWords = [u32; KernelOffsets::PLACES.len()];
+pub(crate) type OffsetWords = [u32; KernelOffsets::PLACES.len()];
 
 /// Resolves every offset the programs use.
 ///
 /// # Errors
 /// [`KernelError::MissingType`] naming the first member this kernel does not have.
-pub fn offsets(btf: &Btf<'_>) -> Result<OffsetWords, KernelError> {
+pub(crate) fn offsets(btf: &Btf<'_>) -> Result<OffsetWords, KernelError> {
     let mut words = [0; KernelOffsets::PLACES.len()];
     for (word, place) in words.iter_mut().zip(KernelOffsets::PLACES) {
         let found = match place {

@@ -14,19 +14,19 @@
 #![deny(unsafe_code)] // allowed, with reasons, only in the files that need it
 
 pub mod attach;
-pub mod btf;
+pub(crate) mod btf;
 pub mod heap;
-pub mod layout;
-pub mod load;
+pub(crate) mod layout;
+pub(crate) mod load;
 mod mapping;
-pub mod maps;
+pub(crate) mod maps;
 pub mod netdev;
 mod notes;
 pub mod pins;
 pub mod probe;
 mod programs;
 mod refusal;
-pub mod ring;
+pub(crate) mod ring;
 mod sizes;
 pub mod sweep;
 mod truth;
@@ -44,7 +44,6 @@ pub use sizes::Sizes;
 /// What can go wrong at the kernel edge.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// No usable BTF.
     #[error("kernel type information at `{}` is not usable: {problem}; flowlog needs a kernel built with CONFIG_DEBUG_INFO_BTF=y", path.display())]
     NoBtf {
         /// The file that was tried.
@@ -60,16 +59,9 @@ pub enum KernelError {
     },
     /// The kernel refused for lack of privilege.
     #[error("the kernel refused to {action}: {source}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
-    Permission {
-        /// What was attempted.
-        action: String,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// Any other refusal.
+    Permission { action: String, source: io::Error },
     #[error("cannot {action}: {problem}")]
     Refused {
-        /// What was attempted.
         action: String,
         /// The kernel's or verifier's words.
         problem: String,
@@ -77,9 +69,7 @@ pub enum KernelError {
     /// An interface cannot be hooked in the wanted way.
     #[error("cannot attach {hook} to interface `{interface}`: {problem}")]
     Attach {
-        /// Interface name.
         interface: String,
-        /// Hook, in words.
         hook: String,
         /// The kernel's words and what to do.
         problem: String,

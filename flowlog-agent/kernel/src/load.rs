@@ -24,7 +24,6 @@ static OBJECT: &[u8] =
 
 /// Everything of ours in the kernel, by owner. Dropping it detaches everything that is not pinned.
 pub struct Kernel {
-    /// The programs.
     pub programs: Programs,
     /// What holds them in place.
     pub hooks: Hooks,

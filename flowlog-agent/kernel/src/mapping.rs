@@ -19,7 +19,7 @@ unsafe impl Send for Mapping {}
 
 impl Mapping {
     /// Maps `bytes` of a BPF map from `offset` on.
-    pub fn new(map: BorrowedFd<'_>, bytes: usize, offset: usize, writable: bool) -> io::Result<Self> {
+    pub(crate) fn new(map: BorrowedFd<'_>, bytes: usize, offset: usize, writable: bool) -> io::Result<Self> {
         let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: a fresh shared mapping; the kernel checks offset and length against the map.
@@ -32,14 +32,14 @@ impl Mapping {
     }
 
     /// The 32-bit word at byte `at`.
-    pub fn word32(&self, at: usize) -> Option<&AtomicU32> {
+    pub(crate) fn word32(&self, at: usize) -> Option<&AtomicU32> {
         // SAFETY: in bounds and aligned (checked); we only access it atomically, programs by loads of at most 8 bytes.
         (at.is_multiple_of(4) && at + 4 <= self.bytes)
             .then(|| unsafe { self.base.add(at).cast::<AtomicU32>().as_ref() })
     }
 
     /// The 64-bit word at byte `at`.
-    pub fn word64(&self, at: usize) -> Option<&AtomicU64> {
+    pub(crate) fn word64(&self, at: usize) -> Option<&AtomicU64> {
         // SAFETY: as in `word32`.
         (at.is_multiple_of(8) && at + 8 <= self.bytes)
             .then(|| unsafe { self.base.add(at).cast::<AtomicU64>().as_ref() })
@@ -49,7 +49,7 @@ impl Mapping {
     ///
     /// # Safety
     /// The kernel must not write to them meanwhile.
-    pub unsafe fn bytes(&self, at: usize, len: usize) -> Option<&[u8]> {
+    pub(crate) unsafe fn bytes(&self, at: usize, len: usize) -> Option<&[u8]> {
         let end = at.checked_add(len)?;
         // SAFETY: in bounds (checked); not written to (the caller's promise).
         (end <= self.bytes).then(|| unsafe { std::slice::from_raw_parts(self.base.add(at).as_ptr(), len) })

@@ -19,7 +19,7 @@ use super::{KernelError, mapping::Mapping, notes::Above};
 /// [`Setup`], marked as plain old data for the loader.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-pub struct SetupPod(pub Setup);
+pub(crate) struct SetupPod(pub Setup);
 // SAFETY: `Setup` is `repr(C)`, all integers, without padding (its size is asserted in `abi`).
 unsafe impl Pod for SetupPod {}
 

@@ -29,7 +29,6 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Files that hold hooks begin with this; maps never do.
 const LINK: &str = "link-";
 
-/// The directory, locked.
 #[derive(Debug)]
 pub struct Pins {
     /// As it was named: for people.
@@ -43,7 +42,7 @@ pub struct Pins {
 
 /// Whether a directory is on a bpf file system.
 #[must_use]
-pub fn is_bpffs(dir: &Path) -> bool {
+pub(crate) fn is_bpffs(dir: &Path) -> bool {
     rustix::fs::statfs(dir).is_ok_and(|s| s.f_type == BPF_FS_MAGIC)
 }
 
@@ -177,7 +176,7 @@ impl Pins {
 
     /// Whether there was a set to go on with.
     #[must_use]
-    pub fn adopted(&self) -> bool {
+    pub(crate) fn adopted(&self) -> bool {
         self.adopted
     }
 
@@ -268,9 +267,8 @@ impl Pins {
         self.set.join(name)
     }
 
-    /// The pin directory.
     #[must_use]
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 

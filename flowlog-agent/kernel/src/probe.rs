@@ -45,7 +45,6 @@ impl fmt::Display for State {
     }
 }
 
-/// One check.
 #[derive(Clone, Debug)]
 pub struct Finding {
     /// What was looked at.

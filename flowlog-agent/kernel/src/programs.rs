@@ -44,7 +44,6 @@ impl Programs {
         program(&mut self.0, name)
     }
 
-    /// The sweeper.
     pub(super) fn sweeper(&self) -> Result<&RawTracePoint, KernelError> {
         let program = self.0.program("flowlog_sweep").ok_or_else(|| missing("flowlog_sweep"))?;
         program.try_into().map_err(|e: ProgramError| KernelError::from_chain("use program `flowlog_sweep`", &e))

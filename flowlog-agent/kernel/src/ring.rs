@@ -52,7 +52,7 @@ impl Ring {
 
     /// Position up to which entries have been given back to the kernel.
     #[must_use]
-    pub fn released(&self) -> u64 {
+    pub(crate) fn released(&self) -> u64 {
         self.consumer.word64(0).map_or(0, |p| p.load(Ordering::Acquire))
     }
 

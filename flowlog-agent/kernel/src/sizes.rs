@@ -48,7 +48,7 @@ impl Sizes {
 
     /// Kernel memory these sizes cost on a machine with `cpus` possible CPUs, in bytes.
     #[must_use]
-    pub fn memory_bytes(&self, cpus: u64) -> u64 {
+    pub(crate) fn memory_bytes(&self, cpus: u64) -> u64 {
         let records = (size_of::<abi::Record4>() + size_of::<abi::Record6>()) as u64;
         let slots = u64::from(banks(self.passed_slots) + banks(self.refused_slots)) * u64::from(abi::BANK_SLOTS);
         let truth = (u64::from(self.interfaces_max) + 1) * u64::from(EPOCHS) * size_of::<abi::Truth>() as u64;

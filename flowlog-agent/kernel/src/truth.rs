@@ -13,7 +13,7 @@ use super::{KernelError, load::take};
 /// [`Truth`], marked as plain old data for the loader.
 #[repr(transparent)]
 #[derive(Clone, Copy, Default)]
-pub struct TruthPod(pub Truth);
+pub(crate) struct TruthPod(pub Truth);
 // SAFETY: `Truth` is `repr(C)`, all `u64`, without padding (its size is asserted in `abi`).
 unsafe impl Pod for TruthPod {}
 

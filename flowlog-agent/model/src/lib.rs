@@ -10,15 +10,16 @@
 //!
 //! What any of it costs, and how it is carried out, does not belong here.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)] // every other crate reads these
 
 pub mod capture;
 pub mod ids;
 pub mod interface;
 pub mod rule;
-pub mod s3;
+pub(crate) mod s3;
 pub mod status;
 pub mod sweep;
-pub mod time;
+pub(crate) mod time;
 
 pub use capture::{CaptureSpec, HookKind, WatchSpec};
 pub use ids::{Epoch, FlowLogId, IfaceId};

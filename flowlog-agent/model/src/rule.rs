@@ -12,8 +12,6 @@ use crate::FlowLogId;
 
 /// Longest name of a rule: it starts every object key, and 63 is what host and bucket names allow.
 pub const NAME_BYTES_MAX: usize = 63;
-/// Shortest window. Below it, objects are all overhead.
-pub const WINDOW_SECS_MIN: u32 = 1;
 /// Longest window: records stay in memory for that long.
 pub const WINDOW_SECS_MAX: u32 = 86_400;
 
@@ -198,7 +196,7 @@ pub fn key_part(field: &'static str, s: &str) -> Result<String, InvalidField> {
 /// Checks the length of a window.
 ///
 /// # Errors
-/// If it is outside [`WINDOW_SECS_MIN`] to [`WINDOW_SECS_MAX`] or does not divide a day evenly.
+/// If it is 0, longer than [`WINDOW_SECS_MAX`] or does not divide a day evenly.
 pub fn window_secs(secs: u32) -> Result<u32, InvalidField> {
     let rule = match secs {
         0 => "must be at least 1 second; 600 is the default".to_owned(),

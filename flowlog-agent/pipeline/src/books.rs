@@ -34,11 +34,11 @@ const BLOCKS_BEFORE_WAIT: usize = 2_048;
 const OTHER_EPOCHS: [u32; 2] = [1, 2];
 
 /// Last windows of an earlier watch, by interface id.
-pub type Spans = BTreeMap<String, Span>;
+pub(crate) type Spans = BTreeMap<String, Span>;
 
 /// The first window of a watch, after the last one of an earlier watch.
 #[must_use]
-pub fn first_window(secs: u32, previous: Option<Span>, now: Now) -> Span {
+pub(crate) fn first_window(secs: u32, previous: Option<Span>, now: Now) -> Span {
     match previous {
         None => *WindowClock::new(secs, now).current(),
         Some(span) => {
@@ -50,10 +50,8 @@ pub fn first_window(secs: u32, previous: Option<Span>, now: Now) -> Span {
 }
 
 /// See the module's head.
-pub struct Books<S> {
-    /// The kernel's side.
+pub(crate) struct Books<S> {
     pub source: S,
-    /// What is known.
     pub ledger: Ledger,
     journal: Journal,
     /// When the journal last said that the host is up.
@@ -69,7 +67,7 @@ impl<S: Source> Books<S> {
     ///
     /// # Errors
     /// If the journal cannot be written, or the kernel refuses.
-    pub fn open(
+    pub(crate) fn open(
         mut source: S,
         fs: &Arc<dyn Filesystem>,
         mut found: Recovered,
@@ -103,7 +101,7 @@ impl<S: Source> Books<S> {
     }
 
     /// Takes up to `most` blocks from the ring; returns how many there were.
-    pub fn drain(&mut self, most: usize) -> usize {
+    pub(crate) fn drain(&mut self, most: usize) -> usize {
         for taken in 0..most {
             fault::point("ring_read");
             let Self { source, ledger, journal, .. } = self;
@@ -119,7 +117,7 @@ impl<S: Source> Books<S> {
     ///
     /// # Errors
     /// If it cannot be made durable. Nothing is lost before the ring is full.
-    pub fn commit(&mut self) -> Result<(), JournalError> {
+    pub(crate) fn commit(&mut self) -> Result<(), JournalError> {
         let position = self.journal.commit(&self.ledger)?;
         fault::point("position_advance");
         self.source.release(position);
@@ -130,7 +128,7 @@ impl<S: Source> Books<S> {
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
-    pub fn beat(&mut self, now: Now) -> Result<(), JournalError> {
+    pub(crate) fn beat(&mut self, now: Now) -> Result<(), JournalError> {
         self.journal.record(&[Event::Beat { now }], &self.ledger)?;
         self.beat = Some(now);
         Ok(())
@@ -138,7 +136,7 @@ impl<S: Source> Books<S> {
 
     /// Monotonic ns since the last [`beat`](Self::beat).
     #[must_use]
-    pub fn since_beat_ns(&self, now: Now) -> u64 {
+    pub(crate) fn since_beat_ns(&self, now: Now) -> u64 {
         self.beat.map_or(u64::MAX, |b| now.mono.0.saturating_sub(b.mono.0))
     }
 
@@ -146,7 +144,7 @@ impl<S: Source> Books<S> {
     ///
     /// # Errors
     /// As [`commit`](Self::commit); then nothing has happened.
-    pub fn record(&mut self, events: &[Event]) -> Result<(), JournalError> {
+    pub(crate) fn record(&mut self, events: &[Event]) -> Result<(), JournalError> {
         self.journal.record(events, &self.ledger)?;
         for event in events {
             if let Some(window) = self.ledger.apply(event.clone()) {
@@ -161,7 +159,7 @@ impl<S: Source> Books<S> {
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
-    pub fn done(&mut self, keys: &[String]) -> Result<(), JournalError> {
+    pub(crate) fn done(&mut self, keys: &[String]) -> Result<(), JournalError> {
         let events: Vec<Event> = keys.iter().map(|key| Event::Done { key: key.clone() }).collect();
         self.record(&events)?;
         self.journal.done(keys);
@@ -186,7 +184,7 @@ impl<S: Source> Books<S> {
     ///
     /// # Errors
     /// If the journal or the kernel refuses. Windows that have ended are closed by the next call.
-    pub fn turn(&mut self, due: &[(IfaceId, bool)], now: Now, scope: Scope) -> Result<(), CaptureError> {
+    pub(crate) fn turn(&mut self, due: &[(IfaceId, bool)], now: Now, scope: Scope) -> Result<(), CaptureError> {
         self.close_ended(scope)?;
         let mut turns = Vec::with_capacity(due.len());
         for &(id, flushed_early) in due {
@@ -224,7 +222,7 @@ impl<S: Source> Books<S> {
 
     /// Windows closed since the last call.
     #[must_use]
-    pub fn take_closed(&mut self) -> Vec<Closed> {
+    pub(crate) fn take_closed(&mut self) -> Vec<Closed> {
         std::mem::take(&mut self.closed)
     }
 
@@ -289,7 +287,7 @@ impl<S: Source> Books<S> {
     }
 
     /// Removes the journal: there is nothing left to keep in it.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.journal.end(&self.ledger);
     }
 }

@@ -23,15 +23,11 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A window whose object is durable, or that has none.
 #[derive(Clone, Debug)]
 pub struct Encoded {
-    /// Its object's key.
     pub key: String,
-    /// Where it goes.
     pub location: Location,
     /// Interface it is of.
     pub interface_id: String,
-    /// Its rows.
     pub rows: RowCounts,
-    /// Its books.
     pub balance: Balance,
 }
 
@@ -79,7 +75,7 @@ impl Encoder {
     pub async fn send(&self, window: Closed) -> Result<(), CaptureError> {
         let gone = CaptureError::Ended("encoder");
         let Some(jobs) = &self.jobs else { return Err(gone) };
-        let flows = window.table.len().min(self.flows_max);
+        let flows = window.table.flow_count().min(self.flows_max);
         let permits = u32::try_from(flows).unwrap_or(u32::MAX);
         let Ok(permit) = self.room.clone().acquire_many_owned(permits).await else { return Err(gone) };
         jobs.send((window, permit)).await.or(Err(gone))

@@ -5,13 +5,10 @@ use crate::{journal::JournalError, source::SourceError, spool::SpoolError};
 /// See the module's head.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// The kernel's side.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The spool.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// No room in the kernel's maps.
@@ -30,7 +27,6 @@ pub enum CaptureError {
     Thread {
         /// What it is for.
         thread: &'static str,
-        /// Why not.
         source: std::io::Error,
     },
 }

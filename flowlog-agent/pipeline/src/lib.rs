@@ -7,7 +7,7 @@
 //! The kernel is behind a port, [`source`]: the simulation runs everything else. `window` and `encode` do no I/O and read no clock.
 #![forbid(unsafe_code)]
 
-pub mod books;
+pub(crate) mod books;
 pub mod capture;
 pub mod disk;
 pub mod encode;

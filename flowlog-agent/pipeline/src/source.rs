@@ -16,7 +16,6 @@ pub enum SourceError {
     /// An operation on one interface failed. The interface may be gone already: it is tried again.
     #[error(transparent)]
     Interface(Box<dyn Error + Send + Sync>),
-    /// Anything else failed.
     #[error(transparent)]
     Kernel(Box<dyn Error + Send + Sync>),
 }
@@ -52,11 +51,9 @@ pub trait Source {
 /// A watch on an interface, as the programs know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Watch {
-    /// The interface's id.
     pub id: IfaceId,
     /// What is wanted of it: `abi::WANT_*` and the like.
     pub flags: u16,
-    /// The open window.
     pub epoch: Epoch,
     /// The oldest window whose packets can still be judged.
     pub oldest: Epoch,
@@ -73,7 +70,6 @@ pub struct NumberUsers {
 
 /// Interfaces and hooks: what the [capture](crate::capture) needs besides.
 pub trait Node: Source {
-    /// The time.
     fn now(&self) -> Now;
     /// All interfaces of our own namespace.
     fn interfaces(&self) -> Result<Vec<NetDev>, SourceError>;
@@ -98,7 +94,6 @@ pub trait Node: Source {
     fn watch(&mut self, dev: &NetDev, watch: Watch) -> Result<(), SourceError>;
     /// Which watch an interface has.
     fn watched(&self, ifindex: u32) -> Option<IfaceId>;
-    /// Ends it.
     fn unwatch(&mut self, ifindex: u32);
     /// The flags of a watch.
     fn flags(&self, ifindex: u32) -> u16;
@@ -114,6 +109,5 @@ pub trait Node: Source {
     fn is_pinned(&self) -> bool;
     /// Takes all hooks away.
     fn detach_all(&mut self) -> Result<(), SourceError>;
-    /// Removes every pin.
     fn remove_pins(&mut self) -> Result<(), SourceError>;
 }

@@ -44,11 +44,8 @@ pub enum SpoolError {
     /// The file system refused.
     #[error("cannot {action} `{name}` in the spool: {source}")]
     Io {
-        /// What was attempted.
         action: &'static str,
-        /// On what.
         name: String,
-        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -93,15 +90,12 @@ impl Default for Limits {
 pub struct Entry {
     /// Bucket or directory it goes to.
     pub location: Location,
-    /// Object key.
     pub key: String,
-    /// Size.
     pub bytes: u64,
     /// When it was made, ns since 1970.
     pub made_ns: i64,
 }
 
-/// The spool directory.
 #[derive(Clone)]
 pub struct Spool {
     fs: Arc<dyn Filesystem>,
@@ -185,13 +179,13 @@ impl Spool {
 
     /// Bytes in it.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.usage.bytes.load(Ordering::Relaxed)
     }
 
     /// Whether a window may leave only its totals here; says why.
     #[must_use]
-    pub fn is_full(&self, now_secs: i64) -> Option<String> {
+    pub(crate) fn is_full(&self, now_secs: i64) -> Option<String> {
         let Limits { bytes_max, age_secs_max } = self.limits;
         let (bytes, oldest_ns) = (self.bytes(), self.usage.oldest_ns.load(Ordering::Relaxed));
         if bytes >= bytes_max {
@@ -312,7 +306,7 @@ impl Spool {
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn read(&self, entry: &Entry) -> Result<Vec<u8>, SpoolError> {
+    pub(crate) fn read(&self, entry: &Entry) -> Result<Vec<u8>, SpoolError> {
         let dir = dir_of(DIR, &entry.location)?;
         disk::read(&*self.fs, &dir, &escape(&entry.key)?).map_err(failed("read", &entry.key))
     }
@@ -321,7 +315,7 @@ impl Spool {
     ///
     /// # Errors
     /// If the file cannot be removed.
-    pub fn remove(&self, entry: &Entry) -> Result<(), SpoolError> {
+    pub(crate) fn remove(&self, entry: &Entry) -> Result<(), SpoolError> {
         fault::point("spool_unlink");
         self.fs.remove(&dir_of(DIR, &entry.location)?, &escape(&entry.key)?).map_err(failed("remove", &entry.key))?;
         let taken =
@@ -334,7 +328,7 @@ impl Spool {
     ///
     /// # Errors
     /// If it cannot be moved.
-    pub fn quarantine(&self, entry: &Entry) -> Result<String, SpoolError> {
+    pub(crate) fn quarantine(&self, entry: &Entry) -> Result<String, SpoolError> {
         let (from, to) = (dir_of(DIR, &entry.location)?, dir_of(QUARANTINE, &entry.location)?);
         let name = escape(&entry.key)?;
         self.fs.make_dir(&to).map_err(failed("make the directory", &to))?;

@@ -10,40 +10,31 @@ use flowlog_pipeline::{
 
 /// See the module's head.
 #[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// Kernel edge.
+pub(crate) enum AgentError {
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// Interface.
     #[error(transparent)]
     NetDev(#[from] NetDevError),
-    /// Spool.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// Journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// Capturing, for a reason that is none of these.
     #[error(transparent)]
     Capture(CaptureError),
-    /// The state directory.
     #[error("state directory `{}`: {source}; end what uses it, or name another with `--state-dir`", path.display())]
     StateDir {
-        /// The directory.
         path: PathBuf,
         /// Why it cannot be used.
         source: std::io::Error,
     },
-    /// The rule store.
     #[error(transparent)]
     Rules(#[from] RulesError),
-    /// The API.
     #[error(transparent)]
     Api(#[from] ServeError),
     /// A file of the configuration.
     #[error("`{}`: {problem}", path.display())]
     File {
-        /// The file.
         path: PathBuf,
         /// Why it cannot be used.
         problem: String,
@@ -53,26 +44,15 @@ pub enum AgentError {
         "the state directory belongs to a capture that is pinned at `{}`: name that with `--pin-dir`, or end that \
          capture with `flowlog detach`", dir.display()
     )]
-    OtherPins {
-        /// Where they are.
-        dir: PathBuf,
-    },
-    /// Target.
+    OtherPins { dir: PathBuf },
     #[error("target `{target}`: {source}")]
     Target {
-        /// As configured.
         target: String,
         /// Why it cannot be used.
         source: BucketError,
     },
-    /// The operating system.
     #[error("cannot {action}: {source}")]
-    System {
-        /// What was attempted.
-        action: &'static str,
-        /// Why not.
-        source: std::io::Error,
-    },
+    System { action: &'static str, source: std::io::Error },
 }
 
 pub(super) fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> AgentError {

@@ -28,10 +28,8 @@ use crate::config::{Config, Manage};
 const ORDERS_MAX: usize = 4;
 
 /// Everything that is read from files, now and when they change.
-pub struct Files {
-    /// The inventory.
+pub(crate) struct Files {
     pub inventory: watch::Receiver<Arc<Loaded>>,
-    /// The principals.
     pub principals: watch::Receiver<Arc<Principals>>,
 }
 
@@ -40,7 +38,7 @@ impl Files {
     ///
     /// # Errors
     /// If the principals are wrong, or a place does not exist.
-    pub fn open(manage: &Manage) -> Result<Self, AgentError> {
+    pub(crate) fn open(manage: &Manage) -> Result<Self, AgentError> {
         let places = manage.places.clone();
         for path in places.file.iter().chain(&places.dir).chain(&manage.principals) {
             let unreadable = |problem: String| AgentError::File { path: path.clone(), problem };
@@ -83,7 +81,7 @@ impl Files {
 
     /// How buckets are reached: as the inventory says, else as configured.
     #[must_use]
-    pub fn buckets(inventory: Option<watch::Receiver<Arc<Loaded>>>, configured: S3Options) -> Buckets {
+    pub(crate) fn buckets(inventory: Option<watch::Receiver<Arc<Loaded>>>, configured: S3Options) -> Buckets {
         Buckets::new(Box::new(move || match inventory.as_ref().map(|i| i.borrow().inventory.buckets.clone()) {
             Some(BucketPlace::S3(options)) => options,
             _ => configured.clone(),
@@ -92,7 +90,7 @@ impl Files {
 }
 
 /// The store, opened before anything is captured.
-pub struct Managed {
+pub(crate) struct Managed {
     manage: Manage,
     files: Files,
     store: FlowLogStore,
@@ -106,7 +104,7 @@ impl Managed {
     ///
     /// # Errors
     /// If a file or the store cannot be used.
-    pub fn open(manage: &Manage, files: Files, config: &mut Config) -> Result<Self, AgentError> {
+    pub(crate) fn open(manage: &Manage, files: Files, config: &mut Config) -> Result<Self, AgentError> {
         let store = FlowLogStore::open(&config.state_dir)?;
         let fixed = config.captures.clone();
         config.captures.extend(captures::captures(store.flow_logs(), &files.inventory.borrow().inventory));
@@ -116,7 +114,7 @@ impl Managed {
 
     /// The inventory, now and later.
     #[must_use]
-    pub fn inventory(&self) -> watch::Receiver<Arc<Loaded>> {
+    pub(crate) fn inventory(&self) -> watch::Receiver<Arc<Loaded>> {
         self.files.inventory.clone()
     }
 
@@ -124,7 +122,11 @@ impl Managed {
     ///
     /// # Errors
     /// If an address or a certificate cannot be used.
-    pub fn serve(self, buckets: Arc<Buckets>, status: watch::Receiver<Arc<Status>>) -> Result<Orders, AgentError> {
+    pub(crate) fn serve(
+        self,
+        buckets: Arc<Buckets>,
+        status: watch::Receiver<Arc<Status>>,
+    ) -> Result<Orders, AgentError> {
         let Self { manage, files: Files { inventory, principals }, store, fixed, places_max } = self;
         let (orders, wanted) = mpsc::channel(ORDERS_MAX);
         let settings = manage.settings;
@@ -161,7 +163,7 @@ impl BucketProbe for Probe {
 }
 
 /// Orders from the control plane.
-pub struct Orders {
+pub(crate) struct Orders {
     wanted: mpsc::Receiver<CaptureOrder>,
     fixed: Vec<CaptureSpec>,
     /// Where to answer when the last order has been carried out.
@@ -170,7 +172,7 @@ pub struct Orders {
 
 impl Orders {
     /// The next one; waits for ever if nobody can order.
-    pub async fn next(orders: &mut Option<Self>) -> CaptureOrder {
+    pub(crate) async fn next(orders: &mut Option<Self>) -> CaptureOrder {
         match orders {
             Some(orders) => match orders.wanted.recv().await {
                 Some(want) => want,
@@ -184,7 +186,7 @@ impl Orders {
     ///
     /// # Errors
     /// If the kernel or the journal refuses; whoever ordered is told, and orders again.
-    pub fn begin(&mut self, want: CaptureOrder, capture: &mut Capture) -> Result<(), AgentError> {
+    pub(crate) fn begin(&mut self, want: CaptureOrder, capture: &mut Capture) -> Result<(), AgentError> {
         let captures = self.fixed.iter().cloned().chain(want.captures).collect();
         let result = capture.want(captures).map_err(AgentError::from);
         match &result {
@@ -197,12 +199,12 @@ impl Orders {
 
     /// Whether the last order has been carried out and not been answered yet.
     #[must_use]
-    pub fn is_carried_out(&self, capture: &Capture) -> bool {
+    pub(crate) fn is_carried_out(&self, capture: &Capture) -> bool {
         self.waiting.is_some() && capture.is_complete()
     }
 
     /// Answers the last order.
-    pub fn answer(&mut self, capture: &Capture) {
+    pub(crate) fn answer(&mut self, capture: &Capture) {
         if let Some(done) = self.waiting.take() {
             let _ = done.send(Ok(capture.states()));
         }

@@ -18,7 +18,7 @@ mod start;
 use std::{sync::Arc, time::Duration};
 
 use delivery::{Delivery, finish_upload};
-pub use error::AgentError;
+pub(crate) use error::AgentError;
 use error::system;
 use flowlog_host::clock;
 use flowlog_kernel::{heap, netdev::links::LinkWatch, pins};
@@ -46,7 +46,7 @@ const DRAIN_BATCH: usize = 1_024;
 ///
 /// # Errors
 /// Anything that makes capturing impossible; all of it is checked before the first hook is attached.
-pub async fn run(mut config: Config) -> Result<(), AgentError> {
+pub(crate) async fn run(mut config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
     let (fs, _lock) = state_dir(&config)?;
     let spool = open_spool(&config, &fs)?;
@@ -88,7 +88,7 @@ pub async fn run(mut config: Config) -> Result<(), AgentError> {
 ///
 /// # Errors
 /// If that is not possible; what could not be delivered stays in the spool.
-pub async fn detach(mut config: Config) -> Result<(), AgentError> {
+pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
     // The pinned maps have the sizes that they were made with, whatever the configuration says now.
     if let Some(sizes) = config.pin_dir.as_deref().map(pins::sizes).transpose()?.flatten() {

@@ -6,7 +6,6 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use flowlog_control::flow_logs::principals::{hash_password, new_token};
 
-/// Shortest password.
 const PASSWORD_BYTES_MIN: usize = 12;
 
 #[derive(Subcommand)]

@@ -15,37 +15,32 @@ use flowlog_model::{
     rule::{Action, Directions, InvalidField, Name, Rule, Side, Target, key_part, window_secs},
 };
 use flowlog_pipeline::spool::Limits;
-pub use raw::{RawApi, RawConfig, RawDefaults, RawFlowLog, RawInventory, RawS3, RawSizes, RawSpool};
+pub(crate) use raw::{RawConfig, RawFlowLog, RawS3, RawSizes};
 
 /// Default window: 10 minutes, as cloud flow logs have it.
-pub const WINDOW_SECS_DEFAULT: u32 = 600;
+pub(crate) const WINDOW_SECS_DEFAULT: u32 = 600;
 /// Default name of the implicit rule.
-pub const NAME_DEFAULT: &str = "flowlog";
-/// Default state directory.
-pub const STATE_DIR_DEFAULT: &str = "/var/lib/flowlog";
+pub(crate) const NAME_DEFAULT: &str = "flowlog";
+pub(crate) const STATE_DIR_DEFAULT: &str = "/var/lib/flowlog";
 /// Default of the node's own socket.
-pub const SOCKET_DEFAULT: &str = "/run/flowlog/agent.sock";
+pub(crate) const SOCKET_DEFAULT: &str = "/run/flowlog/agent.sock";
 /// Largest configuration file that is read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Default cap on flows in open windows; about 70 bytes each, and as many again while windows are being written.
-pub const FLOWS_MAX_DEFAULT: usize = 2_000_000;
+pub(crate) const FLOWS_MAX_DEFAULT: usize = 2_000_000;
 /// Below it, objects are all overhead.
-pub const FLOWS_MAX_MIN: usize = 1_000;
+pub(crate) const FLOWS_MAX_MIN: usize = 1_000;
 
 /// A whole configuration, checked as far as that goes without looking at the system.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// What to capture.
+pub(crate) struct Config {
     pub captures: Vec<CaptureSpec>,
-    /// This node's id.
     pub node_id: String,
-    /// Spool and locks.
     pub state_dir: PathBuf,
     /// Where the capture is pinned, so that it outlives the agent; `None`: it does not.
     pub pin_dir: Option<PathBuf>,
     /// What the spool may hold.
     pub spool: Limits,
-    /// Kernel map sizes.
     pub sizes: Sizes,
     /// Flows in the open windows of all interfaces before the largest is written early.
     pub flows_max: usize,
@@ -57,8 +52,7 @@ pub struct Config {
 
 /// Where rules come from that are not in the configuration, and how they are managed.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Manage {
-    /// The inventory.
+pub(crate) struct Manage {
     pub places: Places,
     /// Who may do what; nobody but the node's operator if absent.
     pub principals: Option<PathBuf>,
@@ -70,23 +64,18 @@ pub struct Manage {
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// A field breaks a rule.
     #[error(transparent)]
     Field(#[from] InvalidField),
     /// The file cannot be read.
     #[error("config `{}`: {problem}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        problem: String,
-    },
+    File { path: PathBuf, problem: String },
 }
 
 impl RawConfig {
     /// Reads a TOML file. Unknown keys are refused.
-    pub fn from_file(path: &std::path::Path) -> Result<Self, ConfigError> {
+    pub(crate) fn from_file(path: &std::path::Path) -> Result<Self, ConfigError> {
         let file = |problem: String| ConfigError::File { path: path.to_owned(), problem };
         let size = fs::metadata(path).map_err(|e| file(e.to_string()))?.len();
         if size > CONFIG_BYTES_MAX {
@@ -97,13 +86,13 @@ impl RawConfig {
     }
 
     /// As [`check`](Self::check), for commands that capture nothing new.
-    pub fn check_without_captures(mut self) -> Result<Config, ConfigError> {
+    pub(crate) fn check_without_captures(mut self) -> Result<Config, ConfigError> {
         self.flow_logs.clear();
         self.check_with(0)
     }
 
     /// Checks everything that can be checked without looking at the system.
-    pub fn check(self) -> Result<Config, ConfigError> {
+    pub(crate) fn check(self) -> Result<Config, ConfigError> {
         let captures_min = usize::from(self.inventory.is_none());
         self.check_with(captures_min)
     }

@@ -7,10 +7,9 @@ use serde::Deserialize;
 /// The file, as written. Flags fill the same structure.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawConfig {
+pub(crate) struct RawConfig {
     /// Node id; the host name if absent.
     pub node_id: Option<String>,
-    /// Spool and locks.
     pub state_dir: Option<PathBuf>,
     /// See [`super::Config::pin_dir`].
     pub pin_dir: Option<PathBuf>,
@@ -22,21 +21,17 @@ pub struct RawConfig {
     /// Limits of the spool.
     #[serde(default)]
     pub spool: RawSpool,
-    /// Kernel map sizes.
     #[serde(default)]
     pub kernel: RawSizes,
-    /// Buckets.
     #[serde(default)]
     pub s3: RawS3,
     /// What is on this node.
     pub inventory: Option<RawInventory>,
-    /// The API.
     #[serde(default)]
     pub api: RawApi,
     /// For flow logs that are made through the API.
     #[serde(default)]
     pub flow_log_defaults: RawDefaults,
-    /// Flow logs.
     #[serde(default, rename = "flow_log")]
     pub flow_logs: Vec<RawFlowLog>,
 }
@@ -44,7 +39,7 @@ pub struct RawConfig {
 /// `[kernel]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawSizes {
+pub(crate) struct RawSizes {
     /// Slots of the flow cache for each CPU.
     pub cache_slots: Option<u32>,
     /// Slots of the refused cache for each CPU.
@@ -58,7 +53,7 @@ pub struct RawSizes {
 /// `[spool]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawSpool {
+pub(crate) struct RawSpool {
     /// Bytes before windows leave their totals only.
     pub bytes_max: Option<u64>,
     /// Age in seconds of the oldest object before windows leave their totals only.
@@ -68,15 +63,13 @@ pub struct RawSpool {
 /// `[s3]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawS3 {
+pub(crate) struct RawS3 {
     /// URL of the server.
     pub endpoint: Option<String>,
-    /// Region.
     pub region: Option<String>,
     /// Bucket in the path.
     #[serde(default)]
     pub path_style: bool,
-    /// Allow plain http.
     #[serde(default)]
     pub allow_http: bool,
     /// Credentials in the AWS format.
@@ -86,8 +79,7 @@ pub struct RawS3 {
 /// `[inventory]`. With it, flow logs are managed through the API.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawInventory {
-    /// The main file.
+pub(crate) struct RawInventory {
     pub file: Option<PathBuf>,
     /// The directory of drop-ins.
     pub dir: Option<PathBuf>,
@@ -96,12 +88,11 @@ pub struct RawInventory {
 /// `[api]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawApi {
+pub(crate) struct RawApi {
     /// The node's own socket.
     pub socket: Option<PathBuf>,
     /// Who may do what.
     pub principals: Option<PathBuf>,
-    /// A TCP address.
     pub listen: Option<SocketAddr>,
     /// Certificate chain in PEM form.
     pub tls_certificate: Option<PathBuf>,
@@ -114,8 +105,7 @@ pub struct RawApi {
 /// `[flow_log_defaults]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawDefaults {
-    /// Seconds.
+pub(crate) struct RawDefaults {
     pub window: Option<u32>,
     /// `tc`, `tcx`, `clsact`, `xdp`.
     pub hook: Option<String>,
@@ -130,10 +120,9 @@ pub struct RawDefaults {
 /// `[[flow_log]]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RawFlowLog {
+pub(crate) struct RawFlowLog {
     /// Interfaces by name.
     pub interfaces: Vec<String>,
-    /// Where objects go.
     pub target: String,
     /// First part of every key.
     pub prefix: Option<String>,
@@ -143,7 +132,6 @@ pub struct RawFlowLog {
     pub direction: Option<String>,
     /// `accepted`, `rejected`, `any`.
     pub action: Option<String>,
-    /// Seconds.
     pub window: Option<u32>,
     /// `tc`, `tcx`, `clsact`, `xdp`.
     pub hook: Option<String>,
@@ -157,6 +145,5 @@ pub struct RawFlowLog {
     pub layout: Option<String>,
     /// Inventory id; only with one interface.
     pub interface_id: Option<String>,
-    /// Contract.
     pub account_id: Option<String>,
 }

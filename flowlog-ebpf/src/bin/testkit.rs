@@ -1,6 +1,7 @@
 //! Programs that stand for *other people's* in the tests: counters and droppers before and after flowlog's.
 //! Never loaded by the agent.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![allow(unreachable_pub, reason = "aya's macros export what the kernel loads")]
 #![allow(unsafe_code, reason = "packet pointers")]
 
 #[cfg(not(target_arch = "bpf"))]

@@ -35,7 +35,7 @@ const ROWS: usize = 500_000;
 
 /// What to measure.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// Rounds; the figure is their median, the best is in brackets
     #[arg(long, default_value_t = 5)]
     rounds: u32,
@@ -43,13 +43,13 @@ pub struct Options {
 
 impl Options {
     /// Few rounds, to see that everything runs.
-    pub fn quick(self) -> Self {
+    pub(crate) fn quick(self) -> Self {
         Self { rounds: self.rounds.min(1) }
     }
 }
 
 /// Measures; adds tables and targets to the report.
-pub fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     integration::traffic::pin_to_cpu(0);
     drain(options.rounds, report)?;
     merge(options.rounds, report);
@@ -131,7 +131,7 @@ fn merge(rounds: u32, report: &mut Report) {
         let different = records::records(flows);
         let before = memory::live();
         let mut table = records::table(&different);
-        let n = table.len() as f64;
+        let n = table.flow_count() as f64;
         let open = (memory::live() - before) as f64 / n;
         worst = worst.max(open);
         held.push(Some(Figure::once(open)));
@@ -201,7 +201,7 @@ fn parquet_as(info: &ObjectInfo, records: &[Record], order: Order, profile: Prof
 /// Bytes and time of a row, by format.
 fn formats(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
     let records = records::records(ROWS);
-    let rows = records::table(&records).len() as f64;
+    let rows = records::table(&records).flow_count() as f64;
     let mut table = Table::new(
         "Formats",
         "500,000 flows of one NIC and window",

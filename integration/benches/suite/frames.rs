@@ -4,7 +4,7 @@ use integration::traffic::checksum;
 
 /// Address family and protocol of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kind {
+pub(crate) struct Kind {
     /// IPv6, else IPv4.
     pub v6: bool,
     /// TCP (SYN), else UDP.
@@ -12,14 +12,14 @@ pub struct Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 4] = [
         Self { v6: false, tcp: false },
         Self { v6: false, tcp: true },
         Self { v6: true, tcp: false },
         Self { v6: true, tcp: true },
     ];
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match (self.v6, self.tcp) {
             (false, false) => "IPv4 UDP",
             (false, true) => "IPv4 TCP",
@@ -39,14 +39,14 @@ impl Kind {
     }
 
     /// Offset of the word of eight bytes that programs load these four in, and their shift in it.
-    pub fn word(self) -> (usize, u32) {
+    pub(crate) fn word(self) -> (usize, u32) {
         if self.v6 { (30, 32) } else { (26, 0) }
     }
 }
 
 /// Who sends to whom.
 #[derive(Clone, Copy, Debug)]
-pub struct Ends {
+pub(crate) struct Ends {
     pub macs: ([u8; 6], [u8; 6]),
     pub v4: ([u8; 4], [u8; 4]),
     pub v6: ([u8; 16], [u8; 16]),
@@ -55,7 +55,7 @@ pub struct Ends {
 
 impl Ends {
     /// For packets that stay inside `BPF_PROG_TEST_RUN`.
-    pub fn nowhere() -> Self {
+    pub(crate) fn nowhere() -> Self {
         let v6 = |last| [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, last];
         Self { macs: ([2; 6], [4; 6]), v4: ([10, 0, 0, 1], [10, 1, 0, 1]), v6: (v6(1), v6(2)), dport: 443 }
     }
@@ -63,7 +63,7 @@ impl Ends {
 
 /// Where [`frame`] leaves room for what balances a changed address and port in the checksums.
 #[derive(Clone, Copy, Debug)]
-pub struct Varied {
+pub(crate) struct Varied {
     pub address: u32,
     pub address_balance: u32,
     pub port: u32,
@@ -72,7 +72,7 @@ pub struct Varied {
 
 /// A frame of `bytes` bytes (without frame check sequence) and the places to vary it. Its checksums are right for any
 /// address and port, as long as each is balanced by its complement.
-pub fn frame(kind: Kind, ends: &Ends, bytes: usize) -> (Vec<u8>, Varied) {
+pub(crate) fn frame(kind: Kind, ends: &Ends, bytes: usize) -> (Vec<u8>, Varied) {
     let upper = kind.upper();
     let header = if kind.tcp { 20 } else { 8 };
     let bytes = bytes.max(upper + header + 4);

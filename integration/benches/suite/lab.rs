@@ -26,7 +26,7 @@ const LOOPBACK: u32 = 1;
 /// Length of the packets. (IPv6 and TCP alone are 74 bytes.)
 const FRAME_BYTES: usize = 74;
 /// Packets in one call: no more records than the default ring holds.
-pub const BATCH: u32 = 65_536;
+pub(crate) const BATCH: u32 = 65_536;
 
 /// [`Drive`], marked as plain old data for the loader.
 #[repr(transparent)]
@@ -37,21 +37,20 @@ unsafe impl Pod for DrivePod {}
 
 /// Which driver a program needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
+pub(crate) enum Hook {
     Tc,
     Xdp,
 }
 
 /// A program to be measured.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub(crate) struct Subject {
     pub name: String,
     pub hook: Hook,
     slot: u32,
 }
 
-/// Everything loaded.
-pub struct Lab {
+pub(crate) struct Lab {
     bench: Ebpf,
     drive: Array<MapData, DrivePod>,
     order: Array<MapData, u32>,
@@ -66,7 +65,7 @@ pub struct Lab {
 }
 
 /// Loads the object and all its programs.
-pub fn load_bench() -> anyhow::Result<Ebpf> {
+pub(crate) fn load_bench() -> anyhow::Result<Ebpf> {
     let mut bench = EbpfLoader::new().load(OBJECT)?;
     load_all(&mut bench)?;
     Ok(bench)
@@ -88,7 +87,7 @@ fn load_all(ebpf: &mut Ebpf) -> anyhow::Result<()> {
 
 impl Lab {
     /// Loads flowlog with its default sizes, and the baselines.
-    pub fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let mut bench = load_bench()?;
         let mut kernel = Kernel::load(Sizes::default(), 1)?;
         let ring = kernel.take_ring()?;
@@ -104,21 +103,21 @@ impl Lab {
     }
 
     /// One of flowlog's own hook programs.
-    pub fn ours(&mut self, name: &str, program: &str, hook: Hook) -> anyhow::Result<Subject> {
+    pub(crate) fn ours(&mut self, name: &str, program: &str, hook: Hook) -> anyhow::Result<Subject> {
         let fd = self.kernel.programs.fd(program)?;
         let (tc, xdp) = (&mut self.tc, &mut self.xdp);
         enter(tc, xdp, &mut self.slots, name, fd, hook)
     }
 
     /// A program of the benchmark's object.
-    pub fn baseline(&mut self, name: &str, program: &str) -> anyhow::Result<Subject> {
+    pub(crate) fn baseline(&mut self, name: &str, program: &str) -> anyhow::Result<Subject> {
         let p = self.bench.program(program).with_context(|| format!("no program `{program}`"))?;
         let hook = if matches!(p, Program::Xdp(_)) { Hook::Xdp } else { Hook::Tc };
         enter(&mut self.tc, &mut self.xdp, &mut self.slots, name, p.fd()?, hook)
     }
 
     /// A program of anybody's compiled object, with whatever maps it declares.
-    pub fn other(&mut self, object: &Path, program: &str) -> anyhow::Result<Subject> {
+    pub(crate) fn other(&mut self, object: &Path, program: &str) -> anyhow::Result<Subject> {
         let bytes = std::fs::read(object).with_context(|| object.display().to_string())?;
         let mut ebpf = EbpfLoader::new().load(&bytes).with_context(|| object.display().to_string())?;
         let names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
@@ -136,7 +135,7 @@ impl Lab {
     }
 
     /// Sets the order flows come in, over and over.
-    pub fn set_order(&mut self, mut next: impl FnMut(u32) -> u32) -> anyhow::Result<()> {
+    pub(crate) fn set_order(&mut self, mut next: impl FnMut(u32) -> u32) -> anyhow::Result<()> {
         (0..ORDER_ENTRIES).try_for_each(|i| self.order.set(i, &next(i), 0)).context("set the order of flows")
     }
 
@@ -152,14 +151,20 @@ impl Lab {
     }
 
     /// Runs `packets` packets; returns ns per packet, driver included.
-    pub fn run(&mut self, subject: &Subject, kind: Kind, packets: u32, new_flows: bool) -> anyhow::Result<f64> {
+    pub(crate) fn run(&mut self, subject: &Subject, kind: Kind, packets: u32, new_flows: bool) -> anyhow::Result<f64> {
         self.drive(subject, kind, new_flows, u32::MAX)?;
         let (packet, _) = frame(kind, &Ends::nowhere(), FRAME_BYTES);
         repeat(&self.bench, subject.hook, &packet, packets)
     }
 
     /// As [`run`](Self::run), on CPUs 0 and 1 at once, on the same flows or on flows of their own. Returns the mean.
-    pub fn run_on_two(&mut self, subject: &Subject, kind: Kind, packets: u32, same: bool) -> anyhow::Result<f64> {
+    pub(crate) fn run_on_two(
+        &mut self,
+        subject: &Subject,
+        kind: Kind,
+        packets: u32,
+        same: bool,
+    ) -> anyhow::Result<f64> {
         self.drive(subject, kind, false, if same { u32::MAX } else { 20 })?;
         let (packet, _) = frame(kind, &Ends::nowhere(), FRAME_BYTES);
         let barrier = std::sync::Barrier::new(2);
@@ -180,14 +185,14 @@ impl Lab {
     }
 
     /// Empties all rings; returns the number of records.
-    pub fn drain(&mut self) -> usize {
+    pub(crate) fn drain(&mut self) -> usize {
         let ours = integration::ring::take(&mut self.ring).len();
         let theirs = self.rings.iter_mut().map(|ring| std::iter::from_fn(|| ring.next().map(drop)).count());
         ours + theirs.sum::<usize>()
     }
 
     /// Hands all records of flowlog's own ring to `each`; returns how many.
-    pub fn take(&mut self, mut each: impl FnMut(Record)) -> usize {
+    pub(crate) fn take(&mut self, mut each: impl FnMut(Record)) -> usize {
         let records = integration::ring::take(&mut self.ring);
         let n = records.len();
         records.into_iter().for_each(&mut each);
@@ -195,7 +200,7 @@ impl Lab {
     }
 
     /// Packets flowlog's programs have counted as lost so far.
-    pub fn lost_packets(&self) -> anyhow::Result<u64> {
+    pub(crate) fn lost_packets(&self) -> anyhow::Result<u64> {
         let truth = self.kernel.truth.get(flowlog_model::IfaceId(1), flowlog_model::Epoch(1))?;
         Ok(truth.hook.iter().map(|h| h.lost.packets).sum())
     }

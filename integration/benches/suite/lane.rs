@@ -37,7 +37,7 @@ struct GeneratePod(Generate);
 unsafe impl Pod for GeneratePod {}
 
 /// One way through the node.
-pub struct Lane {
+pub(crate) struct Lane {
     pub generator: Netns,
     _sink: Netns,
     number: u8,
@@ -45,9 +45,8 @@ pub struct Lane {
     _programs: Ebpf,
 }
 
-/// What to send.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub(crate) struct Load {
     pub kind: Kind,
     /// Length of a frame.
     pub bytes: usize,
@@ -62,7 +61,7 @@ fn v6(net: u8, lane: u8, host: u16) -> [u8; 16] {
 }
 
 /// A node that forwards.
-pub fn node() -> anyhow::Result<Netns> {
+pub(crate) fn node() -> anyhow::Result<Netns> {
     let node = Netns::new("node")?;
     for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
         node.sysctl(key, "1")?;
@@ -74,8 +73,7 @@ pub fn node() -> anyhow::Result<Netns> {
 }
 
 impl Lane {
-    /// Plugs one together.
-    pub fn new(node: &Netns, number: u8) -> anyhow::Result<Self> {
+    pub(crate) fn new(node: &Netns, number: u8) -> anyhow::Result<Self> {
         let (generator, sink) = (Netns::new("gen")?, Netns::new("sink")?);
         let (into, out) = (format!("in{number}"), format!("out{number}"));
         veth((&generator, "eth0"), (node, &into))?;
@@ -117,7 +115,7 @@ impl Lane {
 
     /// Puts empty TC programs on the node's interface: the least that any agent costs. They stay as long as what is
     /// returned.
-    pub fn with_empty_programs(&self, node: &Netns) -> anyhow::Result<Ebpf> {
+    pub(crate) fn with_empty_programs(&self, node: &Netns) -> anyhow::Result<Ebpf> {
         let mut programs = lab::load_bench()?;
         node.run(|| -> anyhow::Result<()> {
             let program: &mut SchedClassifier = programs.program_mut("tc_empty").context("tc_empty")?.try_into()?;
@@ -131,18 +129,18 @@ impl Lane {
     }
 
     /// Name of the node's interface that frames come in by.
-    pub fn interface(&self) -> String {
+    pub(crate) fn interface(&self) -> String {
         format!("in{}", self.number)
     }
 
     /// The node's address on it.
-    pub fn node_address(&self) -> String {
+    pub(crate) fn node_address(&self) -> String {
         format!("10.{}.255.2", 20 + self.number)
     }
 
     /// Sends a load; returns ns per frame, from making it to its end in the sink (all of it happens on this CPU, in
     /// the softirq that follows each batch).
-    pub fn send(&self, traffic: &mut Traffic, load: Load) -> anyhow::Result<f64> {
+    pub(crate) fn send(&self, traffic: &mut Traffic, load: Load) -> anyhow::Result<f64> {
         let (frame, balance) = frame(load.kind, &self.ends, load.bytes);
         let generate = Generate {
             address: balance.address,
@@ -182,12 +180,10 @@ impl Lane {
     }
 }
 
-/// The generator's program.
-pub struct Traffic(Ebpf);
+pub(crate) struct Traffic(Ebpf);
 
 impl Traffic {
-    /// Loads it.
-    pub fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         Ok(Self(lab::load_bench()?))
     }
 

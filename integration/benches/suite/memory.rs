@@ -10,7 +10,7 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
 /// The system's allocator, counted.
-pub struct Counted;
+pub(crate) struct Counted;
 
 fn grow(bytes: usize) {
     let live = LIVE.fetch_add(bytes, Relaxed) + bytes;
@@ -41,16 +41,16 @@ unsafe impl GlobalAlloc for Counted {
 }
 
 /// Bytes allocated now.
-pub fn live() -> usize {
+pub(crate) fn live() -> usize {
     LIVE.load(Relaxed)
 }
 
 /// Most bytes allocated since [`reset_peak`].
-pub fn peak() -> usize {
+pub(crate) fn peak() -> usize {
     PEAK.load(Relaxed)
 }
 
 /// Starts a new measurement of the peak.
-pub fn reset_peak() {
+pub(crate) fn reset_peak() {
     PEAK.store(live(), Relaxed);
 }

@@ -20,7 +20,7 @@ const FLOW_NAMES: [&str; 6] = ["1", "1k", "10k", "100k", "500k", "1M"];
 
 /// What to measure.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// Rounds of every program; the figure is their median, the best is in brackets
     #[arg(long, default_value_t = 9)]
     rounds: u32,
@@ -56,7 +56,7 @@ impl Options {
     }
 
     /// Few rounds, to see that everything runs.
-    pub fn quick(self) -> Self {
+    pub(crate) fn quick(self) -> Self {
         Self { rounds: self.rounds.min(3), ..self }
     }
 }
@@ -90,7 +90,6 @@ fn set_order(lab: &mut Lab, order: Order, flows: u32) -> anyhow::Result<()> {
     }
 }
 
-/// Programs measured together.
 struct Programs {
     empty: Subject,
     all: Vec<Subject>,
@@ -150,7 +149,7 @@ fn by_flows(
 }
 
 /// Measures; adds tables and targets to the report.
-pub fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     integration::traffic::pin_to_cpu(0);
     let lab = &mut Lab::new()?;
     let tc_empty = lab.baseline("empty", "tc_empty")?;
@@ -305,7 +304,6 @@ fn records_per_packet(lab: &mut Lab, subjects: &[Subject], report: &mut Report) 
     Ok(())
 }
 
-/// Hooks, families, protocols.
 fn kinds(lab: &mut Lab, tc_empty: &Subject, n: u32, report: &mut Report) -> anyhow::Result<()> {
     let mut table = Table::new(
         "Hooks, families and protocols, uniform order",

@@ -20,7 +20,7 @@ fn flows(column: &str) -> Option<f64> {
 }
 
 /// Writes `dir/NAME.svg` for a table: both axes logarithmic, one line a row.
-pub fn chart(dir: &Path, table: &Table) -> anyhow::Result<()> {
+pub(crate) fn chart(dir: &Path, table: &Table) -> anyhow::Result<()> {
     let name: String = table.title.to_lowercase().split(|c: char| !c.is_alphanumeric()).collect::<Vec<_>>().join("-");
     let path = dir.join(format!("{}.svg", name.trim_matches('-').replace("--", "-")));
     let x: Vec<f64> = table.columns.iter().filter_map(|c| flows(c)).collect();

@@ -21,36 +21,34 @@ use flowlog_pipeline::{
 };
 
 /// Length of the window.
-pub const WINDOW_SECS: u32 = 600;
+pub(crate) const WINDOW_SECS: u32 = 600;
 const TICK_NS: u64 = 4_000_000;
 
-/// xorshift.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
 
-    pub fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    pub fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Small numbers often, large ones seldom.
-    pub fn skewed(&mut self, n: u64) -> u64 {
+    pub(crate) fn skewed(&mut self, n: u64) -> u64 {
         ((n as f64).powf(self.unit()) - 1.0) as u64
     }
 }
 
-/// One record.
-pub fn record(r: &mut Random) -> Record {
+pub(crate) fn record(r: &mut Random) -> Record {
     let peer = r.skewed(200_000);
     let outgoing = r.below(2) == 0;
     let v6 = r.below(5) == 0;
@@ -82,13 +80,13 @@ pub fn record(r: &mut Random) -> Record {
 }
 
 /// `n` records.
-pub fn records(n: usize) -> Vec<Record> {
+pub(crate) fn records(n: usize) -> Vec<Record> {
     let mut random = Random(0x1234_5678_9abc_def1);
     (0..n).map(|_| record(&mut random)).collect()
 }
 
 /// Adds a record to a table.
-pub fn add(table: &mut FlowTable, record: &Record) {
+pub(crate) fn add(table: &mut FlowTable, record: &Record) {
     match record {
         Record::V4(r) => table.add4(r),
         Record::V6(r) => table.add6(r),
@@ -96,7 +94,7 @@ pub fn add(table: &mut FlowTable, record: &Record) {
 }
 
 /// All of them as a table.
-pub fn table(records: &[Record]) -> FlowTable {
+pub(crate) fn table(records: &[Record]) -> FlowTable {
     let mut table = FlowTable::default();
     for record in records {
         add(&mut table, record);
@@ -105,7 +103,7 @@ pub fn table(records: &[Record]) -> FlowTable {
 }
 
 /// What an object says besides its rows.
-pub fn info() -> ObjectInfo {
+pub(crate) fn info() -> ObjectInfo {
     let now = Now { mono: MonoNs(0), wall: WallNs(1_795_440_000_123_456_789) };
     let rule = Rule {
         id: None,

@@ -6,31 +6,30 @@ use serde::Serialize;
 
 /// One figure: the best and the median of several rounds. They differ by what else the machine did.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Figure {
+pub(crate) struct Figure {
     pub best: f64,
     pub median: f64,
 }
 
 impl Figure {
     /// Of rounds in which less is better.
-    pub fn least(rounds: &[f64]) -> Self {
+    pub(crate) fn least(rounds: &[f64]) -> Self {
         let sorted = sorted(rounds);
         Self { best: sorted[0], median: sorted[sorted.len() / 2] }
     }
 
     /// Of rounds in which more is better.
-    pub fn most(rounds: &[f64]) -> Self {
+    pub(crate) fn most(rounds: &[f64]) -> Self {
         let sorted = sorted(rounds);
         Self { best: sorted[sorted.len() - 1], median: sorted[sorted.len() / 2] }
     }
 
     /// A figure that is not repeated.
-    pub fn once(value: f64) -> Self {
+    pub(crate) fn once(value: f64) -> Self {
         Self { best: value, median: value }
     }
 
-    /// Less another figure.
-    pub fn minus(self, other: Self) -> Self {
+    pub(crate) fn minus(self, other: Self) -> Self {
         Self { best: self.best - other.best, median: self.median - other.median }
     }
 }
@@ -44,7 +43,7 @@ fn sorted(rounds: &[f64]) -> Vec<f64> {
 
 /// A table: one row a thing, one column a circumstance.
 #[derive(Debug, Serialize)]
-pub struct Table {
+pub(crate) struct Table {
     pub title: String,
     pub unit: &'static str,
     pub note: String,
@@ -56,28 +55,27 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn new(title: impl Into<String>, unit: &'static str, note: impl Into<String>, columns: &[&str]) -> Self {
+    pub(crate) fn new(title: impl Into<String>, unit: &'static str, note: impl Into<String>, columns: &[&str]) -> Self {
         let columns = columns.iter().map(|c| (*c).to_owned()).collect();
         Self { title: title.into(), unit, note: note.into(), columns, rows: Vec::new(), chart: false, decimals: 1 }
     }
 
-    pub fn row(&mut self, name: impl Into<String>, figures: Vec<Option<Figure>>) {
+    pub(crate) fn row(&mut self, name: impl Into<String>, figures: Vec<Option<Figure>>) {
         self.rows.push((name.into(), figures));
     }
 }
 
 /// What was wanted, and what came out.
 #[derive(Debug, Serialize)]
-pub struct Target {
+pub(crate) struct Target {
     pub what: String,
     pub goal: String,
     pub measured: String,
     pub met: bool,
 }
 
-/// A whole run.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     pub machine: Vec<String>,
     pub tables: Vec<Table>,
     pub targets: Vec<Target>,
@@ -85,20 +83,20 @@ pub struct Report {
 
 impl Report {
     /// Adds a table and shows it.
-    pub fn table(&mut self, table: Table) {
+    pub(crate) fn table(&mut self, table: Table) {
         println!("{}", markdown(&table));
         self.tables.push(table);
     }
 
     /// Compares with a target: `at_most` or at least.
-    pub fn target(&mut self, what: impl Into<String>, measured: f64, unit: &str, limit: f64, at_most: bool) {
+    pub(crate) fn target(&mut self, what: impl Into<String>, measured: f64, unit: &str, limit: f64, at_most: bool) {
         let goal = format!("{} {limit} {unit}", if at_most { "<=" } else { ">=" });
         let met = if at_most { measured <= limit } else { measured >= limit };
         self.targets.push(Target { what: what.into(), goal, measured: format!("{measured:.2} {unit}"), met });
     }
 
     /// The targets as a table.
-    pub fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let mut text = "### Targets\n\n| what | goal | measured | |\n|---|---|---|---|\n".to_owned();
         for t in &self.targets {
             let _ = writeln!(
@@ -114,7 +112,7 @@ impl Report {
     }
 
     /// All of it as Markdown.
-    pub fn markdown(&self) -> String {
+    pub(crate) fn markdown(&self) -> String {
         let machine = self.machine.join("\n- ");
         let tables: String = self.tables.iter().map(|t| markdown(t) + "\n").collect();
         format!("### Machine\n\n- {machine}\n\n{}\n{tables}", self.summary())
@@ -142,7 +140,7 @@ fn markdown(table: &Table) -> String {
 }
 
 /// Kernel, processor, memory: what the figures depend on.
-pub fn machine() -> Vec<String> {
+pub(crate) fn machine() -> Vec<String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         text.lines().find(|l| l.starts_with(name)).and_then(|l| l.split(':').nth(1)).unwrap_or("?").trim().to_owned()

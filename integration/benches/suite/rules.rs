@@ -21,7 +21,7 @@ use crate::{
 
 /// What to measure.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// Flow logs, each on an interface of its own
     #[arg(long, default_value_t = 500)]
     rules: usize,
@@ -32,13 +32,13 @@ pub struct Options {
 
 impl Options {
     /// Few of them, to see that everything runs.
-    pub fn quick(self) -> Self {
+    pub(crate) fn quick(self) -> Self {
         Self { rules: self.rules.min(20), idle: self.idle.min(5) }
     }
 }
 
 /// Measures; adds a table and targets to the report.
-pub fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let Options { rules, idle } = *options;
     let node = Managed::new("[flow_log_defaults]\nwindow = 60\n")?;
     let guests = Netns::new("guests")?;

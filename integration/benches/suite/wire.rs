@@ -34,7 +34,7 @@ const LANES: [&str; 3] = ["watched", "bare", "empty TC program"];
 
 /// What to measure.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// Rounds on each lane; the figure is their median, the best is in brackets
     #[arg(long, default_value_t = 15)]
     rounds: u32,
@@ -45,7 +45,7 @@ pub struct Options {
 
 impl Options {
     /// Few rounds, to see that everything runs.
-    pub fn quick(self) -> Self {
+    pub(crate) fn quick(self) -> Self {
         Self { rounds: self.rounds.min(3), flood: self.flood.min(500_000) }
     }
 }
@@ -58,7 +58,7 @@ struct Wire {
 }
 
 /// Measures; adds tables and targets to the report.
-pub fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let node = node()?;
     let lanes = [Lane::new(&node, 0)?, Lane::new(&node, 1)?, Lane::new(&node, 2)?];
     let _empty = lanes[2].with_empty_programs(&node)?;
@@ -145,14 +145,14 @@ fn landed(dir: &Path, direction: &str) -> anyhow::Result<(u64, u64)> {
 }
 
 /// CPU seconds and context switches of a process so far, and its resident MiB now and at most.
-pub struct Usage {
+pub(crate) struct Usage {
     pub cpu_secs: f64,
     switches: u64,
     pub rss_mib: f64,
     pub peak_mib: f64,
 }
 
-pub fn usage(pid: u32) -> anyhow::Result<Usage> {
+pub(crate) fn usage(pid: u32) -> anyhow::Result<Usage> {
     let kib = |text: &str, name: &str| -> f64 {
         let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_default();
         line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0.0)

@@ -221,7 +221,6 @@ pub fn address(ns: &Netns, interface: &str, address: &str) -> anyhow::Result<()>
 pub struct Pair {
     /// The host whose interface is watched.
     pub a: Netns,
-    /// The other one.
     pub b: Netns,
 }
 

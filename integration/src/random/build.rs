@@ -195,7 +195,6 @@ pub fn macs(t: &Topology, from: usize, to: Endpoint) -> ([u8; 6], [u8; 6]) {
 pub struct Network {
     /// The host under test.
     pub host: Netns,
-    /// Its guests.
     pub guests: Vec<Netns>,
     /// What carries frames between ports that are taps.
     _cables: Vec<Cable>,

@@ -45,7 +45,6 @@ impl Key {
 /// Packets, and bytes where all packets of the flow have the same size, or its fragments are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Amount {
-    /// Packets.
     pub packets: u64,
     /// Layer-3 bytes, where known.
     pub bytes: Option<u64>,
@@ -62,13 +61,9 @@ impl Amount {
 /// What one interface and direction must show of one flow.
 #[derive(Clone, Debug)]
 pub struct Expected {
-    /// Flow, for people.
     pub what: String,
-    /// Interface.
     pub device: String,
-    /// Direction.
     pub way: Way,
-    /// Its rows.
     pub key: Key,
     /// Source address on the wire, where it is known whatever the verdict.
     pub src: Option<String>,

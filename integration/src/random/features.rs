@@ -44,7 +44,6 @@ pub const ALL: [&str; 29] = [
 pub struct Features(BTreeSet<&'static str>);
 
 impl Features {
-    /// Everything.
     #[must_use]
     pub fn all() -> Self {
         Self(ALL.into_iter().collect())

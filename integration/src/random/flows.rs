@@ -20,10 +20,8 @@ pub const BIG: usize = 3_000;
 /// Layer-3 bytes of the fragments of a big datagram over a link of 1,500.
 pub const FRAGMENTS: [u64; 3] = [1_500, 1_500, 68];
 
-/// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proto {
-    /// Datagrams.
     Udp,
     /// Tries to connect, each given up after one SYN.
     TcpSyn,
@@ -36,7 +34,6 @@ pub enum Proto {
 /// How much of a flow is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Partial {
-    /// Everything.
     All,
     /// What is over a limit.
     Over(usize),
@@ -60,34 +57,27 @@ pub enum Verdict {
 pub struct Rule {
     /// The replies are refused.
     pub reply: bool,
-    /// Where.
     pub hook: Hook,
-    /// How.
     pub verdict: Verdict,
-    /// How much.
     pub partial: Partial,
 }
 
 /// A copy of every packet goes to somebody else.
 #[derive(Clone, Copy, Debug)]
 pub struct Tee {
-    /// To whom.
     pub guest: usize,
     /// The copies are refused in the output chain.
     pub refused: bool,
 }
 
-/// One flow.
 #[allow(clippy::struct_excessive_bools, reason = "each is one random choice")]
 #[derive(Clone, Debug)]
 pub struct Flow {
     /// Its number, which names its counter and its port.
     pub id: usize,
-    /// What.
     pub proto: Proto,
     /// IPv6.
     pub v6: bool,
-    /// Who sends.
     pub from: Endpoint,
     /// Who receives, at last.
     pub to: Endpoint,
@@ -103,7 +93,6 @@ pub struct Flow {
     pub processes: usize,
     /// Bytes of payload.
     pub payload: usize,
-    /// CPU that sends.
     pub cpu: usize,
     /// Datagrams of [`BIG`] bytes, from an address of their own.
     pub big: bool,
@@ -113,11 +102,8 @@ pub struct Flow {
     pub spread: bool,
     /// The receiver answers each packet.
     pub echo: bool,
-    /// Not tracked.
     pub notrack: bool,
-    /// Copied.
     pub tee: Option<Tee>,
-    /// Refused here.
     pub rule: Option<Rule>,
     /// Refused by the receiving guest's own firewall, which is not the node's.
     pub guest_firewall: bool,
@@ -140,7 +126,6 @@ impl Flow {
         self.translated.filter(|_| passed).unwrap_or(self.port)
     }
 
-    /// Its sender's address.
     #[must_use]
     pub fn source(&self, t: &Topology) -> String {
         match (self.from, self.to) {
@@ -160,7 +145,6 @@ impl Flow {
         100 + self.id
     }
 
-    /// Its receiver's address.
     #[must_use]
     pub fn receiver(&self, t: &Topology) -> String {
         match (self.from, self.to) {

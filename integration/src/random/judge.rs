@@ -14,7 +14,6 @@ const REASON: &str = "NETFILTER_DROP";
 /// What is watched, and how.
 #[derive(Clone, Debug)]
 pub struct Watch<'a> {
-    /// Interfaces.
     pub interfaces: &'a [String],
     /// Only refusals are wanted: there are no ACCEPT rows.
     pub only_rejected: bool,
@@ -27,9 +26,7 @@ pub struct Watch<'a> {
 pub struct Figures {
     /// Packets in all rows.
     pub packets: u64,
-    /// Of these refused.
     pub refused: u64,
-    /// Of unknown verdict.
     pub unknown: u64,
     /// Flows, as each interface and direction shows them, that were compared.
     pub compared: u64,

@@ -15,7 +15,6 @@ const PROTOCOLS: [i32; 3] = [1, 6, 17];
 pub enum Noise {
     /// A raw socket whose filter drops everything.
     Raw {
-        /// Where.
         on: Endpoint,
         /// IPv6.
         v6: bool,
@@ -24,7 +23,6 @@ pub enum Noise {
     },
     /// A packet socket on all devices.
     Packet {
-        /// Where.
         on: Endpoint,
         /// For all protocols, as `tcpdump` has it; else for IP alone.
         all: bool,
@@ -34,7 +32,6 @@ pub enum Noise {
 }
 
 impl Noise {
-    /// Some, or none.
     #[must_use]
     pub fn random(rng: &mut Prng, features: &Features, guests: usize) -> Vec<Self> {
         let mut all = Vec::new();

@@ -5,9 +5,7 @@ use super::topology::{Endpoint, Kind, Topology};
 /// Way through an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
-    /// Received.
     Ingress,
-    /// Sent.
     Egress,
 }
 
@@ -29,15 +27,10 @@ pub enum Hook {
     NetdevIngress(String),
     /// netdev egress of a device.
     NetdevEgress(String),
-    /// bridge prerouting.
     BridgePrerouting,
-    /// bridge input.
     BridgeInput,
-    /// bridge forward.
     BridgeForward,
-    /// bridge output.
     BridgeOutput,
-    /// bridge postrouting.
     BridgePostrouting,
     /// inet prerouting before connection tracking.
     Raw,
@@ -45,13 +38,10 @@ pub enum Hook {
     Prerouting,
     /// inet prerouting after translation.
     PreroutingLate,
-    /// inet input.
     Input,
-    /// inet forward.
     Forward,
     /// inet output before connection tracking.
     RawOutput,
-    /// inet output.
     Output,
     /// inet postrouting before translation.
     Postrouting,

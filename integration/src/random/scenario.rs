@@ -20,15 +20,12 @@ use crate::{agent::Agent, rows::Objects};
 /// Everything that a seed decides.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// The seed.
     pub seed: u64,
     /// What it may contain.
     pub features: Features,
-    /// The network.
     pub topology: Topology,
     /// Its traffic and rules.
     pub flows: Vec<Flow>,
-    /// Connections are tracked.
     pub tracked: bool,
     /// Sockets that only look.
     pub noise: Vec<Noise>,
@@ -38,12 +35,10 @@ pub struct Scenario {
     pub arguments: Vec<String>,
 }
 
-/// What went wrong.
 #[derive(Debug)]
 pub struct Failure {
     /// A line for each mismatch; empty if it could not be run.
     pub mismatches: Vec<String>,
-    /// For people.
     pub text: String,
 }
 
@@ -206,7 +201,6 @@ fn counters(net: &Network) -> anyhow::Result<Counters> {
     Ok(all)
 }
 
-/// The replay.
 impl std::fmt::Display for Scenario {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "cargo xtask fuzz verdicts --seed {} --features {}", self.seed, self.features)?;

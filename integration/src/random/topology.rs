@@ -40,7 +40,6 @@ pub struct Segment {
 pub enum Endpoint {
     /// The host under test.
     Host,
-    /// A guest.
     Guest(usize),
 }
 
@@ -53,7 +52,6 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
-/// All segments.
 #[derive(Clone, Debug)]
 pub struct Topology {
     /// In order of their numbers.
@@ -62,23 +60,19 @@ pub struct Topology {
     pub gro: bool,
     /// Their NAPI has a thread.
     pub threaded: bool,
-    /// What ports are.
     pub ports: Ports,
 }
 
 /// What the ports of a host are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ports {
-    /// Veths.
     Veth,
     /// Veths that take frames of 9,000 bytes, as all links then do.
     Jumbo,
-    /// Taps.
     Tap,
 }
 
 impl Topology {
-    /// A random one.
     #[must_use]
     pub fn random(rng: &mut Prng, features: &Features) -> Self {
         let ports = rng.between(1, PORTS_MAX);

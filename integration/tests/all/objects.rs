@@ -7,7 +7,7 @@ use flowlog_model::{
     rule::{Location, Target},
 };
 use flowlog_pipeline::{
-    encode::schema,
+    encode::schema::{self, ColumnSpec},
     upload::{Bucket, BucketError, Outcome},
 };
 use integration::{agent::Agent, net::Pair, s3, traffic};

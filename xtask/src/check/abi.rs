@@ -31,7 +31,7 @@ enum Outcome {
 }
 
 /// The sources are what is recorded under their version.
-pub fn check() -> anyhow::Result<()> {
+pub(crate) fn check() -> anyhow::Result<()> {
     step("ABI");
     let now = sources()?;
     let text = fs::read_to_string(path()).with_context(|| format!("cannot read {LOCK}: run {RECORD}"))?;
@@ -48,7 +48,7 @@ pub fn check() -> anyhow::Result<()> {
 }
 
 /// Writes down what the sources are, unless that would hide a change.
-pub fn record() -> anyhow::Result<()> {
+pub(crate) fn record() -> anyhow::Result<()> {
     let now = sources()?;
     if let Ok(text) = fs::read_to_string(path()) {
         let recorded = Abi::parse(&text)?;
@@ -178,7 +178,6 @@ mod tests {
 //! Head.
 pub const ABI_VERSION: u32 = 6;
 
-/// A field.
 pub struct Note {
     pub id: u32, // its number
 }

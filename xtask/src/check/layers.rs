@@ -39,7 +39,7 @@ const LAYERS: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Looks up all rules, and names everything that breaks one.
-pub fn check() -> anyhow::Result<()> {
+pub(crate) fn check() -> anyhow::Result<()> {
     step("dependencies");
     let mut broken = Vec::new();
     for (package, forbidden, why) in LAYERS {

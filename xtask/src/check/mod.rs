@@ -15,14 +15,14 @@ use crate::{
 };
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Only write version and hash of the kernel/user ABI to flowlog-ebpf/abi.lock, after raising its version
     #[arg(long)]
     record_abi: bool,
 }
 
 /// Runs all checks; the first that fails ends it.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.record_abi {
         return abi::record();
     }

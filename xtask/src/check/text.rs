@@ -43,7 +43,7 @@ impl fmt::Display for Stale {
 }
 
 /// Everything that is named exists, every promise is listed once with what shows it, and no exception has outlived its use.
-pub fn check() -> anyhow::Result<()> {
+pub(crate) fn check() -> anyhow::Result<()> {
     step("paths and promises in comments and documents");
     let names = files()?;
     let tree = Tree::new(names.iter().map(String::as_str));

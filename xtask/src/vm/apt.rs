@@ -22,7 +22,7 @@ const LISTS_AGE_MAX: Duration = Duration::from_hours(24);
 
 /// One package, one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Package {
+pub(crate) struct Package {
     pub name: String,
     pub version: String,
     /// Names of what it depends on, first alternatives only.
@@ -31,7 +31,7 @@ pub struct Package {
 
 impl Package {
     /// All numbers of the version, for comparing: `6.12.118-1` is newer than `6.12.95-1~bpo12+1`.
-    pub fn order(&self) -> Vec<u64> {
+    pub(crate) fn order(&self) -> Vec<u64> {
         let numbers = self.version.split(|c: char| !c.is_ascii_digit());
         numbers.filter_map(|n| n.parse().ok()).collect()
     }
@@ -39,14 +39,14 @@ impl Package {
 
 /// The folder. Commands get it by a variable of their own; it is never in our environment, where an `apt-get install`
 /// would take it for this machine's.
-pub struct Archive {
+pub(crate) struct Archive {
     config: PathBuf,
     arch: &'static str,
 }
 
 impl Archive {
     /// Opens the folder for one Debian architecture, with lists that are not older than a day.
-    pub fn open(dir: &Path, arch: &'static str) -> anyhow::Result<Self> {
+    pub(crate) fn open(dir: &Path, arch: &'static str) -> anyhow::Result<Self> {
         let dir = dir.join(arch);
         for part in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(part))?;
@@ -83,7 +83,7 @@ impl Archive {
     }
 
     /// All packages whose names match a regular expression.
-    pub fn search(&self, pattern: &str) -> anyhow::Result<Vec<Package>> {
+    pub(crate) fn search(&self, pattern: &str) -> anyhow::Result<Vec<Package>> {
         let found = output(self.command("apt-cache").args(["search", "--names-only", pattern]))?;
         let mut names: Vec<&str> = found.lines().filter_map(|l| l.split_whitespace().next()).collect();
         names.sort_unstable();
@@ -96,12 +96,12 @@ impl Archive {
     }
 
     /// The architecture its packages are of.
-    pub fn arch(&self) -> &'static str {
+    pub(crate) fn arch(&self) -> &'static str {
         self.arch
     }
 
     /// Packages and all they need, as an empty machine would have to install them.
-    pub fn closure(&self, names: &[&str]) -> anyhow::Result<Vec<Package>> {
+    pub(crate) fn closure(&self, names: &[&str]) -> anyhow::Result<Vec<Package>> {
         let mut simulate = self.command("apt-get");
         simulate.args(["install", "--simulate", "-qq", "--no-install-recommends"]).args(names);
         let plan = output(&mut simulate)?;
@@ -116,7 +116,7 @@ impl Archive {
 
     /// Downloads packages and unpacks them into `folder`, where `finish` does what is left to do. Whole or not at all: the
     /// folder gets its name last.
-    pub fn unpack(
+    pub(crate) fn unpack(
         &self,
         packages: &[Package],
         folder: &Path,

@@ -27,7 +27,7 @@ const FILES: [&str; 2] = ["integration/verified_instructions.txt", "flowlog-ebpf
 const PROGRAMS: &str = "flowlog/debug";
 
 /// Cross compiles agent and tests.
-pub fn programs() -> anyhow::Result<Programs> {
+pub(crate) fn programs() -> anyhow::Result<Programs> {
     setup::cross_compiler(TARGET, COMPILER)?;
     step(&format!("building the agent and the tests for {TARGET}"));
     let linker = ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", COMPILER);
@@ -35,7 +35,7 @@ pub fn programs() -> anyhow::Result<Programs> {
 }
 
 /// Makes the root, and puts the programs and the kernels' modules into it. Returns it, and where the programs are inside.
-pub fn root(
+pub(crate) fn root(
     dir: &Path,
     archive: &Archive,
     programs: &Programs,

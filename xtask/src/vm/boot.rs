@@ -39,13 +39,12 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Whoever runs the guest's processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accelerator {
+pub(crate) enum Accelerator {
     Kvm,
     Tcg,
 }
 
-/// One boot.
-pub struct Boot<'a> {
+pub(crate) struct Boot<'a> {
     pub kernel: &'a Kernel,
     pub arch: Arch,
     pub accelerator: Accelerator,
@@ -53,12 +52,11 @@ pub struct Boot<'a> {
     /// What the guest sees as its root, and cannot change.
     pub root: &'a Path,
     pub log: PathBuf,
-    /// For everything together.
     pub time_max: Duration,
 }
 
 /// What came of a boot.
-pub struct Ran {
+pub(crate) struct Ran {
     pub console: Console,
     /// The signal that ended QEMU: of the emulator or of this machine, and nothing that a guest can do.
     pub crash: Option<i32>,
@@ -73,7 +71,7 @@ enum Ended {
 }
 
 /// The file server, if there is one.
-pub fn file_server() -> Option<PathBuf> {
+pub(crate) fn file_server() -> Option<PathBuf> {
     FILE_SERVERS.iter().map(PathBuf::from).find(|p| p.is_file())
 }
 
@@ -90,7 +88,7 @@ impl Drop for Guard {
 impl Boot<'_> {
     /// Boots, and reads the console until the guest is off. Every test is told as it ends. If the guest's script was never
     /// reached, nothing has been told; if QEMU crashed, not the test that was running.
-    pub fn run(&self, mut tell: impl FnMut(Test)) -> anyhow::Result<Ran> {
+    pub(crate) fn run(&self, mut tell: impl FnMut(Test)) -> anyhow::Result<Ran> {
         let socket = Socket::new()?;
         let _server = socket.serve(self.root)?;
         let mut qemu = Guard(self.qemu(&socket.path).spawn().context("cannot start QEMU")?);
@@ -224,7 +222,7 @@ fn last_words(log: &Path) -> String {
 }
 
 /// Fails with what to install if a guest cannot be started here.
-pub fn ensure_possible(arch: Arch) -> anyhow::Result<()> {
+pub(crate) fn ensure_possible(arch: Arch) -> anyhow::Result<()> {
     ensure!(crate::util::has(arch.qemu()), "{} is missing", arch.qemu());
     ensure!(file_server().is_some(), "virtiofsd is missing");
     Ok(())

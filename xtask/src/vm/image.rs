@@ -20,7 +20,7 @@ const FOLDER: u32 = 0o040_755;
 const LINK: u32 = 0o120_777;
 
 /// Writes the image; `next` is the host's path of the script that becomes the guest's first process.
-pub fn write(kernel: &Kernel, busybox: &Path, next: &Path, dest: &Path) -> anyhow::Result<()> {
+pub(crate) fn write(kernel: &Kernel, busybox: &Path, next: &Path, dest: &Path) -> anyhow::Result<()> {
     let mut archive = Archive::default();
     for folder in FOLDERS {
         archive.add(folder, FOLDER, &[]);

@@ -39,9 +39,8 @@ const BOOTED: &str = "VM: booted";
 const BEGIN: &str = "VM: begin ";
 const END: &str = "VM: end ";
 
-/// What to run.
 #[derive(Clone, Debug)]
-pub enum Choice {
+pub(crate) enum Choice {
     /// What must hold on every kernel.
     Smoke,
     /// Everything that a guest can run.
@@ -62,7 +61,7 @@ impl Choice {
 
 /// The guest's first process once it has its root. `modules`: what to put at `/lib/modules`, if it is not there. `ended`: tests
 /// that an earlier guest came to the end of.
-pub fn script(kernel: &Kernel, modules: Option<&Path>, plan: &Plan, ended: &[Test]) -> String {
+pub(crate) fn script(kernel: &Kernel, modules: Option<&Path>, plan: &Plan, ended: &[Test]) -> String {
     let Plan { programs, choice, tools, record, .. } = plan;
     let bind = modules.map_or_else(String::new, |m| format!("mount --bind {} /lib/modules", m.display()));
     let mut text = format!(
@@ -100,7 +99,7 @@ fn step(text: &mut String, name: &str, command: &str) {
 
 /// How one test came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Pass,
     Fail(String),
     Skip(String),
@@ -108,7 +107,7 @@ pub enum Outcome {
 
 /// One line of the report.
 #[derive(Clone, Debug)]
-pub struct Test {
+pub(crate) struct Test {
     pub name: String,
     pub outcome: Outcome,
     pub took: Duration,
@@ -127,7 +126,7 @@ impl fmt::Display for Test {
 }
 
 /// Reads a console, line by line.
-pub struct Console {
+pub(crate) struct Console {
     /// Whether the guest ever came to our script.
     pub booted: bool,
     /// Whether the tests ran to their end.
@@ -143,7 +142,7 @@ pub struct Console {
 }
 
 impl Console {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             booted: false,
             finished: false,
@@ -156,7 +155,7 @@ impl Console {
     }
 
     /// Takes one line in; returns a test that has ended with it.
-    pub fn line(&mut self, line: &str) -> Option<Test> {
+    pub(crate) fn line(&mut self, line: &str) -> Option<Test> {
         let line = line.trim_end();
         if line.starts_with(BOOTED) {
             self.booted = true;
@@ -222,7 +221,7 @@ impl Console {
     }
 
     /// What there is to say when the guest ends before its tests have: nothing if all is well.
-    pub fn ends(&mut self, why: &str) -> Option<Test> {
+    pub(crate) fn ends(&mut self, why: &str) -> Option<Test> {
         if self.finished {
             return None;
         }

@@ -16,12 +16,11 @@ use crate::util::{output, run as run_command, step};
 
 /// A kernel that can be booted.
 #[derive(Clone, Debug)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// As people name it: `6.12`.
     pub series: String,
     /// What `uname -r` says.
     pub release: String,
-    /// The compressed image.
     pub image: PathBuf,
     /// Folder with `RELEASE/modules.dep` in it: the guest's `/lib/modules`.
     pub modules: PathBuf,
@@ -29,7 +28,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// The module and everything it needs, in the order of loading; nothing for what is built in.
-    pub fn module(&self, name: &str) -> anyhow::Result<Vec<PathBuf>> {
+    pub(crate) fn module(&self, name: &str) -> anyhow::Result<Vec<PathBuf>> {
         let dir = self.modules.join(&self.release);
         let text = fs::read_to_string(dir.join("modules.dep")).context("modules.dep")?;
         let is_wanted = |path: &str| {
@@ -52,14 +51,14 @@ struct Candidate {
 }
 
 /// The newest kernel of each series that the archive has whole, oldest series first.
-pub struct Catalogue {
+pub(crate) struct Catalogue {
     archive: Archive,
     newest: Vec<Candidate>,
 }
 
 impl Catalogue {
     /// Reads the archive's package lists.
-    pub fn open(dir: &Path, arch: Arch) -> anyhow::Result<Self> {
+    pub(crate) fn open(dir: &Path, arch: Arch) -> anyhow::Result<Self> {
         let archive = Archive::open(&dir.join("apt"), arch.debian())?;
         let pattern = format!("^linux-(image|binary|modules)-[0-9].*-cloud-{}$", arch.debian());
         let all = archive.search(&pattern)?;
@@ -77,17 +76,17 @@ impl Catalogue {
     }
 
     /// Where it all comes from.
-    pub fn archive(&self) -> &Archive {
+    pub(crate) fn archive(&self) -> &Archive {
         &self.archive
     }
 
     /// Every series there is, oldest first.
-    pub fn series(&self) -> Vec<String> {
+    pub(crate) fn series(&self) -> Vec<String> {
         self.newest.iter().map(|c| c.series.clone()).collect()
     }
 
     /// The kernel of a series (or `newest`), downloaded and unpacked if it is not there yet.
-    pub fn get(&self, dir: &Path, series: &str) -> anyhow::Result<Kernel> {
+    pub(crate) fn get(&self, dir: &Path, series: &str) -> anyhow::Result<Kernel> {
         let found = match series {
             "newest" => self.newest.last(),
             _ => self.newest.iter().find(|c| c.series == series),
@@ -108,7 +107,7 @@ impl Catalogue {
     }
 
     /// A busybox that needs no libraries, unpacked like a kernel.
-    pub fn busybox(&self, dir: &Path) -> anyhow::Result<PathBuf> {
+    pub(crate) fn busybox(&self, dir: &Path) -> anyhow::Result<PathBuf> {
         let mut found = self.archive.search("^busybox-static$")?;
         found.sort_by_key(Package::order);
         let package = found.pop().context("the archive has no busybox-static")?;
@@ -156,7 +155,7 @@ fn kernel(series: &str, folder: &Path) -> anyhow::Result<Kernel> {
 }
 
 /// The plain bytes of a module, whatever it is compressed with.
-pub fn plain_module(path: &Path) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn plain_module(path: &Path) -> anyhow::Result<Vec<u8>> {
     let tool = match path.extension().and_then(|e| e.to_str()) {
         Some("xz") => "xz",
         Some("zst") => "zstd",
@@ -170,7 +169,7 @@ pub fn plain_module(path: &Path) -> anyhow::Result<Vec<u8>> {
 
 /// Whether this processor can run other people's kernels by itself: a device alone is not enough, there are machines
 /// whose `/dev/kvm` runs guests made for it only.
-pub fn kvm() -> bool {
+pub(crate) fn kvm() -> bool {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpu.lines().find(|l| l.starts_with("flags")).unwrap_or_default();
     let able = flags.split_whitespace().any(|f| f == "vmx" || f == "svm");
@@ -178,6 +177,6 @@ pub fn kvm() -> bool {
 }
 
 /// Cores of this machine.
-pub fn cores() -> usize {
+pub(crate) fn cores() -> usize {
     output(&mut Command::new("nproc")).ok().and_then(|n| n.parse().ok()).unwrap_or(1)
 }

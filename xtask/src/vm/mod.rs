@@ -45,7 +45,7 @@ const ALL_TIME_MAX: Duration = Duration::from_hours(1);
 
 /// Machine of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Arch {
+pub(crate) enum Arch {
     #[value(name = "x86_64", alias = "amd64")]
     X86,
     #[value(name = "aarch64", alias = "arm64")]
@@ -83,7 +83,7 @@ impl Arch {
 }
 
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// A series, such as 6.12, or newest; default: 6.1, 6.12 and newest; with --all every series there is
     #[arg(value_name = "KERNEL")]
     kernels: Vec<String>,
@@ -135,7 +135,7 @@ impl Args {
 }
 
 /// Boots the kernels side by side and runs the chosen tests in each.
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     setup::require_root("vm")?;
     setup::network_tools()?;
     setup::guests(args.arch.qemu(), args.arch.qemu_package(), boot::file_server().is_some())?;

@@ -13,9 +13,8 @@ use crate::util::{root, step};
 /// What the verifier needed, by kernel: `integration/tests/all/programs.rs` reads it.
 const VERIFIED: &str = "integration/verified_instructions.txt";
 
-/// One kernel's.
 #[derive(Clone, Debug)]
-pub struct Result {
+pub(crate) struct Result {
     pub kernel: Kernel,
     pub tests: Vec<Test>,
     /// Lines of the file above.
@@ -23,7 +22,6 @@ pub struct Result {
 }
 
 impl Result {
-    /// Passed, failed, skipped.
     fn counts(&self) -> [usize; 3] {
         let count = |is: fn(&Outcome) -> bool| self.tests.iter().filter(|t| is(&t.outcome)).count();
         let passed = count(|o| *o == Outcome::Pass);
@@ -37,7 +35,7 @@ impl Result {
 }
 
 /// Prints it; fails if a test did.
-pub fn print(results: &[Result], took: Duration, logs: &Path) -> anyhow::Result<()> {
+pub(crate) fn print(results: &[Result], took: Duration, logs: &Path) -> anyhow::Result<()> {
     println!();
     let mut sum = [0; 3];
     for result in results {
@@ -57,7 +55,7 @@ pub fn print(results: &[Result], took: Duration, logs: &Path) -> anyhow::Result<
 }
 
 /// Puts what the verifier needed into its file, and prints the table of README.md.
-pub fn record(results: &[Result]) -> anyhow::Result<()> {
+pub(crate) fn record(results: &[Result]) -> anyhow::Result<()> {
     let path = root().join(VERIFIED);
     let mut text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     for result in results {

@@ -16,7 +16,7 @@ const PACKAGE: &str = "openvswitch-switch";
 const PROGRAM: &str = "usr/bin/ovs-dpctl";
 
 /// Where programs and libraries are below `dir`; downloaded the first time.
-pub fn folder(dir: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn folder(dir: &Path) -> anyhow::Result<PathBuf> {
     let folder = dir.join("tools");
     if folder.join(PROGRAM).is_file() {
         return Ok(folder);
@@ -43,7 +43,7 @@ pub fn folder(dir: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Lines of a guest's script after which the programs are found.
-pub fn exports(folder: &Path) -> String {
+pub(crate) fn exports(folder: &Path) -> String {
     let folder = folder.display();
     let libraries = format!("{folder}/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
     format!("export PATH=$PATH:{folder}/usr/bin LD_LIBRARY_PATH={libraries}\n")

@@ -31,7 +31,7 @@ const REMEMBERED_MAX: usize = 10_000;
 type Keyed<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock>;
 
 /// Rate limits, by principal and by address.
-pub struct Limits {
+pub(crate) struct Limits {
     requests: Keyed<Uuid>,
     tries: Keyed<IpAddr>,
     hashing: Semaphore,
@@ -64,7 +64,7 @@ impl Limits {
 ///
 /// # Errors
 /// 401, 429.
-pub async fn known(parts: &Parts, app: &App) -> Result<Caller, ApiError> {
+pub(crate) async fn known(parts: &Parts, app: &App) -> Result<Caller, ApiError> {
     let caller = match parts.extensions.get::<Peer>() {
         Some(Peer::Unix { uid }) => app.control.reader.principals().by_uid(*uid),
         Some(Peer::Tcp { address, .. }) => by_credentials(app, *address, &parts.headers).await?,

@@ -22,7 +22,7 @@ const CODE_INTERNAL: &str = "500";
 /// What went wrong.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ErrorBody {
+pub(crate) struct ErrorBody {
     /// The answer's status.
     pub http_status: u16,
     /// Everything that is wrong.
@@ -32,7 +32,7 @@ pub struct ErrorBody {
 /// One thing that is wrong.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct ErrorMessage {
+pub(crate) struct ErrorMessage {
     /// Code.
     pub error_code: String,
     /// In words.
@@ -41,7 +41,7 @@ pub struct ErrorMessage {
 
 /// An error on its way out.
 #[derive(Debug)]
-pub struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     code: &'static str,
     messages: Vec<String>,
@@ -55,20 +55,20 @@ impl ApiError {
 
     /// 401.
     #[must_use]
-    pub fn unauthorized() -> Self {
+    pub(crate) fn unauthorized() -> Self {
         let words = "Unauthorized: give Basic or Bearer credentials that this node knows";
         Self::new(StatusCode::UNAUTHORIZED, CODE_UNAUTHORIZED, words)
     }
 
     /// 404.
     #[must_use]
-    pub fn not_found(what: &str) -> Self {
+    pub(crate) fn not_found(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, CODE_NOT_FOUND, format!("Resource does not exist: {what}"))
     }
 
     /// 405.
     #[must_use]
-    pub fn method() -> Self {
+    pub(crate) fn method() -> Self {
         Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             CODE_INVALID,
@@ -78,34 +78,34 @@ impl ApiError {
 
     /// 408.
     #[must_use]
-    pub fn slow() -> Self {
+    pub(crate) fn slow() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, CODE_INVALID, "the request's body did not come in time")
     }
 
     /// 413.
     #[must_use]
-    pub fn too_large(max: usize) -> Self {
+    pub(crate) fn too_large(max: usize) -> Self {
         let words = format!("the request's body is larger than {max} bytes, or was cut off");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, CODE_INVALID, words)
     }
 
     /// 429.
     #[must_use]
-    pub fn too_many(words: impl Into<String>, retry_after_secs: u64) -> Self {
+    pub(crate) fn too_many(words: impl Into<String>, retry_after_secs: u64) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, CODE_RATE, words);
         Self { retry_after_secs: Some(retry_after_secs.max(1)), ..error }
     }
 
     /// 400 for what is no JSON, 422 for JSON of another form.
     #[must_use]
-    pub fn not_understood(error: &serde_json::Error) -> Self {
+    pub(crate) fn not_understood(error: &serde_json::Error) -> Self {
         let status = if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
         Self::new(status, CODE_INVALID, format!("body: {error}"))
     }
 
     /// 422.
     #[must_use]
-    pub fn invalid(messages: Vec<String>) -> Self {
+    pub(crate) fn invalid(messages: Vec<String>) -> Self {
         Self { messages, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, CODE_INVALID, "") }
     }
 }

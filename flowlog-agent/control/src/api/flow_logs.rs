@@ -26,7 +26,7 @@ use crate::{
 
 /// What a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// Kind of the last parent in it, if there is one.
     pub kind: Option<Kind>,
     /// `{datacenter}`.
@@ -44,7 +44,7 @@ impl Place {
     ///
     /// # Errors
     /// 404.
-    pub async fn of(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+    pub(crate) async fn of(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let path = MatchedPath::from_request_parts(parts, app).await;
         let path = path.as_ref().map_or("", MatchedPath::as_str);
         let kind = Kind::ALL.into_iter().find(|k| path.contains(&format!("/{}", folder(*k))));
@@ -70,7 +70,7 @@ impl Place {
     ///
     /// # Errors
     /// 404.
-    pub fn resource(&self, app: &App, caller: &Caller) -> Result<Resource, ApiError> {
+    pub(crate) fn resource(&self, app: &App, caller: &Caller) -> Result<Resource, ApiError> {
         let id = self.resource.ok_or_else(|| ApiError::not_found("path"))?;
         let resource = app.control.reader.resource(caller, id)?;
         let right = Some(resource.kind) == self.kind
@@ -107,7 +107,7 @@ fn complete(said: Patch) -> Result<Properties, ApiError> {
 }
 
 /// GET of a list.
-pub async fn list(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
+pub(crate) async fn list(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
     let Resource { kind, id, datacenter, server, .. } = place.resource(&app, &caller)?;
     let all = app.control.reader.flow_logs(&caller, |f| f.parent.id == id);
     let items = all.iter().map(|f| serde_json::to_value(on_wire(&app, &base, f)).unwrap_or_default()).collect();
@@ -116,7 +116,7 @@ pub async fn list(RequestContext { app, caller, place, base, page }: RequestCont
 }
 
 /// POST.
-pub async fn create(
+pub(crate) async fn create(
     RequestContext { app, caller, place, base, .. }: RequestContext,
     Body(body): Body<FlowLogBody>,
 ) -> Result<Response, ApiError> {
@@ -125,13 +125,11 @@ pub async fn create(
     Ok(accepted(&base, &request, Json(on_wire(&app, &base, &flow_log))))
 }
 
-/// GET.
-pub async fn show(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<FlowLogResource> {
+pub(crate) async fn show(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<FlowLogResource> {
     Ok(Json(on_wire(&app, &base, &place.flow_log(&app, &caller)?)))
 }
 
-/// PUT: all fields.
-pub async fn replace(
+pub(crate) async fn replace(
     RequestContext { app, caller, place, base, .. }: RequestContext,
     Body(body): Body<FlowLogBody>,
 ) -> Result<Response, ApiError> {
@@ -140,7 +138,7 @@ pub async fn replace(
 }
 
 /// PATCH: some fields.
-pub async fn patch(
+pub(crate) async fn patch(
     RequestContext { app, caller, place, base, .. }: RequestContext,
     Body(patch): Body<Patch>,
 ) -> Result<Response, ApiError> {
@@ -154,7 +152,9 @@ fn change(app: &App, caller: &Caller, base: &Base, id: FlowLogId, patch: Patch) 
 }
 
 /// DELETE.
-pub async fn delete(RequestContext { app, caller, place, base, .. }: RequestContext) -> Result<Response, ApiError> {
+pub(crate) async fn delete(
+    RequestContext { app, caller, place, base, .. }: RequestContext,
+) -> Result<Response, ApiError> {
     let flow_log = place.flow_log(&app, &caller)?;
     let request = app.control.editor.delete(&caller, flow_log.id)?;
     Ok(accepted(&base, &request, ()))

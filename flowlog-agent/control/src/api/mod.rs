@@ -9,14 +9,14 @@
 //!
 //! What a caller may do and what happens then does not belong here ([`crate::flow_logs`]).
 
-pub mod auth;
-pub mod error;
-pub mod flow_logs;
+pub(crate) mod auth;
+pub(crate) mod error;
+pub(crate) mod flow_logs;
 pub mod model;
 pub mod node;
-pub mod parents;
-pub mod requests;
-pub mod routes;
+pub(crate) mod parents;
+pub(crate) mod requests;
+pub(crate) mod routes;
 pub mod serve;
 
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use serde::de::DeserializeOwned;
 use crate::flow_logs::{Control, access::Caller};
 
 /// Base path of the cloud API.
-pub const CLOUD: &str = "/cloudapi/v6";
+pub(crate) const CLOUD: &str = "/cloudapi/v6";
 /// Base path of what is ours.
 pub const NODE: &str = "/flowlog/v1";
 /// Largest body that is read: a flow log has four short fields.
@@ -42,10 +42,8 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 
 /// The state that all handlers share.
 #[derive(Clone)]
-pub struct App {
-    /// The control plane.
+pub(crate) struct App {
     pub control: Arc<Control>,
-    /// Rates.
     pub limits: Arc<auth::Limits>,
     /// The URL under which clients reach this API, if it is configured.
     pub public_url: Option<Arc<str>>,
@@ -53,24 +51,20 @@ pub struct App {
 
 /// How a request came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Peer {
+pub(crate) enum Peer {
     /// Over the node's own socket, from a process of this user.
     Unix {
-        /// User.
         uid: u32,
     },
-    /// Over TCP.
     Tcp {
-        /// From here.
         address: std::net::IpAddr,
-        /// Encrypted.
         tls: bool,
     },
 }
 
 /// The URL that links begin with.
 #[derive(Clone, Debug)]
-pub struct Base(pub String);
+pub(crate) struct Base(pub String);
 
 impl Base {
     fn of(app: &App, peer: Option<&Peer>, headers: &HeaderMap) -> Self {
@@ -84,10 +78,8 @@ impl Base {
 }
 
 /// The request context of every handler. The caller is authenticated before anything else of the request is looked at.
-pub struct RequestContext {
-    /// What handlers share.
+pub(crate) struct RequestContext {
     pub app: App,
-    /// Who is asking.
     pub caller: Caller,
     /// The resource that the path names.
     pub place: Place,
@@ -109,7 +101,7 @@ impl FromRequestParts<App> for RequestContext {
 }
 
 /// A JSON body. Clients differ in what they call its type, so that is not looked at.
-pub struct Body<T>(pub T);
+pub(crate) struct Body<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     type Rejection = ApiError;

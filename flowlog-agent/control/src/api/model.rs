@@ -20,7 +20,7 @@ use crate::{
 /// About a resource.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Metadata {
+pub(crate) struct Metadata {
     /// Changes whenever the resource does.
     pub etag: String,
     /// RFC 3339.
@@ -44,7 +44,7 @@ pub struct Metadata {
 
 /// A flow log.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct FlowLogResource {
+pub(crate) struct FlowLogResource {
     /// Id.
     pub id: Uuid,
     /// `flow-log`.
@@ -60,14 +60,14 @@ pub struct FlowLogResource {
 
 /// The body of POST and PUT.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-pub struct FlowLogBody {
+pub(crate) struct FlowLogBody {
     /// Its fields.
     pub properties: Patch,
 }
 
 /// A page of a list.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Collection {
+pub(crate) struct Collection {
     /// Its path.
     pub id: String,
     /// `collection`.
@@ -89,7 +89,7 @@ pub struct Collection {
 
 /// Links to pages.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
-pub struct Links {
+pub(crate) struct Links {
     /// The page in front.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prev: Option<String>,
@@ -103,7 +103,7 @@ pub struct Links {
 
 /// How far a request is.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct RequestStatus {
+pub(crate) struct RequestStatus {
     /// `ID/status`.
     pub id: String,
     /// `request-status`.
@@ -132,7 +132,7 @@ pub struct RequestStatusMetadata {
 
 /// A page that is asked for; everything else in a query is tolerated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Page {
+pub(crate) struct Page {
     offset: usize,
     limit: usize,
 }
@@ -144,7 +144,7 @@ const LIMIT_MAX: usize = 10_000;
 impl Page {
     /// From a query such as `offset=10&limit=5&depth=1`.
     #[must_use]
-    pub fn of(query: Option<&str>) -> Self {
+    pub(crate) fn of(query: Option<&str>) -> Self {
         let number = |wanted: &str| {
             let pairs = query.unwrap_or_default().split('&').filter_map(|p| p.split_once('='));
             pairs.filter(|(k, _)| *k == wanted).find_map(|(_, v)| v.parse::<usize>().ok())
@@ -157,7 +157,7 @@ impl Page {
 impl Collection {
     /// A page of `items`, which are all there are, at a path below the base.
     #[must_use]
-    pub fn of(base: &Base, path: &str, items: Vec<Value>, page: Page) -> Self {
+    pub(crate) fn of(base: &Base, path: &str, items: Vec<Value>, page: Page) -> Self {
         let Page { offset, limit } = page;
         let href = format!("{}{CLOUD}/{path}", base.0);
         let link = |offset: usize| format!("{href}?offset={offset}&limit={limit}");
@@ -174,7 +174,7 @@ impl Collection {
 
 /// A parent's path below the base.
 #[must_use]
-pub fn parent_path(parent: &Parent) -> String {
+pub(crate) fn parent_path(parent: &Parent) -> String {
     let Parent { kind, id, datacenter, server } = parent;
     match (kind, server) {
         (Kind::Nic, Some(server)) => format!("datacenters/{datacenter}/servers/{server}/nics/{id}"),
@@ -184,7 +184,7 @@ pub fn parent_path(parent: &Parent) -> String {
 
 /// Name of a kind's lists.
 #[must_use]
-pub fn folder(kind: Kind) -> &'static str {
+pub(crate) fn folder(kind: Kind) -> &'static str {
     match kind {
         Kind::Nic => "nics",
         Kind::NatGateway => "natgateways",
@@ -215,7 +215,7 @@ fn metadata(created: &Stamp, modified: &Stamp, etag: String, state: &str) -> Met
 
 /// Metadata of what the inventory has: it is there, so it is available.
 #[must_use]
-pub fn available(id: Uuid) -> Metadata {
+pub(crate) fn available(id: Uuid) -> Metadata {
     let nobody = Stamp { by: "inventory".to_owned(), by_id: Uuid::nil(), at_secs: 0 };
     metadata(&nobody, &nobody, id.simple().to_string(), "AVAILABLE")
 }
@@ -223,7 +223,7 @@ pub fn available(id: Uuid) -> Metadata {
 impl FlowLogResource {
     /// On the wire; `busy` if something is being done to it.
     #[must_use]
-    pub fn of(base: &Base, flow_log: &FlowLog, busy: bool) -> Self {
+    pub(crate) fn of(base: &Base, flow_log: &FlowLog, busy: bool) -> Self {
         let state = match flow_log.state {
             _ if busy => "BUSY",
             State::Provisioning | State::Deleting => "BUSY",
@@ -245,9 +245,8 @@ impl FlowLogResource {
 }
 
 impl RequestStatus {
-    /// On the wire.
     #[must_use]
-    pub fn of(base: &Base, request: &Request) -> Self {
+    pub(crate) fn of(base: &Base, request: &Request) -> Self {
         let target = |id: &flowlog_model::FlowLogId| serde_json::json!({"target": {"id": id, "type": "flow-log"}});
         Self {
             id: format!("{}/status", request.id),

@@ -49,18 +49,17 @@ fn accepted(base: &Base, request: &Request) -> Response {
 }
 
 /// GET of all flow logs.
-pub async fn list(RequestContext { app, caller, .. }: RequestContext) -> Answer<Vec<Summary>> {
+pub(crate) async fn list(RequestContext { app, caller, .. }: RequestContext) -> Answer<Vec<Summary>> {
     let all = app.control.reader.flow_logs(&caller, |_| true);
     Ok(Json(all.into_iter().map(|f| app.control.reader.summary(f)).collect()))
 }
 
-/// GET of one.
-pub async fn show(RequestContext { app, caller, place, .. }: RequestContext) -> Answer<Summary> {
+pub(crate) async fn show(RequestContext { app, caller, place, .. }: RequestContext) -> Answer<Summary> {
     Ok(Json(app.control.reader.summary(app.control.reader.flow_log(&caller, id(&place)?)?)))
 }
 
 /// POST of a draft.
-pub async fn add(
+pub(crate) async fn add(
     RequestContext { app, caller, .. }: RequestContext,
     Body(draft): Body<Draft>,
 ) -> Result<Response, ApiError> {
@@ -70,13 +69,13 @@ pub async fn add(
 }
 
 /// POST: check a draft.
-pub async fn validate(RequestContext { app, caller, place, .. }: RequestContext) -> Answer<Summary> {
+pub(crate) async fn validate(RequestContext { app, caller, place, .. }: RequestContext) -> Answer<Summary> {
     let checked = app.control.validator.validate(&caller, id(&place)?).await?;
     Ok(Json(app.control.reader.summary(checked)))
 }
 
 /// PATCH.
-pub async fn change(
+pub(crate) async fn change(
     RequestContext { app, caller, place, .. }: RequestContext,
     Body(patch): Body<Patch>,
 ) -> Answer<Summary> {
@@ -89,12 +88,14 @@ pub async fn change(
 }
 
 /// DELETE.
-pub async fn delete(RequestContext { app, caller, place, base, .. }: RequestContext) -> Result<Response, ApiError> {
+pub(crate) async fn delete(
+    RequestContext { app, caller, place, base, .. }: RequestContext,
+) -> Result<Response, ApiError> {
     Ok(accepted(&base, &app.control.editor.delete(&caller, id(&place)?)?))
 }
 
 /// POST: activate drafts.
-pub async fn provision(
+pub(crate) async fn provision(
     RequestContext { app, caller, base, .. }: RequestContext,
     Body(selection): Body<Selection>,
 ) -> Result<Response, ApiError> {
@@ -107,13 +108,13 @@ pub async fn provision(
 }
 
 /// GET of a request: answers when it is over, or after a while.
-pub async fn finished(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<RequestStatus> {
+pub(crate) async fn finished(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<RequestStatus> {
     let FlowLogId(id) = id(&place)?;
     Ok(Json(RequestStatus::of(&base, &app.control.reader.finished(&caller, id).await?)))
 }
 
 /// GET of the inventory, as far as a caller sees it.
-pub async fn inventory(RequestContext { app, caller, .. }: RequestContext) -> Answer<Value> {
+pub(crate) async fn inventory(RequestContext { app, caller, .. }: RequestContext) -> Answer<Value> {
     let loaded = app.control.reader.inventory();
     let taken = app.control.reader.flow_logs(&caller, |_| true);
     let resources = loaded.inventory.resources.values().filter(|r| caller.sees(&r.contract)).map(|r| {
@@ -133,14 +134,12 @@ pub async fn inventory(RequestContext { app, caller, .. }: RequestContext) -> An
 /// The audit log, newest first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AuditLog {
-    /// Where it is.
     pub path: String,
-    /// Its entries.
     pub entries: Vec<AuditEntry>,
 }
 
 /// GET of the audit log.
-pub async fn audit(RequestContext { app, caller, .. }: RequestContext) -> Answer<AuditLog> {
+pub(crate) async fn audit(RequestContext { app, caller, .. }: RequestContext) -> Answer<AuditLog> {
     let entries = app.control.reader.audit(&caller, AUDIT_SHOWN)?;
     Ok(Json(AuditLog { path: format!("{NODE}/audit"), entries }))
 }

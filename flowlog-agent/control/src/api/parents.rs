@@ -59,7 +59,7 @@ fn seen<'a>(caller: &'a Caller, inventory: &'a Inventory) -> impl Iterator<Item 
 }
 
 /// GET of `datacenters`.
-pub async fn datacenters(RequestContext { app, caller, base, page, .. }: RequestContext) -> Answer<Collection> {
+pub(crate) async fn datacenters(RequestContext { app, caller, base, page, .. }: RequestContext) -> Answer<Collection> {
     let loaded = app.control.reader.inventory();
     let ids: BTreeSet<Uuid> = seen(&caller, &loaded.inventory).map(|r| r.datacenter).collect();
     let items = ids.into_iter().map(|id| datacenter(&base, id)).collect();
@@ -82,12 +82,12 @@ fn known_server(caller: &Caller, inventory: &Inventory, place: &Place) -> Result
 }
 
 /// GET of a data center.
-pub async fn show_datacenter(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
+pub(crate) async fn show_datacenter(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
     Ok(Json(datacenter(&base, known(&caller, &app.control.reader.inventory().inventory, &place)?)))
 }
 
 /// GET of a data center's servers.
-pub async fn servers(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
+pub(crate) async fn servers(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
     let loaded = app.control.reader.inventory();
     let dc = known(&caller, &loaded.inventory, &place)?;
     let there = seen(&caller, &loaded.inventory).filter(|r| r.datacenter == dc);
@@ -97,13 +97,13 @@ pub async fn servers(RequestContext { app, caller, place, base, page }: RequestC
 }
 
 /// GET of a server.
-pub async fn show_server(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
+pub(crate) async fn show_server(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
     let (datacenter, id) = known_server(&caller, &app.control.reader.inventory().inventory, &place)?;
     Ok(Json(server(&base, datacenter, id)))
 }
 
 /// GET of a list of NICs, gateways or balancers.
-pub async fn resources(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
+pub(crate) async fn resources(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
     let loaded = app.control.reader.inventory();
     let kind = place.kind.ok_or_else(|| ApiError::not_found("path"))?;
     let dc = known(&caller, &loaded.inventory, &place)?;
@@ -118,6 +118,6 @@ pub async fn resources(RequestContext { app, caller, place, base, page }: Reques
 }
 
 /// GET of a NIC, gateway or balancer.
-pub async fn show_resource(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
+pub(crate) async fn show_resource(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
     Ok(Json(resource(&base, &place.resource(&app, &caller)?)))
 }

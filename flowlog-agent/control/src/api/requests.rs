@@ -26,19 +26,18 @@ fn on_wire(base: &Base, request: &Request) -> Value {
 }
 
 /// GET of the list, the newest first.
-pub async fn list(RequestContext { app, caller, base, page, .. }: RequestContext) -> Answer<Collection> {
+pub(crate) async fn list(RequestContext { app, caller, base, page, .. }: RequestContext) -> Answer<Collection> {
     let items = app.control.reader.requests(&caller).iter().map(|r| on_wire(&base, r)).collect();
     Ok(Json(Collection::of(&base, "requests", items, page)))
 }
 
-/// GET.
-pub async fn show(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
+pub(crate) async fn show(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
     let id = place.item.ok_or_else(|| ApiError::not_found("path"))?;
     Ok(Json(on_wire(&base, &app.control.reader.request(&caller, id)?)))
 }
 
 /// GET of the status.
-pub async fn status(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<RequestStatus> {
+pub(crate) async fn status(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<RequestStatus> {
     let id = place.item.ok_or_else(|| ApiError::not_found("path"))?;
     Ok(Json(RequestStatus::of(&base, &app.control.reader.request(&caller, id)?)))
 }

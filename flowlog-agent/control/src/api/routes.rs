@@ -20,7 +20,6 @@ use utoipa::{
 use super::{App, CLOUD, NODE, error, error::ApiError, flow_logs, model, model::folder, node, parents, requests};
 use crate::inventory::Kind;
 
-/// One operation.
 struct Route {
     method: HttpMethod,
     path: String,
@@ -150,7 +149,7 @@ fn all() -> Vec<Route> {
 }
 
 /// The router. Whatever it does not know is answered as JSON, too.
-pub fn router(app: App) -> Router {
+pub(crate) fn router(app: App) -> Router {
     let document = document();
     let mut router = Router::new();
     for Route { path, handler, .. } in all() {
@@ -185,7 +184,7 @@ struct Schemas;
 
 /// The `OpenAPI` document.
 #[must_use]
-pub fn document() -> OpenApi {
+pub(crate) fn document() -> OpenApi {
     let mut document = Schemas::openapi();
     let mut paths = PathsBuilder::new();
     for route in all() {

@@ -35,7 +35,6 @@ use crate::flow_logs::Control;
 pub struct ApiOptions {
     /// The node's own socket.
     pub socket: PathBuf,
-    /// A TCP address.
     pub listen: Option<SocketAddr>,
     /// Certificate and key in PEM form.
     pub tls: Option<(PathBuf, PathBuf)>,
@@ -44,7 +43,7 @@ pub struct ApiOptions {
 }
 
 /// Time for a body to come.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a request's head to come, or for the next one on a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for a TLS handshake.
@@ -65,30 +64,13 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 pub enum ServeError {
     /// The socket cannot be made.
     #[error("api.socket `{}`: {source}", path.display())]
-    Socket {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Socket { path: PathBuf, source: io::Error },
     /// The address cannot be used.
     #[error("api.listen `{address}`: {source}")]
-    Address {
-        /// Which.
-        address: SocketAddr,
-        /// Why not.
-        source: io::Error,
-    },
+    Address { address: SocketAddr, source: io::Error },
     /// Certificate or key cannot be used.
     #[error("api.tls_certificate `{}`, api.tls_key `{}`: {problem}", certificate.display(), key.display())]
-    Tls {
-        /// Certificate.
-        certificate: PathBuf,
-        /// Key.
-        key: PathBuf,
-        /// Why not.
-        problem: String,
-    },
+    Tls { certificate: PathBuf, key: PathBuf, problem: String },
 }
 
 /// Listening, but not serving yet.
@@ -143,7 +125,6 @@ fn socket(path: &Path) -> io::Result<UnixListener> {
 }
 
 impl Listening {
-    /// Serves for ever.
     pub async fn run(self, control: Arc<Control>) {
         let app = App { control, limits: Arc::new(Limits::default()), public_url: self.public_url };
         let router = routes::router(app);

@@ -15,7 +15,7 @@ use crate::inventory::Contract;
 /// Role of a principal within its contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub(crate) enum Role {
     /// Has signed the contract.
     Owner,
     /// Acts for the owner.
@@ -27,17 +27,16 @@ pub enum Role {
 /// What a user can be allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Privilege {
+pub(crate) enum Privilege {
     /// Create, change and delete flow logs.
     CreateFlowLogs,
-    /// Write to buckets.
     UseObjectStorage,
 }
 
 impl Privilege {
     /// In words.
     #[must_use]
-    pub fn words(self) -> &'static str {
+    pub(crate) fn words(self) -> &'static str {
         match self {
             Self::CreateFlowLogs => "create flow logs",
             Self::UseObjectStorage => "use object storage",
@@ -47,52 +46,43 @@ impl Privilege {
 
 /// Somebody with a contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Principal {
-    /// Id.
+pub(crate) struct Principal {
     pub id: Uuid,
     /// Name, as in the audit log and in Basic credentials.
     pub name: String,
-    /// Contract.
     pub contract: Contract,
-    /// Role in it.
     pub role: Role,
     /// Privileges: of a user.
     pub privileges: Vec<Privilege>,
 }
 
-/// Who is asking.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Caller {
+pub(crate) enum Caller {
     /// Root of the node, on its own socket.
     Operator,
-    /// A principal.
     Principal(Arc<Principal>),
 }
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// List and show.
+pub(crate) enum Operation {
     Read,
     /// Make a flow log, which names a bucket.
     Create,
     /// Check one, which tries its bucket.
     Validate,
-    /// Begin to capture.
     Provision,
-    /// Change a name.
     Rename,
     /// Change anything else of a draft, its bucket among it.
     Change,
-    /// End one.
     Delete,
     /// Read the audit log.
     Audit,
 }
 
 impl Operation {
-    /// All there are.
-    pub const ALL: [Self; 8] = [
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 8] = [
         Self::Read,
         Self::Create,
         Self::Validate,
@@ -104,10 +94,8 @@ impl Operation {
     ];
 }
 
-/// The answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Yes.
+pub(crate) enum Access {
     Granted,
     /// No: the resource belongs to another contract, and is answered as if it did not exist.
     Hidden,
@@ -120,7 +108,7 @@ pub enum Access {
 impl Caller {
     /// Whether this caller may do something to a resource of a contract.
     #[must_use]
-    pub fn may(&self, operation: Operation, contract: &Contract) -> Access {
+    pub(crate) fn may(&self, operation: Operation, contract: &Contract) -> Access {
         let Self::Principal(p) = self else { return Access::Granted };
         if p.contract != *contract {
             return Access::Hidden;
@@ -141,13 +129,13 @@ impl Caller {
 
     /// Whether this caller sees resources of a contract at all.
     #[must_use]
-    pub fn sees(&self, contract: &Contract) -> bool {
+    pub(crate) fn sees(&self, contract: &Contract) -> bool {
         self.may(Operation::Read, contract) == Access::Granted
     }
 
     /// The contract this caller is bound to; `None`: to none.
     #[must_use]
-    pub fn contract(&self) -> Option<&Contract> {
+    pub(crate) fn contract(&self) -> Option<&Contract> {
         match self {
             Self::Operator => None,
             Self::Principal(p) => Some(&p.contract),
@@ -156,7 +144,7 @@ impl Caller {
 
     /// As in `createdBy` and the audit log.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             Self::Operator => "operator",
             Self::Principal(p) => &p.name,
@@ -165,7 +153,7 @@ impl Caller {
 
     /// As in `createdByUserId`; nil for the operator.
     #[must_use]
-    pub fn id(&self) -> Uuid {
+    pub(crate) fn id(&self) -> Uuid {
         match self {
             Self::Operator => Uuid::nil(),
             Self::Principal(p) => p.id,

@@ -14,7 +14,7 @@ use crate::inventory::{BucketPlace, Interface, Inventory};
 
 /// Where objects of a flow log go.
 #[must_use]
-pub fn target(checked: &Checked, buckets: &BucketPlace) -> Target {
+pub(crate) fn target(checked: &Checked, buckets: &BucketPlace) -> Target {
     let location = match buckets {
         BucketPlace::Directory(root) => Location::Directory(root.join(&checked.bucket)),
         BucketPlace::Configured | BucketPlace::S3(_) => Location::Bucket(checked.bucket.clone()),
@@ -25,7 +25,7 @@ pub fn target(checked: &Checked, buckets: &BucketPlace) -> Target {
 /// Interfaces of a flow log's parent now, and which side of them we see. A parent that is not in the inventory keeps the
 /// ids it had: its capture waits.
 #[must_use]
-pub fn interfaces(flow_log: &FlowLog, inventory: &Inventory) -> (Vec<Interface>, Side) {
+pub(crate) fn interfaces(flow_log: &FlowLog, inventory: &Inventory) -> (Vec<Interface>, Side) {
     let parent = flow_log.parent;
     let same = |r: &&crate::inventory::Resource| r.kind == parent.kind && r.contract == flow_log.contract;
     if let Some(resource) = inventory.resources.get(&parent.id).filter(same) {

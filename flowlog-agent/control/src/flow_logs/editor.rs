@@ -65,7 +65,7 @@ impl Patch {
     ///
     /// # Errors
     /// Names of those that are missing.
-    pub fn complete(self) -> Result<Properties, Vec<&'static str>> {
+    pub(crate) fn complete(self) -> Result<Properties, Vec<&'static str>> {
         match (self.name, self.direction, self.action, self.bucket) {
             (Some(name), Some(direction), Some(action), Some(bucket)) => {
                 Ok(Properties { name, direction, action, bucket })
@@ -95,7 +95,7 @@ impl Editor {
     ///
     /// # Errors
     /// If the caller may not, or there are too many.
-    pub fn add(&self, caller: &Caller, resource: &Resource, properties: Properties) -> Result<FlowLog, Refused> {
+    pub(crate) fn add(&self, caller: &Caller, resource: &Resource, properties: Properties) -> Result<FlowLog, Refused> {
         let mut store = self.store.lock();
         let flow_log = self.new_flow_log(&store, caller, resource, properties)?;
         let changes = vec![Change::Put(Box::new(flow_log.clone())), audit(&stamp(caller), &flow_log, "draft added")];
@@ -107,7 +107,7 @@ impl Editor {
     ///
     /// # Errors
     /// If the caller may not, a field is wrong, or the resource has a flow log already.
-    pub fn create(
+    pub(crate) fn create(
         &self,
         caller: &Caller,
         resource: &Resource,
@@ -170,7 +170,7 @@ impl Editor {
     ///
     /// # Errors
     /// If the caller may not, a field is wrong or cannot be changed any more, or something is being done to it.
-    pub fn change(
+    pub(crate) fn change(
         &self,
         caller: &Caller,
         id: FlowLogId,
@@ -220,7 +220,7 @@ impl Editor {
     ///
     /// # Errors
     /// If the caller may not, or there is nothing to do.
-    pub fn provision(
+    pub(crate) fn provision(
         &self,
         caller: &Caller,
         ids: &[FlowLogId],
@@ -263,7 +263,7 @@ impl Editor {
     ///
     /// # Errors
     /// If the caller may not.
-    pub fn delete(&self, caller: &Caller, id: FlowLogId) -> Result<Request, Refused> {
+    pub(crate) fn delete(&self, caller: &Caller, id: FlowLogId) -> Result<Request, Refused> {
         let mut store = self.store.lock();
         let flow_log = visible(&store, caller, id)?.clone();
         allowed(caller, Operation::Delete, &flow_log.contract, &format!("flow log {id}"))?;

@@ -29,19 +29,18 @@ pub enum State {
     Validated,
     /// About to capture: finished or undone, also after a crash.
     Provisioning,
-    /// Captures.
     Active,
     /// About to be gone: its capture is being ended and flushed.
     Deleting,
 }
 
 impl State {
-    /// All there are.
-    pub const ALL: [Self; 5] = [Self::Draft, Self::Validated, Self::Provisioning, Self::Active, Self::Deleting];
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 5] = [Self::Draft, Self::Validated, Self::Provisioning, Self::Active, Self::Deleting];
 
     /// Whether a flow log may go from this state to `next`.
     #[must_use]
-    pub fn may_become(self, next: Self) -> bool {
+    pub(crate) fn may_become(self, next: Self) -> bool {
         use State::{Active, Deleting, Draft, Provisioning, Validated};
         let follows = matches!(
             (self, next),
@@ -55,13 +54,13 @@ impl State {
 
     /// Whether a flow log may be gone after this state.
     #[must_use]
-    pub fn may_end(self) -> bool {
+    pub(crate) fn may_end(self) -> bool {
         matches!(self, Self::Draft | Self::Validated | Self::Deleting)
     }
 
     /// Whether the kernel is to capture in this state.
     #[must_use]
-    pub fn captures(self) -> bool {
+    pub(crate) fn captures(self) -> bool {
         matches!(self, Self::Provisioning | Self::Active)
     }
 }
@@ -81,16 +80,11 @@ pub struct Properties {
 
 /// What a customer says, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checked {
-    /// Name.
+pub(crate) struct Checked {
     pub name: Name,
-    /// Directions.
     pub directions: Directions,
-    /// Action.
     pub action: Action,
-    /// Bucket.
     pub bucket: String,
-    /// Prefix.
     pub prefix: Option<String>,
 }
 
@@ -99,7 +93,7 @@ impl Properties {
     ///
     /// # Errors
     /// Everything that is wrong with them.
-    pub fn check(&self) -> Result<Checked, Vec<InvalidField>> {
+    pub(crate) fn check(&self) -> Result<Checked, Vec<InvalidField>> {
         let mut problems = self.too_long();
         if !problems.is_empty() {
             return Err(problems);
@@ -118,7 +112,7 @@ impl Properties {
 
     /// Fields that are too long even for a draft.
     #[must_use]
-    pub fn too_long(&self) -> Vec<InvalidField> {
+    pub(crate) fn too_long(&self) -> Vec<InvalidField> {
         let fields =
             [("name", &self.name), ("direction", &self.direction), ("action", &self.action), ("bucket", &self.bucket)];
         let long = fields.into_iter().filter(|(_, value)| value.len() > FIELD_BYTES_MAX);
@@ -131,7 +125,7 @@ impl Properties {
 
     /// The same with the words of the cloud API, where they are understood.
     #[must_use]
-    pub fn canonical(mut self) -> Self {
+    pub(crate) fn canonical(mut self) -> Self {
         if self.direction.parse::<Directions>().is_ok() {
             self.direction.make_ascii_uppercase();
         }
@@ -160,27 +154,22 @@ pub struct Settings {
     pub nodata: bool,
     /// Fill the columns `start_ns` and `end_ns`.
     pub subsecond: bool,
-    /// Hive-style key folders.
     pub hive_layout: bool,
 }
 
 /// What a flow log is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Parent {
-    /// What it is.
     pub kind: Kind,
-    /// Its id.
     pub id: Uuid,
     /// Data center it is in.
     pub datacenter: Uuid,
-    /// Server: of NICs.
     pub server: Option<Uuid>,
 }
 
 /// Who did something, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// Name.
     pub by: String,
     /// Id; nil for the operator.
     pub by_id: Uuid,
@@ -191,17 +180,13 @@ pub struct Stamp {
 /// See the module's head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowLog {
-    /// Id.
     pub id: FlowLogId,
-    /// Whose.
     pub contract: Contract,
-    /// Of what.
     pub parent: Parent,
     /// What the customer says.
     pub properties: Properties,
     /// What the node decides.
     pub settings: Settings,
-    /// State.
     pub state: State,
     /// The name that its object keys begin with: the one it was activated with. Renaming changes the other.
     pub key_name: Option<Name>,
@@ -209,11 +194,8 @@ pub struct FlowLog {
     pub interfaces: Vec<Interface>,
     /// What the last check or provisioning found wrong.
     pub problems: Vec<InvalidField>,
-    /// Counts changes.
     pub version: u64,
-    /// Made.
     pub created: Stamp,
-    /// Last changed.
     pub modified: Stamp,
 }
 

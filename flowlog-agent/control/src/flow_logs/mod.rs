@@ -15,17 +15,17 @@
 //!
 //! How a wish is spelled on the wire does not belong here ([`crate::api`]), nor how packets are captured (the crate of the pipeline).
 
-pub mod access;
+pub(crate) mod access;
 pub mod captures;
 pub mod editor;
 pub mod flow_log;
 pub mod principals;
-pub mod reader;
+pub(crate) mod reader;
 pub mod request;
 pub mod store;
 pub mod summary;
-pub mod validator;
-pub mod worker;
+pub(crate) mod validator;
+pub(crate) mod worker;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -50,7 +50,6 @@ use crate::inventory::{Contract, load::Loaded};
 
 /// An order to the agent: capture this, and nothing else.
 pub struct CaptureOrder {
-    /// The captures.
     pub captures: Vec<CaptureSpec>,
     /// Where to answer when it has been carried out.
     pub done: Answer,
@@ -71,14 +70,13 @@ pub trait BucketProbe: Send + Sync {
 
 /// Why a wish is not granted.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// It is not there, or not for this caller.
     #[error("{0} does not exist")]
     NotFound(String),
     /// It is there, but this caller may not do that.
     #[error("{0}")]
     Forbidden(String),
-    /// Fields break rules.
     #[error("{}", join(.0))]
     Invalid(Vec<InvalidField>),
     /// It conflicts with the state that things are in.
@@ -87,14 +85,13 @@ pub enum Refused {
     /// A limit is reached.
     #[error("{0}")]
     TooMany(String),
-    /// The store failed.
     #[error(transparent)]
     FlowLogStore(#[from] RulesError),
 }
 
 /// Problems on one line.
 #[must_use]
-pub fn join(problems: &[InvalidField]) -> String {
+pub(crate) fn join(problems: &[InvalidField]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
@@ -104,7 +101,6 @@ pub struct Parts {
     pub store: FlowLogStore,
     /// The inventory, as of now and later.
     pub inventory: watch::Receiver<Arc<Loaded>>,
-    /// The principals, likewise.
     pub principals: watch::Receiver<Arc<Principals>>,
     /// The way to buckets.
     pub buckets: Arc<dyn BucketProbe>,
@@ -120,7 +116,6 @@ pub struct Parts {
 
 /// What the API calls.
 pub struct Control {
-    /// What callers see.
     pub reader: Reader,
     /// What callers wish for.
     pub editor: Editor,

@@ -125,13 +125,13 @@ impl Principals {
 
     /// The principal with this id.
     #[must_use]
-    pub fn get(&self, id: Uuid) -> Option<Arc<Principal>> {
+    pub(crate) fn get(&self, id: Uuid) -> Option<Arc<Principal>> {
         self.by_id.get(&id).cloned()
     }
 
     /// The caller behind a process on the node's own socket, by its user (peer credentials: `SO_PEERCRED`, unix(7)).
     #[must_use]
-    pub fn by_uid(&self, uid: u32) -> Option<Caller> {
+    pub(crate) fn by_uid(&self, uid: u32) -> Option<Caller> {
         if uid == 0 || uid == rustix::process::geteuid().as_raw() {
             return Some(Caller::Operator);
         }
@@ -140,13 +140,13 @@ impl Principals {
 
     /// The caller with this Bearer token. A token is random, so a plain digest of it cannot be turned back.
     #[must_use]
-    pub fn by_token(&self, token: &str) -> Option<Caller> {
+    pub(crate) fn by_token(&self, token: &str) -> Option<Caller> {
         self.tokens.get(&digest(&[token])).cloned().map(Caller::Principal)
     }
 
     /// The caller with this name and password, if the two were found right a moment ago. Nothing is hashed slowly.
     #[must_use]
-    pub fn remembered(&self, name: &str, password: &str) -> Option<Caller> {
+    pub(crate) fn remembered(&self, name: &str, password: &str) -> Option<Caller> {
         let (hash, principal) = self.passwords.get(name)?;
         let right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
         let until = right.get(&tried(name, hash, password))?;
@@ -155,7 +155,7 @@ impl Principals {
 
     /// The caller with this name and password. Slow on purpose (Argon2id): call it where that blocks nobody.
     #[must_use]
-    pub fn by_password(&self, name: &str, password: &str) -> Option<Caller> {
+    pub(crate) fn by_password(&self, name: &str, password: &str) -> Option<Caller> {
         let Some((hash, principal)) = self.passwords.get(name) else {
             // An unknown name must take as long as a known one: else the time would tell which names exist.
             let _ = Argon2::default().hash_password(password.as_bytes());

@@ -20,7 +20,7 @@ use super::{
 use crate::inventory::{Contract, Resource, load::Loaded};
 
 /// How long somebody may wait for a request with one question.
-pub const LONG_POLL: Duration = Duration::from_secs(20);
+pub(crate) const LONG_POLL: Duration = Duration::from_secs(20);
 
 /// See the module's head.
 pub struct Reader {
@@ -42,19 +42,19 @@ impl Reader {
 
     /// The inventory as of now.
     #[must_use]
-    pub fn inventory(&self) -> Arc<Loaded> {
+    pub(crate) fn inventory(&self) -> Arc<Loaded> {
         self.inventory.borrow().clone()
     }
 
     /// The principals as of now.
     #[must_use]
-    pub fn principals(&self) -> Arc<Principals> {
+    pub(crate) fn principals(&self) -> Arc<Principals> {
         self.principals.borrow().clone()
     }
 
     /// Sums a flow log up.
     #[must_use]
-    pub fn summary(&self, flow_log: FlowLog) -> Summary {
+    pub(crate) fn summary(&self, flow_log: FlowLog) -> Summary {
         Summary::of(flow_log, &self.status.borrow(), clock::now().wall.secs())
     }
 
@@ -62,7 +62,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`Refused::NotFound`].
-    pub fn resource(&self, caller: &Caller, id: Uuid) -> Result<Resource, Refused> {
+    pub(crate) fn resource(&self, caller: &Caller, id: Uuid) -> Result<Resource, Refused> {
         let loaded = self.inventory();
         let resource = loaded.inventory.resources.get(&id).filter(|r| caller.sees(&r.contract));
         resource.cloned().ok_or_else(|| Refused::NotFound(format!("resource {id}")))
@@ -70,7 +70,7 @@ impl Reader {
 
     /// Flow logs that a caller sees, the oldest first.
     #[must_use]
-    pub fn flow_logs(&self, caller: &Caller, wanted: impl Fn(&FlowLog) -> bool) -> Vec<FlowLog> {
+    pub(crate) fn flow_logs(&self, caller: &Caller, wanted: impl Fn(&FlowLog) -> bool) -> Vec<FlowLog> {
         let store = self.store.lock();
         let seen = store.flow_logs().values().filter(|f| caller.sees(&f.contract) && wanted(f));
         let mut all: Vec<FlowLog> = seen.cloned().collect();
@@ -82,7 +82,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`Refused::NotFound`].
-    pub fn flow_log(&self, caller: &Caller, id: FlowLogId) -> Result<FlowLog, Refused> {
+    pub(crate) fn flow_log(&self, caller: &Caller, id: FlowLogId) -> Result<FlowLog, Refused> {
         visible(&self.store.lock(), caller, id).cloned()
     }
 
@@ -90,7 +90,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`Refused::NotFound`].
-    pub fn request(&self, caller: &Caller, id: Uuid) -> Result<Request, Refused> {
+    pub(crate) fn request(&self, caller: &Caller, id: Uuid) -> Result<Request, Refused> {
         let store = self.store.lock();
         let request = store.requests().get(&id).filter(|r| caller.sees(&r.contract));
         request.cloned().ok_or_else(|| Refused::NotFound(format!("request {id}")))
@@ -100,7 +100,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`Refused::NotFound`].
-    pub async fn finished(&self, caller: &Caller, id: Uuid) -> Result<Request, Refused> {
+    pub(crate) async fn finished(&self, caller: &Caller, id: Uuid) -> Result<Request, Refused> {
         let mut changes = self.store.lock().changes();
         let over = async {
             while !self.request(caller, id)?.progress.is_over() && changes.changed().await.is_ok() {}
@@ -111,7 +111,7 @@ impl Reader {
 
     /// Requests that a caller sees, the newest first.
     #[must_use]
-    pub fn requests(&self, caller: &Caller) -> Vec<Request> {
+    pub(crate) fn requests(&self, caller: &Caller) -> Vec<Request> {
         let store = self.store.lock();
         let mut all: Vec<Request> = store.requests().values().filter(|r| caller.sees(&r.contract)).cloned().collect();
         all.sort_by_key(|r| std::cmp::Reverse(r.number));
@@ -120,7 +120,7 @@ impl Reader {
 
     /// Whether a flow log has a request that is not over.
     #[must_use]
-    pub fn is_busy(&self, id: FlowLogId) -> bool {
+    pub(crate) fn is_busy(&self, id: FlowLogId) -> bool {
         self.store.lock().is_busy(id)
     }
 
@@ -128,7 +128,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`Refused::Forbidden`].
-    pub fn audit(&self, caller: &Caller, most: usize) -> Result<Vec<AuditEntry>, Refused> {
+    pub(crate) fn audit(&self, caller: &Caller, most: usize) -> Result<Vec<AuditEntry>, Refused> {
         if let Some(contract) = caller.contract() {
             allowed(caller, Operation::Audit, contract, "the audit log")?;
         }

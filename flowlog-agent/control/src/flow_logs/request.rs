@@ -15,16 +15,14 @@ pub enum Progress {
     Queued,
     /// Is being carried out.
     Running,
-    /// Has been.
     Done,
-    /// Could not be.
     Failed,
 }
 
 impl Progress {
     /// Whether there is nothing more to wait for.
     #[must_use]
-    pub fn is_over(self) -> bool {
+    pub(crate) fn is_over(self) -> bool {
         matches!(self, Self::Done | Self::Failed)
     }
 }
@@ -32,10 +30,9 @@ impl Progress {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Work {
+pub(crate) enum Work {
     /// Check and activate these, all or none.
     Provision(Vec<FlowLogId>),
-    /// End this one.
     Delete(FlowLogId),
     /// It has been done: renamed, or a draft changed.
     Changed(FlowLogId),
@@ -44,7 +41,7 @@ pub enum Work {
 impl Work {
     /// What it is about.
     #[must_use]
-    pub fn flow_logs(&self) -> &[FlowLogId] {
+    pub(crate) fn flow_logs(&self) -> &[FlowLogId] {
         match self {
             Self::Provision(ids) => ids,
             Self::Delete(id) | Self::Changed(id) => std::slice::from_ref(id),
@@ -54,14 +51,10 @@ impl Work {
 
 /// See the module's head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
-    /// Id.
+pub(crate) struct Request {
     pub id: Uuid,
-    /// Whose.
     pub contract: Contract,
-    /// What.
     pub work: Work,
-    /// How far.
     pub progress: Progress,
     /// Why it failed, or that it is done.
     pub message: String,

@@ -25,11 +25,11 @@ use super::{
 use crate::inventory::Contract;
 
 /// Name of the file.
-pub const FILE: &str = "rules.redb";
+pub(crate) const FILE: &str = "rules.redb";
 /// Form of what is in it.
 const FORMAT: u64 = 1;
 /// Entries of the audit log that are kept: a change a minute for two months.
-pub const AUDIT_KEPT_MAX: u64 = 100_000;
+pub(crate) const AUDIT_KEPT_MAX: u64 = 100_000;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const FLOW_LOGS: TableDefinition<u128, &[u8]> = TableDefinition::new("flow_logs");
@@ -41,24 +41,13 @@ const AUDIT: TableDefinition<u64, &[u8]> = TableDefinition::new("audit");
 pub enum RulesError {
     /// The file cannot be used.
     #[error("rule store `{}`: {problem}", path.display())]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        problem: String,
-    },
+    Unusable { path: PathBuf, problem: String },
     /// A later version wrote it.
     #[error("rule store `{}` has format {found}, this is format {FORMAT}; use the version of flowlog that wrote it", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What it has.
-        found: u64,
-    },
+    Format { path: PathBuf, found: u64 },
     /// A change of state that is not allowed. Only a bug of ours asks for one.
     #[error("flow log {id} cannot go from {from:?} to {to:?}: a bug; nothing was changed")]
     Leap {
-        /// The flow log.
         id: FlowLogId,
         /// Its state; `None`: it is not in the store.
         from: Option<State>,
@@ -70,11 +59,8 @@ pub enum RulesError {
 /// An entry of the audit log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
-    /// Who, and when.
     pub stamp: Stamp,
-    /// Whose flow log.
     pub contract: Contract,
-    /// Which.
     pub flow_log: FlowLogId,
     /// What happened, in words.
     pub what: String,
@@ -82,7 +68,7 @@ pub struct AuditEntry {
 
 /// A part of a transaction.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub(crate) enum Change {
     /// A flow log as it is from now on.
     Put(Box<FlowLog>),
     /// A flow log that is gone.
@@ -91,7 +77,6 @@ pub enum Change {
     Request(Box<Request>),
     /// A request that nobody will ask for any more.
     Forget(Uuid),
-    /// Something to remember.
     Audit(Box<AuditEntry>),
 }
 
@@ -107,17 +92,16 @@ pub struct FlowLogStore {
 
 /// The store, shared by those who read it and those who change it. A change is checked and committed under one lock.
 #[derive(Clone)]
-pub struct SharedStore(Arc<Mutex<FlowLogStore>>);
+pub(crate) struct SharedStore(Arc<Mutex<FlowLogStore>>);
 
 impl SharedStore {
-    /// Shares a store.
     #[must_use]
-    pub fn new(store: FlowLogStore) -> Self {
+    pub(crate) fn new(store: FlowLogStore) -> Self {
         Self(Arc::new(Mutex::new(store)))
     }
 
     /// The store, for this caller alone until the guard is dropped. Never held while somebody is waited for.
-    pub fn lock(&self) -> MutexGuard<'_, FlowLogStore> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, FlowLogStore> {
         // A commit is all or nothing: whoever panicked has left the store whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,27 +182,25 @@ impl FlowLogStore {
         Ok((flow_logs, requests, audit_next))
     }
 
-    /// All flow logs.
     #[must_use]
     pub fn flow_logs(&self) -> &BTreeMap<FlowLogId, FlowLog> {
         &self.flow_logs
     }
 
-    /// All requests.
     #[must_use]
-    pub fn requests(&self) -> &BTreeMap<Uuid, Request> {
+    pub(crate) fn requests(&self) -> &BTreeMap<Uuid, Request> {
         &self.requests
     }
 
     /// Whether a flow log has a request that is not over.
     #[must_use]
-    pub fn is_busy(&self, id: FlowLogId) -> bool {
+    pub(crate) fn is_busy(&self, id: FlowLogId) -> bool {
         self.requests.values().any(|r| !r.progress.is_over() && r.work.flow_logs().contains(&id))
     }
 
     /// Tells when something has changed.
     #[must_use]
-    pub fn changes(&self) -> watch::Receiver<()> {
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
@@ -226,7 +208,7 @@ impl FlowLogStore {
     ///
     /// # Errors
     /// If they cannot be made durable; then nothing has changed.
-    pub fn commit(&mut self, changes: Vec<Change>) -> Result<(), RulesError> {
+    pub(crate) fn commit(&mut self, changes: Vec<Change>) -> Result<(), RulesError> {
         self.refuse_leaps(&changes)?;
         fault::point("rules_commit");
         self.tried(|s| s.write(&changes))?;
@@ -303,7 +285,11 @@ impl FlowLogStore {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn audit(&self, most: usize, wanted: impl Fn(&AuditEntry) -> bool) -> Result<Vec<AuditEntry>, RulesError> {
+    pub(crate) fn audit(
+        &self,
+        most: usize,
+        wanted: impl Fn(&AuditEntry) -> bool,
+    ) -> Result<Vec<AuditEntry>, RulesError> {
         self.tried(|s| {
             let txn = s.db.begin_read()?;
             let table = txn.open_table(AUDIT)?;

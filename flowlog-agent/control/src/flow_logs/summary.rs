@@ -21,14 +21,11 @@ pub enum Mark {
 /// See the module's head.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Summary {
-    /// The flow log.
     #[serde(flatten)]
     pub flow_log: FlowLog,
-    /// Good or bad.
     pub mark: Mark,
     /// Why, if it is not green.
     pub why: Vec<String>,
-    /// Its interfaces.
     pub captures: Vec<RuleStatus>,
     /// Seconds since the oldest object was made that is not delivered; 0 if there is none.
     pub lag_secs: i64,
@@ -37,7 +34,7 @@ pub struct Summary {
 impl Summary {
     /// Sums a flow log up, as it is doing at this time.
     #[must_use]
-    pub fn of(flow_log: FlowLog, status: &Status, now_secs: i64) -> Self {
+    pub(crate) fn of(flow_log: FlowLog, status: &Status, now_secs: i64) -> Self {
         let captures = status.rules.iter().filter(|r| r.rule_id == Some(flow_log.id)).cloned().collect();
         summarise(flow_log, captures, now_secs)
     }

@@ -49,7 +49,7 @@ impl Validator {
     ///
     /// # Errors
     /// If the caller may not, or it is not a draft.
-    pub async fn validate(&self, caller: &Caller, id: FlowLogId) -> Result<FlowLog, Refused> {
+    pub(crate) async fn validate(&self, caller: &Caller, id: FlowLogId) -> Result<FlowLog, Refused> {
         let flow_log = {
             let store = self.store.lock();
             let flow_log = visible(&store, caller, id)?.clone();

@@ -69,7 +69,6 @@ impl Worker {
         Self { store, inventory, principals, validator, orders, ordering: Mutex::new(()), work }
     }
 
-    /// Runs for ever.
     pub async fn run(self) {
         let worker = Arc::new(self);
         let (mut busy, mut tasks) = (BTreeSet::new(), JoinSet::new());

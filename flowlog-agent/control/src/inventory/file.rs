@@ -29,7 +29,7 @@ const RESOURCE_NAME_BYTES_MAX: usize = 255;
 /// A file, as written.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct File {
+pub(crate) struct File {
     #[serde(default)]
     nic: Vec<Nic>,
     #[serde(default)]
@@ -38,7 +38,6 @@ pub struct File {
     network_load_balancer: Vec<Gateway>,
     #[serde(default)]
     application_load_balancer: Vec<Gateway>,
-    /// Where buckets are.
     pub(super) buckets: Option<RawBuckets>,
 }
 
@@ -105,7 +104,7 @@ impl File {
     ///
     /// # Errors
     /// In words, on one line.
-    pub fn read(path: &Path) -> Result<Self, String> {
+    pub(crate) fn read(path: &Path) -> Result<Self, String> {
         let text = read_text(path)?;
         if path.extension().is_some_and(|e| e == "json") {
             return serde_json::from_str(&text).map_err(|e| e.to_string());

@@ -18,7 +18,6 @@ const DROP_INS_MAX: usize = 10_000;
 /// Where the files are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Places {
-    /// The main file.
     pub file: Option<PathBuf>,
     /// The directory of drop-ins: `*.toml` and `*.json`.
     pub dir: Option<PathBuf>,
@@ -34,7 +33,7 @@ pub struct Loaded {
 }
 
 /// What tells whether a file has changed.
-pub type FileStamp = (u64, u64, i64, i64);
+pub(crate) type FileStamp = (u64, u64, i64, i64);
 
 /// A file's stamp, now.
 ///
@@ -45,7 +44,6 @@ pub fn stamp(path: &Path) -> io::Result<FileStamp> {
     Ok((meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
 }
 
-/// Reads and remembers.
 #[derive(Debug)]
 pub struct Loader {
     places: Places,

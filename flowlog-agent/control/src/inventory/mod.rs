@@ -8,7 +8,7 @@
 //! Who may do what with a resource does not belong here ([`crate::flow_logs::access`]), nor whether its interface is there (the
 //! kernel's side knows).
 
-pub mod file;
+pub(crate) mod file;
 pub mod load;
 pub mod watch;
 
@@ -33,12 +33,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All there are.
-    pub const ALL: [Self; 4] = [Self::Nic, Self::NatGateway, Self::NetworkLoadBalancer, Self::ApplicationLoadBalancer];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Nic, Self::NatGateway, Self::NetworkLoadBalancer, Self::ApplicationLoadBalancer];
 
     /// In words.
     #[must_use]
-    pub fn words(self) -> &'static str {
+    pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Nic => "NIC",
             Self::NatGateway => "NAT gateway",
@@ -60,9 +60,8 @@ impl fmt::Display for Kind {
 pub struct Contract(String);
 
 impl Contract {
-    /// The number.
     #[must_use]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -107,13 +106,10 @@ pub struct Interface {
 /// Something that a flow log can be attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
-    /// Its id.
     pub id: Uuid,
-    /// What it is.
     pub kind: Kind,
     /// Its name, if it has one.
     pub name: String,
-    /// Whose it is.
     pub contract: Contract,
     /// Virtual data center it is in.
     pub datacenter: Uuid,
@@ -134,7 +130,6 @@ pub struct Inventory {
     pub buckets: BucketPlace,
 }
 
-/// Where buckets are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum BucketPlace {
     /// Where the agent's own configuration says.
@@ -148,13 +143,7 @@ pub enum BucketPlace {
 
 impl Inventory {
     /// Resources of one kind in a data center.
-    pub fn of_kind(&self, kind: Kind, datacenter: Uuid) -> impl Iterator<Item = &Resource> {
+    pub(crate) fn of_kind(&self, kind: Kind, datacenter: Uuid) -> impl Iterator<Item = &Resource> {
         self.resources.values().filter(move |r| r.kind == kind && r.datacenter == datacenter)
-    }
-
-    /// Whose a data center is.
-    #[must_use]
-    pub fn contract_of(&self, datacenter: Uuid) -> Option<&Contract> {
-        self.resources.values().find(|r| r.datacenter == datacenter).map(|r| &r.contract)
     }
 }

@@ -8,12 +8,13 @@ use flowlog_ebpf::abi::{
 };
 
 /// What is known about a reason.
-pub struct Known {
+pub(crate) struct Known {
     /// As the kernel calls it.
     pub name: &'static str,
     /// `REASON_*`; 0: not a refusal.
     pub action: u8,
-    /// One short phrase.
+    /// One short phrase, for `docs/reasons.md`.
+    #[cfg_attr(not(test), allow(dead_code, reason = "the test that compares the document with this table reads it"))]
     pub why: &'static str,
 }
 
@@ -23,7 +24,7 @@ const fn fate(name: &'static str, why: &'static str) -> Known {
 }
 
 /// Members of `enum skb_drop_reason` (`include/net/dropreason-core.h`), without `SKB_DROP_REASON_`.
-pub const CORE: &[Known] = &[
+pub(crate) const CORE: &[Known] = &[
     Known {
         name: "NETFILTER_DROP",
         action: REASON_REFUSED,
@@ -190,7 +191,7 @@ pub const CORE: &[Known] = &[
 ];
 
 /// Members of `enum ovs_drop_reason` of the module `openvswitch` (Linux 6.6).
-pub const OPEN_VSWITCH: &[Known] = &[
+pub(crate) const OPEN_VSWITCH: &[Known] = &[
     Known {
         name: "OVS_DROP_LAST_ACTION",
         action: REASON_REFUSED,
@@ -217,7 +218,7 @@ pub const OPEN_VSWITCH: &[Known] = &[
 ];
 
 /// Members of `enum qdisc_drop_reason` (Linux 7.x).
-pub const QDISC: &[Known] = &[
+pub(crate) const QDISC: &[Known] = &[
     fate("QDISC_DROP_GENERIC", "a qdisc's queue: full, or shortened on purpose"),
     fate("QDISC_DROP_OVERLIMIT", "a qdisc's queue is full"),
     fate("QDISC_DROP_CONGESTED", "a qdisc signals congestion"),
@@ -230,7 +231,7 @@ pub const QDISC: &[Known] = &[
 ];
 
 /// Members that are no reasons: marks, bounds, masks, and what is not dropped.
-pub const NO_REASONS: &[&str] = &[
+pub(crate) const NO_REASONS: &[&str] = &[
     "SKB_NOT_DROPPED_YET",
     "SKB_CONSUMED",
     "MAX",
@@ -244,4 +245,5 @@ pub const NO_REASONS: &[&str] = &[
 
 /// Subsystems with reasons of their own (`enum skb_drop_reason_subsys`, without `SKB_DROP_REASON_SUBSYS_`). Those of
 /// mac80211 are about frames of a radio that have not become packets, and are not looked at.
-pub const SUBSYSTEMS: &[&str] = &["CORE", "MAC80211_UNUSABLE", "MAC80211_MONITOR", "OPENVSWITCH", "QDISC", "NUM"];
+pub(crate) const SUBSYSTEMS: &[&str] =
+    &["CORE", "MAC80211_UNUSABLE", "MAC80211_MONITOR", "OPENVSWITCH", "QDISC", "NUM"];

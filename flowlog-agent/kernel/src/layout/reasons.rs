@@ -33,7 +33,7 @@ impl Reasons {
     ///
     /// # Errors
     /// [`KernelError::MissingType`] if the kernel has no drop reasons at all (before 5.17).
-    pub fn resolve(btf: &Btf<'_>) -> Result<Self, KernelError> {
+    pub(crate) fn resolve(btf: &Btf<'_>) -> Result<Self, KernelError> {
         let core = btf
             .enum_members("skb_drop_reason")
             .ok_or(KernelError::MissingType { name: "enum skb_drop_reason".to_owned() })?;

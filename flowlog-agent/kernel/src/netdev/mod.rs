@@ -10,7 +10,7 @@ pub mod links;
 pub mod netns;
 mod rtnetlink;
 pub mod traffic_control;
-pub mod xdp;
+pub(crate) mod xdp;
 
 use std::io;
 
@@ -19,14 +19,8 @@ use flowlog_model::interface::{Counters, NetDev, Netns, names};
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum NetDevError {
-    /// No such interface.
     #[error("interface `{name}`: no such interface in this network namespace; there are: {others}")]
-    NotFound {
-        /// Name asked for.
-        name: String,
-        /// Names that exist.
-        others: String,
-    },
+    NotFound { name: String, others: String },
     /// The kernel did not answer as expected.
     #[error("cannot ask the kernel for its interfaces: {0}")]
     Unreadable(#[from] io::Error),
@@ -52,7 +46,7 @@ pub fn elsewhere() -> Vec<NetDev> {
 ///
 /// # Errors
 /// [`NetDevError::NotFound`] lists what there is instead.
-pub fn find(name: &str) -> Result<NetDev, NetDevError> {
+pub(crate) fn find(name: &str) -> Result<NetDev, NetDevError> {
     let all = all()?;
     let named = all.iter().find(|d| d.name == name);
     named.cloned().ok_or_else(|| NetDevError::NotFound { name: name.to_owned(), others: names(&all) })

@@ -25,7 +25,7 @@ pub fn own() -> io::Result<Netns> {
 
 /// All others that have a name or a process.
 #[must_use]
-pub fn others(own: &Netns) -> Vec<Netns> {
+pub(crate) fn others(own: &Netns) -> Vec<Netns> {
     let mut seen = BTreeSet::from([own.inum]);
     let list = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
     let processes = list("/proc").filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().parse::<u32>().is_ok()));

@@ -22,7 +22,7 @@ const HEADERS: usize = 16 + 4;
 
 /// Whether the driver of the interface with this index runs XDP natively; `None` if the kernel does not say.
 #[must_use]
-pub fn native(ifindex: u32) -> Option<bool> {
+pub(crate) fn native(ifindex: u32) -> Option<bool> {
     let family = ask(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, b"netdev\0").ok()?;
     let id = u16::from_ne_bytes(attribute(&family, CTRL_ATTR_FAMILY_ID)?.first_chunk().copied()?);
     let device = ask(id, NETDEV_CMD_DEV_GET, NETDEV_A_DEV_IFINDEX, &ifindex.to_ne_bytes()).ok()?;

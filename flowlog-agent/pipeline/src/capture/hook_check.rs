@@ -12,7 +12,7 @@ const PACKETS_UNSEEN_MAX: u64 = 16;
 
 /// What is known about one hook.
 #[derive(Clone, Debug)]
-pub struct HookCheck {
+pub(crate) struct HookCheck {
     direction: Direction,
     before: Counters,
     state: State,
@@ -33,18 +33,18 @@ enum State {
 impl HookCheck {
     /// `before` are the interface's counters from before the attach.
     #[must_use]
-    pub fn new(direction: Direction, before: Counters) -> Self {
+    pub(crate) fn new(direction: Direction, before: Counters) -> Self {
         Self { direction, before, state: State::Waiting, ran: false }
     }
 
     /// Whether there is nothing more to find out for now.
     #[must_use]
-    pub fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.state != State::Waiting
     }
 
     /// Compares the hook's count of the open window with the interface's.
-    pub fn look<N: Node>(&mut self, node: &N, spec: &WatchSpec, truth: &Truth) {
+    pub(crate) fn look<N: Node>(&mut self, node: &N, spec: &WatchSpec, truth: &Truth) {
         let interface = spec.interface.as_str();
         let seen = truth.hook[self.direction.index()].seen.packets;
         // Only interfaces of our own namespace are checked.
@@ -64,7 +64,7 @@ impl HookCheck {
     }
 
     /// At the end of a window: was anything by-passed all the time?
-    pub fn window_closed<N: Node>(&mut self, node: &N, spec: &WatchSpec, truth: &Truth) {
+    pub(crate) fn window_closed<N: Node>(&mut self, node: &N, spec: &WatchSpec, truth: &Truth) {
         if self.state == State::Waiting {
             self.look(node, spec, truth);
         }

@@ -9,7 +9,7 @@
 mod hook_check;
 mod interfaces;
 mod numbering;
-pub mod resolution;
+pub(crate) mod resolution;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -31,7 +31,6 @@ use crate::{
 pub struct Setup {
     /// What is to be captured.
     pub captures: Vec<CaptureSpec>,
-    /// This node's id.
     pub node_id: String,
     /// Flows in the open windows of all interfaces before the largest is written early.
     pub flows_max: usize,
@@ -70,7 +69,6 @@ impl Waiting {
 /// An interface that was watched, and is not there any more.
 struct Gone {
     since_secs: i64,
-    /// What it was.
     spec: WatchSpec,
 }
 
@@ -357,19 +355,19 @@ impl<N: Node> Capture<N> {
 
     /// Id of a capture's interface, as in records and keys.
     #[must_use]
-    pub fn id(&self, capture: &CaptureSpec) -> String {
+    pub(crate) fn id(&self, capture: &CaptureSpec) -> String {
         capture.id(&self.node_id)
     }
 
     /// What is to be captured.
     #[must_use]
-    pub fn captures(&self) -> &[CaptureSpec] {
+    pub(crate) fn captures(&self) -> &[CaptureSpec] {
         &self.captures
     }
 
     /// The books, to look at.
     #[must_use]
-    pub fn ledger(&self) -> &Ledger {
+    pub(crate) fn ledger(&self) -> &Ledger {
         &self.books.ledger
     }
 }

@@ -12,16 +12,15 @@ use crate::window::Ledger;
 
 /// A rule and the interface it is to be watched on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolved {
+pub(crate) struct Resolved {
     /// The rule, on this interface.
     pub spec: WatchSpec,
-    /// The interface.
     pub dev: NetDev,
 }
 
 /// The result of [`resolve`].
 #[derive(Debug, Default)]
-pub struct Resolution {
+pub(crate) struct Resolution {
     /// To be watched, by interface id.
     pub wanted: BTreeMap<String, Resolved>,
     /// Not to be watched, and why not, by interface id.
@@ -32,7 +31,7 @@ pub struct Resolution {
 
 /// Why an interface is not to be watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Absent {
+pub(crate) enum Absent {
     /// It is not there yet, or not any more.
     Waiting(String),
     /// Another capture has it.
@@ -42,7 +41,7 @@ pub enum Absent {
 /// Finds the interface of every capture among `devices`. `known` says, by interface id, which one it was the last time:
 /// it stays the same if it has been given another name, or moved to another namespace.
 #[must_use]
-pub fn resolve(
+pub(crate) fn resolve(
     captures: &[CaptureSpec],
     node_id: &str,
     devices: &[NetDev],
@@ -95,13 +94,13 @@ fn spec(capture: &CaptureSpec, node_id: &str, dev: &NetDev) -> WatchSpec {
 impl Resolution {
     /// Whether exactly this is being watched.
     #[must_use]
-    pub fn is_watched(&self, ledger: &Ledger) -> bool {
+    pub(crate) fn is_watched(&self, ledger: &Ledger) -> bool {
         ledger.watched().count() == self.wanted.len() && ledger.watched().all(|(_, w)| self.wants(&w.spec))
     }
 
     /// Whether a spec is among what is wanted.
     #[must_use]
-    pub fn wants(&self, spec: &WatchSpec) -> bool {
+    pub(crate) fn wants(&self, spec: &WatchSpec) -> bool {
         self.wanted.get(&spec.interface_id).is_some_and(|w| w.spec.is_same(spec))
     }
 }

@@ -8,16 +8,14 @@
 
 pub mod real;
 #[cfg(test)]
-pub mod sim;
+pub(crate) mod sim;
 
 use std::io::{self, Read};
 
 /// What a directory holds under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A regular file.
     File,
-    /// A directory.
     Directory,
     /// Anything else (symbolic link, device, socket): never ours.
     Foreign,
@@ -26,9 +24,7 @@ pub enum Kind {
 /// One entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// Its name.
     pub name: String,
-    /// What it is.
     pub kind: Kind,
     /// Size in bytes.
     pub bytes: u64,
@@ -53,11 +49,9 @@ pub trait Filesystem: Send + Sync {
     fn list(&self, dir: &str) -> io::Result<Vec<Item>>;
     /// Makes a file, for us alone; an old one of that name is emptied.
     fn create(&self, dir: &str, name: &str) -> io::Result<Box<dyn File>>;
-    /// Reads a file.
     fn open(&self, dir: &str, name: &str) -> io::Result<Box<dyn Read>>;
     /// Renames within a directory, or into another one.
     fn rename(&self, from: (&str, &str), to: (&str, &str)) -> io::Result<()>;
-    /// Removes a file.
     fn remove(&self, dir: &str, name: &str) -> io::Result<()>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
@@ -67,7 +61,7 @@ pub trait Filesystem: Send + Sync {
 ///
 /// # Errors
 /// As [`Filesystem::open`].
-pub fn read(fs: &dyn Filesystem, dir: &str, name: &str) -> io::Result<Vec<u8>> {
+pub(crate) fn read(fs: &dyn Filesystem, dir: &str, name: &str) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs.open(dir, name)?.read_to_end(&mut bytes)?;
     Ok(bytes)

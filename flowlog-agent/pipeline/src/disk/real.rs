@@ -16,7 +16,6 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 
 use super::{File, Filesystem, Item, Kind};
 
-/// A state directory.
 #[derive(Debug)]
 pub struct Disk {
     root: OwnedFd,

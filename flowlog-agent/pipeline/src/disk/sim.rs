@@ -11,15 +11,14 @@ use super::{File, Filesystem, Item, Kind};
 
 /// Unwinds a simulated process that is killed. Not a panic: nothing is printed.
 #[derive(Debug)]
-pub struct Killed;
+pub(crate) struct Killed;
 
 /// Random numbers from a seed (`SplitMix64`).
 #[derive(Clone, Debug)]
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    /// The next one.
-    pub fn number(&mut self) -> u64 {
+    pub(crate) fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -28,19 +27,19 @@ impl Random {
     }
 
     /// One below `n`.
-    pub fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.number() % n.max(1)
     }
 
     /// True once in `n` times.
-    pub fn once_in(&mut self, n: u64) -> bool {
+    pub(crate) fn once_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 }
 
 /// What happens to one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The process is killed before it.
     Kill,
     /// It fails with this error.
@@ -78,7 +77,7 @@ struct State {
 
 /// See the module's head. Clones are the same disk.
 #[derive(Clone, Default)]
-pub struct SimDisk(Arc<Mutex<State>>);
+pub(crate) struct SimDisk(Arc<Mutex<State>>);
 
 struct SimFile {
     disk: SimDisk,
@@ -108,53 +107,51 @@ impl SimDisk {
     }
 
     /// An operation of somebody else in the same process (kernel, store): it, too, may be the last one.
-    pub fn step(&self) {
+    pub(crate) fn step(&self) {
         // An error has no meaning here.
         drop(self.op());
     }
 
-    /// Operations so far.
     #[must_use]
-    pub fn ops(&self) -> u64 {
+    pub(crate) fn ops(&self) -> u64 {
         self.lock().ops
     }
 
-    /// Writes so far.
     #[must_use]
-    pub fn writes(&self) -> u64 {
+    pub(crate) fn writes(&self) -> u64 {
         self.lock().writes
     }
 
     /// Plans a fault for an operation.
-    pub fn plan(&self, op: u64, fault: Fault) {
+    pub(crate) fn plan(&self, op: u64, fault: Fault) {
         self.lock().faults.insert(op, fault);
     }
 
     /// From this write on the disk is full; `None`: it has room again.
-    pub fn fill_from(&self, write: Option<u64>) {
+    pub(crate) fn fill_from(&self, write: Option<u64>) {
         self.lock().full_from = write;
     }
 
     /// Time for new files.
-    pub fn set_now(&self, ns: i64) {
+    pub(crate) fn set_now(&self, ns: i64) {
         self.lock().now_ns = ns;
     }
 
     /// Whether the process has been killed.
     #[must_use]
-    pub fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.lock().dead
     }
 
     /// The next process starts.
-    pub fn revive(&self) {
+    pub(crate) fn revive(&self) {
         let mut state = self.lock();
         state.dead = false;
         state.faults.clear();
     }
 
     /// The machine loses power: of what was not synced, some is there, some is not, and some is junk.
-    pub fn power_cut(&self, random: &mut Random) {
+    pub(crate) fn power_cut(&self, random: &mut Random) {
         let mut state = self.lock();
         let State { inodes, dirs, .. } = &mut *state;
         for dir in dirs.values_mut() {

@@ -9,7 +9,7 @@ use super::ObjectInfo;
 /// begins with the node; without the folders of the date if the rule wants a flat layout. Times are UTC. The folder names are what Hive, Spark, `DuckDB` and the like
 /// take as partition columns.
 #[must_use]
-pub fn object_key(info: &ObjectInfo) -> String {
+pub(crate) fn object_key(info: &ObjectInfo) -> String {
     let start = Timestamp::from_second(info.span.start_secs).unwrap_or(Timestamp::UNIX_EPOCH).to_zoned(TimeZone::UTC);
     // An inventory's id says nothing of the node, and during a live migration two nodes have the interface.
     let node = match info.interface_id.strip_prefix(&info.node_id) {

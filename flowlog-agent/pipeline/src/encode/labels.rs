@@ -27,9 +27,8 @@ const PAGE_ROWS: usize = 128 * 1024;
 /// Values in one bit-packed run: as many as a header of one byte tells.
 const RUN: usize = 63 * 8;
 
-/// A label's value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Label {
+pub(crate) enum Label {
     /// INT32.
     Int(i32),
     /// INT64.
@@ -40,7 +39,7 @@ pub enum Label {
 
 /// The labels of one column and which of them each row has.
 #[derive(Debug, Default)]
-pub struct Labels {
+pub(crate) struct Labels {
     values: Vec<Label>,
     /// By row. Shorter than `rows` only while every row has the same.
     codes: Vec<u32>,
@@ -49,11 +48,11 @@ pub struct Labels {
 }
 
 /// Code of a row without a value.
-pub const NULL: u32 = u32::MAX;
+pub(crate) const NULL: u32 = u32::MAX;
 
 impl Labels {
     /// Adds a label; returns its code.
-    pub fn label(&mut self, value: Label) -> u32 {
+    pub(crate) fn label(&mut self, value: Label) -> u32 {
         self.text_bytes += if let Label::Text(text) = &value { text.len() + 4 } else { 8 };
         self.values.push(value);
         u32::try_from(self.values.len() - 1).unwrap_or(NULL)
@@ -61,14 +60,14 @@ impl Labels {
 
     /// Gives the next row the label with this code, or [`NULL`].
     #[inline]
-    pub fn push(&mut self, code: u32) {
+    pub(crate) fn push(&mut self, code: u32) {
         self.codes.push(code);
         self.rows += 1;
     }
 
     /// `rows` rows of the same value.
     #[must_use]
-    pub fn same(value: Option<Label>, rows: usize) -> Self {
+    pub(crate) fn same(value: Option<Label>, rows: usize) -> Self {
         let mut labels = Self::default();
         if let Some(value) = value {
             labels.label(value);
@@ -78,7 +77,7 @@ impl Labels {
 
     /// Bytes of the dictionary.
     #[must_use]
-    pub fn dictionary_bytes(&self) -> usize {
+    pub(crate) fn dictionary_bytes(&self) -> usize {
         self.text_bytes
     }
 
@@ -170,15 +169,14 @@ fn body(codes: &Codes<'_>, optional: bool, bits: usize) -> (Vec<u8>, usize) {
     (out, nulls)
 }
 
-/// Compresses page bodies.
-pub struct Compressor {
+pub(crate) struct Compressor {
     codec: Compression,
     zstd: Option<zstd::bulk::Compressor<'static>>,
 }
 
 impl Compressor {
     /// zstd with this level; 0: none.
-    pub fn new(codec: Compression, zstd_level: i32) -> Result<Self, ParquetError> {
+    pub(crate) fn new(codec: Compression, zstd_level: i32) -> Result<Self, ParquetError> {
         let zstd = (zstd_level != 0).then(|| zstd::bulk::Compressor::new(zstd_level)).transpose()?;
         Ok(Self { codec, zstd })
     }
@@ -192,7 +190,7 @@ impl Compressor {
 }
 
 /// A whole column chunk, to be appended to a row group.
-pub fn chunk(
+pub(crate) fn chunk(
     column: &ColumnDescPtr,
     labels: &Labels,
     compressor: &mut Compressor,

@@ -8,7 +8,7 @@
 //!
 //! Pure: bytes in memory, no I/O, no clock.
 
-pub mod key;
+pub(crate) mod key;
 mod labels;
 pub mod parquet;
 pub mod rows;
@@ -22,7 +22,6 @@ use crate::window::Settled;
 pub struct Object {
     /// Its key below the target.
     pub key: String,
-    /// The Parquet file.
     pub bytes: Vec<u8>,
     /// Rows by status and action.
     pub rows: RowCounts,

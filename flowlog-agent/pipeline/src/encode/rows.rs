@@ -45,7 +45,7 @@ impl Rows {
         // Packets of unknown verdict are reported to rules that want one action only as well.
         losses.retain(|l| wanted(l.refused) || l.reason == LossReason::VerdictUnknown);
         let mut counts = RowCounts { skipped: losses.len(), ..RowCounts::default() };
-        let mut keyed = Vec::with_capacity(table.len());
+        let mut keyed = Vec::with_capacity(table.flow_count());
         for number in table.numbers() {
             let Some(flow) = table.flow(number).filter(|f| wanted(f.refused)) else { continue };
             *(if flow.refused { &mut counts.rejected } else { &mut counts.accepted }) += 1;
@@ -60,18 +60,18 @@ impl Rows {
 
     /// Whether there is nothing but, perhaps, a NODATA row.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.flows.is_empty() && self.losses.is_empty() && !self.gap
     }
 
     /// Rows by kind.
     #[must_use]
-    pub fn counts(&self) -> RowCounts {
+    pub(crate) fn counts(&self) -> RowCounts {
         self.counts
     }
 
     /// The columns of all row groups. A group ends after `rows_max` rows, or when a dictionary is `dictionary_bytes` long.
-    pub fn groups<'a>(
+    pub(crate) fn groups<'a>(
         &'a self,
         info: &'a ObjectInfo,
         reason_name: &'a dyn Fn(u16) -> Option<String>,
@@ -139,8 +139,7 @@ fn by_service(f: &Flow) -> u64 {
 }
 
 /// The values of one column in one row group.
-pub enum Column {
-    /// Few different ones.
+pub(crate) enum Column {
     Labels(Labels),
     /// Many, and none missing, or (for rows that are no flows) all.
     Longs(Vec<i64>),

@@ -5,18 +5,15 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema};
 
 /// Version of this schema, in the object's metadata. A new column raises it; a column never changes its meaning.
-pub const SCHEMA_VERSION: &str = "1";
+pub(crate) const SCHEMA_VERSION: &str = "1";
 
 /// Version of the record format, as in the first column: 2 is AWS's default format, whose names and meanings the
 /// first 14 columns have.
-pub const RECORD_VERSION: i32 = 2;
+pub(crate) const RECORD_VERSION: i32 = 2;
 
-/// One column.
 #[derive(Clone, Debug)]
 pub struct ColumnSpec {
-    /// Which.
     pub id: ColumnId,
-    /// Its name.
     pub name: &'static str,
     /// Type of its values.
     pub of: DataType,
@@ -32,7 +29,7 @@ macro_rules! columns {
         /// A column. The builder of rows has a value for each, which the compiler sees to.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum ColumnId {
-            $(#[doc = $meaning] $id,)*
+            $($id,)*
         }
 
         /// All columns in order.
@@ -80,7 +77,7 @@ columns! {
 
 /// The Arrow schema of [`COLUMNS`].
 #[must_use]
-pub fn schema() -> Arc<Schema> {
+pub(crate) fn schema() -> Arc<Schema> {
     let field = |c: &ColumnSpec| Field::new(c.name, c.of.clone(), c.nullable);
     Arc::new(Schema::new(COLUMNS.iter().map(field).collect::<Vec<_>>()))
 }

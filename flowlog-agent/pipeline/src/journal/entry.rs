@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::window::Event;
 
 /// Bytes in front of a payload.
-pub const HEADER: usize = 24;
+pub(crate) const HEADER: usize = 24;
 /// Largest payload: events are small, blocks of a snapshot 88 KiB. What claims to be larger is torn.
-pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 /// Version of all this.
 pub const FORMAT: u32 = 1;
 
@@ -36,23 +36,19 @@ pub struct Head {
     pub begun: Now,
 }
 
-/// One entry.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Frame<'a> {
+pub(crate) enum Frame<'a> {
     /// First in every segment.
     Head(Head),
     /// Records, and the ring position behind them.
     Block {
-        /// Ring position.
         position: u64,
         /// As in the ring.
         bytes: &'a [u8],
     },
-    /// An event.
     Event(Box<Event>),
     /// All of the ledger has been written; ring position at that time.
     SnapshotEnd {
-        /// Ring position.
         position: u64,
     },
 }
@@ -64,7 +60,7 @@ const SNAPSHOT_END: u32 = 4;
 
 impl<'a> Frame<'a> {
     /// Appends it to `out`.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         let json;
         let (kind, position, payload): (u32, u64, &[u8]) = match self {
             Self::Head(head) => {
@@ -91,14 +87,14 @@ impl<'a> Frame<'a> {
 
     /// How many bytes of payload follow this header; `None`: it is torn.
     #[must_use]
-    pub fn payload_len(header: &[u8; HEADER]) -> Option<usize> {
+    pub(crate) fn payload_len(header: &[u8; HEADER]) -> Option<usize> {
         let len = u32::from_ne_bytes(header[4..8].try_into().ok()?) as usize;
         (len <= PAYLOAD_BYTES_MAX).then_some(len)
     }
 
     /// Reads an entry; `None`: it is torn.
     #[must_use]
-    pub fn read(header: &[u8; HEADER], payload: &'a [u8]) -> Option<Self> {
+    pub(crate) fn read(header: &[u8; HEADER], payload: &'a [u8]) -> Option<Self> {
         let word = |at: usize| Some(u32::from_ne_bytes(header.get(at..at + 4)?.try_into().ok()?));
         let mut crc = crc32fast::Hasher::new();
         crc.update(&header[4..]);

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Directory in the state directory.
-pub const DIR: &str = "journal";
+pub(crate) const DIR: &str = "journal";
 /// A segment is not replaced before it has this many bytes: below it, space is no matter.
 const SEGMENT_BYTES_MIN: u64 = 16 << 20;
 /// A segment is replaced when it is this many times as large as what it must hold: a quarter of all writes is then
@@ -47,9 +47,7 @@ const FLOW_BYTES: u64 = 88;
     "cannot {action} the journal: {source}; what is not in it stays in the kernel's ring, and is lost when that is full"
 )]
 pub struct JournalError {
-    /// What was attempted.
     pub action: &'static str,
-    /// Why not.
     #[source]
     pub source: io::Error,
 }
@@ -58,8 +56,7 @@ fn failed(action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
     move |source| JournalError { action, source }
 }
 
-/// The writing end.
-pub struct Journal {
+pub(crate) struct Journal {
     fs: Arc<dyn Filesystem>,
     head: Head,
     /// The segment that is being written; `None` after an error.
@@ -91,7 +88,7 @@ impl Journal {
     ///
     /// # Errors
     /// If it cannot be made durable.
-    pub fn start(
+    pub(crate) fn start(
         fs: Arc<dyn Filesystem>,
         head: Head,
         found: &Recovered,
@@ -114,22 +111,16 @@ impl Journal {
 
     /// Adds a block that ends at `position` of the ring. It is durable after the next [`commit`](Self::commit); the
     /// ledger must have it before that.
-    pub fn block(&mut self, block: &[u8], position: u64) {
+    pub(crate) fn block(&mut self, block: &[u8], position: u64) {
         Frame::Block { position, bytes: block }.write(&mut self.buffer);
         self.position = position;
-    }
-
-    /// Whether blocks wait for a commit.
-    #[must_use]
-    pub fn is_dirty(&self) -> bool {
-        !self.buffer.is_empty()
     }
 
     /// Makes all blocks durable; returns the ring position up to which it has them.
     ///
     /// # Errors
     /// If it cannot. The blocks are in `ledger`, and with it in the segment that the next call begins.
-    pub fn commit(&mut self, ledger: &Ledger) -> Result<u64, JournalError> {
+    pub(crate) fn commit(&mut self, ledger: &Ledger) -> Result<u64, JournalError> {
         let Some(segment) = &self.segment else {
             self.rotate(ledger)?;
             return Ok(self.position);
@@ -151,7 +142,7 @@ impl Journal {
     ///
     /// # Errors
     /// If it cannot; then none of them has happened.
-    pub fn record(&mut self, events: &[Event], ledger: &Ledger) -> Result<(), JournalError> {
+    pub(crate) fn record(&mut self, events: &[Event], ledger: &Ledger) -> Result<(), JournalError> {
         self.commit(ledger)?;
         let mut bytes = Vec::new();
         for event in events {
@@ -162,13 +153,13 @@ impl Journal {
 
     /// A window was closed by an event that has been recorded: its records are needed until
     /// [`done`](Self::done).
-    pub fn closed(&mut self, key: String) {
+    pub(crate) fn closed(&mut self, key: String) {
         let segment = self.segment.as_ref().map_or(self.next, |s| s.number);
         self.pending.insert(key, segment);
     }
 
     /// Objects are durable (and this is recorded): forgets the windows.
-    pub fn done(&mut self, keys: &[String]) {
+    pub(crate) fn done(&mut self, keys: &[String]) {
         for key in keys {
             self.pending.remove(key);
         }
@@ -179,14 +170,14 @@ impl Journal {
     ///
     /// # Errors
     /// If it cannot be made durable; then the old one goes on.
-    pub fn begin_anew(&mut self, head: Head, position: u64, ledger: &Ledger) -> Result<(), JournalError> {
+    pub(crate) fn begin_anew(&mut self, head: Head, position: u64, ledger: &Ledger) -> Result<(), JournalError> {
         let old = (std::mem::replace(&mut self.head, head), self.position);
         self.position = position;
         self.rotate(ledger).inspect_err(|_| (self.head, self.position) = old)
     }
 
     /// Removes all segments, if nothing is left that anybody could want to read.
-    pub fn end(&mut self, ledger: &Ledger) {
+    pub(crate) fn end(&mut self, ledger: &Ledger) {
         if self.pending.is_empty() && ledger.watched().next().is_none() {
             self.segment = None;
             for number in self.segments.drain(..) {

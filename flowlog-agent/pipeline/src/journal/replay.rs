@@ -18,9 +18,7 @@ use crate::{
 /// A closed window whose object is not known to be durable.
 #[derive(Debug)]
 pub struct Pending {
-    /// Its object's key.
     pub key: String,
-    /// The window.
     pub window: Closed,
     /// Segment it was closed in.
     pub segment: u64,
@@ -31,7 +29,6 @@ pub struct Pending {
 pub struct Recovered {
     /// The last head: what the ring position belongs to.
     pub head: Option<Head>,
-    /// Open windows.
     pub ledger: Ledger,
     /// Closed ones, oldest first.
     pub pending: Vec<Pending>,
@@ -68,7 +65,6 @@ pub fn recover(fs: &dyn Filesystem) -> Result<Recovered, JournalError> {
     Ok(found)
 }
 
-/// Applies one segment.
 fn segment(file: &mut dyn Read, number: u64, found: &mut Recovered) -> io::Result<()> {
     // A snapshot takes the place of everything that is open, once it is complete.
     let mut snapshot = Some(Ledger::default());

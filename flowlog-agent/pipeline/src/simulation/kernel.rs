@@ -15,19 +15,18 @@ use flowlog_model::{
 use crate::{disk::sim::Random, source::Watch, window::block};
 
 /// Interfaces that are to be captured.
-pub const NICS: [u16; 2] = [1, 2];
+pub(crate) const NICS: [u16; 2] = [1, 2];
 pub(super) const SLOTS: usize = 16;
 const FLOWS: u64 = 40;
 const RING_BYTES: u64 = 4_096;
 /// Every packet has as many.
-pub const PACKET_BYTES: u64 = 100;
+pub(crate) const PACKET_BYTES: u64 = 100;
 
 /// Packets by interface id and source address.
 type Tally = BTreeMap<(String, String), u64>;
 
-/// What was sent.
 #[derive(Clone, Debug, Default)]
-pub struct Sent {
+pub(crate) struct Sent {
     /// All packets that a hook counted.
     pub all: Tally,
     /// Of these: given back to the kernel as durable.
@@ -50,7 +49,7 @@ pub(super) struct Device {
 }
 
 /// What is in the kernel.
-pub struct State {
+pub(crate) struct State {
     /// Which boot it is, and the ring's id.
     pub boot: u32,
     random: Random,
@@ -74,24 +73,24 @@ pub struct State {
 
 /// The kernel; clones are the same one.
 #[derive(Clone)]
-pub struct SimKernel(Arc<Mutex<State>>);
+pub(crate) struct SimKernel(Arc<Mutex<State>>);
 
 pub(super) fn interface(nic: u16) -> String {
     format!("nic-{nic}")
 }
 
 /// Hardware address of an interface.
-pub fn mac(nic: u16) -> Mac {
+pub(crate) fn mac(nic: u16) -> Mac {
     Mac([2, 0, 0, 0, 0, nic.to_le_bytes()[0]])
 }
 
 /// Its name, when it comes.
-pub fn name(nic: u16) -> String {
+pub(crate) fn name(nic: u16) -> String {
     format!("eth{nic}")
 }
 
 impl SimKernel {
-    pub fn new(random: Random) -> Self {
+    pub(crate) fn new(random: Random) -> Self {
         let kernel = Self(Arc::new(Mutex::new(State {
             boot: 1,
             random,
@@ -112,12 +111,12 @@ impl SimKernel {
         kernel
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Some packets, or none.
-    pub fn traffic(&self, most: u64) {
+    pub(crate) fn traffic(&self, most: u64) {
         let mut state = self.lock();
         for _ in 0..state.random.below(most + 1) {
             state.packet();
@@ -125,16 +124,16 @@ impl SimKernel {
     }
 
     /// Something has been counted since it started.
-    pub fn has_counted(&self) -> bool {
+    pub(crate) fn has_counted(&self) -> bool {
         !self.lock().epoch_of.is_empty()
     }
 
-    pub fn set_now(&self, now: Now) {
+    pub(crate) fn set_now(&self, now: Now) {
         self.lock().now = now;
     }
 
     /// Every interface is here, has its own name and can be hooked. Returns whether that is a change the kernel tells of.
-    pub fn settle(&self) -> bool {
+    pub(crate) fn settle(&self) -> bool {
         let mut state = self.lock();
         let mut told = false;
         for nic in NICS {
@@ -153,7 +152,7 @@ impl SimKernel {
     }
 
     /// Names of interfaces whose packets no hook counts.
-    pub fn uncounted(&self) -> Vec<String> {
+    pub(crate) fn uncounted(&self) -> Vec<String> {
         let state = self.lock();
         let counted: BTreeSet<u16> = state.counted().into_iter().map(|(nic, ..)| nic).collect();
         let others = state.devices.iter().filter(|d| !counted.contains(&d.nic));
@@ -161,7 +160,7 @@ impl SimKernel {
     }
 
     /// Something happens to an interface.
-    pub fn disturb(&self) {
+    pub(crate) fn disturb(&self) {
         let mut state = self.lock();
         let nic = NICS[usize::try_from(state.random.below(NICS.len() as u64)).unwrap_or(0)];
         let what = state.random.below(5);
@@ -190,7 +189,7 @@ impl SimKernel {
     }
 
     /// The machine starts again: everything in the kernel is gone.
-    pub fn reboot(&self) {
+    pub(crate) fn reboot(&self) {
         let mut state = self.lock();
         state.boot += 1;
         state.hooks.clear();

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// One process's view of the kernel: it begins to read where the ring was released.
-pub struct SimSource {
+pub(crate) struct SimSource {
     pub kernel: SimKernel,
     disk: SimDisk,
     read: u64,
@@ -27,7 +27,7 @@ pub struct SimSource {
 }
 
 impl SimSource {
-    pub fn new(kernel: SimKernel, disk: SimDisk) -> Self {
+    pub(crate) fn new(kernel: SimKernel, disk: SimDisk) -> Self {
         let read = kernel.lock().released;
         Self { kernel, disk, read, block: Vec::new() }
     }

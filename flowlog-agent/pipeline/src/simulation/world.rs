@@ -43,7 +43,6 @@ const LIVES: u64 = 3;
 /// Steps of a life that nothing ends.
 const STEPS: u64 = 16;
 
-/// What goes wrong.
 #[allow(clippy::struct_excessive_bools, reason = "each is a trouble of its own")]
 #[derive(Clone, Copy, Debug)]
 struct Weather {
@@ -59,8 +58,7 @@ struct Weather {
 }
 
 /// What there is in the end.
-pub struct Life {
-    /// What was sent.
+pub(crate) struct Life {
     pub sent: Sent,
     /// What landed: keys and objects.
     pub contents: Vec<(String, bytes::Bytes)>,
@@ -71,10 +69,9 @@ pub struct Life {
 }
 
 /// Everything outside the agent's process.
-pub struct World {
+pub(crate) struct World {
     random: Random,
     kernel: SimKernel,
-    /// The disk.
     pub disk: SimDisk,
     shelf: Shelf,
     store: Scripted,
@@ -83,7 +80,6 @@ pub struct World {
     power_cuts: u64,
 }
 
-/// One process.
 struct Process {
     fs: Arc<dyn Filesystem>,
     capture: Capture<SimSource>,
@@ -96,7 +92,7 @@ struct Process {
 }
 
 impl World {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random(seed);
         let weather = Weather {
             kills: !random.once_in(4),
@@ -112,7 +108,7 @@ impl World {
     }
 
     /// A world in which nothing goes wrong by itself.
-    pub fn calm(seed: u64) -> Self {
+    pub(crate) fn calm(seed: u64) -> Self {
         let (kills, power_cuts, disk_errors, store_errors) = (false, false, false, false);
         let (clock_steps, small_spool, restless, full_from) = (false, false, false, None);
         Self::with(
@@ -122,7 +118,7 @@ impl World {
     }
 
     /// The disk is full from the `n`th write on, until the last process.
-    pub fn with_disk_full_from(mut self, n: u64) -> Self {
+    pub(crate) fn with_disk_full_from(mut self, n: u64) -> Self {
         self.weather.full_from = Some(n);
         self.disk.fill_from(Some(n));
         self
@@ -151,8 +147,7 @@ impl World {
         Self { random, kernel, disk, shelf, store, weather, now, power_cuts: 0 }
     }
 
-    /// All lives.
-    pub fn run(mut self) -> Life {
+    pub(crate) fn run(mut self) -> Life {
         for _ in 0..LIVES {
             self.plan();
             let ended = catch_unwind(AssertUnwindSafe(|| self.life(false)));
@@ -320,7 +315,6 @@ impl Process {
         Ok(())
     }
 
-    /// Ends the capture.
     fn finish(&mut self, now: Now) -> Result<(), CaptureError> {
         self.capture.finish(now)?;
         self.closed.extend(self.capture.take_closed());

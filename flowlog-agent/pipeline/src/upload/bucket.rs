@@ -38,7 +38,6 @@ const PROBE_BODY: &[u8] = b"flowlog checks that it can write here; remove at wil
 /// The outcome of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Stored now.
     Stored,
     /// An earlier try had stored it.
     AlreadyThere,
@@ -54,24 +53,13 @@ pub enum BucketError {
     NoBucket(String),
     /// Credentials are missing, wrong or not allowed to write.
     #[error("{location} refuses the credentials: {words}; check the key, its policy, and the clock")]
-    Denied {
-        /// Bucket or directory.
-        location: String,
-        /// The store's words.
-        words: String,
-    },
+    Denied { location: String, words: String },
     /// Anything else the store or the network says.
     #[error("{location}: {words}")]
-    Other {
-        /// Bucket or directory.
-        location: String,
-        /// The store's words.
-        words: String,
-    },
+    Other { location: String, words: String },
     /// The options do not make a store.
     #[error("{0}")]
     Options(String),
-    /// The spool failed.
     #[error("{0}")]
     Spool(String),
 }
@@ -79,7 +67,7 @@ pub enum BucketError {
 impl BucketError {
     /// Whether it will not pass by itself.
     #[must_use]
-    pub fn needs_a_person(&self) -> bool {
+    pub(crate) fn needs_a_person(&self) -> bool {
         matches!(self, Self::NoBucket(_) | Self::Denied { .. } | Self::Options(_))
     }
 }

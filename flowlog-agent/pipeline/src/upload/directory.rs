@@ -16,7 +16,7 @@ pub(super) struct Directory(PathBuf);
 
 impl Directory {
     /// Opens it; made if its parent exists.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         match fs::create_dir(path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
@@ -28,7 +28,7 @@ impl Directory {
     }
 
     /// Stores an object that must not exist yet; it is durable when this returns.
-    pub fn create(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn create(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.0.join(key);
         let (parent, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
         self.make(parent)?;
@@ -45,7 +45,7 @@ impl Directory {
     }
 
     /// Shows that files can be written below `folder`, by one that never has a name: a kill leaves nothing.
-    pub fn probe(&self, folder: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn probe(&self, folder: &str, bytes: &[u8]) -> io::Result<()> {
         let dir = self.0.join(folder);
         self.make(&dir)?;
         let mut file = tempfile::tempfile_in(&dir)?;
@@ -71,7 +71,7 @@ impl Directory {
     }
 
     /// The bytes of an object.
-    pub fn read(&self, key: &str) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, key: &str) -> io::Result<Vec<u8>> {
         fs::read(self.0.join(key))
     }
 }

@@ -7,10 +7,10 @@
 //! * this file: routes, pauses, what there is to say about them.
 #![allow(clippy::disallowed_methods, reason = "pauses are in the runtime's time, which tests can stop")]
 
-pub mod bucket;
+pub(crate) mod bucket;
 mod directory;
 #[cfg(test)]
-pub mod scripted;
+pub(crate) mod scripted;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -76,8 +76,7 @@ fn route(entry: &Entry) -> Route {
     Route { store, folder: folder.to_owned() }
 }
 
-/// Opens stores.
-pub type Opener = dyn Fn(&Location) -> Result<Arc<Bucket>, BucketError> + Send + Sync;
+pub(crate) type Opener = dyn Fn(&Location) -> Result<Arc<Bucket>, BucketError> + Send + Sync;
 
 /// Buckets that are open. One whose options have changed is opened again.
 pub struct Buckets {
@@ -135,11 +134,11 @@ impl Uploader {
 
     /// The same, with numbers from 0 to 1 that can be had again.
     #[must_use]
-    pub fn with_jitter(self, jitter: Box<dyn FnMut() -> f64 + Send>) -> Self {
+    #[cfg(test)]
+    pub(crate) fn with_jitter(self, jitter: Box<dyn FnMut() -> f64 + Send>) -> Self {
         Self { jitter, ..self }
     }
 
-    /// Watch the progress.
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()

@@ -15,7 +15,7 @@ use super::Bucket;
 
 /// What happens to one put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// It is stored and said so.
     Stored,
     /// It is not stored, and said so.
@@ -25,15 +25,14 @@ pub enum Reply {
 }
 
 /// Called before each request.
-pub type Script = dyn FnMut() -> Reply + Send;
+pub(crate) type Script = dyn FnMut() -> Reply + Send;
 
-/// What is stored.
 #[derive(Clone, Default)]
-pub struct Shelf(Arc<InMemory>);
+pub(crate) struct Shelf(Arc<InMemory>);
 
 /// See the module's head.
 #[derive(Clone)]
-pub struct Scripted {
+pub(crate) struct Scripted {
     inner: Arc<InMemory>,
     script: Arc<Mutex<Box<Script>>>,
 }
@@ -41,18 +40,18 @@ pub struct Scripted {
 impl Scripted {
     /// A store with a shelf.
     #[must_use]
-    pub fn new(shelf: &Shelf, script: Box<Script>) -> Self {
+    pub(crate) fn new(shelf: &Shelf, script: Box<Script>) -> Self {
         Self { inner: shelf.0.clone(), script: Arc::new(Mutex::new(script)) }
     }
 
     /// As the uploader sees it.
     #[must_use]
-    pub fn store(&self) -> Bucket {
+    pub(crate) fn store(&self) -> Bucket {
         Bucket::from_parts(Arc::new(self.clone()), "the simulated store".to_owned())
     }
 
     /// From now on everything is stored and said so.
-    pub fn behave(&self) {
+    pub(crate) fn behave(&self) {
         *self.script.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(|| Reply::Stored);
     }
 
@@ -66,7 +65,7 @@ impl Shelf {
     ///
     /// # Panics
     /// Never: memory does not fail.
-    pub async fn contents(&self) -> Vec<(String, bytes::Bytes)> {
+    pub(crate) async fn contents(&self) -> Vec<(String, bytes::Bytes)> {
         let mut all = Vec::new();
         let mut listed = self.0.list(None);
         while let Some(meta) = listed.next().await {

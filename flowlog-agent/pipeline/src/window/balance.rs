@@ -19,11 +19,11 @@ pub enum LossReason {
 
 impl LossReason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::RingFull, Self::Malformed, Self::VerdictUnknown, Self::SpoolFull];
+    pub(crate) const ALL: [Self; 4] = [Self::RingFull, Self::Malformed, Self::VerdictUnknown, Self::SpoolFull];
 
     /// As in the column `skip_reason`.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::RingFull => "ring_full",
             Self::Malformed => "malformed",
@@ -40,9 +40,7 @@ pub struct Loss {
     pub direction: Direction,
     /// Known to have been refused. Malformed packets have no known verdict.
     pub refused: bool,
-    /// Why.
     pub reason: LossReason,
-    /// How many.
     pub count: Count,
 }
 
@@ -55,7 +53,6 @@ pub struct Balance {
     pub non_ip: Count,
     /// Refused packets that no hook had counted in this window.
     pub refused_unseen: Count,
-    /// All refused packets.
     pub refused: Count,
     /// In ACCEPT rows.
     pub accepted_rows: Count,
@@ -79,7 +76,7 @@ impl Balance {
     /// Packets and bytes in rows and losses, less what programs saw: 0. Where that adds up although rows are wrong, it is
     /// the deficit that evens it out, or what is in REJECT rows beyond what was refused (or, below zero, is not).
     #[must_use]
-    pub fn difference(&self) -> (i128, i128) {
+    pub(crate) fn difference(&self) -> (i128, i128) {
         if self.unverified {
             return (0, 0);
         }

@@ -54,7 +54,7 @@ impl Iterator for Records<'_> {
 impl Record {
     /// What does not depend on the family.
     #[must_use]
-    pub fn meta(&self) -> flowlog_ebpf::abi::Meta {
+    pub(crate) fn meta(&self) -> flowlog_ebpf::abi::Meta {
         match self {
             Self::V4(r) => r.key.meta,
             Self::V6(r) => r.key.meta,

@@ -43,7 +43,7 @@ impl Span {
     /// error is less than one, in either direction. It must not lead out of the window: no packet passed before that was
     /// opened, and none is moved past its end.
     #[must_use]
-    pub fn wall_of_tick(&self, mono: MonoNs) -> WallNs {
+    pub(crate) fn wall_of_tick(&self, mono: MonoNs) -> WallNs {
         let end = self.end_secs.saturating_mul(NS_PER_SEC);
         let coarse = self.wall(mono).0;
         let tick = i64::try_from(self.tick_ns).unwrap_or(0);
@@ -78,11 +78,10 @@ impl WindowClock {
 
     /// Goes on with a window that an earlier agent had opened.
     #[must_use]
-    pub fn resume(window_secs: u32, open: Span) -> Self {
+    pub(crate) fn resume(window_secs: u32, open: Span) -> Self {
         Self { secs: i64::from(window_secs), open }
     }
 
-    /// The open window.
     #[must_use]
     pub fn current(&self) -> &Span {
         &self.open
@@ -90,14 +89,14 @@ impl WindowClock {
 
     /// Whether the open window must end.
     #[must_use]
-    pub fn is_due(&self, now: Now) -> bool {
+    pub(crate) fn is_due(&self, now: Now) -> bool {
         let whole = u64::try_from(self.secs * NS_PER_SEC).unwrap_or(u64::MAX);
         now.wall.secs() >= self.open.end_secs || now.mono.0.saturating_sub(self.open.opened.mono.0) >= whole
     }
 
     /// How long until [`is_due`](Self::is_due), if the wall clock does not step.
     #[must_use]
-    pub fn due_in_ns(&self, now: Now) -> u64 {
+    pub(crate) fn due_in_ns(&self, now: Now) -> u64 {
         let by_wall = (self.open.end_secs * NS_PER_SEC).saturating_sub(now.wall.0);
         let by_mono = self.secs * NS_PER_SEC
             - i64::try_from(now.mono.0.saturating_sub(self.open.opened.mono.0)).unwrap_or(i64::MAX);
@@ -105,7 +104,7 @@ impl WindowClock {
     }
 
     /// Ends the open window now and opens the next; returns the ended one.
-    pub fn turn(&mut self, now: Now) -> Span {
+    pub(crate) fn turn(&mut self, now: Now) -> Span {
         let mut closed = self.open;
         let shortfall = (closed.end_secs * NS_PER_SEC).saturating_sub(now.wall.0);
         // A step forward also cuts a window short, although the wall clock is past its end.

@@ -7,7 +7,6 @@ use super::Span;
 /// Everything an object says besides its rows.
 #[derive(Clone, Debug)]
 pub struct ObjectInfo {
-    /// The rule.
     pub rule: Rule,
     /// Node it was captured on.
     pub node_id: String,
@@ -17,7 +16,6 @@ pub struct ObjectInfo {
     pub interface_id: String,
     /// Which side of it was seen.
     pub side: Side,
-    /// The window.
     pub span: Span,
     /// The memory cap was reached, so the window comes in several objects.
     pub flushed_early: bool,
@@ -30,7 +28,7 @@ pub struct ObjectInfo {
 impl ObjectInfo {
     /// What is unusual about the window, as in the column `window_marks`; `None` if it is whole.
     #[must_use]
-    pub fn marks(&self) -> Option<String> {
+    pub(crate) fn marks(&self) -> Option<String> {
         let marks = [
             (self.span.begins_late, "begins_late"),
             (self.span.ends_early, "ends_early"),

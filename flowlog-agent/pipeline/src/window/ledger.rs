@@ -20,14 +20,10 @@ type Words = (u64, u64);
 pub enum Event {
     /// An interface is watched from now on. In a snapshot: it is being watched.
     Watch {
-        /// Its id.
         id: IfaceId,
-        /// What it is.
         #[serde(rename = "subject")]
         spec: Box<WatchSpec>,
-        /// Its open window.
         span: Span,
-        /// That window's epoch.
         epoch: Epoch,
         /// Time before it in which nothing was counted, in Unix seconds: goes into its row.
         #[serde(default)]
@@ -35,7 +31,6 @@ pub enum Event {
     },
     /// The open window ends; the next begins.
     Turn {
-        /// Whose.
         id: IfaceId,
         /// The window that ends, with its marks.
         closed: Span,
@@ -46,7 +41,6 @@ pub enum Event {
     },
     /// All records of the window that ended are in.
     Close {
-        /// Whose.
         id: IfaceId,
         /// The programs' counts for it, in the order of [`Truth::counts`]; `None` if they are lost.
         truth: Option<Vec<Words>>,
@@ -54,41 +48,27 @@ pub enum Event {
         gap: Option<(i64, i64)>,
     },
     /// An interface is not watched any more. Its windows have been closed.
-    Unwatch {
-        /// Whose.
-        id: IfaceId,
-    },
+    Unwatch { id: IfaceId },
     /// The interface has another name or hardware address.
     Named {
-        /// Whose.
         id: IfaceId,
-        /// Its name now.
         interface: String,
         /// Its hardware address now.
         mac: Option<Mac>,
     },
     /// A closed window's object is durable, or there is none.
-    Done {
-        /// Its key.
-        key: String,
-    },
+    Done { key: String },
     /// The host was up.
-    Beat {
-        /// When.
-        now: Now,
-    },
+    Beat { now: Now },
     /// In a snapshot: a window that has ended but is not closed.
     Closing {
-        /// Whose.
         id: IfaceId,
-        /// The window.
         span: Span,
         /// It ended for its size.
         flushed_early: bool,
     },
     /// In a snapshot: what tables hold besides records.
     Carry {
-        /// Whose.
         id: IfaceId,
         /// [`FlowTable::refused_lost`] of the open window, then of the closing one.
         refused_lost: [[Words; 2]; 2],
@@ -100,32 +80,25 @@ pub enum Event {
 /// A window that is over: everything an object is made from.
 #[derive(Debug)]
 pub struct Closed {
-    /// About the object.
     pub info: ObjectInfo,
-    /// Its records.
     pub table: FlowTable,
     /// The programs' own count; `None` if it is lost.
     pub truth: Option<Truth>,
-    /// What counted it.
     pub hook: HookKind,
 }
 
 /// A window that has ended and whose last records are on their way.
 #[derive(Debug)]
-pub struct Closing {
+pub(crate) struct Closing {
     span: Span,
     table: FlowTable,
     flushed_early: bool,
 }
 
-/// One watched interface.
 #[derive(Debug)]
-pub struct Watched {
-    /// What it is.
+pub(crate) struct Watched {
     pub spec: WatchSpec,
-    /// The open window.
     pub clock: WindowClock,
-    /// Its epoch.
     pub epoch: Epoch,
     table: FlowTable,
     closing: Option<Closing>,
@@ -135,21 +108,20 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Flows in memory.
     #[must_use]
-    pub fn flows(&self) -> usize {
-        self.table.len() + self.closing.as_ref().map_or(0, |c| c.table.len())
+    pub(crate) fn flows(&self) -> usize {
+        self.table.flow_count() + self.closing.as_ref().map_or(0, |c| c.table.flow_count())
     }
 
     /// Epoch of a window that has ended but is not closed.
     #[must_use]
-    pub fn closing_epoch(&self) -> Option<Epoch> {
+    pub(crate) fn closing_epoch(&self) -> Option<Epoch> {
         self.closing.as_ref().map(|_| self.epoch.previous())
     }
 
     /// What is known about the window that has ended but is not closed.
     #[must_use]
-    pub fn closing_info(&self) -> Option<ObjectInfo> {
+    pub(crate) fn closing_info(&self) -> Option<ObjectInfo> {
         let Closing { span, flushed_early, .. } = self.closing.as_ref()?;
         let WatchSpec { rule, node_id, account_id, interface_id, side, .. } = self.spec.clone();
         let (span, flushed_early) = (*span, *flushed_early);
@@ -177,36 +149,34 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// All watched interfaces.
-    pub fn watched(&self) -> impl Iterator<Item = (IfaceId, &Watched)> {
+    pub(crate) fn watched(&self) -> impl Iterator<Item = (IfaceId, &Watched)> {
         self.watched.iter().map(|(id, w)| (*id, w))
     }
 
-    /// One watched interface.
     #[must_use]
-    pub fn get(&self, id: IfaceId) -> Option<&Watched> {
+    pub(crate) fn get(&self, id: IfaceId) -> Option<&Watched> {
         self.watched.get(&id)
     }
 
-    /// Flows in memory.
     #[must_use]
-    pub fn flows(&self) -> usize {
+    pub(crate) fn flows(&self) -> usize {
         self.watched.values().map(Watched::flows).sum()
     }
 
     /// Records of interfaces that nobody watches: anything but 0 is a bug.
     #[must_use]
-    pub fn unknown_records(&self) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn unknown_records(&self) -> u64 {
         self.unknown_records
     }
 
     /// Ids that are free, lowest first.
-    pub fn free_ids(&self) -> impl Iterator<Item = IfaceId> {
+    pub(crate) fn free_ids(&self) -> impl Iterator<Item = IfaceId> {
         (1..=u16::MAX).map(IfaceId).filter(|id| !self.watched.contains_key(id))
     }
 
     /// Adds a block of records. One that makes no sense is counted.
-    pub fn block(&mut self, bytes: &[u8]) {
+    pub(crate) fn block(&mut self, bytes: &[u8]) {
         let Some(records) = Records::parse(bytes) else {
             self.unknown_records += 1;
             return;
@@ -220,7 +190,7 @@ impl Ledger {
     }
 
     /// Applies an event; [`Event::Close`] gives the closed window.
-    pub fn apply(&mut self, event: Event) -> Option<Closed> {
+    pub(crate) fn apply(&mut self, event: Event) -> Option<Closed> {
         match event {
             Event::Watch { id, spec, span, epoch, gap } => {
                 let spec = *spec;
@@ -275,7 +245,7 @@ impl Ledger {
     }
 
     /// Hands out events and blocks that make this ledger out of an empty one.
-    pub fn snapshot(&self, each: &mut dyn FnMut(Part<'_>)) {
+    pub(crate) fn snapshot(&self, each: &mut dyn FnMut(Part<'_>)) {
         let event = |each: &mut dyn FnMut(Part<'_>), event| each(Part::Event(Box::new(event)));
         for (id, w) in &self.watched {
             let (id, span, epoch) = (*id, *w.clock.current(), w.epoch);
@@ -296,7 +266,6 @@ impl Ledger {
 /// A part of a snapshot.
 #[derive(Debug)]
 pub enum Part<'a> {
-    /// An event.
     Event(Box<Event>),
     /// A block of records.
     Block(&'a [u8]),
@@ -308,7 +277,7 @@ fn count((packets, bytes): Words) -> Count {
 
 /// Counters in the form of [`Event::Close`].
 #[must_use]
-pub fn truth_words(truth: &Truth) -> Vec<Words> {
+pub(crate) fn truth_words(truth: &Truth) -> Vec<Words> {
     truth.counts().map(|c| (c.packets, c.bytes)).collect()
 }
 

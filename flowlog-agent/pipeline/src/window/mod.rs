@@ -10,15 +10,15 @@
 //!
 //! Pure: no I/O, no clock; time is an argument.
 
-pub mod balance;
+pub(crate) mod balance;
 pub mod block;
-pub mod clock;
-pub mod info;
-pub mod ledger;
+pub(crate) mod clock;
+pub(crate) mod info;
+pub(crate) mod ledger;
 #[cfg(test)]
 mod property;
 pub mod settle;
-pub mod table;
+pub(crate) mod table;
 
 pub use balance::{Balance, Loss, LossReason};
 pub use clock::{Span, WindowClock};

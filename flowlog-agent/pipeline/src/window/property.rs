@@ -21,19 +21,32 @@ const WINDOW: u32 = 60;
 #[derive(Clone, Debug)]
 enum Act {
     /// A hook counts packets of a flow; `lost`: the ring is full.
-    Pass { flow: u16, packets: u16, lost: bool },
+    Pass {
+        flow: u16,
+        packets: u16,
+        lost: bool,
+    },
     /// Something that a hook has counted is refused; `full`: the ring is.
-    Refuse { which: usize, full: bool },
+    Refuse {
+        which: usize,
+        full: bool,
+    },
     /// Something is refused that no hook has seen.
-    RefuseUnseen { flow: u16, packets: u16 },
+    RefuseUnseen {
+        flow: u16,
+        packets: u16,
+    },
     /// A slot's record goes to the agent.
-    Evict { which: usize },
-    /// The window turns.
+    Evict {
+        which: usize,
+    },
     Turn,
     /// The window that has ended is closed.
     Close,
     /// The agent starts again, from a snapshot or from the first entry on.
-    Restart { snapshot: bool },
+    Restart {
+        snapshot: bool,
+    },
 }
 
 fn acts() -> impl Strategy<Value = Act> {

@@ -23,14 +23,11 @@ use flowlog_model::{HookKind, rule::Direction};
 pub use super::balance::{Balance, Loss, LossReason};
 use super::table::{Flow, FlowTable};
 
-/// A settled window.
 #[derive(Debug, Default)]
 pub struct Settled {
-    /// All flows.
     pub table: FlowTable,
     /// Losses, each with a count above 0.
     pub losses: Vec<Loss>,
-    /// The books.
     pub balance: Balance,
     /// Some of the flows with a deficit, for the log.
     pub short: Vec<(Flow, Count)>,
@@ -42,7 +39,7 @@ const SHORT_MAX: usize = 8;
 impl Settled {
     /// The same window without its flows: for each direction and verdict, one loss with their total.
     #[must_use]
-    pub fn totals_only(self) -> Self {
+    pub(crate) fn totals_only(self) -> Self {
         let Self { table, mut losses, mut balance, short } = self;
         for direction in Direction::BOTH {
             for refused in [false, true] {

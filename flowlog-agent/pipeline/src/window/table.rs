@@ -46,7 +46,6 @@ pub enum Addresses {
 /// One flow of a settled window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Source and destination.
     pub addresses: Addresses,
     /// Source port, or ICMP type.
     pub sport: u16,
@@ -56,13 +55,10 @@ pub struct Flow {
     pub vlan: u16,
     /// Drop reason's index; 0 if accepted.
     pub reason: u16,
-    /// IP protocol.
     pub proto: u8,
     /// Way through the interface.
     pub direction: Direction,
-    /// Verdict.
     pub refused: bool,
-    /// Counters.
     pub totals: Totals,
 }
 
@@ -74,7 +70,7 @@ impl Flow {
     /// OR of the TCP flags of its packets; `None` if it is not TCP, or nobody knows: a later fragment has neither ports
     /// nor flags, and those of accepted packets are not known where refused ones' may be among them.
     #[must_use]
-    pub fn tcp_flags(&self) -> Option<u8> {
+    pub(crate) fn tcp_flags(&self) -> Option<u8> {
         let Totals { tcp_flags, flags_uncertain, .. } = self.totals;
         let later_fragment = (self.sport, self.dport, tcp_flags) == (0, 0, 0);
         (self.proto == TCP && !later_fragment && (self.refused || !flags_uncertain)).then_some(tcp_flags)
@@ -82,13 +78,13 @@ impl Flow {
 
     /// Whether it is ICMP: as for the parser, either ICMP in either family.
     #[must_use]
-    pub fn is_icmp(&self) -> bool {
+    pub(crate) fn is_icmp(&self) -> bool {
         self.proto == ICMP || self.proto == ICMPV6
     }
 
     /// Its ICMP type and code, if it has them: later fragments have not.
     #[must_use]
-    pub fn icmp(&self) -> Option<(u16, u16)> {
+    pub(crate) fn icmp(&self) -> Option<(u16, u16)> {
         (self.is_icmp() && self.sport != NOT_THERE).then_some((self.sport, self.dport))
     }
 }
@@ -111,7 +107,7 @@ const REFUSED: u8 = 1 << 1;
 /// Bit of [`Entry::flags`] that is no part of the key: [`Totals::flags_uncertain`].
 const UNCERTAIN: u8 = 1 << 2;
 /// Bit of [`Stats::tcp_flags`] in PASSED records that says the same.
-pub const FLAGS_UNCERTAIN: u32 = 1 << 8;
+pub(crate) const FLAGS_UNCERTAIN: u32 = 1 << 8;
 
 impl<A: Copy> FlowKey<A> {
     fn of(key: &Key<A>, refused: bool) -> Self {
@@ -328,35 +324,28 @@ impl FlowTable {
 
     /// Number of different flows.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn flow_count(&self) -> usize {
         self.v4.len() + self.v6.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Refused packets that the hook had counted as lost, by direction: they are lost no longer.
     #[must_use]
-    pub fn refused_lost(&self) -> [Count; 2] {
+    pub(crate) fn refused_lost(&self) -> [Count; 2] {
         self.refused_lost
     }
 
     /// Hands out blocks of records that make this table when they are added to an empty one, in the same order.
-    pub fn blocks(&self, iface: u16, epoch: u32, mut each: impl FnMut(&[u8])) {
+    pub(crate) fn blocks(&self, iface: u16, epoch: u32, mut each: impl FnMut(&[u8])) {
         self.v4.blocks(FAMILY_V4, iface, epoch, &mut each);
         self.v6.blocks(FAMILY_V6, iface, epoch, &mut each);
     }
 
     /// Takes over what another table had counted as refused and lost.
-    pub fn set_refused_lost(&mut self, lost: [Count; 2]) {
+    pub(crate) fn set_refused_lost(&mut self, lost: [Count; 2]) {
         self.refused_lost = lost;
     }
 
-    /// Adds a record.
-    pub fn add(&mut self, record: &block::Record) {
+    pub(crate) fn add(&mut self, record: &block::Record) {
         match record {
             block::Record::V4(r) => self.add4(r),
             block::Record::V6(r) => self.add6(r),
@@ -370,14 +359,14 @@ impl FlowTable {
     }
 
     /// Numbers of all flows, for [`flow`](Self::flow).
-    pub fn numbers(&self) -> impl Iterator<Item = u32> + use<> {
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = u32> + use<> {
         let upto = |n: usize| 0..u32::try_from(n).unwrap_or(V6);
         upto(self.v4.len()).chain(upto(self.v6.len()).map(|id| id | V6))
     }
 
     /// One flow; `None` if all its packets were taken back, or there is no such number.
     #[must_use]
-    pub fn flow(&self, number: u32) -> Option<Flow> {
+    pub(crate) fn flow(&self, number: u32) -> Option<Flow> {
         self.settled(number).map(|(flow, _)| flow).filter(|f| f.totals.packets > 0)
     }
 
@@ -392,7 +381,7 @@ impl FlowTable {
     }
 
     /// Flows from which more was taken back than they had, and how much: packets or bytes that no record has brought.
-    pub fn deficits(&self) -> impl Iterator<Item = (Flow, Count)> + '_ {
+    pub(crate) fn deficits(&self) -> impl Iterator<Item = (Flow, Count)> + '_ {
         self.numbers().filter_map(|n| self.settled(n)).filter(|(_, deficit)| *deficit != Count::default())
     }
 

@@ -7,6 +7,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // For the atomic addition, which `core::sync::atomic` does not offer on this target.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![allow(unreachable_pub, reason = "aya's macros export what the kernel loads")]
 #![allow(unsafe_code, reason = "packet and map pointers; each block says why it holds")]
 
 #[cfg(target_arch = "bpf")]

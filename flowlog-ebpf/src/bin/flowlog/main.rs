@@ -18,6 +18,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // For an empty asm statement, the one compiler barrier there is; this build sets RUSTC_BOOTSTRAP anyway.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![allow(unreachable_pub, reason = "aya's macros export what the kernel loads")]
 #![allow(
     unsafe_code,
     reason = "everything here is the kernel edge: helpers and packet pointers; each block says why it holds"
