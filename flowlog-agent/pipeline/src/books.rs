@@ -49,6 +49,16 @@ pub(crate) fn first_window(secs: u32, previous: Option<Span>, now: Now) -> Span 
     }
 }
 
+/// What books begin with: an earlier agent's journal, and the kernel state that there is now.
+pub struct Inherited {
+    /// The state directory.
+    pub fs: Arc<dyn Filesystem>,
+    /// What its journal says.
+    pub found: Recovered,
+    /// The kernel state that the journal belongs to from now on.
+    pub head: Head,
+}
+
 /// See the module's head.
 pub(crate) struct Books<S> {
     pub source: S,
@@ -61,7 +71,7 @@ pub(crate) struct Books<S> {
 }
 
 impl<S: Source> Books<S> {
-    /// Goes on with the books of an earlier agent, if its ring is still in the kernel (`head`), else begins new ones. Returns them
+    /// Goes on with the books of an earlier agent, if its ring is still in the kernel, else begins new ones. Returns them
     /// with the closed windows whose objects are not known to be durable, and with the last windows of watches that were lost:
     /// new windows must come after these.
     ///
@@ -69,11 +79,10 @@ impl<S: Source> Books<S> {
     /// If the journal cannot be written, or the kernel refuses.
     pub(crate) fn open(
         mut source: S,
-        fs: &Arc<dyn Filesystem>,
-        mut found: Recovered,
-        head: Head,
+        inherited: Inherited,
         now: Now,
     ) -> Result<(Self, Vec<Pending>, Spans), CaptureError> {
+        let Inherited { fs, mut found, head } = inherited;
         let same = found.head.as_ref().is_some_and(|h| h.boot_id == head.boot_id && h.ring_id == head.ring_id);
         let goes_on = same && source.seek(found.position);
         if !goes_on {
@@ -86,7 +95,7 @@ impl<S: Source> Books<S> {
             _ => (head.clone(), position),
         };
         let ledger = std::mem::take(&mut found.ledger);
-        let journal = Journal::start(fs.clone(), first_head, &found, &ledger, first_position)?;
+        let journal = Journal::start(fs, first_head, &found, &ledger, first_position)?;
         let mut books = Self { source, ledger, journal, beat: None, closed: Vec::new() };
         let mut spans = Spans::new();
         if goes_on {

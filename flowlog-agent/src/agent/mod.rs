@@ -22,7 +22,7 @@ pub(crate) use error::AgentError;
 use error::system;
 use flowlog_host::clock;
 use flowlog_kernel::{heap, netdev::links::LinkWatch, pins};
-use flowlog_pipeline::capture;
+use flowlog_pipeline::capture::{self, Inherited};
 use kernel_source::KernelSource;
 use managed::{Files, Managed, Orders};
 use signals::Stop;
@@ -60,7 +60,7 @@ pub(crate) async fn run(mut config: Config) -> Result<(), AgentError> {
     let found = recover(&*fs)?;
     check_interfaces(&config)?;
     let (node, head) = open_kernel(&config, &found)?;
-    let (mut capture, pending) = Capture::start(node, setup(&config), &fs, found, head)?;
+    let (mut capture, pending) = Capture::start(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;
     heap::give_back();
     let mut delivery = Delivery::start(&config, fs, spool, &capture, buckets.clone())?;
     delivery.inherit(&mut capture, pending).await?;
@@ -98,7 +98,7 @@ pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
     let spool = open_spool(&config, &fs)?;
     let found = recover(&*fs)?;
     let (node, head) = open_kernel(&config, &found)?;
-    let (mut capture, pending) = Capture::take_over(node, setup(&config), &fs, found, head)?;
+    let (mut capture, pending) = Capture::take_over(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;
     let files = config.manage.as_ref().map(Files::open).transpose()?;
     let buckets = Arc::new(Files::buckets(files.map(|f| f.inventory), config.s3.clone()));
     let mut delivery = Delivery::start(&config, fs, spool, &capture, buckets)?;

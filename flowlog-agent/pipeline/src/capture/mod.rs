@@ -11,17 +11,17 @@ mod interfaces;
 mod numbering;
 pub(crate) mod resolution;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use flowlog_model::{CaptureSpec, IfaceId, Now, WatchSpec, interface::NetDev, status::CaptureState, sweep::Scope};
 use hook_check::HookCheck;
 use resolution::Absent;
 
+pub use crate::books::Inherited;
 use crate::{
     books::{Books, Spans},
-    disk::Filesystem,
     error::CaptureError,
-    journal::{JournalError, Recovered, entry::Head, replay::Pending},
+    journal::{JournalError, replay::Pending},
     source::{Node, NumberUsers},
     window::{Closed, Event, Ledger},
 };
@@ -108,15 +108,9 @@ impl<N: Node> Capture<N> {
     ///
     /// # Errors
     /// On the first thing that is not as configured; a capture that was not there before is not there afterwards.
-    pub fn start(
-        node: N,
-        setup: Setup,
-        fs: &Arc<dyn Filesystem>,
-        found: Recovered,
-        head: Head,
-    ) -> Result<(Self, Vec<Pending>), CaptureError> {
+    pub fn start(node: N, setup: Setup, inherited: Inherited) -> Result<(Self, Vec<Pending>), CaptureError> {
         let devices = node.interfaces()?;
-        let (mut capture, pending, spans) = Self::open(node, setup, fs, found, head)?;
+        let (mut capture, pending, spans) = Self::open(node, setup, inherited)?;
         let first = capture.books.ledger.watched().next().is_none();
         capture.spans.extend(spans);
         let (found, sought) = capture.resolve(devices);
@@ -158,14 +152,8 @@ impl<N: Node> Capture<N> {
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn take_over(
-        node: N,
-        setup: Setup,
-        fs: &Arc<dyn Filesystem>,
-        found: Recovered,
-        head: Head,
-    ) -> Result<(Self, Vec<Pending>), CaptureError> {
-        let (mut capture, pending, _) = Self::open(node, setup, fs, found, head)?;
+    pub fn take_over(node: N, setup: Setup, inherited: Inherited) -> Result<(Self, Vec<Pending>), CaptureError> {
+        let (mut capture, pending, _) = Self::open(node, setup, inherited)?;
         let node = &mut capture.books.source;
         // Only links that we hold can be taken away in the right order.
         node.attach_verdict()?;
@@ -179,16 +167,10 @@ impl<N: Node> Capture<N> {
     }
 
     /// Everything up to, and without, deciding what is watched.
-    fn open(
-        node: N,
-        setup: Setup,
-        fs: &Arc<dyn Filesystem>,
-        found: Recovered,
-        head: Head,
-    ) -> Result<(Self, Vec<Pending>, Spans), CaptureError> {
+    fn open(node: N, setup: Setup, inherited: Inherited) -> Result<(Self, Vec<Pending>, Spans), CaptureError> {
         let Setup { captures, node_id, flows_max } = setup;
         let now = node.now();
-        let (books, pending, spans) = Books::open(node, fs, found, head, now)?;
+        let (books, pending, spans) = Books::open(node, inherited, now)?;
         let capture = Self {
             books,
             checks: BTreeMap::new(),

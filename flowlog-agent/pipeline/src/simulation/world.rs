@@ -18,6 +18,7 @@ use super::{
     source::SimSource,
 };
 use crate::{
+    books::Inherited,
     capture::{Capture, Setup},
     disk::{
         Filesystem,
@@ -246,7 +247,7 @@ impl World {
         let source = SimSource::new(self.kernel.clone(), self.disk.clone());
         let captures = NICS.map(spec).to_vec();
         let setup = Setup { captures, node_id: "n".to_owned(), flows_max: usize::MAX };
-        let (capture, pending) = Capture::start(source, setup, &fs, found, head)?;
+        let (capture, pending) = Capture::start(source, setup, Inherited { fs: fs.clone(), found, head })?;
         let mut process = Process { fs, capture, spool, closed: Vec::new(), objects: Vec::new(), held: Vec::new() };
         let mut stored = Vec::new();
         for p in pending {
