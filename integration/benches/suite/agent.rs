@@ -194,7 +194,7 @@ fn parquet(records: &[Record], profile: Profile) -> anyhow::Result<(f64, Vec<u8>
 fn parquet_as(info: &ObjectInfo, records: &[Record], order: Order, profile: Profile) -> anyhow::Result<(f64, Vec<u8>)> {
     let settled = settled(records);
     // Choosing, sorting and encoding: everything between a settled window and an object.
-    let (s, bytes) = seconds(|| write(info, &Rows::select(info, settled, order), &reason, profile));
+    let (s, bytes) = seconds(|| write(info, &Rows::select(info, &settled, order), &reason, profile));
     Ok((s, bytes?))
 }
 
@@ -310,7 +310,7 @@ fn close(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
             let before = memory::live();
             let (s, stored) = seconds(|| -> anyhow::Result<()> {
                 let settled = settle(open, Some(&Truth::default()), HookKind::Tc);
-                let object = encode::encode(&records::info(), settled, &reason)?.expect("rows");
+                let object = encode::encode(&records::info(), &settled, &reason)?.expect("rows");
                 spool.hold(&target.location, &object)?;
                 Ok(())
             });

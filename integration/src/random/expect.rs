@@ -7,7 +7,7 @@ use super::{
     path::{self, Hook, Point, Way},
     rules,
     send::Sent,
-    topology::{Endpoint, Topology},
+    topology::{Endpoint, Kind, Topology},
 };
 use crate::rows::Row;
 
@@ -76,7 +76,7 @@ pub struct Expected {
     /// Packets whose verdict may be unknown although they were accepted: the socket that got them refused them, or a copy of
     /// them was refused.
     pub unknowable: u64,
-    /// What was refused may be of unknown verdict: it had been put together and cut again.
+    /// What was refused may be of unknown verdict: it had been put together and cut again, or was a bridge's clone.
     pub doubtful: bool,
 }
 
@@ -157,7 +157,7 @@ impl Class<'_> {
                 accept,
                 reject,
                 unknowable: if self.flow.filtered || self.flow.tee.is_some_and(|t| t.refused) { self.sent } else { 0 },
-                doubtful: self.cut_again(),
+                doubtful: self.cut_again() || (*way == Way::Ingress && self.is_clone(t)),
             });
         }
     }
@@ -202,6 +202,15 @@ impl Class<'_> {
     fn cut_again(&self) -> bool {
         let cut = self.way.iter().position(|p| *p == Point::Fragment);
         self.flow.big && cut.zip(self.refused).is_some_and(|(cut, (at, _))| cut < at)
+    }
+
+    /// Whether what was refused is a clone that a promiscuous bridge forwards: it hands every frame up as well. A bridge is
+    /// promiscuous under a macvlan, whose address it would have to filter for.
+    fn is_clone(&self, t: &Topology) -> bool {
+        let Endpoint::Guest(guest) = self.from else { return false };
+        let forward = self.way.iter().position(|p| *p == Point::Hook(Hook::BridgeForward));
+        t.segments[t.segment_of(guest)].kind == Kind::BridgeMacvlan
+            && forward.zip(self.refused).is_some_and(|(forward, (at, _))| forward <= at)
     }
 
     fn key(&self, t: &Topology, at: usize) -> Key {
