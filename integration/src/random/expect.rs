@@ -74,7 +74,7 @@ pub struct Expected {
     /// REJECT; any of these (a datagram that was refused before it was cut is one packet or three).
     pub reject: Vec<Amount>,
     /// Packets whose verdict may be unknown although they were accepted: the socket that got them refused them, or a copy of
-    /// them was refused.
+    /// them was refused. Where both happened, both are said.
     pub unknowable: u64,
     /// What was refused may be of unknown verdict: it had been put together and cut again, or was a bridge's clone.
     pub doubtful: bool,
@@ -156,7 +156,8 @@ impl Class<'_> {
                 dst,
                 accept,
                 reject,
-                unknowable: if self.flow.filtered || self.flow.tee.is_some_and(|t| t.refused) { self.sent } else { 0 },
+                unknowable: self.sent
+                    * (u64::from(self.flow.filtered) + u64::from(self.flow.tee.is_some_and(|t| t.refused))),
                 doubtful: self.cut_again() || (*way == Way::Ingress && self.is_clone(t)),
             });
         }

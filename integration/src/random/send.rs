@@ -63,12 +63,12 @@ pub fn send(net: &Network, t: &Topology, flows: &[Flow], rng: &mut Prng) -> anyh
         for flow in flows {
             servers.extend(serve(scope, net, t, flow, &over)?);
         }
-        let pings = flows.iter().filter(|f| f.proto == Proto::Ping).map(|f| start_pings(net, t, f));
+        let pings = flows.iter().filter(|f| f.proto == Proto::Ping).map(|f| Pings::start(net, t, f));
         let pings = pings.collect::<anyhow::Result<Vec<_>>>()?;
         let forward = (|| {
             let mut forward = send_all(net, t, flows, rng)?;
-            for (id, children) in pings {
-                forward.push((id, finish_pings(children)?));
+            for pings in pings {
+                forward.push((pings.flow.id, pings.finish(net)?));
             }
             anyhow::Ok(forward)
         })();
@@ -255,23 +255,39 @@ fn take(listener: &TcpListener, over: &AtomicBool) -> anyhow::Result<u64> {
     }
 }
 
-fn start_pings(net: &Network, t: &Topology, flow: &Flow) -> anyhow::Result<(usize, Vec<Child>)> {
-    let mut children = Vec::new();
-    for _ in 0..flow.processes {
-        let mut command = net.of(flow.from).command("ping");
-        command.args(["-q", "-n", "-i", PING_EVERY]);
-        command.args(["-c", &flow.count.to_string(), "-W", PING_LINGER, &flow.receiver(t)]);
-        children.push(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
-    }
-    Ok((flow.id, children))
+/// Processes of one flow of echoes.
+struct Pings<'a> {
+    flow: &'a Flow,
+    children: Vec<Child>,
 }
 
-fn finish_pings(children: Vec<Child>) -> anyhow::Result<u64> {
-    let mut sent = 0;
-    for child in children {
-        let text = String::from_utf8(child.wait_with_output()?.stdout)?;
-        let summary = text.lines().find(|l| l.contains("packets transmitted")).context("ping's summary")?;
-        sent += summary.split_whitespace().next().context("number")?.parse::<u64>()?;
+/// Table and counter of what a flow's `ping` really sends.
+const SENT_TABLE: &str = "inet sent";
+
+impl Pings<'_> {
+    fn start<'a>(net: &Network, t: &Topology, flow: &'a Flow) -> anyhow::Result<Pings<'a>> {
+        let (ip, icmp) = if flow.v6 { ("ip6", "icmpv6") } else { ("ip", "icmp") };
+        let (id, from, to) = (flow.id, flow.source(t), flow.receiver(t));
+        // In front of everything that could refuse it.
+        net.of(flow.from).nft(&format!(
+            "table {SENT_TABLE} {{ counter p{id} {{ }}; chain p{id} {{ type filter hook output priority -500; \
+             {ip} saddr {from} {ip} daddr {to} {icmp} type echo-request counter name p{id}; }} }}"
+        ))?;
+        let mut children = Vec::new();
+        for _ in 0..flow.processes {
+            let mut command = net.of(flow.from).command("ping");
+            command.args(["-q", "-n", "-i", PING_EVERY, "-c", &flow.count.to_string(), "-W", PING_LINGER, &to]);
+            children.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        }
+        Ok(Pings { flow, children })
     }
-    Ok(sent)
+
+    /// Waits for their end; returns how many echoes they sent. Their own summaries do not say so: an error that an earlier echo
+    /// brought back is taken for one of sending.
+    fn finish(self, net: &Network) -> anyhow::Result<u64> {
+        for mut child in self.children {
+            child.wait()?;
+        }
+        Ok(net.of(self.flow.from).nft_counter(SENT_TABLE, &format!("p{}", self.flow.id))?.0)
+    }
 }
