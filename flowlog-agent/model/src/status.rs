@@ -87,6 +87,12 @@ pub struct Counts {
     pub rejected_packets: u64,
     /// Packets that are in no row.
     pub lost_packets: u64,
+    /// Windows whose object could not be held for delivery: it is in `quarantine` of the state directory.
+    #[serde(default)]
+    pub windows_put_aside: u64,
+    /// Windows of which not even the totals could be written.
+    #[serde(default)]
+    pub windows_without_object: u64,
 }
 
 /// How a route is doing.
@@ -105,8 +111,18 @@ pub enum RouteState {
         /// The store's words.
         error: String,
     },
-    /// It has been failing for long, or for a reason that does not pass by itself.
+    /// It has been failing for long, and is being tried again.
     Degraded {
+        /// First failure, Unix seconds.
+        since_secs: i64,
+        /// Tries since then.
+        tries: u64,
+        /// The store's words.
+        error: String,
+    },
+    /// It fails for a reason that does not pass by itself: no such bucket, wrong credentials, options that make no store. It is
+    /// tried again all the same.
+    Blocked {
         /// First failure, Unix seconds.
         since_secs: i64,
         /// Tries since then.
@@ -122,7 +138,7 @@ impl RouteState {
     pub fn error(&self) -> Option<&str> {
         match self {
             Self::Delivering => None,
-            Self::Retrying { error, .. } | Self::Degraded { error, .. } => Some(error),
+            Self::Retrying { error, .. } | Self::Degraded { error, .. } | Self::Blocked { error, .. } => Some(error),
         }
     }
 }

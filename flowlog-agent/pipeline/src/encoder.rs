@@ -1,6 +1,11 @@
 //! The encoder: a thread that makes closed windows into durable objects, one after the other.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use flowlog_host::{clock, fault};
 use flowlog_model::rule::Location;
@@ -10,7 +15,7 @@ use crate::{
     encode::{self, Object, RowCounts, key::object_key},
     error::CaptureError,
     spool::Spool,
-    window::{Balance, Closed, settle},
+    window::{Balance, Closed, FlowTable, LossReason, Settled, settle},
 };
 
 /// A window with more rows leaves enough freed memory behind to be worth giving back: 20 MiB.
@@ -29,6 +34,10 @@ pub struct Encoded {
     pub interface_id: String,
     pub rows: RowCounts,
     pub balance: Balance,
+    /// Whether its rows, or at least its totals, could be written.
+    pub is_encoded: bool,
+    /// Whether its object had to be put aside, and is not delivered.
+    pub is_aside: bool,
 }
 
 /// The dependencies of the encoder.
@@ -68,17 +77,24 @@ impl Encoder {
         Ok(Self { jobs: Some(jobs), room: Arc::new(Semaphore::new(flows_max)), flows_max, encoded, taken: Vec::new() })
     }
 
-    /// Waits until closed windows have room in memory: the kernel's ring fills up meanwhile, and counts what it loses.
+    /// Takes windows from the front of a queue as long as there are any, and waits until each has room in memory: the kernel's
+    /// ring fills up meanwhile, and counts what it loses. Whoever stops waiting finds the rest in the queue.
     ///
     /// # Errors
     /// If the thread is gone.
-    pub async fn send(&self, window: Closed) -> Result<(), CaptureError> {
-        let gone = CaptureError::Ended("encoder");
-        let Some(jobs) = &self.jobs else { return Err(gone) };
-        let flows = window.table.flow_count().min(self.flows_max);
-        let permits = u32::try_from(flows).unwrap_or(u32::MAX);
-        let Ok(permit) = self.room.clone().acquire_many_owned(permits).await else { return Err(gone) };
-        jobs.send((window, permit)).await.or(Err(gone))
+    pub async fn send_all(&self, queue: &mut VecDeque<Closed>) -> Result<(), CaptureError> {
+        let gone = || CaptureError::Ended("encoder");
+        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
+        while let Some(window) = queue.front() {
+            let flows = window.table.flow_count().min(self.flows_max);
+            let permits = u32::try_from(flows).unwrap_or(u32::MAX);
+            let Ok(permit) = self.room.clone().acquire_many_owned(permits).await else { return Err(gone()) };
+            let Ok(place) = jobs.reserve().await else { return Err(gone()) };
+            if let Some(window) = queue.pop_front() {
+                place.send((window, permit));
+            }
+        }
+        Ok(())
     }
 
     /// No more windows come.
@@ -115,11 +131,10 @@ fn encode_windows(
     // The permit is given back when the window's object is in the spool.
     while let Some((closed, _permit)) = windows.blocking_recv() {
         fault::point("encode");
-        let location = closed.info.rule.target.location.clone();
-        let full = spool.is_full(clock::now().wall.secs());
-        let (encoded, object) = encode_window(closed, full, &*tools.reason_name);
+        let no_room = |bytes| spool.no_room(bytes, clock::now().wall.secs());
+        let (mut encoded, object) = encode_window(closed, &no_room, &*tools.reason_name);
         if let Some(object) = &object {
-            store(spool, &location, object);
+            encoded.is_aside = store(spool, &encoded.location, object);
         }
         let large = encoded.rows.accepted + encoded.rows.rejected > LARGE_WINDOW;
         if done.send(encoded).is_err() {
@@ -132,67 +147,220 @@ fn encode_windows(
     }
 }
 
-/// Encodes one window; with totals only if the spool is full.
+/// Encodes one window; with totals only if that is all there is room for, or if its flows cannot be made into rows. `no_room`
+/// says why there is none for an object of so many bytes.
 pub(crate) fn encode_window(
     closed: Closed,
-    full: Option<String>,
+    no_room: &dyn Fn(u64) -> Option<String>,
     reason_name: &dyn Fn(u16) -> Option<String>,
 ) -> (Encoded, Option<Object>) {
     let Closed { info, table, truth, hook } = closed;
-    let rule = info.rule.name.as_str();
-    let mut settled = settle::settle(table, truth.as_ref(), hook);
-    if settled.balance.difference() != (0, 0) {
-        let balance = settled.balance;
-        tracing::error!(rule, interface = info.interface_id, %balance, ?truth, "the books do not balance");
-        for (flow, deficit) in &settled.short {
-            tracing::error!(rule, interface = info.interface_id, ?flow, ?deficit, "more was refused than had passed");
+    let (rule, interface) = (info.rule.name.as_str(), info.interface_id.as_str());
+    let settled = guarded(|| settle::settle(table, truth.as_ref(), hook)).unwrap_or_else(|words| {
+        tracing::error!(rule, interface, words, "the flows of this window cannot be settled: only its counters stay");
+        settle::settle(FlowTable::default(), truth.as_ref(), hook)
+    });
+    complain(rule, interface, &settled);
+    let write = |settled: &Settled| {
+        let written = guarded(|| encode::encode(&info, settled, reason_name));
+        written.and_then(|result| result.map_err(|error| error.to_string()))
+    };
+    let totals = |reason, why: &str| {
+        tracing::error!(rule, interface, why, "this window leaves its totals only");
+        let totals = settled.totals_only(reason);
+        (write(&totals), totals.balance)
+    };
+    let (mut written, mut balance) = match no_room(0) {
+        Some(why) => totals(LossReason::SpoolFull, &format!("the spool is full: {why}")),
+        None => (write(&settled), settled.balance),
+    };
+    let size = |o: &Option<Object>| o.as_ref().map_or(0, |o| o.bytes.len() as u64);
+    match &written {
+        Ok(object) if balance.lost == settled.balance.lost => {
+            if let Some(why) = no_room(size(object)) {
+                (written, balance) = totals(LossReason::SpoolFull, &format!("the spool is full: {why}"));
+            }
         }
+        Ok(_) => {}
+        Err(words) => (written, balance) = totals(LossReason::NotEncoded, words),
     }
-    if let Some(why) = full {
+    let is_encoded = written.is_ok();
+    let object = written.unwrap_or_else(|words| {
         tracing::error!(
             rule,
-            interface = info.interface_id,
-            why,
-            "the spool is full: this window leaves its totals only"
+            interface,
+            words,
+            "not even the totals of this window can be encoded: it leaves no object"
         );
-        settled = settled.totals_only();
+        None
+    });
+    let rows = object.as_ref().map_or_else(RowCounts::default, |o| o.rows);
+    let RowCounts { accepted, rejected, skipped } = rows;
+    tracing::info!(rule, interface, window = info.span.start_secs, accepted, rejected, skipped, %balance, "window closed");
+    let encoded = Encoded {
+        key: object_key(&info),
+        location: info.rule.target.location.clone(),
+        interface_id: info.interface_id.clone(),
+        rows,
+        balance,
+        is_encoded,
+        is_aside: false,
+    };
+    (encoded, object)
+}
+
+/// Says what is wrong with the books of a window, if anything is.
+fn complain(rule: &str, interface: &str, settled: &Settled) {
+    let Settled { balance, short, .. } = settled;
+    if balance.difference() == (0, 0) {
+        return;
     }
-    let balance = settled.balance;
-    let (key, location) = (object_key(&info), info.rule.target.location.clone());
-    let interface_id = info.interface_id.clone();
-    let encoded = |rows: RowCounts| Encoded { key: key.clone(), location, interface_id, rows, balance };
-    match encode::encode(&info, settled, reason_name) {
-        Ok(Some(object)) => {
-            let rows = object.rows;
-            tracing::info!(
-                rule,
-                interface = info.interface_id,
-                window = info.span.start_secs,
-                accepted = rows.accepted,
-                rejected = rows.rejected,
-                skipped = rows.skipped,
-                %balance,
-                "window closed"
-            );
-            (encoded(rows), Some(object))
-        }
-        Ok(None) => (encoded(RowCounts::default()), None),
-        Err(error) => {
-            tracing::error!(%error, "window lost");
-            (encoded(RowCounts::default()), None)
-        }
+    tracing::error!(rule, interface, %balance, "the books do not balance");
+    for (flow, deficit) in short {
+        tracing::error!(rule, interface, ?flow, ?deficit, "more was refused than had passed");
     }
 }
 
-/// An object that cannot be made durable is tried again: until it is, its records are in the journal only.
-fn store(spool: &Spool, location: &Location, object: &Object) {
+/// Runs what a bug of ours may end, so that it ends nothing else; returns the words of a panic.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|payload| {
+        let words = payload.downcast_ref::<String>().cloned();
+        words
+            .or_else(|| payload.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+            .unwrap_or_else(|| "a panic".to_owned())
+    })
+}
+
+/// Makes an object durable; returns whether it had to be put aside, because something stands in its own way. What stands in
+/// everybody's, such as a full disk, is waited for: until it is gone, the records are in the journal only.
+fn store(spool: &Spool, location: &Location, object: &Object) -> bool {
     let mut tries = 0u32;
-    while let Err(error) = spool.hold(location, object) {
+    loop {
+        let Err(error) = spool.hold(location, object) else { return false };
+        if error.is_of_one_object()
+            && let Ok(file) = spool.put_aside(location, object)
+        {
+            tracing::error!(key = object.key, %error, file, "cannot spool this object: put aside, and not delivered");
+            return true;
+        }
         tries += 1;
         // The first, and then less and less often.
         if tries.is_power_of_two() {
             tracing::error!(%error, tries, "cannot spool a window; will try again");
         }
         std::thread::sleep(RETRY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flowlog_ebpf::abi::{Count, Key, Meta, Record4, Stats, Truth, class};
+    use flowlog_model::{
+        HookKind, MonoNs, Now, WallNs,
+        rule::{Rule, Side},
+    };
+
+    use parquet::{
+        file::reader::{FileReader as _, SerializedFileReader},
+        record::{Row, RowAccessor as _},
+    };
+
+    use super::*;
+    use crate::{
+        disk::real::Disk,
+        encode::schema::COLUMNS,
+        spool::Limits,
+        window::{ObjectInfo, WindowClock},
+    };
+
+    /// A window with a flow of 7 accepted packets and one of 3 refused ones.
+    fn closed(rule: Rule, node_id: &str, interface_id: &str) -> Closed {
+        let count = |packets| Count { packets, bytes: packets * 100 };
+        let (mut table, mut truth) = (FlowTable::default(), Truth::default());
+        for (sport, class, packets) in [(1, class::PASSED, 7), (2, class::REFUSED, 3)] {
+            let meta = Meta { sport, iface: 1, proto: 17, flags: Meta::pack(0, class), reason: 8, ..Meta::default() };
+            let stats = Stats { bytes: packets * 100, packets, ..Stats::default() };
+            table.add4(&Record4 { key: Key { src: 1, dst: 2, meta }, stats });
+        }
+        truth.hook[0].seen = count(7);
+        (truth.verdict[0][0].refused, truth.verdict[0][0].seen) = (count(3), count(0));
+        let span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(1_800_000_000_000_000_000) }).current();
+        let (node_id, interface_id) = (node_id.to_owned(), interface_id.to_owned());
+        let (flushed_early, late, gap, account_id) = (false, false, None, None);
+        let info =
+            ObjectInfo { rule, node_id, account_id, interface_id, side: Side::Host, span, flushed_early, late, gap };
+        Closed { info, table, truth: Some(truth), hook: HookKind::Tc }
+    }
+
+    fn encode(no_room: &dyn Fn(u64) -> Option<String>, reason: &dyn Fn(u16) -> Option<String>) -> (Encoded, Object) {
+        let (encoded, object) = encode_window(closed(Rule::sample(60), "n", "n-eth0"), no_room, reason);
+        (encoded, object.expect("an object"))
+    }
+
+    fn skip_reasons(object: &Object) -> Vec<String> {
+        let reader = SerializedFileReader::new(bytes::Bytes::from(object.bytes.clone())).expect("an object");
+        let reason = |row: Row| row.get_string(COLUMNS.len() - 1).expect("a reason").clone();
+        reader.get_row_iter(None).expect("rows").map(|row| reason(row.expect("a row"))).collect()
+    }
+
+    #[test]
+    fn a_window_that_cannot_be_encoded_leaves_its_totals_and_ends_nothing() {
+        let (whole, _) = encode(&|_| None, &|_| None);
+        assert_eq!((whole.rows.accepted, whole.rows.rejected, whole.rows.skipped), (1, 1, 0));
+        let (encoded, object) = encode(&|_| None, &|_| panic!("a bug of ours"));
+        assert!(encoded.is_encoded && encoded.key == whole.key && object.key == whole.key);
+        assert_eq!((encoded.rows.accepted, encoded.rows.rejected, encoded.rows.skipped), (0, 0, 2));
+        assert_eq!((encoded.balance.lost.packets, encoded.balance.difference()), (10, (0, 0)));
+        assert_eq!(skip_reasons(&object), ["not_encoded"; 2]);
+    }
+
+    #[test]
+    fn a_window_too_large_for_the_spool_leaves_its_totals_and_does_not_wait_for_room() {
+        let size = encode(&|_| None, &|_| None).1.bytes.len() as u64;
+        let (encoded, object) = encode(&|bytes| (bytes >= size).then(|| "full".to_owned()), &|_| None);
+        assert_eq!((encoded.rows.accepted, encoded.rows.skipped, encoded.balance.lost.packets), (0, 2, 10));
+        assert_eq!(skip_reasons(&object), ["spool_full"; 2]);
+    }
+
+    #[test]
+    fn what_stands_in_one_targets_way_holds_up_no_other() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let fs = Arc::new(Disk::open(dir.path()).expect("disk"));
+        let (spool, _) = Spool::open(fs, Limits::default()).expect("open");
+        std::fs::write(dir.path().join("spool/s3:%2F%2Fblocked"), b"in the way").expect("write");
+        let tools = Tools { reason_name: Box::new(|_| None), give_back: || {} };
+        let mut encoder = Encoder::start(spool.clone(), tools, 1_000).expect("start");
+        let to = |target: &str| Rule { target: target.parse().expect("a target"), ..Rule::sample(60) };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let all = async {
+            let mut queue = ["s3://blocked", "s3://free"].map(|target| closed(to(target), "n", "n-eth0")).into();
+            encoder.send_all(&mut queue).await.expect("sent");
+            encoder.close();
+            while encoder.encoded().await.is_ok() {}
+            encoder.take_encoded().into_iter().map(|e| (format!("{:?}", e.location), e.is_aside)).collect::<Vec<_>>()
+        };
+        let in_time = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(30), all).await });
+        let stored = in_time.expect("one waits for the other");
+        let bucket = |name: &str| format!("{:?}", Location::Bucket(name.to_owned()));
+        assert_eq!(stored, [(bucket("blocked"), true), (bucket("free"), false)]);
+    }
+
+    #[test]
+    fn the_longest_legal_names_make_objects_that_the_spool_takes() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let fs = Arc::new(Disk::open(dir.path()).expect("disk"));
+        let (spool, _) = Spool::open(fs, Limits::default()).expect("open");
+        let (long, other) = ("n".repeat(63), "i".repeat(63));
+        for target in [format!("s3://{}/{long}", "b".repeat(63)), format!("/{}", "deep/".repeat(200))] {
+            for hive_layout in [true, false] {
+                let target = target.parse().expect("a target");
+                let rule = Rule { name: long.parse().expect("a name"), target, hive_layout, ..Rule::sample(60) };
+                let (encoded, object) = encode_window(closed(rule, &long, &other), &|_| None, &|_| None);
+                assert!(!store(&spool, &encoded.location, &object.expect("an object")));
+                assert!(spool.has(&encoded.location, &encoded.key).expect("list"));
+            }
+        }
+        spool.release_all().expect("release");
+        assert_eq!(spool.entries().expect("entries").len(), 4);
     }
 }

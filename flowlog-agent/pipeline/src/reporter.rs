@@ -50,6 +50,8 @@ impl Reporter {
         counts.accepted_packets += encoded.balance.accepted_rows.packets;
         counts.rejected_packets += encoded.balance.rejected_rows.packets;
         counts.lost_packets += encoded.balance.lost.packets;
+        counts.windows_put_aside += u64::from(encoded.is_aside);
+        counts.windows_without_object += u64::from(!encoded.is_encoded);
     }
 
     /// Says how things are, if that is anything new. That the file cannot be written is no reason to stop.

@@ -56,6 +56,16 @@ fn table(status: &Status, running: bool) -> String {
             let _ = writeln!(out, "{what}: {words}");
         }
     }
+    let sum = |count: fn(&RuleStatus) -> u64| status.rules.iter().map(count).sum::<u64>();
+    for (what, windows) in [
+        ("windows put aside in `quarantine`, because they could not be spooled", sum(|r| r.counts.windows_put_aside)),
+        ("windows that could not be encoded", sum(|r| r.counts.windows_without_object)),
+        ("objects put aside in `quarantine`, because the store would not have them", sum(|r| r.delivery.quarantined)),
+    ] {
+        if windows > 0 {
+            let _ = writeln!(out, "{windows} {what}");
+        }
+    }
     let _ = writeln!(
         out,
         "{:<20} {:<14} {:<10} {:>12} {:>12} {:>8} {:>8}  LAST OBJECT, OR ERROR",
@@ -66,6 +76,7 @@ fn table(status: &Status, running: bool) -> String {
             (CaptureState::Attached { .. }, RouteState::Delivering) => ("delivering", None),
             (CaptureState::Attached { .. }, RouteState::Retrying { error, .. }) => ("retrying", Some(error)),
             (CaptureState::Attached { .. }, RouteState::Degraded { error, .. }) => ("degraded", Some(error)),
+            (CaptureState::Attached { .. }, RouteState::Blocked { error, .. }) => ("blocked", Some(error)),
             (CaptureState::Waiting { why }, _) => ("waiting", Some(why)),
             (CaptureState::Trouble { why }, _) => ("trouble", Some(why)),
             (CaptureState::Unknown, _) => ("unknown", None),

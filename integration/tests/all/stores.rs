@@ -184,7 +184,7 @@ fn one_rules_trouble_is_its_own_and_visible_and_everything_arrives_once_in_the_e
         (Fault::Down, "retrying"),
         (Fault::Reply(503, "SlowDown", "Reduce your request rate."), "retrying"),
         (Fault::LoseReply, "delivering"),
-        (Fault::Reply(403, "InvalidAccessKeyId", "The key does not exist."), "degraded"),
+        (Fault::Reply(403, "InvalidAccessKeyId", "The key does not exist."), "blocked"),
     ];
     for (n, (fault, state)) in faults.into_iter().enumerate() {
         let down = fault == Fault::Down;
@@ -217,12 +217,12 @@ fn one_rules_trouble_is_its_own_and_visible_and_everything_arrives_once_in_the_e
 }
 
 #[test]
-fn expired_credentials_degrade_a_rule_until_the_file_has_new_ones() {
+fn expired_credentials_block_a_rule_until_the_file_has_new_ones() {
     let mut node = TwoRules::start(1);
     let credentials = node.dir.path().join("credentials");
     s3::server().write_credentials(&credentials, "AKTEST", "rotated-away");
     node.cables[0].send(25).unwrap();
-    let delivery = node.wait_for_state("one", "degraded");
+    let delivery = node.wait_for_state("one", "blocked");
     assert!(delivery["error"].as_str().unwrap().contains("refuses the credentials"), "{delivery}");
     s3::server().write_credentials(&credentials, "AKTEST", SECRET);
     node.wait_for_state("one", "delivering");

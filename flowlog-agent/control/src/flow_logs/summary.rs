@@ -1,6 +1,6 @@
 //! What a person wants to know about a flow log: what it is, how it is doing, and whether that is good.
 
-use flowlog_model::status::{CaptureState, RouteState, RuleStatus, Status};
+use flowlog_model::status::{CaptureState, Counts, RouteState, RuleStatus, Status};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -73,11 +73,23 @@ fn complaints(c: &RuleStatus) -> Vec<(Mark, String)> {
     match &c.delivery.state {
         RouteState::Delivering => {}
         RouteState::Retrying { error, tries, .. } => all.push((Mark::Yellow, format!("{error} ({tries} tries)"))),
-        RouteState::Degraded { error, tries, .. } => all.push((Mark::Red, format!("{error} ({tries} tries)"))),
+        RouteState::Degraded { error, tries, .. } | RouteState::Blocked { error, tries, .. } => {
+            all.push((Mark::Red, format!("{error} ({tries} tries)")));
+        }
     }
     if c.delivery.quarantined > 0 {
         let words = "the store holds other bytes under a key of ours; see `quarantine` in the state directory";
         all.push((Mark::Red, format!("{} objects put aside: {words}", c.delivery.quarantined)));
+    }
+    let Counts { windows_put_aside: aside, windows_without_object: without, .. } = c.counts;
+    if aside > 0 {
+        all.push((Mark::Red, format!("{aside} windows could not be spooled; see `quarantine` in the state directory")));
+    }
+    if without > 0 {
+        all.push((
+            Mark::Red,
+            format!("{without} windows could not be encoded, and left no object; see the agent's log"),
+        ));
     }
     if c.counts.lost_packets > 0 {
         let words = "are in no row (SKIPDATA rows say why)";

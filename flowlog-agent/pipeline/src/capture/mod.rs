@@ -101,6 +101,8 @@ pub struct Capture<N> {
     absent: BTreeMap<String, Absent>,
     /// Captures whose interface is there and cannot be hooked, and why.
     troubles: BTreeMap<String, String>,
+    /// The last windows are closed.
+    is_closed: bool,
 }
 
 impl<N: Node> Capture<N> {
@@ -186,6 +188,7 @@ impl<N: Node> Capture<N> {
             users: None,
             absent: BTreeMap::new(),
             troubles: BTreeMap::new(),
+            is_closed: false,
         };
         Ok((capture, pending, spans))
     }
@@ -270,14 +273,17 @@ impl<N: Node> Capture<N> {
     /// Takes the hooks away and closes all windows; nothing of us stays in the kernel.
     ///
     /// # Errors
-    /// If the kernel or the journal refuses.
+    /// If the kernel or the journal refuses; another call goes on with what was not done.
     pub fn finish(&mut self, now: Now) -> Result<(), CaptureError> {
         let ids: Vec<IfaceId> = self.books.ledger.watched().map(|(id, _)| id).collect();
-        let devices = self.devices()?;
-        self.end_accounting(&ids, &devices);
-        self.books.source.detach_all()?;
-        let all: Vec<(IfaceId, bool)> = ids.iter().map(|id| (*id, false)).collect();
-        self.books.turn(&all, now, Scope::All)?;
+        if !self.is_closed {
+            let devices = self.devices()?;
+            self.end_accounting(&ids, &devices);
+            self.books.source.detach_all()?;
+            let all: Vec<(IfaceId, bool)> = ids.iter().map(|id| (*id, false)).collect();
+            self.books.turn(&all, now, Scope::All)?;
+            self.is_closed = true;
+        }
         let events: Vec<Event> = ids.iter().map(|id| Event::Unwatch { id: *id }).collect();
         self.books.record(&events)?;
         Ok(self.books.source.remove_pins()?)

@@ -51,7 +51,7 @@ pub struct EncodeError {
 /// `reason_name` gives the name of a drop reason.
 pub fn encode(
     info: &ObjectInfo,
-    settled: Settled,
+    settled: &Settled,
     reason_name: &dyn Fn(u16) -> Option<String>,
 ) -> Result<Option<Object>, EncodeError> {
     let rows = rows::Rows::select(info, settled, rows::CHOSEN);

@@ -47,7 +47,7 @@ pub const CHOSEN: Profile =
 /// The writer's own; none are known for columns of [`schema::COLUMNS`].
 pub fn write(
     info: &ObjectInfo,
-    rows: &Rows,
+    rows: &Rows<'_>,
     reason_name: &dyn Fn(u16) -> Option<String>,
     profile: Profile,
 ) -> Result<Vec<u8>, ParquetError> {

@@ -19,9 +19,9 @@ use super::{
 use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled};
 
 /// The rows a rule wants of a window.
-pub struct Rows {
+pub struct Rows<'a> {
     /// All flows of the window.
-    pub table: FlowTable,
+    table: &'a FlowTable,
     /// Numbers of the flows with the wanted verdict.
     flows: Vec<u32>,
     /// The books of the whole window, before the rule's choice.
@@ -32,11 +32,12 @@ pub struct Rows {
     counts: RowCounts,
 }
 
-impl Rows {
+impl<'a> Rows<'a> {
     /// Keeps what the rule wants, in the order it is written in. Unwanted directions were never counted.
     #[must_use]
-    pub fn select(info: &ObjectInfo, settled: Settled, order: Order) -> Self {
-        let Settled { table, mut losses, balance, short: _ } = settled;
+    pub fn select(info: &ObjectInfo, settled: &'a Settled, order: Order) -> Self {
+        let Settled { table, losses, balance, short: _ } = settled;
+        let mut losses = losses.clone();
         let wanted = |refused: bool| match info.rule.action {
             Action::Any => true,
             Action::Accepted => !refused,
@@ -55,7 +56,7 @@ impl Rows {
         keyed.sort_unstable();
         let flows = keyed.into_iter().map(|(_, number)| number).collect();
         counts.skipped += usize::from(info.gap.is_some());
-        Self { table, flows, balance, losses, gap: info.gap.is_some(), counts }
+        Self { table, flows, balance: *balance, losses, gap: info.gap.is_some(), counts }
     }
 
     /// Whether there is nothing but, perhaps, a NODATA row.
@@ -71,13 +72,13 @@ impl Rows {
     }
 
     /// The columns of all row groups. A group ends after `rows_max` rows, or when a dictionary is `dictionary_bytes` long.
-    pub(crate) fn groups<'a>(
-        &'a self,
-        info: &'a ObjectInfo,
-        reason_name: &'a dyn Fn(u16) -> Option<String>,
+    pub(crate) fn groups<'b>(
+        &'b self,
+        info: &'b ObjectInfo,
+        reason_name: &'b dyn Fn(u16) -> Option<String>,
         rows_max: usize,
         dictionary_bytes: usize,
-    ) -> impl Iterator<Item = Vec<Column>> + 'a {
+    ) -> impl Iterator<Item = Vec<Column>> + 'b {
         let mut flows = self.flows.iter();
         let flow_groups = std::iter::from_fn(move || {
             let mut b = Builder::new(info, rows_max.min(flows.len()));
@@ -281,8 +282,8 @@ const STATUS: [&str; 3] = ["OK", "SKIPDATA", "NODATA"];
 const GAP: &str = "gap";
 /// Values of `skip_reason`, by code: losses first.
 const SKIP: [&str; LossReason::ALL.len() + 1] = {
-    let [a, b, c, d] = LossReason::ALL;
-    [a.as_str(), b.as_str(), c.as_str(), d.as_str(), GAP]
+    let [a, b, c, d, e] = LossReason::ALL;
+    [a.as_str(), b.as_str(), c.as_str(), d.as_str(), e.as_str(), GAP]
 };
 
 fn signed(n: u64) -> i64 {

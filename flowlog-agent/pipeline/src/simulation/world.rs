@@ -132,7 +132,7 @@ impl World {
         disk.make_dir("").expect("a new disk");
         let (shelf, replies) = (Shelf::default(), Mutex::new(Random(random.number())));
         let script_disk = disk.clone();
-        let script = move || {
+        let script = move |_: &_| {
             script_disk.step();
             let mut random = replies.lock().expect("one thread");
             match random.below(4) {
@@ -299,8 +299,8 @@ impl Process {
 
     fn encode(&mut self, now: Now) -> Result<(), CaptureError> {
         for closed in self.closed.drain(..) {
-            let full = self.spool.is_full(now.wall.secs());
-            self.objects.push(encode_window(closed, full, &|_| None));
+            let no_room = |bytes| self.spool.no_room(bytes, now.wall.secs());
+            self.objects.push(encode_window(closed, &no_room, &|_| None));
         }
         while let Some((encoded, object)) = self.objects.first() {
             if let Some(object) = object {

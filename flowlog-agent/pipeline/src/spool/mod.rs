@@ -4,23 +4,26 @@
 //! spool/<target>/<key>.partial  being written; a leftover is of a crash, and its records are in the journal
 //! spool/<target>/<key>.held     complete and durable; the journal does not know yet
 //! spool/<target>/<key>          deliver, then unlink
-//! quarantine/<target>/<key>     the store holds other bytes under this key: needs a person
+//! quarantine/<target>/<key>     cannot be delivered or held: needs a person
 //! ```
 //!
-//! `<target>` and `<key>` have `/` and `%` percent-encoded. A file is written, synced, renamed, and its directory
+//! `<target>` and `<key>` are called as in [`name`]. A file is written, synced, renamed, and its directory
 //! synced: after that it survives a power cut. It is held until the journal says that it is there; so no object can be
 //! delivered, forgotten, and made again.
 
+mod name;
+
 use std::{
+    collections::HashMap,
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
 
 use flowlog_host::fault;
-use flowlog_model::rule::{Location, Target};
+use flowlog_model::rule::Location;
 
 use crate::{
     disk::{self, Filesystem, Item, Kind},
@@ -33,8 +36,6 @@ const DIR: &str = "spool";
 const QUARANTINE: &str = "quarantine";
 const PARTIAL: &str = ".partial";
 const HELD: &str = ".held";
-/// Longest file name that Linux file systems take.
-const NAME_BYTES_MAX: usize = 255;
 /// Room beyond the cap for objects that hold totals only: at 10 KiB each, those of 1,600 windows.
 const RESERVE_BYTES: u64 = 16 << 20;
 
@@ -59,14 +60,14 @@ pub enum SpoolError {
         /// Most that may be.
         max: u64,
     },
-    /// A target or key does not fit into a file name.
-    #[error(
-        "`{name}` is too long for the spool: at most {NAME_BYTES_MAX} bytes with `/` counted as three; use a shorter target path"
-    )]
-    TooLong {
-        /// What is too long.
-        name: String,
-    },
+}
+
+impl SpoolError {
+    /// Whether another object would fare better: waiting helps nobody else then.
+    #[must_use]
+    pub(crate) fn is_of_one_object(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if !is_everybodys(source))
+    }
 }
 
 /// What the spool may hold.
@@ -101,6 +102,8 @@ pub struct Spool {
     fs: Arc<dyn Filesystem>,
     limits: Limits,
     usage: Arc<Usage>,
+    /// What files are whose names are digests: each is opened once.
+    heads: Arc<Mutex<HashMap<String, name::Head>>>,
 }
 
 /// Kept up to date by every operation, so that nobody has to list thousands of files to know it.
@@ -125,20 +128,14 @@ fn failed(action: &'static str, name: &str) -> impl FnOnce(io::Error) -> SpoolEr
     move |source| SpoolError::Io { action, name, source }
 }
 
-fn escape(name: &str) -> Result<String, SpoolError> {
-    let escaped = name.replace('%', "%25").replace('/', "%2F");
-    if escaped.len() + PARTIAL.len() > NAME_BYTES_MAX {
-        return Err(SpoolError::TooLong { name: name.to_owned() });
-    }
-    Ok(escaped)
+fn dir_of(base: &str, location: &Location) -> String {
+    format!("{base}/{}", name::of_location(location))
 }
 
-fn unescape(name: &str) -> String {
-    name.replace("%2F", "/").replace("%25", "%")
-}
-
-fn dir_of(base: &str, location: &Location) -> Result<String, SpoolError> {
-    Ok(format!("{base}/{}", escape(&location_name(location))?))
+/// Whether every other object would fare the same: the disk is full or failing, or the process is out of something.
+fn is_everybodys(error: &io::Error) -> bool {
+    use libc::{EDQUOT, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, EROFS};
+    error.raw_os_error().is_some_and(|e| [EDQUOT, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, EROFS].contains(&e))
 }
 
 impl Spool {
@@ -147,12 +144,12 @@ impl Spool {
     /// # Errors
     /// If the directory cannot be made or read.
     pub fn open(fs: Arc<dyn Filesystem>, limits: Limits) -> Result<(Self, Leftovers), SpoolError> {
-        let spool = Self { fs, limits, usage: Arc::default() };
+        let spool = Self { fs, limits, usage: Arc::default(), heads: Arc::default() };
         spool.fs.make_dir(DIR).map_err(failed("make the directory", DIR))?;
         spool.fs.make_dir(QUARANTINE).map_err(failed("make the directory", QUARANTINE))?;
         let mut left = Leftovers::default();
         let mut bytes = 0;
-        spool.each(DIR, &mut left.foreign, |_, dir, item| {
+        spool.each(DIR, &mut left.foreign, |dir, item| {
             if item.name.ends_with(PARTIAL) {
                 spool.fs.remove(dir, &item.name).map_err(failed("remove", &item.name))?;
                 left.partial += 1;
@@ -161,20 +158,12 @@ impl Spool {
             }
             Ok(())
         })?;
-        spool.each(QUARANTINE, &mut Vec::new(), |_, _, item| {
+        spool.each(QUARANTINE, &mut Vec::new(), |_, item| {
             bytes += item.bytes;
             Ok(())
         })?;
         spool.usage.bytes.store(bytes, Ordering::Relaxed);
         Ok((spool, left))
-    }
-
-    /// Checks that objects for a target have a place here.
-    ///
-    /// # Errors
-    /// [`SpoolError::TooLong`].
-    pub fn check(target: &Target) -> Result<(), SpoolError> {
-        escape(&location_name(&target.location)).map(drop)
     }
 
     /// Bytes in it.
@@ -196,52 +185,89 @@ impl Spool {
         old.then(|| format!("its oldest object is {age_secs} s old, of at most {age_secs_max}"))
     }
 
+    /// Why an object of so many bytes has no place, as far as it is more than totals.
+    #[must_use]
+    pub(crate) fn no_room(&self, bytes: u64, now_secs: i64) -> Option<String> {
+        self.is_full(now_secs).or_else(|| {
+            let (there, max) = (self.bytes(), self.limits.bytes_max);
+            let too_many = there.saturating_add(bytes) > max.saturating_add(RESERVE_BYTES);
+            too_many.then(|| format!("it holds {there} bytes of at most {max}, and this window has {bytes}"))
+        })
+    }
+
     /// Makes an object durable. It is not delivered before [`release`](Self::release).
     ///
     /// # Errors
     /// If it could not be made durable: then it does not count as stored.
     pub fn hold(&self, location: &Location, object: &Object) -> Result<(), SpoolError> {
         let (bytes, max) = (self.bytes(), self.limits.bytes_max.saturating_add(RESERVE_BYTES));
-        if bytes + object.bytes.len() as u64 > max && bytes > 0 {
+        if bytes + object.bytes.len() as u64 > max {
             return Err(SpoolError::Full { bytes, max });
         }
-        let dir = dir_of(DIR, location)?;
-        self.fs.make_dir(&dir).map_err(failed("make the directory", &dir))?;
-        let name = escape(&object.key)?;
-        let (partial, held) = (format!("{name}{PARTIAL}"), format!("{name}{HELD}"));
-        if let Err(error) = self.write(&dir, &partial, &object.bytes) {
+        self.make_durable(&dir_of(DIR, location), HELD, location, object).map(drop)
+    }
+
+    /// Puts an object aside that cannot be held, and is no reason to hold up others; returns where it is, in the state
+    /// directory. It is durable when this returns, and never delivered.
+    ///
+    /// # Errors
+    /// As [`hold`](Self::hold).
+    pub(crate) fn put_aside(&self, location: &Location, object: &Object) -> Result<String, SpoolError> {
+        self.make_durable(&dir_of(QUARANTINE, location), "", location, object)
+    }
+
+    /// Writes an object into a directory, whole and durable or not at all; `suffix` comes behind its name.
+    fn make_durable(
+        &self,
+        dir: &str,
+        suffix: &str,
+        location: &Location,
+        object: &Object,
+    ) -> Result<String, SpoolError> {
+        self.fs.make_dir(dir).map_err(failed("make the directory", dir))?;
+        let name = name::name(&object.key);
+        let (partial, whole) = (format!("{name}{PARTIAL}"), format!("{name}{suffix}"));
+        let head = name::head(location, &object.key);
+        if let Err(error) = self.write(dir, &partial, &[&head, &object.bytes]) {
             // Its bytes may be lost even if a later sync succeeds: it must not get its name. Removing it gives the room back.
-            let _ = self.fs.remove(&dir, &partial);
+            let _ = self.fs.remove(dir, &partial);
             return Err(failed("write", &partial)(error));
         }
         fault::point("spool_rename");
-        self.fs.rename((&dir, &partial), (&dir, &held)).map_err(failed("rename", &partial))?;
+        self.fs.rename((dir, &partial), (dir, &whole)).map_err(failed("rename", &partial))?;
         fault::point("spool_dir_sync");
-        self.fs.sync_dir(&dir).map_err(failed("sync the directory of", &held))?;
-        self.usage.bytes.fetch_add(object.bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
+        self.fs.sync_dir(dir).map_err(failed("sync the directory of", &whole))?;
+        self.usage.bytes.fetch_add((head.len() + object.bytes.len()) as u64, Ordering::Relaxed);
+        Ok(format!("{dir}/{whole}"))
     }
 
-    fn write(&self, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, dir: &str, name: &str, parts: &[&[u8]]) -> io::Result<()> {
         fault::io("spool_write")?;
         let mut file = self.fs.create(dir, name)?;
-        file.append(bytes)?;
+        for part in parts {
+            file.append(part)?;
+        }
         fault::io("spool_sync")?;
         file.sync()
     }
 
-    /// Whether an object is here, held or not.
+    /// Whether an object is here: held, waiting, or put aside.
     ///
     /// # Errors
     /// If the directory cannot be read.
     pub fn has(&self, location: &Location, key: &str) -> Result<bool, SpoolError> {
-        let (dir, name) = (dir_of(DIR, location)?, escape(key)?);
+        let name = name::name(key);
         let held = format!("{name}{HELD}");
-        match self.fs.list(&dir) {
-            Ok(items) => Ok(items.iter().any(|i| i.name == name || i.name == held)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(failed("list", &dir)(e)),
+        for base in [DIR, QUARANTINE] {
+            let dir = dir_of(base, location);
+            match self.fs.list(&dir) {
+                Ok(items) if items.iter().any(|i| i.name == name || i.name == held) => return Ok(true),
+                Err(e) if is_everybodys(&e) => return Err(failed("list", &dir)(e)),
+                // Where there is no directory, there is no object.
+                _ => {}
+            }
         }
+        Ok(false)
     }
 
     /// Lets held objects be delivered: the journal has them. One that is not here any more is fine.
@@ -249,17 +275,17 @@ impl Spool {
     /// # Errors
     /// If one cannot be renamed.
     pub fn release(&self, location: &Location, keys: &[String]) -> Result<(), SpoolError> {
-        let dir = dir_of(DIR, location)?;
-        for key in keys {
-            fault::point("spool_release");
-            let name = escape(key)?;
-            match self.fs.rename((&dir, &format!("{name}{HELD}")), (&dir, &name)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("rename", &name)(e)),
-                _ => {}
-            }
-        }
+        let dir = dir_of(DIR, location);
+        keys.iter().try_for_each(|key| self.release_name(&dir, &name::name(key)))
+    }
+
+    fn release_name(&self, dir: &str, name: &str) -> Result<(), SpoolError> {
+        fault::point("spool_release");
         // Not synced: held or not, the bytes are durable, and a start releases all that are held.
-        Ok(())
+        match self.fs.rename((dir, &format!("{name}{HELD}")), (dir, name)) {
+            Err(e) if is_everybodys(&e) => Err(failed("rename", name)(e)),
+            _ => Ok(()),
+        }
     }
 
     /// Releases everything that is held: at a start, when the journal has been read.
@@ -267,8 +293,8 @@ impl Spool {
     /// # Errors
     /// If one cannot be renamed.
     pub fn release_all(&self) -> Result<(), SpoolError> {
-        self.each(DIR, &mut Vec::new(), |location, _, item| match item.name.strip_suffix(HELD) {
-            Some(name) => self.release(location, &[unescape(name)]),
+        self.each(DIR, &mut Vec::new(), |dir, item| match item.name.strip_suffix(HELD) {
+            Some(name) => self.release_name(dir, name),
             None => Ok(()),
         })
     }
@@ -279,9 +305,11 @@ impl Spool {
     /// If a directory cannot be listed.
     pub fn entries(&self) -> Result<Vec<Entry>, SpoolError> {
         let mut entries = Vec::new();
-        self.each(DIR, &mut Vec::new(), |location, _, item| {
-            if !item.name.ends_with(PARTIAL) && !item.name.ends_with(HELD) {
-                let (location, key) = (location.clone(), unescape(&item.name));
+        self.each(DIR, &mut Vec::new(), |dir, item| {
+            if !item.name.ends_with(PARTIAL)
+                && !item.name.ends_with(HELD)
+                && let Some((location, key)) = self.meant(dir, &item.name)
+            {
                 entries.push(Entry { location, key, bytes: item.bytes, made_ns: item.modified_ns });
             }
             Ok(())
@@ -291,11 +319,33 @@ impl Spool {
         Ok(entries)
     }
 
+    fn forget_head(&self, dir: &str, name: &str) {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner).remove(&format!("{dir}/{name}"));
+    }
+
+    /// What a file is: by its names, or by its first line where one of them is a digest.
+    fn meant(&self, dir: &str, file: &str) -> Option<(Location, String)> {
+        let target = dir.rsplit_once('/').map_or(dir, |(_, target)| target);
+        if let (Some(target), Some(key)) = (name::meant(target), name::meant(file)) {
+            return Some((name::location(&target)?, key));
+        }
+        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = format!("{dir}/{file}");
+        if !heads.contains_key(&path) {
+            match self.fs.open(dir, file).and_then(|mut f| name::read_head(&mut *f)) {
+                Ok(head) => drop(heads.insert(path.clone(), head)),
+                Err(error) => tracing::error!(path, %error, "this file does not say what it is: left alone"),
+            }
+        }
+        let head = heads.get(&path)?;
+        Some((name::location(&head.location)?, head.key.clone()))
+    }
+
     /// Whether nothing is waiting, held or not.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let mut any = false;
-        let listed = self.each(DIR, &mut Vec::new(), |_, _, _| {
+        let listed = self.each(DIR, &mut Vec::new(), |_, _| {
             any = true;
             Ok(())
         });
@@ -307,8 +357,15 @@ impl Spool {
     /// # Errors
     /// If the file cannot be read.
     pub(crate) fn read(&self, entry: &Entry) -> Result<Vec<u8>, SpoolError> {
-        let dir = dir_of(DIR, &entry.location)?;
-        disk::read(&*self.fs, &dir, &escape(&entry.key)?).map_err(failed("read", &entry.key))
+        let (dir, name) = (dir_of(DIR, &entry.location), name::name(&entry.key));
+        let mut bytes = disk::read(&*self.fs, &dir, &name).map_err(failed("read", &entry.key))?;
+        let head = name::head(&entry.location, &entry.key);
+        if !bytes.starts_with(&head) {
+            let other = io::Error::new(io::ErrorKind::InvalidData, "its first line is of another object");
+            return Err(failed("read", &entry.key)(other));
+        }
+        bytes.drain(..head.len());
+        Ok(bytes)
     }
 
     /// Forgets a delivered entry.
@@ -317,7 +374,9 @@ impl Spool {
     /// If the file cannot be removed.
     pub(crate) fn remove(&self, entry: &Entry) -> Result<(), SpoolError> {
         fault::point("spool_unlink");
-        self.fs.remove(&dir_of(DIR, &entry.location)?, &escape(&entry.key)?).map_err(failed("remove", &entry.key))?;
+        let (dir, name) = (dir_of(DIR, &entry.location), name::name(&entry.key));
+        self.fs.remove(&dir, &name).map_err(failed("remove", &entry.key))?;
+        self.forget_head(&dir, &name);
         let taken =
             self.usage.bytes.try_update(Ordering::Relaxed, Ordering::Relaxed, |b| Some(b.saturating_sub(entry.bytes)));
         debug_assert!(taken.is_ok());
@@ -329,10 +388,11 @@ impl Spool {
     /// # Errors
     /// If it cannot be moved.
     pub(crate) fn quarantine(&self, entry: &Entry) -> Result<String, SpoolError> {
-        let (from, to) = (dir_of(DIR, &entry.location)?, dir_of(QUARANTINE, &entry.location)?);
-        let name = escape(&entry.key)?;
+        let (from, to) = (dir_of(DIR, &entry.location), dir_of(QUARANTINE, &entry.location));
+        let name = name::name(&entry.key);
         self.fs.make_dir(&to).map_err(failed("make the directory", &to))?;
         self.fs.rename((&from, &name), (&to, &name)).map_err(failed("move to quarantine", &name))?;
+        self.forget_head(&from, &name);
         self.fs.sync_dir(&to).map_err(failed("sync the directory of", &name))?;
         Ok(format!("{to}/{name}"))
     }
@@ -342,17 +402,19 @@ impl Spool {
         &self,
         base: &str,
         foreign: &mut Vec<String>,
-        mut visit: impl FnMut(&Location, &str, &Item) -> Result<(), SpoolError>,
+        mut visit: impl FnMut(&str, &Item) -> Result<(), SpoolError>,
     ) -> Result<(), SpoolError> {
         for target in self.fs.list(base).map_err(failed("list", base))? {
             let dir = format!("{base}/{}", target.name);
-            let Some(location) = location_of(&target.name).filter(|_| target.kind == Kind::Directory) else {
+            // Where the name is a digest, each file says its location.
+            let ours = name::meant(&target.name).is_none_or(|text| name::location(&text).is_some());
+            if !ours || target.kind != Kind::Directory {
                 foreign.push(dir);
                 continue;
-            };
+            }
             for item in self.fs.list(&dir).map_err(failed("list", &dir))? {
                 if item.kind == Kind::File {
-                    visit(&location, &dir, &item)?;
+                    visit(&dir, &item)?;
                 } else {
                     foreign.push(format!("{dir}/{}", item.name));
                 }
@@ -362,96 +424,5 @@ impl Spool {
     }
 }
 
-fn location_name(location: &Location) -> String {
-    Target { location: location.clone(), prefix: None }.to_string()
-}
-
-fn location_of(name: &str) -> Option<Location> {
-    unescape(name).parse::<Target>().ok().filter(|t| t.prefix.is_none()).map(|t| t.location)
-}
-
 #[cfg(test)]
-mod tests {
-    use std::{os::unix::fs::symlink, path::PathBuf};
-
-    use flowlog_host::clock;
-
-    use super::*;
-    use crate::{disk::real::Disk, encode::RowCounts};
-
-    fn object(key: &str) -> Object {
-        Object { key: key.to_owned(), bytes: b"parquet".to_vec(), rows: RowCounts::default() }
-    }
-
-    fn open(dir: &std::path::Path, limits: Limits) -> (Spool, Leftovers) {
-        Spool::open(Arc::new(Disk::open(dir).expect("disk")), limits).expect("open")
-    }
-
-    #[test]
-    fn a_restarted_agent_finds_every_complete_file_and_no_partial_one() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let bucket = Location::Bucket("flows".to_owned());
-        let local = Location::Directory(PathBuf::from("/var/flow%logs"));
-        let (spool, _) = open(dir.path(), Limits::default());
-        spool.hold(&bucket, &object("web/year=2026/a_1.parquet")).expect("hold");
-        spool.hold(&local, &object("web/b_2.parquet")).expect("hold");
-        std::fs::write(dir.path().join("spool/s3:%2F%2Fflows/web%2Fc.parquet.partial"), b"torn").expect("write");
-        assert!(spool.entries().expect("entries").is_empty(), "held ones are not delivered");
-        spool.release(&local, &["web/b_2.parquet".to_owned(), "web/gone.parquet".to_owned()]).expect("release");
-        assert_eq!(spool.entries().expect("entries").len(), 1);
-
-        let (again, left) = open(dir.path(), Limits::default());
-        assert_eq!(left, Leftovers { partial: 1, foreign: Vec::new() });
-        assert!(again.has(&bucket, "web/year=2026/a_1.parquet").expect("list"));
-        assert!(!again.has(&bucket, "web/c.parquet").expect("list"));
-        again.release_all().expect("release");
-        let found = again.entries().expect("entries");
-        assert_eq!((found.len(), again.bytes()), (2, 14));
-        assert_eq!(again.read(&found[0]).expect("read"), b"parquet");
-        again.remove(&found[0]).expect("remove");
-        let aside = again.quarantine(&found[1]).expect("quarantine");
-        assert!(dir.path().join(aside).is_file() && again.is_empty());
-        assert_eq!(again.bytes(), 7, "what is put aside still takes room");
-    }
-
-    #[test]
-    fn a_full_or_old_spool_says_so_and_keeps_a_reserve_for_totals() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let (spool, _) = open(dir.path(), Limits { bytes_max: 10, age_secs_max: 100 });
-        let bucket = Location::Bucket("flows".to_owned());
-        let now = clock::now().wall.secs();
-        assert_eq!(spool.is_full(now), None);
-        for key in ["a/1", "a/2"] {
-            spool.hold(&bucket, &object(key)).expect("the reserve takes it");
-        }
-        assert!(spool.is_full(now).expect("full").contains("14 bytes of at most 10"));
-        let huge = Object { bytes: vec![0; 17 << 20], ..object("a/3") };
-        assert!(spool.hold(&bucket, &huge).expect_err("full").to_string().contains("the spool is full"));
-        let (spool, _) = open(dir.path(), Limits { bytes_max: 1 << 30, age_secs_max: 100 });
-        spool.release_all().expect("release");
-        spool.entries().expect("entries");
-        assert_eq!(spool.is_full(now), None);
-        assert!(spool.is_full(now + 200).expect("old").contains("of at most 100"));
-    }
-
-    #[test]
-    fn links_and_strange_files_are_reported_and_left_alone() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        open(dir.path(), Limits::default());
-        let at = |name: &str| dir.path().join("spool").join(name);
-        symlink("/etc", at("file:%2F%2F%2Fvar%2Fa")).expect("link");
-        std::fs::create_dir(at("file:%2F%2F%2Fvar%2Fb")).expect("make");
-        symlink("/etc/passwd", at("file:%2F%2F%2Fvar%2Fb/x.parquet")).expect("link");
-        std::fs::write(at("notes"), b"?").expect("write");
-        let (spool, left) = open(dir.path(), Limits::default());
-        assert_eq!(left.foreign.len(), 3, "{left:?}");
-        assert!(spool.entries().expect("entries").is_empty());
-        assert!(at("notes").is_file() && at("file:%2F%2F%2Fvar%2Fb/x.parquet").is_symlink());
-    }
-
-    #[test]
-    fn a_target_too_long_for_a_file_name_is_refused_before_anything_is_captured() {
-        let long = format!("/{}", "d/".repeat(100)).parse::<Target>().expect("target");
-        assert!(Spool::check(&long).expect_err("too long").to_string().contains("too long"));
-    }
-}
+mod tests;

@@ -23,8 +23,12 @@ use super::directory::Directory;
 
 /// Metadata key of our checksum.
 const SHA256: &str = "flowlog-sha256";
-/// Time for one request with its body: 64 MiB at 250 kB/s. The library's default of 30 s is for small bodies.
+/// Time for one request with its body, at most: 64 MiB at 250 kB/s. The library's default of 30 s is for small bodies.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(270);
+/// Time for an answer, besides that for the body: a store that says nothing holds up its route for so long.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Slowest way to a store that is used: bytes a second.
+const BYTES_PER_SEC_MIN: u64 = 250_000;
 /// Time to get a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Retries inside one delivery; the uploader's own pauses follow.
@@ -54,6 +58,9 @@ pub enum BucketError {
     /// Credentials are missing, wrong or not allowed to write.
     #[error("{location} refuses the credentials: {words}; check the key, its policy, and the clock")]
     Denied { location: String, words: String },
+    /// The store does not want this object: another one may fare better.
+    #[error("{location} refuses this object: {words}")]
+    Refused { location: String, words: String },
     /// Anything else the store or the network says.
     #[error("{location}: {words}")]
     Other { location: String, words: String },
@@ -101,6 +108,21 @@ impl Bucket {
         }
     }
 
+    /// Whether a location and options can make a store at all, whatever that store says.
+    ///
+    /// # Errors
+    /// [`BucketError::Options`].
+    pub fn check(location: &Location, options: &S3Options) -> Result<(), BucketError> {
+        match location {
+            Location::Bucket(_) => Self::open(location, options).map(drop),
+            Location::Directory(dir) if dir.exists() && !dir.is_dir() => {
+                Err(BucketError::Options(format!("`{}` is not a directory", dir.display())))
+            }
+            // It may be mounted later.
+            Location::Directory(_) => Ok(()),
+        }
+    }
+
     /// A store that is one already, and keeps metadata.
     #[cfg(test)]
     pub(super) fn from_parts(inner: Arc<dyn ObjectStore>, name: String) -> Self {
@@ -109,15 +131,37 @@ impl Bucket {
 
     /// Stores an object exactly once.
     pub async fn deliver(&self, key: &str, bytes: Vec<u8>) -> Result<Outcome, BucketError> {
+        let time = ANSWER_TIMEOUT + Duration::from_secs(bytes.len() as u64 / BYTES_PER_SEC_MIN);
+        self.in_time(time, self.deliver_now(key, bytes)).await
+    }
+
+    /// A request that is not answered in time is given up; whether it was carried out is found out by the next one.
+    async fn in_time<T>(
+        &self,
+        time: Duration,
+        work: impl Future<Output = Result<T, BucketError>>,
+    ) -> Result<T, BucketError> {
+        tokio::time::timeout(time, work).await.unwrap_or_else(|_| {
+            let words = format!("no answer in {} s", time.as_secs());
+            Err(BucketError::Other { location: self.name.clone(), words })
+        })
+    }
+
+    async fn deliver_now(&self, key: &str, bytes: Vec<u8>) -> Result<Outcome, BucketError> {
         match &self.inner {
-            Inner::Directory(dir) => match dir.create(key, &bytes) {
-                Ok(()) => Ok(Outcome::Stored),
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                    let same = dir.read(key).map_err(|e| self.io_error(&e))? == bytes;
-                    Ok(if same { Outcome::AlreadyThere } else { Outcome::Conflict })
-                }
-                Err(e) => Err(self.io_error(&e)),
-            },
+            Inner::Directory(dir) => {
+                let (dir, key) = (dir.clone(), key.to_owned());
+                blocking(move || match dir.create(&key, &bytes) {
+                    Ok(()) => Ok(Outcome::Stored),
+                    Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                        let same = dir.read(&key)? == bytes;
+                        Ok(if same { Outcome::AlreadyThere } else { Outcome::Conflict })
+                    }
+                    Err(e) => Err(e),
+                })
+                .await
+                .map_err(|e| self.io_error(&e))
+            }
             Inner::Objects(store) => {
                 let (size, sha256) = (bytes.len() as u64, hex(&Sha256::digest(&bytes)));
                 match put(store, key, bytes, &sha256).await {
@@ -141,8 +185,15 @@ impl Bucket {
     /// credentials are good practice. Its key is always the same, so that such a bucket gets one, and begins with a
     /// dot, so that readers of a data set skip it.
     pub async fn probe(&self, folder: &str) -> Result<(), BucketError> {
+        self.in_time(ANSWER_TIMEOUT, self.probe_now(folder)).await
+    }
+
+    async fn probe_now(&self, folder: &str) -> Result<(), BucketError> {
         let store = match &self.inner {
-            Inner::Directory(dir) => return dir.probe(folder, PROBE_BODY).map_err(|e| self.io_error(&e)),
+            Inner::Directory(dir) => {
+                let (dir, folder) = (dir.clone(), folder.to_owned());
+                return blocking(move || dir.probe(&folder, PROBE_BODY)).await.map_err(|e| self.io_error(&e));
+            }
             Inner::Objects(store) => store,
         };
         let key = format!("{folder}/{PROBE_NAME}");
@@ -170,9 +221,22 @@ impl Bucket {
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
                 BucketError::Denied { location, words }
             }
+            _ if is_refusal(&error.to_string()) => BucketError::Refused { location, words },
             _ => BucketError::Other { location, words },
         }
     }
+}
+
+/// Whether an error is the store's answer to this one request (4xx), and not about the moment: 408 is a time-out, 409 a race, 425
+/// and 429 are too early and too many. `object_store` has the number in its words only.
+fn is_refusal(words: &str) -> bool {
+    let number = words.split_once("non-2xx status code: ").and_then(|(_, rest)| rest.get(..3)?.parse::<u16>().ok());
+    number.is_some_and(|n| (400..500).contains(&n) && ![408, 409, 425, 429].contains(&n))
+}
+
+/// Does file work beside the runtime's thread: a file system that hangs (NFS) must not hold up other stores.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> std::io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|ended| Err(std::io::Error::other(ended)))
 }
 
 /// Puts an object that must not exist, with its checksum beside it.

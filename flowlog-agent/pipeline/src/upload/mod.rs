@@ -22,7 +22,7 @@ pub use bucket::{Bucket, BucketError, Outcome};
 use flowlog_host::{clock, fault};
 use flowlog_model::{
     S3Options,
-    rule::{Location, Target},
+    rule::{Location, Rule, Target},
     status::{RouteState, RouteStatus},
 };
 use tokio::{
@@ -37,6 +37,10 @@ use crate::spool::{Entry, Spool};
 const RETRY_MIN: Duration = Duration::from_millis(500);
 /// Back-off: the longest pause. A store that comes back is used again within a minute.
 const RETRY_MAX: Duration = Duration::from_mins(1);
+/// Objects of a route that its store may refuse one after the other before the route waits.
+const REFUSED_IN_A_ROW_MAX: usize = 8;
+/// So often an object is refused, each time beside others of its route that the store took, before it is put aside.
+const REFUSALS_MAX: u32 = 5;
 /// A route that has been retrying for so long needs a person.
 const DEGRADED_AFTER_SECS: i64 = 300;
 /// Routes that deliver at the same time to one store: more only compete for its bandwidth, and each holds an object in
@@ -115,21 +119,40 @@ pub struct Uploader {
     pauses: HashMap<Route, (Instant, Duration)>,
     /// Routes that are being delivered.
     busy: HashMap<Route, Location>,
+    /// Routes whose store has not been tried yet, or not with success, and that may have nothing to deliver.
+    unproven: BTreeMap<Route, Location>,
+    /// How often a store has refused an object while it took others of its route.
+    refusals: HashMap<(Location, String), u32>,
     progress: watch::Sender<Progress>,
     /// From 0 to 1: the nodes of a region must not come back all at once.
     jitter: Box<dyn FnMut() -> f64 + Send>,
 }
 
-/// The result of delivering one route: `None` if all of it was delivered.
-type Fared = (Route, Option<BucketError>);
+/// The result of delivering one route.
+struct Fared {
+    route: Route,
+    /// Why not all of it was delivered.
+    error: Option<BucketError>,
+    /// Objects that the store refused, and then took others.
+    unwanted: Vec<Entry>,
+    /// Nothing was delivered: the store was only tried.
+    is_probe: bool,
+}
 
 impl Uploader {
     /// `open` opens a store when it is first needed.
     #[must_use]
     pub fn new(spool: Spool, open: Arc<Opener>) -> Self {
-        let (pauses, busy) = (HashMap::new(), HashMap::new());
+        let (pauses, busy, refusals) = (HashMap::new(), HashMap::new(), HashMap::new());
         let (progress, jitter) = (watch::Sender::default(), Box::new(random));
-        Self { spool, open, pauses, busy, progress, jitter }
+        Self { spool, open, pauses, busy, unproven: BTreeMap::new(), refusals, progress, jitter }
+    }
+
+    /// Has the store of a rule tried before there is anything to deliver, so that trouble shows at once.
+    pub fn probe(&mut self, rule: &Rule) {
+        let location = rule.target.location.clone();
+        let store = Target { location: location.clone(), prefix: None }.to_string();
+        self.unproven.insert(Route { store, folder: rule.folder() }, location);
     }
 
     /// The same, with numbers from 0 to 1 that can be had again.
@@ -184,7 +207,13 @@ impl Uploader {
             }
         });
         let now = Instant::now();
-        self.pauses.retain(|route, _| routes.contains_key(route));
+        self.pauses.retain(|route, _| routes.contains_key(route) || self.unproven.contains_key(route));
+        let unproven: Vec<(Route, Location)> = self
+            .unproven
+            .iter()
+            .filter(|(r, _)| !routes.contains_key(r))
+            .map(|(r, l)| (r.clone(), l.clone()))
+            .collect();
         // The one whose oldest object has waited longest first.
         let mut ready: Vec<(Route, Vec<Entry>)> = routes
             .into_iter()
@@ -199,39 +228,79 @@ impl Uploader {
                 running.spawn(self.delivery(route, entries));
             }
         }
+        // One at a time for each store, and none while it has something to deliver.
+        for (route, location) in unproven {
+            let paused = self.pauses.get(&route).is_some_and(|(until, _)| *until > now);
+            if !paused && !self.busy.values().any(|l| *l == location) {
+                self.busy.insert(route.clone(), location.clone());
+                let open = self.open.clone();
+                running.spawn(async move {
+                    let error = match open(&location) {
+                        Ok(store) => store.probe(&route.folder).await.err(),
+                        Err(error) => Some(error),
+                    };
+                    Fared { route, error, unwanted: Vec::new(), is_probe: true }
+                });
+            }
+        }
     }
 
-    /// Delivers one route's objects, oldest first, up to the first failure.
+    /// Delivers one route's objects, oldest first, up to the first failure. An object that the store does not want holds back no
+    /// other.
     fn delivery(&self, route: Route, entries: Vec<Entry>) -> impl Future<Output = Fared> + Send + use<> {
         let (spool, open, progress) = (self.spool.clone(), self.open.clone(), self.progress.clone());
         async move {
+            let mut fared = Fared { route, error: None, unwanted: Vec::new(), is_probe: false };
+            let mut refused = Vec::new();
             for entry in entries {
-                let store = match open(&entry.location) {
-                    Ok(store) => store,
-                    Err(error) => return (route, Some(error)),
+                let delivered = match open(&entry.location) {
+                    Ok(store) => deliver(&spool, &store, &entry).await,
+                    Err(error) => Err(error),
                 };
-                match deliver(&spool, &store, &entry).await {
-                    Ok(outcome) => progress.send_modify(|p| {
-                        let status = p.routes.entry(route.clone()).or_default();
-                        status.state = RouteState::Delivering;
-                        status.waiting = status.waiting.saturating_sub(1);
-                        status.waiting_bytes = status.waiting_bytes.saturating_sub(entry.bytes);
-                        if outcome == Outcome::Conflict {
-                            status.quarantined += 1;
-                        } else {
-                            status.delivered += 1;
-                            status.last_key = Some(entry.key.clone());
-                        }
-                    }),
-                    Err(error) => return (route, Some(error)),
+                match delivered {
+                    Ok(outcome) => {
+                        fared.unwanted.append(&mut refused);
+                        progress
+                            .send_modify(|p| note(p.routes.entry(fared.route.clone()).or_default(), &entry, outcome));
+                    }
+                    Err(error @ BucketError::Refused { .. }) if refused.len() < REFUSED_IN_A_ROW_MAX => {
+                        tracing::warn!(key = entry.key, %error, "will try again");
+                        refused.push(entry);
+                        fared.error.get_or_insert(error);
+                    }
+                    Err(error) => {
+                        fared.error = Some(error);
+                        return fared;
+                    }
                 }
             }
-            (route, None)
+            fared
+        }
+    }
+
+    /// Counts refusals of objects; puts those aside that the store will not take.
+    fn put_aside(&mut self, route: &Route, unwanted: Vec<Entry>) {
+        for entry in unwanted {
+            let refusals = self.refusals.entry((entry.location.clone(), entry.key.clone())).or_default();
+            *refusals += 1;
+            if *refusals < REFUSALS_MAX {
+                continue;
+            }
+            self.refusals.remove(&(entry.location.clone(), entry.key.clone()));
+            match self.spool.quarantine(&entry) {
+                Ok(file) => {
+                    tracing::error!(key = entry.key, file, "the store takes other objects and not this one; put aside");
+                    self.progress.send_modify(|p| {
+                        note(p.routes.entry(route.clone()).or_default(), &entry, Outcome::Conflict);
+                    });
+                }
+                Err(error) => tracing::error!(key = entry.key, %error, "cannot put this object aside"),
+            }
         }
     }
 
     fn ended(&mut self, ended: Result<Fared, tokio::task::JoinError>) {
-        let (route, error) = match ended {
+        let Fared { route, error, unwanted, is_probe } = match ended {
             Ok(fared) => fared,
             Err(error) => {
                 // A bug of ours; whatever it was delivering is tried again with everything else.
@@ -241,31 +310,53 @@ impl Uploader {
             }
         };
         self.busy.remove(&route);
+        self.put_aside(&route, unwanted);
         let Some(error) = error else {
             self.pauses.remove(&route);
+            self.unproven.remove(&route);
+            if is_probe {
+                tracing::info!(rule = route.folder, store = route.store, "the target takes objects");
+            }
+            self.progress.send_modify(|p| p.routes.entry(route).or_default().state = RouteState::Delivering);
             return;
         };
         let last = self.pauses.get(&route).map_or(RETRY_MIN, |(_, pause)| (*pause * 2).min(RETRY_MAX));
         let pause = last.mul_f64(0.5 + (self.jitter)() / 2.0);
         self.pauses.insert(route.clone(), (Instant::now() + pause, last));
-        tracing::warn!(rule = route.folder, %error, retry_in_ms = pause.as_millis(), "cannot deliver");
+        let what = if is_probe { "the target cannot be used" } else { "cannot deliver" };
+        tracing::warn!(rule = route.folder, %error, retry_in_ms = pause.as_millis(), "{what}");
         let now_secs = clock::now().wall.secs();
         self.progress.send_modify(|p| {
             let status = p.routes.entry(route).or_default();
             let (since_secs, tries) = match status.state {
                 RouteState::Delivering => (now_secs, 1),
-                RouteState::Retrying { since_secs, tries, .. } | RouteState::Degraded { since_secs, tries, .. } => {
-                    (since_secs, tries + 1)
-                }
+                RouteState::Retrying { since_secs, tries, .. }
+                | RouteState::Degraded { since_secs, tries, .. }
+                | RouteState::Blocked { since_secs, tries, .. } => (since_secs, tries + 1),
             };
             let lasting = now_secs.saturating_sub(since_secs) >= DEGRADED_AFTER_SECS;
-            let error_words = error.to_string();
-            status.state = if lasting || error.needs_a_person() {
-                RouteState::Degraded { since_secs, tries, error: error_words }
+            let words = error.to_string();
+            status.state = if error.needs_a_person() {
+                RouteState::Blocked { since_secs, tries, error: words }
+            } else if lasting {
+                RouteState::Degraded { since_secs, tries, error: words }
             } else {
-                RouteState::Retrying { since_secs, tries, error: error_words }
+                RouteState::Retrying { since_secs, tries, error: words }
             };
         });
+    }
+}
+
+/// One object of a route is not waiting any more.
+fn note(status: &mut RouteStatus, entry: &Entry, outcome: Outcome) {
+    status.state = RouteState::Delivering;
+    status.waiting = status.waiting.saturating_sub(1);
+    status.waiting_bytes = status.waiting_bytes.saturating_sub(entry.bytes);
+    if outcome == Outcome::Conflict {
+        status.quarantined += 1;
+    } else {
+        status.delivered += 1;
+        status.last_key = Some(entry.key.clone());
     }
 }
 
@@ -293,33 +384,4 @@ async fn deliver(spool: &Spool, store: &Bucket, entry: &Entry) -> Result<Outcome
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_store_is_opened_once_and_again_when_its_options_change() {
-        let endpoint = Arc::new(Mutex::new("https://a.example.com"));
-        let now = endpoint.clone();
-        let stores = Buckets::new(Box::new(move || {
-            let endpoint = now.lock().expect("no panic").to_owned();
-            S3Options { endpoint: Some(endpoint), region: Some("r".to_owned()), ..S3Options::default() }
-        }));
-        let bucket = Location::Bucket("flows".to_owned());
-        let open = || stores.open(&bucket).expect("opens");
-        let first = open();
-        assert!(Arc::ptr_eq(&first, &open()));
-        *endpoint.lock().expect("no panic") = "https://b.example.com";
-        assert!(!Arc::ptr_eq(&first, &open()));
-    }
-
-    #[test]
-    fn a_route_is_a_rule_at_a_store() {
-        let of = |key: &str| {
-            let entry = Entry { location: Location::Bucket("b".to_owned()), key: key.to_owned(), bytes: 0, made_ns: 0 };
-            route(&entry).folder
-        };
-        assert_eq!(of("team/web/year=2026/month=01/day=01/hour=00/x.parquet"), "team/web");
-        assert_eq!(of("web/x.parquet"), "web");
-        assert_eq!(of("team/web/x.parquet"), "team/web");
-    }
-}
+mod tests;

@@ -20,12 +20,14 @@ pub(crate) enum Reply {
     Stored,
     /// It is not stored, and said so.
     Refused,
+    /// It is not stored, and never will be.
+    Unwanted,
     /// It is stored, and the reply lost.
     Lost,
 }
 
-/// Called before each request.
-pub(crate) type Script = dyn FnMut() -> Reply + Send;
+/// Called before each request, with its key.
+pub(crate) type Script = dyn FnMut(&Path) -> Reply + Send;
 
 #[derive(Clone, Default)]
 pub(crate) struct Shelf(Arc<InMemory>);
@@ -52,11 +54,11 @@ impl Scripted {
 
     /// From now on everything is stored and said so.
     pub(crate) fn behave(&self) {
-        *self.script.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(|| Reply::Stored);
+        *self.script.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(|_| Reply::Stored);
     }
 
-    fn reply(&self) -> Reply {
-        (self.script.lock().unwrap_or_else(PoisonError::into_inner))()
+    fn reply(&self, key: &Path) -> Reply {
+        (self.script.lock().unwrap_or_else(PoisonError::into_inner))(key)
     }
 }
 
@@ -93,12 +95,20 @@ fn lost() -> Error {
     Error::Generic { store: "scripted", source: "the connection was cut".into() }
 }
 
+/// In the words of a real client.
+fn unwanted() -> Error {
+    let words =
+        "Error performing PUT: Server returned non-2xx status code: 400 Bad Request: <Code>KeyTooLongError</Code>";
+    Error::Generic { store: "scripted", source: words.into() }
+}
+
 #[async_trait::async_trait]
 impl ObjectStore for Scripted {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        match self.reply() {
+        match self.reply(location) {
             Reply::Stored => self.inner.put_opts(location, payload, opts).await,
             Reply::Refused => Err(lost()),
+            Reply::Unwanted => Err(unwanted()),
             Reply::Lost => {
                 let _ = self.inner.put_opts(location, payload, opts).await;
                 Err(lost())
@@ -111,8 +121,10 @@ impl ObjectStore for Scripted {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        if self.reply() == Reply::Refused {
-            return Err(lost());
+        match self.reply(location) {
+            Reply::Refused => return Err(lost()),
+            Reply::Unwanted => return Err(unwanted()),
+            Reply::Stored | Reply::Lost => {}
         }
         self.inner.get_opts(location, options).await
     }

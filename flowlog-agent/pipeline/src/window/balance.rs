@@ -15,11 +15,14 @@ pub enum LossReason {
     VerdictUnknown,
     /// The spool had no room for their flows; these are the totals.
     SpoolFull,
+    /// Their flows could not be made into rows; these are the totals.
+    NotEncoded,
 }
 
 impl LossReason {
     /// All of them, in the order of their numbers.
-    pub(crate) const ALL: [Self; 4] = [Self::RingFull, Self::Malformed, Self::VerdictUnknown, Self::SpoolFull];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::RingFull, Self::Malformed, Self::VerdictUnknown, Self::SpoolFull, Self::NotEncoded];
 
     /// As in the column `skip_reason`.
     #[must_use]
@@ -29,6 +32,7 @@ impl LossReason {
             Self::Malformed => "malformed",
             Self::VerdictUnknown => "verdict_unknown",
             Self::SpoolFull => "spool_full",
+            Self::NotEncoded => "not_encoded",
         }
     }
 }

@@ -37,18 +37,20 @@ pub struct Settled {
 const SHORT_MAX: usize = 8;
 
 impl Settled {
-    /// The same window without its flows: for each direction and verdict, one loss with their total.
+    /// The same window without its flows: for each direction and verdict, one loss with their total, for `reason`.
     #[must_use]
-    pub(crate) fn totals_only(self) -> Self {
-        let Self { table, mut losses, mut balance, short } = self;
+    pub(crate) fn totals_only(&self, reason: LossReason) -> Self {
+        let (mut losses, mut balance) = (self.losses.clone(), self.balance);
+        let mut totals = [[Count::default(); 2]; 2];
+        for flow in self.table.flows() {
+            let total = &mut totals[flow.direction.index()][usize::from(flow.refused)];
+            plus(total, Count { packets: flow.totals.packets, bytes: flow.totals.bytes });
+        }
         for direction in Direction::BOTH {
             for refused in [false, true] {
-                let mut count = Count::default();
-                for flow in table.flows().filter(|f| f.direction == direction && f.refused == refused) {
-                    plus(&mut count, Count { packets: flow.totals.packets, bytes: flow.totals.bytes });
-                }
+                let count = totals[direction.index()][usize::from(refused)];
                 if count != Count::default() {
-                    losses.push(Loss { direction, refused, reason: LossReason::SpoolFull, count });
+                    losses.push(Loss { direction, refused, reason, count });
                     plus(&mut balance.lost, count);
                     if refused {
                         plus(&mut balance.refused_lost, count);
@@ -57,7 +59,7 @@ impl Settled {
             }
         }
         (balance.accepted_rows, balance.rejected_rows) = (Count::default(), Count::default());
-        Self { table: FlowTable::default(), losses, balance, short }
+        Self { table: FlowTable::default(), losses, balance, short: self.short.clone() }
     }
 }
 
@@ -259,7 +261,7 @@ mod tests {
             [(2, false, count(2))]
         );
         assert!(settled.balance.to_string().contains("deficit=2/200"), "{}", settled.balance);
-        assert_eq!(settled.totals_only().balance.difference(), (2, 200));
+        assert_eq!(settled.totals_only(LossReason::SpoolFull).balance.difference(), (2, 200));
         // With the passed record missing as well, the sum is right and the rows are not.
         let mut table = FlowTable::default();
         table.add4(&record(2, class::REFUSED_COUNTED, 12, 2));
