@@ -48,6 +48,8 @@ mod stacking;
 mod stores;
 #[path = "all/translation.rs"]
 mod translation;
+#[path = "all/trouble.rs"]
+mod trouble;
 #[path = "all/verdicts.rs"]
 mod verdicts;
 #[path = "all/ways.rs"]

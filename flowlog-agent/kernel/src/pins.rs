@@ -83,11 +83,23 @@ fn specs(sizes: Sizes) -> Vec<Spec> {
     ]
 }
 
+/// What a pinned set was made for.
+pub struct MadeFor {
+    /// Of its maps.
+    pub sizes: Sizes,
+    /// Inode of the network namespace that it captures in.
+    pub netns_inum: u32,
+}
+
 /// The sizes of the set of pins below `root`, if there is one.
 ///
 /// # Errors
 /// If it is not a set of this ABI.
-pub fn sizes(root: &Path) -> Result<Option<Sizes>, KernelError> {
+/// What the set of pins below `root` was made for, if there is one.
+///
+/// # Errors
+/// If it is not a set of this ABI.
+pub fn made_for(root: &Path) -> Result<Option<MadeFor>, KernelError> {
     let set = root.join(set_name());
     if !set.exists() {
         return Ok(None);
@@ -99,8 +111,9 @@ pub fn sizes(root: &Path) -> Result<Option<Sizes>, KernelError> {
     };
     let setup = read_setup(&set.join("SETUP"))?;
     let interfaces_max = u16::try_from(entries("EPOCH_OF")?.saturating_sub(1)).unwrap_or(u16::MAX);
-    let Setup { passed_slots, refused_slots, .. } = setup;
-    Ok(Some(Sizes { passed_slots, refused_slots, ring_bytes: entries("RING")?, interfaces_max }))
+    let Setup { passed_slots, refused_slots, netns_inum, .. } = setup;
+    let sizes = Sizes { passed_slots, refused_slots, ring_bytes: entries("RING")?, interfaces_max };
+    Ok(Some(MadeFor { sizes, netns_inum }))
 }
 
 /// What a pinned set of maps was made for.

@@ -7,6 +7,7 @@ use flowlog_kernel::{KernelError, netdev::NetDevError};
 use flowlog_pipeline::{
     error::CaptureError, journal::JournalError, source::SourceError, spool::SpoolError, upload::BucketError,
 };
+use rustix::io::Errno;
 
 /// See the module's head.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,14 @@ pub(crate) enum AgentError {
          capture with `flowlog detach`", dir.display()
     )]
     OtherPins { dir: PathBuf },
+    /// A signal came before all was done.
+    #[error("interrupted: {what} are left; the next `flowlog run` or `flowlog detach` goes on with them")]
+    LeftBehind { what: String },
+    #[error("the capture is in another network namespace, {netns}; nothing was ended")]
+    OtherNetns {
+        /// Which, and how to get there.
+        netns: String,
+    },
     #[error("target `{target}`: {source}")]
     Target {
         target: String,
@@ -58,6 +67,26 @@ pub(crate) enum AgentError {
 pub(super) fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> AgentError {
     move |source| AgentError::System { action, source }
 }
+
+impl AgentError {
+    /// Whether there is no room on the disk: that is waited for. Some libraries give the error in words only, which end with its
+    /// number.
+    pub(super) fn is_full_disk(&self) -> bool {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+            if number.is_some_and(|n| FULL.contains(&n)) {
+                return true;
+            }
+            cause = error.source();
+        }
+        let words = self.to_string();
+        FULL.iter().any(|n| words.contains(&format!("(os error {n})")))
+    }
+}
+
+/// No space, no quota.
+const FULL: [i32; 2] = [Errno::NOSPC.raw_os_error(), Errno::DQUOT.raw_os_error()];
 
 impl From<CaptureError> for AgentError {
     /// Unwraps errors that came through the port, so that an error of the kernel's side is shown as what it is.

@@ -4,9 +4,10 @@ use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use flowlog_control::{
-    api,
+    api::serve::{Listening, listen},
     flow_logs::{
-        Answer, BucketProbe, CaptureOrder, Parts, captures, control_plane, principals::Principals, store::FlowLogStore,
+        Answer, BucketProbe, CaptureOrder, Parts, captures, control_plane, flow_log::Settings, principals::Principals,
+        store::FlowLogStore,
     },
     inventory::{
         BucketPlace,
@@ -21,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Capture,
     error::{AgentError, system},
+    thread,
 };
 use crate::config::{Config, Manage};
 
@@ -91,25 +93,27 @@ impl Files {
 
 /// The store, opened before anything is captured.
 pub(crate) struct Managed {
-    manage: Manage,
+    settings: Settings,
     files: Files,
     store: FlowLogStore,
+    listening: Listening,
     /// Captures of the configuration file: they do not depend on the store.
     fixed: Vec<CaptureSpec>,
     places_max: usize,
 }
 
 impl Managed {
-    /// Opens the store; `config` captures what it says from now on.
+    /// Opens the store and listens; `config` captures what it says from now on.
     ///
     /// # Errors
-    /// If a file or the store cannot be used.
+    /// If a file, the store, an address or a certificate cannot be used.
     pub(crate) fn open(manage: &Manage, files: Files, config: &mut Config) -> Result<Self, AgentError> {
         let store = FlowLogStore::open(&config.state_dir)?;
         let fixed = config.captures.clone();
         config.captures.extend(captures::captures(store.flow_logs(), &files.inventory.borrow().inventory));
         let places_max = usize::from(config.sizes.interfaces_max).saturating_sub(fixed.len());
-        Ok(Self { manage: manage.clone(), files, store, fixed, places_max })
+        let listening = listen(&manage.api)?;
+        Ok(Self { settings: manage.settings.clone(), files, store, listening, fixed, places_max })
     }
 
     /// The inventory, now and later.
@@ -121,32 +125,23 @@ impl Managed {
     /// Starts to serve, on a thread that ends with the process.
     ///
     /// # Errors
-    /// If an address or a certificate cannot be used.
+    /// If there can be no thread.
     pub(crate) fn serve(
         self,
         buckets: Arc<Buckets>,
         status: watch::Receiver<Arc<Status>>,
     ) -> Result<Orders, AgentError> {
-        let Self { manage, files: Files { inventory, principals }, store, fixed, places_max } = self;
+        let Self { settings, files: Files { inventory, principals }, store, listening, fixed, places_max } = self;
         let (orders, wanted) = mpsc::channel(ORDERS_MAX);
-        let settings = manage.settings;
         let buckets = Arc::new(Probe(buckets));
         let parts = Parts { store, inventory, principals, buckets, settings, places_max, orders, status };
         let (control, worker) = control_plane(parts);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("start the API"))?;
-        let served = {
-            let _inside = runtime.enter();
-            api::serve::listen(&manage.api)?
-        };
-        let thread = std::thread::Builder::new().name("api".to_owned());
-        thread
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::join!(worker.run(), served.run(Arc::new(control)));
-                });
-            })
-            .map_err(system("start the API"))?;
+        thread::with_a_runtime("api", || async {
+            let ((), served) = tokio::join!(worker.run(), listening.run(Arc::new(control)));
+            if let Err(error) = served {
+                tracing::error!(%error, "the API is not served");
+            }
+        })?;
         Ok(Orders { wanted, fixed, waiting: None })
     }
 }

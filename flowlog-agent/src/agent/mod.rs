@@ -2,32 +2,46 @@
 //!
 //! * [`start`]: what must hold before the first hook is attached;
 //! * [`kernel_source`]: the real kernel behind the pipeline's port;
-//! * [`delivery`]: from a closed window to the store;
+//! * [`delivery`]: from a closed window to the store; [`ending`]: until all of it is there;
 //! * [`managed`]: rules from the store, and the API's thread;
-//! * [`signals`]: being asked to stop;
+//! * [`signals`]: being asked to stop; [`trouble`]: waiting for the state directory; [`thread`]: runtimes of their own;
 //! * [`error`]: what can go wrong;
-//! * this file: the main loop, and the ways to end.
+//! * this file: the main loop, and the commands around it.
 
 mod delivery;
+mod ending;
 mod error;
 mod kernel_source;
 mod managed;
 mod signals;
 mod start;
+mod thread;
+mod trouble;
 
 use std::{sync::Arc, time::Duration};
 
-use delivery::{Delivery, finish_upload};
+use delivery::Delivery;
+use ending::finish;
 pub(crate) use error::AgentError;
 use error::system;
-use flowlog_host::clock;
-use flowlog_kernel::{heap, netdev::links::LinkWatch, pins};
-use flowlog_pipeline::capture::{self, Inherited};
+use flowlog_host::{clock, lock};
+use flowlog_kernel::{
+    heap,
+    netdev::{links::LinkWatch, netns},
+    pins,
+};
+use flowlog_pipeline::{
+    capture::{self, Inherited},
+    disk::Filesystem,
+    journal::replay::Pending,
+    spool::Spool,
+};
 use kernel_source::KernelSource;
 use managed::{Files, Managed, Orders};
 use signals::Stop;
-use start::{check_interfaces, check_targets, open_kernel, open_spool, recover, setup, state_dir};
+use start::{check_interfaces, check_targets, open_kernel, open_spool, recover, setup, state_dir, when_there_is_room};
 use tokio::time::MissedTickBehavior;
+use trouble::Trouble;
 
 use crate::config::Config;
 
@@ -44,26 +58,20 @@ const DRAIN_BATCH: usize = 1_024;
 /// Captures until SIGTERM or SIGINT. If the capture is pinned, it goes on in the kernel for the next start; else it is
 /// ended as by [`detach`].
 ///
+/// No store is waited for: each target is tried by the uploader, and what comes of it is in the status.
+///
 /// # Errors
 /// Anything that makes capturing impossible; all of it is checked before the first hook is attached.
-pub(crate) async fn run(mut config: Config) -> Result<(), AgentError> {
+pub(crate) async fn run(config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
     let (fs, _lock) = state_dir(&config)?;
-    let spool = open_spool(&config, &fs)?;
-    check_targets(&config).await?;
-    let managed = match config.manage.clone() {
-        Some(manage) => Some(Managed::open(&manage, Files::open(&manage)?, &mut config)?),
-        None => None,
-    };
+    let Some(begun) = when_there_is_room(&mut stop, || begin(config.clone(), &fs)).await? else { return Ok(()) };
+    let Begun { config, spool, managed, mut capture, pending } = begun;
+    heap::give_back();
     let inventory = managed.as_ref().map(Managed::inventory);
     let buckets = Arc::new(Files::buckets(inventory, config.s3.clone()));
-    let found = recover(&*fs)?;
-    check_interfaces(&config)?;
-    let (node, head) = open_kernel(&config, &found)?;
-    let (mut capture, pending) = Capture::start(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;
-    heap::give_back();
     let mut delivery = Delivery::start(&config, fs, spool, &capture, buckets.clone())?;
-    delivery.inherit(&mut capture, pending).await?;
+    delivery.inherit(&mut capture, pending)?;
     let mut orders = managed.map(|m| m.serve(buckets, delivery.reporter.subscribe())).transpose()?;
     if let Some(unknown) = capture.node().kernel.reasons().unknown() {
         tracing::warn!("this kernel has {unknown}");
@@ -79,8 +87,37 @@ pub(crate) async fn run(mut config: Config) -> Result<(), AgentError> {
         );
         return Ok(());
     }
-    finish(capture, delivery, &mut stop).await?;
-    result
+    match finish(capture, delivery, &mut stop).await {
+        Err(AgentError::LeftBehind { what }) => {
+            tracing::warn!("second signal: {what} are left; the next start delivers them");
+            result
+        }
+        ended => ended.and(result),
+    }
+}
+
+/// A capture that has begun, and what goes with it.
+struct Begun {
+    /// With what the store of flow logs adds to it.
+    config: Config,
+    spool: Spool,
+    managed: Option<Managed>,
+    capture: Capture,
+    pending: Vec<Pending>,
+}
+
+fn begin(mut config: Config, fs: &Arc<dyn Filesystem>) -> Result<Begun, AgentError> {
+    let spool = open_spool(&config, fs)?;
+    check_targets(&config)?;
+    let managed = match config.manage.clone() {
+        Some(manage) => Some(Managed::open(&manage, Files::open(&manage)?, &mut config)?),
+        None => None,
+    };
+    let found = recover(&**fs)?;
+    check_interfaces(&config)?;
+    let (node, head) = open_kernel(&config, &found)?;
+    let (capture, pending) = Capture::start(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;
+    Ok(Begun { config, spool, managed, capture, pending })
 }
 
 /// Ends the capture that an earlier agent left in the kernel: takes all hooks away, delivers everything, and removes
@@ -91,19 +128,39 @@ pub(crate) async fn run(mut config: Config) -> Result<(), AgentError> {
 pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
     // The pinned maps have the sizes that they were made with, whatever the configuration says now.
-    if let Some(sizes) = config.pin_dir.as_deref().map(pins::sizes).transpose()?.flatten() {
-        config.sizes = sizes;
+    if let Some(made) = config.pin_dir.as_deref().map(pins::made_for).transpose()?.flatten() {
+        config.sizes = made.sizes;
     }
     let (fs, _lock) = state_dir(&config)?;
-    let spool = open_spool(&config, &fs)?;
-    let found = recover(&*fs)?;
-    let (node, head) = open_kernel(&config, &found)?;
-    let (mut capture, pending) = Capture::take_over(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;
+    let take_over = || {
+        let (spool, found) = (open_spool(&config, &fs)?, recover(&*fs)?);
+        let (node, head) = open_kernel(&config, &found)?;
+        let (capture, pending) = Capture::take_over(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;
+        Ok((spool, capture, pending))
+    };
+    let Some(taken) = when_there_is_room(&mut stop, take_over).await? else {
+        return Err(AgentError::LeftBehind { what: "all hooks".to_owned() });
+    };
+    let (spool, mut capture, pending) = taken;
     let files = config.manage.as_ref().map(Files::open).transpose()?;
     let buckets = Arc::new(Files::buckets(files.map(|f| f.inventory), config.s3.clone()));
     let mut delivery = Delivery::start(&config, fs, spool, &capture, buckets)?;
-    delivery.inherit(&mut capture, pending).await?;
+    delivery.inherit(&mut capture, pending)?;
     finish(capture, delivery, &mut stop).await
+}
+
+/// Refuses to end a capture of another network namespace: its interfaces are not to be seen from here.
+///
+/// # Errors
+/// [`AgentError::OtherNetns`]; and if the pins cannot be read.
+pub(crate) fn ensure_same_netns(config: &Config) -> Result<(), AgentError> {
+    let own = netns::own().map_err(system("find the network namespace"))?.inum;
+    let pinned = config.pin_dir.as_deref().map(pins::made_for).transpose()?.flatten().map(|made| made.netns_inum);
+    let running = lock::holder(&config.state_dir).and_then(|pid| netns::of_process(pid).ok()).map(|n| n.inum);
+    match pinned.or(running).filter(|inum| *inum != own) {
+        Some(other) => Err(AgentError::OtherNetns { netns: netns::words(other) }),
+        None => Ok(()),
+    }
 }
 
 async fn main_loop(
@@ -143,7 +200,12 @@ async fn main_loop(
         loop {
             let taken = capture.drain(DRAIN_BATCH);
             trouble.note(work(capture, delivery))?;
-            delivery.encode(capture).await?;
+            tokio::select! {
+                biased;
+                // A full disk may hold up the encoder; what it has not taken is in the queue, and in the journal.
+                () = stop.asked() => return Ok(()),
+                sent = delivery.encode(capture) => sent?,
+            }
             if let Some(orders) = orders.as_mut().filter(|o| o.is_carried_out(capture)) {
                 // The status goes out before the answer, so that it is up to date for whoever asks after the answer.
                 delivery.report(capture, trouble.words());
@@ -168,57 +230,4 @@ fn work(capture: &mut Capture, delivery: &mut Delivery) -> Result<(), AgentError
     capture.look_again(now)?;
     delivery.release(capture)?;
     Ok(capture.beat(now, BEAT_NS)?)
-}
-
-/// Trouble with the state directory: it is waited for, because the kernel goes on counting.
-#[derive(Default)]
-struct Trouble {
-    words: Option<String>,
-}
-
-impl Trouble {
-    fn note(&mut self, result: Result<(), AgentError>) -> Result<(), AgentError> {
-        match result {
-            Ok(()) => {
-                if self.words.take().is_some() {
-                    tracing::info!("the state directory can be written to again");
-                }
-                Ok(())
-            }
-            Err(error @ (AgentError::Journal(_) | AgentError::Spool(_))) => {
-                let words = error.to_string();
-                if self.words.as_ref() != Some(&words) {
-                    tracing::error!(%error, "will try again");
-                }
-                self.words = Some(words);
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn words(&self) -> Option<&str> {
-        self.words.as_deref()
-    }
-
-    /// Windows that are due and cannot be turned must not be tried without end.
-    fn pause(&self) -> Duration {
-        if self.words.is_some() { Duration::from_millis(200) } else { Duration::ZERO }
-    }
-}
-
-/// Ends the capture, delivers everything and removes what is left; a second signal leaves objects in the spool.
-async fn finish(mut capture: Capture, mut delivery: Delivery, stop: &mut Stop) -> Result<(), AgentError> {
-    tracing::info!("stopping: taking the hooks away and flushing the open windows");
-    capture.finish(clock::now())?;
-    delivery.encode(&mut capture).await?;
-    delivery.encoder.close();
-    while delivery.encoder.encoded().await.is_ok() {
-        delivery.release(&mut capture)?;
-    }
-    delivery.release(&mut capture)?;
-    capture.end();
-    drop(capture);
-    finish_upload(&delivery, stop).await;
-    Ok(())
 }

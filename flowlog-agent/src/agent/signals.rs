@@ -1,4 +1,4 @@
-//! Signals: being asked to stop, once or twice.
+//! Signals: being asked to stop, and asked again.
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -10,6 +10,8 @@ use super::error::{AgentError, system};
 /// SIGTERM and SIGINT.
 pub(super) struct Stop {
     count: watch::Receiver<u32>,
+    /// Those that have been obeyed.
+    obeyed: u32,
 }
 
 impl Stop {
@@ -26,19 +28,21 @@ impl Stop {
                 sender.send_modify(|n| *n += 1);
             }
         });
-        Ok(Self { count })
+        Ok(Self { count, obeyed: 0 })
     }
 
     pub(super) fn is_asked(&self) -> bool {
-        *self.count.borrow() > 0
+        *self.count.borrow() > self.obeyed
+    }
+
+    /// What was asked is being done: from now on, being asked is being asked again.
+    pub(super) fn obey(&mut self) {
+        self.obeyed = *self.count.borrow();
     }
 
     pub(super) async fn asked(&mut self) {
+        let obeyed = self.obeyed;
         // The sender lives as long as the runtime.
-        let _ = self.count.wait_for(|n| *n >= 1).await;
-    }
-
-    pub(super) async fn asked_again(&mut self) {
-        let _ = self.count.wait_for(|n| *n >= 2).await;
+        let _ = self.count.wait_for(|n| *n > obeyed).await;
     }
 }

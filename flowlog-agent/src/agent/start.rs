@@ -1,6 +1,6 @@
 //! Before anything is captured: the state directory, the targets, the kernel.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use flowlog_host::{clock, lock};
 use flowlog_kernel::{
@@ -22,6 +22,7 @@ use flowlog_pipeline::{
 use super::{
     error::{AgentError, system},
     kernel_source::KernelSource,
+    signals::Stop,
 };
 use crate::config::Config;
 
@@ -44,16 +45,39 @@ pub(super) fn open_spool(config: &Config, fs: &Arc<dyn Filesystem>) -> Result<Sp
     Ok(spool)
 }
 
-/// Every target must take an object before anything is attached.
-pub(super) async fn check_targets(config: &Config) -> Result<(), AgentError> {
-    for capture in &config.captures {
-        let target = &capture.rule.target;
-        Spool::check(target)?;
-        let failed = |source| AgentError::Target { target: target.to_string(), source };
-        let bucket = Bucket::open(&target.location, &config.s3).map_err(failed)?;
-        bucket.probe(&capture.rule.folder()).await.map_err(failed)?;
+/// Options that make no store are mistakes of whoever wrote them. Whether a store is there, and takes objects, is not asked here.
+pub(super) fn check_targets(config: &Config) -> Result<(), AgentError> {
+    for target in config.captures.iter().map(|c| &c.rule.target) {
+        Bucket::check(&target.location, &config.s3)
+            .map_err(|source| AgentError::Target { target: target.to_string(), source })?;
     }
     Ok(())
+}
+
+/// Pause before the state directory is tried again.
+const ROOM_RETRY: Duration = Duration::from_secs(2);
+
+/// Does what needs room on the disk, as soon as there is; `None`: somebody asked to stop first. The kernel goes on counting meanwhile
+/// if it did before.
+pub(super) async fn when_there_is_room<T>(
+    stop: &mut Stop,
+    mut work: impl FnMut() -> Result<T, AgentError>,
+) -> Result<Option<T>, AgentError> {
+    let mut said = false;
+    loop {
+        match work() {
+            Err(error) if error.is_full_disk() => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::error!(%error, "the state directory is full; will try again");
+                }
+            }
+            done => return done.map(Some),
+        }
+        tokio::select! {
+            () = stop.asked() => return Ok(None),
+            () = tokio::time::sleep(ROOM_RETRY) => {}
+        }
+    }
 }
 
 /// Every interface that is not waited for must be there.

@@ -8,6 +8,7 @@ use crate::agent;
 pub(super) fn run(args: DetachArgs) -> anyhow::Result<ExitCode> {
     run::log_to_stderr();
     let config = args.into_raw()?.check_without_captures()?;
+    agent::ensure_same_netns(&config)?;
     stop::stop(&config.state_dir)?;
     run::runtime()?.block_on(agent::detach(config))?;
     Ok(ExitCode::SUCCESS)

@@ -24,6 +24,7 @@ use crate::{agent::AgentError, config::ConfigError};
 /// Exit codes of `sysexits.h`.
 const EX_USAGE: u8 = 64;
 const EX_SOFTWARE: u8 = 70;
+const EX_TEMPFAIL: u8 = 75;
 const EX_NOPERM: u8 = 77;
 const EX_CONFIG: u8 = 78;
 
@@ -124,6 +125,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             AgentError::Kernel(KernelError::Permission { .. })
             | AgentError::Target { source: BucketError::Denied { .. }, .. },
         ) => EX_NOPERM,
+        Some(AgentError::LeftBehind { .. }) => EX_TEMPFAIL,
         Some(
             AgentError::NetDev(_)
             | AgentError::Target { .. }
@@ -132,7 +134,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | AgentError::Rules(_)
             | AgentError::Api(_)
             | AgentError::File { .. }
-            | AgentError::OtherPins { .. },
+            | AgentError::OtherPins { .. }
+            | AgentError::OtherNetns { .. },
         ) => EX_CONFIG,
         _ => EX_SOFTWARE,
     }

@@ -75,12 +75,12 @@ pub enum ServeError {
 
 /// Listening, but not serving yet.
 pub struct Listening {
-    unix: UnixListener,
-    tcp: Option<(TcpListener, Option<Certificate>)>,
+    unix: std::os::unix::net::UnixListener,
+    tcp: Option<(std::net::TcpListener, Option<Certificate>)>,
     public_url: Option<Arc<str>>,
 }
 
-/// Listens, inside a runtime.
+/// Listens; who connects waits until it is served.
 ///
 /// # Errors
 /// If an address or a certificate cannot be used.
@@ -97,7 +97,7 @@ pub fn listen(options: &ApiOptions) -> Result<Listening, ServeError> {
             listener.set_nonblocking(true).map_err(failed)?;
             let bound = listener.local_addr().map_err(failed)?;
             tracing::info!(address = %bound, tls = tls.is_some(), "serving the API");
-            Some((TcpListener::from_std(listener).map_err(failed)?, tls))
+            Some((listener, tls))
         }
         None => None,
     };
@@ -105,7 +105,7 @@ pub fn listen(options: &ApiOptions) -> Result<Listening, ServeError> {
 }
 
 /// Makes the node's own socket. Every user may connect to it; the kernel tells which user it is.
-fn socket(path: &Path) -> io::Result<UnixListener> {
+fn socket(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
         fs::create_dir_all(dir)?;
     }
@@ -121,20 +121,30 @@ fn socket(path: &Path) -> io::Result<UnixListener> {
     let listener = std::os::unix::net::UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
     listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener)
+    Ok(listener)
 }
 
 impl Listening {
-    pub async fn run(self, control: Arc<Control>) {
+    /// Serves for ever.
+    ///
+    /// # Errors
+    /// If the runtime takes no more descriptors.
+    pub async fn run(self, control: Arc<Control>) -> io::Result<()> {
+        let unix = UnixListener::from_std(self.unix)?;
+        let tcp = match self.tcp {
+            Some((listener, tls)) => Some((TcpListener::from_std(listener)?, tls)),
+            None => None,
+        };
         let app = App { control, limits: Arc::new(Limits::default()), public_url: self.public_url };
         let router = routes::router(app);
         let tcp = async {
-            match self.tcp {
+            match tcp {
                 Some((listener, tls)) => serve_tcp(listener, tls, router.clone()).await,
                 None => std::future::pending().await,
             }
         };
-        tokio::join!(serve_unix(self.unix, router.clone()), tcp);
+        tokio::join!(serve_unix(unix, router.clone()), tcp);
+        Ok(())
     }
 }
 

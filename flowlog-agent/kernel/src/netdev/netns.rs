@@ -23,6 +23,29 @@ pub fn own() -> io::Result<Netns> {
     Ok(Netns { inum: inum(Path::new("/proc/thread-self/ns/net"))?, path: None })
 }
 
+/// The one that a process is in.
+///
+/// # Errors
+/// If there is no such process.
+pub fn of_process(pid: i32) -> io::Result<Netns> {
+    let path = Path::new("/proc").join(pid.to_string()).join("ns/net");
+    Ok(Netns { inum: inum(&path)?, path: Some(path) })
+}
+
+/// How a person reaches a namespace: by its name, or by a process that is in it.
+#[must_use]
+pub fn words(number: u32) -> String {
+    let found = own().ok().into_iter().flat_map(|own| others(&own)).find(|n| n.inum == number);
+    match found.and_then(|n| n.path) {
+        Some(path) if path.starts_with(NETNS_NAMED) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            format!("`{name}` (use `ip netns exec {name} flowlog …`)")
+        }
+        Some(path) => format!("of {} (use `nsenter --net={} flowlog …`)", path.display(), path.display()),
+        None => format!("number {number}, which nobody is in any more"),
+    }
+}
+
 /// All others that have a name or a process.
 #[must_use]
 pub(crate) fn others(own: &Netns) -> Vec<Netns> {
