@@ -3,6 +3,7 @@
 //! [`config`] says what is wanted, [`agent`] starts it and runs the main loop, [`cli`] is the command line. What a layer does by itself
 //! does not belong here.
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr)] // `cli/out.rs` prints, and panics at nothing
 
 pub(crate) mod agent;
 pub mod cli;

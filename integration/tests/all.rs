@@ -46,6 +46,8 @@ mod rules;
 mod stacking;
 #[path = "all/stores.rs"]
 mod stores;
+#[path = "all/terminal.rs"]
+mod terminal;
 #[path = "all/translation.rs"]
 mod translation;
 #[path = "all/trouble.rs"]

@@ -6,6 +6,7 @@
 //! * [`sweep`]: emptying the kernel's caches;
 //! * [`status`]: what there is to say about all of it;
 //! * [`s3`]: how buckets are reached;
+//! * [`text`]: others' words, fit to be seen;
 //! * [`ids`], [`time`]: numbers that must not be mixed up.
 //!
 //! What any of it costs, and how it is carried out, does not belong here.
@@ -19,6 +20,7 @@ pub mod rule;
 pub(crate) mod s3;
 pub mod status;
 pub mod sweep;
+pub mod text;
 pub(crate) mod time;
 
 pub use capture::{CaptureSpec, HookKind, WatchSpec};

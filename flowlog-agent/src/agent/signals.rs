@@ -7,7 +7,7 @@ use tokio::{
 
 use super::error::{AgentError, system};
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT. SIGHUP ends nothing.
 pub(super) struct Stop {
     count: watch::Receiver<u32>,
     /// Those that have been obeyed.
@@ -19,11 +19,19 @@ impl Stop {
         let (sender, count) = watch::channel(0);
         let mut term = signal(SignalKind::terminate()).map_err(system("handle SIGTERM"))?;
         let mut int = signal(SignalKind::interrupt()).map_err(system("handle SIGINT"))?;
+        let mut hup = signal(SignalKind::hangup()).map_err(system("handle SIGHUP"))?;
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     _ = term.recv() => {}
                     _ = int.recv() => {}
+                    _ = hup.recv() => {
+                        tracing::info!(
+                            "SIGHUP: inventory, principals, credentials and certificates are read again whenever they change; \
+                             what else is configured takes `flowlog stop` and `flowlog run`"
+                        );
+                        continue;
+                    }
                 }
                 sender.send_modify(|n| *n += 1);
             }

@@ -6,6 +6,8 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use flowlog_control::flow_logs::principals::{hash_password, new_token};
 
+use super::out::say;
+
 const PASSWORD_BYTES_MIN: usize = 12;
 
 #[derive(Subcommand)]
@@ -26,12 +28,12 @@ pub(super) fn run(what: &Credential) -> anyhow::Result<ExitCode> {
                 bail!("the password must have at least {PASSWORD_BYTES_MIN} bytes");
             }
             let hash = hash_password(password).map_err(anyhow::Error::msg).context("cannot hash the password")?;
-            println!("password_hash = \"{hash}\"");
+            say!("password_hash = \"{hash}\"")?;
         }
         Credential::Token => {
             let (token, hash) = new_token();
-            println!("token:        {token}");
-            println!("token_hashes = [\"{hash}\"]");
+            say!("token:        {token}")?;
+            say!("token_hashes = [\"{hash}\"]")?;
         }
     }
     Ok(ExitCode::SUCCESS)

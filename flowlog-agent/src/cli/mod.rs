@@ -6,6 +6,7 @@ mod client;
 mod credential;
 mod detach;
 mod inventory;
+mod out;
 mod read;
 mod rule;
 mod run;
@@ -101,16 +102,18 @@ pub fn main() -> ExitCode {
         Command::Inventory(args) => inventory::run(args),
         Command::Credential(what) => credential::run(&what),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "flowlog", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "flowlog", &mut script);
+            out::text(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
         }
-        Command::Check { interfaces } => Ok(check::run(&interfaces)),
+        Command::Check { interfaces } => check::run(&interfaces),
         Command::Read { paths, rows } => read::run(&paths, rows),
     };
     match result {
         Ok(code) => code,
+        Err(error) if error.is::<out::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("flowlog: {error:#}");
+            out::error(&format!("{error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use super::{
     client::{Client, ClientArgs},
+    out::{self, for_people, say},
     status::Output,
 };
 
@@ -181,8 +182,8 @@ fn finished(client: &Client, request: &Value, done: &str, output: Output) -> any
         let answer = client.get(&format!("requests/{id}"))?;
         let RequestStatusMetadata { status, message, .. } = read(answer["metadata"].clone())?;
         match status {
-            Progress::Done if output == Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
-            Progress::Done => println!("{done}"),
+            Progress::Done if output == Output::Json => out::json(&answer)?,
+            Progress::Done => say!("{done}")?,
             Progress::Failed => bail!("not {done}: {message}"),
             // The agent has answered because it takes long: asked again.
             Progress::Queued | Progress::Running => continue,
@@ -213,16 +214,13 @@ fn mark(mark: Mark) -> String {
 
 fn listed(all: Value, output: Output) -> anyhow::Result<ExitCode> {
     if output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        out::json(&all)?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
-        "{:<36}  {:<20} {:<12} {:<9} {:<12} {:<22} INTERFACE",
-        "ID", "NAME", "STATE", "MARK", "CONTRACT", "BUCKET"
-    );
-    for s in read::<Vec<Summary>>(all)? {
+    say!("{:<36}  {:<20} {:<12} {:<9} {:<12} {:<22} INTERFACE", "ID", "NAME", "STATE", "MARK", "CONTRACT", "BUCKET")?;
+    for s in read::<Vec<Summary>>(for_people(all))? {
         let (f, interfaces) = (&s.flow_log, s.captures.iter().map(|c| c.interface.as_str()));
-        println!(
+        say!(
             "{:<36}  {:<20} {:<12} {:<9} {:<12} {:<22} {}",
             f.id.to_string(),
             f.properties.name,
@@ -231,16 +229,16 @@ fn listed(all: Value, output: Output) -> anyhow::Result<ExitCode> {
             f.contract.to_string(),
             f.properties.bucket,
             interfaces.collect::<Vec<_>>().join(" "),
-        );
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn shown(summary: &Value, output: Output) -> anyhow::Result<ExitCode> {
     if output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(summary)?);
+        out::json(summary)?;
     } else {
-        print!("{}", table(&read(summary.clone())?));
+        out::text(&table(&read(for_people(summary.clone()))?))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -287,12 +285,12 @@ fn table(s: &Summary) -> String {
 
 fn audited(log: Value, output: Output) -> anyhow::Result<ExitCode> {
     if output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(&log)?);
+        out::json(&log)?;
         return Ok(ExitCode::SUCCESS);
     }
-    for AuditEntry { stamp, contract, flow_log, what } in read::<AuditLog>(log)?.entries {
+    for AuditEntry { stamp, contract, flow_log, what } in read::<AuditLog>(for_people(log))?.entries {
         let (at, contract) = (date(stamp.at_secs), contract.to_string());
-        println!("{at}  {:<20} {contract:<12} {flow_log}  {what}", stamp.by);
+        say!("{at}  {:<20} {contract:<12} {flow_log}  {what}", stamp.by)?;
     }
     Ok(ExitCode::SUCCESS)
 }

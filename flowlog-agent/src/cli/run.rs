@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use flowlog_kernel::heap;
-use tracing_subscriber::EnvFilter;
+use flowlog_model::text::printable;
+use tracing_subscriber::{EnvFilter, field::MakeExt as _, fmt::format::debug_fn};
 
 use super::args::RunArgs;
 use crate::{
@@ -26,8 +27,17 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 
 pub(super) fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("FLOWLOG_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // What others say (names, stores) can do nothing to a terminal, and no line can be made to look like two.
+    let fields = debug_fn(|writer, field, value| {
+        let words = format!("{value:?}");
+        let words = printable(&words);
+        if field.name() == "message" { write!(writer, "{words}") } else { write!(writer, "{}={words}", field.name()) }
+    });
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(fields.delimited(" "))
+        // It would say on standard error that standard error is closed, and panic.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)

@@ -9,6 +9,8 @@ use flowlog_model::status::{CaptureState, Counts, RouteState, RuleStatus, Status
 use flowlog_pipeline::reporter::FILE;
 use serde::Serialize;
 
+use super::out;
+
 /// Form of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
@@ -28,9 +30,9 @@ pub(super) fn run(state_dir: &Path, output: Output) -> anyhow::Result<ExitCode> 
     let status: Status = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let running = lock::holder(state_dir).is_some();
     if output == Output::Json {
-        println!("{}", serde_json::to_string_pretty(&Shown { status, running })?);
+        out::json(&Shown { status, running })?;
     } else {
-        print!("{}", table(&status, running));
+        out::text(&table(&status, running))?;
     }
     // 3 is what service managers expect of a status command when nothing runs.
     Ok(if running { ExitCode::SUCCESS } else { ExitCode::from(3) })

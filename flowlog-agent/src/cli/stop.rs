@@ -6,14 +6,16 @@ use anyhow::{Context as _, bail};
 use flowlog_host::lock;
 use rustix::process::{Pid, Signal};
 
+use super::out::say;
+
 /// How long an agent may take to write its last records down.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) fn run(state_dir: &Path) -> anyhow::Result<ExitCode> {
     if stop(state_dir)? {
-        println!("stopped; the capture goes on in the kernel unless it was run with --no-pin");
+        say!("stopped; the capture goes on in the kernel unless it was run with --no-pin")?;
     } else {
-        println!("no agent is running on `{}`", state_dir.display());
+        say!("no agent is running on `{}`", state_dir.display())?;
     }
     Ok(ExitCode::SUCCESS)
 }
