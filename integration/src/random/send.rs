@@ -52,6 +52,15 @@ pub struct Sent {
 
 type Counts = Vec<(usize, u64)>;
 
+/// Tells the servers, when it is dropped, that nothing more comes.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Sends everything; returns when all of it is sent and answered.
 ///
 /// # Errors
@@ -59,6 +68,8 @@ type Counts = Vec<(usize, u64)>;
 pub fn send(net: &Network, t: &Topology, flows: &[Flow], rng: &mut Prng) -> anyhow::Result<Sent> {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Whatever goes wrong below: the scope waits for the servers, and they for this.
+        let end = Over(&over);
         let mut servers = Vec::new();
         for flow in flows {
             servers.extend(serve(scope, net, t, flow, &over)?);
@@ -74,7 +85,7 @@ pub fn send(net: &Network, t: &Topology, flows: &[Flow], rng: &mut Prng) -> anyh
         })();
         // The last answers are on their way.
         net.wait_until_quiet();
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         let mut sent = Sent::default();
         for server in servers {
             let (id, n) = server.join().expect("server")?;
@@ -270,8 +281,8 @@ impl Pings<'_> {
         let (id, from, to) = (flow.id, flow.source(t), flow.receiver(t));
         // In front of everything that could refuse it.
         net.of(flow.from).nft(&format!(
-            "table {SENT_TABLE} {{ counter p{id} {{ }}; chain p{id} {{ type filter hook output priority -500; \
-             {ip} saddr {from} {ip} daddr {to} {icmp} type echo-request counter name p{id}; }} }}"
+            "table {SENT_TABLE} {{\n counter p{id} {{}}\n chain p{id} {{\n  type filter hook output priority -500\n  \
+             {ip} saddr {from} {ip} daddr {to} {icmp} type echo-request counter name p{id}\n }}\n}}\n"
         ))?;
         let mut children = Vec::new();
         for _ in 0..flow.processes {
