@@ -106,7 +106,7 @@ fn a_full_spool_keeps_the_totals_of_what_it_refuses() {
         agent.wait_for("window closed")?;
         std::thread::sleep(Duration::from_secs(3));
         let (_, status, _) = node.command(&["status"])?;
-        anyhow::ensure!(status.contains("spool is full") && status.contains("not a directory"), "{status}");
+        anyhow::ensure!(status.contains("spool is full") && status.contains("Not a directory"), "{status}");
         Ok(())
     })
     .unwrap();

@@ -1,18 +1,37 @@
 //! A local directory as a store: create-only, durable, and without leftovers that a reader of the directory could take
 //! for objects. (`object_store`'s own leaves `KEY#1` beside `KEY` when it is killed at the wrong moment, and data set
 //! readers take both.)
+//!
+//! The directory may belong to somebody else, and the agent may be root. So every step is relative to a handle and follows no
+//! link, and nothing has a name that could be guessed before it is whole: a file without a name (`O_TMPFILE`) is written, synced, and
+//! linked to its name, which must be free. Where the file system has no such files, one with a random name takes its place.
 
 use std::{
-    fs,
-    io::{self, Write as _},
-    path::{Path, PathBuf},
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    path::{Component, Path, PathBuf},
 };
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags, RenameFlags},
+    io::Errno,
+};
+use uuid::Uuid;
+
+/// Mode of directories and files, less the umask: what lands is for others to read.
+const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o777);
+const FILE_MODE: Mode = Mode::from_raw_mode(0o666);
 
 /// A directory that objects are put into.
 #[derive(Clone, Debug)]
 pub(super) struct Directory(PathBuf);
+
+/// A file that is whole, and has no name, or one that nobody knows.
+struct Written {
+    file: File,
+    name: Option<String>,
+}
 
 impl Directory {
     /// Opens it; made if its parent exists.
@@ -21,63 +40,107 @@ impl Directory {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
         }
-        if !fs::metadata(path)?.is_dir() {
-            return Err(io::Error::from(io::ErrorKind::NotADirectory));
-        }
-        Ok(Self(path.to_owned()))
+        let dir = Self(path.to_owned());
+        dir.root()?;
+        Ok(dir)
     }
 
     /// Stores an object that must not exist yet; it is durable when this returns.
     pub(crate) fn create(&self, key: &str, bytes: &[u8]) -> io::Result<()> {
-        let path = self.0.join(key);
-        let (parent, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
-        self.make(parent)?;
-        // Readers skip names that begin with a dot. The next try writes to the same one.
-        let partial = parent.join(format!(".{}.partial", name.to_string_lossy()));
-        let mut file = fs::File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        if let Err(e) = rustix::fs::renameat_with(CWD, &partial, CWD, &path, RenameFlags::NOREPLACE) {
-            let _ = fs::remove_file(&partial);
-            return Err(e.into());
+        let (folder, name) = split(key)?;
+        let dir = self.folder(folder, true)?;
+        let Written { file, name: partial } = write(&dir, bytes)?;
+        match partial {
+            None => {
+                let proc = format!("/proc/self/fd/{}", file.as_raw_fd());
+                rustix::fs::linkat(CWD, proc, &dir, name, AtFlags::SYMLINK_FOLLOW)?;
+            }
+            Some(partial) => {
+                if let Err(e) = rustix::fs::renameat_with(&dir, &partial, &dir, name, RenameFlags::NOREPLACE) {
+                    let _ = rustix::fs::unlinkat(&dir, &partial, AtFlags::empty());
+                    return Err(e.into());
+                }
+            }
         }
-        sync(parent)
+        Ok(rustix::fs::fsync(&dir)?)
     }
 
     /// Shows that files can be written below `folder`, by one that never has a name: a kill leaves nothing.
     pub(crate) fn probe(&self, folder: &str, bytes: &[u8]) -> io::Result<()> {
-        let dir = self.0.join(folder);
-        self.make(&dir)?;
-        let mut file = tempfile::tempfile_in(&dir)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    }
-
-    /// Makes a directory and what is missing above it; durable when this returns.
-    fn make(&self, dir: &Path) -> io::Result<()> {
-        let mut made = dir;
-        let mut missing = Vec::new();
-        while !made.exists() {
-            missing.push(made);
-            made = made.parent().ok_or(io::ErrorKind::NotFound)?;
+        let dir = self.folder(Path::new(folder), true)?;
+        match write(&dir, bytes)?.name {
+            Some(partial) => Ok(rustix::fs::unlinkat(&dir, &partial, AtFlags::empty())?),
+            None => Ok(()),
         }
-        for dir in missing.iter().rev() {
-            match fs::create_dir(dir) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                _ => sync(dir.parent().unwrap_or(&self.0))?,
-            }
-        }
-        Ok(())
     }
 
     /// The bytes of an object.
     pub(crate) fn read(&self, key: &str) -> io::Result<Vec<u8>> {
-        fs::read(self.0.join(key))
+        let (folder, name) = split(key)?;
+        let dir = self.folder(folder, false)?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut bytes = Vec::new();
+        File::from(rustix::fs::openat(&dir, name, flags, Mode::empty())?).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The directory as it is now: it may have been mounted, or moved away, since the last time.
+    fn root(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::fs::open(&self.0, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// A directory below it, step by step; what is missing is made, and durable, if `make` says so.
+    fn folder(&self, folder: &Path, make: bool) -> io::Result<OwnedFd> {
+        let mut dir = self.root()?;
+        for step in folder.components() {
+            let Component::Normal(step) = step else { return Err(io::ErrorKind::InvalidInput.into()) };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let next = || rustix::fs::openat(&dir, step, flags, Mode::empty());
+            let next = match next() {
+                Err(Errno::NOENT) if make => {
+                    match rustix::fs::mkdirat(&dir, step, DIRECTORY_MODE) {
+                        Ok(()) | Err(Errno::EXIST) => rustix::fs::fsync(&dir)?,
+                        Err(e) => return Err(e.into()),
+                    }
+                    next()?
+                }
+                found => found?,
+            };
+            dir = next;
+        }
+        Ok(dir)
     }
 }
 
-fn sync(dir: &Path) -> io::Result<()> {
-    fs::File::open(dir)?.sync_all()
+/// Folder and name of a key.
+fn split(key: &str) -> io::Result<(&Path, &str)> {
+    let (folder, name) = key.rsplit_once('/').unwrap_or(("", key));
+    if name.is_empty() || name == "." || name == ".." {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok((Path::new(folder), name))
+}
+
+/// Writes bytes into a new file of a directory; they are durable when this returns, its name is not.
+fn write(dir: impl AsFd, bytes: &[u8]) -> io::Result<Written> {
+    let dir = dir.as_fd();
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let (file, name) = match rustix::fs::openat(dir, ".", flags | OFlags::TMPFILE, FILE_MODE) {
+        // What file systems without such files say: some do not know the flag, and see a directory to be written to.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            // Readers skip names that begin with a dot.
+            let name = format!(".{}.partial", Uuid::new_v4());
+            let exclusive = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+            (rustix::fs::openat(dir, name.as_str(), exclusive, FILE_MODE)?, Some(name))
+        }
+        opened => (opened?, None),
+    };
+    let mut file = File::from(file);
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if let (Err(_), Some(name)) = (&written, &name) {
+        let _ = rustix::fs::unlinkat(dir, name.as_str(), AtFlags::empty());
+    }
+    written.map(|()| Written { file, name })
 }
 
 #[cfg(test)]
@@ -103,8 +166,27 @@ mod tests {
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(store.read("a/b/c.parquet").expect("read"), b"one");
         assert_eq!(fs::read_dir(dir.path().join("objects/a/b")).expect("list").count(), 1);
-        fs::write(dir.path().join("objects/a/b/.d.parquet.partial"), b"torn").expect("write");
-        store.create("a/b/d.parquet", b"whole").expect("create");
-        assert_eq!(fs::read_dir(dir.path().join("objects/a/b")).expect("list").count(), 2);
+    }
+
+    #[test]
+    fn links_that_somebody_has_put_there_are_not_followed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = Directory::open(&dir.path().join("objects")).expect("open");
+        let (at, secret) = (|name: &str| dir.path().join("objects").join(name), dir.path().join("secret"));
+        fs::write(&secret, b"root's").expect("write");
+        fs::create_dir_all(at("a")).expect("make");
+        std::os::unix::fs::symlink(&secret, at("a/x.parquet")).expect("link");
+        std::os::unix::fs::symlink(&secret, at("a/.x.parquet.partial")).expect("link");
+        std::os::unix::fs::symlink(dir.path(), at("b")).expect("link");
+        // The name is taken, by whatever it is.
+        let taken = store.create("a/x.parquet", b"ours").expect_err("taken");
+        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+        store.read("a/x.parquet").expect_err("a link");
+        store.create("b/y.parquet", b"ours").expect_err("a link");
+        store.probe("b", b"probe").expect_err("a link");
+        store.create("../y.parquet", b"ours").expect_err("outside");
+        store.create("a/z.parquet", b"ours").expect("create");
+        assert_eq!(fs::read(&secret).expect("read"), b"root's");
+        assert!(!dir.path().join("y.parquet").exists());
     }
 }
