@@ -15,6 +15,7 @@ use flowlog_control::{
         watch as changes,
     },
 };
+use flowlog_kernel::heap;
 use flowlog_model::{CaptureSpec, S3Options, rule::Location, status::Status};
 use flowlog_pipeline::upload::Buckets;
 use tokio::sync::{mpsc, watch};
@@ -137,7 +138,7 @@ impl Managed {
         let parts = Parts { store, inventory, principals, buckets, settings, places_max, orders, status };
         let (control, worker) = control_plane(parts);
         thread::with_a_runtime("api", || async {
-            let ((), served) = tokio::join!(worker.run(), listening.run(Arc::new(control)));
+            let ((), served) = tokio::join!(worker.run(), listening.run(Arc::new(control), heap::give_back));
             if let Err(error) = served {
                 tracing::error!(%error, "the API is not served");
             }

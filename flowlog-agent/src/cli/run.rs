@@ -14,6 +14,7 @@ use crate::{
 };
 
 pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    heap::return_large_blocks();
     log_to_stderr();
     let mut raw = args.into_raw()?;
     if raw.flows_max.is_none() {

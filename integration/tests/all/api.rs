@@ -9,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use integration::{
     http,
-    managed::{ALB, CONTRACT, DATACENTER, LISTEN, Managed, NAT, NIC, NLB, OTHERS_NIC, SERVER},
+    managed::{ALB, CONTRACT, DATACENTER, LISTEN, Managed, NAT, NIC, NLB, OTHERS_NIC, PASSWORD, SERVER},
     traffic,
 };
 use rustix::net::{AddressFamily, SocketType};
@@ -257,4 +258,80 @@ fn too_many_requests_and_too_many_guesses_are_told_when_to_come_back() {
     assert!(
         many.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1 && many.words().contains("too many requests")
     );
+}
+
+/// A login of a principal, in the form of Basic.
+fn basic(who: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{who}:{password}")))
+}
+
+#[test]
+fn while_guesses_are_limited_a_right_password_gets_the_same_answer_and_others_are_let_in() {
+    let node = Managed::new("no_pin = true").unwrap();
+    let _agent = node.start().unwrap();
+    let path = format!("/cloudapi/v6/datacenters/{DATACENTER}");
+    let ask = |who: &str, password: &str| {
+        node.node.run(|| http::tcp(LISTEN, Some(&basic(who, password)), "GET", &path, None).unwrap().status)
+    };
+    // The victim has just been here: its password is remembered.
+    assert_eq!(ask("ann", PASSWORD), 200);
+    let answers: Vec<u16> = (0..60).map(|n| ask("ann", &format!("guess {n}"))).collect();
+    let limited = answers.iter().position(|status| *status == 429).expect("guesses are limited");
+    assert!(answers[..limited].iter().all(|status| *status == 401), "{answers:?}");
+    // At once, before a further try is allowed.
+    let while_limited = (0..100).find_map(|_| (ask("ann", "wrong") == 429).then(|| ask("ann", PASSWORD)));
+    assert_eq!(while_limited, Some(429), "the right password shows");
+    assert_eq!(ask("bob", PASSWORD), 200, "others behind the address");
+    let since = Instant::now();
+    while ask("ann", PASSWORD) != 200 {
+        assert!(since.elapsed() < Duration::from_secs(5), "the victim is locked out for longer than seconds");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A number of a process's `status`, in KiB.
+fn memory_kib(pid: u32, what: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with(what)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn whoever_guesses_and_resets_two_thousand_times_costs_no_memory_and_keeps_nobody_out() {
+    let node = Managed::new("no_pin = true").unwrap();
+    let agent = node.start().unwrap();
+    let idle = memory_kib(agent.pid(), "VmRSS");
+    let request = |n: usize| {
+        format!(
+            "GET /cloudapi/v6/requests HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\n\r\n",
+            basic(&format!("user{}", n % 500), "guess")
+        )
+    };
+    node.node.run(|| {
+        for n in 0..2_000 {
+            let mut stream = std::net::TcpStream::connect(LISTEN).unwrap();
+            std::io::Write::write_all(&mut stream, request(n).as_bytes()).unwrap();
+            // Closed with a reset.
+            rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+        }
+    });
+    // Somebody who knows is let in very soon, from the same address as well.
+    let bob = basic("bob", PASSWORD);
+    let is_in = || {
+        let answer = node.node.run(|| http::tcp(LISTEN, Some(&bob), "GET", "/cloudapi/v6/requests", None));
+        answer.is_ok_and(|a| a.status == 200)
+    };
+    let since = Instant::now();
+    while !is_in() {
+        assert!(since.elapsed() < Duration::from_secs(10), "kept out");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let peak = memory_kib(agent.pid(), "VmHWM");
+    assert!(peak < idle + (64 << 10), "{idle} KiB idle, {peak} at its peak");
+    // What was taken for hashing is given back.
+    let since = Instant::now();
+    while memory_kib(agent.pid(), "VmRSS") > idle + (16 << 10) {
+        assert!(since.elapsed() < Duration::from_secs(20), "{} KiB, {idle} idle", memory_kib(agent.pid(), "VmRSS"));
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }

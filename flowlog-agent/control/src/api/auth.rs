@@ -1,63 +1,109 @@
 //! Who is asking: the peer's user on the node's own socket, Basic or Bearer credentials over TCP. And how often.
 
-use std::{net::IpAddr, num::NonZeroU32};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::http::{HeaderMap, header, request::Parts};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use governor::{
     Quota, RateLimiter,
-    clock::{Clock as _, DefaultClock},
+    clock::{Clock, DefaultClock},
     state::keyed::HashMapStateStore,
 };
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::{App, Peer, error::ApiError};
+use super::{
+    App, Peer,
+    error::ApiError,
+    hasher::{Guess, Hasher},
+};
 use crate::flow_logs::access::Caller;
 
 /// Rate limit of one principal: requests a second, and the burst that is allowed. A client that waits for ten requests asks ten
 /// times a second at most.
 const RATE: NonZeroU32 = NonZeroU32::new(50).expect("not 0");
 const BURST: NonZeroU32 = NonZeroU32::new(200).expect("not 0");
-/// Rate limit of one address for guessing: passwords a second, and the burst that is allowed. A wrong token counts as well; a
-/// password that was right a moment ago does not.
+/// Rate limit of one address for guessing at one name: passwords a second, and the burst that is allowed. A wrong token counts as
+/// well; a password that was right a moment ago does not. While the limit is reached no password of that name is looked at from
+/// there, right or wrong: the answer would tell.
 const TRY_RATE: NonZeroU32 = NonZeroU32::new(1).expect("not 0");
 const TRY_BURST: NonZeroU32 = NonZeroU32::new(20).expect("not 0");
-/// Passwords that are checked at the same time: each takes 19 MiB.
-const HASHES_MAX: usize = 2;
+/// Longest name and longest password that are looked at.
+const WORD_BYTES_MAX: usize = 1_024;
 /// Addresses and principals whose rates are kept. Past it, those that are within their rate are forgotten.
 const REMEMBERED_MAX: usize = 10_000;
 
+/// A moment of the limiters' clock.
+type QuantaInstant = <DefaultClock as Clock>::Instant;
 type Keyed<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock>;
 
 /// Rate limits, by principal and by address.
 pub(crate) struct Limits {
     requests: Keyed<Uuid>,
-    tries: Keyed<IpAddr>,
-    hashing: Semaphore,
+    tries: Keyed<Guesser>,
+    /// Who has reached the limit, and until when, in the limiter's time.
+    blocked: Mutex<HashMap<Guesser, QuantaInstant>>,
+    hasher: Hasher,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        let limiter = |rate, burst| Quota::per_second(rate).allow_burst(burst);
-        Self {
-            requests: RateLimiter::hashmap(limiter(RATE, BURST)),
-            tries: RateLimiter::hashmap(limiter(TRY_RATE, TRY_BURST)),
-            hashing: Semaphore::new(HASHES_MAX),
-        }
-    }
-}
+/// Who guesses at whom. The name is empty for tokens.
+type Guesser = (IpAddr, String);
 
 impl Limits {
+    /// Nobody has asked yet. `give_back` returns freed memory to the system.
+    ///
+    /// # Errors
+    /// If there can be no threads for hashing.
+    pub(super) fn new(give_back: fn()) -> std::io::Result<Self> {
+        let limiter = |rate, burst| Quota::per_second(rate).allow_burst(burst);
+        Ok(Self {
+            requests: RateLimiter::hashmap(limiter(RATE, BURST)),
+            tries: RateLimiter::hashmap(limiter(TRY_RATE, TRY_BURST)),
+            blocked: Mutex::default(),
+            hasher: Hasher::start(give_back)?,
+        })
+    }
+
+    /// Refuses somebody who has reached the limit, without counting it.
+    fn not_blocked(&self, who: &Guesser) -> Result<(), ApiError> {
+        let now = DefaultClock::default().now();
+        let mut blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+        blocked.retain(|_, until| *until > now);
+        match blocked.get(who) {
+            Some(until) => Err(too_many(until.duration_since(now))),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a try, and remembers whoever has no more.
+    fn count(&self, who: &Guesser) -> Result<(), ApiError> {
+        if self.tries.len() > REMEMBERED_MAX {
+            self.tries.retain_recent();
+        }
+        self.tries.check_key(who).map(drop).map_err(|until| {
+            let mut blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+            blocked.insert(who.clone(), until.earliest_possible());
+            too_many(until.wait_time_from(DefaultClock::default().now()))
+        })
+    }
+
     fn check<K: std::hash::Hash + Eq + Clone>(limiter: &Keyed<K>, key: &K) -> Result<(), ApiError> {
         if limiter.len() > REMEMBERED_MAX {
             limiter.retain_recent();
         }
-        limiter.check_key(key).map(drop).map_err(|until| {
-            let secs = until.wait_time_from(DefaultClock::default().now()).as_secs() + 1;
-            ApiError::too_many(format!("too many requests; try again in {secs} s"), secs)
-        })
+        let now = || DefaultClock::default().now();
+        limiter.check_key(key).map(drop).map_err(|until| too_many(until.wait_time_from(now())))
     }
+}
+
+fn too_many(wait: Duration) -> ApiError {
+    let secs = wait.as_secs() + 1;
+    ApiError::too_many(format!("too many requests; try again in {secs} s"), secs)
 }
 
 /// Authenticates a request and applies the rate limits; returns the caller.
@@ -85,7 +131,7 @@ async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Resu
     if scheme.eq_ignore_ascii_case("bearer") {
         let found = principals.by_token(value.trim());
         if found.is_none() {
-            Limits::check(&app.limits.tries, &address)?;
+            app.limits.count(&(address, String::new()))?;
         }
         return Ok(found);
     }
@@ -94,13 +140,17 @@ async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Resu
     }
     let decoded = STANDARD.decode(value.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let Some((name, password)) = decoded.as_deref().and_then(|d| d.split_once(':')) else { return Ok(None) };
+    if name.len() > WORD_BYTES_MAX || password.len() > WORD_BYTES_MAX {
+        return Ok(None);
+    }
+    let who = (address, name.to_owned());
+    app.limits.not_blocked(&who)?;
     if let Some(caller) = principals.remembered(name, password) {
         return Ok(Some(caller));
     }
-    Limits::check(&app.limits.tries, &address)?;
-    let (name, password) = (name.to_owned(), password.to_owned());
-    let Ok(_one) = app.limits.hashing.acquire().await else { return Ok(None) };
-    // Hashing is slow on purpose: on this thread it would hold up every other request.
-    let checked = tokio::task::spawn_blocking(move || principals.by_password(&name, &password)).await;
-    Ok(checked.unwrap_or_default())
+    let guess = Guess { principals: principals.clone(), address, name: name.to_owned(), password: password.to_owned() };
+    // A place first: a flood of names must not fill the limiter.
+    let answered = app.limits.hasher.ask(guess).ok_or_else(|| too_many(Duration::ZERO))?;
+    app.limits.count(&who)?;
+    Ok(answered.await.unwrap_or_default())
 }

@@ -12,6 +12,7 @@
 pub(crate) mod auth;
 pub(crate) mod error;
 pub(crate) mod flow_logs;
+mod hasher;
 pub mod model;
 pub mod node;
 pub(crate) mod parents;

@@ -125,17 +125,17 @@ fn socket(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 }
 
 impl Listening {
-    /// Serves for ever.
+    /// Serves for ever. `give_back` returns freed memory to the system.
     ///
     /// # Errors
-    /// If the runtime takes no more descriptors.
-    pub async fn run(self, control: Arc<Control>) -> io::Result<()> {
+    /// If the runtime takes no more descriptors, or there can be no more threads.
+    pub async fn run(self, control: Arc<Control>, give_back: fn()) -> io::Result<()> {
         let unix = UnixListener::from_std(self.unix)?;
         let tcp = match self.tcp {
             Some((listener, tls)) => Some((TcpListener::from_std(listener)?, tls)),
             None => None,
         };
-        let app = App { control, limits: Arc::new(Limits::default()), public_url: self.public_url };
+        let app = App { control, limits: Arc::new(Limits::new(give_back)?), public_url: self.public_url };
         let router = routes::router(app);
         let tcp = async {
             match tcp {
