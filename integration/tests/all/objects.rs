@@ -163,6 +163,49 @@ print(json.dumps({
 }))
 "#;
 
+/// Compares the statistics in every footer below a directory with the data, and prints every difference.
+const STATISTICS: &str = r#"
+import sys, pathlib, pyarrow.parquet as pq, pyarrow.compute as pc
+compared = 0
+for path in pathlib.Path(sys.argv[1]).rglob("*.parquet"):
+    f = pq.ParquetFile(path)
+    for g in range(f.metadata.num_row_groups):
+        rows = f.read_row_group(g)
+        for c in range(f.metadata.num_columns):
+            column, s = f.metadata.row_group(g).column(c), f.metadata.row_group(g).column(c).statistics
+            values = rows.column(column.path_in_schema).drop_null()
+            said = (s.min, s.max) if s.has_min_max else None
+            true = (pc.min(values).as_py(), pc.max(values).as_py()) if len(values) else None
+            compared += 1
+            if said != true or s.null_count != rows.num_rows - len(values):
+                print(column.path_in_schema, "says", said, s.null_count, "has", true, rows.num_rows - len(values))
+print(compared, "compared")
+"#;
+
+#[test]
+fn the_bounds_in_every_footer_are_those_of_the_rows() {
+    let python = repository().join(".tools/python/bin/python");
+    let pair = Pair::new().unwrap();
+    pair.a.nft("table inet t {\n chain c {\n  type filter hook input priority 0\n  udp dport 7 drop\n }\n}").unwrap();
+    // Flows of both verdicts, and windows without anything; with and without nanoseconds.
+    for more in [&["--window", "1"][..], &["--window", "1", "--subsecond"]] {
+        let mut agent = Agent::start(&pair.a, &["eth0"], more).unwrap();
+        pair.b.run(|| {
+            traffic::udp("10.1.0.1:7", 30, 100).unwrap();
+            traffic::udp("[fd01::1]:8", 20, 200).unwrap();
+        });
+        agent.wait_for("delivered").unwrap();
+        agent.wait_for("delivered").unwrap();
+        agent.end().unwrap();
+        let out = Command::new(&python).args(["-c", STATISTICS]).arg(agent.objects()).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        let (differences, compared) = said.trim().rsplit_once('\n').unwrap_or(("", said.trim()));
+        assert_eq!(differences, "");
+        let number = compared.split(' ').next().and_then(|n| n.parse::<usize>().ok());
+        assert!(compared.ends_with(" compared") && number >= Some(2 * schema::COLUMNS.len()), "{said}");
+    }
+}
+
 #[test]
 fn a_second_independent_reader_reads_the_same() {
     let python = repository().join(".tools/python/bin/python");

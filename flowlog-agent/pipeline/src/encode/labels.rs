@@ -81,6 +81,19 @@ impl Labels {
         self.text_bytes
     }
 
+    /// The least and the greatest label that rows of a page have. A label may be one that no row has.
+    fn bounds(&self, page: std::ops::Range<usize>) -> Option<Bounds<'_>> {
+        if self.codes.is_empty() {
+            return self.values.first().map(|only| (only, only));
+        }
+        let mut used = vec![false; self.values.len()];
+        for code in self.codes[page].iter().filter(|c| **c != NULL) {
+            used[*code as usize] = true;
+        }
+        let labels = self.values.iter().zip(used).filter_map(|(label, used)| used.then_some(label));
+        labels.fold(None, |all, label| Some(wider(all, (label, label))))
+    }
+
     fn page_codes(&self, page: std::ops::Range<usize>) -> Codes<'_> {
         if self.codes.is_empty() {
             let code = if self.values.is_empty() { NULL } else { 0 };
@@ -89,6 +102,14 @@ impl Labels {
         let codes = &self.codes[page];
         if codes.iter().all(|c| *c == codes[0]) { Codes::Same(codes[0], codes.len()) } else { Codes::Each(codes) }
     }
+}
+
+/// Least and greatest label.
+type Bounds<'a> = (&'a Label, &'a Label);
+
+/// The bounds of both.
+fn wider<'a>(all: Option<Bounds<'a>>, (min, max): Bounds<'a>) -> Bounds<'a> {
+    all.map_or((min, max), |(least, greatest)| (least.min(min), greatest.max(max)))
 }
 
 /// The codes of one page.
@@ -214,7 +235,7 @@ pub(crate) fn chunk(
     let mut index = ColumnIndexBuilder::new(column.physical_type());
     let mut offsets = OffsetIndexBuilder::new();
     let mut data_offset = None;
-    let bounds = bounds(&labels.values);
+    let mut bounds = None;
     for start in (0..labels.rows).step_by(PAGE_ROWS) {
         let rows = start..(start + PAGE_ROWS).min(labels.rows);
         let (page, page_nulls) = body(&labels.page_codes(rows.clone()), optional, bits);
@@ -232,13 +253,10 @@ pub(crate) fn chunk(
         data_offset.get_or_insert(offset);
         offsets.append_row_count(signed(rows.len() as u64));
         offsets.append_offset_and_size(offset, length);
-        // The bounds of the chunk hold for each of its pages.
-        let whole_page_null = page_nulls == rows.len();
-        let (min, max) = bounds
-            .as_ref()
-            .filter(|_| !whole_page_null)
-            .map_or_else(Default::default, |(a, b)| (plain_value(a), plain_value(b)));
-        index.append(whole_page_null, min, max, signed(page_nulls as u64), None);
+        let of_page = labels.bounds(rows);
+        let (min, max) = of_page.map_or_else(Default::default, |(a, b)| (plain_value(a), plain_value(b)));
+        index.append(of_page.is_none(), min, max, signed(page_nulls as u64), None);
+        bounds = of_page.map(|of_page| wider(bounds, of_page)).or(bounds);
         nulls += page_nulls;
     }
     let metadata = ColumnChunkMetaData::builder(column.clone())
@@ -286,17 +304,13 @@ fn dictionary(values: &[Label]) -> Vec<u8> {
     out
 }
 
-fn bounds(values: &[Label]) -> Option<(Label, Label)> {
-    Some((values.iter().min()?.clone(), values.iter().max()?.clone()))
-}
-
-fn statistics(of: Type, bounds: Option<(Label, Label)>, nulls: u64) -> Statistics {
-    let (min, max) = bounds.map_or((None, None), |(min, max)| (Some(min), Some(max)));
+/// None of a column without values: there is nothing that bounds could be of.
+fn statistics(of: Type, bounds: Option<Bounds<'_>>, nulls: u64) -> Statistics {
+    let (min, max) = bounds.unzip();
     let nulls = Some(nulls);
-    let int = |l: Option<Label>| if let Some(Label::Int(n)) = l { Some(n) } else { None };
-    let long = |l: Option<Label>| if let Some(Label::Long(n)) = l { Some(n) } else { None };
-    let text =
-        |l: Option<Label>| if let Some(Label::Text(t)) = l { Some(ByteArray::from(t.into_bytes())) } else { None };
+    let int = |l: Option<&Label>| if let Some(Label::Int(n)) = l { Some(*n) } else { None };
+    let long = |l: Option<&Label>| if let Some(Label::Long(n)) = l { Some(*n) } else { None };
+    let text = |l: Option<&Label>| if let Some(Label::Text(t)) = l { Some(ByteArray::from(t.as_str())) } else { None };
     match of {
         Type::INT32 => Statistics::int32(int(min), int(max), None, nulls, false),
         Type::INT64 => Statistics::int64(long(min), long(max), None, nulls, false),
@@ -311,7 +325,10 @@ mod tests {
     use parquet::{
         basic::ZstdLevel,
         file::{
-            properties::WriterProperties, reader::FileReader as _, serialized_reader::SerializedFileReader,
+            page_index::column_index::ColumnIndexMetaData,
+            properties::WriterProperties,
+            reader::FileReader as _,
+            serialized_reader::{ReadOptionsBuilder, SerializedFileReader},
             writer::SerializedFileWriter,
         },
         record::{Field, RowAccessor as _},
@@ -320,8 +337,8 @@ mod tests {
 
     use super::*;
 
-    /// Writes one optional INT32 column and reads it back with the library's reader.
-    fn there_and_back(labels: &Labels) -> Vec<Option<i32>> {
+    /// One optional INT32 column as a file.
+    fn written(labels: &Labels) -> Bytes {
         let schema = Arc::new(parse_message_type("message m { optional int32 a; }").expect("a schema"));
         let codec = Compression::ZSTD(ZstdLevel::try_new(1).expect("a level"));
         let mut file =
@@ -332,8 +349,12 @@ mod tests {
         let (bytes, close) = chunk(&column, labels, &mut compressor).expect("a chunk");
         group.append_column(&bytes, close).expect("appends");
         group.close().expect("closes");
-        let bytes = Bytes::from(file.into_inner().expect("finishes"));
-        let reader = SerializedFileReader::new(bytes).expect("a Parquet file");
+        Bytes::from(file.into_inner().expect("finishes"))
+    }
+
+    /// Writes one optional INT32 column and reads it back with the library's reader.
+    fn there_and_back(labels: &Labels) -> Vec<Option<i32>> {
+        let reader = SerializedFileReader::new(written(labels)).expect("a Parquet file");
         let rows = reader.get_row_iter(None).expect("rows").map(|row| row.expect("a row"));
         rows.map(|row| match row.get_column_iter().next() {
             Some((_, Field::Null)) => None,
@@ -362,6 +383,36 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn bounds_are_those_of_the_rows_for_the_chunk_and_for_each_page() {
+        // The vocabulary goes from 0 to 9; the first page has 3 to 5, the second nothing, the third 7.
+        let mut labels = Labels::default();
+        for value in 0..10 {
+            labels.label(Label::Int(value));
+        }
+        for row in 0..=2 * PAGE_ROWS {
+            let code = if row < PAGE_ROWS { 3 + u32::try_from(row % 3).unwrap_or(0) } else { NULL };
+            labels.push(if row == 2 * PAGE_ROWS { 7 } else { code });
+        }
+        let options = ReadOptionsBuilder::new().with_page_index().build();
+        let reader = SerializedFileReader::new_with_options(written(&labels), options).expect("a Parquet file");
+        let metadata = reader.metadata();
+        let column = metadata.row_group(0).column(0);
+        let Some(Statistics::Int32(chunk)) = column.statistics() else { panic!("{:?}", column.statistics()) };
+        assert_eq!(
+            (chunk.min_opt(), chunk.max_opt(), chunk.null_count_opt()),
+            (Some(&3), Some(&7), Some(PAGE_ROWS as u64))
+        );
+        let index = metadata.page_index_for_row_group(0);
+        let Some(ColumnIndexMetaData::INT32(pages)) = index.column_index(0) else { panic!("no index") };
+        let bounds: Vec<_> =
+            (0..3).map(|page| (pages.min_value(page).copied(), pages.max_value(page).copied())).collect();
+        assert_eq!(bounds, [(Some(3), Some(5)), (None, None), (Some(7), Some(7))]);
+        let none = SerializedFileReader::new(written(&Labels::same(None, 10))).expect("a Parquet file");
+        let none = none.metadata().row_group(0).column(0).statistics().cloned().expect("a number of nulls");
+        assert_eq!((none.min_bytes_opt(), none.max_bytes_opt(), none.null_count_opt()), (None, None, Some(10)));
     }
 
     #[test]

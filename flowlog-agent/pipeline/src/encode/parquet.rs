@@ -19,7 +19,7 @@ use parquet::{
 use super::{
     ObjectInfo,
     labels::{self, Compressor},
-    rows::{Column, Rows},
+    rows::{self, Column, Rows},
     schema,
 };
 use crate::window::Balance;
@@ -63,8 +63,7 @@ pub fn write(
                     let (bytes, close) = labels::chunk(&schema.column(number), &labels, &mut compressor)?;
                     group.append_column(&bytes, close)?;
                 }
-                Column::Longs(values) => longs(&mut group, &values, &vec![1; values.len()])?,
-                Column::Nulls(rows) => longs(&mut group, &[], &vec![0; rows])?,
+                Column::Longs(values) => longs(&mut group, &values)?,
             }
         }
         group.close()?;
@@ -72,13 +71,9 @@ pub fn write(
     file.into_inner()
 }
 
-fn longs(
-    group: &mut SerializedRowGroupWriter<'_, Vec<u8>>,
-    values: &[i64],
-    present: &[i16],
-) -> Result<(), ParquetError> {
+fn longs(group: &mut SerializedRowGroupWriter<'_, Vec<u8>>, values: &[i64]) -> Result<(), ParquetError> {
     let mut column = group.next_column()?.ok_or_else(|| ParquetError::General("one column too many".to_owned()))?;
-    column.typed::<Int64Type>().write_batch(values, Some(present), None)?;
+    column.typed::<Int64Type>().write_batch(values, Some(&vec![1; values.len()]), None)?;
     column.close()
 }
 
@@ -94,7 +89,7 @@ fn properties(info: &ObjectInfo, balance: &Balance, profile: Profile) -> Result<
         .set_compression(compression(profile)?)
         .set_dictionary_page_size_limit(profile.dictionary_bytes)
         .set_max_row_group_row_count(Some(profile.row_group_rows))
-        .set_created_by(concat!("flowlog ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_created_by(concat!("flowlog version ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_key_value_metadata(Some(metadata(info, balance)));
     for column in ["start_ns", "end_ns"].into_iter().chain(profile.delta_bytes.then_some("bytes")) {
         builder = builder
@@ -119,6 +114,7 @@ fn metadata(info: &ObjectInfo, balance: &Balance) -> Vec<KeyValue> {
         pair("window_end", info.span.end_secs.to_string()),
         pair("sequence", info.span.sequence.to_string()),
         pair("marks", info.marks().unwrap_or_default()),
+        pair("order", rows::CHOSEN.words().to_owned()),
         KeyValue::new(BALANCE_KEY.to_owned(), balance.to_string()),
     ]
 }

@@ -120,6 +120,16 @@ pub enum Order {
     Service,
 }
 
+impl Order {
+    /// For the metadata. Parquet's own field for it knows orders of columns only.
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Self::Start => "flows: start",
+            Self::Service => "flows: flow_direction, type, protocol, the lower port, the address at the other end",
+        }
+    }
+}
+
 /// What objects are written in.
 pub const CHOSEN: Order = Order::Service;
 
@@ -142,10 +152,8 @@ fn by_service(f: &Flow) -> u64 {
 /// The values of one column in one row group.
 pub(crate) enum Column {
     Labels(Labels),
-    /// Many, and none missing, or (for rows that are no flows) all.
+    /// Many, and none missing.
     Longs(Vec<i64>),
-    /// No value in any of so many rows.
-    Nulls(usize),
 }
 
 /// Labels of a set that is found out on the way.
@@ -435,7 +443,8 @@ impl<'a> Builder<'a> {
         let long = |value: i64| same(Some(Label::Long(value)));
         let labels = |labels: &mut Labels| Column::Labels(std::mem::take(labels));
         let longs = |values: &mut Vec<i64>| match std::mem::take(values) {
-            none if none.is_empty() => Column::Nulls(n),
+            // Without values a dictionary is what every reader takes: fastparquet fails on pages of no differences.
+            none if none.is_empty() => Column::Labels(Labels::same(None, n)),
             values => Column::Longs(values),
         };
         match id {
