@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use flowlog_model::{S3Options, ids::hex, rule::Location};
+use flowlog_model::{S3Options, ids::hex, rule::Location, text::printable};
 use object_store::{
     Attribute, Attributes, ClientOptions, CredentialProvider, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode,
     PutOptions, RetryConfig,
@@ -256,7 +256,11 @@ async fn holds(store: &dyn ObjectStore, key: &str, size: u64, sha256: &str) -> R
     Ok(found.meta.size == size && stored.is_some_and(|s| s.as_ref() == sha256))
 }
 
-/// The innermost message, on one line: the outer ones repeat it with more and more wrapping.
+/// Longest words of a store that are kept: they go into logs, the status, and to customers.
+const WORDS_CHARS_MAX: usize = 400;
+
+/// The innermost message, on one line: the outer ones repeat it with more and more wrapping. A store may say anything: what it says
+/// is cut, and can be printed.
 fn words(error: &dyn std::error::Error) -> String {
     let mut all = vec![error.to_string()];
     let mut cause = error.source();
@@ -265,7 +269,12 @@ fn words(error: &dyn std::error::Error) -> String {
         cause = e.source();
     }
     let best = all.iter().rev().find(|w| w.len() > 12).or(all.first()).cloned().unwrap_or_default();
-    best.split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = best.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = printable(&line);
+    match line.char_indices().nth(WORDS_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.into_owned(),
+    }
 }
 
 fn s3(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, String> {
@@ -348,5 +357,38 @@ impl CredentialProvider for FileCredentials {
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
         self.current().map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_store_says_is_one_line_cut_and_fit_to_be_seen() {
+        let said = |words: &str| words_of(words);
+        assert_eq!(said("The  bucket\r\nis \u{1b}[31mgone"), "The bucket is \\u{1b}[31mgone");
+        let long = said(&"x".repeat(1 << 20));
+        assert_eq!((long.chars().count(), long.ends_with('…')), (WORDS_CHARS_MAX + 1, true));
+    }
+
+    fn words_of(said: &str) -> String {
+        words(&std::io::Error::other(said.to_owned()))
+    }
+
+    #[test]
+    fn an_answer_about_one_request_is_told_from_one_about_the_moment() {
+        let of = |status: &str| {
+            is_refusal(&format!("Error performing PUT: Server returned non-2xx status code: {status}: no"))
+        };
+        for refusal in ["400 Bad Request", "413 Payload Too Large", "451 Unavailable"] {
+            assert!(of(refusal), "{refusal}");
+        }
+        for other in
+            ["408 Request Timeout", "409 Conflict", "429 Too Many Requests", "500 Internal Server Error", "503 x", ""]
+        {
+            assert!(!of(other), "{other}");
+        }
+        assert!(!is_refusal("connection refused"));
     }
 }
