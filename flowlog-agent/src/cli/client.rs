@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
 use flowlog_control::api::NODE;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, StatusCode};
@@ -11,6 +10,21 @@ use serde_json::Value;
 
 use super::{run::runtime, status::Output};
 use crate::config::SOCKET_DEFAULT;
+
+/// Why there is no good answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error("cannot reach the agent at `{}`: is it running, with `[inventory]` in its configuration?", socket.display())]
+    Unreachable { socket: PathBuf, source: std::io::Error },
+    #[error("the agent did not answer")]
+    NoAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The agent's words.
+    #[error("{words}")]
+    Refused { status: StatusCode, words: String },
+    /// What was asked for has been tried.
+    #[error("{0}")]
+    Failed(String),
+}
 
 /// Which agent is meant, and what form its answer is to have.
 #[derive(clap::Args)]
@@ -41,7 +55,8 @@ impl Client {
         }
         let messages = answer["messages"].as_array().cloned().unwrap_or_default();
         let words: Vec<&str> = messages.iter().filter_map(|m| m["message"].as_str()).collect();
-        bail!("{}", if words.is_empty() { status.to_string() } else { words.join("\n") })
+        let words = if words.is_empty() { status.to_string() } else { words.join("; ") };
+        Err(ClientError::Refused { status, words }.into())
     }
 
     pub(super) fn get(&self, path: &str) -> anyhow::Result<Value> {
@@ -54,13 +69,10 @@ impl Client {
 }
 
 async fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<(StatusCode, Value)> {
-    let stream = tokio::net::UnixStream::connect(socket).await.with_context(|| {
-        format!(
-            "cannot reach the agent at `{}`: is it running, with `[inventory]` in its configuration?",
-            socket.display()
-        )
-    })?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let unreachable = |source| ClientError::Unreachable { socket: socket.to_owned(), source };
+    let silent = |error: hyper::Error| ClientError::NoAnswer(error.into());
+    let stream = tokio::net::UnixStream::connect(socket).await.map_err(unreachable)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(silent)?;
     let serving = tokio::spawn(connection);
     let base = if path.starts_with('/') { "" } else { NODE };
     let slash = if base.is_empty() { "" } else { "/" };
@@ -71,9 +83,9 @@ async fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) ->
         .header(hyper::header::HOST, "localhost")
         .header(hyper::header::CONTENT_TYPE, "application/json")
         .body(Full::new(bytes::Bytes::from(bytes)))?;
-    let response = sender.send_request(request).await.context("the agent did not answer")?;
+    let response = sender.send_request(request).await.map_err(silent)?;
     let status = response.status();
-    let bytes = response.into_body().collect().await.context("the agent's answer was cut off")?.to_bytes();
+    let bytes = response.into_body().collect().await.map_err(silent)?.to_bytes();
     drop(sender);
     serving.abort();
     let answer = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };

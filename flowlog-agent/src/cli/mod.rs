@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod credential;
 mod detach;
+mod exit;
 mod inventory;
 mod out;
 mod read;
@@ -17,18 +18,6 @@ use std::{path::PathBuf, process::ExitCode};
 
 use args::{DetachArgs, RunArgs, StateArgs};
 use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
-use flowlog_kernel::KernelError;
-use flowlog_pipeline::upload::BucketError;
-
-use crate::{agent::AgentError, config::ConfigError};
-
-/// Exit codes of `sysexits.h`.
-const EX_USAGE: u8 = 64;
-const EX_SOFTWARE: u8 = 70;
-const EX_TEMPFAIL: u8 = 75;
-const EX_NOPERM: u8 = 77;
-const EX_CONFIG: u8 = 78;
-
 /// eBPF flow logs: every packet of an interface, accepted or refused, as Parquet in object storage.
 #[derive(Parser)]
 #[command(name = "flowlog", version, max_term_width = 110)]
@@ -90,7 +79,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             let _ = error.print();
-            return if help { ExitCode::SUCCESS } else { ExitCode::from(EX_USAGE) };
+            return if help { ExitCode::SUCCESS } else { ExitCode::from(exit::EX_USAGE) };
         }
     };
     let result = match cli.command {
@@ -113,34 +102,9 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if error.is::<out::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            out::error(&format!("{error:#}"));
-            ExitCode::from(exit_code(&error))
+            out::error(&exit::words(&error));
+            exit::code(&error)
         }
-    }
-}
-
-fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<ConfigError>() {
-        return EX_CONFIG;
-    }
-    match error.downcast_ref::<AgentError>() {
-        Some(
-            AgentError::Kernel(KernelError::Permission { .. })
-            | AgentError::Target { source: BucketError::Denied { .. }, .. },
-        ) => EX_NOPERM,
-        Some(AgentError::LeftBehind { .. }) => EX_TEMPFAIL,
-        Some(
-            AgentError::NetDev(_)
-            | AgentError::Target { .. }
-            | AgentError::Spool(_)
-            | AgentError::StateDir { .. }
-            | AgentError::Rules(_)
-            | AgentError::Api(_)
-            | AgentError::File { .. }
-            | AgentError::OtherPins { .. }
-            | AgentError::OtherNetns { .. },
-        ) => EX_CONFIG,
-        _ => EX_SOFTWARE,
     }
 }
 

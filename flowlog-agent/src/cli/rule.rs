@@ -27,7 +27,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    client::{Client, ClientArgs},
+    client::{Client, ClientArgs, ClientError},
+    exit::NotThere,
     out::{self, for_people, say},
     status::Output,
 };
@@ -144,7 +145,7 @@ fn find(client: &Client, rule: &str) -> anyhow::Result<Uuid> {
     let named = all.iter().map(|s| &s.flow_log).filter(|f| f.properties.name == rule);
     match named.map(|f| f.id.0).collect::<Vec<_>>().as_slice() {
         [id] => Ok(*id),
-        [] => bail!("no flow log has the name or id `{rule}`; see `rule list`"),
+        [] => Err(NotThere(format!("no flow log has the name or id `{rule}`; see `rule list`")).into()),
         many => bail!("{} flow logs have the name `{rule}`; use an id of `rule list`", many.len()),
     }
 }
@@ -184,7 +185,7 @@ fn finished(client: &Client, request: &Value, done: &str, output: Output) -> any
         match status {
             Progress::Done if output == Output::Json => out::json(&answer)?,
             Progress::Done => say!("{done}")?,
-            Progress::Failed => bail!("not {done}: {message}"),
+            Progress::Failed => return Err(ClientError::Failed(format!("not {done}: {message}")).into()),
             // The agent has answered because it takes long: asked again.
             Progress::Queued | Progress::Running => continue,
         }

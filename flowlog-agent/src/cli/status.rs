@@ -2,14 +2,14 @@
 
 use std::{fmt::Write as _, path::Path, process::ExitCode};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::ValueEnum;
 use flowlog_host::lock;
 use flowlog_model::status::{CaptureState, Counts, RouteState, RuleStatus, Status};
 use flowlog_pipeline::reporter::FILE;
 use serde::Serialize;
 
-use super::out;
+use super::{exit::NotThere, out};
 
 /// Form of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -24,7 +24,9 @@ pub(super) fn run(state_dir: &Path, output: Output) -> anyhow::Result<ExitCode> 
     let path = state_dir.join(FILE);
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => bail!("no agent has run on `{}`", state_dir.display()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(NotThere(format!("no agent has run on `{}`", state_dir.display())).into());
+        }
         Err(e) => return Err(e).with_context(|| path.display().to_string()),
     };
     let status: Status = serde_json::from_str(&text).with_context(|| path.display().to_string())?;

@@ -1,0 +1,109 @@
+//! Exit codes, and the words of an error, for every command.
+
+use std::{io::ErrorKind, process::ExitCode};
+
+use flowlog_kernel::KernelError;
+use flowlog_pipeline::upload::BucketError;
+use hyper::StatusCode;
+
+use super::client::ClientError;
+use crate::{agent::AgentError, config::ConfigError};
+
+/// Exit codes of `sysexits.h`; README.md lists them.
+pub(super) const EX_USAGE: u8 = 64;
+const EX_DATAERR: u8 = 65;
+const EX_NOINPUT: u8 = 66;
+const EX_UNAVAILABLE: u8 = 69;
+const EX_SOFTWARE: u8 = 70;
+const EX_TEMPFAIL: u8 = 75;
+const EX_NOPERM: u8 = 77;
+const EX_CONFIG: u8 = 78;
+
+/// Something that was named is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NotThere(pub String);
+
+/// What went wrong, each cause once: some say the words of theirs themselves.
+pub(super) fn words(error: &anyhow::Error) -> String {
+    let mut all = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !all.contains(&cause) {
+            all = if all.is_empty() { cause } else { format!("{all}: {cause}") };
+        }
+    }
+    all
+}
+
+pub(super) fn code(error: &anyhow::Error) -> ExitCode {
+    let kind = error.chain().find_map(|c| c.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    if kind == Some(ErrorKind::PermissionDenied) {
+        return EX_NOPERM.into();
+    }
+    let known = error.chain().find_map(|c| {
+        let by_type = [
+            c.downcast_ref().map(of_agent),
+            c.downcast_ref().map(of_client),
+            c.downcast_ref().map(|_: &ConfigError| EX_CONFIG),
+            c.downcast_ref().map(|_: &NotThere| EX_NOINPUT),
+        ];
+        by_type.into_iter().flatten().next()
+    });
+    let by_kind = if kind == Some(ErrorKind::NotFound) { EX_NOINPUT } else { EX_SOFTWARE };
+    known.unwrap_or(by_kind).into()
+}
+
+fn of_client(error: &ClientError) -> u8 {
+    match error {
+        ClientError::Unreachable { .. } | ClientError::NoAnswer(_) => EX_UNAVAILABLE,
+        ClientError::Refused { status, .. } => match *status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => EX_NOPERM,
+            StatusCode::NOT_FOUND => EX_NOINPUT,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::SERVICE_UNAVAILABLE => {
+                EX_TEMPFAIL
+            }
+            status if status.is_client_error() => EX_DATAERR,
+            _ => EX_SOFTWARE,
+        },
+        ClientError::Failed(_) => EX_DATAERR,
+    }
+}
+
+fn of_agent(error: &AgentError) -> u8 {
+    match error {
+        AgentError::Kernel(KernelError::Permission { .. })
+        | AgentError::Target { source: BucketError::Denied { .. }, .. } => EX_NOPERM,
+        AgentError::LeftBehind { .. } => EX_TEMPFAIL,
+        AgentError::NetDev(_)
+        | AgentError::Target { .. }
+        | AgentError::Spool(_)
+        | AgentError::StateDir { .. }
+        | AgentError::Rules(_)
+        | AgentError::Api(_)
+        | AgentError::File { .. }
+        | AgentError::OtherPins { .. }
+        | AgentError::OtherNetns { .. } => EX_CONFIG,
+        AgentError::Kernel(_) | AgentError::Journal(_) | AgentError::Capture(_) | AgentError::System { .. } => {
+            EX_SOFTWARE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let refused = || std::io::Error::from(ErrorKind::ConnectionRefused);
+        let words_of = |error: anyhow::Error| words(&error);
+        assert_eq!(
+            words_of(anyhow::Error::from(refused()).context("cannot reach it")),
+            "cannot reach it: connection refused"
+        );
+        let said: anyhow::Result<()> = Err(refused()).with_context(|| format!("cannot reach it: {}", refused()));
+        assert_eq!(words_of(said.expect_err("refused")), "cannot reach it: connection refused");
+    }
+}
