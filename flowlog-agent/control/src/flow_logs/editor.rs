@@ -1,7 +1,7 @@
 //! What callers can wish for. Each is checked as far as that goes at once, and written down in one transaction; what takes
 //! time becomes a [`Request`], which the worker carries out.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use flowlog_model::{FlowLogId, rule::InvalidField};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use super::{
     flow_log::{FlowLog, Parent, Properties, Settings, Stamp, State},
     reader::visible,
     request::{Progress, Request, Work},
+    shares::Shares,
     stamp,
     store::{AuditEntry, Change, FlowLogStore, SharedStore},
 };
@@ -321,14 +322,19 @@ fn new_request(store: &FlowLogStore, caller: &Caller, contract: &Contract, work:
     })
 }
 
-/// The request itself, and old ones forgotten.
+/// The request itself, and old ones forgotten, of whoever has the most.
 fn request_changes(store: &FlowLogStore, request: &Request) -> Vec<Change> {
     let mut changes = vec![Change::Request(Box::new(request.clone()))];
     let surplus = (store.requests().len() + 1).saturating_sub(REQUESTS_KEPT_MAX);
     if surplus > 0 {
-        let mut over: Vec<&Request> = store.requests().values().filter(|r| r.progress.is_over()).collect();
-        over.sort_by_key(|r| r.number);
-        changes.extend(over.iter().take(surplus).map(|r| Change::Forget(r.id)));
+        let over = store.requests().values().filter(|r| r.progress.is_over());
+        let over: BTreeMap<u64, &Request> = over.map(|r| (r.number, r)).collect();
+        let mut shares = Shares::default();
+        for request in over.values() {
+            shares.push(&request.contract, request.number);
+        }
+        let forgotten = std::iter::from_fn(|| shares.forget()).take(surplus);
+        changes.extend(forgotten.map(|(_, number)| Change::Forget(over[&number].id)));
     }
     changes
 }

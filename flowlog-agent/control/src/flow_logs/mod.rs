@@ -3,7 +3,7 @@
 //!
 //! * [`access`], [`principals`]: who is asking, and what they may do;
 //! * [`flow_log`], [`request`]: the things that are kept, and their states;
-//! * [`store`]: keeping them, transactionally;
+//! * [`store`]: keeping them, transactionally; `shares`: what is forgotten first;
 //! * [`captures`]: what the kernel is to do, as a function of the store and the inventory;
 //! * [`reader`]: what callers see;
 //! * [`editor`]: what callers can wish for; all of it is quick;
@@ -22,6 +22,7 @@ pub mod flow_log;
 pub mod principals;
 pub(crate) mod reader;
 pub mod request;
+mod shares;
 pub mod store;
 pub mod summary;
 pub(crate) mod validator;

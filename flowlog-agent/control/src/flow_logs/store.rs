@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::{
     flow_log::{FlowLog, Stamp, State},
     request::Request,
+    shares::Shares,
 };
 use crate::inventory::Contract;
 
@@ -29,7 +30,7 @@ pub(crate) const FILE: &str = "rules.redb";
 /// Form of what is in it.
 const FORMAT: u64 = 1;
 /// Entries of the audit log that are kept: a change a minute for two months.
-pub(crate) const AUDIT_KEPT_MAX: u64 = 100_000;
+pub(crate) const AUDIT_KEPT_MAX: usize = 100_000;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const FLOW_LOGS: TableDefinition<u128, &[u8]> = TableDefinition::new("flow_logs");
@@ -66,6 +67,12 @@ pub struct AuditEntry {
     pub what: String,
 }
 
+/// As much of an entry as says whose it is.
+#[derive(Deserialize)]
+struct Contracted {
+    contract: Contract,
+}
+
 /// A part of a transaction.
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
@@ -87,6 +94,8 @@ pub struct FlowLogStore {
     flow_logs: BTreeMap<FlowLogId, FlowLog>,
     requests: BTreeMap<Uuid, Request>,
     audit_next: u64,
+    /// Entries of the audit log.
+    audit: Shares,
     changed: watch::Sender<()>,
 }
 
@@ -133,13 +142,15 @@ impl FlowLogStore {
             flow_logs: BTreeMap::new(),
             requests: BTreeMap::new(),
             audit_next: 0,
+            audit: Shares::default(),
             changed: watch::Sender::default(),
         };
         let found = store.tried(Self::prepare)?;
         if found != FORMAT {
             return Err(RulesError::Format { path: store.path, found });
         }
-        (store.flow_logs, store.requests, store.audit_next) = store.tried(Self::read)?;
+        (store.flow_logs, store.requests) = store.tried(Self::read)?;
+        (store.audit, store.audit_next) = store.tried(Self::read_audit)?;
         Ok(store)
     }
 
@@ -165,8 +176,8 @@ impl FlowLogStore {
         Ok(format)
     }
 
-    #[allow(clippy::type_complexity, reason = "the three parts of the store, once")]
-    fn read(&self) -> Result<(BTreeMap<FlowLogId, FlowLog>, BTreeMap<Uuid, Request>, u64), redb::Error> {
+    #[allow(clippy::type_complexity, reason = "two parts of the store, once")]
+    fn read(&self) -> Result<(BTreeMap<FlowLogId, FlowLog>, BTreeMap<Uuid, Request>), redb::Error> {
         let txn = self.db.begin_read()?;
         let (mut flow_logs, mut requests) = (BTreeMap::new(), BTreeMap::new());
         for entry in txn.open_table(FLOW_LOGS)?.iter()? {
@@ -178,8 +189,20 @@ impl FlowLogStore {
             let (id, value) = entry?;
             requests.insert(Uuid::from_u128(id.value()), parse(value.value())?);
         }
-        let audit_next = txn.open_table(AUDIT)?.last()?.map_or(0, |(n, _)| n.value() + 1);
-        Ok((flow_logs, requests, audit_next))
+        Ok((flow_logs, requests))
+    }
+
+    /// Whose entries the audit log has, and the number of the next one.
+    fn read_audit(&self) -> Result<(Shares, u64), redb::Error> {
+        let txn = self.db.begin_read()?;
+        let (mut shares, mut next) = (Shares::default(), 0);
+        for entry in txn.open_table(AUDIT)?.iter()? {
+            let (number, value) = entry?;
+            let of: Contracted = parse(value.value())?;
+            shares.push(&of.contract, number.value());
+            next = number.value() + 1;
+        }
+        Ok((shares, next))
     }
 
     #[must_use]
@@ -211,7 +234,12 @@ impl FlowLogStore {
     pub(crate) fn commit(&mut self, changes: Vec<Change>) -> Result<(), RulesError> {
         self.refuse_leaps(&changes)?;
         fault::point("rules_commit");
-        self.tried(|s| s.write(&changes))?;
+        let forgotten = self.make_room(&changes);
+        if let Err(error) = self.tried(|s| s.write(&changes, &forgotten)) {
+            forgotten.into_iter().rev().for_each(|(contract, number)| self.audit.undo_forget(contract, number));
+            audits(&changes).for_each(|entry| self.audit.undo_push(&entry.contract));
+            return Err(error);
+        }
         fault::point("rules_committed");
         for change in changes {
             match change {
@@ -228,6 +256,15 @@ impl FlowLogStore {
         }
         self.changed.send_replace(());
         Ok(())
+    }
+
+    /// Takes new entries of the audit log into account; returns those that are forgotten for them.
+    fn make_room(&mut self, changes: &[Change]) -> Vec<(Contract, u64)> {
+        for (number, entry) in (self.audit_next..).zip(audits(changes)) {
+            self.audit.push(&entry.contract, number);
+        }
+        let surplus = self.audit.len().saturating_sub(AUDIT_KEPT_MAX);
+        (0..surplus).filter_map(|_| self.audit.forget()).collect()
     }
 
     /// Refuses changes of state that are not in the drawing of [`super::flow_log`].
@@ -254,7 +291,7 @@ impl FlowLogStore {
         Ok(())
     }
 
-    fn write(&self, changes: &[Change]) -> Result<(), redb::Error> {
+    fn write(&self, changes: &[Change], forgotten: &[(Contract, u64)]) -> Result<(), redb::Error> {
         let txn = self.db.begin_write()?;
         {
             let mut flow_logs = txn.open_table(FLOW_LOGS)?;
@@ -269,12 +306,12 @@ impl FlowLogStore {
                     Change::Forget(id) => drop(requests.remove(id.as_u128())?),
                     Change::Audit(entry) => {
                         audit.insert(next, json(entry)?.as_slice())?;
-                        if let Some(old) = next.checked_sub(AUDIT_KEPT_MAX) {
-                            audit.remove(old)?;
-                        }
                         next += 1;
                     }
                 }
+            }
+            for (_, number) in forgotten {
+                audit.remove(number)?;
             }
         }
         txn.commit()?;
@@ -318,4 +355,9 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
 
 fn unusable(path: &Path, error: &dyn std::error::Error) -> RulesError {
     RulesError::Unusable { path: path.to_owned(), problem: error.to_string() }
+}
+
+/// The entries of the audit log among changes.
+fn audits(changes: &[Change]) -> impl Iterator<Item = &AuditEntry> {
+    changes.iter().filter_map(|change| if let Change::Audit(entry) = change { Some(&**entry) } else { None })
 }
