@@ -31,6 +31,7 @@ use crate::config::{Config, Manage};
 const ORDERS_MAX: usize = 4;
 
 /// Everything that is read from files, now and when they change.
+#[derive(Clone)]
 pub(crate) struct Files {
     pub inventory: watch::Receiver<Arc<Loaded>>,
     pub principals: watch::Receiver<Arc<Principals>>,

@@ -39,7 +39,10 @@ use flowlog_pipeline::{
 use kernel_source::KernelSource;
 use managed::{Files, Managed, Orders};
 use signals::Stop;
-use start::{check_interfaces, check_targets, open_kernel, open_spool, recover, setup, state_dir, when_there_is_room};
+use start::{
+    check_interfaces, check_targets, ensure_room, open_kernel, open_spool, recover, setup, state_dir,
+    when_there_is_room,
+};
 use tokio::time::MissedTickBehavior;
 use trouble::Trouble;
 
@@ -65,7 +68,9 @@ const DRAIN_BATCH: usize = 1_024;
 pub(crate) async fn run(config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
     let (fs, _lock) = state_dir(&config)?;
-    let Some(begun) = when_there_is_room(&mut stop, || begin(config.clone(), &fs)).await? else { return Ok(()) };
+    let files = config.manage.as_ref().map(Files::open).transpose()?;
+    let start = || begin(config.clone(), &fs, files.clone());
+    let Some(begun) = when_there_is_room(&mut stop, start).await? else { return Ok(()) };
     let Begun { config, spool, managed, mut capture, pending } = begun;
     heap::give_back();
     let inventory = managed.as_ref().map(Managed::inventory);
@@ -106,11 +111,12 @@ struct Begun {
     pending: Vec<Pending>,
 }
 
-fn begin(mut config: Config, fs: &Arc<dyn Filesystem>) -> Result<Begun, AgentError> {
+fn begin(mut config: Config, fs: &Arc<dyn Filesystem>, files: Option<Files>) -> Result<Begun, AgentError> {
+    ensure_room(&config.state_dir, &**fs)?;
     let spool = open_spool(&config, fs)?;
     check_targets(&config)?;
-    let managed = match config.manage.clone() {
-        Some(manage) => Some(Managed::open(&manage, Files::open(&manage)?, &mut config)?),
+    let managed = match config.manage.clone().zip(files) {
+        Some((manage, files)) => Some(Managed::open(&manage, files, &mut config)?),
         None => None,
     };
     let found = recover(&**fs)?;
@@ -133,6 +139,7 @@ pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
     }
     let (fs, _lock) = state_dir(&config)?;
     let take_over = || {
+        ensure_room(&config.state_dir, &*fs)?;
         let (spool, found) = (open_spool(&config, &fs)?, recover(&*fs)?);
         let (node, head) = open_kernel(&config, &found)?;
         let (capture, pending) = Capture::take_over(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;

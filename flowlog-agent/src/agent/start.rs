@@ -1,6 +1,6 @@
 //! Before anything is captured: the state directory, the targets, the kernel.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use flowlog_host::{clock, lock};
 use flowlog_kernel::{
@@ -52,6 +52,23 @@ pub(super) fn check_targets(config: &Config) -> Result<(), AgentError> {
             .map_err(|source| AgentError::Target { target: target.to_string(), source })?;
     }
     Ok(())
+}
+
+/// What must fit into the state directory before the programs are loaded, which takes a second of computing: the journal's first
+/// bytes, with room to spare.
+const ROOM_BYTES: usize = 64 << 10;
+
+/// Whether anything fits into the state directory, found out in the cheapest way.
+pub(super) fn ensure_room(state_dir: &Path, fs: &dyn Filesystem) -> Result<(), AgentError> {
+    const NAME: &str = "room.partial";
+    let write = || {
+        let mut file = fs.create("", NAME)?;
+        file.append(&vec![0; ROOM_BYTES])?;
+        file.sync()
+    };
+    let written = write();
+    let _ = fs.remove("", NAME);
+    written.map_err(|source| AgentError::StateDir { path: state_dir.to_owned(), source })
 }
 
 /// Pause before the state directory is tried again.
