@@ -111,25 +111,15 @@ impl Hooks {
         kind: HookKind,
     ) -> Result<Attached, KernelError> {
         // The kernel finds an interface by its index in the namespace of whoever asks.
-        let entered = netns::enter(&dev.netns, || self.attach_inside(programs, dev, direction, kind));
-        entered.unwrap_or_else(|e| Err(attach_error(&dev.name, "a hook", &e)))
-    }
-
-    fn attach_inside(
-        &mut self,
-        programs: &mut Programs,
-        dev: &NetDev,
-        direction: Direction,
-        kind: HookKind,
-    ) -> Result<Attached, KernelError> {
-        match kind {
+        let entered = netns::enter(&dev.netns, || match kind {
             HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(programs, dev),
             HookKind::Tcx if !has_tcx() => Err(no_tcx(dev, direction)),
             HookKind::Tcx => self.attach_tcx(programs, dev, direction),
             // XDP has no egress: TC does it.
             HookKind::Tc | HookKind::Xdp if has_tcx() => self.attach_tcx(programs, dev, direction),
             HookKind::Tc | HookKind::Xdp | HookKind::Clsact => self.attach_clsact(programs, dev, direction),
-        }
+        });
+        entered.unwrap_or_else(|e| Err(attach_error(&dev.name, "a hook", &e)))
     }
 
     /// The hook an earlier agent left behind, and where it is or will be pinned.

@@ -158,7 +158,7 @@ pub(crate) fn encode_window(
     let (rule, interface) = (info.rule.name.as_str(), info.interface_id.as_str());
     let settled = guarded(|| settle::settle(table, truth.as_ref(), hook)).unwrap_or_else(|words| {
         tracing::error!(rule, interface, words, "the flows of this window cannot be settled: only its counters stay");
-        settle::settle(FlowTable::default(), truth.as_ref(), hook)
+        guarded(|| settle::settle(FlowTable::default(), truth.as_ref(), hook)).unwrap_or_default()
     });
     complain(rule, interface, &settled);
     let write = |settled: &Settled| {
@@ -170,20 +170,17 @@ pub(crate) fn encode_window(
         let totals = settled.totals_only(reason);
         (write(&totals), totals.balance)
     };
-    let (mut written, mut balance) = match no_room(0) {
-        Some(why) => totals(LossReason::SpoolFull, &format!("the spool is full: {why}")),
-        None => (write(&settled), settled.balance),
+    let spool_full = |why: String| totals(LossReason::SpoolFull, &format!("the spool is full: {why}"));
+    let (written, balance) = match no_room(0) {
+        Some(why) => spool_full(why),
+        None => match write(&settled) {
+            Err(words) => totals(LossReason::NotEncoded, &words),
+            Ok(object) => match no_room(object.as_ref().map_or(0, |o| o.bytes.len() as u64)) {
+                Some(why) => spool_full(why),
+                None => (Ok(object), settled.balance),
+            },
+        },
     };
-    let size = |o: &Option<Object>| o.as_ref().map_or(0, |o| o.bytes.len() as u64);
-    match &written {
-        Ok(object) if balance.lost == settled.balance.lost => {
-            if let Some(why) = no_room(size(object)) {
-                (written, balance) = totals(LossReason::SpoolFull, &format!("the spool is full: {why}"));
-            }
-        }
-        Ok(_) => {}
-        Err(words) => (written, balance) = totals(LossReason::NotEncoded, words),
-    }
     let is_encoded = written.is_ok();
     let object = written.unwrap_or_else(|words| {
         tracing::error!(

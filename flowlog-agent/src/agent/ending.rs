@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Capture, delivery::Delivery, error::AgentError, signals::Stop, trouble::Trouble};
 use flowlog_host::clock;
+
+use super::{Capture, delivery::Delivery, error::AgentError, signals::Stop, trouble::Trouble};
 
 /// So often it is said what is waited for.
 const SAY_EVERY: Duration = Duration::from_secs(10);
@@ -14,7 +15,6 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 /// [`AgentError::LeftBehind`] if a signal came first; what there is to deliver is in the state directory then.
 pub(super) async fn finish(mut capture: Capture, mut delivery: Delivery, stop: &mut Stop) -> Result<(), AgentError> {
     tracing::info!("stopping: taking the hooks away and flushing the open windows");
-    stop.obey();
     let closed = tokio::select! {
         biased;
         () = stop.asked() => return Err(AgentError::LeftBehind { what: "windows that are not written yet".to_owned() }),

@@ -92,6 +92,8 @@ pub(crate) async fn run(config: Config) -> Result<(), AgentError> {
         );
         return Ok(());
     }
+    // The signal that led here is being obeyed; the next one ends the waiting.
+    stop.obey();
     match finish(capture, delivery, &mut stop).await {
         Err(AgentError::LeftBehind { what }) => {
             tracing::warn!("second signal: {what} are left; the next start delivers them");

@@ -260,6 +260,28 @@ fn too_many_requests_and_too_many_guesses_are_told_when_to_come_back() {
     );
 }
 
+#[test]
+fn a_field_that_nobody_knows_is_refused_and_changes_nothing() {
+    let node = Managed::new("no_pin = true").unwrap();
+    let _agent = node.start().unwrap();
+    let id = node.draft(NIC, "web", "flows");
+    let before = node.summary(&id);
+    let typo = json!({"name": "other", "buckett": "flows/x"});
+    let draft =
+        json!({"resource": NIC, "name": "a", "direction": "INGRESS", "action": "ALL", "bucket": "flows", "colour": 1});
+    for (method, path, body, field) in [
+        ("PATCH", format!("/flowlog/v1/flowlogs/{id}"), &typo, "buckett"),
+        ("PATCH", format!("/flowlog/v1/flowlogs/{id}"), &json!({}), "names no field"),
+        ("PATCH", format!("{}/{id}", flow_logs()), &typo, "buckett"),
+        ("POST", "/flowlog/v1/flowlogs".to_owned(), &draft, "colour"),
+        ("POST", "/flowlog/v1/flowlogs".to_owned(), &json!({"resource": NIC, "name": "a"}), "missing field"),
+    ] {
+        let answer = node.ask(method, &path, Some(body));
+        assert!(answer.status == 422 && answer.words().contains(field), "{method} {path}: {answer:?}");
+    }
+    assert_eq!(node.summary(&id), before);
+}
+
 /// A login of a principal, in the form of Basic.
 fn basic(who: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{who}:{password}")))

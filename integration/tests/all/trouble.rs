@@ -115,6 +115,11 @@ fn a_start_does_not_wait_for_a_store_and_the_other_rule_delivers() {
         traffic(10);
         sent += 10;
     }
+    // A signal that comes before there is anything to wait for is obeyed as well.
+    let mut hasty = node.command("detach");
+    hasty.wait_for("attached").unwrap();
+    hasty.signal(Signal::TERM);
+    assert_eq!(hasty.wait().unwrap(), Some(75), "{}", hasty.log());
     // Detaching waits for the dead store, says so, and obeys the first signal.
     let mut detach = node.command("detach");
     detach.wait_for("no answer").unwrap();

@@ -63,9 +63,14 @@ impl Hasher {
     /// Has a password checked; `None`: too many wait already, in all or from this address.
     pub(super) fn ask(&self, guess: Guess) -> Option<oneshot::Receiver<Option<Caller>>> {
         let mut queue = self.0.lock();
-        // Whoever has gone makes room.
         let Queue { waiting, each, .. } = &mut *queue;
-        waiting.retain(|job| !job.answer.is_closed() || leave(each, job.guess.address));
+        waiting.retain(|job| {
+            let has_gone = job.answer.is_closed();
+            if has_gone {
+                leave(each, job.guess.address);
+            }
+            !has_gone
+        });
         let mine = each.entry(guess.address).or_default();
         if waiting.len() >= WAITING_MAX || *mine >= WAITING_EACH_MAX {
             return None;
@@ -85,15 +90,14 @@ impl Drop for Hasher {
     }
 }
 
-/// A job of this address is not waiting any more. Says that it need not be kept.
-fn leave(each: &mut HashMap<IpAddr, usize>, address: IpAddr) -> bool {
+/// A job of this address is not waiting any more.
+fn leave(each: &mut HashMap<IpAddr, usize>, address: IpAddr) {
     if let Some(n) = each.get_mut(&address) {
         *n = n.saturating_sub(1);
         if *n == 0 {
             each.remove(&address);
         }
     }
-    false
 }
 
 impl Shared {

@@ -7,7 +7,7 @@ use axum::{
 };
 use flowlog_model::FlowLogId;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -22,12 +22,26 @@ const AUDIT_SHOWN: usize = 1_000;
 
 /// A draft to be added.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct Draft {
     /// NIC, NAT gateway or load balancer.
     pub resource: Uuid,
     /// Its fields, right or wrong.
     #[serde(flatten)]
     pub properties: Properties,
+}
+
+impl TryFrom<Map<String, Value>> for Draft {
+    type Error = String;
+
+    /// As `flatten` would have it, and fields that are not known are refused.
+    fn try_from(mut fields: Map<String, Value>) -> Result<Self, String> {
+        let resource = fields.remove("resource").ok_or("missing field `resource`")?;
+        let resource = serde_json::from_value(resource).map_err(|e| format!("resource: {e}"))?;
+        let said: Patch = serde_json::from_value(Value::Object(fields)).map_err(|e| e.to_string())?;
+        let missing = |fields: Vec<&str>| format!("missing field `{}`", fields.join("`, `"));
+        Ok(Self { resource, properties: said.complete().map_err(missing)? })
+    }
 }
 
 /// What is to be provisioned: these, or all drafts of the contract.

@@ -31,7 +31,7 @@ const REQUESTS_KEPT_MAX: usize = 5_000;
 
 /// Some fields of a flow log: those that somebody says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(default)]
+#[serde(deny_unknown_fields, default)]
 #[schema(as = FlowLogProperties)]
 pub struct Patch {
     /// Name; begins every object key after the prefix.

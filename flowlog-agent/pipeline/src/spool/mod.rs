@@ -147,21 +147,19 @@ impl Spool {
         let spool = Self { fs, limits, usage: Arc::default(), heads: Arc::default() };
         spool.fs.make_dir(DIR).map_err(failed("make the directory", DIR))?;
         spool.fs.make_dir(QUARANTINE).map_err(failed("make the directory", QUARANTINE))?;
-        let mut left = Leftovers::default();
-        let mut bytes = 0;
-        spool.each(DIR, &mut left.foreign, |dir, item| {
-            if item.name.ends_with(PARTIAL) {
-                spool.fs.remove(dir, &item.name).map_err(failed("remove", &item.name))?;
-                left.partial += 1;
-            } else {
-                bytes += item.bytes;
-            }
-            Ok(())
-        })?;
-        spool.each(QUARANTINE, &mut Vec::new(), |_, item| {
-            bytes += item.bytes;
-            Ok(())
-        })?;
+        let (mut partial, mut bytes, mut foreign) = (0, 0, Vec::new());
+        for base in [DIR, QUARANTINE] {
+            spool.each(base, &mut foreign, |dir, item| {
+                if item.name.ends_with(PARTIAL) {
+                    spool.fs.remove(dir, &item.name).map_err(failed("remove", &item.name))?;
+                    partial += 1;
+                } else {
+                    bytes += item.bytes;
+                }
+                Ok(())
+            })?;
+        }
+        let left = Leftovers { partial, foreign };
         spool.usage.bytes.store(bytes, Ordering::Relaxed);
         Ok((spool, left))
     }

@@ -190,6 +190,8 @@ impl Uploader {
             tracing::error!(%error, "cannot list the spool");
             Vec::new()
         });
+        // What has been delivered after all is forgotten.
+        self.refusals.retain(|(location, key), _| entries.iter().any(|e| e.location == *location && e.key == *key));
         let mut routes: BTreeMap<Route, Vec<Entry>> = BTreeMap::new();
         for entry in entries {
             routes.entry(route(&entry)).or_default().push(entry);
