@@ -378,8 +378,10 @@ fn rules_attach_and_count_only_what_they_want() {
         });
         let landed = agent.stop().unwrap();
         let ingress = |r: &integration::rows::Row| r.direction == "ingress";
-        assert_eq!(landed.sum(|r| ingress(r) && r.action == "ACCEPT").0, accepted, "{action} {direction}");
-        assert_eq!(landed.sum(|r| ingress(r) && r.action == "REJECT").0, rejected, "{action} {direction}");
+        for (verdict, packets) in [("ACCEPT", accepted), ("REJECT", rejected)] {
+            let seen = landed.sum(|r| ingress(r) && r.action == verdict).0;
+            assert_eq!(seen, packets, "{verdict}, {action} {direction}: {:#?}", landed.rows);
+        }
         if direction == "ingress" {
             assert_eq!(landed.sum(|r| r.direction == "egress").0, 0);
         }
