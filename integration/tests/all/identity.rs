@@ -135,7 +135,11 @@ fn a_filter_in_front_refuses_every_second_packet_of_a_flow() {
         let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
         let other = Other::attach(&pair.a, "tc_drop_half", side, Place::TcxFirst).unwrap();
         let (from, to) = if place.direction == "ingress" { (&pair.b, "10.1.0.1:7") } else { (&pair.a, "10.1.0.2:7") };
-        from.run(|| traffic::udp(to, 100, PAYLOAD)).unwrap();
+        from.run(|| {
+            // The filter takes every second packet of each CPU.
+            traffic::pin_to_cpu(0);
+            traffic::udp(to, 100, PAYLOAD).unwrap();
+        });
         let landed = agent.stop().unwrap();
         assert_eq!(other.counters().unwrap(), (100, 50));
         assert_exact(&landed, place, 7, sum(50), sum(50));
