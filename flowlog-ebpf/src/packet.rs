@@ -54,8 +54,10 @@ pub const NOT_THERE: u16 = 0xffff;
 const ETH_HEADER: usize = 14;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
-const ETH_P_8021Q: u16 = 0x8100;
-const ETH_P_8021AD: u16 = 0x88a8;
+/// A VLAN tag follows (`include/uapi/linux/if_ether.h`).
+pub const ETH_P_8021Q: u16 = 0x8100;
+/// A provider's VLAN tag follows.
+pub const ETH_P_8021AD: u16 = 0x88a8;
 const VLAN_ID: u16 = 0x0fff;
 
 const ICMP: u8 = 1;

@@ -102,15 +102,12 @@ pub const PLACE_FRAGMENT: u32 = 8;
 /// [`Note::place`]: set for IPv6.
 pub const PLACE_V6: u32 = 16;
 
-/// [`Datagram::epoch`]: fragments of two windows.
-pub const MIXED: u32 = u32::MAX;
-
 /// A datagram in fragments. The kernel puts them together before most firewalls see them; what dies then is one buffer, with
 /// the contents of the first fragment and the address of the one that came last.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Datagram {
-    /// Hash of addresses, protocol, identification and interface; 0: free.
+    /// Hash of addresses, identification, interface, and for IPv4 the protocol; 0: free.
     pub check: u64,
     /// Address of the `sk_buff` that came last.
     pub address: u64,
@@ -120,12 +117,17 @@ pub struct Datagram {
     pub later_bytes: u32,
     /// How many those are.
     pub later_packets: u32,
-    /// Epoch of the one that came first; [`MIXED`] if others came in another.
+    /// Epoch of the one that came first.
     pub epoch: u32,
     /// [`Note::number`] of the first fragment, 0 if it has not come.
     pub first: u32,
     /// It was refused as a whole.
-    pub refused: u32,
+    pub refused: u16,
+    /// Protocol that the later fragments name. Options behind an IPv6 fragment header are in the first fragment only: then it is not
+    /// the protocol of the datagram.
+    pub later_proto: u8,
+    /// The fragments do not agree: on the window, or the later ones on their protocol.
+    pub mixed: u8,
 }
 
 /// Where an IPv6 packet came from and goes to: how a [`Key`] begins.

@@ -3,13 +3,15 @@
 //!
 //! Every test ends with [`Agent::stop`], which fails if the books of a window do not balance.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use integration::{
     agent::Agent,
     claims::{NONE, Place, into, out_of},
     net::{Netns, Pair, address},
     rows::{Objects, Sum},
     stacks::Routed,
-    traffic,
+    traffic::{self, Raw, checksum},
 };
 
 const DATAGRAMS: usize = 20;
@@ -136,4 +138,88 @@ fn accepted_fragments_beside_refused_ones() {
     let landed = agent.stop().unwrap();
     assert_eq!(pair.a.nft_counter("inet t", "refused").unwrap().0, DATAGRAMS as u64);
     assert_all(&landed, into("eth0"), false, all(false), all(false));
+}
+
+/// Where a frame goes and where it comes from.
+type Macs = ([u8; 6], [u8; 6]);
+
+/// The three fragments of a UDP datagram over IPv4, from 10.1.0.2 to port 7 of 10.1.0.1.
+fn three4((to, from): Macs, id: u16) -> Vec<Vec<u8>> {
+    let whole =
+        &traffic::udp4((to, from), (Ipv4Addr::new(10, 1, 0, 2), 7), (Ipv4Addr::new(10, 1, 0, 1), 7), PAYLOAD)[14..];
+    let payload = &whole[20..];
+    let cut = |(at, piece): (usize, &[u8])| {
+        let (offset, more) = (at * 1_480, at * 1_480 + piece.len() < payload.len());
+        let mut header = whole[..20].to_vec();
+        header[2..4].copy_from_slice(&u16::try_from(20 + piece.len()).unwrap().to_be_bytes());
+        header[4..6].copy_from_slice(&id.to_be_bytes());
+        header[6..8].copy_from_slice(&(u16::try_from(offset / 8).unwrap() | u16::from(more) << 13).to_be_bytes());
+        header[10..12].fill(0);
+        let sum = checksum(&[&header]);
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+        [&to[..], &from, &[8, 0], &header, piece].concat()
+    };
+    payload.chunks(1_480).enumerate().map(cut).collect()
+}
+
+/// Bytes of a destination options header with nothing but padding (RFC 8200, 4.6).
+const OPTIONS: usize = 8;
+
+/// The three fragments of a UDP datagram over IPv6, from `fd01::2` to port 7 of `fd01::1`, with options behind the fragment header.
+fn three6((to, from): Macs, id: u32) -> Vec<Vec<u8>> {
+    let ends = ["fd01::2", "fd01::1"].map(|ip| ip.parse::<Ipv6Addr>().unwrap().octets()).concat();
+    let length = u16::try_from(8 + PAYLOAD).unwrap().to_be_bytes();
+    let mut udp = [&[0, 7, 0, 7, length[0], length[1], 0, 0], &[0; PAYLOAD][..]].concat();
+    let sum = checksum(&[&ends, &[0, 17], &length, &udp]);
+    udp[6..8].copy_from_slice(&sum.to_be_bytes());
+    let payload = [&[17, 0, 1, 4, 0, 0, 0, 0], &udp[..]].concat();
+    let cut = |(at, piece): (usize, &[u8])| {
+        let (offset, more) = (at * 1_448, at * 1_448 + piece.len() < payload.len());
+        let field = (u16::try_from(offset).unwrap() | u16::from(more)).to_be_bytes();
+        let fragment = [&[60, 0, field[0], field[1]], &id.to_be_bytes()[..]].concat();
+        let length = u16::try_from(8 + piece.len()).unwrap().to_be_bytes();
+        let header = [&[0x60, 0, 0, 0, length[0], length[1], 44, 64], &ends[..]].concat();
+        [&to[..], &from, &[0x86, 0xdd], &header, &fragment, piece].concat()
+    };
+    payload.chunks(1_448).enumerate().map(cut).collect()
+}
+
+/// Only the first fragment has the options, and so the protocol. The others say what comes behind their header.
+#[test]
+fn fragments_with_options_behind_their_header_are_refused_under_the_protocol_that_each_names() {
+    let pair = Pair::new().unwrap();
+    pair.a.nft(&tracked("input")).unwrap();
+    let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+    let macs = (pair.a.mac("eth0").unwrap(), pair.b.mac("eth0").unwrap());
+    let frames: Vec<_> = (0..DATAGRAMS as u32).flat_map(|id| three6(macs, id)).collect();
+    pair.b.run(|| Raw::open("eth0").unwrap().send(&frames)).unwrap();
+    let landed = agent.stop().unwrap();
+    assert_eq!(pair.a.nft_counter("inet t", "refused").unwrap().0, DATAGRAMS as u64);
+    let of =
+        |protocol, action| landed.sum(|r| r.protocol == protocol && r.direction == "ingress" && r.action == action);
+    let datagrams = DATAGRAMS as u64;
+    let (first, all) = (datagrams * 1_496, datagrams * (BYTES_6 + OPTIONS as u64));
+    assert_eq!([of(17, "REJECT"), of(60, "REJECT")], [(datagrams, first), (2 * datagrams, all - first)]);
+    assert_eq!([of(17, "ACCEPT"), of(60, "ACCEPT")], [NONE, NONE]);
+    assert_eq!(landed.unknown("ingress"), NONE);
+}
+
+/// Which of the two was in the datagram is not known, nor what else does not agree: all that came stays accepted, and is said to be unknown.
+#[test]
+fn a_fragment_that_came_twice_makes_all_fragments_of_its_datagram_unknown() {
+    let pair = Pair::new().unwrap();
+    pair.a.nft(&tracked("input")).unwrap();
+    let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+    let macs = (pair.a.mac("eth0").unwrap(), pair.b.mac("eth0").unwrap());
+    let twice = |id| {
+        let [first, second, third] = <[Vec<u8>; 3]>::try_from(three4(macs, id)).unwrap();
+        [first, second.clone(), second, third]
+    };
+    let frames: Vec<_> = (0..DATAGRAMS as u16).flat_map(twice).collect();
+    pair.b.run(|| Raw::open("eth0").unwrap().send(&frames)).unwrap();
+    let landed = agent.stop().unwrap();
+    assert_eq!(pair.a.nft_counter("inet t", "refused").unwrap().0, DATAGRAMS as u64);
+    let came = (4 * DATAGRAMS as u64, DATAGRAMS as u64 * (BYTES_4 + 1_500));
+    assert_all(&landed, into("eth0"), false, NONE, came);
+    assert_eq!(landed.unknown("ingress"), came);
 }

@@ -8,7 +8,7 @@ use integration::{
     claims::{NONE, PACKETS, PAYLOAD, assert_exact, into, out_of, rules, sum},
     features,
     net::{Netns, address, veth},
-    rows::Objects,
+    rows::{Objects, Row},
     stacks::{Bridged, neighbour, upper},
     traffic,
 };
@@ -109,6 +109,49 @@ fn a_multicast_frame_is_refused_per_port_and_accepted_where_it_came_in() {
 #[test]
 fn a_frame_to_an_unknown_station_is_refused_per_port_and_accepted_where_it_came_in() {
     refused_per_port_and_accepted_where_it_came_in(UNKNOWN);
+}
+
+/// The kernel takes one tag out of a frame, and leaves its buffer with the ethertype of the next one: a guest that tags twice must not
+/// hide what it is refused.
+#[test]
+fn frames_with_one_two_and_three_vlan_tags_are_refused_alike() {
+    for (hook, leaves) in [("prerouting", false), ("forward", true), ("postrouting", true)] {
+        for args in [&[][..], &["--hook", "xdp"], &["--action", "rejected"]] {
+            let net = Bridged::new(2).unwrap();
+            let to = net.guests[1].mac("eth0").unwrap();
+            let station = to.map(|b| format!("{b:02x}")).join(":");
+            net.host
+                .nft(&format!(
+                    "table bridge t {{\n counter refused {{ }}\n chain c {{\n  type filter hook {hook} priority 0\n  \
+                     ether daddr {station} counter name refused drop\n }}\n}}\n"
+                ))
+                .unwrap();
+            let agent = Agent::start(&net.host, &["tap1", "tap2"], args).unwrap();
+            let tags: [&[[u8; 4]]; 4] = [
+                &[[0x81, 0, 0, 7]],
+                &[[0x81, 0, 0, 7], [0x81, 0, 0, 8]],
+                &[[0x88, 0xa8, 0, 7], [0x81, 0, 0, 8]],
+                &[[0x81, 0, 0, 7], [0x81, 0, 0, 8], [0x81, 0, 0, 9]],
+            ];
+            for (tags, port) in tags.iter().zip(7..) {
+                let mut tagged = frames(&net, 1, to, ([10, 4, 0, 2], port), PACKETS);
+                for frame in &mut tagged {
+                    frame.splice(12..12, tags.concat());
+                }
+                send(&net, 1, &tagged);
+            }
+            let landed = agent.stop().unwrap();
+            // A neighbour's question or answer may be among them.
+            assert!(net.host.nft_counter("bridge t", "refused").unwrap().0 >= 4 * PACKETS as u64);
+            for port in 7..11 {
+                eprintln!("{hook} {args:?}, {} tags", tags[usize::from(u16::try_from(port).unwrap()) - 7].len());
+                assert_exact(&landed, into("tap1"), port, sum(PACKETS), NONE);
+                assert_exact(&landed, out_of("tap2"), port, if leaves { sum(PACKETS) } else { NONE }, NONE);
+            }
+            let tagged = |r: &&Row| r.action == "REJECT" && (7..11).contains(&r.dport);
+            assert!(landed.rows.iter().filter(tagged).all(|r| r.vlan == 7), "{:#?}", landed.rows);
+        }
+    }
 }
 
 /// A flow log that wants refusals only knows where a packet came in all the same.

@@ -13,6 +13,7 @@ use crate::{
     cache::{Before, One, count, emit_alone, split},
     cpu::{cpu, lock, unlock},
     family::Family,
+    frame::computed,
     maps::{IFACES, PASSED_MASK, TRUTH},
 };
 
@@ -136,7 +137,7 @@ fn found(iface: Iface, (ifindex, direction): (u32, u8), now_ns: u64, elsewhere: 
     let truth = truth(iface.id, iface.epoch)?;
     let cpu = cpu()?;
     // SAFETY: a map value; the direction is 0 or 1.
-    let truth = unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(usize::from(direction & 1)) };
+    let truth = computed(unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(usize::from(direction & 1)) });
     Some(At { iface, ifindex, direction, cpu, now_ns, truth, elsewhere })
 }
 

@@ -144,18 +144,23 @@ fn unknown_copy(event: &mut Event) {
     }
 }
 
+/// Packets and bytes of the note, and of the rest of its datagram.
+#[inline(always)]
+fn with_its_datagram(event: &Event) -> Wire {
+    let (note, later, unsure) = (&event.note, event.later, event.unsure);
+    Wire {
+        packets: u32::from(note.packets) + later.packets + unsure.packets,
+        bytes: note.bytes + later.bytes + unsure.bytes,
+    }
+}
+
 /// It is not known what became of the packet of the note, on its way in.
 #[inline(always)]
 fn unknown_noted(event: &mut Event) {
     let (note, d) = (&event.note, &event.dropped);
     let ifindex = u32::from(note.ifindex);
     if note.key.meta.direction() == INGRESS && is_here(ifindex, d.netns) {
-        let Wire { packets, bytes } = event.later;
-        refuse::unknown(
-            ifindex,
-            INGRESS,
-            Wire { packets: packets + u32::from(note.packets), bytes: bytes + note.bytes },
-        );
+        refuse::unknown(ifindex, INGRESS, with_its_datagram(event));
         event.came_in_noted |= ifindex == d.iif;
     }
 }
@@ -187,10 +192,7 @@ fn noted(event: &mut Event) {
     }
     let note = &event.note;
     if copies_live_on || event.cause.own_filter || weak {
-        let direction = note.key.meta.direction();
-        let Wire { packets, bytes } = event.later;
-        let wire = Wire { packets: packets + u32::from(note.packets), bytes: bytes + note.bytes };
-        return refuse::unknown(ifindex, direction, wire);
+        return refuse::unknown(ifindex, note.key.meta.direction(), with_its_datagram(event));
     }
     if note.family() == FAMILY_V4 {
         refuse::noted::<V4>(event);

@@ -28,17 +28,19 @@ pub fn whole(event: &mut Event) -> Whole {
         FAMILY_V4 => event.v4.l3_len.wrapping_sub(event.v4.ip_header),
         _ => event.v6.l3_len.wrapping_sub(event.v6.ip_header),
     };
-    let complete = datagram.first == u32::from(event.note.number)
-        && datagram.epoch == event.note.key.meta.epoch
-        && datagram.payload == payload
-        && datagram.refused == 0;
-    if !complete {
+    if datagram.first != u32::from(event.note.number) || datagram.refused != 0 {
         return Whole::Unknown;
     }
     // Judged from here on, whatever comes of it: its fragments die with it.
     datagram.refused = 1;
+    let others = Wire { packets: datagram.later_packets, bytes: datagram.later_bytes };
+    if datagram.mixed != 0 || datagram.epoch != event.note.key.meta.epoch || datagram.payload != payload {
+        // Not what the wire would have carried on: one of them came twice, perhaps.
+        event.unsure = others;
+        return Whole::Unknown;
+    }
     event.wire = Wire { packets: u32::from(event.note.packets), bytes: event.note.bytes };
-    event.later = Wire { packets: datagram.later_packets, bytes: datagram.later_bytes };
+    (event.later, event.later_proto) = (others, datagram.later_proto);
     if datagram.address == event.cause.address { Whole::Shown } else { Whole::Unknown }
 }
 
@@ -46,7 +48,11 @@ pub fn whole(event: &mut Event) -> Whole {
 #[inline(never)]
 pub fn fragment(event: &mut Event, mtu: u32) {
     // An IPv6 fragment has a header that says so.
-    let (header, extra) = if event.family == FAMILY_V4 { (event.v4.ip_header, 0) } else { (event.v6.ip_header, 8) };
+    let (header, extra, proto) = if event.family == FAMILY_V4 {
+        (event.v4.ip_header, 0, event.v4.proto)
+    } else {
+        (event.v6.ip_header, 8, event.v6.proto)
+    };
     // All but the last carry a multiple of eight bytes.
     let each = mtu.saturating_sub(header + extra) & !7;
     let payload = event.wire.bytes.saturating_sub(header);
@@ -56,4 +62,5 @@ pub fn fragment(event: &mut Event, mtu: u32) {
     let later = (payload - 1) / each;
     event.wire = Wire { packets: 1, bytes: header + extra + each };
     event.later = Wire { packets: later, bytes: payload - each + later * (header + extra) };
+    event.later_proto = proto;
 }

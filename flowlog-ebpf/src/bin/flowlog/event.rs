@@ -48,6 +48,10 @@ pub struct Event {
     pub wire: Wire,
     /// Packets and bytes of the other fragments, if it is a datagram that was put together.
     pub later: Wire,
+    /// The protocol that those name.
+    pub later_proto: u8,
+    /// Packets and bytes of the other fragments of a datagram whose fragments do not agree.
+    pub unsure: Wire,
     /// Which part of a datagram it is: all of it, or a fragment.
     pub part: Part,
     /// A hook of the interface it came in through has noted it.
@@ -113,7 +117,8 @@ impl Event {
     pub fn begin(&mut self) {
         (self.family, self.is_read, self.needs_headers) = (0, false, false);
         self.is_asked = false;
-        self.later = Wire { packets: 0, bytes: 0 };
+        (self.later, self.later_proto) = (Wire { packets: 0, bytes: 0 }, 0);
+        self.unsure = Wire { packets: 0, bytes: 0 };
         (self.came_in_noted, self.left_through) = (false, 0);
     }
 }

@@ -37,6 +37,15 @@ pub fn opaque(number: u32) -> u32 {
     wide as u32
 }
 
+/// The same pointer, computed where this is written. LLVM would keep its index on the stack instead, and add it where the pointer is
+/// used: there the verifier does not know the index's bounds any more.
+#[inline(always)]
+pub fn computed<T>(mut pointer: *mut T) -> *mut T {
+    // SAFETY: a move to itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    pointer
+}
+
 /// The linear part of a packet, by direct packet access.
 pub struct Direct {
     pub data: usize,

@@ -1,7 +1,10 @@
 //! Reading kernel memory: the headers of a packet that dies, and what the kernel knows about it.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use flowlog_ebpf::{abi::KernelOffsets, packet::Bytes};
+use flowlog_ebpf::{
+    abi::KernelOffsets,
+    packet::{Bytes, ETH_P_8021AD, ETH_P_8021Q, VLAN_TAGS_MAX},
+};
 
 use crate::{frame::forget, maps::OFFSETS};
 
@@ -71,6 +74,8 @@ fn gso(shinfo: u64, o: &KernelOffsets) -> (u32, u32) {
     (one(o.shinfo_gso_size), one(o.shinfo_gso_segs))
 }
 
+/// A VLAN tag behind the ethertype that announces it: control information, and the next ethertype (IEEE 802.1Q).
+const TAG_BYTES: u64 = 4;
 /// `PACKET_BROADCAST` of `include/uapi/linux/if_packet.h`.
 const PACKET_BROADCAST: u8 = 1;
 /// `PACKET_MULTICAST` there.
@@ -205,6 +210,25 @@ impl Dropped {
             (u32::from(kind), u32::from(is_input))
         };
         Route { is_input: forget(is_input) != 0, kind: forget(kind) as u16 }
+    }
+
+    /// Goes behind the VLAN tags that are in front of the network header. The kernel takes the outermost one out of a frame; behind it,
+    /// the buffer has the ethertype of the next tag.
+    #[inline(always)]
+    pub fn skip_tags(&mut self) {
+        for _ in 0..VLAN_TAGS_MAX {
+            if self.protocol != ETH_P_8021Q && self.protocol != ETH_P_8021AD {
+                return;
+            }
+            let [t0, t1, p0, p1]: [u8; 4] = probe_or_zero::<u32>(self.headers.address).to_ne_bytes();
+            if self.vlan_tci == 0 {
+                self.vlan_tci = u16::from_be_bytes([t0, t1]);
+            }
+            self.protocol = u16::from_be_bytes([p0, p1]);
+            self.headers.address += TAG_BYTES;
+            self.headers.len = self.headers.len.saturating_sub(TAG_BYTES as usize);
+            self.l3_available = self.l3_available.saturating_sub(TAG_BYTES as u32);
+        }
     }
 
     /// Reads the members of `skb`. A function of its own: it fills the stack with offsets.

@@ -10,7 +10,7 @@
 use aya_ebpf::helpers::generated::bpf_map_lookup_percpu_elem;
 use flowlog_ebpf::{
     abi::{
-        Cpu, DATAGRAMS as DATAGRAM_COUNT, Datagram, EGRESS, Ends6, FAMILY_V6, Ip6, Key, LAST_SHIFT, MIXED, Meta,
+        Cpu, DATAGRAMS as DATAGRAM_COUNT, Datagram, EGRESS, Ends6, FAMILY_V4, FAMILY_V6, Ip6, Key, LAST_SHIFT, Meta,
         NO_NUMBERS, NOTES, Note, PLACE_BITS, PLACE_FRAGMENT,
     },
     packet::{Flow, Part},
@@ -128,12 +128,13 @@ fn remember(check: u64, address: u64, part: Part, one: &Piece) -> u32 {
     }
     d.address = address;
     d.payload += one.payload;
-    if d.epoch != one.epoch {
-        d.epoch = MIXED;
+    if d.epoch != one.epoch || (!first && d.later_packets != 0 && d.later_proto != one.proto) {
+        d.mixed = 1;
     }
     if first {
         d.first = one.number;
     } else {
+        d.later_proto = one.proto;
         d.later_packets += 1;
         d.later_bytes += one.bytes;
     }
@@ -146,12 +147,15 @@ struct Piece {
     bytes: u32,
     epoch: u32,
     number: u32,
+    proto: u8,
 }
 
 #[inline(always)]
 fn fragment<F: Family>(at: &At, packet: &Noted<'_, F::Addr>, note: &Note) -> u32 {
     let Flow { l3_len, ip_header, fragment, .. } = *packet.flow;
-    let meta = Meta { sport: 0, dport: 0, epoch: 0, ..packet.key.meta };
+    // Fragments of one IPv6 datagram may name two protocols: see `Datagram::later_proto`.
+    let proto = if F::FAMILY == FAMILY_V4 { packet.key.meta.proto } else { 0 };
+    let meta = Meta { sport: 0, dport: 0, epoch: 0, proto, ..packet.key.meta };
     let key = Key { meta, ..*packet.key };
     let check = F::hash(&key) ^ (u64::from(fragment.id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let piece = Piece {
@@ -159,6 +163,7 @@ fn fragment<F: Family>(at: &At, packet: &Noted<'_, F::Addr>, note: &Note) -> u32
         bytes: packet.wire.bytes,
         epoch: at.iface.epoch,
         number: u32::from(note.number),
+        proto: packet.key.meta.proto,
     };
     // Volatile: what was written there is a pointer to the compiler, and must be read as a number.
     // SAFETY: a member of a reference.

@@ -94,7 +94,7 @@ pub fn noted<F: Family>(event: &mut Event) {
     let note = &event.note;
     let seen = counted.was_seen();
     let one = Refusal { wire, tcp_flags: note.tcp_flags, now_ns: note.now_ns, class, seen };
-    record_all::<F>(&place, &mut key, &one, event.later);
+    record_all::<F>(&place, &mut key, &one, event);
     leave(&place);
 }
 
@@ -109,7 +109,7 @@ pub fn unseen<F: Family>(event: &Event, ifindex: u32, direction: u8, f: &Flow<F:
     // SAFETY: takes no arguments.
     let now_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(TICK_NS.load());
     let one = Refusal { wire: event.wire, tcp_flags: f.tcp_flags, now_ns, class: class::REFUSED, seen: false };
-    record_all::<F>(&place, &mut key, &one, event.later);
+    record_all::<F>(&place, &mut key, &one, event);
     leave(&place);
 }
 
@@ -160,13 +160,14 @@ pub fn is_same_tuple(event: &Event) -> bool {
     a.src == b.src && a.dst == b.dst && a.sport == b.meta.sport && a.dport == b.meta.dport
 }
 
-/// Counts it, and the `later` fragments of its datagram, which carry no ports.
+/// Counts it, and the later fragments of its datagram, which carry no ports.
 #[inline(always)]
-fn record_all<F: Family>(place: &Place, key: &mut Key<F::Addr>, one: &Refusal, later: Wire) {
+fn record_all<F: Family>(place: &Place, key: &mut Key<F::Addr>, one: &Refusal, event: &Event) {
     record::<F>(place, key, one);
-    if later.packets != 0 {
-        (key.meta.sport, key.meta.dport) = (absent(key.meta.proto), absent(key.meta.proto));
-        record::<F>(place, key, &Refusal { wire: later, tcp_flags: 0, ..*one });
+    if event.later.packets != 0 {
+        let (proto, none) = (event.later_proto, absent(event.later_proto));
+        (key.meta.proto, key.meta.sport, key.meta.dport) = (proto, none, none);
+        record::<F>(place, key, &Refusal { wire: event.later, tcp_flags: 0, ..*one });
     }
 }
 

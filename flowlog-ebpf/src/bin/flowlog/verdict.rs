@@ -131,6 +131,7 @@ fn dropped(skb: *const u8, dying: *mut Dying, which: usize, cause: Cause) {
         let event = (&raw mut (*dying).scratch[which]).cast::<Event>();
         (&raw mut (*event).cause).write(cause);
         Dropped::read(skb, &raw mut (*event).dropped);
+        (*event).dropped.skip_tags();
         if (*event).dropped.protocol == ETH_P_IP || (*event).dropped.protocol == ETH_P_IPV6 {
             (*event).begin();
             chain::begin(event, which);
