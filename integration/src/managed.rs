@@ -75,7 +75,8 @@ impl Managed {
             plug_in(&node, &far, interface, n + 1)?;
         }
         let managed = Self { node, far, dir };
-        for sub in ["buckets/flows", "inventory.d", "bpf"] {
+        fs::create_dir_all(managed.bucket("flows"))?;
+        for sub in ["inventory.d", "bpf"] {
             fs::create_dir_all(managed.path(sub))?;
         }
         sh(&format!("mount -t bpf bpf {}", managed.path("bpf").display()))?;
@@ -259,12 +260,18 @@ impl Managed {
         Ok((out.status.code(), text(&out.stdout), text(&out.stderr)))
     }
 
+    /// A bucket of [`CONTRACT`]: a directory.
+    #[must_use]
+    pub fn bucket(&self, name: &str) -> PathBuf {
+        self.path(&format!("buckets/{CONTRACT}/{name}"))
+    }
+
     /// What landed in a bucket.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn landed(&self, bucket: &str) -> anyhow::Result<Objects> {
-        Objects::below(&self.path(&format!("buckets/{bucket}"))).context("landed")
+        Objects::below(&self.bucket(bucket)).context("landed")
     }
 }
 

@@ -6,18 +6,18 @@ use async_trait::async_trait;
 use flowlog_control::{
     api::serve::{Listening, listen},
     flow_logs::{
-        Answer, BucketProbe, CaptureOrder, Parts, captures, control_plane, flow_log::Settings, principals::Principals,
-        store::FlowLogStore,
+        Answer, BucketProbe, CaptureOrder, Parts, ProbeError, captures, control_plane, flow_log::Settings,
+        principals::Principals, store::FlowLogStore,
     },
     inventory::{
-        BucketPlace,
+        Buckets as OwnedBuckets,
         load::{Loaded, Loader, stamp},
         watch as changes,
     },
 };
 use flowlog_kernel::heap;
 use flowlog_model::{CaptureSpec, S3Options, rule::Location, status::Status};
-use flowlog_pipeline::upload::Buckets;
+use flowlog_pipeline::upload::{BucketError, Buckets};
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -86,9 +86,9 @@ impl Files {
     /// How buckets are reached: as the inventory says, else as configured.
     #[must_use]
     pub(crate) fn buckets(inventory: Option<watch::Receiver<Arc<Loaded>>>, configured: S3Options) -> Buckets {
-        Buckets::new(Box::new(move || match inventory.as_ref().map(|i| i.borrow().inventory.buckets.clone()) {
-            Some(BucketPlace::S3(options)) => options,
-            _ => configured.clone(),
+        Buckets::new(Box::new(move |location| match &inventory {
+            Some(inventory) => inventory.borrow().inventory.buckets.options(location, &configured),
+            None => OwnedBuckets::default().options(location, &configured),
         }))
     }
 }
@@ -153,9 +153,12 @@ struct Probe(Arc<Buckets>);
 
 #[async_trait]
 impl BucketProbe for Probe {
-    async fn probe(&self, location: &Location, folder: &str) -> Result<(), String> {
-        let store = self.0.open(location).map_err(|e| e.to_string())?;
-        store.probe(folder).await.map_err(|e| e.to_string())
+    async fn probe(&self, location: &Location, folder: &str) -> Result<(), ProbeError> {
+        let told = |error: BucketError| match error {
+            BucketError::NoBucket(_) | BucketError::Denied { .. } => ProbeError::Closed(error.to_string()),
+            _ => ProbeError::Other(error.to_string()),
+        };
+        self.0.open(location).map_err(told)?.probe(folder).await.map_err(told)
     }
 }
 

@@ -90,7 +90,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
     let turned = usage(agent.pid())?;
     let cpu_secs = turned.cpu_secs - before.cpu_secs;
     row(&mut table, "10 s in which all windows end", since.elapsed().as_secs_f64(), cpu_secs, turned.rss_mib);
-    let objects = integration::rows::Objects::below(&node.path("buckets/flows"))?.keys.len();
+    let objects = integration::rows::Objects::below(&node.bucket("flows"))?.keys.len();
     ensure!(objects >= rules, "{objects} objects of {rules} windows");
     let appeared = appear(&node, &guests, &mut agent, rules)?;
     row(&mut table, "an interface appears: until it is watched", appeared, 0.0, usage(agent.pid())?.rss_mib);

@@ -33,7 +33,7 @@ fn a_draft_captures_nothing_until_it_is_provisioned_and_deleting_it_delivers_the
     let checked = node.ask("POST", &format!("/flowlog/v1/flowlogs/{id}/validate"), None);
     assert_eq!((checked.body["state"].as_str(), checked.body["mark"].as_str()), (Some("validated"), Some("green")));
     assert_eq!(node.hooked().unwrap(), Vec::<String>::new());
-    assert_eq!(walk(&node), Vec::<String>::new(), "the probe object is gone");
+    assert_eq!(walk(&node), Vec::<String>::new(), "a probe leaves nothing");
     node.send(1, "tap0", PACKETS).unwrap();
     assert_eq!(provision(&node, &[&id]).0, "DONE");
     assert_eq!((state(&node, &id).as_str(), node.hooked().unwrap()), ("active", vec!["tap0".to_owned()]));
@@ -72,7 +72,7 @@ fn a_draft_captures_nothing_until_it_is_provisioned_and_deleting_it_delivers_the
 
 /// Files in the bucket.
 fn walk(node: &Managed) -> Vec<String> {
-    let (mut files, mut todo) = (Vec::new(), vec![node.path("buckets/flows")]);
+    let (mut files, mut todo) = (Vec::new(), vec![node.bucket("flows")]);
     while let Some(dir) = todo.pop() {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
@@ -103,7 +103,14 @@ fn everything_that_is_wrong_is_said_at_once_with_field_value_and_remedy() {
     assert_eq!(named, ["name", "direction", "action", "bucket", "prefix", "interface"], "{found:?}");
     assert!(found[0].1.contains("U+0435") && found[5].1.contains("has the flow log `first`"), "{found:?}");
     let missing = node.draft(NAT, "nat", "no-such-bucket");
-    assert!(problems(&missing)[0].1.contains("does not exist; create it"), "{:?}", problems(&missing));
+    assert!(problems(&missing)[0].1.contains("does not exist, is not contract"), "{:?}", problems(&missing));
+    // The name of a bucket of another contract: no other words for it.
+    let [closed, absent] = ["flows", "no-such-bucket"].map(|bucket| {
+        let words = format!("{:?}", problems(&node.draft(OTHERS_NIC, "x", bucket)));
+        words.replace(bucket, "…")
+    });
+    assert!(closed.contains("bucket `…` does not exist, is not contract 2's"), "{closed}");
+    assert_eq!(closed, absent);
     // Room for three interfaces.
     let (nat, nlb, alb) = (node.draft(NAT, "n", "flows"), node.draft(NLB, "l", "flows"), node.draft(ALB, "a", "flows"));
     assert_eq!(provision(&node, &[&first, &nat, &nlb]).0, "DONE");
@@ -118,7 +125,7 @@ fn everything_that_is_wrong_is_said_at_once_with_field_value_and_remedy() {
     while known(OTHERS_NIC) {
         std::thread::yield_now();
     }
-    assert_eq!(fields(&others), ["interface", "memory"]);
+    assert_eq!(fields(&others), ["interface", "memory", "bucket"]);
 }
 
 #[test]
@@ -274,13 +281,17 @@ fn the_command_line_shows_and_does_what_a_person_wants() {
 #[test]
 fn a_flow_log_goes_to_the_bucket_at_the_server_that_the_inventory_names() {
     let server = s3::server();
-    let (bucket, cable, dir) = (server.new_bucket(), s3::CableToHere::new().unwrap(), tempfile::tempdir().unwrap());
+    let bucket = server.new_bucket();
+    let others = server.new_bucket();
+    let cable = s3::CableToHere::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let options = server.options();
     let (d, interface) = (dir.path().display(), &cable.interface);
     let (endpoint, credentials) = (options.endpoint.unwrap(), options.credentials_file.unwrap());
     let inventory = format!(
         "[buckets]\nendpoint = '{endpoint}'\nregion = 'us-east-1'\npath_style = true\nallow_http = true\n\
-         credentials_file = '{}'\n[[nic]]\nid = '{NIC}'\nserver = '{NAT}'\ndatacenter = '{NLB}'\ncontract = '1'\n\
+         credentials_file = '{}'\n[[bucket]]\nname = '*'\ncontract = '1'\n[[bucket]]\nname = '{others}'\ncontract = '2'\n\
+         [[nic]]\nid = '{NIC}'\nserver = '{NAT}'\ndatacenter = '{NLB}'\ncontract = '1'\n\
          interface = {{ name = '{interface}' }}\n",
         credentials.display()
     );
@@ -300,11 +311,17 @@ fn a_flow_log_goes_to_the_bucket_at_the_server_that_the_inventory_names() {
         ask("POST", "/flowlog/v1/flowlogs", Some(&draft)).body["id"].as_str().unwrap().to_owned()
     };
     let validate = |id: &str| ask("POST", &format!("/flowlog/v1/flowlogs/{id}/validate"), None).body;
-    let missing = validate(&draft("no-such-bucket-here"));
-    assert!(missing["problems"][0]["rule"].as_str().unwrap().contains("does not exist"), "{missing}");
+    // The store says no to the first, the inventory to the second, which exists: the same words for both.
+    let [missing, closed] = ["no-such-bucket-here", others.as_str()].map(|bucket| {
+        let problems = validate(&draft(bucket))["problems"].to_string();
+        problems.replace(bucket, "…")
+    });
+    assert!(missing.contains("bucket `…` does not exist, is not contract 1's"), "{missing}");
+    assert_eq!(closed, missing);
+    assert_eq!(server.keys(&others), Vec::<String>::new());
     let id = draft(&format!("{bucket}/team"));
     assert_eq!(validate(&id)["state"], "validated");
-    assert_eq!(server.keys(&bucket), Vec::<String>::new(), "the probe object is gone");
+    assert_eq!(server.keys(&bucket), Vec::<String>::new(), "a probe leaves nothing");
     ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})));
     agent.wait_for("watching").unwrap();
     cable.send(PACKETS).unwrap();

@@ -6,20 +6,16 @@ use flowlog_model::{
     FlowLogId,
     capture::CaptureSpec,
     interface::Selector,
-    rule::{Location, Rule, Side, Target},
+    rule::{Rule, Side, Target},
 };
 
 use super::flow_log::{Checked, FlowLog, State};
-use crate::inventory::{BucketPlace, Interface, Inventory};
+use crate::inventory::{Buckets, Contract, Interface, Inventory};
 
 /// Where objects of a flow log go.
 #[must_use]
-pub(crate) fn target(checked: &Checked, buckets: &BucketPlace) -> Target {
-    let location = match buckets {
-        BucketPlace::Directory(root) => Location::Directory(root.join(&checked.bucket)),
-        BucketPlace::Configured | BucketPlace::S3(_) => Location::Bucket(checked.bucket.clone()),
-    };
-    Target { location, prefix: checked.prefix.clone() }
+pub(crate) fn target(checked: &Checked, contract: &Contract, buckets: &Buckets) -> Target {
+    Target { location: buckets.location(contract, &checked.bucket), prefix: checked.prefix.clone() }
 }
 
 /// Interfaces of a flow log's parent now, and which side of them we see. A parent that is not in the inventory keeps the
@@ -53,7 +49,7 @@ fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<CaptureSpec> {
         name: flow_log.key_name.clone().unwrap_or_else(|| checked.name.clone()),
         directions: checked.directions,
         action: checked.action,
-        target: target(&checked, &inventory.buckets),
+        target: target(&checked, &flow_log.contract, &inventory.buckets),
         window_secs: settings.window_secs,
         nodata: settings.nodata,
         subsecond: settings.subsecond,
@@ -79,7 +75,7 @@ mod tests {
     use super::*;
     use crate::{
         flow_logs::flow_log::{Parent, tests::sample},
-        inventory::{Kind, Resource},
+        inventory::{BucketPlace, Kind, Resource},
     };
 
     fn nic(n: u128, name: &str) -> Resource {
@@ -106,7 +102,7 @@ mod tests {
     fn only_what_is_active_or_being_activated_is_captured_and_what_is_active_comes_first() {
         let inventory = Inventory {
             resources: [nic(2, "tap0"), nic(5, "tap1"), nic(6, "tap2")].into_iter().map(|r| (r.id, r)).collect(),
-            buckets: BucketPlace::Directory("/srv".into()),
+            buckets: BucketPlace::Directory("/srv".into()).into(),
         };
         for (state, captured) in State::ALL.into_iter().zip([false, false, true, true, false]) {
             let logs = BTreeMap::from([flow_log(1, 2, state)]);
@@ -115,7 +111,7 @@ mod tests {
         let logs = BTreeMap::from([flow_log(1, 2, State::Provisioning), flow_log(9, 5, State::Active)]);
         let all = captures(&logs, &inventory);
         assert_eq!(all.iter().map(|c| c.interface.to_string()).collect::<Vec<_>>(), ["tap1", "tap0"]);
-        assert_eq!(all[0].rule.target.to_string(), "file:///srv/flows");
+        assert_eq!(all[0].rule.target.to_string(), "file:///srv/1/flows");
         assert!(all.iter().all(|c| c.side == Side::Guest && c.account_id.as_deref() == Some("1")));
     }
 
@@ -126,8 +122,7 @@ mod tests {
         assert_eq!((all[0].interface_id.as_deref(), &all[0].interface), (Some("2"), &Selector::Absent));
         // One of the same id and another contract is not its parent.
         let stranger = Resource { contract: "2".parse().expect("contract"), ..nic(2, "tap0") };
-        let inventory =
-            Inventory { resources: BTreeMap::from([(stranger.id, stranger)]), buckets: BucketPlace::default() };
+        let inventory = Inventory { resources: BTreeMap::from([(stranger.id, stranger)]), buckets: Buckets::default() };
         assert_eq!(captures(&logs, &inventory)[0].interface, Selector::Absent);
     }
 

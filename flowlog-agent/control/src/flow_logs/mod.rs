@@ -62,11 +62,22 @@ pub type Answer = oneshot::Sender<Result<BTreeMap<String, CaptureState>, String>
 /// The way to buckets: a port to whatever delivers objects.
 #[async_trait]
 pub trait BucketProbe: Send + Sync {
-    /// Makes an object in a folder of a bucket, and removes it again.
+    /// Finds out whether objects can be made in a folder of a bucket. Leaves nothing there.
     ///
     /// # Errors
-    /// The store's words.
-    async fn probe(&self, location: &Location, folder: &str) -> Result<(), String>;
+    /// See [`ProbeError`].
+    async fn probe(&self, location: &Location, folder: &str) -> Result<(), ProbeError>;
+}
+
+/// Why no objects can be made in a bucket.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// It is not there, or not for this node: a customer is not told which. The words are for the log.
+    #[error("{0}")]
+    Closed(String),
+    /// Anything else, in the store's words.
+    #[error("{0}")]
+    Other(String),
 }
 
 /// Why a wish is not granted.

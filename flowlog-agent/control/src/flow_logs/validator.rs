@@ -3,15 +3,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flowlog_model::{
-    FlowLogId,
-    rule::{InvalidField, Location},
-};
+use flowlog_model::{FlowLogId, rule::InvalidField};
 
 use tokio::sync::watch;
 
 use super::{
-    BucketProbe, Refused,
+    BucketProbe, ProbeError, Refused,
     access::{Access, Caller, Operation},
     allowed,
     captures::{interfaces, target},
@@ -21,7 +18,7 @@ use super::{
     stamp,
     store::{Change, FlowLogStore, SharedStore},
 };
-use crate::inventory::{BucketPlace, Inventory, load::Loaded};
+use crate::inventory::{Inventory, load::Loaded};
 
 /// How long a bucket may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -118,13 +115,20 @@ impl Validator {
         flow_log: &FlowLog,
         inventory: &Inventory,
     ) -> Option<InvalidField> {
-        let target = target(checked, &inventory.buckets);
+        let contract = &flow_log.contract;
+        let target = target(checked, contract, &inventory.buckets);
         let value = flow_log.properties.bucket.clone();
         let problem = |words: String| Some(InvalidField::new("bucket", value.clone(), words));
-        if let (Location::Directory(dir), BucketPlace::Directory(_)) = (&target.location, &inventory.buckets)
-            && !dir.is_dir()
-        {
-            return problem(format!("bucket `{}` does not exist; create it or name another", checked.bucket));
+        // The same words for all that is closed: nobody learns which buckets there are.
+        let closed = || {
+            problem(format!(
+                "bucket `{}` does not exist, is not contract {contract}'s, or does not let this node write; create it, or \
+                 name another",
+                checked.bucket
+            ))
+        };
+        if !inventory.buckets.has(contract, &checked.bucket) {
+            return closed();
         }
         let folder = target
             .prefix
@@ -132,7 +136,11 @@ impl Validator {
             .map_or_else(|| checked.name.as_str().to_owned(), |prefix| format!("{prefix}/{}", checked.name.as_str()));
         match tokio::time::timeout(PROBE_TIMEOUT, self.buckets.probe(&target.location, &folder)).await {
             Ok(Ok(())) => None,
-            Ok(Err(words)) => problem(words),
+            Ok(Err(ProbeError::Closed(words))) => {
+                tracing::info!(%contract, bucket = checked.bucket, words, "a bucket is closed to its flow log");
+                closed()
+            }
+            Ok(Err(ProbeError::Other(words))) => problem(words),
             Err(_) => problem(format!("no answer from its store in {} s; try again later", PROBE_TIMEOUT.as_secs())),
         }
     }

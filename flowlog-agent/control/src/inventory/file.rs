@@ -7,6 +7,10 @@
 //! datacenter = "…"
 //! contract = "31960002"
 //! interface = { name = "tap0" }        # or { mac = "02:00:00:aa:bb:cc" }, { index = 7 }
+//!
+//! [[bucket]]
+//! name = "flows-a"                     # or the beginning of names: "team-a-*"
+//! contract = "31960002"
 //! ```
 
 use std::{fs, path::Path};
@@ -15,7 +19,10 @@ use flowlog_model::{S3Options, interface::Selector, rule::Side};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{BucketPlace, Contract, Interface, Kind, Resource};
+use super::{
+    BucketPlace, Contract, Interface, Kind, Resource,
+    buckets::{Owned, Pattern, Reach},
+};
 
 /// Largest file that is read: 10,000 NICs take 3 MiB.
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -39,6 +46,10 @@ pub(crate) struct File {
     #[serde(default)]
     application_load_balancer: Vec<Gateway>,
     pub(super) buckets: Option<RawBuckets>,
+    #[serde(default)]
+    bucket: Vec<RawBucket>,
+    #[serde(default)]
+    contract: Vec<RawContract>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -81,6 +92,43 @@ pub(super) struct RawBuckets {
     credentials_file: Option<std::path::PathBuf>,
 }
 
+/// A contract's bucket, or several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBucket {
+    name: Pattern,
+    contract: Contract,
+    endpoint: Option<String>,
+    region: Option<String>,
+    path_style: Option<bool>,
+    allow_http: Option<bool>,
+    credentials_file: Option<std::path::PathBuf>,
+}
+
+/// What all buckets of a contract have in common.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawContract {
+    id: Contract,
+    buckets: Reach,
+}
+
+impl RawBucket {
+    fn check(&self) -> Result<Owned, String> {
+        let Self { name, contract, endpoint, region, path_style, allow_http, credentials_file } = self.clone();
+        let reach = Reach { endpoint, region, path_style, allow_http, credentials_file };
+        reach.check().map_err(|words| format!("bucket `{name}` of contract {contract}: {words}"))?;
+        Ok(Owned { pattern: name, contract, reach })
+    }
+}
+
+impl RawContract {
+    fn check(&self) -> Result<(Contract, Reach), String> {
+        self.buckets.check().map_err(|words| format!("contract {}: buckets: {words}", self.id))?;
+        Ok((self.id.clone(), self.buckets.clone()))
+    }
+}
+
 impl RawBuckets {
     pub(super) fn check(&self) -> Result<BucketPlace, String> {
         if let Some(dir) = &self.directory {
@@ -121,15 +169,31 @@ impl File {
             (Kind::ApplicationLoadBalancer, &self.application_load_balancer),
         ];
         let gateways = gateways.into_iter().flat_map(|(kind, all)| all.iter().map(move |g| g.check(kind)));
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for result in nics.chain(gateways) {
-            match result {
-                Ok(resource) => good.push(resource),
-                Err(problem) => bad.push(problem),
-            }
-        }
-        (good, bad)
+        parted(nics.chain(gateways))
     }
+
+    /// Its contracts' buckets, and what is wrong with others.
+    pub(super) fn owned(&self) -> (Vec<Owned>, Vec<String>) {
+        parted(self.bucket.iter().map(RawBucket::check))
+    }
+
+    /// What contracts' buckets have in common, and what is wrong with others.
+    pub(super) fn contracts(&self) -> (Vec<(Contract, Reach)>, Vec<String>) {
+        parted(self.contract.iter().map(RawContract::check))
+    }
+}
+
+/// What is good, and what is wrong with the rest.
+fn parted<T>(results: impl Iterator<Item = Result<T, String>>) -> (Vec<T>, Vec<String>) {
+    let mut good = Vec::new();
+    let mut bad = Vec::new();
+    for result in results {
+        match result {
+            Ok(one) => good.push(one),
+            Err(problem) => bad.push(problem),
+        }
+    }
+    (good, bad)
 }
 
 /// Reads a file that is not too large.

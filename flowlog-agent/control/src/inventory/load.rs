@@ -2,7 +2,7 @@
 //! an editor ends no capture.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -10,7 +10,10 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{BucketPlace, Contract, Inventory, Resource, file::File};
+use super::{
+    BucketPlace, Buckets, Contract, Inventory, Resource,
+    file::{File, RawBuckets},
+};
 
 /// Most drop-in files that are read: one for each VM of the largest node.
 const DROP_INS_MAX: usize = 10_000;
@@ -126,15 +129,7 @@ impl Loader {
         for path in files {
             let Some((_, file)) = self.good.get(path) else { continue };
             let mut problem = |words: String| problems.push(format!("{}: {words}", path.display()));
-            if let Some(buckets) = &file.buckets {
-                match buckets.check() {
-                    Ok(_) if inventory.buckets != BucketPlace::Configured => {
-                        problem("buckets: another file says where buckets are; remove one of the two".to_owned());
-                    }
-                    Ok(buckets) => inventory.buckets = buckets,
-                    Err(words) => problem(words),
-                }
-            }
+            merge_buckets(&mut inventory.buckets, file).into_iter().for_each(&mut problem);
             let (good, bad) = file.resources();
             bad.into_iter().for_each(&mut problem);
             for resource in good {
@@ -146,8 +141,45 @@ impl Loader {
                 }
             }
         }
+        problems.extend(inventory.buckets.settle_claims());
+        if matches!(inventory.buckets.place, BucketPlace::Directory(_)) && !inventory.buckets.owned.is_empty() {
+            problems.push(
+                "bucket: with `directory` in [buckets] the buckets of a contract are the directories below it; remove one \
+                 of the two"
+                    .to_owned(),
+            );
+        }
         inventory
     }
+}
+
+/// Adds what a file says of buckets; returns what is wrong with it.
+fn merge_buckets(buckets: &mut Buckets, file: &File) -> Vec<String> {
+    let mut problems = Vec::new();
+    match file.buckets.as_ref().map(RawBuckets::check) {
+        Some(Ok(_)) if buckets.place != BucketPlace::Configured => {
+            problems.push("buckets: another file says where buckets are; remove one of the two".to_owned());
+        }
+        Some(Ok(place)) => buckets.place = place,
+        Some(Err(words)) => problems.push(words),
+        None => {}
+    }
+    let (owned, bad) = file.owned();
+    problems.extend(bad);
+    buckets.owned.extend(owned);
+    let (contracts, bad) = file.contracts();
+    problems.extend(bad);
+    for (contract, reach) in contracts {
+        match buckets.contracts.entry(contract) {
+            Entry::Occupied(there) => {
+                problems.push(format!("contract {}: it is there already; the first one counts", there.key()));
+            }
+            Entry::Vacant(free) => {
+                free.insert(reach);
+            }
+        }
+    }
+    problems
 }
 
 /// Why a resource cannot be beside those that are there.
@@ -202,6 +234,32 @@ interface = { name = 'tap0' }
     }
 
     #[test]
+    fn drop_ins_name_buckets_of_contracts_and_what_is_wrong_with_one_does_not_harm_the_others() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let one = "[[bucket]]\nname = 'flows-a'\ncontract = '1'\n";
+        write(dir.path().join("inventory.toml"), &format!("[buckets]\nregion = 'eu'\n{one}"));
+        for (name, text, words) in [
+            ("b", "[[bucket]]\nname = 'Flows'\ncontract = '1'\n", "bucket name `Flows`"),
+            (
+                "c",
+                "[[bucket]]\nname = 'flows-c'\ncontract = '1'\nendpoint = 'https://x'\n",
+                "needs a `credentials_file`",
+            ),
+            ("d", "[[contract]]\nid = '1'\nbuckets = { endpoint = 'https://x' }\n", "needs a `credentials_file`"),
+            ("e", "[[bucket]]\nname = 'flows-a'\ncontract = '2'\n", "contracts 1 and 2 both have it"),
+            ("f", "[buckets]\ndirectory = '/srv'\n", "another file says where buckets are"),
+        ] {
+            let file = dir.path().join(format!("inventory.d/{name}.toml"));
+            write(file.clone(), text);
+            let Loaded { inventory, problems } = loader(dir.path()).load();
+            assert!(problems.iter().any(|p| p.contains(words)), "{words}: {problems:?}");
+            let kept = inventory.buckets.has(&"1".parse().expect("contract"), "flows-a");
+            assert_eq!(kept, name != "e", "{name}");
+            fs::remove_file(file).expect("removed");
+        }
+    }
+
+    #[test]
     fn a_file_and_drop_ins_in_toml_and_json_make_one_inventory() {
         let dir = tempfile::tempdir().expect("tempdir");
         write(dir.path().join("inventory.toml"), &format!("{NIC}[buckets]\nendpoint = 'https://s3.example.com'\n"));
@@ -218,7 +276,7 @@ interface = { name = 'tap0' }
         let ids: Vec<&str> = resources[&uuid(2)].interfaces.iter().map(|i| i.id.as_str()).collect();
         let stem = "00000000-0000-4000-8000-000000000002";
         assert_eq!(ids, [format!("{stem}-020000000001"), format!("{stem}-7"), format!("{stem}-ext0")]);
-        assert!(matches!(loaded.inventory.buckets, BucketPlace::S3(_)));
+        assert!(matches!(loaded.inventory.buckets.place, BucketPlace::S3(_)));
     }
 
     #[test]

@@ -2,21 +2,25 @@
 //! writes it down; we only read.
 //!
 //! * [`file`]: the form of the files;
+//! * [`buckets`]: whose bucket is whose;
 //! * [`load`]: from files to an inventory, keeping what a broken file last said;
 //! * [`watch`]: reading again when files change.
 //!
 //! Who may do what with a resource does not belong here ([`crate::flow_logs::access`]), nor whether its interface is there (the
 //! kernel's side knows).
 
+mod buckets;
 pub(crate) mod file;
 pub mod load;
 pub mod watch;
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use flowlog_model::{S3Options, interface::Selector, rule::Side};
+use flowlog_model::{interface::Selector, rule::Side};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use buckets::{BucketPlace, Buckets};
 
 /// What a flow log can be attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -126,19 +130,8 @@ pub struct Resource {
 pub struct Inventory {
     /// Resources by id.
     pub resources: BTreeMap<Uuid, Resource>,
-    /// Where buckets are, if it is said here.
-    pub buckets: BucketPlace,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum BucketPlace {
-    /// Where the agent's own configuration says.
-    #[default]
-    Configured,
-    /// At this S3 server.
-    S3(S3Options),
-    /// Each is a directory below this one.
-    Directory(std::path::PathBuf),
+    /// Whose buckets are whose, and where.
+    pub buckets: Buckets,
 }
 
 impl Inventory {

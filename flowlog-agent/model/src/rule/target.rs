@@ -15,11 +15,18 @@ const RESERVED_ENDS: [&str; 4] = ["-s3alias", "--ol-s3", ".mrap", "--x-s3"];
 pub enum Location {
     /// A local directory; it must exist, or its parent must.
     Directory(PathBuf),
-    /// An S3 bucket.
+    /// An S3 bucket of the node's operator.
     Bucket(String),
+    /// An S3 bucket of a contract: the inventory says how it is reached.
+    OfContract {
+        /// Its number.
+        contract: String,
+        /// The bucket's name.
+        bucket: String,
+    },
 }
 
-/// A target: location and optional prefix. `file:///dir`, `./dir`, `s3://bucket`, `s3://bucket/prefix`.
+/// A target: location and optional prefix. `file:///dir`, `./dir`, `s3://bucket`, `s3://bucket/prefix`, `s3://contract@bucket`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Target {
     /// Bucket or directory.
@@ -65,6 +72,7 @@ impl fmt::Display for Target {
         match &self.location {
             Location::Directory(dir) => write!(f, "file://{}", dir.display())?,
             Location::Bucket(bucket) => write!(f, "s3://{bucket}")?,
+            Location::OfContract { contract, bucket } => write!(f, "s3://{contract}@{bucket}")?,
         }
         self.prefix.as_ref().map_or(Ok(()), |p| write!(f, "/{p}"))
     }
@@ -78,8 +86,7 @@ impl FromStr for Target {
         if let Some(rest) = s.strip_prefix("s3://") {
             let (bucket, prefix) = rest.split_once('/').map_or((rest, ""), |(b, p)| (b, p));
             let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-            check_bucket(s, bucket)?;
-            let target = Self { location: Location::Bucket(bucket.to_owned()), prefix: None };
+            let target = Self { location: bucket_of(s, bucket)?, prefix: None };
             return if prefix.is_empty() { Ok(target) } else { target.with_prefix(prefix) };
         }
         let path = match s.split_once("://") {
@@ -96,8 +103,15 @@ impl FromStr for Target {
     }
 }
 
-fn check_bucket(target: &str, bucket: &str) -> Result<(), InvalidField> {
-    bucket_rules(bucket).map_err(|rule| InvalidField::new("target", target, format!("bucket `{bucket}`: {rule}")))
+/// `bucket`, or `contract@bucket`: a bucket's name has no `@`.
+fn bucket_of(target: &str, text: &str) -> Result<Location, InvalidField> {
+    let (contract, bucket) = text.split_once('@').map_or((None, text), |(c, b)| (Some(c), b));
+    bucket_rules(bucket).map_err(|rule| InvalidField::new("target", target, format!("bucket `{bucket}`: {rule}")))?;
+    let bucket = bucket.to_owned();
+    Ok(match contract {
+        None => Location::Bucket(bucket),
+        Some(contract) => Location::OfContract { contract: key_part("target", contract)?, bucket },
+    })
 }
 
 /// S3's bucket naming rules.
@@ -131,6 +145,7 @@ mod tests {
             ("s3://flows", "s3://flows"),
             ("s3://flows/", "s3://flows"),
             ("s3://flows/team-a", "s3://flows/team-a"),
+            ("s3://31960002@flows/team-a", "s3://31960002@flows/team-a"),
             ("file:///var/flows", "file:///var/flows"),
             ("/var/flows", "file:///var/flows"),
         ] {

@@ -34,9 +34,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Retries inside one delivery; the uploader's own pauses follow.
 const RETRIES: usize = 1;
 
-/// Name of the object that shows that a bucket can be written to.
+/// Name of the upload that shows that a bucket can be written to.
 const PROBE_NAME: &str = ".flowlog-probe";
-/// What is in it.
+/// What the file that shows it of a directory holds.
 const PROBE_BODY: &[u8] = b"flowlog checks that it can write here; remove at will\n";
 
 /// The outcome of a delivery.
@@ -79,6 +79,15 @@ impl BucketError {
     }
 }
 
+/// A location in words.
+pub(super) fn name(location: &Location) -> String {
+    match location {
+        Location::Directory(dir) => format!("directory `{}`", dir.display()),
+        Location::Bucket(bucket) => format!("bucket `{bucket}`"),
+        Location::OfContract { contract, bucket } => format!("bucket `{bucket}` of contract {contract}"),
+    }
+}
+
 /// A bucket or directory.
 pub struct Bucket {
     inner: Inner,
@@ -93,15 +102,14 @@ enum Inner {
 impl Bucket {
     /// Opens a store; does not reach out to it yet. A directory is made if its parent exists.
     pub fn open(location: &Location, options: &S3Options) -> Result<Self, BucketError> {
+        let name = name(location);
         match location {
             Location::Directory(dir) => {
-                let name = format!("directory `{}`", dir.display());
                 let inner =
                     Directory::open(dir).map_err(|e| BucketError::Options(format!("{name} cannot be used: {e}")))?;
                 Ok(Self { inner: Inner::Directory(inner), name })
             }
-            Location::Bucket(bucket) => {
-                let name = format!("bucket `{bucket}`");
+            Location::Bucket(bucket) | Location::OfContract { bucket, .. } => {
                 let inner = s3(bucket, options).map_err(|words| BucketError::Options(format!("{name}: {words}")))?;
                 Ok(Self { inner: Inner::Objects(inner), name })
             }
@@ -118,8 +126,8 @@ impl Bucket {
             Location::Directory(dir) if dir.exists() && !dir.is_dir() => {
                 Err(BucketError::Options(format!("`{}` is not a directory", dir.display())))
             }
-            // It may be mounted later.
-            Location::Directory(_) => Ok(()),
+            // It may be mounted later, or come into the inventory.
+            Location::Directory(_) | Location::OfContract { .. } => Ok(()),
         }
     }
 
@@ -181,9 +189,9 @@ impl Bucket {
     }
 
     /// Proves that objects can be written below `folder`, and leaves nothing there: in a directory by a file without
-    /// a name, in a bucket by an object that is removed at once. That it cannot be removed is no error: write-only
-    /// credentials are good practice. Its key is always the same, so that such a bucket gets one, and begins with a
-    /// dot, so that readers of a data set skip it.
+    /// a name, in a bucket by an upload in parts that is begun and given up. No object ever exists, not even when the agent is
+    /// killed between the two: an upload without parts takes no room, and no listing shows it. Beginning one needs the same
+    /// permission as an object (`s3:PutObject`). That it cannot be given up is no error: write-only credentials are good practice.
     pub async fn probe(&self, folder: &str) -> Result<(), BucketError> {
         self.in_time(ANSWER_TIMEOUT, self.probe_now(folder)).await
     }
@@ -197,13 +205,13 @@ impl Bucket {
             Inner::Objects(store) => store,
         };
         let key = format!("{folder}/{PROBE_NAME}");
-        match put(store, &key, PROBE_BODY.to_vec(), &hex(&Sha256::digest(PROBE_BODY))).await {
-            // A store says that the object exists only to somebody who may write.
-            Ok(()) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {}
-            Err(e) => return Err(self.error(&e)),
-        }
-        if let Err(error) = store.delete(&Path::from(key.as_str())).await {
-            tracing::warn!(key, error = words(&error), "cannot remove the probe object");
+        let mut upload = store.put_multipart(&Path::from(key.as_str())).await.map_err(|e| self.error(&e))?;
+        if let Err(error) = upload.abort().await {
+            tracing::info!(
+                key,
+                error = words(&error),
+                "the upload that was begun to try the bucket cannot be given up"
+            );
         }
         Ok(())
     }

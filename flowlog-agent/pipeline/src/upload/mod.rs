@@ -82,25 +82,28 @@ fn route(entry: &Entry) -> Route {
 
 pub(crate) type Opener = dyn Fn(&Location) -> Result<Arc<Bucket>, BucketError> + Send + Sync;
 
+/// How a location's store is reached; `None`: it is a bucket of a contract that has no such bucket.
+type Options = dyn Fn(&Location) -> Option<S3Options> + Send + Sync;
+
 /// Buckets that are open. One whose options have changed is opened again.
 pub struct Buckets {
-    options: Box<dyn Fn() -> S3Options + Send + Sync>,
+    options: Box<Options>,
     open: Mutex<HashMap<Location, (S3Options, Arc<Bucket>)>>,
 }
 
 impl Buckets {
     /// `options` is asked at every use, since the options can change.
     #[must_use]
-    pub fn new(options: Box<dyn Fn() -> S3Options + Send + Sync>) -> Self {
+    pub fn new(options: Box<Options>) -> Self {
         Self { options, open: Mutex::default() }
     }
 
     /// A store, opened if it is not open yet.
     ///
     /// # Errors
-    /// If the options do not make a store.
+    /// If there is no such bucket, or the options do not make a store.
     pub fn open(&self, location: &Location) -> Result<Arc<Bucket>, BucketError> {
-        let options = (self.options)();
+        let options = (self.options)(location).ok_or_else(|| BucketError::NoBucket(bucket::name(location)))?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, store)) = open.get(location).filter(|(with, _)| *with == options) {
             return Ok(store.clone());

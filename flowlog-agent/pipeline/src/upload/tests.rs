@@ -11,9 +11,9 @@ use super::{
 fn a_store_is_opened_once_and_again_when_its_options_change() {
     let endpoint = Arc::new(Mutex::new("https://a.example.com"));
     let now = endpoint.clone();
-    let stores = Buckets::new(Box::new(move || {
+    let stores = Buckets::new(Box::new(move |_| {
         let endpoint = now.lock().expect("no panic").to_owned();
-        S3Options { endpoint: Some(endpoint), region: Some("r".to_owned()), ..S3Options::default() }
+        Some(S3Options { endpoint: Some(endpoint), region: Some("r".to_owned()), ..S3Options::default() })
     }));
     let bucket = Location::Bucket("flows".to_owned());
     let open = || stores.open(&bucket).expect("opens");
