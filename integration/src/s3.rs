@@ -140,10 +140,31 @@ impl Server {
             "import pyarrow.fs as f; f.S3FileSystem(access_key='{ACCESS}', secret_key='{SECRET}', region='us-east-1', \
              endpoint_override='127.0.0.1:{PORT}', scheme='http', allow_bucket_creation=True).create_dir('{name}')"
         );
-        let python = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(".tools").join("python/bin/python");
-        let out = Command::new(python).args(["-c", &make]).output().expect("run `cargo xtask setup`");
-        assert!(out.status.success(), "make bucket {name}: {}", String::from_utf8_lossy(&out.stderr));
+        python(&make);
         name
+    }
+
+    /// A user of the server who owns a fresh bucket, and lets the agent's user put objects there.
+    ///
+    /// # Panics
+    /// If the server refuses.
+    pub fn new_owner(&self) -> Owner {
+        let n = self.buckets.fetch_add(1, Ordering::Relaxed);
+        let owner = Owner { user: format!("owner-{n}"), bucket: format!("owned-{n}") };
+        let conf = self.dir.path().join("ceph.conf");
+        let Owner { user, bucket } = &owner;
+        sh(&format!(
+            "radosgw-admin -c {} user create --uid={user} --display-name={user} --access-key={user} --secret={user}",
+            conf.display()
+        ))
+        .expect("a user");
+        let _ = owner.asks(&format!(
+            "s3.create_bucket(Bucket='{bucket}')\n\
+             allow = {{'Effect': 'Allow', 'Principal': {{'AWS': 'arn:aws:iam:::user/flow'}}, 'Resource': 'arn:aws:s3:::{bucket}/*',\n\
+              'Action': ['s3:PutObject', 's3:PutObjectAcl', 's3:AbortMultipartUpload']}}\n\
+             s3.put_bucket_policy(Bucket='{bucket}', Policy=json.dumps({{'Version': '2012-10-17', 'Statement': [allow]}}))"
+        ));
+        owner
     }
 
     /// Options that reach the server.
@@ -165,6 +186,7 @@ impl Server {
             path_style: true,
             allow_http: true,
             credentials_file: Some(file),
+            no_acl: false,
         }
     }
 
@@ -216,6 +238,46 @@ impl Server {
         let store = Self::store(bucket);
         runtime().block_on(async { store.get(&key.into()).await.expect("get").bytes().await.expect("body").to_vec() })
     }
+}
+
+/// See [`Server::new_owner`]. Asks with the cloud's own client.
+pub struct Owner {
+    user: String,
+    /// Its bucket.
+    pub bucket: String,
+}
+
+impl Owner {
+    /// Runs lines of Python with its `s3`; returns what they print.
+    ///
+    /// # Panics
+    /// If they fail.
+    #[must_use]
+    pub fn asks(&self, lines: &str) -> String {
+        let user = &self.user;
+        let client = format!(
+            "import boto3, json\ns3 = boto3.client('s3', endpoint_url='http://127.0.0.1:{PORT}', region_name='us-east-1', \
+             aws_access_key_id='{user}', aws_secret_access_key='{user}')\n"
+        );
+        python(&(client + lines)).trim().to_owned()
+    }
+
+    /// What it gets when it asks for an object: the number of bytes, or the error's code.
+    #[must_use]
+    pub fn reads(&self, bucket: &str, key: &str) -> String {
+        self.asks(&format!(
+            "try:\n print(len(s3.get_object(Bucket='{bucket}', Key='{key}')['Body'].read()))\n\
+             except s3.exceptions.ClientError as e:\n print(e.response['Error']['Code'])"
+        ))
+    }
+}
+
+/// Runs Python with the packages of `cargo xtask setup`; returns what it prints.
+fn python(lines: &str) -> String {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(".tools").join("python/bin/python");
+    let out = Command::new(python).args(["-c", lines]).output().expect("run `cargo xtask setup`");
+    assert!(out.status.success(), "{lines}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -22,6 +22,8 @@ const LLVM_FEATURE: &str = "llvm-23";
 const PYARROW: &str = "pyarrow==26.0.1";
 /// The published client of the cloud API, for its acceptance test; pinned likewise.
 const CLOUD_SDK: &str = "ionoscloud==6.1.13";
+/// A bucket owner's own client, which can set policies.
+const S3_CLIENT: &str = "boto3==1.44.8";
 
 pub(crate) fn run() -> anyhow::Result<()> {
     bpf()?;
@@ -89,11 +91,11 @@ pub(crate) fn network_tools() -> anyhow::Result<()> {
 pub(crate) fn python_packages() -> anyhow::Result<()> {
     let venv = root().join(".tools/python");
     let python = venv.join("bin/python");
-    let imports = Command::new(&python).args(["-c", "import pyarrow.parquet, ionoscloud"]).output();
+    let imports = Command::new(&python).args(["-c", "import pyarrow.parquet, ionoscloud, boto3"]).output();
     if imports.is_ok_and(|o| o.status.success()) {
         return Ok(());
     }
-    step(&format!("{PYARROW} (second Parquet reader) and {CLOUD_SDK} into .tools/python, for the tests"));
+    step(&format!("{PYARROW} (second Parquet reader), {CLOUD_SDK} and {S3_CLIENT} into .tools/python, for the tests"));
     if !has("python3") {
         apt(&[("python3", "python3")])?;
     }
@@ -101,7 +103,7 @@ pub(crate) fn python_packages() -> anyhow::Result<()> {
         install(&["python3-venv"])?;
         run_command(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
     }
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PYARROW, CLOUD_SDK];
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PYARROW, CLOUD_SDK, S3_CLIENT];
     run_command(Command::new(&python).args(pip))
 }
 

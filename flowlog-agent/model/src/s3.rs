@@ -15,4 +15,6 @@ pub struct S3Options {
     pub allow_http: bool,
     /// File with credentials in the AWS format; the environment if absent.
     pub credentials_file: Option<PathBuf>,
+    /// Put objects without the ACL that lets the bucket's owner read them.
+    pub no_acl: bool,
 }

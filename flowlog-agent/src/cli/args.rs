@@ -52,6 +52,9 @@ struct S3Args {
     /// File with S3 credentials in the AWS format; re-read when it changes.
     #[arg(long, value_name = "FILE")]
     s3_credentials: Option<PathBuf>,
+    /// Put objects without the ACL that lets the bucket's owner read them.
+    #[arg(long)]
+    s3_no_acl: bool,
 }
 
 impl S3Args {
@@ -62,6 +65,7 @@ impl S3Args {
             path_style: self.s3_path_style,
             allow_http: self.s3_allow_http,
             credentials_file: self.s3_credentials,
+            acl: self.s3_no_acl.then_some(false),
         };
     }
 }

@@ -171,6 +171,7 @@ impl RawConfig {
             path_style: self.s3.path_style,
             allow_http: self.s3.allow_http,
             credentials_file: self.s3.credentials_file,
+            no_acl: self.s3.acl == Some(false),
         };
         let state_dir = self.state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR_DEFAULT));
         let default = Limits::default();

@@ -74,6 +74,8 @@ pub(crate) struct RawS3 {
     pub allow_http: bool,
     /// Credentials in the AWS format.
     pub credentials_file: Option<PathBuf>,
+    /// Whether the bucket's owner gets an ACL for each object; it does unless said otherwise.
+    pub acl: Option<bool>,
 }
 
 /// `[inventory]`. With it, flow logs are managed through the API.

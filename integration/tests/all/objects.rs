@@ -250,3 +250,31 @@ fn the_readme_documents_every_column() {
     let target: Target = "s3://flows/team".parse().unwrap();
     assert!(readme.contains(&target.to_string()) || readme.contains("s3://bucket"), "README shows a bucket target");
 }
+
+/// Puts an object as the agent does, with a probe before it.
+fn put(options: &S3Options, bucket: &str, key: &str) {
+    let bucket = Bucket::open(&Location::Bucket(bucket.to_owned()), options).unwrap();
+    block_on(async {
+        bucket.probe("web").await.unwrap();
+        assert_eq!(bucket.deliver(key, vec![7; 1_000]).await.unwrap(), Outcome::Stored);
+    });
+}
+
+/// Three users of one server: the agent's, and two who own a bucket each.
+#[test]
+fn the_owner_of_a_bucket_reads_what_lands_there_and_nobody_else_does() {
+    let server = s3::server();
+    let [owner, other] = [server.new_owner(), server.new_owner()];
+    put(&server.options(), &owner.bucket, "web/a.parquet");
+    assert_eq!(owner.reads(&owner.bucket, "web/a.parquet"), "1000");
+    assert_eq!(other.reads(&owner.bucket, "web/a.parquet"), "AccessDenied");
+    let listed = owner.asks(&format!(
+        "print([o['Key'] for o in s3.list_objects_v2(Bucket='{b}')['Contents']],\n\
+          s3.list_multipart_uploads(Bucket='{b}').get('Uploads', []))",
+        b = owner.bucket
+    ));
+    assert_eq!(listed, "['web/a.parquet'] []", "the probe left nothing");
+    // Without it an object is its writer's alone.
+    put(&S3Options { no_acl: true, ..server.options() }, &owner.bucket, "web/b.parquet");
+    assert_eq!(owner.reads(&owner.bucket, "web/b.parquet"), "AccessDenied");
+}

@@ -34,6 +34,7 @@ pub(super) struct Reach {
     pub path_style: Option<bool>,
     pub allow_http: Option<bool>,
     pub credentials_file: Option<PathBuf>,
+    pub acl: Option<bool>,
 }
 
 impl Reach {
@@ -45,6 +46,7 @@ impl Reach {
             path_style: self.path_style.unwrap_or(base.path_style),
             allow_http: self.allow_http.unwrap_or(base.allow_http),
             credentials_file: self.credentials_file.clone().or(base.credentials_file),
+            no_acl: self.acl.map_or(base.no_acl, |acl| !acl),
         }
     }
 

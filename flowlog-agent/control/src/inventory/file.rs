@@ -90,6 +90,7 @@ pub(super) struct RawBuckets {
     #[serde(default)]
     allow_http: bool,
     credentials_file: Option<std::path::PathBuf>,
+    acl: Option<bool>,
 }
 
 /// A contract's bucket, or several.
@@ -103,6 +104,7 @@ struct RawBucket {
     path_style: Option<bool>,
     allow_http: Option<bool>,
     credentials_file: Option<std::path::PathBuf>,
+    acl: Option<bool>,
 }
 
 /// What all buckets of a contract have in common.
@@ -115,8 +117,8 @@ struct RawContract {
 
 impl RawBucket {
     fn check(&self) -> Result<Owned, String> {
-        let Self { name, contract, endpoint, region, path_style, allow_http, credentials_file } = self.clone();
-        let reach = Reach { endpoint, region, path_style, allow_http, credentials_file };
+        let Self { name, contract, endpoint, region, path_style, allow_http, credentials_file, acl } = self.clone();
+        let reach = Reach { endpoint, region, path_style, allow_http, credentials_file, acl };
         reach.check().map_err(|words| format!("bucket `{name}` of contract {contract}: {words}"))?;
         Ok(Owned { pattern: name, contract, reach })
     }
@@ -143,6 +145,7 @@ impl RawBuckets {
             path_style: self.path_style,
             allow_http: self.allow_http,
             credentials_file: self.credentials_file.clone(),
+            no_acl: self.acl == Some(false),
         }))
     }
 }

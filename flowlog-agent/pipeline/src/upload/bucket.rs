@@ -14,12 +14,16 @@ use flowlog_model::{S3Options, ids::hex, rule::Location, text::printable};
 use object_store::{
     Attribute, Attributes, ClientOptions, CredentialProvider, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode,
     PutOptions, RetryConfig,
-    aws::{AmazonS3Builder, AwsCredential},
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential},
+    client::ReqwestConnector,
     path::Path,
 };
 use sha2::{Digest as _, Sha256};
 
-use super::directory::Directory;
+use super::{
+    acl::{Acl, WithAcl},
+    directory::Directory,
+};
 
 /// Metadata key of our checksum.
 const SHA256: &str = "flowlog-sha256";
@@ -33,6 +37,9 @@ const BYTES_PER_SEC_MIN: u64 = 250_000;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Retries inside one delivery; the uploader's own pauses follow.
 const RETRIES: usize = 1;
+
+/// The region where none is said (`object_store`'s own).
+const REGION_DEFAULT: &str = "us-east-1";
 
 /// Name of the upload that shows that a bucket can be written to.
 const PROBE_NAME: &str = ".flowlog-probe";
@@ -310,7 +317,15 @@ fn s3(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, String> {
         provider.current().map_err(|e| e.to_string())?;
         builder = builder.with_credentials(Arc::new(provider));
     }
-    Ok(Arc::new(builder.build().map_err(|e| words(&e))?))
+    if o.no_acl {
+        return Ok(Arc::new(builder.build().map_err(|e| words(&e))?));
+    }
+    let region = builder.get_config_value(&AmazonS3ConfigKey::Region).unwrap_or_else(|| REGION_DEFAULT.to_owned());
+    let acl = Arc::new(Acl::new(bucket, &region));
+    let connector = WithAcl { inner: ReqwestConnector::default(), acl: acl.clone() };
+    let store = builder.with_http_connector(connector).build().map_err(|e| words(&e))?;
+    acl.sign_with(store.credentials().clone());
+    Ok(Arc::new(store))
 }
 
 /// Credentials from a file in the AWS format, read again whenever it changes.

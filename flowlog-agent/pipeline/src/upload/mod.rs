@@ -3,10 +3,11 @@
 //! Objects of one rule and store form a *route*. Every route is delivered by itself, in order: one that is slow,
 //! refused or retrying holds back no other.
 //!
-//! * [`bucket`]: one object store; `directory`: a local directory as one;
+//! * [`bucket`]: one object store; `acl`: its owner may read what lands; `directory`: a local directory as a store;
 //! * this file: routes, pauses, what there is to say about them.
 #![allow(clippy::disallowed_methods, reason = "pauses are in the runtime's time, which tests can stop")]
 
+mod acl;
 pub(crate) mod bucket;
 mod directory;
 #[cfg(test)]
