@@ -121,7 +121,8 @@ impl File {
             (Kind::ApplicationLoadBalancer, &self.application_load_balancer),
         ];
         let gateways = gateways.into_iter().flat_map(|(kind, all)| all.iter().map(move |g| g.check(kind)));
-        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        let mut good = Vec::new();
+        let mut bad = Vec::new();
         for result in nics.chain(gateways) {
             match result {
                 Ok(resource) => good.push(resource),
