@@ -54,7 +54,8 @@ impl Refusing {
     /// If the address is not there.
     pub fn socket(&mut self, ns: &Netns, address: &str, to: &str, count: usize, payload: usize) -> anyhow::Result<()> {
         let procs = self.path.join("cgroup.procs");
-        let (address, to) = (address.to_owned(), to.to_owned());
+        let address = address.to_owned();
+        let to = to.to_owned();
         let work = move || {
             std::fs::write(&procs, "0")?;
             let socket = UdpSocket::bind(&address)?;

@@ -47,11 +47,14 @@ impl Proxy {
     /// If no port is free.
     pub fn start(upstream: &str) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
-        let (address, state) = (listener.local_addr()?, Arc::new(Mutex::new(State::default())));
-        let (upstream, shared) = (upstream.to_owned(), state.clone());
+        let address = listener.local_addr()?;
+        let state = Arc::new(Mutex::new(State::default()));
+        let upstream = upstream.to_owned();
+        let shared = state.clone();
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let (upstream, state) = (upstream.clone(), shared.clone());
+                let upstream = upstream.clone();
+                let state = shared.clone();
                 // A client that is cut off is an error here, and the point of it all.
                 std::thread::spawn(move || serve(&client, &upstream, &state));
             }

@@ -107,13 +107,35 @@ fn udp(payload: usize) -> Vec<u8> {
 }
 
 fn flow4(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<Ip4> {
-    let (sport, dport, vlan, ip_header, fragment) = (ports.0, ports.1, 0, 0, Fragment::NONE);
-    Flow { src: ip4(SRC4), dst: ip4(DST4), sport, dport, vlan, proto, tcp_flags, l3_len, headers, ip_header, fragment }
+    Flow {
+        src: ip4(SRC4),
+        dst: ip4(DST4),
+        sport: ports.0,
+        dport: ports.1,
+        vlan: 0,
+        proto,
+        tcp_flags,
+        l3_len,
+        headers,
+        ip_header: 0,
+        fragment: Fragment::NONE,
+    }
 }
 
 fn flow6(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<Ip6> {
-    let (sport, dport, vlan, ip_header, fragment) = (ports.0, ports.1, 0, 0, Fragment::NONE);
-    Flow { src: ip6(SRC6), dst: ip6(DST6), sport, dport, vlan, proto, tcp_flags, l3_len, headers, ip_header, fragment }
+    Flow {
+        src: ip6(SRC6),
+        dst: ip6(DST6),
+        sport: ports.0,
+        dport: ports.1,
+        vlan: 0,
+        proto,
+        tcp_flags,
+        l3_len,
+        headers,
+        ip_header: 0,
+        fragment: Fragment::NONE,
+    }
 }
 
 fn plain(name: &'static str, frame: Vec<u8>, packet: Packet) -> Golden {
@@ -343,7 +365,8 @@ fn gso() -> Vec<Golden> {
     bare.extend_from_slice(&jumbo[8..]);
     let mut internal = packet6(0, &[]);
     internal.append(&mut jumbo);
-    let (bare, internal) = (eth(&[], IP6, &bare), eth(&[], IP6, &internal));
+    let bare = eth(&[], IP6, &bare);
+    let internal = eth(&[], IP6, &internal);
     let big = Packet::V6(flow6(6, WEB, 0x10, 70_032, 72));
     let with = |name, frame: Vec<u8>, packet, gso_size, gso_segs, packets, bytes| Golden {
         name,

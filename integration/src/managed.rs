@@ -70,7 +70,9 @@ impl Managed {
     /// # Errors
     /// Without root.
     pub fn new(more: &str) -> anyhow::Result<Self> {
-        let (node, far, dir) = (Netns::new("node")?, Netns::new("far")?, tempfile::tempdir()?);
+        let node = Netns::new("node")?;
+        let far = Netns::new("far")?;
+        let dir = tempfile::tempdir()?;
         for (n, interface) in INTERFACES.iter().enumerate() {
             plug_in(&node, &far, interface, n + 1)?;
         }
@@ -137,7 +139,8 @@ impl Managed {
         let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
         self.write("tls.crt", &made.cert.pem())?;
         self.write("tls.key", &made.signing_key.serialize_pem())?;
-        let (config, d) = (fs::read_to_string(self.path("flowlog.toml"))?, self.dir.path().display());
+        let config = fs::read_to_string(self.path("flowlog.toml"))?;
+        let d = self.dir.path().display();
         self.write("flowlog.toml", &format!("{config}tls_certificate = '{d}/tls.crt'\ntls_key = '{d}/tls.key'\n"))?;
         Ok(self.path("tls.crt"))
     }

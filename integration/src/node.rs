@@ -25,7 +25,8 @@ impl Node {
     /// # Errors
     /// Without root.
     pub fn new(args: &[&str]) -> anyhow::Result<Self> {
-        let (pair, dir) = (Pair::new()?, tempfile::tempdir()?);
+        let pair = Pair::new()?;
+        let dir = tempfile::tempdir()?;
         for ns in [&pair.a, &pair.b] {
             ns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1")?;
         }
@@ -67,9 +68,10 @@ impl Node {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn_with(&self, more: &[&str], variables: &[(&str, &str)]) -> anyhow::Result<Agent> {
-        let (pins, state, objects) = (self.pins(), self.state(), self.objects());
-        let text = |p: &PathBuf| p.to_str().unwrap_or_default().to_owned();
-        let (pins, state, objects) = (text(&pins), text(&state), text(&objects));
+        let text = |p: PathBuf| p.to_str().unwrap_or_default().to_owned();
+        let pins = text(self.pins());
+        let state = text(self.state());
+        let objects = text(self.objects());
         let mut args = vec!["--state-dir", &state];
         if !more.contains(&"--no-pin") {
             args.extend(["--pin-dir", &pins]);

@@ -48,7 +48,8 @@ impl Oracle {
         pair.a.nft(&format!(
             "table inet oracle {{ counter refused {{ }}\n chain c {{ type filter hook input priority 0; udp dport {REFUSED} counter name refused drop; }}\n}}"
         ))?;
-        let (over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+        let over = AtomicBool::new(false);
+        let sent = AtomicU64::new(0);
         let (oracle, result) = std::thread::scope(|scope| {
             let sender = scope.spawn(|| pair.b.run(|| Self::send(pair, flows, pause, &over, &sent)));
             let result = script(&sent);

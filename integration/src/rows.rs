@@ -64,7 +64,8 @@ impl Objects {
     /// # Errors
     /// If an object is not readable Parquet.
     pub fn below(dir: &Path) -> anyhow::Result<Self> {
-        let (mut files, mut todo) = (Vec::<PathBuf>::new(), vec![dir.to_owned()]);
+        let mut files = Vec::<PathBuf>::new();
+        let mut todo = vec![dir.to_owned()];
         while let Some(d) = todo.pop() {
             for entry in std::fs::read_dir(&d).with_context(|| d.display().to_string())? {
                 let path = entry?.path();
@@ -103,7 +104,9 @@ impl Objects {
     /// Everything that must add up to what the interface counted.
     #[must_use]
     pub fn total(&self) -> Sum {
-        let (a, r, l) = (self.flows("ACCEPT"), self.flows("REJECT"), self.lost());
+        let a = self.flows("ACCEPT");
+        let r = self.flows("REJECT");
+        let l = self.lost();
         (a.0 + r.0 + l.0, a.1 + r.1 + l.1)
     }
 }

@@ -93,7 +93,8 @@ impl Server {
         for sub in ["mon", "osd", "run"] {
             fs::create_dir(dir.path().join(sub))?;
         }
-        let (fsid, osd) = (uuid()?, uuid()?);
+        let fsid = uuid()?;
+        let osd = uuid()?;
         let conf = CONF.replace("FSID", &fsid).replace("DIR", &d).replace("PORT", &PORT.to_string());
         let c = format!("{d}/ceph.conf");
         fs::write(&c, conf)?;
@@ -219,7 +220,8 @@ impl Server {
         let store = Self::store(bucket);
         runtime().block_on(async {
             let listed = store.list_with_delimiter(None).await.expect("list");
-            let (mut keys, mut todo) = (Vec::new(), listed.common_prefixes);
+            let mut keys = Vec::new();
+            let mut todo = listed.common_prefixes;
             keys.extend(listed.objects.into_iter().map(|o| o.location.to_string()));
             while let Some(prefix) = todo.pop() {
                 let listed = store.list_with_delimiter(Some(&prefix)).await.expect("list");

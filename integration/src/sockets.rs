@@ -133,7 +133,8 @@ pub fn send_by_ring(interface: &str, frames: &[Vec<u8>]) -> anyhow::Result<()> {
     // struct tpacket_req: bytes of a block, blocks, bytes of a slot, slots.
     let request = [4096_u32, (SLOTS * SLOT / 4096) as u32, SLOT as u32, SLOTS as u32];
     set(&fd, libc::SOL_PACKET, libc::PACKET_TX_RING, &request)?;
-    let (size, rw) = (SLOTS * SLOT, libc::PROT_READ | libc::PROT_WRITE);
+    let size = SLOTS * SLOT;
+    let rw = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping of the socket's ring, of the size that was asked for.
     let ring = unsafe { libc::mmap(std::ptr::null_mut(), size, rw, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
     ensure!(ring != libc::MAP_FAILED, "ring: {}", io::Error::last_os_error());

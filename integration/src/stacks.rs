@@ -20,7 +20,9 @@ impl Routed {
     /// # Errors
     /// Without root.
     pub fn new() -> anyhow::Result<Self> {
-        let (client, router, server) = (Netns::new("client")?, Netns::new("router")?, Netns::new("server")?);
+        let client = Netns::new("client")?;
+        let router = Netns::new("router")?;
+        let server = Netns::new("server")?;
         for ns in [&client, &router, &server] {
             ns.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
         }

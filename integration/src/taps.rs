@@ -82,8 +82,7 @@ fn carry(files: &[File; 2], ended: &OwnedFd) -> std::io::Result<()> {
         if !wait[2].revents().is_empty() {
             return Ok(());
         }
-        for (from, to) in [(a, b), (b, a)] {
-            let (mut from, mut to) = (from, to);
+        for (mut from, mut to) in [(a, b), (b, a)] {
             while let Ok(n) = from.read(&mut frame) {
                 // A device that is down takes nothing, like a cable whose other end is not plugged in.
                 let _ = to.write(&frame[..n]);

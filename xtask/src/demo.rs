@@ -191,7 +191,8 @@ fn stop_agent() -> anyhow::Result<()> {
 
 /// The VM's end: echoes TCP and UDP until this program ends. Sockets stay in the namespace they were made in.
 fn serve() -> anyhow::Result<()> {
-    let (tcp, udp) = (TcpListener::bind((VM, OPEN))?, UdpSocket::bind((VM, 53))?);
+    let tcp = TcpListener::bind((VM, OPEN))?;
+    let udp = UdpSocket::bind((VM, 53))?;
     thread::spawn(move || {
         let mut buffer = [0; 512];
         while let Ok((n, from)) = udp.recv_from(&mut buffer) {

@@ -132,7 +132,8 @@ fn fresh_copy(copy: &Path) -> anyhow::Result<()> {
         }
     }
     for name in names {
-        let (from, to) = (root().join(name), copy.join(name));
+        let from = root().join(name);
+        let to = copy.join(name);
         let Ok(bytes) = fs::read(&from) else { continue };
         if fs::read(&to).ok().as_ref() != Some(&bytes) {
             fs::create_dir_all(to.parent().context("a folder")?)?;

@@ -58,7 +58,8 @@ pub(crate) fn cargo() -> Command {
 
 /// All files below `dirs`, sorted.
 pub(crate) fn files_below(dirs: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
-    let (mut files, mut todo) = (Vec::new(), dirs.to_vec());
+    let mut files = Vec::new();
+    let mut todo = dirs.to_vec();
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))? {
             let path = entry?.path();

@@ -51,7 +51,8 @@ pub fn arm() -> Result<(), String> {
     let Ok(text) = std::env::var("FLOWLOG_FAULT") else { return Ok(()) };
     let parts: Vec<&str> = text.split(':').collect();
     let bad = || format!("FLOWLOG_FAULT `{text}`: use NAME:N or NAME:N[+]:ERRNO");
-    let (name, nth) = (parts.first().ok_or_else(bad)?, parts.get(1).ok_or_else(bad)?);
+    let name = parts.first().ok_or_else(bad)?;
+    let nth = parts.get(1).ok_or_else(bad)?;
     let onwards = nth.ends_with('+');
     let nth: u64 = nth.trim_end_matches('+').parse().map_err(|_| bad())?;
     let errno = parts.get(2).map(|e| e.parse::<i32>()).transpose().map_err(|_| bad())?;

@@ -29,7 +29,8 @@ pub fn take(dir: &Path) -> io::Result<fs::File> {
 #[must_use]
 pub fn holder(dir: &Path) -> Option<i32> {
     let meta = fs::metadata(dir).ok()?;
-    let (device, inode) = (meta.dev(), meta.ino());
+    let device = meta.dev();
+    let inode = meta.ino();
     let place = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let of = |line: &str| {

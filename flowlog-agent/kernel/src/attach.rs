@@ -146,7 +146,8 @@ impl Hooks {
     }
 
     fn hold(&mut self, dev: Option<&NetDev>, link: Held, pin: Option<PathBuf>) {
-        let (ifindex, netns) = (dev.map_or(0, |d| d.index), dev.map(|d| d.netns.clone()));
+        let ifindex = dev.map_or(0, |d| d.index);
+        let netns = dev.map(|d| d.netns.clone());
         self.held.push(Hook { ifindex, netns, link, pin });
     }
 

@@ -86,7 +86,8 @@ impl<'b> Btf<'b> {
         let mut at = first;
         while at < end {
             let info = word(&btf.data, at + 4)?;
-            let (kind, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+            let kind = info >> 24 & 0x1f;
+            let members = (info & 0xffff) as usize;
             let id = btf.next_id();
             if matches!(kind, KIND_STRUCT | KIND_ENUM | KIND_TYPEDEF) {
                 let name = btf.string(word(&btf.data, at)?).to_owned();
@@ -167,7 +168,9 @@ impl<'b> Btf<'b> {
         let (data, at) = self.place(id)?;
         for i in 0..(info & 0xffff) as usize {
             let at = at + 12 + 12 * i;
-            let (name, of, bits) = (word(data, at)?, word(data, at + 4)?, word(data, at + 8)?);
+            let name = word(data, at)?;
+            let of = word(data, at + 4)?;
+            let bits = word(data, at + 8)?;
             // With the kind flag set, the upper byte is a bit-field's size.
             let bits = if info >> 31 == 1 { bits & 0x00ff_ffff } else { bits };
             if name != 0 {

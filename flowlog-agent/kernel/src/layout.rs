@@ -45,7 +45,9 @@ fn text_range(symbols: &str, functions: &[&str]) -> Result<(u64, u64), String> {
         // Compilers add `.isra.0` and the like.
         rest.is_some_and(|r| r.is_empty() || r.starts_with('.'))
     };
-    let (mut is_hidden, mut first, mut start_of_last) = (true, u64::MAX, 0);
+    let mut is_hidden = true;
+    let mut first = u64::MAX;
+    let mut start_of_last = 0;
     for (address, name) in text_symbols(symbols) {
         is_hidden = false;
         if is_wanted(name) {

@@ -54,7 +54,8 @@ impl Kernel {
     fn load_with(sizes: Sizes, netns_inum: u32, mut pins: Option<Pins>) -> Result<Self, KernelError> {
         let Layout { offsets, reasons, drop_arguments } = kernel_layout()?;
         let cpus = aya::util::nr_cpus().map_err(unreadable)?.get() as usize;
-        let (sequence_bits, tick) = (notes::sequence_bits(cpus), flowlog_host::clock::tick_ns());
+        let sequence_bits = notes::sequence_bits(cpus);
+        let tick = flowlog_host::clock::tick_ns();
         let wanted = Setup {
             seed: rand_seed(),
             netns_inum,
@@ -66,8 +67,10 @@ impl Kernel {
             Some(pins) => found_setup(pins, wanted)?,
             None => wanted,
         };
-        let (seed, xdp_place) = (setup.seed, reasons.xdp_place());
-        let (passed_mask, refused_mask) = (sizes.passed_slots - 1, sizes.refused_slots - 1);
+        let seed = setup.seed;
+        let xdp_place = reasons.xdp_place();
+        let passed_mask = sizes.passed_slots - 1;
+        let refused_mask = sizes.refused_slots - 1;
         let wake = u64::from(sizes.ring_bytes / 4);
         let mut loader = EbpfLoader::new();
         if let Some(pins) = &pins {

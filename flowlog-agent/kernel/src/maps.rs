@@ -37,7 +37,8 @@ impl Mapped {
             return Err(refused("it is not an array in the embedded object".to_owned()));
         };
         let info = data.info().map_err(|e| KernelError::from_chain(format!("read the size of map `{name}`"), &e))?;
-        let (elements, stride) = (info.max_entries() as usize, info.value_size().next_multiple_of(8) as usize);
+        let elements = info.max_entries() as usize;
+        let stride = info.value_size().next_multiple_of(8) as usize;
         let bytes = (elements * stride).next_multiple_of(rustix::param::page_size());
         let mapping = Mapping::new(data.fd().as_fd(), bytes, 0, true).map_err(|e| refused(e.to_string()))?;
         Ok(Self { mapping, stride })

@@ -101,7 +101,9 @@ mod tests {
             let mut owners = BTreeSet::new();
             for cpu in 0..cpus {
                 let word = share(cpu, bits);
-                let [next, owner, sequence] = [word & 0xffff_ffff, word >> 32 & 0xffff, word >> 48];
+                let next = word & 0xffff_ffff;
+                let owner = word >> 32 & 0xffff;
+                let sequence = word >> 48;
                 assert!(next == 0 && owner != 0 && owner & sequence == 0 && owner | sequence <= 0xffff, "{cpus}");
                 assert!(owners.insert(owner), "{cpus}");
             }

@@ -59,7 +59,8 @@ fn specs(sizes: Sizes) -> Vec<Spec> {
     use MapType::{Array, Hash, PerCpuArray, ProgramArray, RingBuf};
     let interfaces = u32::from(sizes.interfaces_max) + 1;
     let bank = |record: usize| record * abi::BANK_SLOTS as usize;
-    let (record4, record6) = (size_of::<abi::Record4>(), size_of::<abi::Record6>());
+    let record4 = size_of::<abi::Record4>();
+    let record6 = size_of::<abi::Record6>();
     let spec = |name, kind, value, entries| Spec { name, kind, value, entries };
     vec![
         spec("IFACES", Array, size_of::<abi::Iface>(), abi::IFINDEX_MAX),

@@ -40,7 +40,8 @@ impl Ring {
         let refused = |problem: String| KernelError::Refused { action: "map the ring buffer".to_owned(), problem };
         let Map::RingBuf(map) = map else { return Err(refused("it is none in the embedded object".to_owned())) };
         let info = map.info().map_err(|e| KernelError::from_chain("read the size of the ring buffer", &e))?;
-        let (page, bytes) = (rustix::param::page_size(), info.max_entries() as usize);
+        let page = rustix::param::page_size();
+        let bytes = info.max_entries() as usize;
         let fd = map.fd().as_fd();
         let consumer = Mapping::new(fd, page, 0, true).map_err(|e| refused(e.to_string()))?;
         // The data pages are mapped twice in a row, so that an entry never wraps.

@@ -34,7 +34,8 @@ impl Sizes {
     #[must_use]
     pub(super) fn elements(&self) -> [(&'static str, u32); 7] {
         let interfaces = u32::from(self.interfaces_max) + 1;
-        let (passed, refused) = (banks(self.passed_slots), banks(self.refused_slots));
+        let passed = banks(self.passed_slots);
+        let refused = banks(self.refused_slots);
         [
             ("PASSED4", passed),
             ("PASSED6", passed),

@@ -226,7 +226,8 @@ mod tests {
     #[test]
     fn an_interface_is_followed_into_another_namespace_by_its_address_and_never_taken_for_one_of_there() {
         let there = || Netns::at(2, Some("blue"));
-        let (tap, mac) = (Selector::Name("tap0".to_owned()), Some(Mac([2, 0, 0, 0, 0, 7])));
+        let tap = Selector::Name("tap0".to_owned());
+        let mac = Some(Mac([2, 0, 0, 0, 0, 7]));
         let bound = Bound { name: "tap0", index: 5, netns_inum: 1, mac };
         let found = |among: &[NetDev], bound| tap.find(among, bound).map(|d| (d.netns.inum, d.index));
         assert_eq!(found(&[dev("tap0", 5, there())], Some(bound)), Some((2, 5)));

@@ -88,7 +88,8 @@ impl<S: Source> Books<S> {
         if !goes_on {
             source.forget()?;
         }
-        let (position, last_seen) = (source.position(), found.last_seen.unwrap_or(now));
+        let position = source.position();
+        let last_seen = found.last_seen.unwrap_or(now);
         // If the old ring is gone, the old head stays until the windows that were open are closed: this start may fail before.
         let (first_head, first_position) = match &found.head {
             Some(old) if !goes_on => (old.clone(), found.position),

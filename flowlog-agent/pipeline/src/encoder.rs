@@ -155,7 +155,8 @@ pub(crate) fn encode_window(
     reason_name: &dyn Fn(u16) -> Option<String>,
 ) -> (Encoded, Option<Object>) {
     let Closed { info, table, truth, hook } = closed;
-    let (rule, interface) = (info.rule.name.as_str(), info.interface_id.as_str());
+    let rule = info.rule.name.as_str();
+    let interface = info.interface_id.as_str();
     let settled = guarded(|| settle::settle(table, truth.as_ref(), hook)).unwrap_or_else(|words| {
         tracing::error!(rule, interface, words, "the flows of this window cannot be settled: only its counters stay");
         guarded(|| settle::settle(FlowTable::default(), truth.as_ref(), hook)).unwrap_or_default()
@@ -273,19 +274,28 @@ mod tests {
     /// A window with a flow of 7 accepted packets and one of 3 refused ones.
     fn closed(rule: Rule, node_id: &str, interface_id: &str) -> Closed {
         let count = |packets| Count { packets, bytes: packets * 100 };
-        let (mut table, mut truth) = (FlowTable::default(), Truth::default());
+        let mut table = FlowTable::default();
+        let mut truth = Truth::default();
         for (sport, class, packets) in [(1, class::PASSED, 7), (2, class::REFUSED, 3)] {
             let meta = Meta { sport, iface: 1, proto: 17, flags: Meta::pack(0, class), reason: 8, ..Meta::default() };
             let stats = Stats { bytes: packets * 100, packets, ..Stats::default() };
             table.add4(&Record4 { key: Key { src: 1, dst: 2, meta }, stats });
         }
         truth.hook[0].seen = count(7);
-        (truth.verdict[0][0].refused, truth.verdict[0][0].seen) = (count(3), count(0));
+        truth.verdict[0][0].refused = count(3);
+        truth.verdict[0][0].seen = count(0);
         let span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(1_800_000_000_000_000_000) }).current();
-        let (node_id, interface_id) = (node_id.to_owned(), interface_id.to_owned());
-        let (flushed_early, late, gap, account_id) = (false, false, None, None);
-        let info =
-            ObjectInfo { rule, node_id, account_id, interface_id, side: Side::Host, span, flushed_early, late, gap };
+        let info = ObjectInfo {
+            rule,
+            node_id: node_id.to_owned(),
+            account_id: None,
+            interface_id: interface_id.to_owned(),
+            side: Side::Host,
+            span,
+            flushed_early: false,
+            late: false,
+            gap: None,
+        };
         Closed { info, table, truth: Some(truth), hook: HookKind::Tc }
     }
 
@@ -347,7 +357,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let fs = Arc::new(Disk::open(dir.path()).expect("disk"));
         let (spool, _) = Spool::open(fs, Limits::default()).expect("open");
-        let (long, other) = ("n".repeat(63), "i".repeat(63));
+        let long = "n".repeat(63);
+        let other = "i".repeat(63);
         for target in [format!("s3://{}/{long}", "b".repeat(63)), format!("/{}", "deep/".repeat(200))] {
             for hive_layout in [true, false] {
                 let target = target.parse().expect("a target");

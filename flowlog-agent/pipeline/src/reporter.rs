@@ -61,11 +61,13 @@ impl Reporter {
         let watched: BTreeMap<&str, &Watched> =
             capture.ledger().watched().map(|(_, w)| (w.spec.interface_id.as_str(), w)).collect();
         let rules = capture.captures().iter().map(|c| {
-            let (rule, interface_id) = (&c.rule, capture.id(c));
+            let rule = &c.rule;
+            let interface_id = capture.id(c);
             let w = watched.get(interface_id.as_str());
             let state = captured.remove(&interface_id).unwrap_or_default();
             let store = Target { location: rule.target.location.clone(), prefix: None }.to_string();
-            let (name, folder) = (rule.name.as_str().to_owned(), rule.folder());
+            let name = rule.name.as_str().to_owned();
+            let folder = rule.folder();
             RuleStatus {
                 rule: name,
                 rule_id: rule.id,

@@ -42,7 +42,8 @@ impl Delivery {
         for capture in &config.captures {
             uploader.probe(&capture.rule);
         }
-        let (progress, wake) = (uploader.progress(), Arc::new(Notify::new()));
+        let progress = uploader.progress();
+        let wake = Arc::new(Notify::new());
         let woken = wake.clone();
         // What it has not delivered is in the spool.
         thread::with_a_runtime("upload", || uploader.run(woken))?;

@@ -43,7 +43,8 @@ impl KernelSource {
         }
         self.kernel.interfaces.unwatch_all();
         wait_for_programs();
-        let (mut at, mut dropped) = (Cursor::default(), 0u64);
+        let mut at = Cursor::default();
+        let mut dropped = 0u64;
         loop {
             let swept = self.kernel.sweeper.sweep(&self.kernel.programs, Scope::All, at)?;
             while let Some((_, end)) = self.ring.read() {

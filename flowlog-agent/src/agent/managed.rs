@@ -56,10 +56,12 @@ impl Files {
             Some(path) => Principals::read(path).map_err(|problem| AgentError::File { path: path.clone(), problem })?,
             None => Principals::default(),
         };
-        let (inventory, principals) = (watch::Sender::new(Arc::new(first)), watch::Sender::new(Arc::new(known)));
+        let inventory = watch::Sender::new(Arc::new(first));
+        let principals = watch::Sender::new(Arc::new(known));
         let opened = Self { inventory: inventory.subscribe(), principals: principals.subscribe() };
         let watched: Vec<PathBuf> = places.file.iter().chain(&manage.principals).cloned().collect();
-        let (dirs, path) = (Vec::from_iter(places.dir), manage.principals.clone());
+        let dirs = Vec::from_iter(places.dir);
+        let path = manage.principals.clone();
         let changed = move || {
             let loaded = files.load();
             inventory.send_if_modified(|now| {

@@ -142,7 +142,8 @@ pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
     let (fs, _lock) = state_dir(&config)?;
     let take_over = || {
         ensure_room(&config.state_dir, &*fs)?;
-        let (spool, found) = (open_spool(&config, &fs)?, recover(&*fs)?);
+        let spool = open_spool(&config, &fs)?;
+        let found = recover(&*fs)?;
         let (node, head) = open_kernel(&config, &found)?;
         let (capture, pending) = Capture::take_over(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;
         Ok((spool, capture, pending))

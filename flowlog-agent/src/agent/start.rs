@@ -124,7 +124,8 @@ pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelS
         None => Kernel::load(config.sizes, netns)?,
     };
     let ring = kernel.take_ring()?;
-    let (ring_id, begun) = (ring.id()?, clock::now());
+    let ring_id = ring.id()?;
+    let begun = clock::now();
     let head = Head { format: FORMAT, boot_id, ring_id, pin_dir: config.pin_dir.clone(), begun };
     Ok((KernelSource { kernel, ring }, head))
 }

@@ -99,7 +99,8 @@ enum What {
 
 pub(super) fn run(args: RuleArgs) -> anyhow::Result<ExitCode> {
     let RuleArgs { agent, what } = args;
-    let (output, client) = (agent.output, agent.client());
+    let output = agent.output;
+    let client = agent.client();
     match what {
         What::Add { resource, name, direction, action, bucket } => {
             let properties = Properties { name, direction, action, bucket };
@@ -220,7 +221,8 @@ fn listed(all: Value, output: Output) -> anyhow::Result<ExitCode> {
     }
     say!("{:<36}  {:<20} {:<12} {:<9} {:<12} {:<22} INTERFACE", "ID", "NAME", "STATE", "MARK", "CONTRACT", "BUCKET")?;
     for s in read::<Vec<Summary>>(for_people(all))? {
-        let (f, interfaces) = (&s.flow_log, s.captures.iter().map(|c| c.interface.as_str()));
+        let f = &s.flow_log;
+        let interfaces = s.captures.iter().map(|c| c.interface.as_str());
         say!(
             "{:<36}  {:<20} {:<12} {:<9} {:<12} {:<22} {}",
             f.id.to_string(),
@@ -250,7 +252,8 @@ fn table(s: &Summary) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(out, "{name:<14} {value}");
     };
-    let (f, p) = (&s.flow_log, &s.flow_log.properties);
+    let f = &s.flow_log;
+    let p = &s.flow_log.properties;
     line("state", format!("{}  {}", word(&f.state), mark(s.mark)));
     s.why.iter().for_each(|why| line("", why.clone()));
     line("id", f.id.to_string());
@@ -290,7 +293,8 @@ fn audited(log: Value, output: Output) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for AuditEntry { stamp, contract, flow_log, what } in read::<AuditLog>(for_people(log))?.entries {
-        let (at, contract) = (date(stamp.at_secs), contract.to_string());
+        let at = date(stamp.at_secs);
+        let contract = contract.to_string();
         say!("{at}  {:<20} {contract:<12} {flow_log}  {what}", stamp.by)?;
     }
     Ok(ExitCode::SUCCESS)

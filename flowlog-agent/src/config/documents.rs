@@ -47,7 +47,8 @@ impl Example {
 
 /// Blocks of a document that are marked as TOML, each with the number of its first line.
 fn blocks(text: &str) -> Vec<(usize, String)> {
-    let (mut found, mut block) = (Vec::new(), None::<(usize, String)>);
+    let mut found = Vec::new();
+    let mut block = None::<(usize, String)>;
     for (number, line) in (1..).zip(text.lines()) {
         match &mut block {
             None if line == "```toml" => block = Some((number + 1, String::new())),

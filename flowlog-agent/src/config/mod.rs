@@ -102,7 +102,8 @@ impl RawConfig {
         if inventory.file.is_none() && inventory.dir.is_none() {
             return Err(InvalidField::new("inventory", "", "name its `file`, its `dir`, or both"));
         }
-        let (defaults, api) = (&self.flow_log_defaults, &self.api);
+        let defaults = &self.flow_log_defaults;
+        let api = &self.api;
         let tls = match (&api.tls_certificate, &api.tls_key) {
             (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
             (None, None) => None,

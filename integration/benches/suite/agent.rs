@@ -73,11 +73,13 @@ fn millions(figures: &[f64]) -> Figure {
 fn drain(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
     let mut lab = Lab::new()?;
     let ours = lab.ours("flowlog", "flowlog_tc_ingress", Hook::Tc)?;
-    let (mut alone, mut merged) = (Vec::new(), Vec::new());
+    let mut alone = Vec::new();
+    let mut merged = Vec::new();
     for _ in 0..rounds.max(3) {
         for (rates, merge) in [(&mut alone, false), (&mut merged, true)] {
             let mut table = FlowTable::default();
-            let (mut taken, mut spent) = (0, 0.0);
+            let mut taken = 0;
+            let mut spent = 0.0;
             for _ in 0..8 {
                 lab.run(&ours, Kind::ALL[0], BATCH, true)?;
                 let (s, n) = seconds(|| {
@@ -126,7 +128,9 @@ fn merge(rounds: u32, report: &mut Report) {
         row.push(Some(millions(&rates)));
     }
     speed.row("records merged", row);
-    let (mut held, mut peaks, mut worst) = (Vec::new(), Vec::new(), 0.0f64);
+    let mut held = Vec::new();
+    let mut peaks = Vec::new();
+    let mut worst = 0.0f64;
     for flows in [10_000, 100_000, 1_000_000, 2_000_000] {
         let different = records::records(flows);
         let before = memory::live();
@@ -170,9 +174,11 @@ fn line(out: &mut impl std::io::Write, f: &Flow) -> std::io::Result<()> {
         Addresses::V6(a, b) => (v6(a), v6(b)),
     };
     let span = records::info().span;
-    let (start, end) = (span.wall(MonoNs(f.totals.first_ns)).secs(), span.wall(MonoNs(f.totals.last_ns)).secs());
+    let start = span.wall(MonoNs(f.totals.first_ns)).secs();
+    let end = span.wall(MonoNs(f.totals.last_ns)).secs();
     let action = if f.refused { "REJECT" } else { "ACCEPT" };
-    let (t, id) = (&f.totals, "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad001");
+    let t = &f.totals;
+    let id = "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad001";
     writeln!(
         out,
         "2 - {id} {src} {dst} {} {} {} {} {} {start} {end} {action} OK",
@@ -212,7 +218,8 @@ fn formats(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
     table.decimals = 2;
     let mut add = |name: &str, runs: &[(f64, usize)]| {
         let rates: Vec<f64> = runs.iter().map(|(s, _)| rows / s / 1e6).collect();
-        let (size, speed) = (Figure::once(runs[0].1 as f64 / rows), millions(&rates));
+        let size = Figure::once(runs[0].1 as f64 / rows);
+        let speed = millions(&rates);
         table.row(name, vec![Some(size), Some(speed)]);
         (size.median, speed.median)
     };
@@ -276,7 +283,8 @@ fn small(report: &mut Report) -> anyhow::Result<()> {
         "One row is nearly all footer.",
         &["1 row", "100", "1k", "10k", "100k"],
     );
-    let (mut ours, mut text) = (Vec::new(), Vec::new());
+    let mut ours = Vec::new();
+    let mut text = Vec::new();
     for n in [1, 100, 1_000, 10_000, 100_000] {
         let records = records::records(n);
         ours.push(Some(Figure::once(parquet(&records, CHOSEN)?.1.len() as f64 / n as f64)));
@@ -300,10 +308,12 @@ fn close(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
     let disk = Disk::open(&dir.path().join("state"))?;
     let (spool, _) = Spool::open(Arc::new(disk), Limits::default())?;
     let target: flowlog_model::rule::Target = dir.path().join("objects").display().to_string().parse()?;
-    let (mut times, mut memory) = (Vec::new(), Vec::new());
+    let mut times = Vec::new();
+    let mut memory = Vec::new();
     for n in [1_000, 10_000, 100_000, 1_000_000] {
         let records = records::records(n);
-        let (mut ms, mut most) = (Vec::new(), 0);
+        let mut ms = Vec::new();
+        let mut most = 0;
         for _ in 0..rounds {
             let open = records::table(&records);
             memory::reset_peak();

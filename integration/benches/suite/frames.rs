@@ -113,7 +113,8 @@ pub(crate) fn frame(kind: Kind, ends: &Ends, bytes: usize) -> (Vec<u8>, Varied) 
         port_balance: place(upper + header),
     };
     for (a, b) in [(balance.address, balance.address_balance), (balance.port, balance.port_balance)] {
-        let (a, b) = (a as usize, b as usize);
+        let a = a as usize;
+        let b = b as usize;
         let complement = !u16::from_be_bytes([f[a], f[a + 1]]);
         f[b..b + 2].copy_from_slice(&complement.to_be_bytes());
     }

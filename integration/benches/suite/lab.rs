@@ -94,8 +94,10 @@ impl Lab {
         let flags = WANT_INGRESS | WANT_EGRESS;
         kernel.interfaces.watch(1, LOOPBACK, Iface { id: 1, flags, epoch: 1, oldest: 1, spare: 0 })?;
         let mut map = |name: &str| bench.take_map(name).with_context(|| format!("map {name}"));
-        let (drive, order) = (map("DRIVE")?.try_into()?, map("ORDER")?.try_into()?);
-        let (tc, xdp) = (map("TC_PROGRAMS")?.try_into()?, map("XDP_PROGRAMS")?.try_into()?);
+        let drive = map("DRIVE")?.try_into()?;
+        let order = map("ORDER")?.try_into()?;
+        let tc = map("TC_PROGRAMS")?.try_into()?;
+        let xdp = map("XDP_PROGRAMS")?.try_into()?;
         let mut rules: aya::maps::HashMap<_, u32, u64> = map("RULE_HASH")?.try_into()?;
         rules.insert(&LOOPBACK, &0, 0)?;
         let rings = [map("RECORDS")?.try_into()?, map("EVICTED")?.try_into()?];
@@ -105,7 +107,8 @@ impl Lab {
     /// One of flowlog's own hook programs.
     pub(crate) fn ours(&mut self, name: &str, program: &str, hook: Hook) -> anyhow::Result<Subject> {
         let fd = self.kernel.programs.fd(program)?;
-        let (tc, xdp) = (&mut self.tc, &mut self.xdp);
+        let tc = &mut self.tc;
+        let xdp = &mut self.xdp;
         enter(tc, xdp, &mut self.slots, name, fd, hook)
     }
 
@@ -145,7 +148,9 @@ impl Lab {
         let word = packet.get(offset..offset + 8).and_then(|w| w.try_into().ok()).context("a frame")?;
         // Flow numbers take the place of the last bytes of the source address, below its first one.
         let rest = u64::from_ne_bytes(word) & !(0xffff_ff00 << shift);
-        let (offset, program, new_flows) = (u32::try_from(offset)?, subject.slot, u32::from(new_flows));
+        let offset = u32::try_from(offset)?;
+        let program = subject.slot;
+        let new_flows = u32::from(new_flows);
         let drive = Drive { offset, shift, rest, program, new_flows, cpu_shift, pad: 0 };
         Ok(self.drive.set(0, &DrivePod(drive), 0)?)
     }
@@ -171,7 +176,8 @@ impl Lab {
         let bench = &self.bench;
         let results: Vec<anyhow::Result<f64>> = std::thread::scope(|scope| {
             let one = |cpu: usize| {
-                let (barrier, packet) = (&barrier, &packet);
+                let barrier = &barrier;
+                let packet = &packet;
                 scope.spawn(move || {
                     integration::traffic::pin_to_cpu(cpu);
                     barrier.wait();

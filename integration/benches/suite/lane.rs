@@ -74,8 +74,10 @@ pub(crate) fn node() -> anyhow::Result<Netns> {
 
 impl Lane {
     pub(crate) fn new(node: &Netns, number: u8) -> anyhow::Result<Self> {
-        let (generator, sink) = (Netns::new("gen")?, Netns::new("sink")?);
-        let (into, out) = (format!("in{number}"), format!("out{number}"));
+        let generator = Netns::new("gen")?;
+        let sink = Netns::new("sink")?;
+        let into = format!("in{number}");
+        let out = format!("out{number}");
         veth((&generator, "eth0"), (node, &into))?;
         veth((node, &out), (&sink, "eth0"))?;
         for (ns, name, net, host) in
@@ -84,7 +86,9 @@ impl Lane {
             address(ns, name, &format!("10.{}.255.{host}/16", net + number))?;
             address(ns, name, &format!("fd{net}:{number}::{host}/64"))?;
         }
-        let (gen_mac, in_mac, sink_mac) = (generator.mac("eth0")?, node.mac(&into)?, sink.mac("eth0")?);
+        let gen_mac = generator.mac("eth0")?;
+        let in_mac = node.mac(&into)?;
+        let sink_mac = sink.mac("eth0")?;
         let text = |mac: [u8; 6]| mac.map(|b| format!("{b:02x}")).join(":");
         // Nobody is asked who has an address: no other packets than those that are counted.
         for (ns, name, ip, mac) in [

@@ -69,12 +69,13 @@ pub(crate) fn record(r: &mut Random) -> Record {
     let stats = Stats { first_ns, last_ns, bytes, packets, tcp_flags, tag: 0 };
     if v6 {
         let remote = (0x2001_0db8_u128 << 96) | u128::from(peer.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let (a, b) = (0x2001_0db8_00ff_u128 << 80 | 7, remote);
-        let (a, b) = if outgoing { (a, b) } else { (b, a) };
+        let local = 0x2001_0db8_00ff_u128 << 80 | 7;
+        let (a, b) = if outgoing { (local, remote) } else { (remote, local) };
         Record::V6(abi::Record { key: Key { src: ip6(a.to_be_bytes()), dst: ip6(b.to_be_bytes()), meta }, stats })
     } else {
-        let (a, b) = (0x0a00_0007_u32, (peer as u32).wrapping_mul(2_654_435_761));
-        let (a, b) = if outgoing { (a, b) } else { (b, a) };
+        let remote = (peer as u32).wrapping_mul(2_654_435_761);
+        let local = 0x0a00_0007_u32;
+        let (a, b) = if outgoing { (local, remote) } else { (remote, local) };
         Record::V4(abi::Record { key: Key { src: a.to_be(), dst: b.to_be(), meta }, stats })
     }
 }

@@ -145,7 +145,8 @@ pub(crate) fn machine() -> Vec<String> {
     let field = |text: &str, name: &str| {
         text.lines().find(|l| l.starts_with(name)).and_then(|l| l.split(':').nth(1)).unwrap_or("?").trim().to_owned()
     };
-    let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+    let cpu = read("/proc/cpuinfo");
+    let memory = read("/proc/meminfo");
     let uname = rustix::system::uname();
     vec![
         format!("Linux {} ({})", uname.release().to_string_lossy(), uname.machine().to_string_lossy()),

@@ -62,14 +62,9 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
     for n in 0..rules {
         let _ = node.draft(&id(n), "measure", "flows");
     }
+    let drafting = since.elapsed().as_secs_f64();
     let drafted = usage(agent.pid())?;
-    row(
-        &mut table,
-        "add drafts, one by one",
-        since.elapsed().as_secs_f64(),
-        drafted.cpu_secs - empty.cpu_secs,
-        drafted.rss_mib,
-    );
+    row(&mut table, "add drafts, one by one", drafting, drafted.cpu_secs - empty.cpu_secs, drafted.rss_mib);
     let since = Instant::now();
     let (result, message) =
         node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"contract": CONTRACT}))));
@@ -85,7 +80,8 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
     row(&mut table, &format!("{idle} s without traffic"), idle as f64, after.cpu_secs - before.cpu_secs, after.rss_mib);
     let cpu = (after.cpu_secs - before.cpu_secs) / idle as f64 * 100.0;
     until_second(58);
-    let (since, before) = (Instant::now(), usage(agent.pid())?);
+    let since = Instant::now();
+    let before = usage(agent.pid())?;
     std::thread::sleep(Duration::from_secs(10));
     let turned = usage(agent.pid())?;
     let cpu_secs = turned.cpu_secs - before.cpu_secs;

@@ -110,7 +110,8 @@ fn exact(wire: &Wire, agent: &Agent, before: [(u64, u64); 2], what: &str) -> any
 
 /// Packets in all rows of a direction, and those of them that are losses.
 fn landed(dir: &Path, direction: &str) -> anyhow::Result<(u64, u64)> {
-    let (mut all, mut lost) = (0, 0);
+    let mut all = 0;
+    let mut lost = 0;
     let mut todo = vec![dir.to_owned()];
     while let Some(at) = todo.pop() {
         for entry in std::fs::read_dir(&at)? {
@@ -126,8 +127,8 @@ fn landed(dir: &Path, direction: &str) -> anyhow::Result<(u64, u64)> {
                 let batch = batch?;
                 let column = |name: &str| batch.column_by_name(name).context("column of the schema");
                 let packets = column("packets")?.as_primitive::<Int64Type>().clone();
-                let (status, way) =
-                    (column("log_status")?.as_string::<i32>(), column("flow_direction")?.as_string::<i32>());
+                let status = column("log_status")?.as_string::<i32>();
+                let way = column("flow_direction")?.as_string::<i32>();
                 let skip = column("skip_reason")?.as_string::<i32>();
                 for row in 0..batch.num_rows() {
                     // Those stand in an ACCEPT row already.
@@ -158,7 +159,8 @@ pub(crate) fn usage(pid: u32) -> anyhow::Result<Usage> {
         line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0.0)
     };
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let (mut switches, mut cpu_ns) = (0, 0.0);
+    let mut switches = 0;
+    let mut cpu_ns = 0.0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?.path();
         let text = std::fs::read_to_string(task.join("status")).unwrap_or_default();
@@ -169,7 +171,8 @@ pub(crate) fn usage(pid: u32) -> anyhow::Result<Usage> {
         let n = kib(&text, "voluntary_ctxt_switches") as u64;
         switches += n;
     }
-    let (rss_mib, peak_mib) = (kib(&status, "VmRSS") / 1024.0, kib(&status, "VmHWM") / 1024.0);
+    let rss_mib = kib(&status, "VmRSS") / 1024.0;
+    let peak_mib = kib(&status, "VmHWM") / 1024.0;
     Ok(Usage { cpu_secs: cpu_ns / 1e9, switches, rss_mib, peak_mib })
 }
 
@@ -364,7 +367,8 @@ fn resident(wire: &mut Wire, report: &mut Report) -> anyhow::Result<()> {
     let before = wire.counters()?;
     let mut agent = wire.agent(&[])?;
     let base = usage(agent.pid())?.rss_mib;
-    let (mut row, mut over) = (Vec::new(), 0.0f64);
+    let mut row = Vec::new();
+    let mut over = 0.0f64;
     for flows in [10_000u32, 100_000, 1_000_000] {
         let Wire { traffic, lanes, .. } = wire;
         let load = Load { kind: UDP4, bytes: 64, flows: flows.next_power_of_two(), frames: flows };

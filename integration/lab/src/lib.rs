@@ -181,7 +181,8 @@ impl Netns {
     pub fn snmp(&self, protocol: &str, counter: &str) -> anyhow::Result<u64> {
         let text = self.exec("cat /proc/net/snmp")?;
         let mut lines = text.lines().filter(|l| l.starts_with(&format!("{protocol}:")));
-        let (names, values) = (lines.next().context("names")?, lines.next().context("values")?);
+        let names = lines.next().context("names")?;
+        let values = lines.next().context("values")?;
         let pairs = names.split_whitespace().zip(values.split_whitespace());
         let value = pairs.into_iter().find(|(n, _)| *n == counter).context("counter")?.1;
         Ok(value.parse()?)
@@ -232,7 +233,8 @@ impl Pair {
     /// # Errors
     /// Without root.
     pub fn new() -> anyhow::Result<Self> {
-        let (a, b) = (Netns::new("a")?, Netns::new("b")?);
+        let a = Netns::new("a")?;
+        let b = Netns::new("b")?;
         veth((&a, "eth0"), (&b, "eth0"))?;
         for (ns, n) in [(&a, 1), (&b, 2)] {
             address(ns, "eth0", &format!("10.1.0.{n}/16"))?;

@@ -31,7 +31,8 @@ pub type Line = (Option<String>, &'static str, String);
 pub fn commands(t: &Topology, flows: &[Flow], host: &str, guests: &[String]) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
     for (g, guest) in guests.iter().enumerate() {
-        let (port, inside) = (mac(2, g), mac(1, g));
+        let port = mac(2, g);
+        let inside = mac(1, g);
         let mtu = if t.ports == Ports::Jumbo { 9_000 } else { 1_500 };
         if t.ports == Ports::Tap {
             let set = |device: &str, mac: &str| format!("link set {device} address {mac} txqueuelen {TAP_QUEUE}");
@@ -57,7 +58,8 @@ pub fn commands(t: &Topology, flows: &[Flow], host: &str, guests: &[String]) -> 
             }
             for &g in &segment.guests {
                 for v6 in [false, true] {
-                    let (to, mac) = (t.guest_address(g, v6), mac(1, g));
+                    let to = t.guest_address(g, v6);
+                    let mac = mac(1, g);
                     on_host(format!("neigh add {to} lladdr {mac} dev {device} nud permanent"));
                 }
             }
@@ -132,7 +134,8 @@ fn host_devices(t: &Topology, s: usize) -> Vec<String> {
 }
 
 fn guest_lines(t: &Topology, flows: &[Flow], g: usize) -> Vec<String> {
-    let (s, device) = (t.segment_of(g), t.guest_device(g));
+    let s = t.segment_of(g);
+    let device = t.guest_device(g);
     let mut lines = vec!["link set eth0 up".to_owned()];
     if device != "eth0" {
         lines.push(format!("link add link eth0 name {device} type vlan id {VLAN}"));
@@ -147,7 +150,8 @@ fn guest_lines(t: &Topology, flows: &[Flow], g: usize) -> Vec<String> {
     }
     for &other in t.segments[s].guests.iter().filter(|o| **o != g) {
         for v6 in [false, true] {
-            let (to, mac) = (t.guest_address(other, v6), mac(1, other));
+            let to = t.guest_address(other, v6);
+            let mac = mac(1, other);
             lines.push(format!("neigh add {to} lladdr {mac} dev {device} nud permanent"));
         }
     }
@@ -291,7 +295,8 @@ impl Network {
         const LOOKS: u32 = 3;
         /// Longer than a thread that receives in batches is ever put off by two busy CPUs.
         const BETWEEN: Duration = Duration::from_millis(20);
-        let (mut last, mut same) = (String::new(), 0);
+        let mut last = String::new();
+        let mut same = 0;
         while same < LOOKS {
             let now: String = self
                 .all()
@@ -313,7 +318,8 @@ impl Network {
             let text = ns.run(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
             for line in text.lines().skip(2) {
                 let fields: Vec<&str> = line.split_whitespace().collect();
-                let (received, sent) = (fields.get(4).context("rx_dropped")?, fields.get(12).context("tx_dropped")?);
+                let received = fields.get(4).context("rx_dropped")?;
+                let sent = fields.get(12).context("tx_dropped")?;
                 if (*received, *sent) != ("0", "0") {
                     all.push(format!("{} {} rx_dropped={received} tx_dropped={sent}", ns.name(), fields[0]));
                 }

@@ -123,7 +123,8 @@ pub fn expected(t: &Topology, flows: &[Flow], tracked: bool, sent: &Sent, counte
             let way = path::copy_path(t, tee.guest);
             let output = way.iter().position(|p| *p == Point::Hook(Hook::Output)).unwrap_or(0);
             let refused = tee.refused.then(|| (output, packets(&rules::copy_counter(flow))));
-            let (what, from) = (format!("flow {} copies", flow.id), Endpoint::Host);
+            let what = format!("flow {} copies", flow.id);
+            let from = Endpoint::Host;
             let sent = forward.sent - before;
             Class { flow, what, way, reply: false, from, sent, refused }.expect(t, tracked, &mut all);
         }
@@ -170,7 +171,8 @@ impl Class<'_> {
             let of = |packets: u64| Amount { packets, bytes: self.flow.bytes().map(|b| b * packets) };
             return (of(left), vec![of(reject)]);
         }
-        let (pieces, bytes) = (FRAGMENTS.len() as u64, FRAGMENTS.iter().sum::<u64>());
+        let pieces = FRAGMENTS.len() as u64;
+        let bytes = FRAGMENTS.iter().sum::<u64>();
         let whole = |n: u64| Amount { packets: n * pieces, bytes: Some(n * bytes) };
         let at = self.refused.map_or(0, |r| r.0);
         if path::is_whole(&self.way, at, self.from, tracked) {
@@ -224,7 +226,8 @@ impl Class<'_> {
                 (true, false) => 128,
                 (true, true) => 129,
             };
-            let (a, b) = (flow.source(t), flow.receiver(t));
+            let a = flow.source(t);
+            let b = flow.receiver(t);
             return if self.reply { Key::Echo(kind, b, a) } else { Key::Echo(kind, a, b) };
         }
         if flow.big {
@@ -237,7 +240,9 @@ impl Class<'_> {
     /// Source, where it is the same whatever the verdict, and destination on the wire.
     fn addresses(&self, t: &Topology, way: Way) -> (Option<String>, String) {
         let flow = self.flow;
-        let (source, receiver, target) = (flow.source(t), flow.receiver(t), flow.target(t));
+        let source = flow.source(t);
+        let receiver = flow.receiver(t);
+        let target = flow.target(t);
         if self.what.ends_with("copies") {
             return (Some(source), target);
         }

@@ -184,7 +184,8 @@ impl Flow {
     fn random(id: usize, rng: &mut Prng, features: &Features, t: &Topology, cpus: usize) -> Option<Self> {
         let n = t.guests();
         let any = |rng: &mut Prng| if rng.chance(25) { Endpoint::Host } else { Endpoint::Guest(rng.below(n)) };
-        let (from, to) = (any(rng), any(rng));
+        let from = any(rng);
+        let to = any(rng);
         path(t, from, to)?;
         let proto = match rng.below(100) {
             0..15 if features.has("ping") => Proto::Ping,
@@ -237,12 +238,18 @@ impl Flow {
     fn choose_datagrams(&mut self, rng: &mut Prng, features: &Features, t: &Topology) {
         match rng.below(100) {
             0..40 if t.ports == Ports::Jumbo && !self.v6 && self.from != Endpoint::Host => {
-                (self.linear, self.payload) = (Some(*rng.pick(&LINEAR)), rng.between(4_200, 8_900));
+                self.linear = Some(*rng.pick(&LINEAR));
+                self.payload = rng.between(4_200, 8_900);
             }
             0..15 if features.has("frag") && !self.v6 && t.ports != Ports::Jumbo => {
-                (self.big, self.payload, self.count) = (true, BIG, rng.between(5, 20));
+                self.big = true;
+                self.payload = BIG;
+                self.count = rng.between(5, 20);
             }
-            15..30 if features.has("spread") => (self.spread, self.count) = (true, SPREAD),
+            15..30 if features.has("spread") => {
+                self.spread = true;
+                self.count = SPREAD;
+            }
             30..60 if features.has("echo") => self.echo = true,
             60..75 if features.has("tee") && !self.v6 => {
                 let Endpoint::Guest(a) = self.from else { return };

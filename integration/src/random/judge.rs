@@ -51,7 +51,8 @@ impl std::fmt::Display for Figures {
 /// Judges; returns figures, and a line about each mismatch.
 #[must_use]
 pub fn judge(watch: &Watch<'_>, expected: &[Expected], landed: &Objects) -> (Figures, Vec<String>) {
-    let (mut figures, mut wrong) = (Figures::default(), Vec::new());
+    let mut figures = Figures::default();
+    let mut wrong = Vec::new();
     for interface in watch.interfaces {
         for way in [Way::Ingress, Way::Egress] {
             let of = |r: &&Row| r.interface == format!("node-{interface}") && r.direction == way.as_str();
@@ -81,10 +82,12 @@ fn one_place(
     }
     let rejected: Vec<&Row> = rows.iter().filter(|r| r.action == "REJECT" && r.status == "OK").copied().collect();
     let mut claimed: BTreeMap<usize, &str> = BTreeMap::new();
-    let (mut missing, mut excuse) = (0, 0);
+    let mut missing = 0;
+    let mut excuse = 0;
     for e in expected {
         let found = |action: &str| sum(rows.iter().filter(|r| r.status == "OK" && r.action == action && e.key.has(r)));
-        let (accept, reject) = (found("ACCEPT"), found("REJECT"));
+        let accept = found("ACCEPT");
+        let reject = found("REJECT");
         excuse += e.unknowable;
         // An unknown verdict leaves a refused packet among the accepted ones.
         let short = e.reject.iter().map(|r| r.packets).min().unwrap_or(0).saturating_sub(reject.0);

@@ -41,7 +41,8 @@ impl Noise {
                 0 if features.has("packet") => all.push(Self::Packet { on, all: true, filtered: rng.chance(50) }),
                 1 if features.has("protosock") => all.push(Self::Packet { on, all: false, filtered: rng.chance(50) }),
                 _ if features.has("noise") => {
-                    let (v6, protocol) = (features.has("v6") && rng.chance(30), *rng.pick(&PROTOCOLS));
+                    let v6 = features.has("v6") && rng.chance(30);
+                    let protocol = *rng.pick(&PROTOCOLS);
                     all.push(Self::Raw { on, v6, protocol: if v6 && protocol == 1 { 58 } else { protocol } });
                 }
                 _ => {}

@@ -154,7 +154,8 @@ pub fn copy_path(t: &Topology, to: usize) -> Vec<Point> {
 }
 
 fn bridged(way: &mut Vec<Point>, a: usize, b: usize) {
-    let (a, b) = (format!("p{a}"), format!("p{b}"));
+    let a = format!("p{a}");
+    let b = format!("p{b}");
     way.push(Point::Station(a.clone(), Way::Ingress));
     way.extend(
         [

@@ -44,7 +44,8 @@ const fn protocol(flow: &Flow) -> &'static str {
 /// What matches a flow's packets, or its replies, where they have this port.
 fn matches(flow: &Flow, t: &Topology, reply: bool, port: u16) -> String {
     if flow.proto == Proto::Ping {
-        let (a, b) = (flow.source(t), flow.receiver(t));
+        let a = flow.source(t);
+        let b = flow.receiver(t);
         let (a, b) = if reply { (b, a) } else { (a, b) };
         let what = if reply { "reply" } else { "request" };
         return if flow.v6 {
@@ -110,12 +111,14 @@ pub fn host(flows: &[Flow], t: &Topology, tracked: bool) -> String {
                 Partial::Over(burst) => format!(" limit rate over 1/hour burst {burst} packets"),
                 Partial::EverySecond => " numgen inc mod 2 == 0".to_owned(),
             };
-            let (c, what) = (counter(flow), verdict(rule.verdict));
+            let c = counter(flow);
+            let what = verdict(rule.verdict);
             let m = matches(flow, t, rule.reply, flow.port_at(&way, at));
             tables.add(&rule.hook, Some(&c), format!("{m}{partial} counter name {c} {what}"));
         }
         if let Some(tee) = flow.tee.filter(|tee| tee.refused) {
-            let (c, device) = (copy_counter(flow), t.routed_device(t.segment_of(tee.guest)));
+            let c = copy_counter(flow);
+            let device = t.routed_device(t.segment_of(tee.guest));
             let m = matches(flow, t, false, flow.port);
             tables.add(&Hook::Output, Some(&c), format!("oifname \"{device}\" {m} counter name {c} drop"));
         }
@@ -139,9 +142,11 @@ const TRACKED: &str =
     "table inet c {\n chain c {\n  type filter hook prerouting priority 10\n  ct state new counter\n }\n}\n";
 
 fn translation(flows: &[Flow], t: &Topology) -> String {
-    let (mut destination, mut source) = (String::new(), String::new());
+    let mut destination = String::new();
+    let mut source = String::new();
     for flow in flows {
-        let (family, proto) = (if flow.v6 { "ipv6" } else { "ipv4" }, protocol(flow));
+        let family = if flow.v6 { "ipv6" } else { "ipv4" };
+        let proto = protocol(flow);
         if let Some(port) = flow.translated {
             let to = flow.receiver(t);
             let to = if flow.v6 { format!("ip6 to [{to}]:{port}") } else { format!("ip to {to}:{port}") };
@@ -164,7 +169,8 @@ fn copies(flows: &[Flow], t: &Topology) -> String {
     let mut rules = String::new();
     for flow in flows {
         if let Some(tee) = flow.tee {
-            let (to, device) = (t.guest_address(tee.guest, false), t.routed_device(t.segment_of(tee.guest)));
+            let to = t.guest_address(tee.guest, false);
+            let device = t.routed_device(t.segment_of(tee.guest));
             let m = matches(flow, t, false, flow.port);
             let _ = writeln!(rules, "  {m} dup to {to} device \"{device}\"");
         }

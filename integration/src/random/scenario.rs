@@ -185,7 +185,10 @@ type Simpler = (&'static str, fn(&mut Scenario));
 /// Ways to make a network simpler.
 const SIMPLER: [Simpler; 5] = [
     ("arguments", |s| s.arguments.clear()),
-    ("NAPI batches", |s| (s.topology.gro, s.topology.threaded) = (false, false)),
+    ("NAPI batches", |s| {
+        s.topology.gro = false;
+        s.topology.threaded = false;
+    }),
     ("a thread for NAPI", |s| s.topology.threaded = false),
     ("tracking", |s| s.tracked = s.flows.iter().any(|f| f.translated.is_some() || f.masquerade)),
     ("a second CPU", |s| s.flows.iter_mut().for_each(|f| f.cpu = 0)),
@@ -221,7 +224,8 @@ impl std::fmt::Display for Scenario {
         writeln!(f, "# agent\n--interface {} {}", self.watched.join(" --interface "), self.arguments.join(" "))?;
         writeln!(f, "\n# sockets\n{:?}\n\n# traffic", self.noise)?;
         for flow in &self.flows {
-            let (source, target) = (flow.source(t), flow.target(t));
+            let source = flow.source(t);
+            let target = flow.target(t);
             write!(f, "flow {}: {:?} {} x {} bytes ", flow.id, flow.proto, flow.count, flow.payload)?;
             write!(f, "from {} ({source}) to {} ({target} port {}), CPU {}", flow.from, flow.to, flow.port, flow.cpu)?;
             let marks = [

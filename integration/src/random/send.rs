@@ -107,7 +107,8 @@ fn send_all(net: &Network, t: &Topology, flows: &[Flow], rng: &mut Prng) -> anyh
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for ((from, cpu, tcp), group) in groups {
-            let (mut rng, barrier) = (Prng::new(rng.any()), &barrier);
+            let mut rng = Prng::new(rng.any());
+            let barrier = &barrier;
             threads.push(scope.spawn(move || {
                 net.of(from).run(|| {
                     traffic::pin_to_cpu(cpu);
@@ -231,7 +232,8 @@ fn serve<'scope, 'env>(
 }
 
 fn answer(socket: &UdpSocket, over: &AtomicBool) -> anyhow::Result<u64> {
-    let (mut buffer, mut answered) = ([0; 2_048], 0);
+    let mut buffer = [0; 2_048];
+    let mut answered = 0;
     loop {
         match socket.recv_from(&mut buffer) {
             Ok((n, from)) => {
@@ -278,7 +280,9 @@ const SENT_TABLE: &str = "inet sent";
 impl Pings<'_> {
     fn start<'a>(net: &Network, t: &Topology, flow: &'a Flow) -> anyhow::Result<Pings<'a>> {
         let (ip, icmp) = if flow.v6 { ("ip6", "icmpv6") } else { ("ip", "icmp") };
-        let (id, from, to) = (flow.id, flow.source(t), flow.receiver(t));
+        let id = flow.id;
+        let from = flow.source(t);
+        let to = flow.receiver(t);
         // In front of everything that could refuse it.
         net.of(flow.from).nft(&format!(
             "table {SENT_TABLE} {{\n counter p{id} {{}}\n chain p{id} {{\n  type filter hook output priority -500\n  \

@@ -88,7 +88,8 @@ impl Topology {
         if features.has("bridge") && features.has("macvlan") {
             kinds.push(Kind::BridgeMacvlan);
         }
-        let (mut segments, mut next) = (Vec::new(), 0);
+        let mut segments = Vec::new();
+        let mut next = 0;
         while next < ports {
             let kind = *rng.pick(&kinds);
             let bridged = matches!(kind, Kind::Bridge | Kind::BridgeMacvlan);
@@ -139,7 +140,8 @@ impl Topology {
     #[must_use]
     pub fn chain(&self, guest: usize) -> Vec<String> {
         let segment = self.segment_of(guest);
-        let (port, last) = (format!("p{guest}"), self.routed_device(segment));
+        let port = format!("p{guest}");
+        let last = self.routed_device(segment);
         match self.segments[segment].kind {
             Kind::Routed => vec![port],
             Kind::Bridge | Kind::Macvlan | Kind::Vlan => vec![port, last],

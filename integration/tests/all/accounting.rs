@@ -52,26 +52,11 @@ fn interface_counters(pair: &Pair) -> [(u64, u64); 2] {
     })
 }
 
-fn check(case: &Case<'_>) -> Objects {
-    let name = case.name;
-    let pair = Pair::new().unwrap();
-    for ns in [&pair.a, &pair.b] {
-        ns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1").unwrap();
-    }
-    let before = interface_counters(&pair);
-    if case.firewall {
-        pair.a
-            .nft("table inet t {\n counter refused { }\n chain c { type filter hook input priority 0; udp dport 20000 counter name refused drop; }\n}")
-            .unwrap();
-    }
-    let agent = Agent::start(&pair.a, &["eth0"], case.args).unwrap();
-    if case.stalled {
-        agent.signal(Signal::STOP);
-    }
+/// Sends all frames of a case, from every CPU at once.
+fn send(pair: &Pair, case: &Case<'_>) {
     pair.b.run(|| {
         std::thread::scope(|scope| {
             for cpu in 0..CPUS {
-                let (pair, case) = (&pair, case);
                 scope.spawn(move || {
                     let frames = frames(pair, case.flows);
                     pair.b.run(|| {
@@ -91,6 +76,25 @@ fn check(case: &Case<'_>) -> Objects {
             }
         });
     });
+}
+
+fn check(case: &Case<'_>) -> Objects {
+    let name = case.name;
+    let pair = Pair::new().unwrap();
+    for ns in [&pair.a, &pair.b] {
+        ns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1").unwrap();
+    }
+    let before = interface_counters(&pair);
+    if case.firewall {
+        pair.a
+            .nft("table inet t {\n counter refused { }\n chain c { type filter hook input priority 0; udp dport 20000 counter name refused drop; }\n}")
+            .unwrap();
+    }
+    let agent = Agent::start(&pair.a, &["eth0"], case.args).unwrap();
+    if case.stalled {
+        agent.signal(Signal::STOP);
+    }
+    send(&pair, case);
     if case.stalled {
         agent.signal(Signal::CONT);
     }
@@ -100,7 +104,8 @@ fn check(case: &Case<'_>) -> Objects {
     let [rx, tx] = [0, 1].map(|i| (after[i].0 - before[i].0, after[i].1 - before[i].1));
     let by = |direction: &str| landed.sum(|r| r.direction == direction && r.skip != "verdict_unknown");
     let unknown = landed.sum(|r| r.skip == "verdict_unknown");
-    let (rejected, lost) = (landed.flows("REJECT"), landed.lost());
+    let rejected = landed.flows("REJECT");
+    let lost = landed.lost();
     let report = format!(
         "{name}: rx {rx:?} rows+losses {:?} rejected {rejected:?} lost {lost:?} unknown {unknown:?}",
         by("ingress")

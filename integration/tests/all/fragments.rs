@@ -149,7 +149,8 @@ fn three4((to, from): Macs, id: u16) -> Vec<Vec<u8>> {
         &traffic::udp4((to, from), (Ipv4Addr::new(10, 1, 0, 2), 7), (Ipv4Addr::new(10, 1, 0, 1), 7), PAYLOAD)[14..];
     let payload = &whole[20..];
     let cut = |(at, piece): (usize, &[u8])| {
-        let (offset, more) = (at * 1_480, at * 1_480 + piece.len() < payload.len());
+        let offset = at * 1_480;
+        let more = offset + piece.len() < payload.len();
         let mut header = whole[..20].to_vec();
         header[2..4].copy_from_slice(&u16::try_from(20 + piece.len()).unwrap().to_be_bytes());
         header[4..6].copy_from_slice(&id.to_be_bytes());
@@ -174,7 +175,8 @@ fn three6((to, from): Macs, id: u32) -> Vec<Vec<u8>> {
     udp[6..8].copy_from_slice(&sum.to_be_bytes());
     let payload = [&[17, 0, 1, 4, 0, 0, 0, 0], &udp[..]].concat();
     let cut = |(at, piece): (usize, &[u8])| {
-        let (offset, more) = (at * 1_448, at * 1_448 + piece.len() < payload.len());
+        let offset = at * 1_448;
+        let more = offset + piece.len() < payload.len();
         let field = (u16::try_from(offset).unwrap() | u16::from(more)).to_be_bytes();
         let fragment = [&[60, 0, field[0], field[1]], &id.to_be_bytes()[..]].concat();
         let length = u16::try_from(8 + piece.len()).unwrap().to_be_bytes();
@@ -198,7 +200,8 @@ fn fragments_with_options_behind_their_header_are_refused_under_the_protocol_tha
     let of =
         |protocol, action| landed.sum(|r| r.protocol == protocol && r.direction == "ingress" && r.action == action);
     let datagrams = DATAGRAMS as u64;
-    let (first, all) = (datagrams * 1_496, datagrams * (BYTES_6 + OPTIONS as u64));
+    let first = datagrams * 1_496;
+    let all = datagrams * (BYTES_6 + OPTIONS as u64);
     assert_eq!([of(17, "REJECT"), of(60, "REJECT")], [(datagrams, first), (2 * datagrams, all - first)]);
     assert_eq!([of(17, "ACCEPT"), of(60, "ACCEPT")], [NONE, NONE]);
     assert_eq!(landed.unknown("ingress"), NONE);

@@ -88,7 +88,8 @@ fn raw_sockets_that_filter_everything_refuse_nothing() {
 fn multicast_sockets_with_filters_refuse_nothing() {
     for filters in [&[true, false, true, false][..], &[true, true, true], &[true]] {
         let pair = pair();
-        let (group, local) = (Ipv4Addr::new(239, 1, 1, 1), Ipv4Addr::new(10, 1, 0, 1));
+        let group = Ipv4Addr::new(239, 1, 1, 1);
+        let local = Ipv4Addr::new(10, 1, 0, 1);
         let _members: Vec<_> = pair
             .a
             .run(|| filters.iter().map(|filtered| sockets::multicast(group, local, 9, *filtered).unwrap()).collect());
@@ -276,7 +277,8 @@ fn an_accepted_row_keeps_nothing_of_refused_packets() {
     }
     let landed = agent.stop().unwrap();
     let row = |action: &str| landed.rows.iter().find(|r| r.dport == 7 && r.action == action).unwrap().clone();
-    let (refused, passed) = (row("REJECT"), row("ACCEPT"));
+    let refused = row("REJECT");
+    let passed = row("ACCEPT");
     assert_eq!((refused.packets, passed.packets), (10, 5));
     assert_eq!(refused.tcp_flags, i64::from(FIN_PSH_URG));
     assert!([i64::from(SYN), -1].contains(&passed.tcp_flags), "flags {:#04x} of what was accepted", passed.tcp_flags);

@@ -52,7 +52,8 @@ fn bash_completes_the_options_of_a_command() {
         binary().display()
     );
     let out = Command::new("bash").args(["--norc", "-c", &script]).output().unwrap();
-    let (said, error) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let said = String::from_utf8_lossy(&out.stdout);
+    let error = String::from_utf8_lossy(&out.stderr);
     assert_eq!(said.trim(), "--direction", "{error}");
 }
 
@@ -106,7 +107,8 @@ fn check_says_what_the_machine_can_do() {
 fn check_with(pair: &Pair, file: &str, text: &str) -> (Option<i32>, String) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("file"), text).unwrap();
-    let (fake, agent) = (dir.path().join("file"), binary());
+    let fake = dir.path().join("file");
+    let agent = binary();
     let script = format!("mount --bind {} {file} && exec {} check", fake.display(), agent.display());
     let command = ["netns", "exec", pair.a.name(), "unshare", "--mount", "sh", "-c", &script];
     let out = Command::new("ip").args(command).output().unwrap();
@@ -203,7 +205,8 @@ fn a_second_signal_says_what_it_abandons_and_the_next_start_delivers_it() {
     let mut agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
     agent.wait_for("the target takes objects").unwrap();
     // The target goes away while the agent runs.
-    let (objects, aside) = (agent.objects(), agent.objects().with_extension("aside"));
+    let objects = agent.objects();
+    let aside = objects.with_extension("aside");
     std::fs::rename(&objects, &aside).unwrap();
     std::fs::write(&objects, "not a directory").unwrap();
     agent.signal(rustix::process::Signal::TERM);
@@ -216,7 +219,8 @@ fn a_second_signal_says_what_it_abandons_and_the_next_start_delivers_it() {
 
     std::fs::remove_file(&objects).unwrap();
     std::fs::rename(&aside, &objects).unwrap();
-    let (state, target) = (agent.state(), agent.objects());
+    let state = agent.state();
+    let target = agent.objects();
     let args = ["--state-dir", state.to_str().unwrap(), "--target", target.to_str().unwrap()];
     let mut next = Agent::spawn(&pair.a, &["eth0"], &args).unwrap();
     next.wait_for("delivered").unwrap();

@@ -69,7 +69,8 @@ fn a_full_disk_is_waited_for_and_loses_nothing() {
 fn a_write_or_sync_that_fails_counts_as_not_written() {
     let node = Node::new(&["--window", "1", "--cache-slots", "256"]).unwrap();
     node.start().unwrap().kill().unwrap();
-    let (eio, enospc) = (libc::EIO, libc::ENOSPC);
+    let eio = libc::EIO;
+    let enospc = libc::ENOSPC;
     let faults = [
         format!("journal_sync_error:6:{eio}"),
         format!("journal_write:7:{enospc}"),
@@ -151,7 +152,8 @@ struct Group(std::path::PathBuf);
 
 impl Group {
     fn new(bytes: u64) -> Self {
-        let (v1, v2) = ("/sys/fs/cgroup/memory", "/sys/fs/cgroup");
+        let v1 = "/sys/fs/cgroup/memory";
+        let v2 = "/sys/fs/cgroup";
         let old = std::path::Path::new(v1).is_dir();
         let path = std::path::Path::new(if old { v1 } else { v2 }).join(format!("flowlog-test-{}", std::process::id()));
         std::fs::create_dir(&path).unwrap();

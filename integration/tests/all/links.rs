@@ -26,7 +26,8 @@ fn plug_in(a: &Netns, b: &Netns) {
 
 #[test]
 fn an_interface_that_is_deleted_and_made_again_a_hundred_times_is_captured_every_time() {
-    let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
+    let a = Netns::new("a").unwrap();
+    let b = Netns::new("b").unwrap();
     let mut agent = Agent::start(&a, &["eth0"], &["--wait"]).unwrap();
     assert!(agent.log().contains("waiting for interface eth0"), "{}", agent.log());
     let mut slowest = Duration::ZERO;
@@ -58,7 +59,9 @@ fn an_interface_that_is_deleted_and_made_again_a_hundred_times_is_captured_every
 
 #[test]
 fn a_capture_goes_on_when_another_interface_goes_away() {
-    let (a, b, c) = (Netns::new("a").unwrap(), Netns::new("b").unwrap(), Netns::new("c").unwrap());
+    let a = Netns::new("a").unwrap();
+    let b = Netns::new("b").unwrap();
+    let c = Netns::new("c").unwrap();
     plug_in(&a, &b);
     veth((&a, "eth1"), (&c, "eth0")).unwrap();
     let mut agent = Agent::start(&a, &["eth0", "eth1"], &[]).unwrap();
@@ -81,7 +84,8 @@ fn a_capture_goes_on_when_another_interface_goes_away() {
 
 #[test]
 fn an_interface_that_is_renamed_is_captured_without_a_gap_and_refusals_count_once_after_it_was_away() {
-    let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
+    let a = Netns::new("a").unwrap();
+    let b = Netns::new("b").unwrap();
     plug_in(&a, &b);
     let mut agent = Agent::start(&a, &["eth0"], &[]).unwrap();
     a.exec("ip link set eth0 down").unwrap();
@@ -114,7 +118,9 @@ fn an_interface_that_is_renamed_is_captured_without_a_gap_and_refusals_count_onc
 
 #[test]
 fn an_interface_that_is_moved_to_another_namespace_and_back_is_captured_there_with_gap_rows_in_between() {
-    let (a, b, c) = (Netns::new("a").unwrap(), Netns::new("b").unwrap(), Netns::new("c").unwrap());
+    let a = Netns::new("a").unwrap();
+    let b = Netns::new("b").unwrap();
+    let c = Netns::new("c").unwrap();
     plug_in(&a, &b);
     let mut agent = Agent::start(&a, &["eth0"], &[]).unwrap();
     let refuse = "table inet t {\n counter c { }\n chain i { type filter hook input priority 0; udp dport 7 counter name c drop; }\n}";

@@ -227,7 +227,8 @@ fn stream(pair: &Pair, address: &str, ip: u64) -> (u64, u64) {
     assert_eq!(back.0, pair.a.snmp("Tcp", "InSegs").unwrap() - before.1);
     // Each segment repeats the IP header and 32 bytes of TCP (timestamps); SYN-ACK has 8 bytes more.
     let headers = ip + 32;
-    let (low, high) = (payload + segments * headers, payload + segments * headers + 16);
+    let low = payload + segments * headers;
+    let high = low + 16;
     assert!(retransmitted > 0 || (low..=high).contains(&out.1), "{} not in {low}..={high}", out.1);
     (segments, frames)
 }

@@ -140,7 +140,8 @@ fn without_pins_nothing_is_left_behind() {
 fn a_second_agent_is_refused_and_told_who_is_there() {
     let node = Node::new(&[]).unwrap();
     let agent = node.start().unwrap();
-    let (pins, other) = (node.pins(), node.dir.path().join("other"));
+    let pins = node.pins();
+    let other = node.dir.path().join("other");
     let refused = |state: &str, pins: &str| {
         let args = ["run", "-i", "eth0", "-t", "./f", "--state-dir", state, "--pin-dir", pins];
         let (status, _, stderr) = run_to_end(&node.pair.a, &args, node.dir.path()).unwrap();

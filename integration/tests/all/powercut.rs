@@ -3,6 +3,7 @@
 
 use std::{
     path::Path,
+    process::{Command, Output},
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
@@ -35,10 +36,25 @@ impl Drop for Mount {
     }
 }
 
+/// Detaches with another state directory. `copy` takes the place of the objects, for this one process.
+fn detach(node: &Node, state: &Path, copy: &Path) -> Output {
+    let script = format!(
+        "mount --bind {} {} && {} detach --state-dir {} --pin-dir {}",
+        copy.display(),
+        node.objects().display(),
+        binary().display(),
+        state.display(),
+        node.pins().display()
+    );
+    let args = ["netns", "exec", node.pair.a.name(), "unshare", "-m", "sh", "-c", &script];
+    Command::new("ip").args(args).output().unwrap()
+}
+
 #[test]
 fn after_a_power_cut_at_any_moment_what_was_acknowledged_is_there_once_and_the_gap_is_told() {
     let node = Node::new(&["--window", "1", "--cache-slots", "256", "--refused-slots", "256"]).unwrap();
-    let (dir, objects) = (node.dir.path(), node.objects());
+    let dir = node.dir.path();
+    let objects = node.objects();
     let image = dir.join("disk");
     std::fs::File::create(&image).unwrap().set_len(96 << 20).unwrap();
     sh(&format!("mkfs.ext4 -q {}", image.display())).unwrap();
@@ -74,25 +90,11 @@ fn after_a_power_cut_at_any_moment_what_was_acknowledged_is_there_once_and_the_g
     agent.end().unwrap();
     drop(mount);
     for (n, safe) in moments {
-        let (copy, at) = (dir.join(format!("objects-{n}")), dir.join(format!("mnt-{n}")));
+        let copy = dir.join(format!("objects-{n}"));
+        let at = dir.join(format!("mnt-{n}"));
         let _mount = Mount::new(&dir.join(format!("disk-{n}")), &at).unwrap();
-        // The copy takes the place of the objects, for this one process.
-        let script = format!(
-            "mount --bind {} {} && {} detach --state-dir {} --pin-dir {}",
-            copy.display(),
-            objects.display(),
-            binary().display(),
-            at.display(),
-            node.pins().display()
-        );
-        let run = || {
-            std::process::Command::new("ip")
-                .args(["netns", "exec", node.pair.a.name(), "unshare", "-m", "sh", "-c", &script])
-                .output()
-                .unwrap()
-        };
         for _ in 0..2 {
-            let out = run();
+            let out = detach(&node, &at, &copy);
             let log = String::from_utf8_lossy(&out.stderr).into_owned();
             assert!(out.status.success() && !log.contains("ERROR"), "moment {n}: {log}");
         }

@@ -91,7 +91,8 @@ fn with(build: &Build, lines: &str, file: &str) -> String {
 fn verified_instructions_do_not_grow_by_more_than_a_fifth() {
     let mut now = Kernel::load(Sizes::default(), 1).unwrap().programs.verified_instructions().unwrap();
     now.sort();
-    let (build, file) = (Build::running(), std::fs::read_to_string(recorded_file()).unwrap_or_default());
+    let build = Build::running();
+    let file = std::fs::read_to_string(recorded_file()).unwrap_or_default();
     let lines: String = now.iter().fold(String::new(), |all, (name, n)| all + &format!("{build} {name} {n}\n"));
     let record = std::env::var_os("FLOWLOG_RECORD").is_some();
     if features::guest() {

@@ -7,7 +7,8 @@ use integration::random::{build, features::Features, judge::Figures, scenario::S
 /// Runs seeds one after the other; all failures are shown, the first one with its replay.
 fn seeds(seeds: std::ops::Range<u64>) {
     let features = build::supported(&Features::all()).unwrap();
-    let (mut failed, mut figures) = (Vec::new(), Figures::default());
+    let mut failed = Vec::new();
+    let mut figures = Figures::default();
     for seed in seeds {
         match Scenario::random(seed, &features).run() {
             Ok(f) => figures += f,
@@ -55,13 +56,16 @@ fn fuzz_verdicts() {
     let number = |name: &str| option(name).map(|v| v.parse::<u64>().unwrap());
     let features = Features::parse(&option("FEATURES").unwrap_or_else(|| "all".to_owned())).unwrap();
     let features = build::supported(&features).unwrap();
-    let (from, minutes) = (number("SEED"), number("MINUTES"));
+    let from = number("SEED");
+    let minutes = number("MINUTES");
     // A seed alone is one run; a time alone begins somewhere new each day.
     let count = number("COUNT").or(if minutes.is_some() { None } else { Some(1) });
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let first = from.unwrap_or(now);
-    let (begun, mut ran) = (Instant::now(), 0);
-    let (mut failed, mut figures) = (Vec::new(), Figures::default());
+    let begun = Instant::now();
+    let mut ran = 0;
+    let mut failed = Vec::new();
+    let mut figures = Figures::default();
     while count.is_none_or(|c| ran < c) && minutes.is_none_or(|m| begun.elapsed() < Duration::from_secs(60 * m)) {
         let seed = first + ran;
         ran += 1;

@@ -112,7 +112,9 @@ fn everything_that_is_wrong_is_said_at_once_with_field_value_and_remedy() {
     assert!(closed.contains("bucket `…` does not exist, is not contract 2's"), "{closed}");
     assert_eq!(closed, absent);
     // Room for three interfaces.
-    let (nat, nlb, alb) = (node.draft(NAT, "n", "flows"), node.draft(NLB, "l", "flows"), node.draft(ALB, "a", "flows"));
+    let nat = node.draft(NAT, "n", "flows");
+    let nlb = node.draft(NLB, "l", "flows");
+    let alb = node.draft(ALB, "a", "flows");
     assert_eq!(provision(&node, &[&first, &nat, &nlb]).0, "DONE");
     assert_eq!(fields(&alb), ["memory"]);
     // A NIC that leaves the inventory is not known any more.
@@ -143,8 +145,9 @@ fn drafts_are_provisioned_together_all_or_none() {
     while !node.ask("GET", "/flowlog/v1/inventory", None).body.to_string().contains(twin) {
         std::thread::yield_now();
     }
-    let (web, nat, both) =
-        (node.draft(NIC, "web", "flows"), node.draft(NAT, "nat", "flows"), node.draft(twin, "twin", "flows"));
+    let web = node.draft(NIC, "web", "flows");
+    let nat = node.draft(NAT, "nat", "flows");
+    let both = node.draft(twin, "twin", "flows");
     let (result, message) =
         node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"contract": "31960002"}))));
     assert!(result == "FAILED" && message.contains("natgw0 is captured as"), "{message}");
@@ -210,7 +213,8 @@ fn killed_between_any_two_transitions_the_kernels_attachments_equal_the_store() 
         };
         let id = |a: Option<integration::http::Answer>| Some(a?.body["id"].as_str()?.to_owned());
         let script = || {
-            let (nic, nat) = (draft(NIC, "flows")?, draft(NAT, "flows")?);
+            let nic = draft(NIC, "flows")?;
+            let nat = draft(NAT, "flows")?;
             finish(id(ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [nic, nat]})))))?;
             finish(id(ask("DELETE", &format!("/flowlog/v1/flowlogs/{nic}"), None)))?;
             // Trouble that only the kernel knows: an interface that is captured already.
@@ -286,8 +290,10 @@ fn a_flow_log_goes_to_the_bucket_at_the_server_that_the_inventory_names() {
     let cable = s3::CableToHere::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let options = server.options();
-    let (d, interface) = (dir.path().display(), &cable.interface);
-    let (endpoint, credentials) = (options.endpoint.unwrap(), options.credentials_file.unwrap());
+    let d = dir.path().display();
+    let interface = &cable.interface;
+    let endpoint = options.endpoint.unwrap();
+    let credentials = options.credentials_file.unwrap();
     let inventory = format!(
         "[buckets]\nendpoint = '{endpoint}'\nregion = 'us-east-1'\npath_style = true\nallow_http = true\n\
          credentials_file = '{}'\n[[bucket]]\nname = '*'\ncontract = '1'\n[[bucket]]\nname = '{others}'\ncontract = '2'\n\

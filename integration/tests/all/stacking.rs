@@ -37,7 +37,8 @@ fn what_a_neighbour_on_the_bridge_is_refused_does_not_show() {
         .unwrap();
     let agent = Agent::start(&net.host, &["tap1"], &[]).unwrap();
     let mac = net.host.mac("br0").unwrap();
-    let (mine, theirs) = (frames(&net, 1, mac, (HOST, 9), 1), frames(&net, 2, mac, (HOST, 9), 1));
+    let mine = frames(&net, 1, mac, (HOST, 9), 1);
+    let theirs = frames(&net, 2, mac, (HOST, 9), 1);
     for _ in 0..100 {
         send(&net, 1, &mine);
         send(&net, 2, &theirs);
@@ -228,7 +229,8 @@ struct Stack {
 
 impl Stack {
     fn new() -> Self {
-        let (host, outside) = (Netns::new("host").unwrap(), Netns::new("outside").unwrap());
+        let host = Netns::new("host").unwrap();
+        let outside = Netns::new("outside").unwrap();
         for ns in [&host, &outside] {
             ns.sysctl("net.ipv6.conf.default.disable_ipv6", "1").unwrap();
         }

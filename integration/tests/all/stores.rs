@@ -43,7 +43,8 @@ const REPLIES: [(u16, &str, &str, &str); 8] = [
 
 #[test]
 fn a_store_in_trouble_is_named_and_gets_each_object_once_when_it_is_well_again() {
-    let (server, proxy) = (s3::server(), proxy());
+    let server = s3::server();
+    let proxy = proxy();
     let bucket = server.new_bucket();
     let store = Bucket::open(&Location::Bucket(bucket.clone()), &through(&proxy)).unwrap();
     let body = b"some bytes".repeat(1_000);
@@ -61,7 +62,8 @@ fn a_store_in_trouble_is_named_and_gets_each_object_once_when_it_is_well_again()
 
 #[test]
 fn a_reply_of_success_with_an_error_in_it_is_not_believed() {
-    let (server, proxy) = (s3::server(), proxy());
+    let server = s3::server();
+    let proxy = proxy();
     let bucket = server.new_bucket();
     let store = Bucket::open(&Location::Bucket(bucket.clone()), &through(&proxy)).unwrap();
     proxy.fail(Fault::Reply(200, "InternalError", "Please try again."), "");
@@ -74,7 +76,8 @@ fn a_reply_of_success_with_an_error_in_it_is_not_believed() {
 
 #[test]
 fn an_object_whose_upload_is_cut_anywhere_is_stored_once_and_whole() {
-    let (server, proxy) = (s3::server(), proxy());
+    let server = s3::server();
+    let proxy = proxy();
     let bucket = server.new_bucket();
     let store = Bucket::open(&Location::Bucket(bucket.clone()), &through(&proxy)).unwrap();
     let body: Vec<u8> = (0..1u32 << 18).flat_map(u32::to_le_bytes).collect();
@@ -109,7 +112,8 @@ const SECRET: &str = "SKTEST";
 
 impl TwoRules {
     fn start(window: u32) -> Self {
-        let (server, proxy) = (s3::server(), proxy());
+        let server = s3::server();
+        let proxy = proxy();
         let buckets = [server.new_bucket(), server.new_bucket()];
         let cables = [s3::CableToHere::new().unwrap(), s3::CableToHere::new().unwrap()];
         let dir = tempfile::tempdir().unwrap();
@@ -138,7 +142,8 @@ impl TwoRules {
 
     /// The rule's delivery, as `flowlog status` tells it, once it is in `state`.
     fn wait_for_state(&self, rule: &str, state: &str) -> serde_json::Value {
-        let (dir, mut seen) = (self.dir.path().join("state"), serde_json::Value::Null);
+        let dir = self.dir.path().join("state");
+        let mut seen = serde_json::Value::Null;
         for _ in 0..300 {
             let out = std::process::Command::new(integration::agent::binary())
                 .args(["status", "--output", "json", "--state-dir", dir.to_str().unwrap()])
@@ -160,7 +165,8 @@ impl TwoRules {
 
     /// Packets to port 9 that landed in a bucket.
     fn landed(&self, number: usize) -> u64 {
-        let (server, dir) = (s3::server(), tempfile::tempdir().unwrap());
+        let server = s3::server();
+        let dir = tempfile::tempdir().unwrap();
         for (i, key) in server.keys(&self.buckets[number]).iter().enumerate() {
             std::fs::write(dir.path().join(i.to_string()), server.get(&self.buckets[number], key)).unwrap();
         }
@@ -235,7 +241,8 @@ fn expired_credentials_block_a_rule_until_the_file_has_new_ones() {
 fn somebody_elses_object_under_our_key_is_kept_and_ours_put_aside_with_an_alarm() {
     let mut node = TwoRules::start(2);
     // The keys of whole windows are known beforehand.
-    let (server, bucket) = (s3::server(), node.buckets[0].clone());
+    let server = s3::server();
+    let bucket = node.buckets[0].clone();
     node.proxy.fail(Fault::Down, "");
     node.cables[0].send(25).unwrap();
     // Wait until objects are in the spool, then take their keys.

@@ -120,7 +120,8 @@ fn exit_codes_are_those_of_the_readme() {
     let agent = managed.start().unwrap();
     let id = managed.draft(NIC, "web", "flows");
     let state = managed.path("state").display().to_string();
-    let (none, long) = (managed.path("none").display().to_string(), "n".repeat(2_000));
+    let none = managed.path("none").display().to_string();
+    let long = "n".repeat(2_000);
     let table: &[(i32, &[&str], &str)] = &[
         (0, &["rule", "list"], ""),
         (0, &["rule", "show", "web"], ""),

@@ -235,7 +235,8 @@ fn refusals_across_the_turn_of_a_window_with_the_xdp_hook() {
     let refused = pair.a.nft_counter("inet t", "refused").unwrap();
     assert_eq!(refused, (40, 40 * 50), "after 0.8 s each");
     let of = |action: &str| landed.sum(|r| r.dport == 7 && r.direction == "ingress" && r.action == action);
-    let (shown, unknown) = (of("REJECT"), landed.unknown("ingress"));
+    let shown = of("REJECT");
+    let unknown = landed.unknown("ingress");
     assert_eq!((shown.0 + unknown.0, shown.1 + unknown.1), refused, "shown {shown:?}, unknown {unknown:?}");
     // A window that was written before the refusal has it as ACCEPT: the next one says that it holds late ones.
     let late = |r: &Row| r.marks.split(',').any(|mark| mark == "late");

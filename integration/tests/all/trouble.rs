@@ -49,7 +49,8 @@ struct BlackHole {
 
 impl BlackHole {
     fn new() -> Self {
-        let (pair, dir) = (Pair::new().unwrap(), tempfile::tempdir().unwrap());
+        let pair = Pair::new().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         pair.a.exec("ip link add dead0 type veth peer name dead1").unwrap();
         pair.a.exec("ip link set lo up").unwrap();
         let silent = pair.a.run(|| TcpListener::bind("127.0.0.1:0").unwrap());
@@ -94,7 +95,8 @@ impl Drop for BlackHole {
 #[test]
 fn a_start_does_not_wait_for_a_store_and_the_other_rule_delivers() {
     let node = BlackHole::new();
-    let (mut sent, traffic) = (0, |n| node.pair.b.run(|| traffic::udp("10.1.0.1:7", n, 10)).unwrap());
+    let mut sent = 0;
+    let traffic = |n| node.pair.b.run(|| traffic::udp("10.1.0.1:7", n, 10)).unwrap();
     for last in [false, true] {
         let mut agent = node.command("run");
         agent.wait_for("capturing").unwrap();
@@ -144,9 +146,12 @@ fn cpu_ticks(pid: u32) -> u64 {
 
 #[test]
 fn a_target_that_is_not_there_yet_is_used_when_it_is() {
-    let (pair, dir) = (Pair::new().unwrap(), tempfile::tempdir().unwrap());
-    let (objects, state) = (dir.path().join("mounted/later"), dir.path().join("state"));
-    let (target, state_dir) = (objects.to_str().unwrap(), state.to_str().unwrap());
+    let pair = Pair::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let objects = dir.path().join("mounted/later");
+    let state = dir.path().join("state");
+    let target = objects.to_str().unwrap();
+    let state_dir = state.to_str().unwrap();
     let args = ["--target", target, "--state-dir", state_dir, "--window", "1"];
     let mut agent = Agent::start(&pair.a, &["eth0"], &args).unwrap();
     wait_for_delivery(&state, "flowlog", |d| d["state"] == "blocked" && d["error"].as_str().unwrap().contains("later"));
@@ -158,7 +163,8 @@ fn a_target_that_is_not_there_yet_is_used_when_it_is() {
 
 #[test]
 fn the_longest_legal_names_are_delivered_and_so_is_everybody_else() {
-    let (pair, dir) = (Pair::new().unwrap(), tempfile::tempdir().unwrap());
+    let pair = Pair::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     pair.a.exec("ip link add long0 type veth peer name long1").unwrap();
     let long = |c: char| c.to_string().repeat(63);
     let config = dir.path().join("flowlog.toml");
@@ -218,7 +224,8 @@ fn a_start_and_a_detach_wait_for_a_full_disk_and_lose_nothing() {
     });
     let oracle = oracle.unwrap();
     fill();
-    let (pins, state) = (node.pins(), node.state());
+    let pins = node.pins();
+    let state = node.state();
     let mut detach = node.pair.a.command(binary());
     detach.args(["detach", "--pin-dir"]).arg(&pins).arg("--state-dir").arg(&state);
     let mut detach = Agent::attend(detach, tempfile::tempdir().unwrap()).unwrap();
@@ -237,7 +244,8 @@ fn detach_from_another_namespace_ends_nothing_and_says_which_one_it_is() {
     let node = Node::new(&[]).unwrap();
     let agent = node.start().unwrap();
     let pins = node.pins();
-    let (pins, state) = (pins.to_str().unwrap(), node.state());
+    let pins = pins.to_str().unwrap();
+    let state = node.state();
     let args = ["detach", "--pin-dir", pins, "--state-dir", state.to_str().unwrap()];
     let (status, _, stderr) = run_to_end(&node.pair.b, &args, node.dir.path()).unwrap();
     assert_eq!(status, Some(78), "{stderr}");

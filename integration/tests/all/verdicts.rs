@@ -347,7 +347,8 @@ fn a_port_alone_is_rejected_when_the_host_behind_the_bridge_refuses() {
 
 #[test]
 fn the_same_ifindex_in_another_namespace_is_not_mixed_up() {
-    let (watched, other) = (Pair::new().unwrap(), Pair::new().unwrap());
+    let watched = Pair::new().unwrap();
+    let other = Pair::new().unwrap();
     let index = |ns: &Netns| ns.exec("cat /sys/class/net/eth0/ifindex").unwrap();
     assert_eq!(index(&watched.a), index(&other.a), "both namespaces give their first interface the same index");
     other.a.nft(&rules("inet", &filter("input"), "drop")).unwrap();

@@ -16,7 +16,8 @@ fn records_belong_to_the_window_in_which_the_packet_passed() {
     let landed = agent.stop().unwrap();
     let mut whole = 0;
     for row in landed.rows.iter().filter(|r| r.status == "OK") {
-        let (start, end) = (row.window_start * 1_000_000_000, (row.window_start + 1) * 1_000_000_000);
+        let start = row.window_start * 1_000_000_000;
+        let end = (row.window_start + 1) * 1_000_000_000;
         // The agent turns the window within milliseconds of its end; here it shares two CPUs with floods.
         let slack = 900_000_000;
         assert!(row.start_ns >= start && row.end_ns < end + slack && row.end_ns >= row.start_ns, "{row:?}");

@@ -128,7 +128,8 @@ fn stripped(source: &str) -> String {
 /// Cuts comments out: to the end of the line, or nested between `/*` and `*/`. What looks like one in a string stays. No file of
 /// the ABI has raw strings or the characters `'"'`, which this would get wrong.
 fn without_comments(source: &str) -> String {
-    let (mut code, mut rest) = (String::new(), source);
+    let mut code = String::new();
+    let mut rest = source;
     while let Some(at) = rest.find(['/', '"']) {
         code.push_str(&rest[..at]);
         rest = &rest[at..];
@@ -148,7 +149,8 @@ fn without_comments(source: &str) -> String {
 
 /// Length of the comment that a text begins with, which may have others in it.
 fn block_comment(text: &str) -> usize {
-    let (mut depth, mut at) = (0, 0);
+    let mut depth = 0;
+    let mut at = 0;
     while let Some(found) = text[at..].find("/*").into_iter().chain(text[at..].find("*/")).min() {
         depth += if text[at + found..].starts_with("/*") { 1 } else { -1 };
         at += found + 2;

@@ -53,7 +53,8 @@ pub(crate) fn check() -> anyhow::Result<()> {
         texts.insert(name.as_str(), text);
     }
     let listed = promises(texts.get(PROMISES).map_or("", String::as_str))?;
-    let (mut stale, mut used) = (Vec::new(), BTreeSet::new());
+    let mut stale = Vec::new();
+    let mut used = BTreeSet::new();
     for (name, text) in &texts {
         stale.extend(stale_paths(name, text, &tree, &mut used));
         stale.extend(stale_promises(name, text, &listed));
@@ -151,7 +152,8 @@ fn prose(kind: Kind, text: &str) -> Vec<(usize, &str)> {
 
 /// What is behind the first `mark` of a line that is not in a string of that line.
 fn comment<'a>(line: &'a str, mark: &str) -> Option<&'a str> {
-    let (mut quoted, mut escaped) = (false, false);
+    let mut quoted = false;
+    let mut escaped = false;
     for (at, c) in line.char_indices() {
         if !quoted && line[at..].starts_with(mark) {
             return Some(&line[at + mark.len()..]);

@@ -124,7 +124,8 @@ impl Archive {
     ) -> anyhow::Result<()> {
         let mut part = folder.as_os_str().to_owned();
         part.push(".part");
-        let (part, debs) = (PathBuf::from(&part), PathBuf::from(&part).join("debs"));
+        let part = PathBuf::from(part);
+        let debs = part.join("debs");
         if part.exists() {
             fs::remove_dir_all(&part)?;
         }

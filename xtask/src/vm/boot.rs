@@ -94,7 +94,8 @@ impl Boot<'_> {
         let mut qemu = Guard(self.qemu(&socket.path).spawn().context("cannot start QEMU")?);
         let output = qemu.0.stdout.take().context("QEMU's output")?;
         let lines = follow(output, &self.log)?;
-        let (mut console, end) = (Console::new(), Instant::now() + self.time_max);
+        let mut console = Console::new();
+        let end = Instant::now() + self.time_max;
         let ended = loop {
             let patience = SILENCE_MAX.min(end.saturating_duration_since(Instant::now()));
             match lines.recv_timeout(patience) {
@@ -197,7 +198,8 @@ fn follow(mut output: impl Read + Send + 'static, log: &Path) -> anyhow::Result<
     let mut log = fs::File::create(log).with_context(|| log.display().to_string())?;
     let (send, lines) = mpsc::channel();
     thread::spawn(move || {
-        let (mut buffer, mut line) = ([0; 4096], Vec::new());
+        let mut buffer = [0; 4096];
+        let mut line = Vec::new();
         while let Ok(n @ 1..) = output.read(&mut buffer) {
             let _ = log.write_all(&buffer[..n]);
             for byte in &buffer[..n] {

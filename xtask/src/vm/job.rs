@@ -216,7 +216,8 @@ impl Console {
     fn ended(&mut self, name: String, outcome: Outcome) -> Test {
         let took = self.since.elapsed();
         self.since = Instant::now();
-        (self.skipped, self.panic) = (None, None);
+        self.skipped = None;
+        self.panic = None;
         Test { name, outcome, took }
     }
 

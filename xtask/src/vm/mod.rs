@@ -225,7 +225,8 @@ impl Plan {
     fn boot(&self, kernel: &Kernel) -> anyhow::Result<Report> {
         let run = self.runs().join(&kernel.series);
         fs::create_dir_all(&run)?;
-        let (script, initrd) = (run.join("guest.sh"), run.join("initrd"));
+        let script = run.join("guest.sh");
+        let initrd = run.join("initrd");
         // An arm64 root has the modules in their place.
         let modules = (self.arch == Arch::X86).then_some(kernel.modules.as_path());
         let there = Path::new("/").join(script.strip_prefix(&self.served)?);
@@ -240,7 +241,8 @@ impl Plan {
             time_max: if matches!(self.choice, Choice::All) { ALL_TIME_MAX } else { SMOKE_TIME_MAX },
         };
         let kvm = self.arch == Arch::X86 && kernels::kvm();
-        let (mut tests, mut verified) = (Vec::new(), Vec::new());
+        let mut tests = Vec::new();
+        let mut verified = Vec::new();
         for accelerator in [if kvm { Accelerator::Kvm } else { Accelerator::Tcg }, Accelerator::Tcg] {
             fs::write(&script, job::script(kernel, modules, self, &tests))?;
             let ran = boot(accelerator).run(|test| {

@@ -141,7 +141,8 @@ mod tests {
     use super::*;
 
     fn guess(address: u8) -> Guess {
-        let (name, password) = ("nobody".to_owned(), "guess".to_owned());
+        let name = "nobody".to_owned();
+        let password = "guess".to_owned();
         Guess { principals: Arc::default(), address: IpAddr::from([10, 0, 0, address]), name, password }
     }
 

@@ -53,7 +53,8 @@ fn of_kind(kind: Kind) -> Vec<Route> {
     let parent = format!("{parents}/{{resource}}");
     let all = format!("{parent}/flowlogs");
     let one = format!("{all}/{{flowlog}}");
-    let (body, log) = (Some("FlowLogBody"), Some("FlowLogResource"));
+    let body = Some("FlowLogBody");
+    let log = Some("FlowLogResource");
     let list = Some("Collection");
     vec![
         route(Get, parents, "List them", None, (200, list), get(parents::resources)),

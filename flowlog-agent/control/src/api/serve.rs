@@ -223,7 +223,8 @@ async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Rout
                 continue;
             }
         };
-        let (router, address) = (router.clone(), from.ip());
+        let router = router.clone();
+        let address = from.ip();
         let Some(place) = room.take(one, address) else { continue };
         match &tls {
             None => drop(tokio::spawn(connection(stream, router, Peer::Tcp { address, tls: false }, place))),

@@ -179,7 +179,10 @@ mod tests {
     #[test]
     fn role_times_privilege_times_contract_times_operation() {
         use Privilege::{CreateFlowLogs as C, UseObjectStorage as S};
-        let (yes, c, s, admin) = (Access::Granted, Access::Needs(C), Access::Needs(S), Access::NeedsAdministrator);
+        let yes = Access::Granted;
+        let c = Access::Needs(C);
+        let s = Access::Needs(S);
+        let admin = Access::NeedsAdministrator;
         let sets: [&[Privilege]; 4] = [&[], &[C], &[S], &[C, S]];
         let users = [
             // Read, Create, Validate, Provision, Rename, Change, Delete, Audit
@@ -188,7 +191,8 @@ mod tests {
             [yes, c, c, c, c, c, c, admin],
             [yes, yes, yes, yes, yes, yes, yes, admin],
         ];
-        let (own, other) = ("1".parse().expect("contract"), "2".parse().expect("contract"));
+        let own = "1".parse().expect("contract");
+        let other = "2".parse().expect("contract");
         let mut cells = 0;
         for role in [Role::Owner, Role::Administrator, Role::User] {
             for (privileges, user) in sets.iter().zip(users) {

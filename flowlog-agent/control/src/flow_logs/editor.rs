@@ -301,7 +301,8 @@ pub(super) fn touch(flow_log: &mut FlowLog, caller: &Caller) {
 }
 
 pub(super) fn audit(by: &Stamp, flow_log: &FlowLog, what: &str) -> Change {
-    let (contract, flow_log) = (flow_log.contract.clone(), flow_log.id);
+    let contract = flow_log.contract.clone();
+    let flow_log = flow_log.id;
     Change::Audit(Box::new(AuditEntry { stamp: by.clone(), contract, flow_log, what: what.to_owned() }))
 }
 

@@ -139,7 +139,8 @@ pub struct Control {
 #[must_use]
 pub fn control_plane(parts: Parts) -> (Control, Worker) {
     let Parts { store, inventory, principals, buckets, settings, places_max, orders, status } = parts;
-    let (store, work) = (SharedStore::new(store), Arc::new(Notify::new()));
+    let store = SharedStore::new(store);
+    let work = Arc::new(Notify::new());
     let validator = Arc::new(Validator::new(store.clone(), inventory.clone(), buckets, places_max));
     let worker =
         Worker::new(store.clone(), inventory.clone(), principals.clone(), validator.clone(), orders, work.clone());

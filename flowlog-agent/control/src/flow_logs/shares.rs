@@ -26,7 +26,8 @@ impl Shares {
     /// Forgets one; `None` if there is nothing.
     pub(super) fn forget(&mut self) -> Option<(Contract, u64)> {
         let (contract, numbers) = self.by_contract.iter_mut().max_by_key(|(_, numbers)| numbers.len())?;
-        let (contract, oldest) = (contract.clone(), numbers.pop_front()?);
+        let contract = contract.clone();
+        let oldest = numbers.pop_front()?;
         if numbers.is_empty() {
             self.by_contract.remove(&contract);
         }
@@ -57,7 +58,8 @@ mod tests {
     #[test]
     fn a_flood_of_one_pushes_out_its_own_and_what_is_taken_back_is_as_before() {
         let contract = |n: u32| n.to_string().parse::<Contract>().expect("a contract");
-        let (quiet, loud) = (contract(1), contract(2));
+        let quiet = contract(1);
+        let loud = contract(2);
         let mut shares = Shares::default();
         for number in 0..10 {
             shares.push(&quiet, number);

@@ -179,7 +179,8 @@ impl FlowLogStore {
     #[allow(clippy::type_complexity, reason = "two parts of the store, once")]
     fn read(&self) -> Result<(BTreeMap<FlowLogId, FlowLog>, BTreeMap<Uuid, Request>), redb::Error> {
         let txn = self.db.begin_read()?;
-        let (mut flow_logs, mut requests) = (BTreeMap::new(), BTreeMap::new());
+        let mut flow_logs = BTreeMap::new();
+        let mut requests = BTreeMap::new();
         for entry in txn.open_table(FLOW_LOGS)?.iter()? {
             let (id, value) = entry?;
             let flow_log = parse(value.value())?;
@@ -195,7 +196,8 @@ impl FlowLogStore {
     /// Whose entries the audit log has, and the number of the next one.
     fn read_audit(&self) -> Result<(Shares, u64), redb::Error> {
         let txn = self.db.begin_read()?;
-        let (mut shares, mut next) = (Shares::default(), 0);
+        let mut shares = Shares::default();
+        let mut next = 0;
         for entry in txn.open_table(AUDIT)?.iter()? {
             let (number, value) = entry?;
             let of: Contracted = parse(value.value())?;

@@ -71,7 +71,8 @@ impl Worker {
 
     pub async fn run(self) {
         let worker = Arc::new(self);
-        let (mut busy, mut tasks) = (BTreeSet::new(), JoinSet::new());
+        let mut busy = BTreeSet::new();
+        let mut tasks = JoinSet::new();
         let mut inventory = worker.inventory.clone();
         // The inventory may have changed while no agent ran: the first round compares the store with it.
         inventory.mark_changed();

@@ -282,7 +282,8 @@ interface = { name = 'tap0' }
     #[test]
     fn a_file_that_breaks_keeps_saying_what_it_said_and_one_that_goes_away_does_not() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let (file, mut loader) = (dir.path().join("inventory.d/vm.toml"), loader(dir.path()));
+        let file = dir.path().join("inventory.d/vm.toml");
+        let mut loader = loader(dir.path());
         write(dir.path().join("inventory.toml"), "");
         write(file.clone(), NIC);
         assert_eq!(loader.load().inventory.resources.len(), 1);

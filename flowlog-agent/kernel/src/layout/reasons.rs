@@ -68,7 +68,8 @@ impl Reasons {
     }
 
     fn set(&mut self, value: u32, name: &str, action: u8) {
-        let (subsystem, reason) = (value >> SUBSYSTEM_SHIFT, value & ((1 << SUBSYSTEM_SHIFT) - 1));
+        let subsystem = value >> SUBSYSTEM_SHIFT;
+        let reason = value & ((1 << SUBSYSTEM_SHIFT) - 1);
         if subsystem < SUBSYSTEMS_MAX && reason < REASONS_MAX {
             let index = reason_index(value) as usize;
             self.actions[index] = action;

@@ -46,7 +46,8 @@ type Uppers = BTreeMap<u32, BTreeSet<u32>>;
 
 /// All that is stacked on an interface, directly or through others.
 fn above(index: u32, uppers: &Uppers) -> Vec<u32> {
-    let (mut found, mut todo) = (BTreeSet::new(), vec![index]);
+    let mut found = BTreeSet::new();
+    let mut todo = vec![index];
     while let Some(lower) = todo.pop() {
         todo.extend(uppers.get(&lower).into_iter().flatten().filter(|upper| found.insert(**upper)));
     }
@@ -120,7 +121,8 @@ pub(super) fn ask_any(request: RouteNetlinkMessage, dump: bool) -> io::Result<Ve
     // No protocol: 0 is `NETLINK_ROUTE`.
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     rustix::net::sendto(&socket, &bytes, SendFlags::empty(), &netlink::SocketAddrNetlink::new(0, 0))?;
-    let (mut found, mut answer) = (Vec::new(), vec![0; ANSWER_BYTES]);
+    let mut found = Vec::new();
+    let mut answer = vec![0; ANSWER_BYTES];
     loop {
         let (n, _) = rustix::net::recv(&socket, answer.as_mut_slice(), RecvFlags::empty())?;
         let mut rest = &answer[..n];

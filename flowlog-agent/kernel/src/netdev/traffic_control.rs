@@ -48,7 +48,8 @@ pub fn users(watched: &[u32]) -> io::Result<Users> {
         _ => None,
     });
     for qdisc in qdiscs {
-        let (kind, index) = (kind(&qdisc).unwrap_or_default().to_owned(), qdisc.header.index);
+        let kind = kind(&qdisc).unwrap_or_default().to_owned();
+        let index = qdisc.header.index;
         if READING_QDISCS.contains(&kind.as_str()) {
             found.reader.get_or_insert((kind.clone(), index));
         }
@@ -70,7 +71,8 @@ pub fn users(watched: &[u32]) -> io::Result<Users> {
 /// Looks at the filters below one parent.
 fn filters(index: i32, parent: TcHandle, hooked: bool, found: &mut Users) -> io::Result<()> {
     let mut request = TcMessage::default();
-    (request.header.index, request.header.parent) = (index, parent);
+    request.header.index = index;
+    request.header.parent = parent;
     let filters = match ask_any(RouteNetlinkMessage::GetTrafficFilter(request), true) {
         Ok(filters) => filters,
         // It has none, or has gone meanwhile.

@@ -56,7 +56,8 @@ impl HookCheck {
             if !self.ran {
                 tracing::info!(interface, %direction, seen, "hook runs");
             }
-            (self.state, self.ran) = (State::Runs, true);
+            self.state = State::Runs;
+            self.ran = true;
         } else if passed > PACKETS_UNSEEN_MAX {
             tracing::warn!(interface, %direction, passed, "hook is attached but sees nothing: another program ends the chain before it");
             self.state = State::Dead;

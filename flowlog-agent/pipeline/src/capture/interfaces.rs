@@ -90,7 +90,8 @@ impl<N: Node> Capture<N> {
         self.troubles = looked.troubles.into_iter().map(|(id, e)| (id, e.to_string())).collect();
         self.absent = found.absent;
         let now = self.books.source.now();
-        (self.looked, self.waiting) = (now, self.waits_for(looked.is_more, sought, now));
+        self.looked = now;
+        self.waiting = self.waits_for(looked.is_more, sought, now);
     }
 
     /// What the next look waits for, after one at `now`.
@@ -196,7 +197,8 @@ impl<N: Node> Capture<N> {
         // Verdicts first: a packet that passed a hook must not die unnoticed.
         self.books.source.attach_verdict()?;
         self.retire(|s| !found.wants(s))?;
-        let (mut troubles, mut new) = (BTreeMap::new(), Vec::new());
+        let mut troubles = BTreeMap::new();
+        let mut new = Vec::new();
         let mut ids = self.books.ledger.free_ids();
         let max = self.books.source.interfaces_max();
         let watched: BTreeSet<&str> = self.books.ledger.watched().map(|(_, w)| w.spec.interface_id.as_str()).collect();
@@ -329,7 +331,8 @@ impl<N: Node> Capture<N> {
     /// From one moment on, packets of some interfaces are not counted any more; those counted before get their verdicts.
     pub(super) fn end_accounting(&mut self, ids: &[IfaceId], devices: &[NetDev]) {
         let no_numbers = self.no_numbers();
-        let (node, ledger) = (&mut self.books.source, &self.books.ledger);
+        let node = &mut self.books.source;
+        let ledger = &self.books.ledger;
         let ending = || ids.iter().filter_map(|id| Some((*id, ledger.get(*id)?)));
         for (id, w) in ending() {
             let refused = abi::WANT_REFUSED_INGRESS | abi::WANT_REFUSED_EGRESS;

@@ -332,7 +332,8 @@ impl<N: Node> Capture<N> {
         }
         for (_, w) in self.books.ledger.watched() {
             let WatchSpec { interface, ifindex, netns, interface_id, .. } = &w.spec;
-            let (interface, netns) = (interface.clone(), netns.clone());
+            let interface = interface.clone();
+            let netns = netns.clone();
             states.insert(interface_id.clone(), CaptureState::Attached { interface, ifindex: *ifindex, netns });
         }
         for (id, why) in &self.troubles {

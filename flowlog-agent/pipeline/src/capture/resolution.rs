@@ -47,7 +47,8 @@ pub(crate) fn resolve(
     devices: &[NetDev],
     known: &BTreeMap<&str, Bound<'_>>,
 ) -> Resolution {
-    let (mut found, mut taken) = (Resolution::default(), BTreeMap::<u32, (u32, String)>::new());
+    let mut found = Resolution::default();
+    let mut taken = BTreeMap::<u32, (u32, String)>::new();
     for capture in captures {
         let id = capture.id(node_id);
         let dev = capture.interface.find(devices, known.get(id.as_str()).copied());

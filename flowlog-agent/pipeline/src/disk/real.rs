@@ -115,7 +115,8 @@ impl Filesystem for Disk {
     }
 
     fn rename(&self, from: (&str, &str), to: (&str, &str)) -> io::Result<()> {
-        let (old, new) = (self.dir(from.0)?, self.dir(to.0)?);
+        let old = self.dir(from.0)?;
+        let new = self.dir(to.0)?;
         Ok(rustix::fs::renameat(old.as_fd(), from.1, new.as_fd(), to.1)?)
     }
 
@@ -155,7 +156,8 @@ mod tests {
     #[test]
     fn a_state_directory_is_private_and_a_link_to_one_is_refused() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let (state, link) = (dir.path().join("state"), dir.path().join("link"));
+        let state = dir.path().join("state");
+        let link = dir.path().join("link");
         fs::create_dir(&state).expect("make");
         fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).expect("chmod");
         Disk::open(&state).expect("open");

@@ -228,7 +228,8 @@ impl Filesystem for SimDisk {
             .iter()
             .map(|(name, inode)| {
                 let inode = &state.inodes[*inode];
-                let (bytes, modified_ns) = (inode.bytes.len() as u64, inode.modified_ns);
+                let bytes = inode.bytes.len() as u64;
+                let modified_ns = inode.modified_ns;
                 Item { name: name.clone(), kind: Kind::File, bytes, modified_ns }
             })
             .collect();

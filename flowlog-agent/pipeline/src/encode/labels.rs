@@ -135,7 +135,9 @@ fn run(out: &mut Vec<u8>, value: u32, count: usize, bits: usize) {
 /// Bit-packed runs; the last group of eight is filled up with zeros.
 fn packed(out: &mut Vec<u8>, values: impl ExactSizeIterator<Item = u32>, bits: usize) {
     let mut left = values.len();
-    let (mut word, mut filled, mut in_run) = (0u64, 0, RUN);
+    let mut word = 0u64;
+    let mut filled = 0;
+    let mut in_run = RUN;
     for value in values {
         if in_run == RUN {
             varint(out, left.min(RUN).div_ceil(8) << 1 | 1);
@@ -221,7 +223,9 @@ pub(crate) fn chunk(
     let optional = column.max_def_level() > 0;
     // A chunk without values still needs a dictionary that indices could refer to.
     let bits = labels.values.len().saturating_sub(1).bit_width() as usize;
-    let (mut compressed, mut uncompressed, mut nulls) = (0, 0, 0);
+    let mut compressed = 0;
+    let mut uncompressed = 0;
+    let mut nulls = 0;
     let mut write = |page: Page, size: usize| {
         let spec = pages.write_page(CompressedPage::new(page, size))?;
         compressed += spec.bytes_written;
@@ -229,7 +233,8 @@ pub(crate) fn chunk(
         Ok::<_, ParquetError>(spec)
     };
     let plain = dictionary(&labels.values);
-    let (size, num_values) = (plain.len(), u32::try_from(labels.values.len()).unwrap_or(NULL));
+    let size = plain.len();
+    let num_values = u32::try_from(labels.values.len()).unwrap_or(NULL);
     let buf = compressor.compress(plain)?.into();
     let first = write(Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }, size)?;
     let mut index = ColumnIndexBuilder::new(column.physical_type());
@@ -240,16 +245,9 @@ pub(crate) fn chunk(
         let rows = start..(start + PAGE_ROWS).min(labels.rows);
         let (page, page_nulls) = body(&labels.page_codes(rows.clone()), optional, bits);
         let size = page.len();
-        let page = Page::DataPage {
-            buf: compressor.compress(page)?.into(),
-            num_values: u32::try_from(rows.len()).unwrap_or(NULL),
-            encoding: Encoding::RLE_DICTIONARY,
-            def_level_encoding: Encoding::RLE,
-            rep_level_encoding: Encoding::RLE,
-            statistics: None,
-        };
-        let spec = write(page, size)?;
-        let (offset, length) = (signed(spec.offset), i32::try_from(spec.bytes_written).unwrap_or(i32::MAX));
+        let spec = write(data_page(compressor.compress(page)?.into(), rows.len()), size)?;
+        let offset = signed(spec.offset);
+        let length = i32::try_from(spec.bytes_written).unwrap_or(i32::MAX);
         data_offset.get_or_insert(offset);
         offsets.append_row_count(signed(rows.len() as u64));
         offsets.append_offset_and_size(offset, length);
@@ -278,6 +276,18 @@ pub(crate) fn chunk(
         offset_index: Some(offsets.build()),
     };
     Ok((sink.into_inner()?.into(), close))
+}
+
+/// A page of indices into the dictionary.
+fn data_page(buf: Bytes, rows: usize) -> Page {
+    Page::DataPage {
+        buf,
+        num_values: u32::try_from(rows).unwrap_or(NULL),
+        encoding: Encoding::RLE_DICTIONARY,
+        def_level_encoding: Encoding::RLE,
+        rep_level_encoding: Encoding::RLE,
+        statistics: None,
+    }
 }
 
 fn signed(n: u64) -> i64 {

@@ -341,7 +341,8 @@ impl<'a> Builder<'a> {
             Addresses::V4(src, dst) => (Address::V4(src), Address::V4(dst), false),
             Addresses::V6(src, dst) => (Address::V6(src), Address::V6(dst), true),
         };
-        let (icmp, type_and_code) = (flow.is_icmp(), flow.icmp());
+        let icmp = flow.is_icmp();
+        let type_and_code = flow.icmp();
         self.src.push(src, Address::label);
         self.dst.push(dst, Address::label);
         self.sport.push(Some(if icmp { 0 } else { flow.sport }));
@@ -350,7 +351,8 @@ impl<'a> Builder<'a> {
         self.packets.push(signed(totals.packets));
         self.bytes.push(signed(totals.bytes));
         let wall = |ns| self.info.span.wall_of_tick(MonoNs(ns));
-        let (first, last) = (wall(totals.first_ns), wall(totals.last_ns));
+        let first = wall(totals.first_ns);
+        let last = wall(totals.last_ns);
         self.start.push(first.secs(), |s| Some(Label::Long(*s)));
         self.end.push(last.secs(), |s| Some(Label::Long(*s)));
         if self.info.rule.subsecond {
@@ -437,7 +439,8 @@ impl<'a> Builder<'a> {
 
     /// Takes the values of one column out.
     fn column(&mut self, id: ColumnId) -> Column {
-        let (n, info) = (self.rows, self.info);
+        let n = self.rows;
+        let info = self.info;
         let same = |value: Option<Label>| Column::Labels(Labels::same(value, n));
         let text = |value: Option<&str>| same(value.map(|v| Label::Text(v.to_owned())));
         let long = |value: i64| same(Some(Label::Long(value)));

@@ -210,7 +210,9 @@ impl Journal {
         self.next += 1;
         self.segments.push(number);
         let mut file = self.fs.create(DIR, &name(number)).map_err(failed("begin a segment of"))?;
-        let (mut buffer, mut bytes, mut result) = (Vec::new(), 0u64, Ok(()));
+        let mut buffer = Vec::new();
+        let mut bytes = 0u64;
+        let mut result = Ok(());
         Frame::Head(self.head.clone()).write(&mut buffer);
         let position = self.position;
         ledger.snapshot(&mut |part| {

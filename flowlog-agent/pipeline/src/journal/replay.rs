@@ -182,17 +182,14 @@ mod tests {
     }
 
     fn watch(id: u16) -> Event {
-        let rule = Rule::sample(60);
-        let (interface, interface_id) = (format!("eth{id}"), format!("nic-{id}"));
-        let (ifindex, hook, node_id) = (u32::from(id), HookKind::Tc, "n".to_owned());
         let spec = WatchSpec {
-            interface,
-            ifindex,
-            hook,
-            rule,
-            node_id,
+            interface: format!("eth{id}"),
+            ifindex: u32::from(id),
+            hook: HookKind::Tc,
+            rule: Rule::sample(60),
+            node_id: "n".to_owned(),
             account_id: None,
-            interface_id,
+            interface_id: format!("nic-{id}"),
             side: flowlog_model::rule::Side::Host,
             netns_inum: 1,
             netns: None,
@@ -204,7 +201,9 @@ mod tests {
 
     fn block(source: u32) -> Vec<u8> {
         let mut record = Record4::default();
-        (record.key.src, record.key.meta.iface, record.key.meta.epoch) = (source, 1, 1);
+        record.key.src = source;
+        record.key.meta.iface = 1;
+        record.key.meta.epoch = 1;
         record.stats.packets = 1;
         let mut bytes = Vec::new();
         block::write(&mut bytes, FAMILY_V4, &[record]);

@@ -198,7 +198,8 @@ impl SimKernel {
         state.truth.clear();
         state.slots = vec![None; SLOTS];
         state.ring.clear();
-        (state.released, state.produced) = (0, 0);
+        state.released = 0;
+        state.produced = 0;
     }
 }
 
@@ -237,8 +238,10 @@ impl State {
             return;
         }
         let at = usize::try_from(self.random.below(counted.len() as u64)).unwrap_or(0);
-        let ((nic, id, epoch), flow) = (counted[at], self.random.below(FLOWS));
-        let (now_ns, flow32) = (self.now.mono.0, u32::try_from(flow).unwrap_or(0));
+        let (nic, id, epoch) = counted[at];
+        let flow = self.random.below(FLOWS);
+        let now_ns = self.now.mono.0;
+        let flow32 = u32::try_from(flow).unwrap_or(0);
         let name = (interface(nic), Ipv4Addr::from(flow32.to_ne_bytes()).to_string());
         *self.sent.all.entry(name).or_default() += 1;
         let one = Count { packets: 1, bytes: PACKET_BYTES };

@@ -79,7 +79,8 @@ fn run(seed: u64) {
         let of = |map: &BTreeMap<(String, String), u64>| -> u64 {
             map.iter().filter(|((i, _), _)| i == interface).map(|(_, n)| n).sum()
         };
-        let (all, safe) = (of(&sent.all), of(&sent.safe));
+        let all = of(&sent.all);
+        let safe = of(&sent.safe);
         let found = of(&landed.rows) + landed.skipped.get(interface).copied().unwrap_or(0);
         if cuts == 0 {
             assert_eq!(found, all, "{interface}: found, sent; {landed:?} {sent:?}");

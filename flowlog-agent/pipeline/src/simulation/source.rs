@@ -44,7 +44,8 @@ impl Source for SimSource {
         self.step();
         let state = self.kernel.lock();
         let entry = state.ring.iter().find(|e| e.start == self.read)?;
-        (self.read, self.block) = (entry.end, entry.bytes.clone());
+        self.read = entry.end;
+        self.block = entry.bytes.clone();
         Some((&self.block, self.read))
     }
 

@@ -110,12 +110,17 @@ impl World {
 
     /// A world in which nothing goes wrong by itself.
     pub(crate) fn calm(seed: u64) -> Self {
-        let (kills, power_cuts, disk_errors, store_errors) = (false, false, false, false);
-        let (clock_steps, small_spool, restless, full_from) = (false, false, false, None);
-        Self::with(
-            seed,
-            Weather { kills, power_cuts, disk_errors, store_errors, clock_steps, small_spool, restless, full_from },
-        )
+        let weather = Weather {
+            kills: false,
+            power_cuts: false,
+            disk_errors: false,
+            store_errors: false,
+            clock_steps: false,
+            small_spool: false,
+            restless: false,
+            full_from: None,
+        };
+        Self::with(seed, weather)
     }
 
     /// The disk is full from the `n`th write on, until the last process.
@@ -130,7 +135,8 @@ impl World {
         let disk = SimDisk::default();
         // The state directory itself.
         disk.make_dir("").expect("a new disk");
-        let (shelf, replies) = (Shelf::default(), Mutex::new(Random(random.number())));
+        let shelf = Shelf::default();
+        let replies = Mutex::new(Random(random.number()));
         let script_disk = disk.clone();
         let script = move |_: &_| {
             script_disk.step();

@@ -147,7 +147,9 @@ impl Spool {
         let spool = Self { fs, limits, usage: Arc::default(), heads: Arc::default() };
         spool.fs.make_dir(DIR).map_err(failed("make the directory", DIR))?;
         spool.fs.make_dir(QUARANTINE).map_err(failed("make the directory", QUARANTINE))?;
-        let (mut partial, mut bytes, mut foreign) = (0, 0, Vec::new());
+        let mut partial = 0;
+        let mut bytes = 0;
+        let mut foreign = Vec::new();
         for base in [DIR, QUARANTINE] {
             spool.each(base, &mut foreign, |dir, item| {
                 if item.name.ends_with(PARTIAL) {
@@ -174,7 +176,8 @@ impl Spool {
     #[must_use]
     pub(crate) fn is_full(&self, now_secs: i64) -> Option<String> {
         let Limits { bytes_max, age_secs_max } = self.limits;
-        let (bytes, oldest_ns) = (self.bytes(), self.usage.oldest_ns.load(Ordering::Relaxed));
+        let bytes = self.bytes();
+        let oldest_ns = self.usage.oldest_ns.load(Ordering::Relaxed);
         if bytes >= bytes_max {
             return Some(format!("it holds {bytes} bytes of at most {bytes_max}"));
         }
@@ -187,7 +190,8 @@ impl Spool {
     #[must_use]
     pub(crate) fn no_room(&self, bytes: u64, now_secs: i64) -> Option<String> {
         self.is_full(now_secs).or_else(|| {
-            let (there, max) = (self.bytes(), self.limits.bytes_max);
+            let there = self.bytes();
+            let max = self.limits.bytes_max;
             let too_many = there.saturating_add(bytes) > max.saturating_add(RESERVE_BYTES);
             too_many.then(|| format!("it holds {there} bytes of at most {max}, and this window has {bytes}"))
         })
@@ -198,7 +202,8 @@ impl Spool {
     /// # Errors
     /// If it could not be made durable: then it does not count as stored.
     pub fn hold(&self, location: &Location, object: &Object) -> Result<(), SpoolError> {
-        let (bytes, max) = (self.bytes(), self.limits.bytes_max.saturating_add(RESERVE_BYTES));
+        let bytes = self.bytes();
+        let max = self.limits.bytes_max.saturating_add(RESERVE_BYTES);
         if bytes + object.bytes.len() as u64 > max {
             return Err(SpoolError::Full { bytes, max });
         }
@@ -224,7 +229,8 @@ impl Spool {
     ) -> Result<String, SpoolError> {
         self.fs.make_dir(dir).map_err(failed("make the directory", dir))?;
         let name = name::name(&object.key);
-        let (partial, whole) = (format!("{name}{PARTIAL}"), format!("{name}{suffix}"));
+        let partial = format!("{name}{PARTIAL}");
+        let whole = format!("{name}{suffix}");
         let head = name::head(location, &object.key);
         if let Err(error) = self.write(dir, &partial, &[&head, &object.bytes]) {
             // Its bytes may be lost even if a later sync succeeds: it must not get its name. Removing it gives the room back.
@@ -355,7 +361,8 @@ impl Spool {
     /// # Errors
     /// If the file cannot be read.
     pub(crate) fn read(&self, entry: &Entry) -> Result<Vec<u8>, SpoolError> {
-        let (dir, name) = (dir_of(DIR, &entry.location), name::name(&entry.key));
+        let dir = dir_of(DIR, &entry.location);
+        let name = name::name(&entry.key);
         let mut bytes = disk::read(&*self.fs, &dir, &name).map_err(failed("read", &entry.key))?;
         let head = name::head(&entry.location, &entry.key);
         if !bytes.starts_with(&head) {
@@ -372,7 +379,8 @@ impl Spool {
     /// If the file cannot be removed.
     pub(crate) fn remove(&self, entry: &Entry) -> Result<(), SpoolError> {
         fault::point("spool_unlink");
-        let (dir, name) = (dir_of(DIR, &entry.location), name::name(&entry.key));
+        let dir = dir_of(DIR, &entry.location);
+        let name = name::name(&entry.key);
         self.fs.remove(&dir, &name).map_err(failed("remove", &entry.key))?;
         self.forget_head(&dir, &name);
         let taken =
@@ -386,7 +394,8 @@ impl Spool {
     /// # Errors
     /// If it cannot be moved.
     pub(crate) fn quarantine(&self, entry: &Entry) -> Result<String, SpoolError> {
-        let (from, to) = (dir_of(DIR, &entry.location), dir_of(QUARANTINE, &entry.location));
+        let from = dir_of(DIR, &entry.location);
+        let to = dir_of(QUARANTINE, &entry.location);
         let name = name::name(&entry.key);
         self.fs.make_dir(&to).map_err(failed("make the directory", &to))?;
         self.fs.rename((&from, &name), (&to, &name)).map_err(failed("move to quarantine", &name))?;

@@ -95,7 +95,8 @@ mod tests {
             assert_eq!(meant(&name(of)).as_deref(), Some(of));
         }
         // 244 bytes and the two of each further slash.
-        let (fits, long) = ("k".repeat(247), "k".repeat(248));
+        let fits = "k".repeat(247);
+        let long = "k".repeat(248);
         assert_eq!(meant(&name(&fits)), Some(fits));
         assert!(is_digest(&name(&long)) && meant(&name(&long)).is_none());
         assert!(name(&"/".repeat(5_000)).len() + SUFFIX_BYTES_MAX <= NAME_BYTES_MAX);

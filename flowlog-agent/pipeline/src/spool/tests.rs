@@ -111,7 +111,8 @@ fn names_of_any_length_are_held_found_again_and_delivered() {
 fn what_stands_in_one_targets_way_is_no_reason_for_others_to_wait() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (spool, _) = open(dir.path(), Limits::default());
-    let (blocked, free) = (Location::Bucket("blocked".to_owned()), Location::Bucket("free".to_owned()));
+    let blocked = Location::Bucket("blocked".to_owned());
+    let free = Location::Bucket("free".to_owned());
     std::fs::write(dir.path().join("spool/s3:%2F%2Fblocked"), b"in the way").expect("write");
     let error = spool.hold(&blocked, &object("web/a")).expect_err("in the way");
     assert!(error.is_of_one_object(), "{error}");

@@ -165,7 +165,8 @@ impl Bucket {
     async fn deliver_now(&self, key: &str, bytes: Vec<u8>) -> Result<Outcome, BucketError> {
         match &self.inner {
             Inner::Directory(dir) => {
-                let (dir, key) = (dir.clone(), key.to_owned());
+                let dir = dir.clone();
+                let key = key.to_owned();
                 blocking(move || match dir.create(&key, &bytes) {
                     Ok(()) => Ok(Outcome::Stored),
                     Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -178,7 +179,8 @@ impl Bucket {
                 .map_err(|e| self.io_error(&e))
             }
             Inner::Objects(store) => {
-                let (size, sha256) = (bytes.len() as u64, hex(&Sha256::digest(&bytes)));
+                let size = bytes.len() as u64;
+                let sha256 = hex(&Sha256::digest(&bytes));
                 match put(store, key, bytes, &sha256).await {
                     Ok(()) => Ok(Outcome::Stored),
                     Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
@@ -206,7 +208,8 @@ impl Bucket {
     async fn probe_now(&self, folder: &str) -> Result<(), BucketError> {
         let store = match &self.inner {
             Inner::Directory(dir) => {
-                let (dir, folder) = (dir.clone(), folder.to_owned());
+                let dir = dir.clone();
+                let folder = folder.to_owned();
                 return blocking(move || dir.probe(&folder, PROBE_BODY)).await.map_err(|e| self.io_error(&e));
             }
             Inner::Objects(store) => store,

@@ -172,7 +172,8 @@ mod tests {
     fn links_that_somebody_has_put_there_are_not_followed() {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = Directory::open(&dir.path().join("objects")).expect("open");
-        let (at, secret) = (|name: &str| dir.path().join("objects").join(name), dir.path().join("secret"));
+        let at = |name: &str| dir.path().join("objects").join(name);
+        let secret = dir.path().join("secret");
         fs::write(&secret, b"root's").expect("write");
         fs::create_dir_all(at("a")).expect("make");
         std::os::unix::fs::symlink(&secret, at("a/x.parquet")).expect("link");

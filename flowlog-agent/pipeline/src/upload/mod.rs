@@ -147,8 +147,11 @@ impl Uploader {
     /// `open` opens a store when it is first needed.
     #[must_use]
     pub fn new(spool: Spool, open: Arc<Opener>) -> Self {
-        let (pauses, busy, refusals) = (HashMap::new(), HashMap::new(), HashMap::new());
-        let (progress, jitter) = (watch::Sender::default(), Box::new(random));
+        let pauses = HashMap::new();
+        let busy = HashMap::new();
+        let refusals = HashMap::new();
+        let progress = watch::Sender::default();
+        let jitter = Box::new(random);
         Self { spool, open, pauses, busy, unproven: BTreeMap::new(), refusals, progress, jitter }
     }
 
@@ -203,7 +206,9 @@ impl Uploader {
         self.progress.send_modify(|p| {
             p.rounds += 1;
             for status in p.routes.values_mut() {
-                (status.waiting, status.waiting_bytes, status.oldest_secs) = (0, 0, None);
+                status.waiting = 0;
+                status.waiting_bytes = 0;
+                status.oldest_secs = None;
             }
             for (route, entries) in &routes {
                 let status = p.routes.entry(route.clone()).or_default();
@@ -254,7 +259,9 @@ impl Uploader {
     /// Delivers one route's objects, oldest first, up to the first failure. An object that the store does not want holds back no
     /// other.
     fn delivery(&self, route: Route, entries: Vec<Entry>) -> impl Future<Output = Fared> + Send + use<> {
-        let (spool, open, progress) = (self.spool.clone(), self.open.clone(), self.progress.clone());
+        let spool = self.spool.clone();
+        let open = self.open.clone();
+        let progress = self.progress.clone();
         async move {
             let mut fared = Fared { route, error: None, unwanted: Vec::new(), is_probe: false };
             let mut refused = Vec::new();

@@ -25,7 +25,8 @@ fn a_store_is_opened_once_and_again_when_its_options_change() {
 
 fn hold(spool: &Spool, key: &str) {
     let bucket = Location::Bucket("flows".to_owned());
-    let (bytes, rows) = (b"parquet".to_vec(), crate::encode::RowCounts::default());
+    let bytes = b"parquet".to_vec();
+    let rows = crate::encode::RowCounts::default();
     spool.hold(&bucket, &crate::encode::Object { key: key.to_owned(), bytes, rows }).expect("hold");
     spool.release_all().expect("release");
 }

@@ -26,7 +26,8 @@ impl<'a> Records<'a> {
     #[must_use]
     pub fn parse(block: &'a [u8]) -> Option<Self> {
         let word = |at: usize| Some(u32::from_ne_bytes(block.get(at..at + 4)?.try_into().ok()?));
-        let (records, family) = (word(0)? as usize, word(4)?);
+        let records = word(0)? as usize;
+        let family = word(4)?;
         let size = match family {
             FAMILY_V4 => size_of::<Record4>(),
             FAMILY_V6 => size_of::<Record6>(),
@@ -90,7 +91,8 @@ impl Words<'_> {
 
     /// In the order of `abi::Record` and its members.
     fn record<A: Address>(&mut self) -> Option<AbiRecord<A>> {
-        let (src, dst) = (A::read(self)?, A::read(self)?);
+        let src = A::read(self)?;
+        let dst = A::read(self)?;
         let meta = Meta {
             sport: self.u16()?,
             dport: self.u16()?,
@@ -164,7 +166,8 @@ mod tests {
     #[test]
     fn a_block_is_read_as_it_was_written_and_nonsense_is_no_block() {
         let mut record = Record6::default();
-        (record.key.src, record.stats) = ([1, 2], Stats { packets: 3, ..Stats::default() });
+        record.key.src = [1, 2];
+        record.stats = Stats { packets: 3, ..Stats::default() };
         let mut bytes = Vec::new();
         write(&mut bytes, FAMILY_V6, &[record, Record6::default()]);
         let read: Vec<Record> = Records::parse(&bytes).expect("a block").collect();

@@ -155,7 +155,8 @@ mod tests {
     /// Runs a fake clock from `wall`, one second a tick, with steps `(at tick, seconds)`; returns closed windows.
     fn simulate(window: u32, wall: i64, ticks: i64, steps: &[(i64, i64)]) -> Vec<Span> {
         let mut clock = WindowClock::new(window, now(1_000, wall));
-        let (mut offset, mut closed) = (0, Vec::new());
+        let mut offset = 0;
+        let mut closed = Vec::new();
         for tick in 1..=ticks {
             offset += steps.iter().filter(|(at, _)| *at == tick).map(|(_, by)| by).sum::<i64>();
             let t = now(1_000 + tick, wall + tick + offset);
@@ -187,7 +188,8 @@ mod tests {
     #[test]
     fn times_of_packets_are_true_to_a_tick_and_within_their_window() {
         const TICK: i64 = 4_000_000;
-        let (mono, wall) = (1_000 * S, 1_700_000_000 * S + 2_345_678);
+        let mono = 1_000 * S;
+        let wall = 1_700_000_000 * S + 2_345_678;
         let opened = Now { mono: MonoNs(mono.unsigned_abs()), wall: WallNs(wall) };
         let span = Span { tick_ns: TICK.unsigned_abs(), ..*WindowClock::new(1, opened).current() };
         for phase in [0, 1, 1_234_567, TICK - 1] {

@@ -54,12 +54,11 @@ mod tests {
         let rule = Rule::sample(60);
         let mut span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();
         span.begins_late = false;
-        let (node_id, interface_id) = ("n".to_owned(), "n-eth0".to_owned());
         let whole = ObjectInfo {
             rule,
-            node_id,
+            node_id: "n".to_owned(),
             account_id: None,
-            interface_id,
+            interface_id: "n-eth0".to_owned(),
             side: Side::Host,
             span,
             flushed_early: false,

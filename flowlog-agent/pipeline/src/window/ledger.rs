@@ -124,7 +124,8 @@ impl Watched {
     pub(crate) fn closing_info(&self) -> Option<ObjectInfo> {
         let Closing { span, flushed_early, .. } = self.closing.as_ref()?;
         let WatchSpec { rule, node_id, account_id, interface_id, side, .. } = self.spec.clone();
-        let (span, flushed_early) = (*span, *flushed_early);
+        let span = *span;
+        let flushed_early = *flushed_early;
         Some(ObjectInfo { rule, node_id, account_id, interface_id, side, span, flushed_early, late: false, gap: None })
     }
 
@@ -196,8 +197,7 @@ impl Ledger {
                 let spec = *spec;
                 let clock = WindowClock::resume(spec.rule.window_secs, span);
                 let table = FlowTable::default();
-                let (closing, late_records) = (None, 0);
-                self.watched.insert(id, Watched { spec, clock, epoch, table, closing, late_records, gap });
+                self.watched.insert(id, Watched { spec, clock, epoch, table, closing: None, late_records: 0, gap });
             }
             Event::Turn { id, closed, next, flushed_early } => {
                 let w = self.watched.get_mut(&id)?;
@@ -212,7 +212,8 @@ impl Ledger {
             }
             Event::Named { id, interface, mac } => {
                 let spec = &mut self.watched.get_mut(&id)?.spec;
-                (spec.interface, spec.mac) = (interface, mac);
+                spec.interface = interface;
+                spec.mac = mac;
             }
             Event::Closing { id, span, flushed_early } => {
                 let w = self.watched.get_mut(&id)?;
@@ -236,7 +237,8 @@ impl Ledger {
         let info = w.closing_info()?;
         let truth = truth.map(truth_of);
         let late_refusals = truth.is_some_and(|t| t.verdict.iter().flatten().any(|v| v.late.packets > 0));
-        let (table, hook) = (w.closing.take()?.table, w.spec.hook);
+        let table = w.closing.take()?.table;
+        let hook = w.spec.hook;
         let late_deficits = hook == HookKind::Xdp && table.deficits().any(|(flow, _)| settle::is_late(hook, &flow));
         let late = late_refusals || late_deficits || w.late_records > 0;
         w.late_records = 0;
@@ -248,7 +250,9 @@ impl Ledger {
     pub(crate) fn snapshot(&self, each: &mut dyn FnMut(Part<'_>)) {
         let event = |each: &mut dyn FnMut(Part<'_>), event| each(Part::Event(Box::new(event)));
         for (id, w) in &self.watched {
-            let (id, span, epoch) = (*id, *w.clock.current(), w.epoch);
+            let id = *id;
+            let span = *w.clock.current();
+            let epoch = w.epoch;
             event(each, Event::Watch { id, spec: Box::new(w.spec.clone()), span, epoch, gap: w.gap });
             w.table.blocks(id.0, epoch.0, |b| each(Part::Block(b)));
             if let Some(Closing { span, table, flushed_early }) = &w.closing {

@@ -245,7 +245,8 @@ impl Model {
     fn act(&mut self, act: &Act) -> Option<(u32, Closed)> {
         match *act {
             Act::Pass { flow, packets, lost } => {
-                let (epoch, n) = (self.epoch, u64::from(packets));
+                let epoch = self.epoch;
+                let n = u64::from(packets);
                 let hook = &mut self.truth(epoch).hook[0];
                 add(&mut hook.seen, n);
                 if lost {
@@ -264,7 +265,8 @@ impl Model {
                 }
             }
             Act::RefuseUnseen { flow, packets } => {
-                let (epoch, n) = (self.epoch, u64::from(packets));
+                let epoch = self.epoch;
+                let n = u64::from(packets);
                 add(&mut self.truth(epoch).verdict[0][0].refused, n);
                 *self.slots.entry((flow, class::REFUSED, epoch)).or_default() += n;
                 self.row(epoch, flow, true, i64::from(packets));
@@ -281,7 +283,8 @@ impl Model {
                 let span = self.clock.turn(self.now);
                 let next = *self.clock.current();
                 self.event(Event::Turn { id: ID, closed: span, next, flushed_early: false });
-                (self.epoch, self.ended) = (self.epoch + 1, true);
+                self.epoch += 1;
+                self.ended = true;
                 return closed;
             }
             Act::Close => {

@@ -40,7 +40,8 @@ impl Settled {
     /// The same window without its flows: for each direction and verdict, one loss with their total, for `reason`.
     #[must_use]
     pub(crate) fn totals_only(&self, reason: LossReason) -> Self {
-        let (mut losses, mut balance) = (self.losses.clone(), self.balance);
+        let mut losses = self.losses.clone();
+        let mut balance = self.balance;
         let mut totals = [[Count::default(); 2]; 2];
         for flow in self.table.flows() {
             let total = &mut totals[flow.direction.index()][usize::from(flow.refused)];
@@ -58,7 +59,8 @@ impl Settled {
                 }
             }
         }
-        (balance.accepted_rows, balance.rejected_rows) = (Count::default(), Count::default());
+        balance.accepted_rows = Count::default();
+        balance.rejected_rows = Count::default();
         Self { table: FlowTable::default(), losses, balance, short: self.short.clone() }
     }
 }
@@ -75,10 +77,12 @@ pub(super) fn is_late(hook: HookKind, flow: &Flow) -> bool {
 pub fn settle(mut table: FlowTable, truth: Option<&Truth>, hook: HookKind) -> Settled {
     table.seal();
     let refused_lost = table.refused_lost();
-    let (mut losses, mut b) = (Vec::new(), Balance { unverified: truth.is_none(), ..Balance::default() });
+    let mut losses = Vec::new();
+    let mut b = Balance { unverified: truth.is_none(), ..Balance::default() };
     let truth = truth.copied().unwrap_or_default();
     for direction in Direction::BOTH {
-        let (hook, verdict) = (&truth.hook[direction.index()], both(&truth.verdict[direction.index()]));
+        let hook = &truth.hook[direction.index()];
+        let verdict = both(&truth.verdict[direction.index()]);
         let mut report = |refused, reason, count: Count| {
             if count != Count::default() {
                 losses.push(Loss { direction, refused, reason, count });

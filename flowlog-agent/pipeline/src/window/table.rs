@@ -212,7 +212,8 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
 
     /// See [`FlowTable::blocks`].
     fn blocks(&self, family: u32, iface: u16, epoch: u32, each: &mut impl FnMut(&[u8])) {
-        let (mut bytes, mut records) = (Vec::new(), Vec::with_capacity(SNAPSHOT_RECORDS));
+        let mut bytes = Vec::new();
+        let mut records = Vec::with_capacity(SNAPSHOT_RECORDS);
         for some in self.chunks.iter().flat_map(|c| c.chunks(SNAPSHOT_RECORDS)) {
             records.clear();
             records.extend(some.iter().map(|e| e.record(iface, epoch)));
@@ -234,8 +235,21 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
 impl<A: Copy> Entry<A> {
     fn new(key: FlowKey<A>) -> Self {
         let FlowKey { src, dst, sport, dport, vlan, reason, proto, flags } = key;
-        let (first_ns, last_ns, bytes, packets) = (u64::MAX, 0, 0, 0);
-        Self { src, dst, sport, dport, vlan, reason, proto, flags, tcp_flags: 0, first_ns, last_ns, bytes, packets }
+        Self {
+            src,
+            dst,
+            sport,
+            dport,
+            vlan,
+            reason,
+            proto,
+            flags,
+            tcp_flags: 0,
+            first_ns: u64::MAX,
+            last_ns: 0,
+            bytes: 0,
+            packets: 0,
+        }
     }
 
     fn key(&self) -> FlowKey<A> {
@@ -283,7 +297,8 @@ impl<A: Copy> Entry<A> {
         let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, tcp_flags, .. } = *self;
         let flags_uncertain = flags & UNCERTAIN != 0;
         let counted = |n: i64| u64::try_from(n).unwrap_or(0);
-        let (packets, bytes) = (counted(self.packets), counted(self.bytes));
+        let packets = counted(self.packets);
+        let bytes = counted(self.bytes);
         let flow = Flow {
             addresses: addresses(self.src, self.dst),
             sport,
