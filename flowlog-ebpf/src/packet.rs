@@ -192,11 +192,10 @@ pub const fn ip4(bytes: [u8; 4]) -> Ip4 {
 #[inline(always)]
 #[must_use]
 pub const fn ip6(b: [u8; 16]) -> Ip6 {
-    let (lo, hi) = (
+    [
         u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]),
         u64::from_ne_bytes([b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]]),
-    );
-    [lo, hi]
+    ]
 }
 
 /// Parses one frame.
@@ -335,7 +334,8 @@ pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, offset: usize, available: u32, vlan: u
     let end = offset as u32 + len;
     let mut at = offset + 40;
     // Offset and more-fragments bit of the fragment header, if there is one.
-    let (mut fragment, mut id) = (0, 0);
+    let mut fragment = 0;
+    let mut id = 0;
     for _ in 0..EXTENSION_HEADERS_MAX {
         if at as u32 + 8 > end {
             break; // no room for another extension header
@@ -380,10 +380,21 @@ pub fn ipv6<B: Bytes + ?Sized>(bytes: &B, offset: usize, available: u32, vlan: u
     let here = !cut && fragment <= 1 && at <= OFFSET_MAX as u32;
     let room = u32::from(blur(bytes, if here { (end - at).min(ROOM_MAX) as u16 } else { 0 }, len));
     let part = fragment != 0 || at > OFFSET_MAX as u32;
-    let (l3_len, headers) = (len.wrapping_sub(internal), (at - offset as u32).wrapping_sub(internal));
-    let (sport, dport, proto, tcp_flags, ip_header) = (0, 0, next, 0, headers);
-    let fragment = piece(fragment > 1, fragment & 1 != 0, id);
-    let mut flow = Flow { src, dst, sport, dport, vlan, proto, tcp_flags, l3_len, headers, ip_header, fragment };
+    let l3_len = len.wrapping_sub(internal);
+    let headers = (at - offset as u32).wrapping_sub(internal);
+    let mut flow = Flow {
+        src,
+        dst,
+        sport: 0,
+        dport: 0,
+        vlan,
+        proto: next,
+        tcp_flags: 0,
+        l3_len,
+        headers,
+        ip_header: headers,
+        fragment: piece(fragment > 1, fragment & 1 != 0, id),
+    };
     upper_layer(bytes, at as usize & OFFSET_MAX, room, part, &mut flow)?;
     Some(flow)
 }

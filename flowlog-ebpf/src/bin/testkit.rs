@@ -83,7 +83,8 @@ mod programs {
     pub fn cgroup_drop(ctx: SkBuffContext) -> i32 {
         bump(0);
         // From the IP header on.
-        let (protocol, port) = (ctx.load::<u8>(9), ctx.load::<u16>(22));
+        let protocol = ctx.load::<u8>(9);
+        let port = ctx.load::<u16>(22);
         if protocol == Ok(17) && port == Ok(7u16.to_be()) {
             bump(1);
             return 0;

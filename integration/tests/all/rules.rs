@@ -72,7 +72,8 @@ fn a_draft_captures_nothing_until_it_is_provisioned_and_deleting_it_delivers_the
 
 /// Files in the bucket.
 fn walk(node: &Managed) -> Vec<String> {
-    let (mut files, mut todo) = (Vec::new(), vec![node.bucket("flows")]);
+    let mut files = Vec::new();
+    let mut todo = vec![node.bucket("flows")];
     while let Some(dir) = todo.pop() {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();

@@ -148,7 +148,8 @@ pub fn tc_parse(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_hash(ctx: TcContext) -> i32 {
     if let Some(f) = parse(&ctx) {
-        let (key, now) = (key(&f), coarse_ns());
+        let key = key(&f);
+        let now = coarse_ns();
         match HASH.get_ptr_mut(&key) {
             // SAFETY: a map value.
             Some(s) => unsafe { add_shared(s, &f, now) },
@@ -161,7 +162,8 @@ pub fn tc_hash(ctx: TcContext) -> i32 {
 /// As peers do it: preallocated hash table, mapped addresses, the exact clock, a parser for plain IPv4 and UDP.
 #[classifier]
 pub fn tc_hash_peer(ctx: TcContext) -> i32 {
-    let (data, end) = (ctx.data(), ctx.data_end());
+    let data = ctx.data();
+    let end = ctx.data_end();
     if data + 42 > end {
         return TC_ACT_UNSPEC;
     }
@@ -202,7 +204,8 @@ const NOTHING: Stats = Stats { first_ns: 0, last_ns: 0, bytes: 0, packets: 0, tc
 #[classifier]
 pub fn tc_hash_locked(ctx: TcContext) -> i32 {
     if let Some(f) = parse(&ctx) {
-        let (key, now) = (key(&f), coarse_ns());
+        let key = key(&f);
+        let now = coarse_ns();
         match HASH_LOCKED.get_ptr_mut(&key) {
             // SAFETY: a map value with its lock.
             Some(value) => unsafe {
@@ -227,7 +230,8 @@ pub fn tc_hash_locked(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_lru(ctx: TcContext) -> i32 {
     if let Some(f) = parse(&ctx) {
-        let (key, now) = (key(&f), coarse_ns());
+        let key = key(&f);
+        let now = coarse_ns();
         match LRU.get_ptr_mut(&key) {
             // SAFETY: a map value.
             Some(s) => unsafe { add_shared(s, &f, now) },

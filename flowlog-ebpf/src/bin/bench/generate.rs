@@ -30,7 +30,8 @@ fn put(ctx: &XdpContext, offset: u32, value: u16) -> Option<()> {
 #[inline(always)]
 fn vary(ctx: &XdpContext) -> Option<()> {
     let g = GENERATE.get_ptr_mut(0)?;
-    let (data, end) = (ctx.data(), ctx.data_end());
+    let data = ctx.data();
+    let end = ctx.data_end();
     if data + GENERATED_WORDS * 8 > end {
         return None;
     }
@@ -44,7 +45,8 @@ fn vary(ctx: &XdpContext) -> Option<()> {
     };
     let flow = made as u32 & (g.flows.wrapping_sub(1));
     // Two addresses next to each other carry neighbouring ports, as in life.
-    let (address, port) = ((flow >> 12) as u16, 0x4000 + (flow & 0xfff) as u16);
+    let address = (flow >> 12) as u16;
+    let port = 0x4000 + (flow & 0xfff) as u16;
     put(ctx, g.address, address)?;
     put(ctx, g.address_balance, !address)?;
     put(ctx, g.port, port)?;

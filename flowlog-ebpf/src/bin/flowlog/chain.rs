@@ -31,8 +31,11 @@ pub unsafe fn begin(event: *mut Event, which: usize) {
             (*event).links = (*event).search.found;
         }
         (*event).identity = if number == 0 { Identity::None } else { Identity::Forgotten } as u32;
-        ((*event).oldest, (*event).copied) = ((*event).identity, false);
-        ((*event).at, (*event).came_in, (*event).followed) = ((*event).dropped.iif, false, 0);
+        (*event).oldest = (*event).identity;
+        (*event).copied = false;
+        (*event).at = (*event).dropped.iif;
+        (*event).came_in = false;
+        (*event).followed = 0;
     }
 }
 
@@ -57,7 +60,8 @@ pub fn link(event: &mut Event) {
         return;
     }
     if !event.is_read && (event.by_address || event.note.is_fragment()) {
-        (event.needs_headers, event.links) = (true, links);
+        event.needs_headers = true;
+        event.links = links;
         return;
     }
     let identity = own(event);
@@ -115,7 +119,8 @@ fn passage(event: &mut Event) -> Passage {
     if again || (ifindex != event.at && !is_above(ifindex, event.at)) {
         return Passage::Earlier;
     }
-    (event.at, event.came_in) = (ifindex, true);
+    event.at = ifindex;
+    event.came_in = true;
     Passage::This
 }
 
@@ -147,7 +152,9 @@ fn unknown_copy(event: &mut Event) {
 /// Packets and bytes of the note, and of the rest of its datagram.
 #[inline(always)]
 fn with_its_datagram(event: &Event) -> Wire {
-    let (note, later, unsure) = (&event.note, event.later, event.unsure);
+    let note = &event.note;
+    let later = event.later;
+    let unsure = event.unsure;
     Wire {
         packets: u32::from(note.packets) + later.packets + unsure.packets,
         bytes: note.bytes + later.bytes + unsure.bytes,
@@ -157,7 +164,8 @@ fn with_its_datagram(event: &Event) -> Wire {
 /// It is not known what became of the packet of the note, on its way in.
 #[inline(always)]
 fn unknown_noted(event: &mut Event) {
-    let (note, d) = (&event.note, &event.dropped);
+    let note = &event.note;
+    let d = &event.dropped;
     let ifindex = u32::from(note.ifindex);
     if note.key.meta.direction() == INGRESS && is_here(ifindex, d.netns) {
         refuse::unknown(ifindex, INGRESS, with_its_datagram(event));
@@ -168,8 +176,11 @@ fn unknown_noted(event: &mut Event) {
 /// The packet of the note was refused, as far as that can be said.
 #[inline(never)]
 fn noted(event: &mut Event) {
-    let (note, d, action) = (&event.note, &event.dropped, event.cause.action);
-    let (ifindex, ingress) = (u32::from(note.ifindex), note.key.meta.direction() == INGRESS);
+    let note = &event.note;
+    let d = &event.dropped;
+    let action = event.cause.action;
+    let ifindex = u32::from(note.ifindex);
+    let ingress = note.key.meta.direction() == INGRESS;
     if !is_here(ifindex, d.netns) {
         return;
     }

@@ -40,7 +40,8 @@ pub fn whole(event: &mut Event) -> Whole {
         return Whole::Unknown;
     }
     event.wire = Wire { packets: u32::from(event.note.packets), bytes: event.note.bytes };
-    (event.later, event.later_proto) = (others, datagram.later_proto);
+    event.later = others;
+    event.later_proto = datagram.later_proto;
     if datagram.address == event.cause.address { Whole::Shown } else { Whole::Unknown }
 }
 

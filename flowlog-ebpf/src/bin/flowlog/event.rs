@@ -115,11 +115,15 @@ impl Event {
     /// What is known before anything has been looked at. (The search and the notes begin with themselves.)
     #[inline(always)]
     pub fn begin(&mut self) {
-        (self.family, self.is_read, self.needs_headers) = (0, false, false);
+        self.family = 0;
+        self.is_read = false;
+        self.needs_headers = false;
         self.is_asked = false;
-        (self.later, self.later_proto) = (Wire { packets: 0, bytes: 0 }, 0);
+        self.later = Wire { packets: 0, bytes: 0 };
+        self.later_proto = 0;
         self.unsure = Wire { packets: 0, bytes: 0 };
-        (self.came_in_noted, self.left_through) = (false, 0);
+        self.came_in_noted = false;
+        self.left_through = 0;
     }
 }
 
@@ -148,7 +152,8 @@ pub fn read_headers(event: &mut Event) {
             return;
         }
     };
-    (event.family, event.part) = (family, part);
+    event.family = family;
+    event.part = part;
     event.wire = Wire { packets, bytes };
 }
 

@@ -253,7 +253,8 @@ impl Dropped {
             let dev = member::<*const u8>(skb, o.skb_dev);
             let mut netns: u32 = member(member::<*const u8>(dev, o.dev_net), o.net_inum);
             let dst = member::<u64>(skb, o.skb_refdst) & !1;
-            let (mut dst_ifindex, mut dst_dev) = (0, 0);
+            let mut dst_ifindex = 0;
+            let mut dst_dev = 0;
             if dst != 0 {
                 dst_dev = probe_or_zero(dst + u64::from(o.dst_dev));
                 dst_ifindex = probe_or_zero(dst_dev + u64::from(o.dev_ifindex));

@@ -73,7 +73,8 @@ pub fn begin<F: Family, C: Carrier>(carrier: &C, at: &At, packet: &Noted<'_, F::
         (*cpu).next = next.wrapping_add(1);
         (next & u32::from((*cpu).sequence), (*cpu).owner)
     };
-    let (number, prev) = (sequence as u16 | owner, carrier.number());
+    let number = sequence as u16 | owner;
+    let prev = carrier.number();
     if at.iface.flags & NO_NUMBERS == 0 {
         carrier.set_number(number);
     }
@@ -255,7 +256,8 @@ impl Search {
         let Some(cpu) = cpu::cpu() else { return 0 };
         // SAFETY: a map value.
         self.sequence = unsafe { (*cpu).next };
-        (self.count, self.found) = (0, 0);
+        self.count = 0;
+        self.found = 0;
         SEARCH_MAX
     }
 

@@ -85,7 +85,9 @@ pub fn noted<F: Family>(event: &mut Event) {
         key.meta.epoch = iface.epoch;
     }
     let wire = Wire { packets: u32::from(note.packets), bytes: note.bytes };
-    let (id, epoch, reason) = (iface.id, key.meta.epoch, reason_index(event.cause.reason) as u16);
+    let id = iface.id;
+    let epoch = key.meta.epoch;
+    let reason = reason_index(event.cause.reason) as u16;
     let Some(place) = enter(id, epoch, direction) else { return };
     let taken_back = counted.may_be_in_slot() && place.locked && take_back::<F>(&key, event, place.cpu);
     let class = counted.class(taken_back);
@@ -142,8 +144,19 @@ pub fn recall(event: &mut Event) {
 #[inline(always)]
 fn flow_of<A: Copy>(key: &Key<A>, tcp_flags: u8) -> Flow<A> {
     let Meta { sport, dport, vlan, proto, .. } = key.meta;
-    let (src, dst, fragment) = (key.src, key.dst, Fragment::NONE);
-    Flow { src, dst, sport, dport, vlan, proto, tcp_flags, l3_len: 0, headers: 0, ip_header: 0, fragment }
+    Flow {
+        src: key.src,
+        dst: key.dst,
+        sport,
+        dport,
+        vlan,
+        proto,
+        tcp_flags,
+        l3_len: 0,
+        headers: 0,
+        ip_header: 0,
+        fragment: Fragment::NONE,
+    }
 }
 
 /// Whether the headers of a dying buffer still say what they said at the hook.
@@ -153,10 +166,12 @@ pub fn is_same_tuple(event: &Event) -> bool {
         return false;
     }
     if event.family == FAMILY_V4 {
-        let (a, b) = (&event.v4, &event.note.key);
+        let a = &event.v4;
+        let b = &event.note.key;
         return a.src == b.src && a.dst == b.dst && a.sport == b.meta.sport && a.dport == b.meta.dport;
     }
-    let (a, b) = (&event.v6, &event.key6);
+    let a = &event.v6;
+    let b = &event.key6;
     a.src == b.src && a.dst == b.dst && a.sport == b.meta.sport && a.dport == b.meta.dport
 }
 
@@ -165,8 +180,10 @@ pub fn is_same_tuple(event: &Event) -> bool {
 fn record_all<F: Family>(place: &Place, key: &mut Key<F::Addr>, one: &Refusal, event: &Event) {
     record::<F>(place, key, one);
     if event.later.packets != 0 {
-        let (proto, none) = (event.later_proto, absent(event.later_proto));
-        (key.meta.proto, key.meta.sport, key.meta.dport) = (proto, none, none);
+        let none = absent(event.later_proto);
+        key.meta.proto = event.later_proto;
+        key.meta.sport = none;
+        key.meta.dport = none;
         record::<F>(place, key, &Refusal { wire: event.later, tcp_flags: 0, ..*one });
     }
 }
@@ -211,7 +228,8 @@ fn take_back<F: Family>(key: &Key<F::Addr>, event: &Event, cpu: *mut Cpu) -> boo
     }
     let index = split(u64::from(note.place & ((1 << PLACE_BITS) - 1)), PASSED_MASK.load()).0;
     let Some(slot) = F::passed(index) else { return false };
-    let (packets, bytes) = (u64::from(note.packets), u64::from(note.bytes));
+    let packets = u64::from(note.packets);
+    let bytes = u64::from(note.bytes);
     // SAFETY: a slot of this CPU, and the caller holds the flag.
     unsafe {
         if !F::same(&raw const (*slot).key, key) {

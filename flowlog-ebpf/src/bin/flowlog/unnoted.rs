@@ -21,7 +21,8 @@ const MTU_LEAST: u32 = 68;
 #[inline(never)]
 pub fn ask(event: &mut Event) -> bool {
     let out = way_out(event);
-    let (d, action) = (&event.dropped, event.cause.action);
+    let d = &event.dropped;
+    let action = event.cause.action;
     // Local delivery is a route to the loopback.
     let leaves =
         out != event.left_through && !(out == LOOPBACK && d.iif != 0) && wants(out, WANT_REFUSED_EGRESS, d.netns);
@@ -30,7 +31,8 @@ pub fn ask(event: &mut Event) -> bool {
         climbed: action == REASON_REFUSED && d.dev != d.iif && climbs_to_bridge(event),
         out: if leaves { out } else { 0 },
     };
-    (event.elsewhere, event.is_asked) = (elsewhere, true);
+    event.elsewhere = elsewhere;
+    event.is_asked = true;
     elsewhere.came_in || elsewhere.climbed || leaves
 }
 
@@ -92,7 +94,8 @@ fn ends_here(event: &Event, out: u32) -> bool {
 /// The interface that it was to leave through.
 #[inline(never)]
 pub fn judge_egress(event: &mut Event) {
-    let (out, moved_on) = (event.elsewhere.out, moved_on(event));
+    let out = event.elsewhere.out;
+    let moved_on = moved_on(event);
     if out == 0 || event.left_through == out || is_looped_back(event) {
         return;
     }
