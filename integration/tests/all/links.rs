@@ -116,7 +116,7 @@ fn an_interface_that_is_renamed_is_captured_without_a_gap_and_refusals_count_onc
 fn an_interface_that_is_moved_to_another_namespace_and_back_is_captured_there_with_gap_rows_in_between() {
     let (a, b, c) = (Netns::new("a").unwrap(), Netns::new("b").unwrap(), Netns::new("c").unwrap());
     plug_in(&a, &b);
-    let mut agent = Agent::start(&a, &["eth0"], &[]).unwrap();
+    let mut agent = Agent::start(&a, &["eth0"], &["--follow-namespaces"]).unwrap();
     let refuse = "table inet t {\n counter c { }\n chain i { type filter hook input priority 0; udp dport 7 counter name c drop; }\n}";
     let mut refused = 0;
     for (from, to) in [(&a, &c), (&c, &a)] {
