@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     time::Duration,
 };
@@ -179,9 +179,17 @@ impl Agent {
     /// # Errors
     /// If it cannot be waited for.
     pub fn wait(&mut self) -> anyhow::Result<Option<i32>> {
+        Ok(self.ended()?.code())
+    }
+
+    /// As [`wait`](Self::wait); also says which signal it was.
+    ///
+    /// # Errors
+    /// If it cannot be waited for.
+    pub fn ended(&mut self) -> anyhow::Result<ExitStatus> {
         let status = self.child.wait()?;
         self.log.extend(self.lines.iter());
-        Ok(status.code())
+        Ok(status)
     }
 
     /// Ends it as `kill -9` does, and waits for that.

@@ -6,6 +6,8 @@
 mod accounting;
 #[path = "all/api.rs"]
 mod api;
+#[path = "all/confined.rs"]
+mod confined;
 #[path = "all/elsewhere.rs"]
 mod elsewhere;
 #[path = "all/fragments.rs"]

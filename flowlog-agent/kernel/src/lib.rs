@@ -7,6 +7,7 @@
 //! * [`maps`]: interfaces and epochs; [`truth`]: the truth counters; [`notes`]: what tells packets apart;
 //! * [`ring`]: blocks of records, as bytes; [`sweep`]: closing an epoch on every CPU;
 //! * [`heap`]: giving freed memory back;
+//! * [`confine`]: what the process gives up before it works;
 //! * [`probe`]: what this machine can do, without changing it; [`refusal`]: why it does not take a program;
 //! * [`netdev`]: what the kernel says about interfaces.
 //!
@@ -15,6 +16,7 @@
 
 pub mod attach;
 pub(crate) mod btf;
+pub mod confine;
 pub mod heap;
 pub(crate) mod layout;
 pub(crate) mod load;

@@ -12,7 +12,7 @@ use super::{
     Kernel, Sizes,
     attach::{has_tcx, kernel_at_least},
     btf::Btf,
-    layout,
+    confine, layout,
     pins::{PIN_DIR_DEFAULT, is_bpffs},
     refusal,
 };
@@ -64,6 +64,7 @@ fn finding(what: impl Into<String>, state: State, detail: impl Into<String>) -> 
 pub fn machine(interfaces: &[String]) -> Vec<Finding> {
     let mut all = vec![kernel_version(), btf()];
     all.extend(capabilities());
+    all.push(filters());
     all.extend(programs());
     all.push(accepted());
     all.push(hooks());
@@ -117,6 +118,16 @@ fn capabilities() -> Vec<Finding> {
             }
         })
         .collect()
+}
+
+/// The agent refuses to run without a filter of its system calls.
+fn filters() -> Finding {
+    const WHAT: &str = "system call filters";
+    if confine::has_filters() {
+        finding(WHAT, State::Ok, "supported")
+    } else {
+        finding(WHAT, State::Missing, "this kernel has none; flowlog needs CONFIG_SECCOMP_FILTER=y")
+    }
 }
 
 fn programs() -> Vec<Finding> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use flowlog_control::{api::serve::ServeError, flow_logs::store::RulesError};
-use flowlog_kernel::{KernelError, netdev::NetDevError};
+use flowlog_kernel::{KernelError, confine::ConfineError, netdev::NetDevError};
 use flowlog_pipeline::{
     error::CaptureError, journal::JournalError, source::SourceError, spool::SpoolError, upload::BucketError,
 };
@@ -16,6 +16,8 @@ pub(crate) enum AgentError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     NetDev(#[from] NetDevError),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     #[error(transparent)]
     Spool(#[from] SpoolError),
     #[error(transparent)]

@@ -21,6 +21,8 @@ use flowlog_pipeline::source::{Node, NumberUsers, Source, SourceError, Watch};
 pub(super) struct KernelSource {
     pub(super) kernel: Kernel,
     pub(super) ring: Ring,
+    /// Whether interfaces are looked for in other network namespaces.
+    pub(super) follow_namespaces: bool,
 }
 
 /// An interface that cannot be hooked may be gone already; everything else is about the kernel.
@@ -128,7 +130,7 @@ impl Node for KernelSource {
     }
 
     fn interfaces_elsewhere(&self) -> Vec<NetDev> {
-        netdev::elsewhere()
+        if self.follow_namespaces { netdev::elsewhere() } else { Vec::new() }
     }
 
     fn counters(&self, dev: &NetDev) -> Result<Counters, SourceError> {

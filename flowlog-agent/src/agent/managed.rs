@@ -11,7 +11,7 @@ use flowlog_control::{
     },
     inventory::{
         Buckets as OwnedBuckets,
-        load::{Loaded, Loader, stamp},
+        load::{FileStamp, Loaded, Loader, Places, stamp},
         watch as changes,
     },
 };
@@ -38,20 +38,20 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Reads them, and goes on doing so.
+    /// Reads them; whoever is to go on doing so is the second part.
     ///
     /// # Errors
     /// If the principals are wrong, or a place does not exist.
-    pub(crate) fn open(manage: &Manage) -> Result<Self, AgentError> {
+    pub(crate) fn open(manage: &Manage) -> Result<(Self, Watching), AgentError> {
         let places = manage.places.clone();
         for path in places.file.iter().chain(&places.dir).chain(&manage.principals) {
             let unreadable = |problem: String| AgentError::File { path: path.clone(), problem };
             std::fs::metadata(path).map_err(|e| unreadable(e.to_string()))?;
         }
-        let mut files = Loader::new(places.clone());
-        let first = files.load();
+        let mut loader = Loader::new(places.clone());
+        let first = loader.load();
         first.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
-        let mut read = manage.principals.as_deref().and_then(|p| stamp(p).ok());
+        let read = manage.principals.as_deref().and_then(|p| stamp(p).ok());
         let known = match &manage.principals {
             Some(path) => Principals::read(path).map_err(|problem| AgentError::File { path: path.clone(), problem })?,
             None => Principals::default(),
@@ -59,30 +59,8 @@ impl Files {
         let inventory = watch::Sender::new(Arc::new(first));
         let principals = watch::Sender::new(Arc::new(known));
         let opened = Self { inventory: inventory.subscribe(), principals: principals.subscribe() };
-        let watched: Vec<PathBuf> = places.file.iter().chain(&manage.principals).cloned().collect();
-        let dirs = Vec::from_iter(places.dir);
         let path = manage.principals.clone();
-        let changed = move || {
-            let loaded = files.load();
-            inventory.send_if_modified(|now| {
-                let changed = **now != loaded;
-                *now = Arc::new(loaded);
-                changed
-            });
-            // Reading the principals again forgets which passwords were right: only if the file has changed.
-            let now = path.as_deref().and_then(|p| stamp(p).ok());
-            if now == read {
-                return;
-            }
-            read = now;
-            match path.as_deref().map(Principals::read) {
-                Some(Ok(known)) => drop(principals.send_replace(Arc::new(known))),
-                Some(Err(words)) => tracing::error!("principals: {words}; those from before still hold"),
-                None => {}
-            }
-        };
-        changes::watch(&watched, &dirs, changed).map_err(system("watch the inventory"))?;
-        Ok(opened)
+        Ok((opened, Watching { places, loader, inventory, path, read, principals }))
     }
 
     /// How buckets are reached: as the inventory says, else as configured.
@@ -92,6 +70,50 @@ impl Files {
             Some(inventory) => inventory.borrow().inventory.buckets.options(location, &configured),
             None => OwnedBuckets::default().options(location, &configured),
         }))
+    }
+}
+
+/// What reads the files again when they change.
+pub(crate) struct Watching {
+    places: Places,
+    loader: Loader,
+    inventory: watch::Sender<Arc<Loaded>>,
+    /// Of the principals.
+    path: Option<PathBuf>,
+    /// The principals as they were read last.
+    read: Option<FileStamp>,
+    principals: watch::Sender<Arc<Principals>>,
+}
+
+impl Watching {
+    /// Starts to, on a thread that ends with the process; what has changed meanwhile is read first.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(crate) fn start(mut self) -> Result<(), AgentError> {
+        let files: Vec<PathBuf> = self.places.file.iter().chain(&self.path).cloned().collect();
+        let dirs = Vec::from_iter(self.places.dir.clone());
+        changes::watch(&files, &dirs, move || self.read_again()).map_err(system("watch the inventory"))
+    }
+
+    fn read_again(&mut self) {
+        let loaded = self.loader.load();
+        self.inventory.send_if_modified(|now| {
+            let changed = **now != loaded;
+            *now = Arc::new(loaded);
+            changed
+        });
+        // Reading the principals again forgets which passwords were right: only if the file has changed.
+        let now = self.path.as_deref().and_then(|p| stamp(p).ok());
+        if now == self.read {
+            return;
+        }
+        self.read = now;
+        match self.path.as_deref().map(Principals::read) {
+            Some(Ok(known)) => drop(self.principals.send_replace(Arc::new(known))),
+            Some(Err(words)) => tracing::error!("principals: {words}; those from before still hold"),
+            None => {}
+        }
     }
 }
 

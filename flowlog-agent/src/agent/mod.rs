@@ -26,6 +26,7 @@ pub(crate) use error::AgentError;
 use error::system;
 use flowlog_host::{clock, lock};
 use flowlog_kernel::{
+    confine::Confined,
     heap,
     netdev::{links::LinkWatch, netns},
     pins,
@@ -37,7 +38,7 @@ use flowlog_pipeline::{
     spool::Spool,
 };
 use kernel_source::KernelSource;
-use managed::{Files, Managed, Orders};
+use managed::{Files, Managed, Orders, Watching};
 use signals::Stop;
 use start::{
     check_interfaces, check_targets, ensure_room, open_kernel, open_spool, recover, setup, state_dir,
@@ -65,13 +66,16 @@ const DRAIN_BATCH: usize = 1_024;
 ///
 /// # Errors
 /// Anything that makes capturing impossible; all of it is checked before the first hook is attached.
-pub(crate) async fn run(config: Config) -> Result<(), AgentError> {
+pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
     let (fs, _lock) = state_dir(&config)?;
-    let files = config.manage.as_ref().map(Files::open).transpose()?;
+    let (files, watching) = config.manage.as_ref().map(Files::open).transpose()?.unzip();
     let start = || begin(config.clone(), &fs, files.clone());
     let Some(begun) = when_there_is_room(&mut stop, start).await? else { return Ok(()) };
     let Begun { config, spool, managed, mut capture, pending } = begun;
+    // The first thread after this one is the next line's.
+    confined.finish()?;
+    watching.map(Watching::start).transpose()?;
     heap::give_back();
     let inventory = managed.as_ref().map(Managed::inventory);
     let buckets = Arc::new(Files::buckets(inventory, config.s3.clone()));
@@ -81,6 +85,8 @@ pub(crate) async fn run(config: Config) -> Result<(), AgentError> {
     if let Some(unknown) = capture.node().kernel.reasons().unknown() {
         tracing::warn!("this kernel has {unknown}");
     }
+    #[cfg(feature = "faults")]
+    start::try_to_execute();
     tracing::info!(interfaces = config.captures.len(), pinned = capture.is_pinned(), "capturing");
     let result = main_loop(&mut capture, &mut delivery, &mut orders, &mut stop).await;
     if capture.is_pinned() {
@@ -135,6 +141,8 @@ fn begin(mut config: Config, fs: &Arc<dyn Filesystem>, files: Option<Files>) -> 
 /// If that is not possible; what could not be delivered stays in the spool.
 pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
+    // Hooks are taken away wherever their interfaces are.
+    config.follow_namespaces = true;
     // The pinned maps have the sizes that they were made with, whatever the configuration says now.
     if let Some(made) = config.pin_dir.as_deref().map(pins::made_for).transpose()?.flatten() {
         config.sizes = made.sizes;
@@ -152,7 +160,8 @@ pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
         return Err(AgentError::LeftBehind { what: "all hooks".to_owned() });
     };
     let (spool, mut capture, pending) = taken;
-    let files = config.manage.as_ref().map(Files::open).transpose()?;
+    let (files, watching) = config.manage.as_ref().map(Files::open).transpose()?.unzip();
+    watching.map(Watching::start).transpose()?;
     let buckets = Arc::new(Files::buckets(files.map(|f| f.inventory), config.s3.clone()));
     let mut delivery = Delivery::start(&config, fs, spool, &capture, buckets)?;
     delivery.inherit(&mut capture, pending)?;

@@ -127,7 +127,7 @@ pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelS
     let ring_id = ring.id()?;
     let begun = clock::now();
     let head = Head { format: FORMAT, boot_id, ring_id, pin_dir: config.pin_dir.clone(), begun };
-    Ok((KernelSource { kernel, ring }, head))
+    Ok((KernelSource { kernel, ring, follow_namespaces: config.follow_namespaces }, head))
 }
 
 /// A journal whose ring is pinned elsewhere must not be taken for one whose ring is gone.
@@ -149,4 +149,13 @@ pub(super) fn recover(fs: &dyn Filesystem) -> Result<Recovered, AgentError> {
         tracing::warn!(name, "this is not the journal's: left alone");
     }
     Ok(found)
+}
+
+/// For the test that shows the filter of system calls at work: tries to run another program, and says what came of it.
+#[cfg(feature = "faults")]
+pub(super) fn try_to_execute() {
+    if flowlog_host::fault::io("execute").is_err() {
+        let tried = std::process::Command::new("/bin/true").status();
+        tracing::info!(?tried, "tried to run another program");
+    }
 }

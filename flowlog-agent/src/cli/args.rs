@@ -154,6 +154,9 @@ struct CaptureArgs {
     /// End the capture with the agent, and leave nothing behind in the kernel.
     #[arg(long, conflicts_with = "pin_dir")]
     no_pin: bool,
+    /// Follow interfaces that are moved to other network namespaces; needs `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE` for good.
+    #[arg(long)]
+    follow_namespaces: bool,
     /// Flow cache slots for each CPU; a power of two.
     #[arg(long, value_name = "N")]
     cache_slots: Option<u32>,
@@ -209,6 +212,7 @@ impl CaptureArgs {
         let mut raw = RawConfig {
             node_id: self.node_id,
             no_pin: self.no_pin,
+            follow_namespaces: self.follow_namespaces,
             flows_max: self.flows_max,
             flow_logs: vec![log],
             ..RawConfig::default()

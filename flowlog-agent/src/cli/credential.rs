@@ -5,6 +5,7 @@ use std::{io::BufRead as _, process::ExitCode};
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use flowlog_control::flow_logs::principals::{hash_password, new_token};
+use flowlog_kernel::confine;
 
 use super::out::say;
 
@@ -19,6 +20,7 @@ pub(super) enum Credential {
 }
 
 pub(super) fn run(what: &Credential) -> anyhow::Result<ExitCode> {
+    confine::no_core_files().context("cannot keep secrets out of core files")?;
     match what {
         Credential::Password => {
             let mut line = String::new();

@@ -2,10 +2,13 @@
 
 use std::process::ExitCode;
 
+use flowlog_kernel::confine;
+
 use super::{args::DetachArgs, run, stop};
-use crate::agent;
+use crate::agent::{self, AgentError};
 
 pub(super) fn run(args: DetachArgs) -> anyhow::Result<ExitCode> {
+    confine::enter_with_capabilities().map_err(AgentError::from)?;
     run::log_to_stderr();
     let config = args.into_raw()?.check_without_captures()?;
     agent::ensure_same_netns(&config)?;

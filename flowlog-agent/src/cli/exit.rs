@@ -2,7 +2,7 @@
 
 use std::{io::ErrorKind, process::ExitCode};
 
-use flowlog_kernel::KernelError;
+use flowlog_kernel::{KernelError, confine::ConfineError};
 use flowlog_pipeline::upload::BucketError;
 use hyper::StatusCode;
 
@@ -72,6 +72,7 @@ fn of_client(error: &ClientError) -> u8 {
 fn of_agent(error: &AgentError) -> u8 {
     match error {
         AgentError::Kernel(KernelError::Permission { .. })
+        | AgentError::Confine(ConfineError::CannotFollow { .. })
         | AgentError::Target { source: BucketError::Denied { .. }, .. } => EX_NOPERM,
         AgentError::LeftBehind { .. } => EX_TEMPFAIL,
         AgentError::NetDev(_)
@@ -83,9 +84,11 @@ fn of_agent(error: &AgentError) -> u8 {
         | AgentError::File { .. }
         | AgentError::OtherPins { .. }
         | AgentError::OtherNetns { .. } => EX_CONFIG,
-        AgentError::Kernel(_) | AgentError::Journal(_) | AgentError::Capture(_) | AgentError::System { .. } => {
-            EX_SOFTWARE
-        }
+        AgentError::Kernel(_)
+        | AgentError::Confine(_)
+        | AgentError::Journal(_)
+        | AgentError::Capture(_)
+        | AgentError::System { .. } => EX_SOFTWARE,
     }
 }
 

@@ -3,18 +3,19 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use flowlog_kernel::heap;
+use flowlog_kernel::{confine, heap};
 use flowlog_model::text::printable;
 use tracing_subscriber::{EnvFilter, field::MakeExt as _, fmt::format::debug_fn};
 
 use super::args::RunArgs;
 use crate::{
-    agent,
+    agent::{self, AgentError},
     config::{FLOWS_MAX_DEFAULT, FLOWS_MAX_MIN},
 };
 
 pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     heap::return_large_blocks();
+    confine::no_core_files().map_err(AgentError::from)?;
     log_to_stderr();
     let mut raw = args.into_raw()?;
     if raw.flows_max.is_none() {
@@ -22,7 +23,9 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         raw.flows_max = heap::flows_within_limit().map(|n| n.clamp(FLOWS_MAX_MIN, FLOWS_MAX_DEFAULT));
     }
     let config = raw.check()?;
-    runtime()?.block_on(agent::run(config))?;
+    // Before there are threads: each would keep what it was made with.
+    let confined = confine::enter(config.follow_namespaces).map_err(AgentError::from)?;
+    runtime()?.block_on(agent::run(config, &confined))?;
     Ok(ExitCode::SUCCESS)
 }
 

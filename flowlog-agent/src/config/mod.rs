@@ -44,6 +44,8 @@ pub(crate) struct Config {
     pub sizes: Sizes,
     /// Flows in the open windows of all interfaces before the largest is written early.
     pub flows_max: usize,
+    /// Interfaces that were captured here are looked for in other network namespaces, too: the agent keeps what that takes.
+    pub follow_namespaces: bool,
     /// How to reach buckets.
     pub s3: S3Options,
     /// Rules from a store, managed through the API; `None`: only those above.
@@ -182,7 +184,8 @@ impl RawConfig {
         };
         let pin_dir = self.pin_dir.unwrap_or_else(|| PathBuf::from(PIN_DIR_DEFAULT));
         let pin_dir = (!self.no_pin).then_some(pin_dir);
-        Ok(Config { captures, node_id, state_dir, pin_dir, spool, sizes, flows_max, s3, manage })
+        let follow_namespaces = self.follow_namespaces;
+        Ok(Config { captures, node_id, state_dir, pin_dir, spool, sizes, flows_max, follow_namespaces, s3, manage })
     }
 }
 

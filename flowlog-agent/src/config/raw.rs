@@ -18,6 +18,9 @@ pub(crate) struct RawConfig {
     pub no_pin: bool,
     /// See [`super::Config::flows_max`].
     pub flows_max: Option<usize>,
+    /// See [`super::Config::follow_namespaces`].
+    #[serde(default)]
+    pub follow_namespaces: bool,
     /// Limits of the spool.
     #[serde(default)]
     pub spool: RawSpool,

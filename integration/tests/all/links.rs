@@ -122,7 +122,7 @@ fn an_interface_that_is_moved_to_another_namespace_and_back_is_captured_there_wi
     let b = Netns::new("b").unwrap();
     let c = Netns::new("c").unwrap();
     plug_in(&a, &b);
-    let mut agent = Agent::start(&a, &["eth0"], &[]).unwrap();
+    let mut agent = Agent::start(&a, &["eth0"], &["--follow-namespaces"]).unwrap();
     let refuse = "table inet t {\n counter c { }\n chain i { type filter hook input priority 0; udp dport 7 counter name c drop; }\n}";
     let mut refused = 0;
     for (from, to) in [(&a, &c), (&c, &a)] {

@@ -36,7 +36,7 @@ pub struct Loaded {
 }
 
 /// What tells whether a file has changed.
-pub(crate) type FileStamp = (u64, u64, i64, i64);
+pub type FileStamp = (u64, u64, i64, i64);
 
 /// A file's stamp, now.
 ///

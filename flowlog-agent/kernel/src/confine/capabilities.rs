@@ -1,0 +1,118 @@
+//! Which capabilities are kept: `capabilities(7)`.
+
+use rustix::{
+    io::Errno,
+    thread::{
+        CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
+        remove_capability_from_bounding_set, set_capabilities,
+    },
+};
+
+use super::{ConfineError, refused};
+
+/// For hooks, maps and programs, as long as there is an agent.
+pub(crate) const NEEDED: CapabilitySet =
+    CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN).union(CapabilitySet::PERFMON);
+/// For entering other network namespaces, and for seeing which one the processes of others are in.
+const TO_FOLLOW: CapabilitySet = CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_PTRACE);
+/// Until the capture has begun: for the addresses in `/proc/kallsyms`, and for an API on a port below 1024.
+const TO_BEGIN: CapabilitySet = CapabilitySet::SYSLOG.union(CapabilitySet::NET_BIND_SERVICE);
+/// Capabilities that a kernel may have: a set has 64 bits.
+const BITS: u32 = 64;
+
+/// What stays of what is held.
+fn kept(held: CapabilitySet, follow_namespaces: bool) -> CapabilitySet {
+    let mut wanted = NEEDED;
+    if follow_namespaces {
+        wanted |= TO_FOLLOW;
+    }
+    // Before Linux 5.8 it was needed in the place of these two, and it still does.
+    if !held.contains(CapabilitySet::BPF | CapabilitySet::PERFMON) {
+        wanted |= CapabilitySet::SYS_ADMIN;
+    }
+    held & wanted
+}
+
+/// Keeps what beginning a capture takes. Nothing more can be had again, not even by `execve`.
+pub(super) fn limit_to_begin(follow_namespaces: bool) -> Result<(), ConfineError> {
+    let held = held()?;
+    let missing = TO_FOLLOW - held;
+    if follow_namespaces && !missing.is_empty() {
+        return Err(ConfineError::CannotFollow { missing: names(missing) });
+    }
+    let kept = kept(held, follow_namespaces);
+    if kept.contains(CapabilitySet::SYS_ADMIN) && !follow_namespaces {
+        tracing::warn!("CAP_SYS_ADMIN is kept in the place of CAP_BPF or CAP_PERFMON: grant these two instead");
+    }
+    bound(kept)?;
+    // What may be inherited and is ambient goes with it.
+    hold(kept | (held & TO_BEGIN))
+}
+
+/// Keeps what going on with a capture takes.
+pub(super) fn limit_to_go_on(follow_namespaces: bool) -> Result<(), ConfineError> {
+    hold(kept(held()?, follow_namespaces))
+}
+
+fn held() -> Result<CapabilitySet, ConfineError> {
+    Ok(capabilities(None).map_err(refused("read the capabilities"))?.permitted)
+}
+
+fn hold(kept: CapabilitySet) -> Result<(), ConfineError> {
+    clear_ambient_capability_set().map_err(refused("clear the ambient capabilities"))?;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, sets).map_err(refused("give up capabilities"))
+}
+
+/// Removes all others from the bounding set.
+fn bound(kept: CapabilitySet) -> Result<(), ConfineError> {
+    for capability in (0..BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
+        match capability_is_in_bounding_set(capability) {
+            Ok(true) if !kept.contains(capability) => {}
+            Ok(_) => continue,
+            // This kernel has no more.
+            Err(Errno::INVAL) => break,
+            Err(error) => return Err(refused("read the bounding set of capabilities")(error)),
+        }
+        match remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
+            // Started by another user than root. As there are no new privileges by `execve`, the set is only for show then.
+            Err(Errno::PERM) => {
+                tracing::warn!(
+                    "cannot empty the bounding set of capabilities without CAP_SETPCAP: set CapabilityBoundingSet= in the unit"
+                );
+                break;
+            }
+            Err(error) => return Err(refused("empty the bounding set of capabilities")(error)),
+        }
+    }
+    Ok(())
+}
+
+fn names(set: CapabilitySet) -> String {
+    let names: Vec<String> = set.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
+    names.join(" and ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_kept_but_what_is_needed_and_held() {
+        let all = CapabilitySet::all();
+        let old = CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN;
+        for (held, follow, expected) in [
+            (all, false, NEEDED),
+            (all, true, NEEDED | TO_FOLLOW),
+            (NEEDED, false, NEEDED),
+            (NEEDED | CapabilitySet::CHOWN | CapabilitySet::SYS_ADMIN, false, NEEDED),
+            (old | CapabilitySet::BPF, false, old | CapabilitySet::BPF),
+            (old, false, old),
+            (CapabilitySet::empty(), true, CapabilitySet::empty()),
+        ] {
+            assert_eq!(kept(held, follow), expected, "{held:?}, follow {follow}");
+        }
+        assert_eq!(names(TO_FOLLOW), "CAP_SYS_PTRACE and CAP_SYS_ADMIN");
+    }
+}
