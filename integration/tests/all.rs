@@ -6,6 +6,8 @@
 mod accounting;
 #[path = "all/api.rs"]
 mod api;
+#[path = "all/codes.rs"]
+mod codes;
 #[path = "all/elsewhere.rs"]
 mod elsewhere;
 #[path = "all/fragments.rs"]

@@ -9,7 +9,7 @@ use flowlog_model::status::{CaptureState, Counts, RouteState, RuleStatus, Status
 use flowlog_pipeline::reporter::FILE;
 use serde::Serialize;
 
-use super::{exit::NotThere, out};
+use super::{exit::Failure, out};
 
 /// Form of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -25,7 +25,7 @@ pub(super) fn run(state_dir: &Path, output: Output) -> anyhow::Result<ExitCode> 
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(NotThere(format!("no agent has run on `{}`", state_dir.display())).into());
+            return Err(Failure::NotThere(format!("no agent has run on `{}`", state_dir.display())).into());
         }
         Err(e) => return Err(e).with_context(|| path.display().to_string()),
     };
