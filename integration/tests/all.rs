@@ -22,6 +22,8 @@ mod identity;
 mod input;
 #[path = "all/inventory.rs"]
 mod inventory;
+#[path = "all/lights.rs"]
+mod lights;
 #[path = "all/limits.rs"]
 mod limits;
 #[path = "all/links.rs"]

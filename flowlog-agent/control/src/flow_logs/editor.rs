@@ -117,10 +117,13 @@ impl Editor {
         let mut store = self.store.lock();
         let flow_log = self.new_flow_log(&store, caller, resource, properties)?;
         flow_log.properties.check().map_err(Refused::Invalid)?;
-        if let Some(other) = store.flow_logs().values().find(|f| f.parent.id == resource.id) {
+        if let Some(other) = store.flow_logs().values().find(|f| f.parent.id == resource.id && f.holds_its_parent()) {
             return Err(Refused::Conflict(format!(
                 "{} {} has the flow log `{}` ({}) already, and takes one; delete that first",
-                resource.kind, resource.id, other.properties.name, other.id
+                resource.kind,
+                resource.id,
+                other.shown_name(),
+                other.id
             )));
         }
         let request = new_request(&store, caller, &flow_log.contract, Work::Provision(vec![flow_log.id]))?;
@@ -235,6 +238,7 @@ impl Editor {
         if let Some(contract) = contract.or(caller.contract()).filter(|_| ids.is_empty()) {
             let pending = |f: &&FlowLog| f.contract == *contract && matches!(f.state, State::Draft | State::Validated);
             flow_logs.extend(store.flow_logs().values().filter(pending).cloned());
+            flow_logs.sort_by_key(|f| (f.created.at_secs, f.id));
         }
         let Some(contract) = flow_logs.first().map(|f| f.contract.clone()) else {
             return Err(Refused::Conflict("there are no drafts to provision".to_owned()));
@@ -306,7 +310,7 @@ pub(super) fn audit(by: &Stamp, flow_log: &FlowLog, what: &str) -> Change {
 }
 
 fn new_request(store: &FlowLogStore, caller: &Caller, contract: &Contract, work: Work) -> Result<Request, Refused> {
-    let waiting = store.requests().values().filter(|r| r.contract == *contract && !r.progress.is_over()).count();
+    let waiting = store.open_requests().filter(|r| r.contract == *contract).count();
     if waiting >= WAITING_PER_CONTRACT_MAX {
         return Err(Refused::TooMany(format!("{waiting} requests of contract {contract} are waiting already")));
     }

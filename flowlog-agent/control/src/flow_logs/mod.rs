@@ -52,6 +52,8 @@ use crate::inventory::{Contract, load::Loaded};
 /// An order to the agent: capture this, and nothing else.
 pub struct CaptureOrder {
     pub captures: Vec<CaptureSpec>,
+    /// It is not to be carried out: only how that would go is to be said.
+    pub is_trial: bool,
     /// Where to answer when it has been carried out.
     pub done: Answer,
 }
@@ -129,7 +131,8 @@ pub struct Control {
 pub fn control_plane(parts: Parts) -> (Control, Worker) {
     let Parts { store, inventory, principals, buckets, settings, places_max, orders, status } = parts;
     let (store, work) = (SharedStore::new(store), Arc::new(Notify::new()));
-    let validator = Arc::new(Validator::new(store.clone(), inventory.clone(), buckets, places_max));
+    let validator = Validator::new(store.clone(), inventory.clone(), buckets, orders.clone(), places_max);
+    let validator = Arc::new(validator);
     let worker =
         Worker::new(store.clone(), inventory.clone(), principals.clone(), validator.clone(), orders, work.clone());
     let editor = Editor::new(store.clone(), settings, work);

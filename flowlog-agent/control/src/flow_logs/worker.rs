@@ -14,7 +14,6 @@ use std::{
 
 use flowlog_host::{clock, fault};
 use flowlog_model::{FlowLogId, interface::Selector, rule::InvalidField, status::CaptureState};
-use futures_util::{FutureExt as _, StreamExt as _, stream};
 use tokio::{
     sync::{Mutex, Notify, mpsc, oneshot, watch},
     task::JoinSet,
@@ -36,9 +35,6 @@ use crate::inventory::{Contract, Inventory, load::Loaded};
 
 /// Pause before an order that the agent could not carry out, or a transaction that failed, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Flow logs of one request that are checked at the same time: a bucket that does not answer holds its place for a while.
-const CHECKS_MAX: usize = 32;
 
 /// The cloud API's words for it.
 const DONE: &str = "Request has been successfully executed";
@@ -118,7 +114,7 @@ impl Worker {
     /// The next request of every contract that has none under way.
     fn waiting(&self, busy: &BTreeSet<Contract>) -> Vec<Request> {
         let store = self.store.lock();
-        let mut waiting: Vec<&Request> = store.requests().values().filter(|r| !r.progress.is_over()).collect();
+        let mut waiting: Vec<&Request> = store.open_requests().collect();
         waiting.sort_by_key(|r| r.number);
         let mut next: BTreeMap<&Contract, &Request> = BTreeMap::new();
         for request in waiting.into_iter().filter(|r| !busy.contains(&r.contract)) {
@@ -143,8 +139,11 @@ impl Worker {
         let mut store = self.store.lock();
         let mut changes = Vec::new();
         let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
-        for mut flow_log in ids.iter().filter_map(|id| store.flow_logs().get(id).cloned()) {
-            if let Some(what) = change(&mut flow_log) {
+        for old in ids.iter().filter_map(|id| store.flow_logs().get(id)) {
+            let mut flow_log = old.clone();
+            let what = change(&mut flow_log);
+            flow_log.version += u64::from(flow_log != *old);
+            if let Some(what) = what {
                 changes.push(audit(&by, &flow_log, what));
             }
             changes.push(Change::Put(Box::new(flow_log)));
@@ -164,7 +163,9 @@ impl Worker {
         let waiting: Vec<FlowLog> = named.into_iter().filter(|f| f.state != State::Active).collect();
         let ids: Vec<FlowLogId> = waiting.iter().map(|f| f.id).collect();
         // Flow logs that were provisioning when an earlier agent ended have passed their checks.
-        let pending: Vec<FlowLog> = waiting.into_iter().filter(|f| f.state != State::Provisioning).collect();
+        let mut pending: Vec<FlowLog> = waiting.into_iter().filter(|f| f.state != State::Provisioning).collect();
+        // What has a green light keeps it; the rest comes in the order it was named.
+        pending.sort_by_key(|f| f.state == State::Draft);
         if !pending.is_empty() && !self.check(request, &pending).await? {
             return Ok(());
         }
@@ -185,14 +186,13 @@ impl Worker {
         let troubles: BTreeMap<FlowLogId, InvalidField> = {
             let store = self.store.lock();
             let batch = ids.iter().filter_map(|id| store.flow_logs().get(id));
-            batch.filter_map(|f| Some((f.id, trouble(f, &states)?))).collect()
+            batch.filter_map(|f| Some((f.id, f.trouble(&states)?))).collect()
         };
         if !troubles.is_empty() {
             return self.undo(request, &ids, &troubles).await;
         }
         self.rewrite(request, &ids, Some((Progress::Done, DONE.to_owned())), |f| {
             f.state = State::Active;
-            f.version += 1;
             Some("active")
         })
     }
@@ -209,8 +209,7 @@ impl Worker {
             self.rewrite(request, &[], Some((Progress::Failed, message)), |_| None)?;
             return Ok(false);
         };
-        let checks: Vec<_> = pending.iter().map(|f| self.validator.problems(&caller, f, pending).boxed()).collect();
-        let checked: Vec<Vec<InvalidField>> = stream::iter(checks).buffered(CHECKS_MAX).collect().await;
+        let checked = self.validator.problems(&caller, pending).await;
         if checked.iter().all(Vec::is_empty) {
             return Ok(true);
         }
@@ -277,7 +276,7 @@ impl Worker {
             let loaded = self.inventory.borrow().clone();
             let captures = captures::captures(self.store.lock().flow_logs(), &loaded.inventory);
             let (done, answer) = oneshot::channel();
-            let sent = self.orders.send(CaptureOrder { captures, done }).await;
+            let sent = self.orders.send(CaptureOrder { captures, is_trial: false, done }).await;
             match answer.await {
                 Ok(Ok(states)) => return states,
                 Ok(Err(words)) => tracing::warn!(words, "will order again"),
@@ -312,14 +311,4 @@ impl Worker {
         self.remember_interfaces(&loaded.inventory);
         self.order().await;
     }
-}
-
-/// Why a flow log cannot be captured, if it cannot. An interface that is not there yet is no trouble: it is waited for.
-fn trouble(flow_log: &FlowLog, states: &BTreeMap<String, CaptureState>) -> Option<InvalidField> {
-    flow_log.interfaces.iter().find_map(|i| match states.get(&i.id) {
-        Some(CaptureState::Trouble { why: words }) => {
-            Some(InvalidField::new("interface", i.selector.to_string(), words.clone()))
-        }
-        _ => None,
-    })
 }
