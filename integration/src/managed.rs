@@ -208,6 +208,16 @@ impl Managed {
         self.node.run(|| http::tcp(LISTEN, Some(&credentials), method, path, body).expect("an answer"))
     }
 
+    /// The same, with more lines in the request's head.
+    ///
+    /// # Panics
+    /// If there is no answer.
+    #[must_use]
+    pub fn ask_with(&self, head: &str, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let more = format!("authorization: Basic {}\r\n{head}\r\n", STANDARD.encode(format!("ann:{PASSWORD}")));
+        self.node.run(|| http::send(LISTEN, &http::request(method, path, &more, body)).expect("an answer"))
+    }
+
     /// Adds a draft; returns its id.
     ///
     /// # Panics

@@ -90,22 +90,19 @@ pub(crate) async fn validate(RequestContext { app, caller, place, .. }: RequestC
 
 /// PATCH.
 pub(crate) async fn change(
-    RequestContext { app, caller, place, .. }: RequestContext,
+    RequestContext { app, caller, place, expected, .. }: RequestContext,
     Body(patch): Body<Patch>,
 ) -> Answer<Summary> {
-    if patch == Patch::default() {
-        let words = "[(root)] names no field that can be changed; there are `name`, `direction`, `action` and `bucket`";
-        return Err(ApiError::invalid(vec![words.to_owned()]));
-    }
-    let (changed, _) = app.control.editor.change(&caller, id(&place)?, patch, false)?;
+    patch.ensure_any()?;
+    let (changed, _) = app.control.editor.change(&caller, id(&place)?, patch, false, &expected)?;
     Ok(Json(app.control.reader.summary(changed)))
 }
 
 /// DELETE.
 pub(crate) async fn delete(
-    RequestContext { app, caller, place, base, .. }: RequestContext,
+    RequestContext { app, caller, place, base, expected, .. }: RequestContext,
 ) -> Result<Response, ApiError> {
-    Ok(accepted(&base, &app.control.editor.delete(&caller, id(&place)?)?))
+    Ok(accepted(&base, &app.control.editor.delete(&caller, id(&place)?, &expected)?))
 }
 
 /// POST: activate drafts.

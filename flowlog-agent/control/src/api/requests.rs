@@ -26,9 +26,9 @@ fn on_wire(base: &Base, request: &Request) -> Value {
 }
 
 /// GET of the list, the newest first.
-pub(crate) async fn list(RequestContext { app, caller, base, page, .. }: RequestContext) -> Answer<Collection> {
+pub(crate) async fn list(RequestContext { app, caller, base, query, .. }: RequestContext) -> Answer<Collection> {
     let items = app.control.reader.requests(&caller).iter().map(|r| on_wire(&base, r)).collect();
-    Ok(Json(Collection::of(&base, "requests", items, page)))
+    Ok(Json(Collection::of(&base, "requests", items, &query)))
 }
 
 pub(crate) async fn show(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {

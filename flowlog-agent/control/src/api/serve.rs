@@ -38,7 +38,7 @@ pub struct ApiOptions {
     pub listen: Option<SocketAddr>,
     /// Certificate and key in PEM form.
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// URL under which clients reach the API; without it links begin with the `Host` that the client sent.
+    /// URL under which clients reach the API; without it links begin with the address they have reached.
     pub public_url: Option<String>,
 }
 
@@ -224,14 +224,16 @@ async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Rout
             }
         };
         let (router, address) = (router.clone(), from.ip());
+        // Somebody who has gone already has reached nothing.
+        let Ok(local) = stream.local_addr() else { continue };
         let Some(place) = room.take(one, address) else { continue };
         match &tls {
-            None => drop(tokio::spawn(connection(stream, router, Peer::Tcp { address, tls: false }, place))),
+            None => drop(tokio::spawn(connection(stream, router, Peer::Tcp { address, local, tls: false }, place))),
             Some(certificate) => {
                 let acceptor = TlsAcceptor::from(certificate.current());
                 tokio::spawn(async move {
                     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                        Ok(Ok(stream)) => connection(stream, router, Peer::Tcp { address, tls: true }, place).await,
+                        Ok(Ok(stream)) => connection(stream, router, Peer::Tcp { address, local, tls: true }, place).await,
                         Ok(Err(error)) => tracing::debug!(%address, %error, "no TLS"),
                         Err(_) => tracing::debug!(%address, "no TLS in time"),
                     }

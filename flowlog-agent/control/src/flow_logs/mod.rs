@@ -6,7 +6,7 @@
 //! * [`store`]: keeping them, transactionally; `shares`: what is forgotten first;
 //! * [`captures`]: what the kernel is to do, as a function of the store and the inventory;
 //! * [`reader`]: what callers see;
-//! * [`editor`]: what callers can wish for; all of it is quick;
+//! * [`editor`]: what callers can wish for; all of it is quick; [`expected`]: and of which version;
 //! * [`validator`]: the checks behind the green light;
 //! * [`summary`]: what a person wants to know about one;
 //! * [`worker`]: carries requests out, and goes on with them after a restart.
@@ -18,6 +18,7 @@
 pub(crate) mod access;
 pub mod captures;
 pub mod editor;
+pub(crate) mod expected;
 pub mod flow_log;
 pub mod principals;
 pub(crate) mod reader;
@@ -85,6 +86,9 @@ pub(crate) enum Refused {
     /// It conflicts with the state that things are in.
     #[error("{0}")]
     Conflict(String),
+    /// It is not what the caller has seen any more.
+    #[error("{0}")]
+    Stale(String),
     /// A limit is reached.
     #[error("{0}")]
     TooMany(String),

@@ -55,7 +55,8 @@ impl Reader {
     /// Sums a flow log up.
     #[must_use]
     pub(crate) fn summary(&self, flow_log: FlowLog) -> Summary {
-        Summary::of(flow_log, &self.status.borrow(), clock::now().wall.secs())
+        let is_there = flow_log.has_its_parent(&self.inventory.borrow().inventory);
+        Summary::of(flow_log, &self.status.borrow(), is_there, clock::now().wall.secs())
     }
 
     /// A resource that a caller sees.

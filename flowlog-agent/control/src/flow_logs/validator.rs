@@ -73,9 +73,12 @@ impl Validator {
         if now.version != flow_log.version || store.is_busy(id) {
             return Err(Refused::Conflict(format!("flow log {id} was changed meanwhile; validate it again")));
         }
-        let mut new = now.clone();
+        let (old, mut new) = (now.clone(), now.clone());
         new.state = if problems.is_empty() { State::Validated } else { State::Draft };
         new.problems = problems;
+        if new == old {
+            return Ok(new);
+        }
         touch(&mut new, caller);
         let what = if new.problems.is_empty() { "validated: all checks passed" } else { "validated: not ready" };
         store.commit(vec![Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, what)])?;
