@@ -250,6 +250,7 @@ impl RawFlowLog {
                 side: Side::Host,
                 wait: self.wait.unwrap_or(false),
                 rule: rule.clone(),
+                called: None,
             })
             .collect())
     }

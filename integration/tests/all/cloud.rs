@@ -47,6 +47,18 @@ fn until<T: std::fmt::Debug>(mut look: impl FnMut() -> T, is: impl Fn(&T) -> boo
     panic!("{seen:?}");
 }
 
+/// Makes a bucket useless, or useful again.
+fn break_bucket(node: &Managed, is_broken: bool) {
+    let (bucket, kept) = (node.path("buckets/flows"), node.path("buckets/kept"));
+    if is_broken {
+        fs::rename(&bucket, kept).unwrap();
+        fs::write(&bucket, "no directory").unwrap();
+    } else {
+        fs::remove_file(&bucket).unwrap();
+        fs::rename(kept, bucket).unwrap();
+    }
+}
+
 #[test]
 fn a_flow_log_that_cannot_do_its_work_is_not_available_without_a_word() {
     let node = Managed::new(SECONDS).unwrap();
@@ -188,4 +200,32 @@ fn lists_are_as_deep_as_asked_for_filtered_ordered_and_paged() {
             "{answer:?}"
         );
     }
+}
+
+#[test]
+fn what_a_deleted_flow_log_still_has_to_deliver_is_visible_until_it_is_there() {
+    let node = Managed::new(SECONDS).unwrap();
+    let mut agent = node.start().unwrap();
+    let one = create(&node, "web");
+    let status = || serde_json::from_slice::<Value>(&fs::read(node.path("state/status.json")).unwrap()).unwrap();
+    until(status, |s| s["rules"][0]["delivery"]["state"] == "delivering");
+    // Under its present name.
+    assert_eq!(node.ask_as("ann", "PATCH", &one, Some(&json!({"name": "shop"}))).status, 202);
+    until(status, |s| s["rules"][0]["rule"] == "shop");
+    break_bucket(&node, true);
+    until(status, |s| s["rules"][0]["delivery"]["waiting"].as_u64() > Some(0));
+    let deleted = node.ask_as("ann", "DELETE", &one, None);
+    assert_eq!(over(&node, &deleted)["status"], "DONE");
+    let left = until(status, |s| s["rules"] == json!([]) && s["leaving"][0]["delivery"]["waiting"].as_u64() > Some(0));
+    assert_eq!((&left["leaving"][0]["folder"], &left["leaving"][0]["interface_id"]), (&json!("team/web"), &json!(NIC)));
+    let state = node.path("state").display().to_string();
+    let (_, table, _) = node.command(&["status", "--state-dir", &state]).unwrap();
+    assert!(table.lines().any(|l| l.starts_with("team/web") && l.contains("leaving")), "{table}");
+    let words = || over(&node, &deleted)["message"].as_str().unwrap().to_owned();
+    assert!(words().contains("still to be delivered"), "{}", words());
+    break_bucket(&node, false);
+    until(words, |w| !w.contains("still"));
+    until(status, |s| s["leaving"] == json!([]));
+    agent.signal(rustix::process::Signal::TERM);
+    assert_eq!(agent.wait().unwrap(), Some(0));
 }

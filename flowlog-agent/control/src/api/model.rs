@@ -240,7 +240,7 @@ impl FlowLogResource {
 
 impl RequestStatus {
     #[must_use]
-    pub(crate) fn of(base: &Base, request: &Request) -> Self {
+    pub(crate) fn of(base: &Base, request: &Request, message: String) -> Self {
         let target = |id: &flowlog_model::FlowLogId| serde_json::json!({"target": {"id": id, "type": "flow-log"}});
         Self {
             id: format!("{}/status", request.id),
@@ -248,7 +248,7 @@ impl RequestStatus {
             href: format!("{}{CLOUD}/requests/{}/status", base.0, request.id),
             metadata: RequestStatusMetadata {
                 status: request.progress,
-                message: request.message.clone(),
+                message,
                 etag: format!("{}{:?}", request.id.simple(), request.progress),
                 targets: request.work.flow_logs().iter().map(target).collect(),
             },

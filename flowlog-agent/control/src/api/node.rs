@@ -59,7 +59,7 @@ fn id(place: &Place) -> Result<FlowLogId, ApiError> {
 }
 
 fn accepted(base: &Base, request: &Request) -> Response {
-    (StatusCode::ACCEPTED, Json(RequestStatus::of(base, request))).into_response()
+    (StatusCode::ACCEPTED, Json(RequestStatus::of(base, request, request.message.clone()))).into_response()
 }
 
 /// GET of all flow logs.
@@ -121,7 +121,8 @@ pub(crate) async fn provision(
 /// GET of a request: answers when it is over, or after a while.
 pub(crate) async fn finished(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<RequestStatus> {
     let FlowLogId(id) = id(&place)?;
-    Ok(Json(RequestStatus::of(&base, &app.control.reader.finished(&caller, id).await?)))
+    let request = app.control.reader.finished(&caller, id).await?;
+    Ok(Json(RequestStatus::of(&base, &request, app.control.reader.message(&request))))
 }
 
 /// GET of the inventory, as far as a caller sees it.

@@ -82,6 +82,7 @@ pub(super) fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<Capt
         side,
         wait: true,
         rule: rule.clone(),
+        called: Some(checked.name.as_str().to_owned()),
     };
     interfaces.into_iter().map(capture).collect()
 }

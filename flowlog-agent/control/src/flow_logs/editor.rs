@@ -375,6 +375,7 @@ fn new_request(store: &FlowLogStore, caller: &Caller, contract: &Contract, work:
         progress: if changed { Progress::Done } else { Progress::Queued },
         message: if changed { "Request has been successfully executed".to_owned() } else { String::new() },
         asked: stamp(caller),
+        ended: Vec::new(),
         number: store.requests().values().map(|r| r.number + 1).max().unwrap_or(0),
     })
 }

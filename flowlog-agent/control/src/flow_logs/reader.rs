@@ -59,6 +59,12 @@ impl Reader {
         Summary::of(flow_log, &self.status.borrow(), is_there, clock::now().wall.secs())
     }
 
+    /// What there is to say about a request now.
+    #[must_use]
+    pub(crate) fn message(&self, request: &Request) -> String {
+        request.message(&self.status.borrow())
+    }
+
     /// A resource that a caller sees.
     ///
     /// # Errors

@@ -75,15 +75,15 @@ fn complaints(c: &RuleStatus) -> Vec<(Mark, String)> {
         CaptureState::Unknown => all.push((Mark::Yellow, "not looked for yet".to_owned())),
     }
     match &c.delivery.state {
-        RouteState::Delivering => {}
+        RouteState::Idle | RouteState::Delivering => {}
         RouteState::Retrying { error, tries, .. } => all.push((Mark::Yellow, format!("{error} ({tries} tries)"))),
         RouteState::Degraded { error, tries, .. } | RouteState::Blocked { error, tries, .. } => {
             all.push((Mark::Red, format!("{error} ({tries} tries)")));
         }
     }
     if c.delivery.quarantined > 0 {
-        let words = "the store holds other bytes under a key of ours; see `quarantine` in the state directory";
-        all.push((Mark::Red, format!("{} objects put aside: {words}", c.delivery.quarantined)));
+        let words = "put aside, and will not be delivered: see `quarantine` in the state directory";
+        all.push((Mark::Yellow, format!("{} objects were {words}", c.delivery.quarantined)));
     }
     let Counts { windows_put_aside: aside, windows_without_object: without, .. } = c.counts;
     if aside > 0 {

@@ -27,7 +27,7 @@ use super::{
     flow_log::{FlowLog, Stamp, State},
     join,
     principals::Principals,
-    request::{Progress, Request, Work},
+    request::{Ended, Progress, Request, Work},
     store::{Change, RulesError, SharedStore},
     validator::Validator,
 };
@@ -47,8 +47,8 @@ pub struct Worker {
     validator: Arc<Validator>,
     /// The way to the agent.
     orders: mpsc::Sender<CaptureOrder>,
-    /// One order at a time.
-    ordering: Mutex<()>,
+    /// One order at a time; what the last one called active flow logs.
+    ordering: Mutex<BTreeMap<FlowLogId, String>>,
     /// There is something to do.
     work: Arc<Notify>,
 }
@@ -62,7 +62,7 @@ impl Worker {
         orders: mpsc::Sender<CaptureOrder>,
         work: Arc<Notify>,
     ) -> Self {
-        Self { store, inventory, principals, validator, orders, ordering: Mutex::new(()), work }
+        Self { store, inventory, principals, validator, orders, ordering: Mutex::default(), work }
     }
 
     pub async fn run(self) {
@@ -78,7 +78,7 @@ impl Worker {
                 tasks.spawn(async move { worker.carry_out(request).await });
             }
             tokio::select! {
-                () = worker.work.notified() => {}
+                () = worker.work.notified() => worker.follow_names().await,
                 Ok(()) = inventory.changed() => worker.follow_inventory().await,
                 Some(ended) = tasks.join_next() => match ended {
                     Ok(contract) => drop(busy.remove(&contract)),
@@ -258,9 +258,13 @@ impl Worker {
             self.order().await;
             fault::point("rules_ended");
         }
+        let loaded = self.inventory.borrow().clone();
         let mut store = self.store.lock();
         let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
-        let done = Request { progress: Progress::Done, message: DONE.to_owned(), ..request.clone() };
+        let mut done = Request { progress: Progress::Done, message: DONE.to_owned(), ..request.clone() };
+        if let Some(flow_log) = store.flow_logs().get(&id).filter(|f| f.state == State::Deleting) {
+            done.ended = captures::captures_of(flow_log, &loaded.inventory).iter().map(Ended::of).collect();
+        }
         let mut changes = vec![Change::Request(Box::new(done))];
         if let Some(flow_log) = store.flow_logs().get(&id) {
             changes.push(audit(&by, flow_log, "deleted"));
@@ -271,13 +275,15 @@ impl Worker {
 
     /// Makes the agent capture what store and inventory say; returns how every capture is doing.
     async fn order(&self) -> BTreeMap<String, CaptureState> {
-        let _one = self.ordering.lock().await;
+        let mut called = self.ordering.lock().await;
         loop {
             let loaded = self.inventory.borrow().clone();
+            *called = self.names();
             let captures = captures::captures(self.store.lock().flow_logs(), &loaded.inventory);
             let (done, answer) = oneshot::channel();
             let sent = self.orders.send(CaptureOrder { captures, is_trial: false, done }).await;
             match answer.await {
+                Ok(Ok(_)) if self.is_renamed(&called) => continue,
                 Ok(Ok(states)) => return states,
                 Ok(Err(words)) => tracing::warn!(words, "will order again"),
                 Err(_) if sent.is_err() => tracing::debug!("the agent is ending"),
@@ -285,6 +291,25 @@ impl Worker {
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// What flow logs that capture are called.
+    fn names(&self) -> BTreeMap<FlowLogId, String> {
+        let store = self.store.lock();
+        let capturing = store.flow_logs().values().filter(|f| f.state.captures());
+        capturing.map(|f| (f.id, f.properties.name.clone())).collect()
+    }
+
+    /// A name may have changed: the agent says in its status what flow logs are called now.
+    async fn follow_names(&self) {
+        // An order that is under way looks at the names again before it is over.
+        if self.ordering.try_lock().is_ok_and(|called| self.is_renamed(&called)) {
+            self.order().await;
+        }
+    }
+
+    fn is_renamed(&self, called: &BTreeMap<FlowLogId, String>) -> bool {
+        self.names().iter().any(|(id, name)| called.get(id).is_some_and(|before| before != name))
     }
 
     fn remember_interfaces(&self, inventory: &Inventory) {

@@ -341,6 +341,11 @@ impl<N: Node> Capture<N> {
         capture.id(&self.node_id)
     }
 
+    #[must_use]
+    pub(crate) fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
     /// What is to be captured.
     #[must_use]
     pub(crate) fn captures(&self) -> &[CaptureSpec] {

@@ -142,6 +142,7 @@ mod tests {
             side: Side::Guest,
             wait: true,
             rule: Rule::sample(60),
+            called: None,
         }
     }
 
