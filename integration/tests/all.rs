@@ -48,6 +48,8 @@ mod random;
 mod readable;
 #[path = "all/rules.rs"]
 mod rules;
+#[path = "all/shares.rs"]
+mod shares;
 #[path = "all/stacking.rs"]
 mod stacking;
 #[path = "all/stores.rs"]

@@ -1,7 +1,7 @@
 //! The HTTP API: the cloud's own flow log resources (IONOS Cloud API v6), so that its published clients work unchanged,
 //! and what the command line needs beyond them.
 //!
-//! * [`serve`]: sockets, TLS, limits on connections and time;
+//! * [`serve`]: sockets, TLS, limits on connections and time; [`room`]: who has how many connections;
 //! * [`auth`]: who is asking, and how often;
 //! * [`routes`]: every path, once: the router and the `OpenAPI` document are both made from that table;
 //! * [`flow_logs`], [`parents`], [`requests`]: the cloud's resources; [`node`]: ours;
@@ -18,6 +18,7 @@ pub mod node;
 pub(crate) mod parents;
 pub(crate) mod query;
 pub(crate) mod requests;
+mod room;
 pub(crate) mod routes;
 pub mod serve;
 
@@ -64,6 +65,16 @@ pub(crate) enum Peer {
         local: std::net::SocketAddr,
         tls: bool,
     },
+}
+
+impl Peer {
+    /// Whose share its requests are of, as long as nobody knows whose they are.
+    fn owner(&self) -> room::Owner {
+        match self {
+            Self::Unix { uid } => room::Owner::User(*uid),
+            Self::Tcp { address, .. } => room::Owner::at(*address),
+        }
+    }
 }
 
 /// The URL that links begin with.

@@ -337,29 +337,21 @@ impl FlowLogStore {
         Ok(())
     }
 
-    /// The last `most` entries of the audit log that `wanted` takes, newest first.
+    /// The last `most` entries of the audit log, of one contract or of all, newest first. Those of a contract are found by their
+    /// numbers: however many there are of others, they are not read.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub(crate) fn audit(
-        &self,
-        most: usize,
-        wanted: impl Fn(&AuditEntry) -> bool,
-    ) -> Result<Vec<AuditEntry>, RulesError> {
+    pub(crate) fn audit(&self, most: usize, contract: Option<&Contract>) -> Result<Vec<AuditEntry>, RulesError> {
         self.tried(|s| {
             let txn = s.db.begin_read()?;
             let table = txn.open_table(AUDIT)?;
-            let mut entries = Vec::new();
-            for entry in table.iter()?.rev() {
-                let entry: AuditEntry = parse(entry?.1.value())?;
-                if wanted(&entry) {
-                    entries.push(entry);
-                }
-                if entries.len() >= most {
-                    break;
-                }
-            }
-            Ok(entries)
+            let Some(contract) = contract else {
+                let newest = table.iter()?.rev().take(most);
+                return newest.map(|entry| parse(entry?.1.value())).collect();
+            };
+            let found = s.audit.newest(contract).take(most).map(|number| table.get(number));
+            found.filter_map(Result::transpose).map(|entry| parse(entry?.value())).collect()
         })
     }
 }
