@@ -87,8 +87,16 @@ pub fn tcp(
     path: &str,
     body: Option<&Value>,
 ) -> anyhow::Result<Answer> {
+    let more = authorization.map(|a| format!("authorization: {a}\r\n")).unwrap_or_default();
+    send(address, &request(method, path, &more, body))
+}
+
+/// Sends a request over TCP, and reads its answer.
+///
+/// # Errors
+/// As [`exchange`].
+pub fn send(address: &str, request: &[u8]) -> anyhow::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let more = authorization.map(|a| format!("authorization: {a}\r\n")).unwrap_or_default();
-    exchange(&mut stream, &request(method, path, &more, body))
+    exchange(&mut stream, request)
 }

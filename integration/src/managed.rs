@@ -115,6 +115,21 @@ impl Managed {
         )
     }
 
+    /// Adds a NIC to the inventory, of the contract and server of [`NIC`], and waits until the agent knows it.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn add_nic(&self, id: &str, interface: &str) -> anyhow::Result<()> {
+        let inventory = self.inventory();
+        let nic = inventory.split("[[nic]]").nth(1).context("a NIC")?;
+        let nic = nic.replace(NIC, id).replace("{ name = 'tap0' }", interface);
+        self.write(&format!("inventory.d/{id}.toml"), &format!("[[nic]]{nic}"))?;
+        while !self.ask("GET", "/flowlog/v1/inventory", None).body.to_string().contains(id) {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
     /// A path in the directory.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
@@ -197,6 +212,16 @@ impl Managed {
         self.node.run(|| http::tcp(LISTEN, Some(&credentials), method, path, body).expect("an answer"))
     }
 
+    /// The same, with more lines in the request's head.
+    ///
+    /// # Panics
+    /// If there is no answer.
+    #[must_use]
+    pub fn ask_with(&self, head: &str, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let more = format!("authorization: Basic {}\r\n{head}\r\n", STANDARD.encode(format!("ann:{PASSWORD}")));
+        self.node.run(|| http::send(LISTEN, &http::request(method, path, &more, body)).expect("an answer"))
+    }
+
     /// Adds a draft; returns its id.
     ///
     /// # Panics
@@ -244,7 +269,8 @@ impl Managed {
             let mut hooked = Vec::new();
             for interface in INTERFACES {
                 let name = std::ffi::CString::new(interface)?;
-                let (_, programs) = SchedClassifier::query_tcx(name.as_c_str(), TcAttachType::Ingress)?;
+                // Egress: with XDP there is nothing of TC on ingress.
+                let (_, programs) = SchedClassifier::query_tcx(name.as_c_str(), TcAttachType::Egress)?;
                 if !programs.is_empty() {
                     hooked.push(interface.to_owned());
                 }

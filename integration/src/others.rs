@@ -1,5 +1,7 @@
 //! Other people's programs on the watched interface: counters and droppers, from `testkit.bpf.o`.
 
+use std::ffi::CStr;
+
 use aya::{
     Ebpf,
     maps::PerCpuArray,
@@ -40,6 +42,20 @@ impl Other {
     /// # Errors
     /// What the kernel says.
     pub fn attach(ns: &Netns, program: &str, side: TcAttachType, place: Place) -> anyhow::Result<Self> {
+        Self::attach_to(ns, c"eth0", program, side, place)
+    }
+
+    /// The same on any interface.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach_to(
+        ns: &Netns,
+        interface: &CStr,
+        program: &str,
+        side: TcAttachType,
+        place: Place,
+    ) -> anyhow::Result<Self> {
         ns.run(|| {
             let mut ebpf = Ebpf::load(OBJECT)?;
             let p = ebpf.program_mut(program).ok_or_else(|| anyhow::anyhow!("no {program}"))?;
@@ -47,7 +63,7 @@ impl Other {
                 Place::XdpNative | Place::XdpGeneric => {
                     let p: &mut Xdp = p.try_into()?;
                     p.load()?;
-                    p.attach(c"eth0", if place == Place::XdpNative { XdpMode::Driver } else { XdpMode::Skb })?;
+                    p.attach(interface, if place == Place::XdpNative { XdpMode::Driver } else { XdpMode::Skb })?;
                 }
                 Place::TcxFirst | Place::TcxLast | Place::Clsact => {
                     let p: &mut SchedClassifier = p.try_into()?;
@@ -56,12 +72,12 @@ impl Other {
                         Place::TcxFirst => TcAttach::Tcx { attach_type: side, order: LinkOrder::first() },
                         Place::TcxLast => TcAttach::Tcx { attach_type: side, order: LinkOrder::last() },
                         _ => {
-                            let _ = qdisc_add_clsact(c"eth0");
+                            let _ = qdisc_add_clsact(interface);
                             let options = NlOptions { priority: 50, ..NlOptions::default() };
                             TcAttach::Netlink { parent: side.into(), options }
                         }
                     };
-                    p.attach(c"eth0", options)?;
+                    p.attach(interface, options)?;
                 }
             }
             Ok(Self { ebpf })

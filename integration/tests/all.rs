@@ -6,6 +6,10 @@
 mod accounting;
 #[path = "all/api.rs"]
 mod api;
+#[path = "all/cloud.rs"]
+mod cloud;
+#[path = "all/codes.rs"]
+mod codes;
 #[path = "all/confined.rs"]
 mod confined;
 #[path = "all/elsewhere.rs"]
@@ -22,6 +26,8 @@ mod identity;
 mod input;
 #[path = "all/inventory.rs"]
 mod inventory;
+#[path = "all/lights.rs"]
+mod lights;
 #[path = "all/limits.rs"]
 mod limits;
 #[path = "all/links.rs"]
@@ -44,6 +50,8 @@ mod random;
 mod readable;
 #[path = "all/rules.rs"]
 mod rules;
+#[path = "all/shares.rs"]
+mod shares;
 #[path = "all/stacking.rs"]
 mod stacking;
 #[path = "all/stores.rs"]

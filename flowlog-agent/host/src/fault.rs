@@ -54,8 +54,8 @@ pub fn arm() -> Result<(), String> {
     let name = parts.first().ok_or_else(bad)?;
     let nth = parts.get(1).ok_or_else(bad)?;
     let onwards = nth.ends_with('+');
-    let nth: u64 = nth.trim_end_matches('+').parse().map_err(|_| bad())?;
-    let errno = parts.get(2).map(|e| e.parse::<i32>()).transpose().map_err(|_| bad())?;
+    let Ok(nth) = nth.trim_end_matches('+').parse::<u64>() else { return Err(bad()) };
+    let Ok(errno) = parts.get(2).map(|e| e.parse::<i32>()).transpose() else { return Err(bad()) };
     let count = AtomicU64::new(0);
     let name = (*name).to_owned();
     fail::cfg_callback(name.clone(), move || {

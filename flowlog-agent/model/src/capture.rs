@@ -37,9 +37,17 @@ pub struct CaptureSpec {
     pub wait: bool,
     /// The rule.
     pub rule: Rule,
+    /// What its flow log is called now, if that is not the rule's name.
+    pub called: Option<String>,
 }
 
 impl CaptureSpec {
+    /// What people call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.called.as_deref().unwrap_or(self.rule.name.as_str())
+    }
+
     /// Id of the interface in records and keys.
     #[must_use]
     pub fn id(&self, node_id: &str) -> String {

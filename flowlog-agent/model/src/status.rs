@@ -20,12 +20,31 @@ pub struct Status {
     pub spool_full: Option<String>,
     /// Trouble with the state directory.
     pub trouble: Option<String>,
+    /// What is still to be delivered of captures that have ended.
+    #[serde(default)]
+    pub leaving: Vec<Leaving>,
+    /// Objects in `quarantine` of the state directory: a person must look at them.
+    #[serde(default)]
+    pub quarantined: usize,
+}
+
+/// Objects of a capture that has ended: its flow log was deleted, or is not configured any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// Bucket or directory they go to.
+    pub store: String,
+    /// What their keys begin with: `[prefix/]name`.
+    pub folder: String,
+    /// Id of the interface, as in records and keys.
+    pub interface_id: String,
+    /// Delivery.
+    pub delivery: RouteStatus,
 }
 
 /// One rule on one interface.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RuleStatus {
-    /// Name of the rule.
+    /// Name of the rule, as it is called now.
     pub rule: String,
     /// Id of the flow log in the rule store, if it is from there.
     pub rule_id: Option<FlowLogId>,
@@ -99,8 +118,10 @@ pub struct Counts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum RouteState {
-    /// The last delivery succeeded, or there was none yet.
+    /// Nothing has been delivered yet, and nothing has failed.
     #[default]
+    Idle,
+    /// The last delivery succeeded.
     Delivering,
     /// It failed, and is being tried again.
     Retrying {
@@ -137,13 +158,13 @@ impl RouteState {
     #[must_use]
     pub fn error(&self) -> Option<&str> {
         match self {
-            Self::Delivering => None,
+            Self::Idle | Self::Delivering => None,
             Self::Retrying { error, .. } | Self::Degraded { error, .. } | Self::Blocked { error, .. } => Some(error),
         }
     }
 }
 
-/// What there is to say about a route.
+/// What there is to say about a route, or about what goes there of one interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteStatus {
     /// How it is doing.
@@ -157,7 +178,8 @@ pub struct RouteStatus {
     pub oldest_secs: Option<i64>,
     /// Objects delivered since start.
     pub delivered: u64,
-    /// Objects put aside because the store holds other bytes under their key.
+    /// Objects put aside, because they could not be held or the store would not have them. Of an interface: all that are there, of a
+    /// route: those since start.
     pub quarantined: u64,
     /// Key of the last one delivered.
     pub last_key: Option<String>,

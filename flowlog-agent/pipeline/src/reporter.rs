@@ -4,18 +4,19 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use flowlog_host::clock;
 use flowlog_model::{
-    rule::Target,
-    status::{Counts, RuleStatus, Status},
+    rule::{Rule, Target},
+    status::{Counts, Leaving, RouteState, RouteStatus, RuleStatus, Status},
 };
 use tokio::sync::watch;
 
 use crate::{
     capture::Capture,
     disk::Filesystem,
+    encode::key::{stem, stem_of},
     encoder::Encoded,
     source::Node,
     spool::Spool,
-    upload::{Progress, Route},
+    upload::{self, Progress, Route},
     window::ledger::Watched,
 };
 
@@ -60,16 +61,14 @@ impl Reporter {
         let mut captured = capture.states();
         let watched: BTreeMap<&str, &Watched> =
             capture.ledger().watched().map(|(_, w)| (w.spec.interface_id.as_str(), w)).collect();
+        let mut deliveries = Deliveries::of(progress, spool);
         let rules = capture.captures().iter().map(|c| {
             let rule = &c.rule;
             let interface_id = capture.id(c);
             let w = watched.get(interface_id.as_str());
             let state = captured.remove(&interface_id).unwrap_or_default();
-            let store = Target { location: rule.target.location.clone(), prefix: None }.to_string();
-            let name = rule.name.as_str().to_owned();
-            let folder = rule.folder();
             RuleStatus {
-                rule: name,
+                rule: c.name().to_owned(),
                 rule_id: rule.id,
                 interface: w.map(|w| w.spec.interface.clone()).unwrap_or_default(),
                 capture: state,
@@ -77,7 +76,7 @@ impl Reporter {
                 window_start: w.map_or(0, |w| w.clock.current().start_secs),
                 flows: w.map_or(0, |w| w.flows()),
                 counts: self.counts.get(&interface_id).copied().unwrap_or_default(),
-                delivery: progress.routes.get(&Route { store, folder }).cloned().unwrap_or_default(),
+                delivery: deliveries.take(route_of(rule), stem(&interface_id, capture.node_id())),
                 interface_id,
             }
         });
@@ -88,6 +87,8 @@ impl Reporter {
             spool_bytes: spool.bytes(),
             spool_full: spool.is_full(now_secs),
             trouble: trouble.map(str::to_owned),
+            quarantined: deliveries.aside.values().sum(),
+            leaving: deliveries.left(capture.node_id()),
         };
         if status == self.written {
             return;
@@ -106,5 +107,100 @@ impl Reporter {
         // Not synced: after a power cut nobody wants to know what it said.
         self.fs.create("", &partial)?.append(&json)?;
         self.fs.rename(("", &partial), ("", FILE))
+    }
+}
+
+/// The route of a rule.
+fn route_of(rule: &Rule) -> Route {
+    let store = Target { location: rule.target.location.clone(), prefix: None }.to_string();
+    Route { store, folder: rule.folder() }
+}
+
+/// What goes where, by route and interface; what no capture asks for is left.
+struct Deliveries<'a> {
+    progress: &'a Progress,
+    left: BTreeMap<(Route, String), RouteStatus>,
+    /// Objects that were put aside.
+    aside: BTreeMap<(Route, String), usize>,
+}
+
+impl<'a> Deliveries<'a> {
+    fn of(progress: &'a Progress, spool: &Spool) -> Self {
+        let mut aside = BTreeMap::new();
+        // That it cannot be listed is in the log of whoever delivers.
+        for entry in spool.aside().unwrap_or_default() {
+            *aside.entry((upload::route(&entry), stem_of(&entry.key).to_owned())).or_default() += 1;
+        }
+        Self { progress, left: progress.interfaces.clone(), aside }
+    }
+
+    /// How the objects of an interface are doing. The state is that of their store.
+    fn take(&mut self, route: Route, stem: String) -> RouteStatus {
+        let state = self.progress.routes.get(&route).map(|r| r.state.clone()).unwrap_or_default();
+        let key = (route, stem);
+        let own = self.left.remove(&key).unwrap_or_default();
+        let state = match state {
+            RouteState::Idle | RouteState::Delivering if own.delivered == 0 => RouteState::Idle,
+            other => other,
+        };
+        let quarantined = self.aside.get(&key).copied().unwrap_or_default() as u64;
+        RouteStatus { state, quarantined, ..own }
+    }
+
+    /// What is still waiting and was not asked for.
+    fn left(mut self, node_id: &str) -> Vec<Leaving> {
+        let waiting: Vec<(Route, String)> =
+            self.left.iter().filter(|(_, status)| status.waiting > 0).map(|(key, _)| key.clone()).collect();
+        let leaving = |(route, stem): (Route, String)| {
+            let interface_id = stem.strip_suffix(&format!("_{node_id}")).unwrap_or(&stem).to_owned();
+            let store = route.store.clone();
+            let folder = route.folder.clone();
+            Leaving { store, folder, interface_id, delivery: self.take(route, stem) }
+        };
+        waiting.into_iter().map(leaving).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        disk::real::Disk,
+        encode::{Object, RowCounts},
+        spool::Limits,
+    };
+
+    #[test]
+    fn each_interface_has_its_own_objects_and_what_nobody_asks_for_is_leaving() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let open = || Spool::open(Arc::new(Disk::open(dir.path()).expect("disk")), Limits::default()).expect("open").0;
+        let bucket = flowlog_model::rule::Location::Bucket("flows".to_owned());
+        let key = "web/year=2026/nic-a_n_20261123T141000Z_0.parquet".to_owned();
+        let object = Object { key, bytes: b"parquet".to_vec(), rows: RowCounts::default() };
+        open().put_aside(&bucket, &object).expect("aside");
+        let route = |folder: &str| Route { store: "s3://flows".to_owned(), folder: folder.to_owned() };
+        let web = route("web");
+        let old = route("old");
+        let of = |delivered, waiting| RouteStatus { delivered, waiting, ..RouteStatus::default() };
+        let mut progress = Progress::default();
+        let delivering = RouteStatus { state: RouteState::Delivering, ..RouteStatus::default() };
+        let state = RouteState::Blocked { since_secs: 1, tries: 1, error: "gone".to_owned() };
+        progress.routes = [(web.clone(), delivering), (old.clone(), RouteStatus { state, ..of(9, 3) })].into();
+        progress.interfaces = [
+            ((web.clone(), "nic-a_n".to_owned()), of(2, 0)),
+            ((old.clone(), "nic-b_n".to_owned()), of(9, 3)),
+            ((old, "nic-c_n".to_owned()), of(9, 0)),
+        ]
+        .into();
+        // Of an earlier agent as well.
+        let mut deliveries = Deliveries::of(&progress, &open());
+        let a = deliveries.take(web.clone(), "nic-a_n".to_owned());
+        assert_eq!((a.state, a.delivered, a.quarantined), (RouteState::Delivering, 2, 1));
+        let b = deliveries.take(web, "nic-b_n".to_owned());
+        assert_eq!((b.state, b.delivered, b.quarantined), (RouteState::Idle, 0, 0), "nothing of it was delivered");
+        let left = deliveries.left("n");
+        assert_eq!(left.len(), 1);
+        assert_eq!((left[0].folder.as_str(), left[0].interface_id.as_str()), ("old", "nic-b"));
+        assert!(left[0].delivery.waiting == 3 && left[0].delivery.state.error() == Some("gone"));
     }
 }

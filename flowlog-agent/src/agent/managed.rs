@@ -211,7 +211,11 @@ impl Orders {
     /// # Errors
     /// If the kernel or the journal refuses; whoever ordered is told, and orders again.
     pub(crate) fn begin(&mut self, want: CaptureOrder, capture: &mut Capture) -> Result<(), AgentError> {
-        let captures = self.fixed.iter().cloned().chain(want.captures).collect();
+        let captures: Vec<CaptureSpec> = self.fixed.iter().cloned().chain(want.captures).collect();
+        if want.is_trial {
+            let _ = want.done.send(capture.would_be(&captures).map_err(|e| e.to_string()));
+            return Ok(());
+        }
         let result = capture.want(captures).map_err(AgentError::from);
         match &result {
             Ok(()) => self.waiting = Some(want.done),

@@ -2,12 +2,12 @@
 
 use std::{io::BufRead as _, process::ExitCode};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Subcommand;
 use flowlog_control::flow_logs::principals::{hash_password, new_token};
 use flowlog_kernel::confine;
 
-use super::out::say;
+use super::{exit::Failure, out::say};
 
 const PASSWORD_BYTES_MIN: usize = 12;
 
@@ -27,7 +27,8 @@ pub(super) fn run(what: &Credential) -> anyhow::Result<ExitCode> {
             std::io::stdin().lock().read_line(&mut line).context("cannot read the password")?;
             let password = line.trim_end_matches(['\r', '\n']);
             if password.len() < PASSWORD_BYTES_MIN {
-                bail!("the password must have at least {PASSWORD_BYTES_MIN} bytes");
+                let words = format!("the password must have at least {PASSWORD_BYTES_MIN} bytes");
+                return Err(Failure::Wrong(words).into());
             }
             let hash = hash_password(password).map_err(anyhow::Error::msg).context("cannot hash the password")?;
             say!("password_hash = \"{hash}\"")?;

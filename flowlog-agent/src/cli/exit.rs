@@ -1,10 +1,12 @@
 //! Exit codes, and the words of an error, for every command.
 
-use std::{io::ErrorKind, process::ExitCode};
+use std::{error::Error, io::ErrorKind, process::ExitCode};
 
 use flowlog_kernel::{KernelError, confine::ConfineError};
 use flowlog_pipeline::upload::BucketError;
 use hyper::StatusCode;
+use parquet::errors::ParquetError;
+use rustix::io::Errno;
 
 use super::client::ClientError;
 use crate::{agent::AgentError, config::ConfigError};
@@ -19,10 +21,19 @@ const EX_TEMPFAIL: u8 = 75;
 const EX_NOPERM: u8 = 77;
 const EX_CONFIG: u8 = 78;
 
-/// Something that was named is not there.
+/// Why a command was not carried out, where no layer below says so.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct NotThere(pub String);
+pub(super) enum Failure {
+    /// Something that was named is not there.
+    #[error("{0}")]
+    NotThere(String),
+    /// What was given is wrong.
+    #[error("{0}")]
+    Wrong(String),
+    /// It may be otherwise later.
+    #[error("{0}")]
+    NotNow(String),
+}
 
 /// What went wrong, each cause once: some say the words of theirs themselves.
 pub(super) fn words(error: &anyhow::Error) -> String {
@@ -35,9 +46,16 @@ pub(super) fn words(error: &anyhow::Error) -> String {
     all
 }
 
+/// The system's word for a cause, if it is the system's: of the standard library, or of a system call.
+fn kind(cause: &(dyn Error + 'static)) -> Option<ErrorKind> {
+    let of_call = |errno: &Errno| std::io::Error::from(*errno).kind();
+    let by_library = cause.downcast_ref().map(std::io::Error::kind);
+    by_library.or_else(|| cause.downcast_ref().map(of_call))
+}
+
 pub(super) fn code(error: &anyhow::Error) -> ExitCode {
-    let kind = error.chain().find_map(|c| c.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
-    if kind == Some(ErrorKind::PermissionDenied) {
+    // A missing permission is one wherever it shows.
+    if error.chain().any(|c| kind(c) == Some(ErrorKind::PermissionDenied)) {
         return EX_NOPERM.into();
     }
     let known = error.chain().find_map(|c| {
@@ -45,12 +63,25 @@ pub(super) fn code(error: &anyhow::Error) -> ExitCode {
             c.downcast_ref().map(of_agent),
             c.downcast_ref().map(of_client),
             c.downcast_ref().map(|_: &ConfigError| EX_CONFIG),
-            c.downcast_ref().map(|_: &NotThere| EX_NOINPUT),
+            c.downcast_ref().map(of_command),
+            c.downcast_ref().map(|_: &ParquetError| EX_DATAERR),
         ];
         by_type.into_iter().flatten().next()
     });
-    let by_kind = if kind == Some(ErrorKind::NotFound) { EX_NOINPUT } else { EX_SOFTWARE };
+    let by_kind = match error.chain().find_map(kind) {
+        Some(ErrorKind::NotFound) => EX_NOINPUT,
+        Some(ErrorKind::InvalidData) => EX_DATAERR,
+        _ => EX_SOFTWARE,
+    };
     known.unwrap_or(by_kind).into()
+}
+
+fn of_command(error: &Failure) -> u8 {
+    match error {
+        Failure::NotThere(_) => EX_NOINPUT,
+        Failure::Wrong(_) => EX_DATAERR,
+        Failure::NotNow(_) => EX_TEMPFAIL,
+    }
 }
 
 fn of_client(error: &ClientError) -> u8 {
@@ -97,6 +128,17 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
+
+    #[test]
+    fn a_missing_permission_is_one_whichever_library_says_so() {
+        let of = |error: anyhow::Error| format!("{:?}", code(&error.context("cannot")));
+        let denied = format!("{:?}", ExitCode::from(EX_NOPERM));
+        assert_eq!(of(Errno::PERM.into()), denied);
+        assert_eq!(of(Errno::ACCESS.into()), denied);
+        assert_eq!(of(std::io::Error::from(ErrorKind::PermissionDenied).into()), denied);
+        assert_eq!(of(Errno::SRCH.into()), format!("{:?}", ExitCode::from(EX_SOFTWARE)));
+        assert_eq!(of(Failure::NotNow(String::new()).into()), format!("{:?}", ExitCode::from(EX_TEMPFAIL)));
+    }
 
     #[test]
     fn each_cause_is_said_once() {

@@ -16,6 +16,8 @@ use flowlog_pipeline::encode::parquet::BALANCE_KEY;
 use jiff::Timestamp;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use super::exit::Failure;
+
 pub(super) fn run(paths: &[PathBuf], rows_max: usize) -> anyhow::Result<ExitCode> {
     let mut files = Vec::new();
     for path in paths {
@@ -100,17 +102,19 @@ fn conservation(balance: &str) -> String {
 }
 
 fn line(batch: &RecordBatch, row: usize) -> anyhow::Result<String> {
-    let column = |name: &str| batch.column_by_name(name).with_context(|| format!("column `{name}` is missing"));
+    let wrong =
+        |name: &str, what: &str| Failure::Wrong(format!("column `{name}` is {what}: flowlog did not write this"));
+    let column = |name: &str| batch.column_by_name(name).ok_or_else(|| wrong(name, "missing"));
     let text = |name: &str| -> anyhow::Result<String> {
-        let c = column(name)?.as_string_opt::<i32>().with_context(|| format!("column `{name}` is not text"))?;
+        let c = column(name)?.as_string_opt::<i32>().ok_or_else(|| wrong(name, "not text"))?;
         Ok(if c.is_null(row) { "-".to_owned() } else { c.value(row).to_owned() })
     };
     let small = |name: &str| -> anyhow::Result<Option<i32>> {
-        let c = column(name)?.as_primitive_opt::<Int32Type>().with_context(|| format!("column `{name}` is not i32"))?;
+        let c = column(name)?.as_primitive_opt::<Int32Type>().ok_or_else(|| wrong(name, "not int32"))?;
         Ok((!c.is_null(row)).then(|| c.value(row)))
     };
     let big = |name: &str| -> anyhow::Result<Option<i64>> {
-        let c = column(name)?.as_primitive_opt::<Int64Type>().with_context(|| format!("column `{name}` is not i64"))?;
+        let c = column(name)?.as_primitive_opt::<Int64Type>().ok_or_else(|| wrong(name, "not int64"))?;
         Ok((!c.is_null(row)).then(|| c.value(row)))
     };
     let number = |n: Option<i64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, process::ExitCode};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Subcommand;
 use flowlog_control::{
     api::{
@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use super::{
     client::{Client, ClientArgs, ClientError},
-    exit::NotThere,
+    exit::Failure,
     out::{self, for_people, say},
     status::Output,
 };
@@ -146,8 +146,11 @@ fn find(client: &Client, rule: &str) -> anyhow::Result<Uuid> {
     let named = all.iter().map(|s| &s.flow_log).filter(|f| f.properties.name == rule);
     match named.map(|f| f.id.0).collect::<Vec<_>>().as_slice() {
         [id] => Ok(*id),
-        [] => Err(NotThere(format!("no flow log has the name or id `{rule}`; see `rule list`")).into()),
-        many => bail!("{} flow logs have the name `{rule}`; use an id of `rule list`", many.len()),
+        [] => Err(Failure::NotThere(format!("no flow log has the name or id `{rule}`; see `rule list`")).into()),
+        many => {
+            let words = format!("{} flow logs have the name `{rule}`; use an id of `rule list`", many.len());
+            Err(Failure::Wrong(words).into())
+        }
     }
 }
 
@@ -172,7 +175,8 @@ fn only_contract(client: &Client) -> anyhow::Result<Option<String>> {
     let pending = all.iter().map(|s| &s.flow_log).filter(|f| matches!(f.state, State::Draft | State::Validated));
     let contracts: BTreeSet<String> = pending.map(|f| f.contract.to_string()).collect();
     if contracts.len() > 1 {
-        bail!("there are drafts of {} contracts; name one with `--contract`", contracts.len());
+        let words = format!("there are drafts of {} contracts; name one with `--contract`", contracts.len());
+        return Err(Failure::Wrong(words).into());
     }
     Ok(contracts.into_iter().next())
 }

@@ -5,11 +5,11 @@ use std::{fmt::Write as _, path::Path, process::ExitCode};
 use anyhow::Context as _;
 use clap::ValueEnum;
 use flowlog_host::lock;
-use flowlog_model::status::{CaptureState, Counts, RouteState, RuleStatus, Status};
+use flowlog_model::status::{CaptureState, Counts, Leaving, RouteState, RuleStatus, Status};
 use flowlog_pipeline::reporter::FILE;
 use serde::Serialize;
 
-use super::{exit::NotThere, out};
+use super::{exit::Failure, out};
 
 /// Form of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -25,7 +25,7 @@ pub(super) fn run(state_dir: &Path, output: Output) -> anyhow::Result<ExitCode> 
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(NotThere(format!("no agent has run on `{}`", state_dir.display())).into());
+            return Err(Failure::NotThere(format!("no agent has run on `{}`", state_dir.display())).into());
         }
         Err(e) => return Err(e).with_context(|| path.display().to_string()),
     };
@@ -64,7 +64,7 @@ fn table(status: &Status, running: bool) -> String {
     for (what, windows) in [
         ("windows put aside in `quarantine`, because they could not be spooled", sum(|r| r.counts.windows_put_aside)),
         ("windows that could not be encoded", sum(|r| r.counts.windows_without_object)),
-        ("objects put aside in `quarantine`, because the store would not have them", sum(|r| r.delivery.quarantined)),
+        ("objects are in `quarantine` of the state directory: somebody must look at them", status.quarantined as u64),
     ] {
         if windows > 0 {
             let _ = writeln!(out, "{windows} {what}");
@@ -77,6 +77,7 @@ fn table(status: &Status, running: bool) -> String {
     );
     for RuleStatus { rule, interface, capture, counts, delivery, .. } in &status.rules {
         let (state, trouble) = match (capture, &delivery.state) {
+            (CaptureState::Attached { .. }, RouteState::Idle) => ("capturing", None),
             (CaptureState::Attached { .. }, RouteState::Delivering) => ("delivering", None),
             (CaptureState::Attached { .. }, RouteState::Retrying { error, .. }) => ("retrying", Some(error)),
             (CaptureState::Attached { .. }, RouteState::Degraded { error, .. }) => ("degraded", Some(error)),
@@ -91,6 +92,14 @@ fn table(status: &Status, running: bool) -> String {
             out,
             "{rule:<20} {interface:<14} {state:<10} {accepted_packets:>12} {rejected_packets:>12} {lost_packets:>8} {:>8}  {last}",
             delivery.waiting,
+        );
+    }
+    for Leaving { folder, interface_id, delivery, .. } in &status.leaving {
+        let last = delivery.state.error().unwrap_or("has ended; the rest is being delivered");
+        let _ = writeln!(
+            out,
+            "{folder:<20} {interface_id:<14} {:<10} {:>12} {:>12} {:>8} {:>8}  {last}",
+            "leaving", "-", "-", "-", delivery.waiting,
         );
     }
     out

@@ -1,12 +1,12 @@
 //! `flowlog stop`.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{io::ErrorKind, path::Path, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use flowlog_host::lock;
 use rustix::process::{Pid, Signal};
 
-use super::out::say;
+use super::{exit::Failure, out::say};
 
 /// How long an agent may take to write its last records down.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -22,6 +22,13 @@ pub(super) fn run(state_dir: &Path) -> anyhow::Result<ExitCode> {
 
 /// Ends the agent that holds a state directory and waits until it has; `false` if there is none.
 pub(super) fn stop(state_dir: &Path) -> anyhow::Result<bool> {
+    // Whether there is an agent cannot be told of a directory that may not be looked at.
+    match std::fs::metadata(state_dir) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            return Err(error).with_context(|| format!("cannot look at `{}`", state_dir.display()));
+        }
+        _ => {}
+    }
     let Some(pid) = lock::holder(state_dir) else { return Ok(false) };
     let pid = Pid::from_raw(pid).context("the lock is held by no process")?;
     // A handle first: should the agent end by itself, its number may become somebody else's.
@@ -34,7 +41,8 @@ pub(super) fn stop(state_dir: &Path) -> anyhow::Result<bool> {
     let mut ended = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
     let patience = rustix::event::Timespec { tv_sec: i64::try_from(PATIENCE.as_secs())?, tv_nsec: 0 };
     if rustix::event::poll(&mut ended, Some(&patience)).context("cannot wait for the agent")? == 0 {
-        bail!("the agent has not ended after {} s; see its log", PATIENCE.as_secs());
+        let words = format!("the agent has not ended after {} s; see its log", PATIENCE.as_secs());
+        return Err(Failure::NotNow(words).into());
     }
     Ok(true)
 }

@@ -71,6 +71,9 @@ pub(crate) enum ConfigError {
     #[error(transparent)]
     Field(#[from] InvalidField),
     /// The file cannot be read.
+    #[error("config `{}`: {source}", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    /// What is in it cannot be used.
     #[error("config `{}`: {problem}", path.display())]
     File { path: PathBuf, problem: String },
 }
@@ -79,11 +82,12 @@ impl RawConfig {
     /// Reads a TOML file. Unknown keys are refused.
     pub(crate) fn from_file(path: &std::path::Path) -> Result<Self, ConfigError> {
         let file = |problem: String| ConfigError::File { path: path.to_owned(), problem };
-        let size = fs::metadata(path).map_err(|e| file(e.to_string()))?.len();
+        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+        let size = fs::metadata(path).map_err(unreadable)?.len();
         if size > CONFIG_BYTES_MAX {
             return Err(file(format!("is {size} bytes; at most {CONFIG_BYTES_MAX} are read")));
         }
-        let text = fs::read_to_string(path).map_err(|e| file(e.to_string()))?;
+        let text = fs::read_to_string(path).map_err(unreadable)?;
         toml::from_str(&text).map_err(|e| file(flowlog_control::toml_error(&text, &e)))
     }
 
@@ -251,6 +255,7 @@ impl RawFlowLog {
                 side: Side::Host,
                 wait: self.wait.unwrap_or(false),
                 rule: rule.clone(),
+                called: None,
             })
             .collect())
     }

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use aya::programs::TcAttachType;
 use flowlog_host::fault::RULE_POINTS;
 use integration::{
     managed::{ALB, Managed, NAT, NIC, NLB, OTHERS_NIC},
+    others::{Other, Place},
     s3,
 };
 use serde_json::{Value, json};
@@ -22,6 +24,15 @@ fn delete(node: &Managed, id: &str) {
 
 fn state(node: &Managed, id: &str) -> String {
     node.summary(id)["state"].as_str().unwrap_or("gone").to_owned()
+}
+
+/// Checks a draft; returns its state, its mark, and the fields and rules of what is wrong.
+fn validate(node: &Managed, id: &str) -> (String, String, Vec<String>) {
+    let checked = node.ask("POST", &format!("/flowlog/v1/flowlogs/{id}/validate"), None).body;
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let problems = checked["problems"].as_array().into_iter().flatten();
+    let problems = problems.map(|p| format!("{}: {}", text(&p["field"]), text(&p["rule"]))).collect();
+    (text(&checked["state"]), text(&checked["mark"]), problems)
 }
 
 #[test]
@@ -135,25 +146,19 @@ fn everything_that_is_wrong_is_said_at_once_with_field_value_and_remedy() {
 fn drafts_are_provisioned_together_all_or_none() {
     let node = Managed::new("no_pin = true").unwrap();
     let mut agent = node.start().unwrap();
-    // Another NIC of the contract, which is said to have an interface that is the gateway's: known only when both are
-    // to be captured.
-    let mac = node.node.mac("natgw0").unwrap().map(|b| format!("{b:02x}")).join(":");
+    // Another NIC of the contract, which is said to have an interface that is the gateway's.
     let twin = "00000000-0000-4000-8000-00000000000a";
-    let drop_in = node.inventory();
-    let nic =
-        drop_in.split("[[nic]]").nth(1).unwrap().replace(NIC, twin).replace("name = 'tap0'", &format!("mac = '{mac}'"));
-    node.write("inventory.d/twin.toml", &format!("[[nic]]{nic}")).unwrap();
-    while !node.ask("GET", "/flowlog/v1/inventory", None).body.to_string().contains(twin) {
-        std::thread::yield_now();
-    }
+    let mac = node.node.mac("natgw0").unwrap().map(|b| format!("{b:02x}")).join(":");
+    node.add_nic(twin, &format!("{{ mac = '{mac}' }}")).unwrap();
     let web = node.draft(NIC, "web", "flows");
     let nat = node.draft(NAT, "nat", "flows");
+    assert_eq!(validate(&node, &nat), ("validated".to_owned(), "green".to_owned(), vec![]));
     let both = node.draft(twin, "twin", "flows");
     let (result, message) =
         node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"contract": "31960002"}))));
     assert!(result == "FAILED" && message.contains("natgw0 is captured as"), "{message}");
-    assert_eq!([&web, &nat, &both].map(|id| state(&node, id)), ["validated"; 3]);
-    assert_eq!(node.hooked().unwrap(), Vec::<String>::new(), "undone");
+    assert_eq!([&web, &nat, &both].map(|id| state(&node, id)), ["validated", "validated", "draft"]);
+    assert_eq!(node.hooked().unwrap(), Vec::<String>::new());
     // One that fails its checks holds the others back as well.
     let bad = node.draft(NLB, "bad", "no-such-bucket");
     assert_eq!(provision(&node, &[&web, &bad]).0, "FAILED");
@@ -165,6 +170,29 @@ fn drafts_are_provisioned_together_all_or_none() {
         "DONE"
     );
     assert_eq!(node.hooked().unwrap(), ["tap0", "natgw0"]);
+    agent.end().unwrap();
+}
+
+/// A program of somebody else where an interface takes one: found out when ours is to be attached, and not before.
+fn somebody_elses_xdp(node: &Managed) -> Other {
+    let side = TcAttachType::Ingress;
+    let place = Place::XdpGeneric;
+    Other::attach_to(&node.node, c"nlb0", "xdp_drop", side, place).unwrap()
+}
+
+#[test]
+fn trouble_that_only_the_kernel_knows_undoes_all_and_is_that_of_the_one_it_is_about() {
+    let node = Managed::new("no_pin = true\n[flow_log_defaults]\nhook = 'xdp'").unwrap();
+    let _other = somebody_elses_xdp(&node);
+    let mut agent = node.start().unwrap();
+    let web = node.draft(NIC, "web", "flows");
+    let busy = node.draft(NLB, "busy", "flows");
+    let (result, message) = provision(&node, &[&web, &busy]);
+    assert!(result == "FAILED" && message.contains("an interface takes one XDP program"), "{message}");
+    assert_eq!([&web, &busy].map(|id| state(&node, id)), ["validated"; 2]);
+    assert_eq!([&web, &busy].map(|id| node.summary(id)["mark"].clone()), ["green", "red"]);
+    assert_eq!(node.hooked().unwrap(), Vec::<String>::new(), "undone");
+    assert_eq!(provision(&node, &[&web]).0, "DONE");
     agent.end().unwrap();
 }
 
@@ -192,7 +220,8 @@ fn compare(node: &Managed, context: &str) {
 
 #[test]
 fn killed_between_any_two_transitions_the_kernels_attachments_equal_the_store() {
-    let node = Managed::new("").unwrap();
+    let node = Managed::new("[flow_log_defaults]\nhook = 'xdp'").unwrap();
+    let _other = somebody_elses_xdp(&node);
     // Every transaction of the script below, and every step between them.
     let times = |point: &str| if point.starts_with("rules_commit") { 1..=14 } else { 1..=1 };
     let faults = RULE_POINTS.iter().flat_map(|p| times(p).map(move |n| format!("{p}:{n}")));
@@ -218,20 +247,10 @@ fn killed_between_any_two_transitions_the_kernels_attachments_equal_the_store() 
             let nat = draft(NAT, "flows")?;
             finish(id(ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [nic, nat]})))))?;
             finish(id(ask("DELETE", &format!("/flowlog/v1/flowlogs/{nic}"), None)))?;
-            // Trouble that only the kernel knows: an interface that is captured already.
-            let twin = draft("00000000-0000-4000-8000-00000000000a", "flows")?;
-            finish(id(ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [twin]})))))
+            // Trouble that only the kernel knows.
+            let busy = draft(NLB, "flows")?;
+            finish(id(ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [busy]})))))
         };
-        let mac = node.node.mac("natgw0").unwrap().map(|b| format!("{b:02x}")).join(":");
-        let inventory = node.inventory();
-        let nic = inventory.split("[[nic]]").nth(1).unwrap();
-        let nic = nic
-            .replace(NIC, "00000000-0000-4000-8000-00000000000a")
-            .replace("name = 'tap0'", &format!("mac = '{mac}'"));
-        node.write("inventory.d/twin.toml", &format!("[[nic]]{nic}")).unwrap();
-        while ask("GET", "/flowlog/v1/inventory", None).is_some_and(|a| !a.body.to_string().contains("00000000000a")) {
-            std::thread::yield_now();
-        }
         let _ = script();
         agent.wait_for("killed at").unwrap_or_else(|e| panic!("{fault} is never reached: {e:#}"));
         agent.wait().unwrap();

@@ -9,7 +9,7 @@ use std::{
 
 use integration::{
     agent::{binary, run_to_end},
-    managed::{LISTEN, Managed, NIC, OTHERS_NIC},
+    managed::{LISTEN, Managed, NIC},
 };
 use rustix::process::Signal;
 
@@ -112,55 +112,6 @@ fn names_that_would_act_on_a_terminal_are_shown_and_do_nothing() {
     agent.end().unwrap();
     let log = agent.log();
     assert!(!log.contains(['\u{1b}', '\u{202e}']) && !log.lines().any(|l| l.starts_with("FAKE")), "{log:?}");
-}
-
-#[test]
-fn exit_codes_are_those_of_the_readme() {
-    let managed = Managed::new("").unwrap();
-    let agent = managed.start().unwrap();
-    let id = managed.draft(NIC, "web", "flows");
-    let state = managed.path("state").display().to_string();
-    let none = managed.path("none").display().to_string();
-    let long = "n".repeat(2_000);
-    let table: &[(i32, &[&str], &str)] = &[
-        (0, &["rule", "list"], ""),
-        (0, &["rule", "show", "web"], ""),
-        (64, &["rule", "--nonsense"], "--nonsense"),
-        (64, &["run"], "--interface"),
-        (65, &["rule", "rename", "web", &long], "must be at most"),
-        (65, &["rule", "add", "--resource", NIC, "--name", &long, "--bucket", "flows"], "must be at most"),
-        (66, &["rule", "show", "nobody"], "no flow log has the name"),
-        (66, &["rule", "show", OTHERS_NIC], "does not exist"),
-        (66, &["status", "--state-dir", &none], "no agent has run"),
-        (66, &["read", &none], "cannot read"),
-        (69, &["rule", "list", "--socket", &none], "cannot reach the agent"),
-        (78, &["run", "--config", &none], "config `"),
-    ];
-    for (code, args, words) in table {
-        let (status, out, stderr) = managed.command(args).unwrap();
-        assert_eq!(status, Some(*code), "{args:?}: {out}{stderr}");
-        assert!(stderr.contains(words), "{args:?}: {stderr}");
-        let lines = stderr.lines().filter(|l| l.starts_with("flowlog: ")).count();
-        assert!(*code == 0 || *code == 64 || (lines == 1 && stderr.lines().count() == 1), "{stderr}");
-    }
-    let (_, _, stderr) = managed.command(&["rule", "list", "--socket", &none]).unwrap();
-    assert_eq!(stderr.matches("No such file").count(), 1, "said twice: {stderr}");
-    // A user of the node that nobody knows, and one that may not.
-    let copy = managed.path("flowlog");
-    fs::copy(binary(), &copy).unwrap();
-    fs::set_permissions(managed.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    for (user, args) in [("65534", vec!["rule", "list"]), ("60003", vec!["rule", "delete", &id])] {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", user, "--regid", user, "--clear-groups"]).arg(&copy).args(args);
-        let out = command.env("FLOWLOG_SOCKET", managed.path("agent.sock")).output().unwrap();
-        assert_eq!(out.status.code(), Some(77), "{}", String::from_utf8_lossy(&out.stderr));
-    }
-    assert_eq!(managed.command(&["status", "--state-dir", &state]).unwrap().0, Some(0));
-    drop(agent);
-    while managed.command(&["status", "--state-dir", &state]).unwrap().0 == Some(0) {
-        std::thread::yield_now();
-    }
-    assert_eq!(managed.command(&["status", "--state-dir", &state]).unwrap().0, Some(3));
 }
 
 #[test]

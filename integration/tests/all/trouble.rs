@@ -258,3 +258,40 @@ fn detach_from_another_namespace_ends_nothing_and_says_which_one_it_is() {
     assert_eq!(status, Some(78));
     node.detach().unwrap();
 }
+
+#[test]
+fn each_interface_has_its_own_status_and_is_delivering_only_after_something_was_delivered() {
+    let pair = Pair::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    pair.a.exec("ip link add quiet0 type veth peer name quiet1").unwrap();
+    let config = dir.path().join("flowlog.toml");
+    let text = format!(
+        "node_id = 'n'\nno_pin = true\nstate_dir = '{0}/state'\n\
+         [[flow_log]]\nname = 'web'\ninterfaces = ['eth0', 'quiet0']\ntarget = '{0}/objects'\nwindow = 1\nnodata = false\n",
+        dir.path().display()
+    );
+    fs::write(&config, text).unwrap();
+    let mut agent = command(&pair, "run", &config);
+    agent.wait_for("the target takes objects").unwrap();
+    pair.b.run(|| traffic::udp("10.1.0.1:7", 20, 10)).unwrap();
+    agent.wait_for("delivered").unwrap();
+    let of = |interface: &str| {
+        let status = fs::read(dir.path().join("state/status.json")).unwrap_or_default();
+        let status: serde_json::Value = serde_json::from_slice(&status).unwrap_or_default();
+        let mut rules = status["rules"].as_array().cloned().unwrap_or_default().into_iter();
+        rules.find(|r| r["interface"] == interface).unwrap_or_default()["delivery"].clone()
+    };
+    // The status is a file that is written every two seconds.
+    while of("eth0")["delivered"].as_u64().unwrap_or_default() == 0 {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let busy = of("eth0");
+    let quiet = of("quiet0");
+    assert!(busy["state"] == "delivering" && busy["last_key"].as_str().unwrap().contains("n-eth0_"), "{busy}");
+    assert_eq!((&quiet["state"], &quiet["delivered"], &quiet["last_key"]), (&"idle".into(), &0.into(), &().into()));
+    let state = dir.path().join("state").display().to_string();
+    let (_, table, _) = run_to_end(&pair.a, &["status", "--state-dir", &state], dir.path()).unwrap();
+    let line = |interface: &str| table.lines().find(|l| l.contains(interface)).unwrap_or_default().to_owned();
+    assert!(line(" eth0 ").contains("delivering") && line(" quiet0 ").contains("capturing"), "{table}");
+    agent.end().unwrap();
+}

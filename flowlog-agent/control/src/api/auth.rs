@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     num::NonZeroU32,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -21,13 +21,23 @@ use super::{
     App, Peer,
     error::ApiError,
     hasher::{Guess, Hasher},
+    room::{Owner, Place},
 };
-use crate::flow_logs::access::Caller;
+use crate::{flow_logs::access::Caller, inventory::Contract};
 
 /// Rate limit of one principal: requests a second, and the burst that is allowed. A client that waits for ten requests asks ten
 /// times a second at most.
 const RATE: NonZeroU32 = NonZeroU32::new(50).expect("not 0");
 const BURST: NonZeroU32 = NonZeroU32::new(200).expect("not 0");
+/// Rate limit of all principals of a contract together.
+const CONTRACT_RATE: NonZeroU32 = NonZeroU32::new(100).expect("not 0");
+const CONTRACT_BURST: NonZeroU32 = NonZeroU32::new(400).expect("not 0");
+/// Of these, changes: each waits for the disk, and everybody else for it.
+const CHANGE_RATE: NonZeroU32 = NonZeroU32::new(20).expect("not 0");
+const CHANGE_BURST: NonZeroU32 = NonZeroU32::new(200).expect("not 0");
+/// Rate limit of an address, or of a user of the node, for requests of nobody who is known.
+const STRANGER_RATE: NonZeroU32 = NonZeroU32::new(20).expect("not 0");
+const STRANGER_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not 0");
 /// Rate limit of one address for guessing at one name: passwords a second, and the burst that is allowed. A wrong token counts as
 /// well; a password that was right a moment ago does not. While the limit is reached no password of that name is looked at from
 /// there, right or wrong: the answer would tell.
@@ -45,6 +55,9 @@ type Keyed<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock>;
 /// Rate limits, by principal and by address.
 pub(crate) struct Limits {
     requests: Keyed<Uuid>,
+    contracts: Keyed<Contract>,
+    changes: Keyed<Contract>,
+    strangers: Keyed<Owner>,
     tries: Keyed<Guesser>,
     /// Who has reached the limit, and until when, in the limiter's time.
     blocked: Mutex<HashMap<Guesser, QuantaInstant>>,
@@ -63,6 +76,9 @@ impl Limits {
         let limiter = |rate, burst| Quota::per_second(rate).allow_burst(burst);
         Ok(Self {
             requests: RateLimiter::hashmap(limiter(RATE, BURST)),
+            contracts: RateLimiter::hashmap(limiter(CONTRACT_RATE, CONTRACT_BURST)),
+            changes: RateLimiter::hashmap(limiter(CHANGE_RATE, CHANGE_BURST)),
+            strangers: RateLimiter::hashmap(limiter(STRANGER_RATE, STRANGER_BURST)),
             tries: RateLimiter::hashmap(limiter(TRY_RATE, TRY_BURST)),
             blocked: Mutex::default(),
             hasher: Hasher::start(give_back)?,
@@ -116,10 +132,21 @@ pub(crate) async fn known(parts: &Parts, app: &App) -> Result<Caller, ApiError> 
         Some(Peer::Tcp { address, .. }) => by_credentials(app, *address, &parts.headers).await?,
         None => None,
     };
-    let caller = caller.ok_or_else(ApiError::unauthorized)?;
-    // The node's operator has no rate limit.
-    if caller != Caller::Operator {
+    let Some(caller) = caller else {
+        let from = parts.extensions.get::<Peer>().map_or(Owner::User(u32::MAX), Peer::owner);
+        Limits::check(&app.limits.strangers, &from)?;
+        return Err(ApiError::unauthorized());
+    };
+    if let Some(place) = parts.extensions.get::<Arc<Place>>() {
+        place.known_as(&caller);
+    }
+    // The node's operator has no rate limit. A principal has one, and so have all of its contract together.
+    if let Some(contract) = caller.contract() {
         Limits::check(&app.limits.requests, &caller.id())?;
+        Limits::check(&app.limits.contracts, contract)?;
+        if !parts.method.is_safe() {
+            Limits::check(&app.limits.changes, contract)?;
+        }
     }
     Ok(caller)
 }
@@ -152,5 +179,6 @@ async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Resu
     // A place first: a flood of names must not fill the limiter.
     let answered = app.limits.hasher.ask(guess).ok_or_else(|| too_many(Duration::ZERO))?;
     app.limits.count(&who)?;
-    Ok(answered.await.unwrap_or_default())
+    // Its place was needed for somebody who has fewer.
+    answered.await.map_err(|_gone| too_many(Duration::ZERO))
 }

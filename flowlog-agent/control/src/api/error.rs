@@ -8,7 +8,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::flow_logs::Refused;
+use crate::flow_logs::{Refused, editor::Patch};
 
 /// Codes that clients of the cloud API know.
 const CODE_INVALID: &str = "100";
@@ -58,6 +58,12 @@ impl ApiError {
     pub(crate) fn unauthorized() -> Self {
         let words = "Unauthorized: give Basic or Bearer credentials that this node knows";
         Self::new(StatusCode::UNAUTHORIZED, CODE_UNAUTHORIZED, words)
+    }
+
+    /// 403.
+    #[must_use]
+    pub(crate) fn forbidden(words: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, CODE_FORBIDDEN, words)
     }
 
     /// 404.
@@ -110,15 +116,30 @@ impl ApiError {
     }
 }
 
+impl Patch {
+    /// Refuses a change of nothing: whoever sent it meant something.
+    ///
+    /// # Errors
+    /// 422.
+    pub(crate) fn ensure_any(&self) -> Result<(), ApiError> {
+        if *self != Self::default() {
+            return Ok(());
+        }
+        let words = "[(root)] names no field that can be changed; there are `name`, `direction`, `action` and `bucket`";
+        Err(ApiError::invalid(vec![words.to_owned()]))
+    }
+}
+
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::NotFound(what) => Self::not_found(&what),
-            Refused::Forbidden(words) => Self::new(StatusCode::FORBIDDEN, CODE_FORBIDDEN, words),
+            Refused::Forbidden(words) => Self::forbidden(words),
             Refused::Invalid(problems) => {
                 Self::invalid(problems.iter().map(|p| format!("[(root).properties.{}] {p}", p.field)).collect())
             }
             Refused::Conflict(words) => Self::new(StatusCode::CONFLICT, CODE_CONFLICT, words),
+            Refused::Stale(words) => Self::new(StatusCode::PRECONDITION_FAILED, CODE_CONFLICT, words),
             Refused::TooMany(words) => Self::too_many(words, 60),
             Refused::FlowLogStore(error) => {
                 tracing::error!(%error, "a request failed");

@@ -90,8 +90,14 @@ impl Place {
     }
 }
 
-fn on_wire(app: &App, base: &Base, flow_log: &FlowLog) -> FlowLogResource {
-    FlowLogResource::of(base, flow_log, app.control.reader.is_busy(flow_log.id))
+pub(super) fn on_wire(app: &App, base: &Base, flow_log: &FlowLog) -> FlowLogResource {
+    let reader = &app.control.reader;
+    FlowLogResource::of(base, &reader.summary(flow_log.clone()), reader.is_busy(flow_log.id))
+}
+
+/// The version of what is in an answer, as `If-Match` takes it.
+fn tagged(flow_log: &FlowLog, answer: impl IntoResponse) -> Response {
+    ([(header::ETAG, format!("\"{}\"", flow_log.etag()))], answer).into_response()
 }
 
 /// 202, and where to ask how far it is.
@@ -107,12 +113,12 @@ fn complete(said: Patch) -> Result<Properties, ApiError> {
 }
 
 /// GET of a list.
-pub(crate) async fn list(RequestContext { app, caller, place, base, page }: RequestContext) -> Answer<Collection> {
+pub(crate) async fn list(RequestContext { app, caller, place, base, query, .. }: RequestContext) -> Answer<Collection> {
     let Resource { kind, id, datacenter, server, .. } = place.resource(&app, &caller)?;
     let all = app.control.reader.flow_logs(&caller, |f| f.parent.id == id);
     let items = all.iter().map(|f| serde_json::to_value(on_wire(&app, &base, f)).unwrap_or_default()).collect();
     let path = format!("{}/flowlogs", parent_path(&Parent { kind, id, datacenter, server }));
-    Ok(Json(Collection::of(&base, &path, items, page)))
+    Ok(Json(Collection::of(&base, &path, items, &query)))
 }
 
 /// POST.
@@ -122,40 +128,38 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let resource = place.resource(&app, &caller)?;
     let (flow_log, request) = app.control.editor.create(&caller, &resource, complete(body.properties)?)?;
-    Ok(accepted(&base, &request, Json(on_wire(&app, &base, &flow_log))))
+    Ok(tagged(&flow_log, accepted(&base, &request, Json(on_wire(&app, &base, &flow_log)))))
 }
 
-pub(crate) async fn show(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<FlowLogResource> {
-    Ok(Json(on_wire(&app, &base, &place.flow_log(&app, &caller)?)))
-}
-
-pub(crate) async fn replace(
+pub(crate) async fn show(
     RequestContext { app, caller, place, base, .. }: RequestContext,
-    Body(body): Body<FlowLogBody>,
 ) -> Result<Response, ApiError> {
-    let old = place.flow_log(&app, &caller)?;
-    change(&app, &caller, &base, old.id, complete(body.properties)?.into())
+    let flow_log = place.flow_log(&app, &caller)?;
+    Ok(tagged(&flow_log, Json(on_wire(&app, &base, &flow_log))))
+}
+
+pub(crate) async fn replace(context: RequestContext, Body(body): Body<FlowLogBody>) -> Result<Response, ApiError> {
+    change(&context, complete(body.properties)?.into())
 }
 
 /// PATCH: some fields.
-pub(crate) async fn patch(
-    RequestContext { app, caller, place, base, .. }: RequestContext,
-    Body(patch): Body<Patch>,
-) -> Result<Response, ApiError> {
-    let old = place.flow_log(&app, &caller)?;
-    change(&app, &caller, &base, old.id, patch)
+pub(crate) async fn patch(context: RequestContext, Body(patch): Body<Patch>) -> Result<Response, ApiError> {
+    patch.ensure_any()?;
+    change(&context, patch)
 }
 
-fn change(app: &App, caller: &Caller, base: &Base, id: FlowLogId, patch: Patch) -> Result<Response, ApiError> {
-    let (flow_log, request) = app.control.editor.change(caller, id, patch, true)?;
-    Ok(accepted(base, &request, Json(on_wire(app, base, &flow_log))))
+fn change(context: &RequestContext, patch: Patch) -> Result<Response, ApiError> {
+    let RequestContext { app, caller, place, base, expected, .. } = context;
+    let old = place.flow_log(app, caller)?;
+    let (flow_log, request) = app.control.editor.change(caller, old.id, patch, true, expected)?;
+    Ok(tagged(&flow_log, accepted(base, &request, Json(on_wire(app, base, &flow_log)))))
 }
 
 /// DELETE.
 pub(crate) async fn delete(
-    RequestContext { app, caller, place, base, .. }: RequestContext,
+    RequestContext { app, caller, place, base, expected, .. }: RequestContext,
 ) -> Result<Response, ApiError> {
     let flow_log = place.flow_log(&app, &caller)?;
-    let request = app.control.editor.delete(&caller, flow_log.id)?;
+    let request = app.control.editor.delete(&caller, flow_log.id, &expected)?;
     Ok(accepted(&base, &request, ()))
 }

@@ -60,7 +60,8 @@ impl Hasher {
         Ok(Self(shared))
     }
 
-    /// Has a password checked; `None`: too many wait already, in all or from this address.
+    /// Has a password checked; `None`: too many wait already, in all or from this address. When all places are taken, the last one
+    /// of whoever has the most is given up for somebody who has fewer.
     pub(super) fn ask(&self, guess: Guess) -> Option<oneshot::Receiver<Option<Caller>>> {
         let mut queue = self.0.lock();
         let Queue { waiting, each, .. } = &mut *queue;
@@ -71,11 +72,18 @@ impl Hasher {
             }
             !has_gone
         });
-        let mine = each.entry(guess.address).or_default();
-        if waiting.len() >= WAITING_MAX || *mine >= WAITING_EACH_MAX {
+        let mine = each.get(&guess.address).copied().unwrap_or_default();
+        if mine >= WAITING_EACH_MAX {
             return None;
         }
-        *mine += 1;
+        if waiting.len() >= WAITING_MAX {
+            let crowd = each.iter().filter(|(_, n)| **n > mine + 1).max_by_key(|(_, n)| **n);
+            let most = *crowd?.0;
+            let last = waiting.iter().rposition(|job| job.guess.address == most)?;
+            waiting.remove(last);
+            leave(each, most);
+        }
+        *each.entry(guess.address).or_default() += 1;
         let (answer, answered) = oneshot::channel();
         waiting.push_back(Job { guess, answer });
         self.0.more.notify_one();
@@ -156,6 +164,19 @@ mod tests {
         assert!(hasher.ask(guess(1)).is_some(), "those who have gone do not count");
         let all: Vec<_> = (3..=255).map_while(|address| hasher.ask(guess(address))).collect();
         assert!(all.len() < 253 && hasher.ask(guess(2)).is_none(), "the queue ends");
+    }
+
+    #[test]
+    fn a_crowd_makes_room_for_whoever_has_fewer() {
+        let hasher = Hasher(Arc::default());
+        let crowd = |n: u8| (0..WAITING_EACH_MAX).map(move |_| n);
+        let mut held: Vec<_> = (1..=4).flat_map(crowd).map(|n| hasher.ask(guess(n)).expect("a place")).collect();
+        let mut one = hasher.ask(guess(9)).expect("of the crowd");
+        let closed = Err(oneshot::error::TryRecvError::Closed);
+        let gone = held.iter_mut().filter_map(|a| (a.try_recv() == closed).then_some(())).count();
+        assert_eq!(gone, 1);
+        assert!((0..100).all(|n| hasher.ask(guess(1 + n % 4)).is_none()), "it does not come back for it");
+        assert_eq!(one.try_recv(), Err(oneshot::error::TryRecvError::Empty));
     }
 
     #[test]

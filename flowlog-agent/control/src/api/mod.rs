@@ -1,11 +1,11 @@
 //! The HTTP API: the cloud's own flow log resources (IONOS Cloud API v6), so that its published clients work unchanged,
 //! and what the command line needs beyond them.
 //!
-//! * [`serve`]: sockets, TLS, limits on connections and time;
+//! * [`serve`]: sockets, TLS, limits on connections and time; [`room`]: who has how many connections;
 //! * [`auth`]: who is asking, and how often;
 //! * [`routes`]: every path, once: the router and the `OpenAPI` document are both made from that table;
 //! * [`flow_logs`], [`parents`], [`requests`]: the cloud's resources; [`node`]: ours;
-//! * [`model`]: what is on the wire; [`error`]: what is on the wire when something is wrong.
+//! * [`model`]: what is on the wire; [`query`]: how much of it, and in which order; [`error`]: what is on the wire when something is wrong.
 //!
 //! What a caller may do and what happens then does not belong here ([`crate::flow_logs`]).
 
@@ -16,7 +16,9 @@ mod hasher;
 pub mod model;
 pub mod node;
 pub(crate) mod parents;
+pub(crate) mod query;
 pub(crate) mod requests;
+mod room;
 pub(crate) mod routes;
 pub mod serve;
 
@@ -29,15 +31,17 @@ use axum::{
 };
 use error::ApiError;
 use flow_logs::Place;
-use model::Page;
-use serde::de::DeserializeOwned;
+use query::Query;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
-use crate::flow_logs::{Control, access::Caller};
+use crate::flow_logs::{Control, access::Caller, expected::Expected};
 
 /// Base path of the cloud API.
 pub(crate) const CLOUD: &str = "/cloudapi/v6";
 /// Base path of what is ours.
 pub const NODE: &str = "/flowlog/v1";
+/// Whom a request is for, where somebody has several contracts.
+const CONTRACT_HEADER: &str = "x-contract-number";
 /// Largest body that is read: a flow log has four short fields.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
@@ -54,13 +58,23 @@ pub(crate) struct App {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     /// Over the node's own socket, from a process of this user.
-    Unix {
-        uid: u32,
-    },
+    Unix { uid: u32 },
     Tcp {
         address: std::net::IpAddr,
+        /// What it has reached.
+        local: std::net::SocketAddr,
         tls: bool,
     },
+}
+
+impl Peer {
+    /// Whose share its requests are of, as long as nobody knows whose they are.
+    fn owner(&self) -> room::Owner {
+        match self {
+            Self::Unix { uid } => room::Owner::User(*uid),
+            Self::Tcp { address, .. } => room::Owner::at(*address),
+        }
+    }
 }
 
 /// The URL that links begin with.
@@ -68,14 +82,28 @@ pub(crate) enum Peer {
 pub(crate) struct Base(pub String);
 
 impl Base {
-    fn of(app: &App, peer: Option<&Peer>, headers: &HeaderMap) -> Self {
-        if let Some(url) = &app.public_url {
-            return Self(url.trim_end_matches('/').to_owned());
+    /// As configured, else the address that was reached. The `Host` of a request is anybody's word: a link that somebody stores or
+    /// follows must not lead where a request pointed.
+    fn of(app: &App, peer: Option<&Peer>) -> Self {
+        match (&app.public_url, peer) {
+            (Some(url), _) => Self(url.trim_end_matches('/').to_owned()),
+            (None, Some(Peer::Tcp { local, tls, .. })) => {
+                Self(format!("{}://{local}", if *tls { "https" } else { "http" }))
+            }
+            (None, Some(Peer::Unix { .. }) | None) => Self("http://localhost".to_owned()),
         }
-        let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("localhost");
-        let scheme = if matches!(peer, Some(Peer::Tcp { tls: true, .. })) { "https" } else { "http" };
-        Self(format!("{scheme}://{host}"))
     }
+}
+
+/// Refuses a request that is meant for another contract than its caller's.
+fn meant_for_own_contract(caller: &Caller, headers: &HeaderMap) -> Result<(), ApiError> {
+    let (Some(named), Some(own)) = (headers.get(CONTRACT_HEADER), caller.contract()) else { return Ok(()) };
+    let named = String::from_utf8_lossy(named.as_bytes());
+    if named.trim() == own.as_str() {
+        return Ok(());
+    }
+    let words = format!("{CONTRACT_HEADER} `{}`: these credentials are of contract {own}", named.escape_debug());
+    Err(ApiError::forbidden(words))
 }
 
 /// The request context of every handler. The caller is authenticated before anything else of the request is looked at.
@@ -86,8 +114,10 @@ pub(crate) struct RequestContext {
     pub place: Place,
     /// The URL that links in the answer begin with.
     pub base: Base,
-    /// The page of a list.
-    pub page: Page,
+    /// What is wanted of a list.
+    pub query: Query,
+    /// Which version is to be changed.
+    pub expected: Expected,
 }
 
 impl FromRequestParts<App> for RequestContext {
@@ -95,9 +125,13 @@ impl FromRequestParts<App> for RequestContext {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
         let caller = auth::known(parts, app).await?;
+        meant_for_own_contract(&caller, &parts.headers)?;
         let place = Place::of(parts, app).await?;
-        let base = Base::of(app, parts.extensions.get::<Peer>(), &parts.headers);
-        Ok(Self { app: app.clone(), caller, place, base, page: Page::of(parts.uri.query()) })
+        let base = Base::of(app, parts.extensions.get::<Peer>());
+        let tags = parts.headers.get_all(header::IF_MATCH).iter().map(|v| v.to_str().unwrap_or("not text"));
+        let query = Query::of(&parts.uri)?;
+        let expected = Expected::of(tags);
+        Ok(Self { app: app.clone(), caller, place, base, query, expected })
     }
 }
 
@@ -114,6 +148,11 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
             Ok(Err(_)) => return Err(ApiError::too_large(BODY_BYTES_MAX)),
             Ok(Ok(bytes)) => bytes,
         };
+        // What serde derives takes a list for the fields of an object.
+        let is_object = bytes.iter().find(|b| !b.is_ascii_whitespace()).is_none_or(|b| *b == b'{');
+        if !is_object && serde_json::from_slice::<IgnoredAny>(&bytes).is_ok() {
+            return Err(ApiError::invalid(vec!["body: must be an object, `{…}`".to_owned()]));
+        }
         serde_json::from_slice(&bytes).map(Self).map_err(|e| ApiError::not_understood(&e))
     }
 }

@@ -1,18 +1,19 @@
 //! What is on the wire, in the cloud API's form.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Base, CLOUD};
+use super::{Base, CLOUD, query::Query};
 use crate::{
     flow_logs::{
         editor::Patch,
-        flow_log::{FlowLog, Parent, Properties, Stamp, State},
+        flow_log::{Parent, Properties, Stamp, State},
         join,
         request::{Progress, Request},
+        summary::{Mark, Summary},
     },
     inventory::Kind,
 };
@@ -37,7 +38,7 @@ pub(crate) struct Metadata {
     pub last_modified_by_user_id: Uuid,
     /// `BUSY`, `AVAILABLE`, `INACTIVE` (a draft) or `FAILED`.
     pub state: String,
-    /// Why it has failed.
+    /// Why it has failed, or what is not as it should be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
@@ -58,11 +59,24 @@ pub(crate) struct FlowLogResource {
     pub properties: Properties,
 }
 
-/// The body of POST and PUT.
+/// The body of POST and PUT. What a client may have got from GET is tolerated beside the properties.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct FlowLogBody {
     /// Its fields.
     pub properties: Patch,
+    #[serde(default, rename = "id")]
+    #[schema(ignore)]
+    _id: IgnoredAny,
+    #[serde(default, rename = "type")]
+    #[schema(ignore)]
+    _kind: IgnoredAny,
+    #[serde(default, rename = "href")]
+    #[schema(ignore)]
+    _href: IgnoredAny,
+    #[serde(default, rename = "metadata")]
+    #[schema(ignore)]
+    _metadata: IgnoredAny,
 }
 
 /// A page of a list.
@@ -130,44 +144,21 @@ pub struct RequestStatusMetadata {
     pub targets: Vec<Value>,
 }
 
-/// A page that is asked for; everything else in a query is tolerated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Page {
-    offset: usize,
-    limit: usize,
-}
-
-/// Items on a page, unless asked for otherwise, and at most: as the cloud API has it.
-const LIMIT_DEFAULT: usize = 1_000;
-const LIMIT_MAX: usize = 10_000;
-
-impl Page {
-    /// From a query such as `offset=10&limit=5&depth=1`.
-    #[must_use]
-    pub(crate) fn of(query: Option<&str>) -> Self {
-        let number = |wanted: &str| {
-            let pairs = query.unwrap_or_default().split('&').filter_map(|p| p.split_once('='));
-            pairs.filter(|(k, _)| *k == wanted).find_map(|(_, v)| v.parse::<usize>().ok())
-        };
-        let limit = number("limit").filter(|n| (1..=LIMIT_MAX).contains(n)).unwrap_or(LIMIT_DEFAULT);
-        Self { offset: number("offset").unwrap_or(0), limit }
-    }
-}
-
 impl Collection {
-    /// A page of `items`, which are all there are, at a path below the base.
+    /// What a query wants of `items`, which are all there are, at a path below the base.
     #[must_use]
-    pub(crate) fn of(base: &Base, path: &str, items: Vec<Value>, page: Page) -> Self {
-        let Page { offset, limit } = page;
+    pub(crate) fn of(base: &Base, path: &str, items: Vec<Value>, query: &Query) -> Self {
+        let Query { offset, limit, .. } = *query;
+        let items = query.chosen(items);
         let href = format!("{}{CLOUD}/{path}", base.0);
-        let link = |offset: usize| format!("{href}?offset={offset}&limit={limit}");
+        let link = |offset: usize| format!("{href}?{}", query.page(offset));
         let more = items.len() > offset.saturating_add(limit);
         let links = Links {
             prev: (offset > 0).then(|| link(offset.saturating_sub(limit))),
             this: link(offset),
             next: more.then(|| link(offset + limit)),
         };
-        let items = items.into_iter().skip(offset).take(limit).collect();
+        let items = items.into_iter().skip(offset).take(limit).map(|item| query.deep(item)).collect();
         Self { id: path.to_owned(), kind: "collection", href, items, offset, limit, links }
     }
 }
@@ -221,24 +212,27 @@ pub(crate) fn available(id: Uuid) -> Metadata {
 }
 
 impl FlowLogResource {
-    /// On the wire; `busy` if something is being done to it.
+    /// On the wire; `busy` if something is being done to it. One that is active and cannot do its work has failed, and whatever is
+    /// not as it should be is said.
     #[must_use]
-    pub(crate) fn of(base: &Base, flow_log: &FlowLog, busy: bool) -> Self {
-        let state = match flow_log.state {
-            _ if busy => "BUSY",
-            State::Provisioning | State::Deleting => "BUSY",
-            State::Active => "AVAILABLE",
-            State::Draft | State::Validated if flow_log.problems.is_empty() => "INACTIVE",
-            State::Draft | State::Validated => "FAILED",
+    pub(crate) fn of(base: &Base, summary: &Summary, busy: bool) -> Self {
+        let flow_log = &summary.flow_log;
+        let (state, message) = match flow_log.state {
+            _ if busy => ("BUSY", None),
+            State::Provisioning | State::Deleting => ("BUSY", None),
+            State::Active => {
+                let state = if summary.mark == Mark::Red { "FAILED" } else { "AVAILABLE" };
+                (state, Some(summary.why.join("; ")).filter(|why| !why.is_empty()))
+            }
+            State::Draft | State::Validated if flow_log.problems.is_empty() => ("INACTIVE", None),
+            State::Draft | State::Validated => ("FAILED", Some(join(&flow_log.problems))),
         };
-        let etag = format!("{}{:08x}", flow_log.id.0.simple(), flow_log.version);
-        let mut metadata = metadata(&flow_log.created, &flow_log.modified, etag, state);
-        metadata.message = (state == "FAILED").then(|| join(&flow_log.problems));
+        let metadata = metadata(&flow_log.created, &flow_log.modified, flow_log.etag(), state);
         Self {
             id: flow_log.id.0,
             kind: "flow-log",
             href: format!("{}{CLOUD}/{}/flowlogs/{}", base.0, parent_path(&flow_log.parent), flow_log.id),
-            metadata,
+            metadata: Metadata { message, ..metadata },
             properties: flow_log.properties.clone(),
         }
     }
@@ -246,7 +240,7 @@ impl FlowLogResource {
 
 impl RequestStatus {
     #[must_use]
-    pub(crate) fn of(base: &Base, request: &Request) -> Self {
+    pub(crate) fn of(base: &Base, request: &Request, message: String) -> Self {
         let target = |id: &flowlog_model::FlowLogId| serde_json::json!({"target": {"id": id, "type": "flow-log"}});
         Self {
             id: format!("{}/status", request.id),
@@ -254,7 +248,7 @@ impl RequestStatus {
             href: format!("{}{CLOUD}/requests/{}/status", base.0, request.id),
             metadata: RequestStatusMetadata {
                 status: request.progress,
-                message: request.message.clone(),
+                message,
                 etag: format!("{}{:?}", request.id.simple(), request.progress),
                 targets: request.work.flow_logs().iter().map(target).collect(),
             },
@@ -267,20 +261,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_are_cut_and_linked_and_odd_queries_are_tolerated() {
+    fn pages_are_cut_and_linked() {
         let base = Base("http://h".to_owned());
-        let items = || (0..5).map(Value::from).collect::<Vec<_>>();
-        let page = Page::of(Some("pretty=true&depth=3&offset=2&limit=2&filter.name=x&order-by=name"));
-        let middle = Collection::of(&base, "requests", items(), page);
+        let items = || (0..5).map(|n| serde_json::json!({"id": n})).collect::<Vec<_>>();
+        let query = |text: &str| Query::of(&format!("/r?{text}").parse().expect("a URI")).expect("good");
+        let middle = Collection::of(&base, "requests", items(), &query("pretty=true&depth=3&offset=2&limit=2"));
         assert_eq!((middle.items.len(), middle.offset, middle.limit), (2, 2, 2));
-        assert_eq!(middle.links.prev.as_deref(), Some("http://h/cloudapi/v6/requests?offset=0&limit=2"));
-        assert_eq!(middle.links.next.as_deref(), Some("http://h/cloudapi/v6/requests?offset=4&limit=2"));
-        for odd in [None, Some(""), Some("limit=0&offset=-1"), Some("limit=x"), Some("&&=&limit=99999999999999999999")]
-        {
-            let all = Collection::of(&base, "requests", items(), Page::of(odd));
-            assert_eq!((all.items.len(), all.limit), (5, LIMIT_DEFAULT), "{odd:?}");
-            assert!(all.links.prev.is_none() && all.links.next.is_none());
-        }
-        assert!(Collection::of(&base, "r", items(), Page::of(Some("offset=18446744073709551615"))).items.is_empty());
+        let link = |offset: usize| format!("http://h/cloudapi/v6/requests?offset={offset}&limit=2&pretty=true&depth=3");
+        assert_eq!((middle.links.prev, middle.links.next), (Some(link(0)), Some(link(4))));
+        let all = Collection::of(&base, "requests", items(), &query(""));
+        assert!(all.items.len() == 5 && all.links.prev.is_none() && all.links.next.is_none());
+        let none = Collection::of(&base, "r", items(), &query("offset=18446744073709551615"));
+        assert!(none.items.is_empty());
     }
 }

@@ -59,7 +59,7 @@ fn id(place: &Place) -> Result<FlowLogId, ApiError> {
 }
 
 fn accepted(base: &Base, request: &Request) -> Response {
-    (StatusCode::ACCEPTED, Json(RequestStatus::of(base, request))).into_response()
+    (StatusCode::ACCEPTED, Json(RequestStatus::of(base, request, request.message.clone()))).into_response()
 }
 
 /// GET of all flow logs.
@@ -90,22 +90,19 @@ pub(crate) async fn validate(RequestContext { app, caller, place, .. }: RequestC
 
 /// PATCH.
 pub(crate) async fn change(
-    RequestContext { app, caller, place, .. }: RequestContext,
+    RequestContext { app, caller, place, expected, .. }: RequestContext,
     Body(patch): Body<Patch>,
 ) -> Answer<Summary> {
-    if patch == Patch::default() {
-        let words = "[(root)] names no field that can be changed; there are `name`, `direction`, `action` and `bucket`";
-        return Err(ApiError::invalid(vec![words.to_owned()]));
-    }
-    let (changed, _) = app.control.editor.change(&caller, id(&place)?, patch, false)?;
+    patch.ensure_any()?;
+    let (changed, _) = app.control.editor.change(&caller, id(&place)?, patch, false, &expected)?;
     Ok(Json(app.control.reader.summary(changed)))
 }
 
 /// DELETE.
 pub(crate) async fn delete(
-    RequestContext { app, caller, place, base, .. }: RequestContext,
+    RequestContext { app, caller, place, base, expected, .. }: RequestContext,
 ) -> Result<Response, ApiError> {
-    Ok(accepted(&base, &app.control.editor.delete(&caller, id(&place)?)?))
+    Ok(accepted(&base, &app.control.editor.delete(&caller, id(&place)?, &expected)?))
 }
 
 /// POST: activate drafts.
@@ -124,7 +121,8 @@ pub(crate) async fn provision(
 /// GET of a request: answers when it is over, or after a while.
 pub(crate) async fn finished(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<RequestStatus> {
     let FlowLogId(id) = id(&place)?;
-    Ok(Json(RequestStatus::of(&base, &app.control.reader.finished(&caller, id).await?)))
+    let request = app.control.reader.finished(&caller, id).await?;
+    Ok(Json(RequestStatus::of(&base, &request, app.control.reader.message(&request))))
 }
 
 /// GET of the inventory, as far as a caller sees it.

@@ -4,13 +4,14 @@ use axum::Json;
 use serde_json::{Value, json};
 
 use super::{
-    Answer, Base, CLOUD, RequestContext,
+    Answer, App, Base, CLOUD, RequestContext,
     error::ApiError,
     model::{Collection, RequestStatus, date},
 };
 use crate::flow_logs::request::Request;
 
-fn on_wire(base: &Base, request: &Request) -> Value {
+fn on_wire(app: &App, base: &Base, request: &Request) -> Value {
+    let message = app.control.reader.message(request);
     json!({
         "id": request.id,
         "type": "request",
@@ -19,25 +20,26 @@ fn on_wire(base: &Base, request: &Request) -> Value {
             "createdDate": date(request.asked.at_secs),
             "createdBy": request.asked.by,
             "etag": request.id.simple().to_string(),
-            "requestStatus": RequestStatus::of(base, request),
+            "requestStatus": RequestStatus::of(base, request, message),
         },
         "properties": {"method": "", "headers": {}, "body": "", "url": ""},
     })
 }
 
 /// GET of the list, the newest first.
-pub(crate) async fn list(RequestContext { app, caller, base, page, .. }: RequestContext) -> Answer<Collection> {
-    let items = app.control.reader.requests(&caller).iter().map(|r| on_wire(&base, r)).collect();
-    Ok(Json(Collection::of(&base, "requests", items, page)))
+pub(crate) async fn list(RequestContext { app, caller, base, query, .. }: RequestContext) -> Answer<Collection> {
+    let items = app.control.reader.requests(&caller).iter().map(|r| on_wire(&app, &base, r)).collect();
+    Ok(Json(Collection::of(&base, "requests", items, &query)))
 }
 
 pub(crate) async fn show(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<Value> {
     let id = place.item.ok_or_else(|| ApiError::not_found("path"))?;
-    Ok(Json(on_wire(&base, &app.control.reader.request(&caller, id)?)))
+    Ok(Json(on_wire(&app, &base, &app.control.reader.request(&caller, id)?)))
 }
 
 /// GET of the status.
 pub(crate) async fn status(RequestContext { app, caller, place, base, .. }: RequestContext) -> Answer<RequestStatus> {
     let id = place.item.ok_or_else(|| ApiError::not_found("path"))?;
-    Ok(Json(RequestStatus::of(&base, &app.control.reader.request(&caller, id)?)))
+    let request = app.control.reader.request(&caller, id)?;
+    Ok(Json(RequestStatus::of(&base, &request, app.control.reader.message(&request))))
 }

@@ -1,7 +1,6 @@
 //! Sockets, TLS, and limits on connections and time: whoever is slow or many is cut, and nobody else notices.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
@@ -11,12 +10,12 @@ use std::{
 };
 
 use axum::{Router, body::Body};
+use flowlog_host::clock;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -27,8 +26,13 @@ use tokio_rustls::{
 };
 use tower::ServiceExt as _;
 
-use super::{App, Peer, auth::Limits, routes};
-use crate::flow_logs::Control;
+use super::{
+    App, Peer,
+    auth::Limits,
+    room::{Owner, Place, Room},
+    routes,
+};
+use crate::flow_logs::{Control, principals::is_operator};
 
 /// Where the API is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +42,7 @@ pub struct ApiOptions {
     pub listen: Option<SocketAddr>,
     /// Certificate and key in PEM form.
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// URL under which clients reach the API; without it links begin with the `Host` that the client sent.
+    /// URL under which clients reach the API; without it links begin with the address they have reached.
     pub public_url: Option<String>,
 }
 
@@ -50,10 +54,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest life of a connection: whoever takes answers byte by byte is cut then.
 const CONNECTION_MAX: Duration = Duration::from_mins(5);
-/// Connections at the same time on each listener; more wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 256;
-/// Of these, from one address or one user of the node; more are closed at once, so that nobody takes all the places.
-const CONNECTIONS_EACH_MAX: usize = 64;
 /// Largest head of a request.
 const HEAD_BYTES_MAX: usize = 32 << 10;
 /// Pause after a connection could not be accepted: there are no descriptors left.
@@ -148,62 +148,15 @@ impl Listening {
     }
 }
 
-/// The places of a listener.
-struct Room<K> {
-    all: Arc<Semaphore>,
-    each: Arc<Mutex<BTreeMap<K, usize>>>,
-}
-
-/// A place that is taken; free again when dropped.
-struct Place<K: Ord> {
-    _one: OwnedSemaphorePermit,
-    each: Arc<Mutex<BTreeMap<K, usize>>>,
-    key: K,
-}
-
-impl<K: Ord + Copy> Room<K> {
-    fn new() -> Self {
-        Self { all: Arc::new(Semaphore::new(CONNECTIONS_MAX)), each: Arc::default() }
-    }
-
-    /// Waits until there is a place for somebody.
-    async fn free(&self) -> Option<OwnedSemaphorePermit> {
-        self.all.clone().acquire_owned().await.ok()
-    }
-
-    /// Takes it, unless `key` has its share already.
-    fn take(&self, one: OwnedSemaphorePermit, key: K) -> Option<Place<K>> {
-        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = each.entry(key).or_default();
-        if *taken >= CONNECTIONS_EACH_MAX {
-            return None;
-        }
-        *taken += 1;
-        Some(Place { _one: one, each: self.each.clone(), key })
-    }
-}
-
-impl<K: Ord> Drop for Place<K> {
-    fn drop(&mut self) {
-        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(taken) = each.get_mut(&self.key) {
-            *taken -= 1;
-            if *taken == 0 {
-                each.remove(&self.key);
-            }
-        }
-    }
-}
-
 async fn serve_unix(listener: UnixListener, router: Router) {
-    let room = Room::new();
+    let room = Room::default();
     loop {
-        let Some(one) = room.free().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 // A peer without credentials is nobody.
                 let uid = stream.peer_cred().map_or(u32::MAX, |c| c.uid());
-                if let Some(place) = room.take(one, uid) {
+                let owner = if is_operator(uid) { Owner::Operator } else { Owner::User(uid) };
+                if let Some(place) = room.take(owner, clock::now().mono) {
                     tokio::spawn(connection(stream, router.clone(), Peer::Unix { uid }, place));
                 }
             }
@@ -213,9 +166,8 @@ async fn serve_unix(listener: UnixListener, router: Router) {
 }
 
 async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Router) {
-    let room = Room::new();
+    let room = Room::default();
     loop {
-        let Some(one) = room.free().await else { return };
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -225,14 +177,23 @@ async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Rout
         };
         let router = router.clone();
         let address = from.ip();
-        let Some(place) = room.take(one, address) else { continue };
+        // Somebody who has gone already has reached nothing.
+        let Ok(local) = stream.local_addr() else { continue };
+        let Some(place) = room.take(Owner::at(address), clock::now().mono) else { continue };
         match &tls {
-            None => drop(tokio::spawn(connection(stream, router, Peer::Tcp { address, tls: false }, place))),
+            None => drop(tokio::spawn(connection(stream, router, Peer::Tcp { address, local, tls: false }, place))),
             Some(certificate) => {
                 let acceptor = TlsAcceptor::from(certificate.current());
                 tokio::spawn(async move {
-                    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-                        Ok(Ok(stream)) => connection(stream, router, Peer::Tcp { address, tls: true }, place).await,
+                    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+                    let shaken = tokio::select! {
+                        shaken = handshake => shaken,
+                        () = place.needed() => return,
+                    };
+                    match shaken {
+                        Ok(Ok(stream)) => {
+                            connection(stream, router, Peer::Tcp { address, local, tls: true }, place).await;
+                        }
                         Ok(Err(error)) => tracing::debug!(%address, %error, "no TLS"),
                         Err(_) => tracing::debug!(%address, "no TLS in time"),
                     }
@@ -247,22 +208,36 @@ async fn refused(error: &io::Error) {
     tokio::time::sleep(ACCEPT_RETRY).await;
 }
 
-/// Serves one connection; its place is free again afterwards.
-async fn connection<S, K: Ord>(stream: S, router: Router, peer: Peer, _place: Place<K>)
+/// Serves one connection, until somebody needs its place more; the place is free again afterwards.
+async fn connection<S>(stream: S, router: Router, peer: Peer, place: Place)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let place = Arc::new(place);
+    let held = place.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer.clone());
-        router.clone().oneshot(request)
+        request.extensions_mut().insert(held.clone());
+        let router = router.clone();
+        let held = held.clone();
+        async move {
+            held.set_busy(true);
+            let answer = router.oneshot(request).await;
+            held.set_busy(false);
+            answer
+        }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
-    match tokio::time::timeout(CONNECTION_MAX, http.serve_connection(TokioIo::new(stream), service)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a connection ended"),
-        Err(_) => tracing::debug!("a connection was cut after its time"),
+    let serving = tokio::time::timeout(CONNECTION_MAX, http.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        served = serving => match served {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a connection ended"),
+            Err(_) => tracing::debug!("a connection was cut after its time"),
+        },
+        () = place.needed() => tracing::debug!("a connection was cut: somebody with fewer needs the place"),
     }
 }
 

@@ -40,7 +40,21 @@ pub fn captures(flow_logs: &BTreeMap<FlowLogId, FlowLog>, inventory: &Inventory)
     capturing.into_iter().flat_map(|f| captures_of(f, inventory)).collect()
 }
 
-fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<CaptureSpec> {
+/// The same if `new` were activated, one after the other. What has a green light goes before them: its place is promised.
+#[must_use]
+pub(crate) fn captures_with(
+    flow_logs: &BTreeMap<FlowLogId, FlowLog>,
+    inventory: &Inventory,
+    new: &[&FlowLog],
+) -> Vec<CaptureSpec> {
+    let is_new = |f: &FlowLog| new.iter().any(|n| n.id == f.id);
+    let promised = flow_logs.values().filter(|f| f.state == State::Validated && f.holds_its_parent() && !is_new(f));
+    let more = promised.chain(new.iter().copied()).flat_map(|f| captures_of(f, inventory));
+    captures(flow_logs, inventory).into_iter().chain(more).collect()
+}
+
+/// The captures of one.
+pub(super) fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<CaptureSpec> {
     // It has passed its checks, or it would not capture; a new name was checked when it was given. So this does not fail.
     let Ok(checked) = flow_log.properties.check() else { return Vec::new() };
     let settings = &flow_log.settings;
@@ -64,6 +78,7 @@ fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<CaptureSpec> {
         side,
         wait: true,
         rule: rule.clone(),
+        called: Some(checked.name.as_str().to_owned()),
     };
     interfaces.into_iter().map(capture).collect()
 }

@@ -1,10 +1,13 @@
 //! What callers can wish for. Each is checked as far as that goes at once, and written down in one transaction; what takes
 //! time becomes a [`Request`], which the worker carries out.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use flowlog_model::{FlowLogId, rule::InvalidField};
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, MapAccess, Visitor},
+};
 use tokio::sync::Notify;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -13,6 +16,7 @@ use super::{
     Refused,
     access::{Caller, Operation},
     allowed,
+    expected::Expected,
     flow_log::{FlowLog, Parent, Properties, Settings, Stamp, State},
     reader::visible,
     request::{Progress, Request, Work},
@@ -30,18 +34,58 @@ const WAITING_PER_CONTRACT_MAX: usize = 1_000;
 const REQUESTS_KEPT_MAX: usize = 5_000;
 
 /// Some fields of a flow log: those that somebody says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = FlowLogProperties)]
 pub struct Patch {
     /// Name; begins every object key after the prefix.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// `INGRESS`, `EGRESS` or `BIDIRECTIONAL`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub direction: Option<String>,
     /// `ACCEPTED`, `REJECTED` or `ALL`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
     /// `bucket[/prefix]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Patch {
+    /// Strictly: a field that is not known, said twice, or `null` is a mistake, and so is a list. What serde derives would take a
+    /// list for the fields in their order, and `null` for a field that is not said.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Said)
+    }
+}
+
+/// Reads a [`Patch`].
+struct Said;
+
+impl<'de> Visitor<'de> for Said {
+    type Value = Patch;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with any of `name`, `direction`, `action` and `bucket`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Patch, A::Error> {
+        const FIELDS: [&str; 4] = ["name", "direction", "action", "bucket"];
+        let mut said = Patch::default();
+        while let Some(field) = map.next_key::<String>()? {
+            let value = match field.as_str() {
+                "name" => &mut said.name,
+                "direction" => &mut said.direction,
+                "action" => &mut said.action,
+                "bucket" => &mut said.bucket,
+                other => return Err(de::Error::unknown_field(other, &FIELDS)),
+            };
+            if value.replace(map.next_value()?).is_some() {
+                return Err(de::Error::custom(format!("`{field}` is said twice")));
+            }
+        }
+        Ok(said)
+    }
 }
 
 impl From<Properties> for Patch {
@@ -117,10 +161,13 @@ impl Editor {
         let mut store = self.store.lock();
         let flow_log = self.new_flow_log(&store, caller, resource, properties)?;
         flow_log.properties.check().map_err(Refused::Invalid)?;
-        if let Some(other) = store.flow_logs().values().find(|f| f.parent.id == resource.id) {
+        if let Some(other) = store.flow_logs().values().find(|f| f.parent.id == resource.id && f.holds_its_parent()) {
             return Err(Refused::Conflict(format!(
                 "{} {} has the flow log `{}` ({}) already, and takes one; delete that first",
-                resource.kind, resource.id, other.properties.name, other.id
+                resource.kind,
+                resource.id,
+                other.shown_name(),
+                other.id
             )));
         }
         let request = new_request(&store, caller, &flow_log.contract, Work::Provision(vec![flow_log.id]))?;
@@ -167,16 +214,18 @@ impl Editor {
     }
 
     /// Changes fields: all of a draft, the name of an active flow log. With `activate`, one that is not active yet is
-    /// activated after it.
+    /// activated after it. What changes nothing leaves no trace.
     ///
     /// # Errors
-    /// If the caller may not, a field is wrong or cannot be changed any more, or something is being done to it.
+    /// If the caller may not, a field is wrong or cannot be changed any more, it is another version than `expected`, or something is
+    /// being done to it.
     pub(crate) fn change(
         &self,
         caller: &Caller,
         id: FlowLogId,
         patch: Patch,
         activate: bool,
+        expected: &Expected,
     ) -> Result<(FlowLog, Request), Refused> {
         let mut store = self.store.lock();
         let old = visible(&store, caller, id)?.clone();
@@ -186,6 +235,7 @@ impl Editor {
         let operation = if only_name && !activate { Operation::Rename } else { Operation::Change };
         let operation = if only_name && active { Operation::Rename } else { operation };
         allowed(caller, operation, &old.contract, &format!("flow log {id}"))?;
+        expected.holds(&old)?;
         if store.is_busy(id) || matches!(old.state, State::Provisioning | State::Deleting) {
             return Err(Refused::Conflict(format!("flow log {id} is being changed; try again when that is done")));
         }
@@ -196,22 +246,29 @@ impl Editor {
         if let Some(problems) = problems.filter(|p| !p.is_empty()) {
             return Err(Refused::Invalid(problems));
         }
-        let mut new = old.clone();
-        new.properties = properties;
-        touch(&mut new, caller);
-        if !active {
-            new.state = State::Draft;
-            new.problems.clear();
-        }
-        let what = if only_name {
-            format!("renamed from `{}` to `{}`", old.properties.name.escape_debug(), new.properties.name.escape_debug())
-        } else {
-            "draft changed".to_owned()
+        let name = &properties.name;
+        let tries = activate && !active;
+        let what = match (properties != old.properties, only_name, tries) {
+            (true, true, _) => Some(format!("renamed from `{}` to `{}`", old.shown_name(), name.escape_debug())),
+            (true, false, _) => Some("draft changed".to_owned()),
+            (false, _, true) => Some("provisioning asked for".to_owned()),
+            (false, _, false) => None,
         };
-        let work = if activate && !active { Work::Provision(vec![id]) } else { Work::Changed(id) };
-        let request = new_request(&store, caller, &new.contract, work)?;
-        let mut changes = vec![Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, &what)];
-        changes.extend(request_changes(&store, &request));
+        let request = {
+            let work = if tries { Work::Provision(vec![id]) } else { Work::Changed(id) };
+            new_request(&store, caller, &old.contract, work)?
+        };
+        let mut changes = request_changes(&store, &request);
+        let mut new = old;
+        if let Some(what) = what {
+            new.properties = properties;
+            touch(&mut new, caller);
+            if !active {
+                new.state = State::Draft;
+                new.problems.clear();
+            }
+            changes.extend([Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, &what)]);
+        }
         store.commit(changes)?;
         self.work.notify_one();
         Ok((new, request))
@@ -235,6 +292,7 @@ impl Editor {
         if let Some(contract) = contract.or(caller.contract()).filter(|_| ids.is_empty()) {
             let pending = |f: &&FlowLog| f.contract == *contract && matches!(f.state, State::Draft | State::Validated);
             flow_logs.extend(store.flow_logs().values().filter(pending).cloned());
+            flow_logs.sort_by_key(|f| (f.created.at_secs, f.id));
         }
         let Some(contract) = flow_logs.first().map(|f| f.contract.clone()) else {
             return Err(Refused::Conflict("there are no drafts to provision".to_owned()));
@@ -263,13 +321,13 @@ impl Editor {
     /// Ends a flow log: its capture is ended and flushed, what has been delivered stays.
     ///
     /// # Errors
-    /// If the caller may not.
-    pub(crate) fn delete(&self, caller: &Caller, id: FlowLogId) -> Result<Request, Refused> {
+    /// If the caller may not, or it is another version than `expected`.
+    pub(crate) fn delete(&self, caller: &Caller, id: FlowLogId, expected: &Expected) -> Result<Request, Refused> {
         let mut store = self.store.lock();
         let flow_log = visible(&store, caller, id)?.clone();
         allowed(caller, Operation::Delete, &flow_log.contract, &format!("flow log {id}"))?;
-        let deleting = |r: &&Request| !r.progress.is_over() && r.work == Work::Delete(id);
-        if let Some(request) = store.requests().values().find(deleting) {
+        expected.holds(&flow_log)?;
+        if let Some(request) = store.open_requests().find(|r| r.work == Work::Delete(id)) {
             return Ok(request.clone());
         }
         let request = new_request(&store, caller, &flow_log.contract, Work::Delete(id))?;
@@ -307,7 +365,7 @@ pub(super) fn audit(by: &Stamp, flow_log: &FlowLog, what: &str) -> Change {
 }
 
 fn new_request(store: &FlowLogStore, caller: &Caller, contract: &Contract, work: Work) -> Result<Request, Refused> {
-    let waiting = store.requests().values().filter(|r| r.contract == *contract && !r.progress.is_over()).count();
+    let waiting = store.open_requests().filter(|r| r.contract == *contract).count();
     if waiting >= WAITING_PER_CONTRACT_MAX {
         return Err(Refused::TooMany(format!("{waiting} requests of contract {contract} are waiting already")));
     }
@@ -319,6 +377,7 @@ fn new_request(store: &FlowLogStore, caller: &Caller, contract: &Contract, work:
         progress: if changed { Progress::Done } else { Progress::Queued },
         message: if changed { "Request has been successfully executed".to_owned() } else { String::new() },
         asked: stamp(caller),
+        ended: Vec::new(),
         number: store.requests().values().map(|r| r.number + 1).max().unwrap_or(0),
     })
 }

@@ -6,15 +6,18 @@
 //!   |__ changed     undone
 //! ```
 
+use std::collections::BTreeMap;
+
 use flowlog_model::{
     FlowLogId, HookKind,
     rule::{Action, Directions, InvalidField, Name, bucket_and_prefix},
+    status::CaptureState,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::inventory::{Contract, Interface, Kind};
+use crate::inventory::{Contract, Interface, Inventory, Kind};
 
 /// Longest field that a draft keeps, right or wrong.
 const FIELD_BYTES_MAX: usize = 1_024;
@@ -197,6 +200,43 @@ pub struct FlowLog {
     pub version: u64,
     pub created: Stamp,
     pub modified: Stamp,
+}
+
+impl FlowLog {
+    /// Its name, fit for a sentence.
+    pub(crate) fn shown_name(&self) -> impl std::fmt::Display {
+        self.properties.name.escape_debug()
+    }
+
+    /// Names what it is now: another one whenever it changes.
+    #[must_use]
+    pub(crate) fn etag(&self) -> String {
+        format!("{}{:08x}", self.id.0.simple(), self.version)
+    }
+
+    /// Whether the inventory has what it is attached to. One of the same id and another contract is not its parent.
+    #[must_use]
+    pub(crate) fn has_its_parent(&self, inventory: &Inventory) -> bool {
+        let known = inventory.resources.get(&self.parent.id);
+        known.is_some_and(|r| r.kind == self.parent.kind && r.contract == self.contract)
+    }
+
+    /// Whether it has the one place of its parent, or a claim to it. One that has failed has none.
+    #[must_use]
+    pub(crate) fn holds_its_parent(&self) -> bool {
+        self.state.captures() || self.state == State::Deleting || self.problems.is_empty()
+    }
+
+    /// The first of its interfaces that cannot be captured, and why not. One that is not there yet is no trouble: it is waited for.
+    #[must_use]
+    pub(crate) fn trouble(&self, states: &BTreeMap<String, CaptureState>) -> Option<InvalidField> {
+        self.interfaces.iter().find_map(|i| match states.get(&i.id) {
+            Some(CaptureState::Trouble { why }) => {
+                Some(InvalidField::new("interface", i.selector.to_string(), why.clone()))
+            }
+            _ => None,
+        })
+    }
 }
 
 #[cfg(test)]

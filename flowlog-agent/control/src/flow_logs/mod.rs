@@ -6,7 +6,7 @@
 //! * [`store`]: keeping them, transactionally; `shares`: what is forgotten first;
 //! * [`captures`]: what the kernel is to do, as a function of the store and the inventory;
 //! * [`reader`]: what callers see;
-//! * [`editor`]: what callers can wish for; all of it is quick;
+//! * [`editor`]: what callers can wish for; all of it is quick; [`expected`]: and of which version;
 //! * [`validator`]: the checks behind the green light;
 //! * [`summary`]: what a person wants to know about one;
 //! * [`worker`]: carries requests out, and goes on with them after a restart.
@@ -18,6 +18,7 @@
 pub(crate) mod access;
 pub mod captures;
 pub mod editor;
+pub(crate) mod expected;
 pub mod flow_log;
 pub mod principals;
 pub(crate) mod reader;
@@ -52,6 +53,8 @@ use crate::inventory::{Contract, load::Loaded};
 /// An order to the agent: capture this, and nothing else.
 pub struct CaptureOrder {
     pub captures: Vec<CaptureSpec>,
+    /// It is not to be carried out: only how that would go is to be said.
+    pub is_trial: bool,
     /// Where to answer when it has been carried out.
     pub done: Answer,
 }
@@ -94,6 +97,9 @@ pub(crate) enum Refused {
     /// It conflicts with the state that things are in.
     #[error("{0}")]
     Conflict(String),
+    /// It is not what the caller has seen any more.
+    #[error("{0}")]
+    Stale(String),
     /// A limit is reached.
     #[error("{0}")]
     TooMany(String),
@@ -141,7 +147,8 @@ pub fn control_plane(parts: Parts) -> (Control, Worker) {
     let Parts { store, inventory, principals, buckets, settings, places_max, orders, status } = parts;
     let store = SharedStore::new(store);
     let work = Arc::new(Notify::new());
-    let validator = Arc::new(Validator::new(store.clone(), inventory.clone(), buckets, places_max));
+    let validator = Validator::new(store.clone(), inventory.clone(), buckets, orders.clone(), places_max);
+    let validator = Arc::new(validator);
     let worker =
         Worker::new(store.clone(), inventory.clone(), principals.clone(), validator.clone(), orders, work.clone());
     let editor = Editor::new(store.clone(), settings, work);

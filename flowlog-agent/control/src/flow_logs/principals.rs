@@ -62,6 +62,12 @@ struct Raw {
     uids: Vec<u32>,
 }
 
+/// Whether a user of this node is its operator.
+#[must_use]
+pub(crate) fn is_operator(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
+
 /// Everybody who is known, and how they prove it.
 #[derive(Debug, Default)]
 pub struct Principals {
@@ -132,7 +138,7 @@ impl Principals {
     /// The caller behind a process on the node's own socket, by its user (peer credentials: `SO_PEERCRED`, unix(7)).
     #[must_use]
     pub(crate) fn by_uid(&self, uid: u32) -> Option<Caller> {
-        if uid == 0 || uid == rustix::process::geteuid().as_raw() {
+        if is_operator(uid) {
             return Some(Caller::Operator);
         }
         self.uids.get(&uid).cloned().map(Caller::Principal)

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     Refused,
-    access::{Access, Caller, Operation},
+    access::{Caller, Operation},
     allowed,
     flow_log::FlowLog,
     principals::Principals,
@@ -17,7 +17,7 @@ use super::{
     store::{AuditEntry, FlowLogStore, SharedStore},
     summary::Summary,
 };
-use crate::inventory::{Contract, Resource, load::Loaded};
+use crate::inventory::{Resource, load::Loaded};
 
 /// How long somebody may wait for a request with one question.
 pub(crate) const LONG_POLL: Duration = Duration::from_secs(20);
@@ -55,7 +55,14 @@ impl Reader {
     /// Sums a flow log up.
     #[must_use]
     pub(crate) fn summary(&self, flow_log: FlowLog) -> Summary {
-        Summary::of(flow_log, &self.status.borrow(), clock::now().wall.secs())
+        let is_there = flow_log.has_its_parent(&self.inventory.borrow().inventory);
+        Summary::of(flow_log, &self.status.borrow(), is_there, clock::now().wall.secs())
+    }
+
+    /// What there is to say about a request now.
+    #[must_use]
+    pub(crate) fn message(&self, request: &Request) -> String {
+        request.message(&self.status.borrow())
     }
 
     /// A resource that a caller sees.
@@ -129,11 +136,11 @@ impl Reader {
     /// # Errors
     /// [`Refused::Forbidden`].
     pub(crate) fn audit(&self, caller: &Caller, most: usize) -> Result<Vec<AuditEntry>, Refused> {
-        if let Some(contract) = caller.contract() {
+        let contract = caller.contract();
+        if let Some(contract) = contract {
             allowed(caller, Operation::Audit, contract, "the audit log")?;
         }
-        let may = |contract: &Contract| caller.may(Operation::Audit, contract) == Access::Granted;
-        Ok(self.store.lock().audit(most, |entry| may(&entry.contract))?)
+        Ok(self.store.lock().audit(most, contract)?)
     }
 }
 

@@ -17,6 +17,11 @@ impl Shares {
         self.total
     }
 
+    /// Numbers of what is remembered of a contract, the newest first.
+    pub(super) fn newest(&self, contract: &Contract) -> impl Iterator<Item = u64> {
+        self.by_contract.get(contract).into_iter().flat_map(|numbers| numbers.iter().rev().copied())
+    }
+
     /// One more, with a higher number than all of its contract.
     pub(super) fn push(&mut self, contract: &Contract, number: u64) {
         self.by_contract.entry(contract.clone()).or_default().push_back(number);

@@ -4,7 +4,7 @@
 //! The file is `rules.redb` in the state directory. Values are JSON, so that a later version can read an earlier one's.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::OpenOptions,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -93,6 +93,8 @@ pub struct FlowLogStore {
     db: Database,
     flow_logs: BTreeMap<FlowLogId, FlowLog>,
     requests: BTreeMap<Uuid, Request>,
+    /// Those that are not over: few of many.
+    open: BTreeSet<Uuid>,
     audit_next: u64,
     /// Entries of the audit log.
     audit: Shares,
@@ -141,6 +143,7 @@ impl FlowLogStore {
             db,
             flow_logs: BTreeMap::new(),
             requests: BTreeMap::new(),
+            open: BTreeSet::new(),
             audit_next: 0,
             audit: Shares::default(),
             changed: watch::Sender::default(),
@@ -150,6 +153,7 @@ impl FlowLogStore {
             return Err(RulesError::Format { path: store.path, found });
         }
         (store.flow_logs, store.requests) = store.tried(Self::read)?;
+        store.open = store.requests.values().filter(|r| !r.progress.is_over()).map(|r| r.id).collect();
         (store.audit, store.audit_next) = store.tried(Self::read_audit)?;
         Ok(store)
     }
@@ -220,7 +224,12 @@ impl FlowLogStore {
     /// Whether a flow log has a request that is not over.
     #[must_use]
     pub(crate) fn is_busy(&self, id: FlowLogId) -> bool {
-        self.requests.values().any(|r| !r.progress.is_over() && r.work.flow_logs().contains(&id))
+        self.open_requests().any(|r| r.work.flow_logs().contains(&id))
+    }
+
+    /// Requests that are not over.
+    pub(crate) fn open_requests(&self) -> impl Iterator<Item = &Request> {
+        self.open.iter().filter_map(|id| self.requests.get(id))
     }
 
     /// Tells when something has changed.
@@ -247,8 +256,18 @@ impl FlowLogStore {
             match change {
                 Change::Put(f) => drop(self.flow_logs.insert(f.id, *f)),
                 Change::Remove(id) => drop(self.flow_logs.remove(&id)),
-                Change::Request(r) => drop(self.requests.insert(r.id, *r)),
-                Change::Forget(id) => drop(self.requests.remove(&id)),
+                Change::Request(r) => {
+                    if r.progress.is_over() {
+                        self.open.remove(&r.id);
+                    } else {
+                        self.open.insert(r.id);
+                    }
+                    self.requests.insert(r.id, *r);
+                }
+                Change::Forget(id) => {
+                    self.open.remove(&id);
+                    self.requests.remove(&id);
+                }
                 Change::Audit(entry) => {
                     let AuditEntry { stamp, contract, flow_log, what } = *entry;
                     tracing::info!(by = stamp.by, %contract, %flow_log, "{what}");
@@ -320,29 +339,21 @@ impl FlowLogStore {
         Ok(())
     }
 
-    /// The last `most` entries of the audit log that `wanted` takes, newest first.
+    /// The last `most` entries of the audit log, of one contract or of all, newest first. Those of a contract are found by their
+    /// numbers: however many there are of others, they are not read.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub(crate) fn audit(
-        &self,
-        most: usize,
-        wanted: impl Fn(&AuditEntry) -> bool,
-    ) -> Result<Vec<AuditEntry>, RulesError> {
+    pub(crate) fn audit(&self, most: usize, contract: Option<&Contract>) -> Result<Vec<AuditEntry>, RulesError> {
         self.tried(|s| {
             let txn = s.db.begin_read()?;
             let table = txn.open_table(AUDIT)?;
-            let mut entries = Vec::new();
-            for entry in table.iter()?.rev() {
-                let entry: AuditEntry = parse(entry?.1.value())?;
-                if wanted(&entry) {
-                    entries.push(entry);
-                }
-                if entries.len() >= most {
-                    break;
-                }
-            }
-            Ok(entries)
+            let Some(contract) = contract else {
+                let newest = table.iter()?.rev().take(most);
+                return newest.map(|entry| parse(entry?.1.value())).collect();
+            };
+            let found = s.audit.newest(contract).take(most).map(|number| table.get(number));
+            found.filter_map(Result::transpose).map(|entry| parse(entry?.value())).collect()
         })
     }
 }

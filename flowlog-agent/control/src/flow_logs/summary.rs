@@ -32,21 +32,25 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Sums a flow log up, as it is doing at this time.
+    /// Sums a flow log up, as it is doing at this time. `is_there`: the inventory has its parent.
     #[must_use]
-    pub(crate) fn of(flow_log: FlowLog, status: &Status, now_secs: i64) -> Self {
+    pub(crate) fn of(flow_log: FlowLog, status: &Status, is_there: bool, now_secs: i64) -> Self {
         let captures = status.rules.iter().filter(|r| r.rule_id == Some(flow_log.id)).cloned().collect();
-        summarise(flow_log, captures, now_secs)
+        summarise(flow_log, captures, is_there, now_secs)
     }
 }
 
-fn summarise(flow_log: FlowLog, captures: Vec<RuleStatus>, now_secs: i64) -> Summary {
+fn summarise(flow_log: FlowLog, captures: Vec<RuleStatus>, is_there: bool, now_secs: i64) -> Summary {
     let mut why: Vec<(Mark, String)> = flow_log.problems.iter().map(|p| (Mark::Red, p.to_string())).collect();
     match flow_log.state {
         State::Draft if why.is_empty() => why.push((Mark::Yellow, "not validated yet".to_owned())),
         State::Provisioning => why.push((Mark::Yellow, "being activated".to_owned())),
         State::Deleting => why.push((Mark::Yellow, "being ended".to_owned())),
         State::Draft | State::Validated | State::Active => {}
+    }
+    if flow_log.state.captures() && !is_there {
+        let words = format!("{} {} is not in the inventory any more", flow_log.parent.kind, flow_log.parent.id);
+        why.push((Mark::Red, words));
     }
     if flow_log.state.captures() {
         why.extend(captures.iter().flat_map(complaints));
@@ -71,15 +75,15 @@ fn complaints(c: &RuleStatus) -> Vec<(Mark, String)> {
         CaptureState::Unknown => all.push((Mark::Yellow, "not looked for yet".to_owned())),
     }
     match &c.delivery.state {
-        RouteState::Delivering => {}
+        RouteState::Idle | RouteState::Delivering => {}
         RouteState::Retrying { error, tries, .. } => all.push((Mark::Yellow, format!("{error} ({tries} tries)"))),
         RouteState::Degraded { error, tries, .. } | RouteState::Blocked { error, tries, .. } => {
             all.push((Mark::Red, format!("{error} ({tries} tries)")));
         }
     }
     if c.delivery.quarantined > 0 {
-        let words = "the store holds other bytes under a key of ours; see `quarantine` in the state directory";
-        all.push((Mark::Red, format!("{} objects put aside: {words}", c.delivery.quarantined)));
+        let words = "put aside, and will not be delivered: see `quarantine` in the state directory";
+        all.push((Mark::Yellow, format!("{} objects were {words}", c.delivery.quarantined)));
     }
     let Counts { windows_put_aside: aside, windows_without_object: without, .. } = c.counts;
     if aside > 0 {
@@ -110,7 +114,7 @@ mod tests {
         let attached = CaptureState::Attached { interface: "tap0".to_owned(), ifindex: 5, netns: None };
         let capture = |capture| RuleStatus { capture, ..RuleStatus::default() };
         let mark = |state, captures: Vec<RuleStatus>| {
-            let summary = summarise(FlowLog { state, ..sample() }, captures, 100);
+            let summary = summarise(FlowLog { state, ..sample() }, captures, true, 100);
             (summary.mark, summary.why.len())
         };
         assert_eq!(mark(State::Draft, vec![]), (Mark::Yellow, 1));
@@ -122,8 +126,10 @@ mod tests {
         degraded.delivery.state = RouteState::Degraded { since_secs: 1, tries: 3, error: "no bucket".to_owned() };
         degraded.delivery.oldest_secs = Some(40);
         assert_eq!(mark(State::Active, vec![waiting, degraded.clone()]), (Mark::Red, 2));
-        assert_eq!(summarise(sample(), vec![degraded], 100).lag_secs, 60);
+        assert_eq!(summarise(sample(), vec![degraded], true, 100).lag_secs, 60);
         let problems = vec![InvalidField::new("name", "a/b", "may not")];
-        assert_eq!(summarise(FlowLog { problems, ..sample() }, vec![], 0).mark, Mark::Red);
+        let active = FlowLog { state: State::Active, ..sample() };
+        assert_eq!(summarise(active, vec![], false, 0).mark, Mark::Red, "its NIC has left the inventory");
+        assert_eq!(summarise(FlowLog { problems, ..sample() }, vec![], true, 0).mark, Mark::Red);
     }
 }

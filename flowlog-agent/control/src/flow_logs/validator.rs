@@ -1,17 +1,17 @@
 //! The green light: everything that must hold before a flow log may capture. All problems are found at once, each with
 //! field, value and remedy.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use flowlog_model::{FlowLogId, rule::InvalidField};
-
-use tokio::sync::watch;
+use flowlog_model::{FlowLogId, rule::InvalidField, status::CaptureState};
+use futures_util::{FutureExt as _, StreamExt as _, stream};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    BucketProbe, ProbeError, Refused,
+    BucketProbe, CaptureOrder, ProbeError, Refused,
     access::{Access, Caller, Operation},
     allowed,
-    captures::{interfaces, target},
+    captures::{captures_with, interfaces, target},
     editor::{audit, touch},
     flow_log::{Checked, FlowLog, State},
     reader::visible,
@@ -20,6 +20,8 @@ use super::{
 };
 use crate::inventory::{Inventory, load::Loaded};
 
+/// Flow logs of one request that are checked at the same time: a bucket that does not answer holds its place for a while.
+const CHECKS_MAX: usize = 32;
 /// How long a bucket may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -28,6 +30,8 @@ pub struct Validator {
     store: SharedStore,
     inventory: watch::Receiver<Arc<Loaded>>,
     buckets: Arc<dyn BucketProbe>,
+    /// The way to the agent, who knows the interfaces.
+    orders: mpsc::Sender<CaptureOrder>,
     /// Interfaces that there is room for in the kernel's maps.
     places_max: usize,
 }
@@ -37,9 +41,10 @@ impl Validator {
         store: SharedStore,
         inventory: watch::Receiver<Arc<Loaded>>,
         buckets: Arc<dyn BucketProbe>,
+        orders: mpsc::Sender<CaptureOrder>,
         places_max: usize,
     ) -> Self {
-        Self { store, inventory, buckets, places_max }
+        Self { store, inventory, buckets, orders, places_max }
     }
 
     /// Checks a draft; it becomes validated if nothing is wrong, and a draft again if something is.
@@ -56,56 +61,93 @@ impl Validator {
         if !matches!(flow_log.state, State::Draft | State::Validated) {
             return Err(Refused::Conflict(format!("flow log {id} has been provisioned; it was validated for that")));
         }
-        let problems = self.problems(caller, &flow_log, std::slice::from_ref(&flow_log)).await;
+        let found = self.problems(caller, std::slice::from_ref(&flow_log)).await;
+        let problems: Vec<InvalidField> = found.into_iter().flatten().collect();
         let mut store = self.store.lock();
         // It may have changed meanwhile.
         let now = visible(&store, caller, id)?;
         if now.version != flow_log.version || store.is_busy(id) {
             return Err(Refused::Conflict(format!("flow log {id} was changed meanwhile; validate it again")));
         }
+        let old = now.clone();
         let mut new = now.clone();
         new.state = if problems.is_empty() { State::Validated } else { State::Draft };
         new.problems = problems;
+        if new == old {
+            return Ok(new);
+        }
         touch(&mut new, caller);
         let what = if new.problems.is_empty() { "validated: all checks passed" } else { "validated: not ready" };
         store.commit(vec![Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, what)])?;
         Ok(new)
     }
 
-    /// Everything that is wrong with a flow log which is to be activated together with all of `batch`.
-    pub(super) async fn problems(&self, caller: &Caller, flow_log: &FlowLog, batch: &[FlowLog]) -> Vec<InvalidField> {
+    /// Everything that is wrong with flow logs that are to be activated together, for each of them. What one of them takes, the next
+    /// one cannot have; what is wrong with one is not held against another.
+    pub(super) async fn problems(&self, caller: &Caller, batch: &[FlowLog]) -> Vec<Vec<InvalidField>> {
         let loaded = self.inventory.borrow().clone();
+        let inventory = &loaded.inventory;
+        let checks: Vec<_> = batch.iter().map(|f| self.own_problems(caller, f, inventory).boxed()).collect();
+        let mut all: Vec<Vec<InvalidField>> = stream::iter(checks).buffered(CHECKS_MAX).collect().await;
+        let mut good: Vec<&FlowLog> = Vec::new();
+        for (flow_log, problems) in batch.iter().zip(&mut all) {
+            problems.extend(only_one(&self.store.lock(), flow_log, &good));
+            if problems.is_empty() {
+                good.push(flow_log);
+            }
+        }
+        let tried = self.tried(&good, inventory).await;
+        let mut room = self.room(inventory);
+        for (flow_log, problems) in batch.iter().zip(&mut all) {
+            let is_good = problems.is_empty();
+            match &tried {
+                Ok(states) if is_good => problems.extend(flow_log.trouble(states)),
+                Err(words) if is_good => problems.push(unknown_interface(flow_log, words)),
+                _ => {}
+            }
+            let wanted = interfaces(flow_log, inventory).0.len();
+            match room.checked_sub(wanted) {
+                Some(left) if problems.is_empty() => room = left,
+                Some(_) => {}
+                None => problems.push(no_room(wanted, room)),
+            }
+        }
+        all
+    }
+
+    /// Everything that is wrong with a flow log by itself.
+    async fn own_problems(&self, caller: &Caller, flow_log: &FlowLog, inventory: &Inventory) -> Vec<InvalidField> {
         let (checked, mut problems) = match flow_log.properties.check() {
             Ok(checked) => (Some(checked), Vec::new()),
             Err(problems) => (None, problems),
         };
-        problems.extend(parent_problem(flow_log, &loaded.inventory));
+        problems.extend(parent_problem(flow_log, inventory));
         problems.extend(permission_problem(caller, flow_log));
-        {
-            let store = self.store.lock();
-            problems.extend(only_one(&store, flow_log, batch));
-            problems.extend(self.room_problem(&store, batch, &loaded.inventory));
-        }
         if let Some(checked) = checked {
-            problems.extend(self.bucket_problem(&checked, flow_log, &loaded.inventory).await);
+            problems.extend(self.bucket_problem(&checked, flow_log, inventory).await);
         }
         problems
     }
 
-    /// Each interface is a place in maps whose memory was taken when the agent started.
-    fn room_problem(&self, store: &FlowLogStore, batch: &[FlowLog], inventory: &Inventory) -> Option<InvalidField> {
-        let places = |f: &FlowLog| interfaces(f, inventory).0.len();
+    /// How every capture would be doing if these were activated: the agent finds their interfaces as it would then.
+    async fn tried(&self, new: &[&FlowLog], inventory: &Inventory) -> Result<BTreeMap<String, CaptureState>, String> {
+        if new.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let captures = captures_with(self.store.lock().flow_logs(), inventory, new);
+        let (done, answer) = oneshot::channel();
+        let is_ending = || "the agent is ending".to_owned();
+        let order = CaptureOrder { captures, is_trial: true, done };
+        self.orders.send(order).await.map_err(|_gone| is_ending())?;
+        answer.await.unwrap_or_else(|_| Err(is_ending()))
+    }
+
+    /// Interfaces that there is still room for: each is a place in maps whose memory was taken when the agent started.
+    fn room(&self, inventory: &Inventory) -> usize {
+        let store = self.store.lock();
         let holds = |f: &&FlowLog| f.state.captures() || f.state == State::Deleting;
-        let taken: usize = store.flow_logs().values().filter(holds).map(places).sum();
-        let wanted: usize = batch.iter().map(places).sum();
-        let free = self.places_max.saturating_sub(taken);
-        (wanted > free).then(|| {
-            let rule = format!(
-                "the kernel's maps on this node have room for {free} more interfaces, and {wanted} are asked for; raise \
-                 `kernel.interfaces_max`, or delete flow logs"
-            );
-            InvalidField::new("memory", wanted.to_string(), rule)
-        })
+        let taken: usize = store.flow_logs().values().filter(holds).map(|f| interfaces(f, inventory).0.len()).sum();
+        self.places_max.saturating_sub(taken)
     }
 
     /// Whether an object can be made in the bucket: one is, and removed again.
@@ -148,8 +190,7 @@ impl Validator {
 
 fn parent_problem(flow_log: &FlowLog, inventory: &Inventory) -> Option<InvalidField> {
     let parent = flow_log.parent;
-    let known = inventory.resources.get(&parent.id);
-    if known.is_some_and(|r| r.kind == parent.kind && r.contract == flow_log.contract) {
+    if flow_log.has_its_parent(inventory) {
         return None;
     }
     let rule =
@@ -167,10 +208,24 @@ fn permission_problem(caller: &Caller, flow_log: &FlowLog) -> Option<InvalidFiel
     Some(InvalidField::new("permission", caller.name(), rule))
 }
 
-/// A NIC, gateway or balancer takes one flow log.
-fn only_one(store: &FlowLogStore, flow_log: &FlowLog, batch: &[FlowLog]) -> Option<InvalidField> {
-    let stored = store.flow_logs().values().filter(|f| f.state != State::Draft);
-    let other = stored.chain(batch).find(|f| f.id != flow_log.id && f.parent.id == flow_log.parent.id)?;
+fn no_room(wanted: usize, free: usize) -> InvalidField {
+    let rule = format!(
+        "the kernel's maps on this node have room for {free} more interfaces, and {wanted} are asked for; raise \
+         `kernel.interfaces_max`, or delete flow logs"
+    );
+    InvalidField::new("memory", wanted.to_string(), rule)
+}
+
+fn unknown_interface(flow_log: &FlowLog, words: &str) -> InvalidField {
+    let rule = format!("its interface could not be looked for ({words}); try again");
+    InvalidField::new("interface", flow_log.parent.id.to_string(), rule)
+}
+
+/// A NIC, gateway or balancer takes one flow log. `before` are those that are activated with it, and come first.
+fn only_one(store: &FlowLogStore, flow_log: &FlowLog, before: &[&FlowLog]) -> Option<InvalidField> {
+    let stored = store.flow_logs().values().filter(|f| f.state != State::Draft && f.holds_its_parent());
+    let mut others = stored.chain(before.iter().copied()).filter(|f| f.id != flow_log.id);
+    let other = others.find(|f| f.parent.id == flow_log.parent.id)?;
     let rule = format!(
         "it has the flow log `{}` ({}) already, and takes one; delete one of the two",
         other.properties.name.escape_debug(),

@@ -14,7 +14,6 @@ use std::{
 
 use flowlog_host::{clock, fault};
 use flowlog_model::{FlowLogId, interface::Selector, rule::InvalidField, status::CaptureState};
-use futures_util::{FutureExt as _, StreamExt as _, stream};
 use tokio::{
     sync::{Mutex, Notify, mpsc, oneshot, watch},
     task::JoinSet,
@@ -28,7 +27,7 @@ use super::{
     flow_log::{FlowLog, Stamp, State},
     join,
     principals::Principals,
-    request::{Progress, Request, Work},
+    request::{Ended, Progress, Request, Work},
     store::{Change, RulesError, SharedStore},
     validator::Validator,
 };
@@ -36,9 +35,6 @@ use crate::inventory::{Contract, Inventory, load::Loaded};
 
 /// Pause before an order that the agent could not carry out, or a transaction that failed, is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Flow logs of one request that are checked at the same time: a bucket that does not answer holds its place for a while.
-const CHECKS_MAX: usize = 32;
 
 /// The cloud API's words for it.
 const DONE: &str = "Request has been successfully executed";
@@ -51,8 +47,8 @@ pub struct Worker {
     validator: Arc<Validator>,
     /// The way to the agent.
     orders: mpsc::Sender<CaptureOrder>,
-    /// One order at a time.
-    ordering: Mutex<()>,
+    /// One order at a time; what the last one called active flow logs.
+    ordering: Mutex<BTreeMap<FlowLogId, String>>,
     /// There is something to do.
     work: Arc<Notify>,
 }
@@ -66,7 +62,7 @@ impl Worker {
         orders: mpsc::Sender<CaptureOrder>,
         work: Arc<Notify>,
     ) -> Self {
-        Self { store, inventory, principals, validator, orders, ordering: Mutex::new(()), work }
+        Self { store, inventory, principals, validator, orders, ordering: Mutex::default(), work }
     }
 
     pub async fn run(self) {
@@ -83,7 +79,7 @@ impl Worker {
                 tasks.spawn(async move { worker.carry_out(request).await });
             }
             tokio::select! {
-                () = worker.work.notified() => {}
+                () = worker.work.notified() => worker.follow_names().await,
                 Ok(()) = inventory.changed() => worker.follow_inventory().await,
                 Some(ended) = tasks.join_next() => match ended {
                     Ok(contract) => drop(busy.remove(&contract)),
@@ -119,7 +115,7 @@ impl Worker {
     /// The next request of every contract that has none under way.
     fn waiting(&self, busy: &BTreeSet<Contract>) -> Vec<Request> {
         let store = self.store.lock();
-        let mut waiting: Vec<&Request> = store.requests().values().filter(|r| !r.progress.is_over()).collect();
+        let mut waiting: Vec<&Request> = store.open_requests().collect();
         waiting.sort_by_key(|r| r.number);
         let mut next: BTreeMap<&Contract, &Request> = BTreeMap::new();
         for request in waiting.into_iter().filter(|r| !busy.contains(&r.contract)) {
@@ -144,8 +140,11 @@ impl Worker {
         let mut store = self.store.lock();
         let mut changes = Vec::new();
         let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
-        for mut flow_log in ids.iter().filter_map(|id| store.flow_logs().get(id).cloned()) {
-            if let Some(what) = change(&mut flow_log) {
+        for old in ids.iter().filter_map(|id| store.flow_logs().get(id)) {
+            let mut flow_log = old.clone();
+            let what = change(&mut flow_log);
+            flow_log.version += u64::from(flow_log != *old);
+            if let Some(what) = what {
                 changes.push(audit(&by, &flow_log, what));
             }
             changes.push(Change::Put(Box::new(flow_log)));
@@ -165,7 +164,9 @@ impl Worker {
         let waiting: Vec<FlowLog> = named.into_iter().filter(|f| f.state != State::Active).collect();
         let ids: Vec<FlowLogId> = waiting.iter().map(|f| f.id).collect();
         // Flow logs that were provisioning when an earlier agent ended have passed their checks.
-        let pending: Vec<FlowLog> = waiting.into_iter().filter(|f| f.state != State::Provisioning).collect();
+        let mut pending: Vec<FlowLog> = waiting.into_iter().filter(|f| f.state != State::Provisioning).collect();
+        // What has a green light keeps it; the rest comes in the order it was named.
+        pending.sort_by_key(|f| f.state == State::Draft);
         if !pending.is_empty() && !self.check(request, &pending).await? {
             return Ok(());
         }
@@ -186,14 +187,13 @@ impl Worker {
         let troubles: BTreeMap<FlowLogId, InvalidField> = {
             let store = self.store.lock();
             let batch = ids.iter().filter_map(|id| store.flow_logs().get(id));
-            batch.filter_map(|f| Some((f.id, trouble(f, &states)?))).collect()
+            batch.filter_map(|f| Some((f.id, f.trouble(&states)?))).collect()
         };
         if !troubles.is_empty() {
             return self.undo(request, &ids, &troubles).await;
         }
         self.rewrite(request, &ids, Some((Progress::Done, DONE.to_owned())), |f| {
             f.state = State::Active;
-            f.version += 1;
             Some("active")
         })
     }
@@ -210,8 +210,7 @@ impl Worker {
             self.rewrite(request, &[], Some((Progress::Failed, message)), |_| None)?;
             return Ok(false);
         };
-        let checks: Vec<_> = pending.iter().map(|f| self.validator.problems(&caller, f, pending).boxed()).collect();
-        let checked: Vec<Vec<InvalidField>> = stream::iter(checks).buffered(CHECKS_MAX).collect().await;
+        let checked = self.validator.problems(&caller, pending).await;
         if checked.iter().all(Vec::is_empty) {
             return Ok(true);
         }
@@ -260,9 +259,13 @@ impl Worker {
             self.order().await;
             fault::point("rules_ended");
         }
+        let loaded = self.inventory.borrow().clone();
         let mut store = self.store.lock();
         let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
-        let done = Request { progress: Progress::Done, message: DONE.to_owned(), ..request.clone() };
+        let mut done = Request { progress: Progress::Done, message: DONE.to_owned(), ..request.clone() };
+        if let Some(flow_log) = store.flow_logs().get(&id).filter(|f| f.state == State::Deleting) {
+            done.ended = captures::captures_of(flow_log, &loaded.inventory).iter().map(Ended::of).collect();
+        }
         let mut changes = vec![Change::Request(Box::new(done))];
         if let Some(flow_log) = store.flow_logs().get(&id) {
             changes.push(audit(&by, flow_log, "deleted"));
@@ -273,13 +276,15 @@ impl Worker {
 
     /// Makes the agent capture what store and inventory say; returns how every capture is doing.
     async fn order(&self) -> BTreeMap<String, CaptureState> {
-        let _one = self.ordering.lock().await;
+        let mut called = self.ordering.lock().await;
         loop {
             let loaded = self.inventory.borrow().clone();
+            *called = self.names();
             let captures = captures::captures(self.store.lock().flow_logs(), &loaded.inventory);
             let (done, answer) = oneshot::channel();
-            let sent = self.orders.send(CaptureOrder { captures, done }).await;
+            let sent = self.orders.send(CaptureOrder { captures, is_trial: false, done }).await;
             match answer.await {
+                Ok(Ok(_)) if self.is_renamed(&called) => continue,
                 Ok(Ok(states)) => return states,
                 Ok(Err(words)) => tracing::warn!(words, "will order again"),
                 Err(_) if sent.is_err() => tracing::debug!("the agent is ending"),
@@ -287,6 +292,25 @@ impl Worker {
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// What flow logs that capture are called.
+    fn names(&self) -> BTreeMap<FlowLogId, String> {
+        let store = self.store.lock();
+        let capturing = store.flow_logs().values().filter(|f| f.state.captures());
+        capturing.map(|f| (f.id, f.properties.name.clone())).collect()
+    }
+
+    /// A name may have changed: the agent says in its status what flow logs are called now.
+    async fn follow_names(&self) {
+        // An order that is under way looks at the names again before it is over.
+        if self.ordering.try_lock().is_ok_and(|called| self.is_renamed(&called)) {
+            self.order().await;
+        }
+    }
+
+    fn is_renamed(&self, called: &BTreeMap<FlowLogId, String>) -> bool {
+        self.names().iter().any(|(id, name)| called.get(id).is_some_and(|before| before != name))
     }
 
     fn remember_interfaces(&self, inventory: &Inventory) {
@@ -313,14 +337,4 @@ impl Worker {
         self.remember_interfaces(&loaded.inventory);
         self.order().await;
     }
-}
-
-/// Why a flow log cannot be captured, if it cannot. An interface that is not there yet is no trouble: it is waited for.
-fn trouble(flow_log: &FlowLog, states: &BTreeMap<String, CaptureState>) -> Option<InvalidField> {
-    flow_log.interfaces.iter().find_map(|i| match states.get(&i.id) {
-        Some(CaptureState::Trouble { why: words }) => {
-            Some(InvalidField::new("interface", i.selector.to_string(), words.clone()))
-        }
-        _ => None,
-    })
 }

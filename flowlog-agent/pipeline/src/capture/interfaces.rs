@@ -7,14 +7,15 @@ use flowlog_model::{
     CaptureSpec, Epoch, HookKind, IfaceId, Now, WatchSpec,
     interface::{Bound, NetDev, Selector},
     rule::{Action, Direction, WINDOW_SECS_MAX},
+    status::CaptureState,
     sweep::Scope,
 };
 
 use super::{
-    Capture, Gone, Waiting,
+    Capture, Gone, Waiting, attached,
     hook_check::HookCheck,
     resolution::{Resolution, Resolved, resolve},
-    still_there,
+    still_there, take_over,
 };
 use crate::{
     books::first_window,
@@ -134,9 +135,24 @@ impl<N: Node> Capture<N> {
         self.waiting != Waiting::Turn
     }
 
+    /// How captures would be doing if these, and no others, were wanted. Looks as [`want`](Self::want) does, and changes nothing.
+    ///
+    /// # Errors
+    /// If the kernel does not say which interfaces there are.
+    pub fn would_be(&self, captures: &[CaptureSpec]) -> Result<BTreeMap<String, CaptureState>, CaptureError> {
+        let (found, _) = self.resolve_these(captures, self.books.source.interfaces()?);
+        let absent = found.absent.iter().map(|(id, why)| (id.clone(), why.state()));
+        let there = found.wanted.into_iter().map(|(id, Resolved { spec, .. })| (id, attached(&spec)));
+        Ok(absent.chain(there).collect())
+    }
+
     /// Finds the interfaces of all captures; `own` are those of our own namespace. The second part of the answer: some were looked
     /// for in other namespaces as well.
-    pub(super) fn resolve(&self, mut own: Vec<NetDev>) -> (Resolution, bool) {
+    pub(super) fn resolve(&self, own: Vec<NetDev>) -> (Resolution, bool) {
+        self.resolve_these(&self.captures, own)
+    }
+
+    fn resolve_these(&self, captures: &[CaptureSpec], mut own: Vec<NetDev>) -> (Resolution, bool) {
         let watched = self.books.ledger.watched().map(|(_, w)| &w.spec);
         let known: BTreeMap<&str, Bound<'_>> =
             self.gone.values().map(|g| &g.spec).chain(watched).map(|s| (s.interface_id.as_str(), s.bound())).collect();
@@ -146,11 +162,11 @@ impl<N: Node> Capture<N> {
             let sought = bound.is_some() || matches!(c.interface, Selector::Mac(_));
             sought && c.interface.find(&own, bound).is_none()
         };
-        let sought = self.captures.iter().any(unfound);
+        let sought = captures.iter().any(unfound);
         if sought {
             own.extend(self.books.source.interfaces_elsewhere());
         }
-        (resolve(&self.captures, &self.node_id, &own, &known), sought)
+        (resolve(captures, &self.node_id, &own, &known), sought)
     }
 
     /// Goes along with what has changed about interfaces that are being watched.
@@ -302,7 +318,7 @@ impl<N: Node> Capture<N> {
             let node = &mut self.books.source;
             // Only links that we hold can be taken away, so hooks of an earlier agent are taken over first.
             if let Some(dev) = still_there(&devices, spec).filter(|_| !self.checks.contains_key(id)) {
-                node.hook(spec, dev)?;
+                take_over(node, spec, dev)?;
             }
             node.unhook(spec.ifindex)?;
             self.checks.remove(id);

@@ -22,7 +22,7 @@ use crate::{
     books::{Books, Spans},
     error::CaptureError,
     journal::{JournalError, replay::Pending},
-    source::{Node, NumberUsers},
+    source::{Node, NumberUsers, SourceError},
     window::{Closed, Event, Ledger},
 };
 
@@ -162,7 +162,7 @@ impl<N: Node> Capture<N> {
         let devices = node.interfaces()?;
         for (_, w) in capture.books.ledger.watched() {
             if let Some(dev) = still_there(&devices, &w.spec) {
-                node.hook(&w.spec, dev)?;
+                take_over(node, &w.spec, dev)?;
             }
         }
         Ok((capture, pending))
@@ -324,17 +324,10 @@ impl<N: Node> Capture<N> {
     pub fn states(&self) -> BTreeMap<String, CaptureState> {
         let mut states: BTreeMap<String, CaptureState> = BTreeMap::new();
         for (id, why) in &self.absent {
-            let state = match why {
-                Absent::Taken(why) => CaptureState::Trouble { why: why.clone() },
-                Absent::Waiting(why) => CaptureState::Waiting { why: why.clone() },
-            };
-            states.insert(id.clone(), state);
+            states.insert(id.clone(), why.state());
         }
         for (_, w) in self.books.ledger.watched() {
-            let WatchSpec { interface, ifindex, netns, interface_id, .. } = &w.spec;
-            let interface = interface.clone();
-            let netns = netns.clone();
-            states.insert(interface_id.clone(), CaptureState::Attached { interface, ifindex: *ifindex, netns });
+            states.insert(w.spec.interface_id.clone(), attached(&w.spec));
         }
         for (id, why) in &self.troubles {
             states.insert(id.clone(), CaptureState::Trouble { why: why.clone() });
@@ -348,6 +341,11 @@ impl<N: Node> Capture<N> {
         capture.id(&self.node_id)
     }
 
+    #[must_use]
+    pub(crate) fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
     /// What is to be captured.
     #[must_use]
     pub(crate) fn captures(&self) -> &[CaptureSpec] {
@@ -359,6 +357,23 @@ impl<N: Node> Capture<N> {
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.books.ledger
     }
+}
+
+/// Takes an earlier agent's hooks over, to take them away. Where that cannot be, somebody else is in their place, and there are none.
+fn take_over<N: Node>(node: &mut N, spec: &WatchSpec, dev: &NetDev) -> Result<(), SourceError> {
+    match node.hook(spec, dev) {
+        Err(SourceError::Interface(error)) => {
+            tracing::warn!(interface = spec.interface, %error, "has no hooks of ours to take away");
+            Ok(())
+        }
+        other => other.map(drop),
+    }
+}
+
+/// The state of a spec that is watched.
+fn attached(spec: &WatchSpec) -> CaptureState {
+    let WatchSpec { interface, ifindex, netns, .. } = spec;
+    CaptureState::Attached { interface: interface.clone(), ifindex: *ifindex, netns: netns.clone() }
 }
 
 /// The interface of a spec, if it is still the same one. One that is gone has taken its hooks along.

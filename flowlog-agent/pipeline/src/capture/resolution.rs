@@ -6,6 +6,7 @@ use flowlog_ebpf::abi::Stacked;
 use flowlog_model::{
     capture::{CaptureSpec, WatchSpec},
     interface::{Bound, NetDev},
+    status::CaptureState,
 };
 
 use crate::window::Ledger;
@@ -36,6 +37,16 @@ pub(crate) enum Absent {
     Waiting(String),
     /// Another capture has it.
     Taken(String),
+}
+
+impl Absent {
+    /// As there is to say of its capture.
+    pub(super) fn state(&self) -> CaptureState {
+        match self {
+            Self::Taken(why) => CaptureState::Trouble { why: why.clone() },
+            Self::Waiting(why) => CaptureState::Waiting { why: why.clone() },
+        }
+    }
 }
 
 /// Finds the interface of every capture among `devices`. `known` says, by interface id, which one it was the last time:
@@ -132,6 +143,7 @@ mod tests {
             side: Side::Guest,
             wait: true,
             rule: Rule::sample(60),
+            called: None,
         }
     }
 

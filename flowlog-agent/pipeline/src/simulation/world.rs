@@ -343,6 +343,7 @@ fn spec(nic: u16) -> CaptureSpec {
         side: Side::Host,
         wait: true,
         rule: Rule { nodata: false, ..Rule::sample(1) },
+        called: None,
     }
 }
 

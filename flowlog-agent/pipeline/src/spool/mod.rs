@@ -308,8 +308,22 @@ impl Spool {
     /// # Errors
     /// If a directory cannot be listed.
     pub fn entries(&self) -> Result<Vec<Entry>, SpoolError> {
+        let entries = self.list(DIR)?;
+        self.usage.oldest_ns.store(entries.first().map_or(0, |e| e.made_ns), Ordering::Relaxed);
+        Ok(entries)
+    }
+
+    /// All files that were put aside, by an earlier agent as well, oldest first.
+    ///
+    /// # Errors
+    /// If a directory cannot be listed.
+    pub(crate) fn aside(&self) -> Result<Vec<Entry>, SpoolError> {
+        self.list(QUARANTINE)
+    }
+
+    fn list(&self, base: &str) -> Result<Vec<Entry>, SpoolError> {
         let mut entries = Vec::new();
-        self.each(DIR, &mut Vec::new(), |dir, item| {
+        self.each(base, &mut Vec::new(), |dir, item| {
             if !item.name.ends_with(PARTIAL)
                 && !item.name.ends_with(HELD)
                 && let Some((location, key)) = self.meant(dir, &item.name)
@@ -319,7 +333,6 @@ impl Spool {
             Ok(())
         })?;
         entries.sort_by(|a, b| (a.made_ns, &a.key).cmp(&(b.made_ns, &b.key)));
-        self.usage.oldest_ns.store(entries.first().map_or(0, |e| e.made_ns), Ordering::Relaxed);
         Ok(entries)
     }
 

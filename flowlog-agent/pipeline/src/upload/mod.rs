@@ -32,7 +32,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::spool::{Entry, Spool};
+use crate::{
+    encode::key::stem_of,
+    spool::{Entry, Spool},
+};
 
 /// Back-off: the first pause after a failure. Each further one is twice as long.
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -62,6 +65,8 @@ pub struct Route {
 pub struct Progress {
     /// By route.
     pub routes: BTreeMap<Route, RouteStatus>,
+    /// By route and interface, as its keys name it: all but the state, which is the route's.
+    pub interfaces: BTreeMap<(Route, String), RouteStatus>,
     /// Rounds through the spool so far: changes even when nothing else does.
     pub rounds: u64,
 }
@@ -75,7 +80,7 @@ impl Progress {
 }
 
 /// The route of an object: everything in front of its date folders or its file name.
-fn route(entry: &Entry) -> Route {
+pub(crate) fn route(entry: &Entry) -> Route {
     let folder = entry.key.split_once("/year=").or_else(|| entry.key.rsplit_once('/')).map_or("", |(folder, _)| folder);
     let store = Target { location: entry.location.clone(), prefix: None }.to_string();
     Route { store, folder: folder.to_owned() }
@@ -205,7 +210,7 @@ impl Uploader {
         }
         self.progress.send_modify(|p| {
             p.rounds += 1;
-            for status in p.routes.values_mut() {
+            for status in p.routes.values_mut().chain(p.interfaces.values_mut()) {
                 status.waiting = 0;
                 status.waiting_bytes = 0;
                 status.oldest_secs = None;
@@ -215,6 +220,13 @@ impl Uploader {
                 status.waiting = entries.len();
                 status.waiting_bytes = entries.iter().map(|e| e.bytes).sum();
                 status.oldest_secs = entries.first().map(|e| e.made_ns / 1_000_000_000);
+                for entry in entries {
+                    let status = p.interfaces.entry((route.clone(), stem_of(&entry.key).to_owned())).or_default();
+                    status.waiting += 1;
+                    status.waiting_bytes += entry.bytes;
+                    // The oldest is the first.
+                    status.oldest_secs.get_or_insert(entry.made_ns / 1_000_000_000);
+                }
             }
         });
         let now = Instant::now();
@@ -273,8 +285,7 @@ impl Uploader {
                 match delivered {
                     Ok(outcome) => {
                         fared.unwanted.append(&mut refused);
-                        progress
-                            .send_modify(|p| note(p.routes.entry(fared.route.clone()).or_default(), &entry, outcome));
+                        progress.send_modify(|p| p.note(&fared.route, &entry, outcome));
                     }
                     Err(error @ BucketError::Refused { .. }) if refused.len() < REFUSED_IN_A_ROW_MAX => {
                         tracing::warn!(key = entry.key, %error, "will try again");
@@ -303,9 +314,7 @@ impl Uploader {
             match self.spool.quarantine(&entry) {
                 Ok(file) => {
                     tracing::error!(key = entry.key, file, "the store takes other objects and not this one; put aside");
-                    self.progress.send_modify(|p| {
-                        note(p.routes.entry(route.clone()).or_default(), &entry, Outcome::Conflict);
-                    });
+                    self.progress.send_modify(|p| p.note(route, &entry, Outcome::Conflict));
                 }
                 Err(error) => tracing::error!(key = entry.key, %error, "cannot put this object aside"),
             }
@@ -342,7 +351,7 @@ impl Uploader {
         self.progress.send_modify(|p| {
             let status = p.routes.entry(route).or_default();
             let (since_secs, tries) = match status.state {
-                RouteState::Delivering => (now_secs, 1),
+                RouteState::Idle | RouteState::Delivering => (now_secs, 1),
                 RouteState::Retrying { since_secs, tries, .. }
                 | RouteState::Degraded { since_secs, tries, .. }
                 | RouteState::Blocked { since_secs, tries, .. } => (since_secs, tries + 1),
@@ -360,16 +369,21 @@ impl Uploader {
     }
 }
 
-/// One object of a route is not waiting any more.
-fn note(status: &mut RouteStatus, entry: &Entry, outcome: Outcome) {
-    status.state = RouteState::Delivering;
-    status.waiting = status.waiting.saturating_sub(1);
-    status.waiting_bytes = status.waiting_bytes.saturating_sub(entry.bytes);
-    if outcome == Outcome::Conflict {
-        status.quarantined += 1;
-    } else {
-        status.delivered += 1;
-        status.last_key = Some(entry.key.clone());
+impl Progress {
+    /// One object of a route is not waiting any more.
+    fn note(&mut self, route: &Route, entry: &Entry, outcome: Outcome) {
+        let interface = self.interfaces.entry((route.clone(), stem_of(&entry.key).to_owned())).or_default();
+        for status in [self.routes.entry(route.clone()).or_default(), interface] {
+            status.state = RouteState::Delivering;
+            status.waiting = status.waiting.saturating_sub(1);
+            status.waiting_bytes = status.waiting_bytes.saturating_sub(entry.bytes);
+            if outcome == Outcome::Conflict {
+                status.quarantined += 1;
+            } else {
+                status.delivered += 1;
+                status.last_key = Some(entry.key.clone());
+            }
+        }
     }
 }
 
