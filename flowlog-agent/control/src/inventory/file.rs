@@ -9,8 +9,9 @@
 //! interface = { name = "tap0" }        # or { mac = "02:00:00:aa:bb:cc" }, { index = 7 }
 //! ```
 
-use std::{fs, path::Path};
+use std::path::Path;
 
+use flowlog_host::trust::{self, Kind as FileKind};
 use flowlog_model::{S3Options, interface::Selector, rule::Side};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -132,13 +133,9 @@ impl File {
     }
 }
 
-/// Reads a file that is not too large.
+/// Reads a file that is not too large, and that nobody but its owner may write.
 pub(crate) fn read_text(path: &Path) -> Result<String, String> {
-    let size = fs::metadata(path).map_err(|e| e.to_string())?.len();
-    if size > FILE_BYTES_MAX {
-        return Err(format!("is {size} bytes; at most {FILE_BYTES_MAX} are read"));
-    }
-    fs::read_to_string(path).map_err(|e| e.to_string())
+    trust::read(path, FileKind::Orders, FILE_BYTES_MAX).map_err(|e| e.to_string())
 }
 
 impl Nic {
