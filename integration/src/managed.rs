@@ -1,7 +1,7 @@
 //! A node whose flow logs are managed through the API: a namespace with a guest's tap and the public interfaces of a NAT
 //! gateway and two balancers, all on cables to one other host; inventory, principals and buckets in a directory.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
 
 use anyhow::Context as _;
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -154,6 +154,7 @@ impl Managed {
         let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
         self.write("tls.crt", &made.cert.pem())?;
         self.write("tls.key", &made.signing_key.serialize_pem())?;
+        fs::set_permissions(self.path("tls.key"), fs::Permissions::from_mode(0o600))?;
         let config = fs::read_to_string(self.path("flowlog.toml"))?;
         let d = self.dir.path().display();
         self.write("flowlog.toml", &format!("{config}tls_certificate = '{d}/tls.crt'\ntls_key = '{d}/tls.key'\n"))?;

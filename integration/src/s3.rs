@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Stdio},
     sync::{
@@ -198,6 +199,7 @@ impl Server {
     pub fn write_credentials(&self, file: &Path, access: &str, secret: &str) {
         let text = format!("[default]\naws_access_key_id = {access}\naws_secret_access_key = {secret}\n");
         fs::write(file, text).expect("write");
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).expect("chmod");
     }
 
     fn store(bucket: &str) -> impl object_store::ObjectStore {

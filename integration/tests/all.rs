@@ -62,6 +62,8 @@ mod terminal;
 mod translation;
 #[path = "all/trouble.rs"]
 mod trouble;
+#[path = "all/trusted.rs"]
+mod trusted;
 #[path = "all/verdicts.rs"]
 mod verdicts;
 #[path = "all/ways.rs"]

@@ -2,6 +2,7 @@
 //!
 //! * [`clock`]: what time it is;
 //! * [`lock`]: one agent at a time;
+//! * [`trust`]: files that others may not read, or not write;
 //! * [`fault`]: places at which tests end the process.
 //!
 //! It is a layer of its own because the kernel's side, the pipeline and the control plane share these and may not know each other, and
@@ -11,3 +12,4 @@
 pub mod clock;
 pub mod fault;
 pub mod lock;
+pub mod trust;

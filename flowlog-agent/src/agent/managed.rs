@@ -11,10 +11,11 @@ use flowlog_control::{
     },
     inventory::{
         Buckets as OwnedBuckets,
-        load::{FileStamp, Loaded, Loader, Places, stamp},
+        load::{Loaded, Loader, Places},
         watch as changes,
     },
 };
+use flowlog_host::trust::{self, Kind, Stamp, TrustError, stamp};
 use flowlog_kernel::heap;
 use flowlog_model::{CaptureSpec, S3Options, rule::Location, status::Status};
 use flowlog_pipeline::upload::{BucketError, Buckets};
@@ -41,12 +42,12 @@ impl Files {
     /// Reads them; whoever is to go on doing so is the second part.
     ///
     /// # Errors
-    /// If the principals are wrong, or a place does not exist.
+    /// If the principals are wrong, or a place does not exist or can be written by others. A drop-in that can is left out.
     pub(crate) fn open(manage: &Manage) -> Result<(Self, Watching), AgentError> {
         let places = manage.places.clone();
         for path in places.file.iter().chain(&places.dir).chain(&manage.principals) {
-            let unreadable = |problem: String| AgentError::File { path: path.clone(), problem };
-            std::fs::metadata(path).map_err(|e| unreadable(e.to_string()))?;
+            let unusable = |e: TrustError| AgentError::File { path: path.clone(), problem: e.to_string() };
+            trust::check(path, Kind::Orders).map_err(unusable)?;
         }
         let mut loader = Loader::new(places.clone());
         let first = loader.load();
@@ -81,7 +82,7 @@ pub(crate) struct Watching {
     /// Of the principals.
     path: Option<PathBuf>,
     /// The principals as they were read last.
-    read: Option<FileStamp>,
+    read: Option<Stamp>,
     principals: watch::Sender<Arc<Principals>>,
 }
 

@@ -4,10 +4,11 @@
 mod documents;
 mod raw;
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use flowlog_control::{api::serve::ApiOptions, flow_logs::flow_log::Settings, inventory::load::Places};
 use flowlog_ebpf::abi::RING_BYTES_MIN;
+use flowlog_host::trust::{self, Kind, TrustError};
 use flowlog_kernel::{Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
     CaptureSpec, HookKind, S3Options,
@@ -79,15 +80,13 @@ pub(crate) enum ConfigError {
 }
 
 impl RawConfig {
-    /// Reads a TOML file. Unknown keys are refused.
+    /// Reads a TOML file that nobody but its owner may write. Unknown keys are refused.
     pub(crate) fn from_file(path: &std::path::Path) -> Result<Self, ConfigError> {
         let file = |problem: String| ConfigError::File { path: path.to_owned(), problem };
-        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-        let size = fs::metadata(path).map_err(unreadable)?.len();
-        if size > CONFIG_BYTES_MAX {
-            return Err(file(format!("is {size} bytes; at most {CONFIG_BYTES_MAX} are read")));
-        }
-        let text = fs::read_to_string(path).map_err(unreadable)?;
+        let text = trust::read(path, Kind::Orders, CONFIG_BYTES_MAX).map_err(|error| match error {
+            TrustError::Unreadable(source) => ConfigError::Unreadable { path: path.to_owned(), source },
+            other => file(other.to_string()),
+        })?;
         toml::from_str(&text).map_err(|e| file(flowlog_control::toml_error(&text, &e)))
     }
 
@@ -293,6 +292,8 @@ fn host_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn parse(text: &str) -> Result<Config, String> {

@@ -1,7 +1,7 @@
 //! One rule's trouble is its own, at the start as well: a store that is not there, names of any length, a full disk, the wrong
 //! namespace. Whoever waits says for what, and obeys the first signal.
 
-use std::{fs, net::TcpListener, path::Path, process::Command, time::Duration};
+use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
 
 use integration::{
     agent::{Agent, binary, run_to_end},
@@ -58,6 +58,7 @@ impl BlackHole {
         fs::create_dir(path("bpf")).unwrap();
         sh(&format!("mount -t bpf bpf {}", path("bpf"))).unwrap();
         fs::write(path("credentials"), "aws_access_key_id=K\naws_secret_access_key=S\n").unwrap();
+        fs::set_permissions(path("credentials"), fs::Permissions::from_mode(0o600)).unwrap();
         let text = format!(
             "node_id = 'n'\nstate_dir = '{}'\npin_dir = '{}/flowlog'\n[s3]\nendpoint = 'http://{}'\nregion = 'r'\npath_style = true\n\
              allow_http = true\ncredentials_file = '{}'\n\

@@ -6,11 +6,14 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use axum::{Router, body::Body};
-use flowlog_host::clock;
+use flowlog_host::{
+    clock,
+    trust::{self, Kind, Stamp, stamp},
+};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -241,8 +244,10 @@ where
     }
 }
 
-/// When certificate and key were last changed.
-type Changed = [Option<SystemTime>; 2];
+/// Certificate and key as they were when they were read.
+type Changed = [Option<Stamp>; 2];
+/// Largest key that is read: one of 16384 bits takes 13 KiB.
+const KEY_BYTES_MAX: u64 = 64 << 10;
 
 /// A certificate, read again when its files change.
 struct Certificate {
@@ -278,14 +283,15 @@ impl Certificate {
 }
 
 fn changed(certificate: &Path, key: &Path) -> Changed {
-    [certificate, key].map(|p| fs::metadata(p).and_then(|m| m.modified()).ok())
+    [certificate, key].map(|p| stamp(p).ok())
 }
 
 fn config(certificate: &Path, key: &Path) -> Result<ServerConfig, String> {
     let chain: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(certificate).map_err(|e| format!("certificate: {e}"))?.collect();
     let chain = chain.map_err(|e| format!("certificate: {e}"))?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("key: {e}"))?;
+    let key = trust::read(key, Kind::Secret, KEY_BYTES_MAX).map_err(|e| format!("key: {e}"))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| format!("key: {e}"))?;
     let provider = Arc::new(crypto::aws_lc_rs::default_provider());
     let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let mut config = versions

@@ -13,8 +13,9 @@
 //! contract = "31960002"
 //! ```
 
-use std::{fs, path::Path};
+use std::path::Path;
 
+use flowlog_host::trust::{self, Kind as FileKind};
 use flowlog_model::{S3Options, interface::Selector, rule::Side};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -199,13 +200,9 @@ fn parted<T>(results: impl Iterator<Item = Result<T, String>>) -> (Vec<T>, Vec<S
     (good, bad)
 }
 
-/// Reads a file that is not too large.
+/// Reads a file that is not too large, and that nobody but its owner may write.
 pub(crate) fn read_text(path: &Path) -> Result<String, String> {
-    let size = fs::metadata(path).map_err(|e| e.to_string())?.len();
-    if size > FILE_BYTES_MAX {
-        return Err(format!("is {size} bytes; at most {FILE_BYTES_MAX} are read"));
-    }
-    fs::read_to_string(path).map_err(|e| e.to_string())
+    trust::read(path, FileKind::Orders, FILE_BYTES_MAX).map_err(|e| e.to_string())
 }
 
 impl Nic {

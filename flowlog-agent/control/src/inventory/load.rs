@@ -4,10 +4,10 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     fs, io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
+use flowlog_host::trust::{self, Kind as FileKind, Stamp, TrustError, stamp};
 use uuid::Uuid;
 
 use super::{
@@ -35,23 +35,20 @@ pub struct Loaded {
     pub problems: Vec<String>,
 }
 
-/// What tells whether a file has changed.
-pub type FileStamp = (u64, u64, i64, i64);
-
-/// A file's stamp, now.
-///
-/// # Errors
-/// If there is no such file.
-pub fn stamp(path: &Path) -> io::Result<FileStamp> {
-    let meta = fs::metadata(path)?;
-    Ok((meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec()))
+/// The files there are.
+struct Listing {
+    /// To be read.
+    files: Vec<PathBuf>,
+    /// Not to be read, because others may write to their directory: what they said before holds.
+    kept: Vec<PathBuf>,
+    problem: Option<String>,
 }
 
 #[derive(Debug)]
 pub struct Loader {
     places: Places,
-    good: BTreeMap<PathBuf, (FileStamp, File)>,
-    bad: BTreeMap<PathBuf, (FileStamp, String)>,
+    good: BTreeMap<PathBuf, (Stamp, File)>,
+    bad: BTreeMap<PathBuf, (Stamp, String)>,
 }
 
 impl Loader {
@@ -63,10 +60,9 @@ impl Loader {
 
     /// Reads what has changed; the whole inventory as of now.
     pub fn load(&mut self) -> Loaded {
-        let mut problems = Vec::new();
-        let (files, listing) = self.files();
-        problems.extend(listing);
-        self.good.retain(|path, _| files.contains(path));
+        let Listing { mut files, kept, problem } = self.files();
+        let mut problems = Vec::from_iter(problem);
+        self.good.retain(|path, _| files.contains(path) || kept.contains(path));
         self.bad.retain(|path, _| files.contains(path));
         for path in &files {
             if let Err(words) = self.read(path) {
@@ -74,19 +70,32 @@ impl Loader {
                 problems.push(format!("{}: {words}{kept}", path.display()));
             }
         }
+        files.extend(kept);
         let inventory = self.merge(&files, &mut problems);
         Loaded { inventory, problems }
     }
 
     /// The main file, then drop-ins by name.
-    fn files(&self) -> (Vec<PathBuf>, Option<String>) {
+    fn files(&self) -> Listing {
         let mut files: Vec<PathBuf> = self.places.file.iter().cloned().collect();
-        let Some(dir) = &self.places.dir else { return (files, None) };
+        let without_drop_ins = |files, problem| Listing { files, kept: Vec::new(), problem };
+        let Some(dir) = &self.places.dir else { return without_drop_ins(files, None) };
+        match trust::check(dir, FileKind::Orders) {
+            Ok(()) => {}
+            // A directory that nobody has made yet is an empty one.
+            Err(TrustError::Unreadable(e)) if e.kind() == io::ErrorKind::NotFound => {
+                return without_drop_ins(files, None);
+            }
+            Err(e @ TrustError::Open { .. }) => {
+                let kept = self.good.keys().filter(|p| p.starts_with(dir) && !files.contains(p)).cloned().collect();
+                let problem = Some(format!("{}: {e}; what was in it before still holds", dir.display()));
+                return Listing { files, kept, problem };
+            }
+            Err(e) => return without_drop_ins(files, Some(format!("{}: {e}", dir.display()))),
+        }
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
-            // A directory that nobody has made yet is an empty one.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return (files, None),
-            Err(e) => return (files, Some(format!("{}: {e}", dir.display()))),
+            Err(e) => return without_drop_ins(files, Some(format!("{}: {e}", dir.display()))),
         };
         let wanted = |p: &PathBuf| p.extension().is_some_and(|e| e == "toml" || e == "json");
         let hidden = |p: &Path| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
@@ -98,7 +107,7 @@ impl Loader {
         files.extend(drop_ins);
         let problem =
             too_many.map(|n| format!("{}: {n} files past the first {DROP_INS_MAX} are not read", dir.display()));
-        (files, problem)
+        without_drop_ins(files, problem)
     }
 
     fn read(&mut self, path: &Path) -> Result<(), String> {
@@ -206,6 +215,8 @@ fn conflict(there: &Inventory, places: &mut BTreeMap<Uuid, (Uuid, Contract)>, ne
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use flowlog_model::{interface::Selector, rule::Side};
 
     use super::*;
@@ -297,6 +308,40 @@ interface = { name = 'tap0' }
         assert_eq!(mended.inventory.resources[&uuid(1)].interfaces[0].selector, Selector::Name("tap1".to_owned()));
         fs::remove_file(file).expect("remove");
         assert!(loader.load().inventory.resources.is_empty());
+    }
+
+    #[test]
+    fn files_that_others_can_write_are_not_read_and_what_they_said_before_still_holds() {
+        let chmod = |path: PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+        let dir = tempfile::tempdir().expect("tempdir");
+        let main = dir.path().join("inventory.toml");
+        let drop_ins = dir.path().join("inventory.d");
+        let other = NIC.replace("000000000001", "000000000009");
+        let mut loader = loader(dir.path());
+        write(main.clone(), NIC);
+        write(drop_ins.join("a.toml"), &other);
+        assert_eq!(loader.load().inventory.resources.len(), 2);
+        // Each in turn; what is in them by then is somebody else's.
+        for (path, bad, good, words) in [
+            (main.clone(), 0o666, 0o644, "chmod go-w"),
+            (drop_ins.join("a.toml"), 0o664, 0o644, "mode 0664 lets others than its owner write to it"),
+            (drop_ins.clone(), 0o777, 0o755, "what was in it before still holds"),
+        ] {
+            let before = fs::read_to_string(&path).ok();
+            chmod(path.clone(), bad);
+            let file = if path.is_dir() { path.join("evil.toml") } else { path.clone() };
+            fs::write(&file, "").expect("write");
+            let found = loader.load();
+            assert_eq!(found.inventory.resources.len(), 2, "{found:?}");
+            assert!(found.problems.len() == 1 && found.problems[0].contains(words), "{:?}", found.problems);
+            assert!(found.problems[0].contains("still holds"), "{:?}", found.problems);
+            chmod(path.clone(), good);
+            if let Some(text) = before {
+                write(path, &text);
+            }
+            let found = loader.load();
+            assert_eq!((found.inventory.resources.len(), found.problems), (2, Vec::new()));
+        }
     }
 
     #[test]

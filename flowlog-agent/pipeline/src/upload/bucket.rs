@@ -1,25 +1,24 @@
-//! One object store, behind create-only puts whose outcome is always known in the end. The only file that names
-//! `object_store`.
+//! One object store, behind create-only puts whose outcome is always known in the end. Only this file and its
+//! credentials name `object_store`.
 //!
 //! A put is create-only where the store honours it. Whenever the outcome is not clear (already there, time-out,
 //! lost reply) the object is compared by size and by our SHA-256, which travels as object metadata.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
-};
+mod credentials;
+
+use std::{sync::Arc, time::Duration};
 
 use flowlog_model::{S3Options, ids::hex, rule::Location, text::printable};
 use object_store::{
-    Attribute, Attributes, ClientOptions, CredentialProvider, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode,
-    PutOptions, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential},
+    Attribute, Attributes, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
+    RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
     client::ReqwestConnector,
     path::Path,
 };
 use sha2::{Digest as _, Sha256};
 
+use self::credentials::FileCredentials;
 use super::{
     acl::{Acl, WithAcl},
     directory::Directory,
@@ -329,61 +328,6 @@ fn s3(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, String> {
     let store = builder.with_http_connector(connector).build().map_err(|e| words(&e))?;
     acl.sign_with(store.credentials().clone());
     Ok(Arc::new(store))
-}
-
-/// Credentials from a file in the AWS format, read again whenever it changes.
-#[derive(Debug)]
-struct FileCredentials {
-    path: PathBuf,
-    cached: Mutex<Option<(SystemTime, Arc<AwsCredential>)>>,
-}
-
-impl FileCredentials {
-    fn new(path: PathBuf) -> Self {
-        Self { path, cached: Mutex::new(None) }
-    }
-
-    fn current(&self) -> std::io::Result<Arc<AwsCredential>> {
-        let named = |e: std::io::Error| {
-            std::io::Error::new(e.kind(), format!("credentials file `{}`: {e}", self.path.display()))
-        };
-        let modified = std::fs::metadata(&self.path).and_then(|m| m.modified()).map_err(named)?;
-        let mut cached = self.cached.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((at, credential)) = cached.as_ref()
-            && *at == modified
-        {
-            return Ok(credential.clone());
-        }
-        let text = std::fs::read_to_string(&self.path).map_err(named)?;
-        let credential = Arc::new(parse_credentials(&text).ok_or_else(|| {
-            let problem = "holds no `aws_access_key_id` and `aws_secret_access_key`";
-            named(std::io::Error::new(std::io::ErrorKind::InvalidData, problem))
-        })?);
-        *cached = Some((modified, credential.clone()));
-        Ok(credential)
-    }
-}
-
-/// The first profile's keys.
-fn parse_credentials(text: &str) -> Option<AwsCredential> {
-    let value = |wanted: &str| {
-        let pairs = text.lines().filter_map(|l| l.split_once('='));
-        pairs.map(|(k, v)| (k.trim(), v.trim())).find(|(k, _)| *k == wanted).map(|(_, v)| v.to_owned())
-    };
-    Some(AwsCredential {
-        key_id: value("aws_access_key_id")?,
-        secret_key: value("aws_secret_access_key")?,
-        token: value("aws_session_token"),
-    })
-}
-
-#[async_trait::async_trait]
-impl CredentialProvider for FileCredentials {
-    type Credential = AwsCredential;
-
-    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        self.current().map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })
-    }
 }
 
 #[cfg(test)]
