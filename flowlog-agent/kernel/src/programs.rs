@@ -10,7 +10,7 @@ use aya::{
 };
 use flowlog_ebpf::abi::{VERDICT_FIRST, VERDICT_NESTED};
 
-use super::{KernelError, load::missing};
+use super::{KernelError, heap, load::missing};
 
 /// See the module's head. Those of the maps that nobody else holds are in it, too.
 pub struct Programs(Ebpf);
@@ -24,6 +24,8 @@ impl Programs {
         {
             let kernel_btf = aya::Btf::from_sys_fs()
                 .map_err(|e| KernelError::from_chain("read the kernel's type information", &e))?;
+            // What reading it took is not needed while the verifier works, which takes as much again.
+            heap::give_back();
             for name in ["flowlog_verdict", "flowlog_verdict_nested", "flowlog_drop", "flowlog_drop_nested"] {
                 program::<BtfTracePoint>(&mut ebpf, name)?.load("kfree_skb", &kernel_btf).map_err(refused(name))?;
             }

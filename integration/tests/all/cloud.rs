@@ -49,8 +49,8 @@ fn until<T: std::fmt::Debug>(mut look: impl FnMut() -> T, is: impl Fn(&T) -> boo
 
 /// Makes a bucket useless, or useful again.
 fn break_bucket(node: &Managed, is_broken: bool) {
-    let bucket = node.path("buckets/flows");
-    let kept = node.path("buckets/kept");
+    let bucket = node.bucket("flows");
+    let kept = node.bucket("kept");
     if is_broken {
         fs::rename(&bucket, kept).unwrap();
         fs::write(&bucket, "no directory").unwrap();
@@ -80,7 +80,7 @@ fn a_flow_log_that_cannot_do_its_work_is_not_available_without_a_word() {
     node.write("inventory.toml", &inventory).unwrap();
     until(metadata, well);
     // Its bucket goes.
-    let bucket = node.path("buckets/flows");
+    let bucket = node.bucket("flows");
     fs::remove_dir_all(&bucket).unwrap();
     fs::write(&bucket, "no directory").unwrap();
     let gone = until(metadata, |m| !well(m));

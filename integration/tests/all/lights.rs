@@ -29,7 +29,7 @@ fn same_index(ns: &Netns, name: &str, more: &str) {
 
 #[test]
 fn green_can_be_provisioned_and_what_another_has_is_red_before_it_is_tried() {
-    let node = Managed::new("no_pin = true").unwrap();
+    let node = Managed::new("no_pin = true\nfollow_namespaces = true").unwrap();
     let _agent = node.start().unwrap();
     let id = |n: u32| format!("00000000-0000-4000-8000-0000000000{n}");
     // Another NIC with the same tap; and an interface whose index is that of one in another namespace.

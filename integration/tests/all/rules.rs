@@ -139,7 +139,7 @@ fn everything_that_is_wrong_is_said_at_once_with_field_value_and_remedy() {
     while known(OTHERS_NIC) {
         std::thread::yield_now();
     }
-    assert_eq!(fields(&others), ["interface", "memory", "bucket"]);
+    assert_eq!(fields(&others), ["interface", "bucket", "memory"]);
 }
 
 #[test]

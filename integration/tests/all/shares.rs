@@ -120,6 +120,7 @@ fn flood(path: &str, is_over: &AtomicBool, asked: &AtomicU64) {
 #[test]
 fn a_flood_by_one_contract_leaves_anothers_requests_history_and_answers_as_they_were() {
     let node = Managed::new("no_pin = true").unwrap();
+    std::fs::create_dir_all(node.path("buckets/2/flows")).unwrap();
     let _agent = node.start().unwrap();
     let create = |who: &str, path: &str| {
         let properties = json!({"name": "web", "action": "ALL", "direction": "BIDIRECTIONAL", "bucket": "flows"});
