@@ -4,11 +4,14 @@
 //! refused or retrying holds back no other.
 //!
 //! * [`bucket`]: one object store; `directory`: a local directory as one;
+//! * `s3`: how a bucket is opened; `http`: how requests to it travel, and what a store may not do;
 //! * this file: routes, pauses, what there is to say about them.
 #![allow(clippy::disallowed_methods, reason = "pauses are in the runtime's time, which tests can stop")]
 
 pub(crate) mod bucket;
 mod directory;
+mod http;
+mod s3;
 #[cfg(test)]
 pub(crate) mod scripted;
 
