@@ -152,6 +152,17 @@ impl Agent {
         self.child.id()
     }
 
+    /// A number of its `status` in `/proc`, in KiB.
+    ///
+    /// # Panics
+    /// If the kernel has no such number, or the agent has ended.
+    #[must_use]
+    pub fn memory_kib(&self, what: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find(|l| l.starts_with(what)).expect("a number of that name");
+        line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
+    }
+
     /// Stops it with SIGTERM, checks that it exits 0 and that its books balance, and returns what landed.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-/// What goes wrong with puts. (Down: with everything.)
+/// What goes wrong with puts. (Down and redirects: with everything.)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     #[default]
@@ -23,7 +23,16 @@ pub enum Fault {
     Reply(u16, &'static str, &'static str),
     /// The server stores the object, and the connection is cut before its reply.
     LoseReply,
+    /// The server is never asked: an error whose body does not end, with more lines for its head.
+    Endless(&'static str),
+    /// The server is never asked: an error whose body has a byte a second.
+    Drip,
+    /// The server is never asked: it is to be found elsewhere. (Of all redirects, 303 is the one that clients follow whatever the request.)
+    Redirect(String),
 }
+
+/// A body without end has no more than this: the client that reads it all must not take the machine with it.
+const ENDLESS_BYTES: usize = 512 << 20;
 
 #[derive(Default)]
 struct State {
@@ -107,7 +116,9 @@ fn serve(mut client: &TcpStream, upstream: &str, state: &Mutex<State>) -> io::Re
     let length: usize = header(&head, "content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
     let fault = {
         let mut state = lock(state);
-        let hit = head.starts_with("PUT ") && head.lines().next().is_some_and(|l| l.contains(&state.only));
+        let any_method = matches!(state.fault, Fault::Redirect(_));
+        let hit =
+            (any_method || head.starts_with("PUT ")) && head.lines().next().is_some_and(|l| l.contains(&state.only));
         state.hits += usize::from(hit && state.fault != Fault::None);
         if hit { state.fault.clone() } else { Fault::None }
     };
@@ -130,14 +141,8 @@ fn serve(mut client: &TcpStream, upstream: &str, state: &Mutex<State>) -> io::Re
             body
         }
     };
-    if let Fault::Reply(status, code, message) = fault {
-        let xml = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
-        let reply = format!(
-            "HTTP/1.1 {status} Scripted\r\nContent-Type: application/xml\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{xml}",
-            xml.len()
-        );
-        client.write_all(reply.as_bytes())?;
-        return client.shutdown(Shutdown::Write);
+    if !matches!(fault, Fault::None | Fault::Slow(_) | Fault::LoseReply) {
+        return lie(client, &fault);
     }
     let mut server = TcpStream::connect(upstream)?;
     // One request for each connection: nothing of a reply has to be understood.
@@ -153,4 +158,36 @@ fn serve(mut client: &TcpStream, upstream: &str, state: &Mutex<State>) -> io::Re
         client.write_all(&reply)?;
     }
     client.shutdown(Shutdown::Both)
+}
+
+/// Answers in the server's place.
+fn lie(mut client: &TcpStream, fault: &Fault) -> io::Result<()> {
+    let head = |status: &str, more: &str| format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\n{more}\r\n");
+    match fault {
+        Fault::Reply(status, code, message) => {
+            let xml = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
+            let more = format!("Connection: close\r\nContent-Length: {}\r\n", xml.len());
+            client.write_all((head(&format!("{status} Scripted"), &more) + &xml).as_bytes())?;
+        }
+        Fault::Endless(more) => {
+            client.write_all(head("400 Bad Request", more).as_bytes())?;
+            let part = vec![b'x'; 1 << 20];
+            for _ in 0..ENDLESS_BYTES / part.len() {
+                client.write_all(&part)?;
+            }
+        }
+        Fault::Drip => {
+            client.write_all(head("400 Bad Request", "").as_bytes())?;
+            loop {
+                client.write_all(b"x")?;
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        }
+        Fault::Redirect(to) => {
+            let more = format!("Location: {to}\r\nConnection: close\r\nContent-Length: 0\r\n");
+            client.write_all(head("303 See Other", &more).as_bytes())?;
+        }
+        Fault::None | Fault::Down | Fault::CutAfter(_) | Fault::Slow(_) | Fault::LoseReply => {}
+    }
+    client.shutdown(Shutdown::Write)
 }

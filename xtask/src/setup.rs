@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: installs what the other verbs need. Every step is printed and can be repeated.
 //!
-//! Inside the repository: `.tools/` (bpf-linker; a Python environment for the second Parquet reader). Outside it,
-//! announced: the rustup component `rust-src`, and Debian packages if a needed command is missing.
+//! Inside the repository: `.tools/` (bpf-linker; cargo-deny; a Python environment for the second Parquet reader). Outside
+//! it, announced: the rustup component `rust-src`, and Debian packages if a needed command is missing.
 
 use std::{
     ffi::OsString,
@@ -18,6 +18,8 @@ use crate::util::{cargo, has, output, root, run as run_command, step};
 const BPF_LINKER: &str = "0.13.0";
 /// Must be the LLVM of the compiler in `rust-toolchain.toml`.
 const LLVM_FEATURE: &str = "llvm-23";
+/// A new release may know new rules: those are for whoever raises this.
+const CARGO_DENY: &str = "0.20.2";
 /// Pinned, so that a new release cannot change what the tests mean.
 const PYARROW: &str = "pyarrow==26.0.1";
 /// The published client of the cloud API, for its acceptance test; pinned likewise.
@@ -27,6 +29,7 @@ const S3_CLIENT: &str = "boto3==1.44.8";
 
 pub(crate) fn run() -> anyhow::Result<()> {
     bpf()?;
+    cargo_deny()?;
     network_tools()?;
     python_packages()?;
     object_server()?;
@@ -41,9 +44,7 @@ pub(crate) fn bpf() -> anyhow::Result<()> {
         step("rustup component add rust-src (outside the repository: the pinned toolchain)");
         run_command(Command::new("rustup").args(["component", "add", "rust-src"]).current_dir(root()))?;
     }
-    let linker = linker();
-    let version = Command::new(&linker).arg("--version").output();
-    if version.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(BPF_LINKER)) {
+    if is_installed(&linker(), BPF_LINKER) {
         return Ok(());
     }
     step(&format!("cargo install bpf-linker {BPF_LINKER} into .tools/ (a few minutes)"));
@@ -80,6 +81,31 @@ fn compilers_llvm(sysroot: &Path) -> anyhow::Result<PathBuf> {
 /// Path of the linker that [`bpf`] installs.
 pub(crate) fn linker() -> PathBuf {
     root().join(".tools/bin/bpf-linker")
+}
+
+/// What looks at licences and advisories.
+pub(crate) fn cargo_deny() -> anyhow::Result<()> {
+    if is_installed(&deny(), CARGO_DENY) {
+        return Ok(());
+    }
+    step(&format!("cargo install cargo-deny {CARGO_DENY} into .tools/ (a minute or two)"));
+    // Not optimised: it is built for longer than it ever runs.
+    run_command(
+        cargo()
+            .args(["install", "--locked", "--quiet", "--debug", &format!("cargo-deny@{CARGO_DENY}"), "--root"])
+            .arg(root().join(".tools")),
+    )
+}
+
+/// Path of what [`cargo_deny`] installs.
+pub(crate) fn deny() -> PathBuf {
+    root().join(".tools/bin/cargo-deny")
+}
+
+/// Whether a program is there, and of this version.
+fn is_installed(program: &Path, version: &str) -> bool {
+    let said = Command::new(program).arg("--version").output();
+    said.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains(version))
 }
 
 /// `ip`, `nft`, `tc`, `ping`: for the demo and the network tests.

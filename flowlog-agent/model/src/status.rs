@@ -141,8 +141,8 @@ pub enum RouteState {
         /// The store's words.
         error: String,
     },
-    /// It fails for a reason that does not pass by itself: no such bucket, wrong credentials, options that make no store. It is
-    /// tried again all the same.
+    /// It fails for a reason that does not pass by itself: no such bucket, wrong credentials, a redirect, options that make no
+    /// store. It is tried again all the same.
     Blocked {
         /// First failure, Unix seconds.
         since_secs: i64,

@@ -312,18 +312,11 @@ fn while_guesses_are_limited_a_right_password_gets_the_same_answer_and_others_ar
     }
 }
 
-/// A number of a process's `status`, in KiB.
-fn memory_kib(pid: u32, what: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|l| l.starts_with(what)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn whoever_guesses_and_resets_two_thousand_times_costs_no_memory_and_keeps_nobody_out() {
     let node = Managed::new("no_pin = true").unwrap();
     let agent = node.start().unwrap();
-    let idle = memory_kib(agent.pid(), "VmRSS");
+    let idle = agent.memory_kib("VmRSS");
     let request = |n: usize| {
         format!(
             "GET /cloudapi/v6/requests HTTP/1.1\r\nHost: x\r\nAuthorization: {}\r\n\r\n",
@@ -349,12 +342,12 @@ fn whoever_guesses_and_resets_two_thousand_times_costs_no_memory_and_keeps_nobod
         assert!(since.elapsed() < Duration::from_secs(10), "kept out");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let peak = memory_kib(agent.pid(), "VmHWM");
+    let peak = agent.memory_kib("VmHWM");
     assert!(peak < idle + (64 << 10), "{idle} KiB idle, {peak} at its peak");
     // What was taken for hashing is given back.
     let since = Instant::now();
-    while memory_kib(agent.pid(), "VmRSS") > idle + (16 << 10) {
-        assert!(since.elapsed() < Duration::from_secs(20), "{} KiB, {idle} idle", memory_kib(agent.pid(), "VmRSS"));
+    while agent.memory_kib("VmRSS") > idle + (16 << 10) {
+        assert!(since.elapsed() < Duration::from_secs(20), "{} KiB, {idle} idle", agent.memory_kib("VmRSS"));
         std::thread::sleep(Duration::from_millis(100));
     }
 }

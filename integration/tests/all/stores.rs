@@ -1,6 +1,9 @@
 //! Stores that fail: exactly once all the same, one rule's trouble is not another's, and everybody can see whose it is.
 
-use std::time::Duration;
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
 
 use flowlog_model::{S3Options, rule::Location};
 use flowlog_pipeline::upload::{Bucket, BucketError, Outcome};
@@ -173,6 +176,20 @@ impl TwoRules {
         Objects::below(dir.path()).unwrap().sum(|r| r.dport == 9 && r.direction == "ingress").0
     }
 
+    /// Waits until so many of them have landed.
+    fn wait_until_landed(&self, number: usize, packets: u64) {
+        let mut landed = 0;
+        for _ in 0..200 {
+            landed = self.landed(number);
+            if landed == packets {
+                return;
+            }
+            // The server has no event for it.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("{landed} of {packets} packets landed in bucket {number}");
+    }
+
     /// Ends it; nobody may have said the secret.
     fn end(&mut self) -> String {
         self.agent.signal(rustix::process::Signal::TERM);
@@ -205,14 +222,7 @@ fn one_rules_trouble_is_its_own_and_visible_and_everything_arrives_once_in_the_e
         }
         if !down {
             // The other rule's objects arrive meanwhile.
-            let sent = 25 * (n as u64 + 1);
-            for _ in 0..200 {
-                if node.landed(1) == sent {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            assert_eq!(node.landed(1), sent);
+            node.wait_until_landed(1, 25 * (n as u64 + 1));
             node.wait_for_state("two", "delivering");
         }
         node.proxy.fail(Fault::None, "");
@@ -220,6 +230,52 @@ fn one_rules_trouble_is_its_own_and_visible_and_everything_arrives_once_in_the_e
     }
     node.end();
     assert_eq!([node.landed(0), node.landed(1)], [100, 100]);
+}
+
+#[test]
+fn a_reply_that_does_not_end_or_leads_elsewhere_or_drips_costs_no_memory_and_troubles_no_other_rule() {
+    let mut node = TwoRules::start(1);
+    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let to = format!("http://{}/elsewhere", elsewhere.local_addr().unwrap());
+    let before = node.agent.memory_kib("VmHWM");
+    let faults = [
+        (Fault::Endless(""), "retrying", "more than 65536 bytes"),
+        (Fault::Endless("Content-Length: 9223372036854775807\r\n"), "retrying", "more than 65536 bytes"),
+        (Fault::Redirect(to.clone()), "blocked", to.as_str()),
+        (Fault::Drip, "retrying", "bytes a second"),
+    ];
+    for (n, (fault, state, words)) in faults.into_iter().enumerate() {
+        node.proxy.fail(fault.clone(), &node.buckets[0]);
+        for cable in &node.cables {
+            cable.send(25).unwrap();
+        }
+        let delivery = node.wait_for_state("one", state);
+        node.wait_until_landed(1, 25 * (n as u64 + 1));
+        node.wait_for_state("two", "delivering");
+        let visit = elsewhere.accept().map(|(_, who)| who);
+        assert!(visit.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "{fault:?} led elsewhere");
+        let peak = node.agent.memory_kib("VmHWM");
+        assert!(peak < before + (16 << 10), "{fault:?}: {before} KiB before, {peak} at the peak");
+        assert!(delivery["error"].as_str().unwrap().contains(words), "{fault:?}: {delivery}");
+        node.proxy.fail(Fault::None, "");
+        node.wait_for_state("one", "delivering");
+    }
+    node.end();
+    assert_eq!([node.landed(0), node.landed(1)], [100, 100]);
+}
+
+#[test]
+fn a_store_that_takes_an_upload_too_slowly_is_cut_long_before_the_whole_of_it_could_take() {
+    let (server, proxy) = (s3::server(), proxy());
+    let store = Bucket::open(&Location::Bucket(server.new_bucket()), &through(&proxy)).unwrap();
+    // Fast enough for TCP, which ends a connection that does not move at all.
+    proxy.fail(Fault::Slow(20_000), "");
+    // At the slowest pace that is good enough it would take four minutes.
+    let (since, body) = (Instant::now(), vec![7; 60 << 20]);
+    let error = block_on(store.deliver("p/slow-drip.parquet", body)).unwrap_err().to_string();
+    assert!(error.contains("bytes a second"), "{error}");
+    assert!(since.elapsed() < Duration::from_mins(1), "after {:?}", since.elapsed());
 }
 
 #[test]

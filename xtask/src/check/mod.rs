@@ -1,11 +1,12 @@
-//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies ([`layers`]), the ABI ([`abi`]), what comments and
-//! documents name ([`text`]), and symbols.
+//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies ([`layers`], [`deny`]), the ABI ([`abi`]), what
+//! comments and documents name ([`text`]), and symbols.
 
 mod abi;
+mod deny;
 mod layers;
 mod text;
 
-use std::{fs, process::Command};
+use std::fs;
 
 use anyhow::ensure;
 
@@ -32,7 +33,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     abi::check()?;
     text::check()?;
     mutants::check()?;
-    licences()?;
+    deny::check()?;
     reproduce()?;
     step("lints (clippy, pedantic)");
     run_command(cargo().args([
@@ -65,17 +66,6 @@ fn reproduce() -> anyhow::Result<()> {
     }
     step("the checked-in eBPF objects reproduce");
     Ok(())
-}
-
-/// Licences, duplicate and foreign sources, by cargo-deny where it is installed.
-fn licences() -> anyhow::Result<()> {
-    let present = Command::new("cargo").args(["deny", "--version"]).output().is_ok_and(|o| o.status.success());
-    if !present {
-        step("licences: NOT checked, cargo-deny is not installed (`cargo install --locked cargo-deny`)");
-        return Ok(());
-    }
-    step("licences and sources (cargo deny)");
-    run_command(cargo().args(["deny", "--locked", "check", "licenses", "bans", "sources"]))
 }
 
 /// The linked agent holds no symbol of the kernel half's runtime.

@@ -1,44 +1,30 @@
-//! One object store, behind create-only puts whose outcome is always known in the end. Only this file and its
-//! credentials name `object_store`.
+//! One object store, behind create-only puts whose outcome is always known in the end. Only this file, `s3`, `credentials`, `http` and
+//! `acl` name `object_store`.
 //!
 //! A put is create-only where the store honours it. Whenever the outcome is not clear (already there, time-out,
 //! lost reply) the object is compared by size and by our SHA-256, which travels as object metadata.
 
-mod credentials;
-
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use flowlog_model::{S3Options, ids::hex, rule::Location, text::printable};
 use object_store::{
-    Attribute, Attributes, ClientOptions, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
-    RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
-    client::ReqwestConnector,
-    path::Path,
+    Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, path::Path,
 };
 use sha2::{Digest as _, Sha256};
 
-use self::credentials::FileCredentials;
 use super::{
-    acl::{Acl, WithAcl},
     directory::Directory,
+    http::{ANSWER_TIMEOUT, Refusal, time_for},
+    s3,
 };
 
 /// Metadata key of our checksum.
 const SHA256: &str = "flowlog-sha256";
-/// Time for one request with its body, at most: 64 MiB at 250 kB/s. The library's default of 30 s is for small bodies.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(270);
-/// Time for an answer, besides that for the body: a store that says nothing holds up its route for so long.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// Slowest way to a store that is used: bytes a second.
-const BYTES_PER_SEC_MIN: u64 = 250_000;
-/// Time to get a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Retries inside one delivery; the uploader's own pauses follow.
-const RETRIES: usize = 1;
-
-/// The region where none is said (`object_store`'s own).
-const REGION_DEFAULT: &str = "us-east-1";
+/// Time for the requests of one delivery or probe, besides that for its bytes: the put, and the look at what is there then.
+const REQUESTS_TIMEOUT: Duration = ANSWER_TIMEOUT.saturating_mul(2);
+/// An upload goes in pieces, so that its pace shows.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Name of the upload that shows that a bucket can be written to.
 const PROBE_NAME: &str = ".flowlog-probe";
@@ -64,6 +50,9 @@ pub enum BucketError {
     /// Credentials are missing, wrong or not allowed to write.
     #[error("{location} refuses the credentials: {words}; check the key, its policy, and the clock")]
     Denied { location: String, words: String },
+    /// The store sends us elsewhere.
+    #[error("{location}: {words}")]
+    Redirected { location: String, words: String },
     /// The store does not want this object: another one may fare better.
     #[error("{location} refuses this object: {words}")]
     Refused { location: String, words: String },
@@ -81,7 +70,7 @@ impl BucketError {
     /// Whether it will not pass by itself.
     #[must_use]
     pub(crate) fn needs_a_person(&self) -> bool {
-        matches!(self, Self::NoBucket(_) | Self::Denied { .. } | Self::Options(_))
+        matches!(self, Self::NoBucket(_) | Self::Denied { .. } | Self::Redirected { .. } | Self::Options(_))
     }
 }
 
@@ -116,7 +105,8 @@ impl Bucket {
                 Ok(Self { inner: Inner::Directory(inner), name })
             }
             Location::Bucket(bucket) | Location::OfContract { bucket, .. } => {
-                let inner = s3(bucket, options).map_err(|words| BucketError::Options(format!("{name}: {words}")))?;
+                let inner =
+                    s3::open(bucket, options).map_err(|words| BucketError::Options(format!("{name}: {words}")))?;
                 Ok(Self { inner: Inner::Objects(inner), name })
             }
         }
@@ -145,7 +135,7 @@ impl Bucket {
 
     /// Stores an object exactly once.
     pub async fn deliver(&self, key: &str, bytes: Vec<u8>) -> Result<Outcome, BucketError> {
-        let time = ANSWER_TIMEOUT + Duration::from_secs(bytes.len() as u64 / BYTES_PER_SEC_MIN);
+        let time = REQUESTS_TIMEOUT + time_for(bytes.len() as u64);
         self.in_time(time, self.deliver_now(key, bytes)).await
     }
 
@@ -186,6 +176,8 @@ impl Bucket {
                         let same = holds(store, key, size, &sha256).await.map_err(|e| self.error(&e))?;
                         Ok(if same { Outcome::AlreadyThere } else { Outcome::Conflict })
                     }
+                    // Whether it was stored is asked at the next try: this store has shown what asking it is like.
+                    Err(error) if Refusal::of(&error).is_some() => Err(self.error(&error)),
                     // Perhaps only the reply was lost.
                     Err(error) => match holds(store, key, size, &sha256).await {
                         Ok(true) => Ok(Outcome::AlreadyThere),
@@ -201,7 +193,7 @@ impl Bucket {
     /// killed between the two: an upload without parts takes no room, and no listing shows it. Beginning one needs the same
     /// permission as an object (`s3:PutObject`). That it cannot be given up is no error: write-only credentials are good practice.
     pub async fn probe(&self, folder: &str) -> Result<(), BucketError> {
-        self.in_time(ANSWER_TIMEOUT, self.probe_now(folder)).await
+        self.in_time(REQUESTS_TIMEOUT, self.probe_now(folder)).await
     }
 
     async fn probe_now(&self, folder: &str) -> Result<(), BucketError> {
@@ -238,6 +230,9 @@ impl Bucket {
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
                 BucketError::Denied { location, words }
             }
+            _ if matches!(Refusal::of(error), Some(Refusal::Redirect(_))) => {
+                BucketError::Redirected { location, words }
+            }
             _ if is_refusal(&error.to_string()) => BucketError::Refused { location, words },
             _ => BucketError::Other { location, words },
         }
@@ -262,7 +257,12 @@ async fn put(store: &dyn ObjectStore, key: &str, bytes: Vec<u8>, sha256: &str) -
     attributes.insert(Attribute::ContentType, "application/vnd.apache.parquet".into());
     attributes.insert(Attribute::Metadata(SHA256.into()), sha256.to_owned().into());
     let options = PutOptions { mode: PutMode::Create, attributes, ..PutOptions::default() };
-    store.put_opts(&Path::from(key), bytes.into(), options).await.map(drop)
+    store.put_opts(&Path::from(key), pieces(bytes), options).await.map(drop)
+}
+
+fn pieces(bytes: Vec<u8>) -> PutPayload {
+    let mut rest = Bytes::from(bytes);
+    std::iter::from_fn(|| (!rest.is_empty()).then(|| rest.split_to(rest.len().min(PIECE_BYTES)))).collect()
 }
 
 /// Whether the store holds exactly these bytes under `key`.
@@ -278,7 +278,7 @@ const WORDS_CHARS_MAX: usize = 400;
 
 /// The innermost message, on one line: the outer ones repeat it with more and more wrapping. A store may say anything: what it says
 /// is cut, and can be printed.
-fn words(error: &dyn std::error::Error) -> String {
+pub(super) fn words(error: &dyn std::error::Error) -> String {
     let mut all = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(e) = cause {
@@ -292,42 +292,6 @@ fn words(error: &dyn std::error::Error) -> String {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line.into_owned(),
     }
-}
-
-fn s3(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, String> {
-    let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT);
-    let retry = RetryConfig { max_retries: RETRIES, retry_timeout: REQUEST_TIMEOUT, ..RetryConfig::default() };
-    let mut builder = AmazonS3Builder::from_env()
-        .with_client_options(client.with_allow_http(o.allow_http))
-        .with_retry(retry)
-        .with_bucket_name(bucket)
-        .with_allow_http(o.allow_http)
-        .with_virtual_hosted_style_request(!o.path_style);
-    if let Some(endpoint) = &o.endpoint {
-        if endpoint.starts_with("http://") && !o.allow_http {
-            return Err(format!(
-                "endpoint `{endpoint}`: plain http is off; use https, or allow it with `--s3-allow-http`"
-            ));
-        }
-        builder = builder.with_endpoint(endpoint);
-    }
-    if let Some(region) = &o.region {
-        builder = builder.with_region(region);
-    }
-    if let Some(path) = &o.credentials_file {
-        let provider = FileCredentials::new(path.clone());
-        provider.current().map_err(|e| e.to_string())?;
-        builder = builder.with_credentials(Arc::new(provider));
-    }
-    if o.no_acl {
-        return Ok(Arc::new(builder.build().map_err(|e| words(&e))?));
-    }
-    let region = builder.get_config_value(&AmazonS3ConfigKey::Region).unwrap_or_else(|| REGION_DEFAULT.to_owned());
-    let acl = Arc::new(Acl::new(bucket, &region));
-    let connector = WithAcl { inner: ReqwestConnector::default(), acl: acl.clone() };
-    let store = builder.with_http_connector(connector).build().map_err(|e| words(&e))?;
-    acl.sign_with(store.credentials().clone());
-    Ok(Arc::new(store))
 }
 
 #[cfg(test)]

@@ -3,13 +3,18 @@
 //! Objects of one rule and store form a *route*. Every route is delivered by itself, in order: one that is slow,
 //! refused or retrying holds back no other.
 //!
-//! * [`bucket`]: one object store; `acl`: its owner may read what lands; `directory`: a local directory as a store;
+//! * [`bucket`]: one object store; `directory`: a local directory as one;
+//! * `s3`: how a bucket is opened, and with which `credentials`; `http`: how requests to it travel, and what a store may not do; `acl`:
+//!   its owner may read what lands;
 //! * this file: routes, pauses, what there is to say about them.
 #![allow(clippy::disallowed_methods, reason = "pauses are in the runtime's time, which tests can stop")]
 
 mod acl;
 pub(crate) mod bucket;
+mod credentials;
 mod directory;
+mod http;
+mod s3;
 #[cfg(test)]
 pub(crate) mod scripted;
 

@@ -1,0 +1,63 @@
+//! A bucket as `object_store` opens it, from the agent's options.
+
+use std::{sync::Arc, time::Duration};
+
+use flowlog_model::S3Options;
+use object_store::{
+    ClientOptions, ObjectStore, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+};
+
+use super::{
+    acl::{Acl, WithAcl},
+    bucket::words,
+    credentials::FileCredentials,
+    http::Connector,
+};
+
+/// Time to get a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Retries inside one delivery; the uploader's own pauses follow.
+const RETRIES: usize = 1;
+/// The region where none is said (`object_store`'s own).
+const REGION_DEFAULT: &str = "us-east-1";
+
+/// Makes a store of a bucket's name and the options; does not reach out to it yet.
+///
+/// # Errors
+/// With the option that is wrong.
+pub(super) fn open(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, String> {
+    let client = ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT);
+    let retry = RetryConfig { max_retries: RETRIES, ..RetryConfig::default() };
+    let mut builder = AmazonS3Builder::from_env()
+        .with_client_options(client.with_allow_http(o.allow_http))
+        .with_retry(retry)
+        .with_bucket_name(bucket)
+        .with_allow_http(o.allow_http)
+        .with_virtual_hosted_style_request(!o.path_style);
+    if let Some(endpoint) = &o.endpoint {
+        if endpoint.starts_with("http://") && !o.allow_http {
+            return Err(format!(
+                "endpoint `{endpoint}`: plain http is off; use https, or allow it with `--s3-allow-http`"
+            ));
+        }
+        builder = builder.with_endpoint(endpoint);
+    }
+    if let Some(region) = &o.region {
+        builder = builder.with_region(region);
+    }
+    if let Some(path) = &o.credentials_file {
+        let provider = FileCredentials::new(path.clone());
+        provider.current().map_err(|e| e.to_string())?;
+        builder = builder.with_credentials(Arc::new(provider));
+    }
+    if o.no_acl {
+        return Ok(Arc::new(builder.with_http_connector(Connector).build().map_err(|e| words(&e))?));
+    }
+    let region = builder.get_config_value(&AmazonS3ConfigKey::Region).unwrap_or_else(|| REGION_DEFAULT.to_owned());
+    let acl = Arc::new(Acl::new(bucket, &region));
+    let connector = WithAcl { inner: Connector, acl: acl.clone() };
+    let store = builder.with_http_connector(connector).build().map_err(|e| words(&e))?;
+    acl.sign_with(store.credentials().clone());
+    Ok(Arc::new(store))
+}
