@@ -1,12 +1,14 @@
-//! A cgroup whose programs refuse UDP to port 7, and a process in it that has a socket.
+//! Control groups: one whose programs refuse UDP to port 7, with a process in it that has a socket; one with a limit of memory.
 #![allow(unsafe_code, reason = "`pre_exec`: a socket belongs to the cgroup of the process that opens it")]
 
 use std::{
     fs::File,
     net::UdpSocket,
     os::{fd::AsRawFd as _, unix::process::CommandExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use aya::{
@@ -94,5 +96,66 @@ impl Drop for Refusing {
         }
         let _ = std::fs::remove_dir(&self.path);
         let _ = sh(&format!("umount {}", self.mount.path().display()));
+    }
+}
+
+/// A group (version 1 or 2) with a limit of memory, or below one that has it.
+pub struct Memory {
+    limited: PathBuf,
+    inner: Option<PathBuf>,
+    file: &'static str,
+}
+
+impl Memory {
+    /// Makes one; with `above`, the processes' group has no limit and the one above it has.
+    ///
+    /// # Errors
+    /// Without root, or where memory is not counted.
+    pub fn new(bytes: u64, above: bool) -> anyhow::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let v2 = Path::new("/sys/fs/cgroup");
+        let old = v1.is_dir();
+        let name = format!("flowlog-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let limited = if old { v1 } else { v2 }.join(name);
+        std::fs::create_dir(&limited)?;
+        let file = if old { "memory.limit_in_bytes" } else { "memory.max" };
+        let mut made = Self { limited, inner: None, file };
+        std::fs::write(made.limit(), bytes.to_string())?;
+        if above {
+            if !old {
+                std::fs::write(made.limited.join("cgroup.subtree_control"), "+memory")?;
+            }
+            let inner = made.limited.join("inner");
+            std::fs::create_dir(&inner)?;
+            made.inner = Some(inner);
+        }
+        Ok(made)
+    }
+
+    /// The group for processes.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.inner.as_deref().unwrap_or(&self.limited)
+    }
+
+    /// The file with the limit.
+    #[must_use]
+    pub fn limit(&self) -> PathBuf {
+        self.limited.join(self.file)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // Its processes have ended, but the kernel may still be counting.
+        for group in self.inner.iter().chain([&self.limited]) {
+            for _ in 0..50 {
+                if std::fs::remove_dir(group).is_ok() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs; [`pins`]: what outlives the agent, and where;
 //! * [`maps`]: interfaces and epochs; [`truth`]: the truth counters; [`notes`]: what tells packets apart;
 //! * [`ring`]: blocks of records, as bytes; [`sweep`]: closing an epoch on every CPU;
-//! * [`heap`]: giving freed memory back;
+//! * [`heap`]: giving freed memory back; [`limits`]: how much there may be;
 //! * [`confine`]: what the process gives up before it works;
 //! * [`probe`]: what this machine can do, without changing it; [`refusal`]: why it does not take a program;
 //! * [`netdev`]: what the kernel says about interfaces.
@@ -19,6 +19,7 @@ pub(crate) mod btf;
 pub mod confine;
 pub mod heap;
 pub(crate) mod layout;
+pub mod limits;
 pub(crate) mod load;
 mod mapping;
 pub(crate) mod maps;

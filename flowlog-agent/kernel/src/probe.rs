@@ -1,6 +1,6 @@
 //! What this machine can do. Looks, asks, and has the programs loaded and thrown away; attaches nothing.
 
-use std::{fmt, fs, num::NonZero, path::Path};
+use std::{fmt, fs, path::Path};
 
 use aya::{
     maps::MapType,
@@ -55,7 +55,8 @@ pub struct Finding {
     pub detail: String,
 }
 
-fn finding(what: impl Into<String>, state: State, detail: impl Into<String>) -> Finding {
+/// Makes one.
+pub fn finding(what: impl Into<String>, state: State, detail: impl Into<String>) -> Finding {
     Finding { what: what.into(), state, detail: detail.into() }
 }
 
@@ -70,7 +71,6 @@ pub fn machine(interfaces: &[String]) -> Vec<Finding> {
     all.push(hooks());
     all.push(symbols());
     all.push(pinning());
-    all.push(memory());
     all.extend(interfaces.iter().map(|name| interface(name)));
     all
 }
@@ -195,22 +195,6 @@ fn pinning() -> Finding {
             dir.display()
         );
         finding("pinning", State::Limited, detail)
-    }
-}
-
-fn memory() -> Finding {
-    let cpus = u64::from(aya::util::nr_cpus().map_or(1, NonZero::get));
-    let needed = Sizes::default().memory_bytes(cpus);
-    let available = fs::read_to_string("/proc/meminfo")
-        .unwrap_or_default()
-        .lines()
-        .find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
-        .map_or(u64::MAX, |kb| kb * 1_024);
-    let detail = format!("{} MiB for maps on {cpus} CPUs by default", needed.div_ceil(1 << 20));
-    if needed < available / 2 {
-        finding("memory", State::Ok, detail)
-    } else {
-        finding("memory", State::Limited, format!("{detail}; use a smaller `cache_slots`"))
     }
 }
 

@@ -1,5 +1,7 @@
 //! How large the kernel's maps are: one table, for loading and for what they cost.
 
+use std::num::NonZero;
+
 use flowlog_ebpf::abi::{self, EPOCHS, Iface};
 
 /// A preallocated element of a hash map with key and value of 8 bytes (`struct htab_elem`), and its share of the buckets.
@@ -47,9 +49,16 @@ impl Sizes {
         ]
     }
 
+    /// Kernel memory these sizes cost on this machine, in bytes, and for how many possible CPUs.
+    #[must_use]
+    pub fn memory_bytes_here(&self) -> (u64, u64) {
+        let cpus = u64::from(aya::util::nr_cpus().map_or(1, NonZero::get));
+        (self.memory_bytes(cpus), cpus)
+    }
+
     /// Kernel memory these sizes cost on a machine with `cpus` possible CPUs, in bytes.
     #[must_use]
-    pub(crate) fn memory_bytes(&self, cpus: u64) -> u64 {
+    fn memory_bytes(&self, cpus: u64) -> u64 {
         let records = (size_of::<abi::Record4>() + size_of::<abi::Record6>()) as u64;
         let slots = u64::from(banks(self.passed_slots) + banks(self.refused_slots)) * u64::from(abi::BANK_SLOTS);
         let truth = (u64::from(self.interfaces_max) + 1) * u64::from(EPOCHS) * size_of::<abi::Truth>() as u64;

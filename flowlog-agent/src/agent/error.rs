@@ -9,6 +9,8 @@ use flowlog_pipeline::{
 };
 use rustix::io::Errno;
 
+use super::memory::MemoryError;
+
 /// See the module's head.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AgentError {
@@ -16,6 +18,8 @@ pub(crate) enum AgentError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     NetDev(#[from] NetDevError),
+    #[error("memory: {0}")]
+    Memory(#[from] MemoryError),
     #[error(transparent)]
     Confine(#[from] ConfineError),
     #[error(transparent)]

@@ -3,6 +3,7 @@
 //! * [`start`]: what must hold before the first hook is attached;
 //! * [`kernel_source`]: the real kernel behind the pipeline's port;
 //! * [`delivery`]: from a closed window to the store; [`ending`]: until all of it is there;
+//! * [`memory`]: what a start needs, and whether it fits;
 //! * [`managed`]: rules from the store, and the API's thread;
 //! * [`signals`]: being asked to stop; [`trouble`]: waiting for the state directory; [`thread`]: runtimes of their own;
 //! * [`error`]: what can go wrong;
@@ -13,6 +14,7 @@ mod ending;
 mod error;
 mod kernel_source;
 mod managed;
+pub(crate) mod memory;
 mod signals;
 mod start;
 mod thread;

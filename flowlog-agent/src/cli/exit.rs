@@ -108,6 +108,7 @@ fn of_agent(error: &AgentError) -> u8 {
         AgentError::LeftBehind { .. } => EX_TEMPFAIL,
         AgentError::NetDev(_)
         | AgentError::Target { .. }
+        | AgentError::Memory(_)
         | AgentError::Spool(_)
         | AgentError::StateDir { .. }
         | AgentError::Rules(_)

@@ -55,11 +55,7 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Say what this kernel and machine can do, and what is missing. Changes nothing.
-    Check {
-        /// Also look at these interfaces.
-        #[arg(long = "interface", value_name = "NAME")]
-        interfaces: Vec<String>,
-    },
+    Check(check::CheckArgs),
     /// Print delivered objects as a table, with their balance.
     Read {
         /// Parquet files, or directories to search for them.
@@ -95,7 +91,7 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "flowlog", &mut script);
             out::text(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
         }
-        Command::Check { interfaces } => check::run(&interfaces),
+        Command::Check(args) => check::run(&args),
         Command::Read { paths, rows } => read::run(&paths, rows),
     };
     match result {

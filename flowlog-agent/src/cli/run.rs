@@ -8,21 +8,14 @@ use flowlog_model::text::printable;
 use tracing_subscriber::{EnvFilter, field::MakeExt as _, fmt::format::debug_fn};
 
 use super::args::RunArgs;
-use crate::{
-    agent::{self, AgentError},
-    config::{FLOWS_MAX_DEFAULT, FLOWS_MAX_MIN},
-};
+use crate::agent::{self, AgentError, memory};
 
 pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     heap::return_large_blocks();
     confine::no_core_files().map_err(AgentError::from)?;
     log_to_stderr();
-    let mut raw = args.into_raw()?;
-    if raw.flows_max.is_none() {
-        // A service with a memory limit gets along with it by writing windows earlier.
-        raw.flows_max = heap::flows_within_limit().map(|n| n.clamp(FLOWS_MAX_MIN, FLOWS_MAX_DEFAULT));
-    }
-    let config = raw.check()?;
+    // Before anything is loaded: what does not fit is ended by the kernel without a word.
+    let (config, _) = memory::checked(args.into_raw()?)?;
     // Before there are threads: each would keep what it was made with.
     let confined = confine::enter(config.follow_namespaces).map_err(AgentError::from)?;
     runtime()?.block_on(agent::run(config, &confined))?;

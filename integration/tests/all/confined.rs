@@ -68,10 +68,10 @@ fn every_thread_keeps_three_capabilities_and_captures_an_interface_that_comes_la
     let answer = node.node.exec(&line).unwrap();
     assert!(answer.contains("401"), "{answer}");
     node.write("inventory.toml", &node.inventory().replace("name = 'tap0'", "name = 'tap20'")).unwrap();
+    plug_in(&node.node, &node.far, "tap20", 20).unwrap();
     let id = node.draft(NIC, "late", "flows");
     let provisioned = node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})));
     assert_eq!(node.finish(&provisioned).0, "DONE");
-    plug_in(&node.node, &node.far, "tap20", 20).unwrap();
     agent.wait_for("watching interface=\"tap20\"").unwrap();
     node.send(20, "tap20", PACKETS).unwrap();
     assert_confined(&agent, KEPT);

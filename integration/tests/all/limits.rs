@@ -3,7 +3,8 @@
 use std::{process::Command, time::Duration};
 
 use integration::{
-    agent::binary,
+    agent::{Agent, binary},
+    cgroups::Memory,
     net::sh,
     node::Node,
     oracle::{Oracle, Verdict},
@@ -147,52 +148,22 @@ fn an_agent_that_is_stopped_for_a_minute_marks_its_late_window_and_doubles_none(
     assert_eq!(keys.len(), landed.keys.len());
 }
 
-/// A memory control group (version 1 or 2) for one process.
-struct Group(std::path::PathBuf);
-
-impl Group {
-    fn new(bytes: u64) -> Self {
-        let v1 = "/sys/fs/cgroup/memory";
-        let v2 = "/sys/fs/cgroup";
-        let old = std::path::Path::new(v1).is_dir();
-        let path = std::path::Path::new(if old { v1 } else { v2 }).join(format!("flowlog-test-{}", std::process::id()));
-        std::fs::create_dir(&path).unwrap();
-        let file = if old { "memory.limit_in_bytes" } else { "memory.max" };
-        std::fs::write(path.join(file), bytes.to_string()).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Its processes have ended, but the kernel may still be counting.
-        for _ in 0..50 {
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-}
-
 #[test]
 fn sixty_four_mebibytes_are_enough_in_a_flood() {
     let node = Node::new(&[]).unwrap();
-    let group = Group::new(64 << 20);
+    let group = Memory::new(64 << 20, false).unwrap();
     let before = node.pair.a.statistic("eth0", "rx_packets").unwrap();
     // The shell moves itself into the group first; network namespaces hide it from the agent.
     let script = format!(
         "echo $$ > {}/cgroup.procs; exec ip netns exec {} {} run -i eth0 --no-pin --flows-max 50000 --window 86400 \
          --node-id node --state-dir {} --target {}",
-        group.0.display(),
+        group.path().display(),
         node.pair.a.name(),
         binary().display(),
         node.state().display(),
         node.objects().display()
     );
-    let mut shell = Command::new("sh");
-    shell.args(["-c", &script]);
-    let mut agent = integration::agent::Agent::attend(shell, tempfile::tempdir().unwrap()).unwrap();
+    let mut agent = Agent::attend(shell(&script), tempfile::tempdir().unwrap()).unwrap();
     agent.wait_for("capturing").unwrap();
     // Every packet is a new flow.
     Oracle::watch(&node.pair, 600_000, Duration::from_micros(50), |sent| {
@@ -208,4 +179,57 @@ fn sixty_four_mebibytes_are_enough_in_a_flood() {
     eprintln!("{received} packets, {} objects, {:?} lost", landed.keys.len(), landed.lost());
     assert_eq!(landed.total().0, received);
     assert!(received >= 600_000);
+}
+
+#[test]
+fn a_start_that_does_not_fit_into_a_group_or_one_above_it_says_so_before_it_loads() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("flowlog.toml");
+    let pins = dir.path().join("pins");
+    let text = format!(
+        "pin_dir = '{}'\nstate_dir = '{}'\nflows_max = 50000\n[[flow_log]]\ninterfaces = ['lo']\ntarget = '{}'\n",
+        pins.display(),
+        dir.path().join("state").display(),
+        dir.path().display()
+    );
+    std::fs::write(&config, text).unwrap();
+    for above in [false, true] {
+        let group = Memory::new(40 << 20, above).unwrap();
+        for verb in ["check", "run"] {
+            let script = format!(
+                "echo $$ > {}/cgroup.procs; exec {} {verb} --config {}",
+                group.path().display(),
+                binary().display(),
+                config.display()
+            );
+            let mut agent = Agent::attend(shell(&script), tempfile::tempdir().unwrap()).unwrap();
+            let line = agent.wait_for("memory: this needs ").unwrap();
+            assert_eq!(agent.wait().unwrap(), Some(78), "{line}");
+            let limit = group.limit().display().to_string();
+            assert!(line.contains(&format!("`{limit}` allows 40: raise it, or lower `kernel.cache_slots`")), "{line}");
+            assert!(line.contains(" for maps, ") && line.contains("50000 flows"), "{line}");
+            assert!(!pins.exists() && !dir.path().join("state").exists(), "nothing is begun");
+        }
+    }
+}
+
+#[test]
+fn a_limit_of_locked_memory_does_not_count_maps() {
+    let node = Node::new(&[]).unwrap();
+    let script = format!(
+        "ulimit -l 0; exec ip netns exec {} {} run -i eth0 --no-pin --node-id node --state-dir {} --target {}",
+        node.pair.a.name(),
+        binary().display(),
+        node.state().display(),
+        node.objects().display()
+    );
+    let mut agent = Agent::attend(shell(&script), tempfile::tempdir().unwrap()).unwrap();
+    agent.wait_for("capturing").unwrap();
+    agent.end().unwrap();
+}
+
+fn shell(script: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]);
+    shell
 }

@@ -267,12 +267,14 @@ fn a_reply_that_does_not_end_or_leads_elsewhere_or_drips_costs_no_memory_and_tro
 
 #[test]
 fn a_store_that_takes_an_upload_too_slowly_is_cut_long_before_the_whole_of_it_could_take() {
-    let (server, proxy) = (s3::server(), proxy());
+    let server = s3::server();
+    let proxy = proxy();
     let store = Bucket::open(&Location::Bucket(server.new_bucket()), &through(&proxy)).unwrap();
     // Fast enough for TCP, which ends a connection that does not move at all.
     proxy.fail(Fault::Slow(20_000), "");
     // At the slowest pace that is good enough it would take four minutes.
-    let (since, body) = (Instant::now(), vec![7; 60 << 20]);
+    let since = Instant::now();
+    let body = vec![7; 60 << 20];
     let error = block_on(store.deliver("p/slow-drip.parquet", body)).unwrap_err().to_string();
     assert!(error.contains("bytes a second"), "{error}");
     assert!(since.elapsed() < Duration::from_mins(1), "after {:?}", since.elapsed());

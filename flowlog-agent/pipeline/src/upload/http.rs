@@ -198,7 +198,8 @@ mod tests {
     fn lasts(first: usize, each_second: usize) -> Option<Duration> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
         runtime.expect("a runtime").block_on(async {
-            let (pace, since) = (Pace::new(), Instant::now());
+            let pace = Pace::new();
+            let since = Instant::now();
             pace.moved(first);
             let work = async {
                 for _ in 0..60 {
