@@ -106,10 +106,11 @@ fn udp(payload: usize) -> Vec<u8> {
     p
 }
 
-fn flow4(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<Ip4> {
+fn flow<A>(ends: [A; 2], proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<A> {
+    let [src, dst] = ends;
     Flow {
-        src: ip4(SRC4),
-        dst: ip4(DST4),
+        src,
+        dst,
         sport: ports.0,
         dport: ports.1,
         vlan: 0,
@@ -122,20 +123,12 @@ fn flow4(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32)
     }
 }
 
+fn flow4(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<Ip4> {
+    flow([ip4(SRC4), ip4(DST4)], proto, ports, tcp_flags, l3_len, headers)
+}
+
 fn flow6(proto: u8, ports: (u16, u16), tcp_flags: u8, l3_len: u32, headers: u32) -> Flow<Ip6> {
-    Flow {
-        src: ip6(SRC6),
-        dst: ip6(DST6),
-        sport: ports.0,
-        dport: ports.1,
-        vlan: 0,
-        proto,
-        tcp_flags,
-        l3_len,
-        headers,
-        ip_header: 0,
-        fragment: Fragment::NONE,
-    }
+    flow([ip6(SRC6), ip6(DST6)], proto, ports, tcp_flags, l3_len, headers)
 }
 
 fn plain(name: &'static str, frame: Vec<u8>, packet: Packet) -> Golden {

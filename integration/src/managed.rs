@@ -311,6 +311,21 @@ impl Drop for Managed {
     }
 }
 
+/// Does something as a user of this machine, on a thread of its own: only that one becomes the user.
+///
+/// # Panics
+/// Without root, or if `work` does.
+pub fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            let uid = rustix::fs::Uid::from_raw(uid);
+            rustix::thread::set_thread_res_uid(uid, uid, uid).expect("root");
+            work()
+        });
+        working.join().expect("the user's thread")
+    })
+}
+
 /// Owner, administrator and users of one contract, and an owner of another; all with one password.
 fn principals() -> String {
     let hash = hash_password(PASSWORD).expect("a hash");

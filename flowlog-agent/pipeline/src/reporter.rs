@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use flowlog_host::clock;
 use flowlog_model::{
-    rule::{Rule, Target},
+    rule::Rule,
     status::{Counts, Leaving, RouteState, RouteStatus, RuleStatus, Status},
 };
 use tokio::sync::watch;
@@ -112,8 +112,7 @@ impl Reporter {
 
 /// The route of a rule.
 fn route_of(rule: &Rule) -> Route {
-    let store = Target { location: rule.target.location.clone(), prefix: None }.to_string();
-    Route { store, folder: rule.folder() }
+    Route { store: rule.target.location.to_string(), folder: rule.folder() }
 }
 
 /// What goes where, by route and interface; what no capture asks for is left.

@@ -12,7 +12,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use integration::{
     http,
-    managed::{ALB, CONTRACT, DATACENTER, LISTEN, Managed, NAT, NIC, NLB, OTHERS_NIC, PASSWORD, SERVER},
+    managed::{ALB, CONTRACT, DATACENTER, LISTEN, Managed, NAT, NIC, NLB, OTHERS_NIC, PASSWORD, SERVER, as_user},
     traffic,
 };
 use rustix::net::{AddressFamily, SocketType};
@@ -142,25 +142,17 @@ fn on_the_nodes_own_socket_the_kernel_says_who_is_asking() {
     let _agent = node.start().unwrap();
     std::fs::set_permissions(node.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let socket = node.path("agent.sock");
-    let as_user = |uid: u32| {
-        // Of this thread alone.
-        std::thread::scope(|scope| {
-            let asking = scope.spawn(|| {
-                let uid = rustix::fs::Uid::from_raw(uid);
-                rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
-                let answer = http::unix(&socket, "GET", "/flowlog/v1/inventory", None).unwrap();
-                format!("{} {}", answer.head, answer.body)
-            });
-            asking.join().unwrap()
-        })
+    let ask = || {
+        let answer = http::unix(&socket, "GET", "/flowlog/v1/inventory", None).unwrap();
+        format!("{} {}", answer.head, answer.body)
     };
-    let root = as_user(0);
+    let root = as_user(0, ask);
     assert!(root.contains(NIC) && root.contains(OTHERS_NIC), "{root}");
-    let ann = as_user(60_001);
+    let ann = as_user(60_001, ask);
     assert!(ann.contains(NIC) && !ann.contains(OTHERS_NIC), "{ann}");
-    let mal = as_user(60_006);
+    let mal = as_user(60_006, ask);
     assert!(!mal.contains(NIC) && mal.contains(OTHERS_NIC), "{mal}");
-    assert!(as_user(61_000).contains("401 unauthorized"));
+    assert!(as_user(61_000, ask).contains("401 unauthorized"));
 }
 
 #[test]

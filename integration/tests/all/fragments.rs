@@ -186,17 +186,23 @@ fn three6((to, from): Macs, id: u32) -> Vec<Vec<u8>> {
     payload.chunks(1_448).enumerate().map(cut).collect()
 }
 
-/// Only the first fragment has the options, and so the protocol. The others say what comes behind their header.
-#[test]
-fn fragments_with_options_behind_their_header_are_refused_under_the_protocol_that_each_names() {
+/// What lands of datagrams that are refused once they are whole, from the frames of each.
+fn refused_in_input(frames_of: impl Fn(Macs, u32) -> Vec<Vec<u8>>) -> Objects {
     let pair = Pair::new().unwrap();
     pair.a.nft(&tracked("input")).unwrap();
     let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
     let macs = (pair.a.mac("eth0").unwrap(), pair.b.mac("eth0").unwrap());
-    let frames: Vec<_> = (0..DATAGRAMS as u32).flat_map(|id| three6(macs, id)).collect();
+    let frames: Vec<_> = (0..DATAGRAMS as u32).flat_map(|id| frames_of(macs, id)).collect();
     pair.b.run(|| Raw::open("eth0").unwrap().send(&frames)).unwrap();
     let landed = agent.stop().unwrap();
     assert_eq!(pair.a.nft_counter("inet t", "refused").unwrap().0, DATAGRAMS as u64);
+    landed
+}
+
+/// Only the first fragment has the options, and so the protocol. The others say what comes behind their header.
+#[test]
+fn fragments_with_options_behind_their_header_are_refused_under_the_protocol_that_each_names() {
+    let landed = refused_in_input(three6);
     let of =
         |protocol, action| landed.sum(|r| r.protocol == protocol && r.direction == "ingress" && r.action == action);
     let datagrams = DATAGRAMS as u64;
@@ -210,18 +216,10 @@ fn fragments_with_options_behind_their_header_are_refused_under_the_protocol_tha
 /// Which of the two was in the datagram is not known, nor what else does not agree: all that came stays accepted, and is said to be unknown.
 #[test]
 fn a_fragment_that_came_twice_makes_all_fragments_of_its_datagram_unknown() {
-    let pair = Pair::new().unwrap();
-    pair.a.nft(&tracked("input")).unwrap();
-    let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
-    let macs = (pair.a.mac("eth0").unwrap(), pair.b.mac("eth0").unwrap());
-    let twice = |id| {
-        let [first, second, third] = <[Vec<u8>; 3]>::try_from(three4(macs, id)).unwrap();
-        [first, second.clone(), second, third]
-    };
-    let frames: Vec<_> = (0..DATAGRAMS as u16).flat_map(twice).collect();
-    pair.b.run(|| Raw::open("eth0").unwrap().send(&frames)).unwrap();
-    let landed = agent.stop().unwrap();
-    assert_eq!(pair.a.nft_counter("inet t", "refused").unwrap().0, DATAGRAMS as u64);
+    let landed = refused_in_input(|macs, id| {
+        let [first, second, third] = <[Vec<u8>; 3]>::try_from(three4(macs, id as u16)).unwrap();
+        vec![first, second.clone(), second, third]
+    });
     let came = (4 * DATAGRAMS as u64, DATAGRAMS as u64 * (BYTES_4 + 1_500));
     assert_all(&landed, into("eth0"), false, NONE, came);
     assert_eq!(landed.unknown("ingress"), came);

@@ -155,13 +155,9 @@ fn sixty_four_mebibytes_are_enough_in_a_flood() {
     let before = node.pair.a.statistic("eth0", "rx_packets").unwrap();
     // The shell moves itself into the group first; network namespaces hide it from the agent.
     let script = format!(
-        "echo $$ > {}/cgroup.procs; exec ip netns exec {} {} run -i eth0 --no-pin --flows-max 50000 --window 86400 \
-         --node-id node --state-dir {} --target {}",
+        "echo $$ > {}/cgroup.procs; {} --flows-max 50000 --window 86400",
         group.path().display(),
-        node.pair.a.name(),
-        binary().display(),
-        node.state().display(),
-        node.objects().display()
+        running(&node)
     );
     let mut agent = Agent::attend(shell(&script), tempfile::tempdir().unwrap()).unwrap();
     agent.wait_for("capturing").unwrap();
@@ -216,16 +212,21 @@ fn a_start_that_does_not_fit_into_a_group_or_one_above_it_says_so_before_it_load
 #[test]
 fn a_limit_of_locked_memory_does_not_count_maps() {
     let node = Node::new(&[]).unwrap();
-    let script = format!(
-        "ulimit -l 0; exec ip netns exec {} {} run -i eth0 --no-pin --node-id node --state-dir {} --target {}",
+    let script = format!("ulimit -l 0; {}", running(&node));
+    let mut agent = Agent::attend(shell(&script), tempfile::tempdir().unwrap()).unwrap();
+    agent.wait_for("capturing").unwrap();
+    agent.end().unwrap();
+}
+
+/// The end of a shell's script: it becomes the node's agent.
+fn running(node: &Node) -> String {
+    format!(
+        "exec ip netns exec {} {} run -i eth0 --no-pin --node-id node --state-dir {} --target {}",
         node.pair.a.name(),
         binary().display(),
         node.state().display(),
         node.objects().display()
-    );
-    let mut agent = Agent::attend(shell(&script), tempfile::tempdir().unwrap()).unwrap();
-    agent.wait_for("capturing").unwrap();
-    agent.end().unwrap();
+    )
 }
 
 fn shell(script: &str) -> Command {

@@ -12,7 +12,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use integration::{
     http,
-    managed::{DATACENTER, LISTEN, Managed, NIC, OTHERS_NIC, PASSWORD, SERVER},
+    managed::{DATACENTER, LISTEN, Managed, NIC, OTHERS_NIC, PASSWORD, SERVER, as_user},
 };
 use rustix::net::{AddressFamily, SocketType};
 use serde_json::{Value, json};
@@ -55,18 +55,8 @@ fn users_of_the_node_that_hold_every_connection_of_its_socket_do_not_keep_the_op
     let _agent = node.start().unwrap();
     std::fs::set_permissions(node.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let socket = node.path("agent.sock");
-    let as_user = |uid: u32| {
-        // Of this thread alone.
-        std::thread::scope(|scope| {
-            let connecting = scope.spawn(|| {
-                let uid = rustix::fs::Uid::from_raw(uid);
-                rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
-                (0..64).map(|_| UnixStream::connect(&socket).unwrap()).collect::<Vec<_>>()
-            });
-            connecting.join().unwrap()
-        })
-    };
-    let held: Vec<UnixStream> = (61_000..61_005).flat_map(as_user).collect();
+    let connect = || (0..64).map(|_| UnixStream::connect(&socket).unwrap()).collect::<Vec<_>>();
+    let held: Vec<UnixStream> = (61_000..61_005).flat_map(|uid| as_user(uid, connect)).collect();
     let mut mine: Vec<UnixStream> = (0..80).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     assert_eq!(node.ask("GET", "/flowlog/v1/inventory", None).status, 200);
     let is_open = |stream: &mut UnixStream| {

@@ -2,7 +2,6 @@
 
 use flowlog_model::{
     CaptureSpec, FlowLogId,
-    rule::Target,
     status::{Leaving, Status},
 };
 use serde::{Deserialize, Serialize};
@@ -83,7 +82,7 @@ pub(crate) struct Ended {
 
 impl Ended {
     pub(crate) fn of(capture: &CaptureSpec) -> Self {
-        let store = Target { location: capture.rule.target.location.clone(), prefix: None }.to_string();
+        let store = capture.rule.target.location.to_string();
         let interface_id = capture.interface_id.clone().unwrap_or_default();
         Self { store, folder: capture.rule.folder(), interface_id }
     }

@@ -164,9 +164,7 @@ impl Validator {
         // The same words for all that is closed: nobody learns which buckets there are.
         let closed = || {
             problem(format!(
-                "bucket `{}` does not exist, is not contract {contract}'s, or does not let this node write; create it, or \
-                 name another",
-                checked.bucket
+                "does not exist, is not contract {contract}'s, or does not let this node write; create it, or name another"
             ))
         };
         if !inventory.buckets.has(contract, &checked.bucket) {

@@ -67,13 +67,19 @@ pub fn bucket_and_prefix(s: &str) -> Result<(String, Option<String>), Vec<Invali
     if problems.is_empty() { Ok((bucket.to_owned(), prefix)) } else { Err(problems) }
 }
 
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(dir) => write!(f, "file://{}", dir.display()),
+            Self::Bucket(bucket) => write!(f, "s3://{bucket}"),
+            Self::OfContract { contract, bucket } => write!(f, "s3://{contract}@{bucket}"),
+        }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.location {
-            Location::Directory(dir) => write!(f, "file://{}", dir.display())?,
-            Location::Bucket(bucket) => write!(f, "s3://{bucket}")?,
-            Location::OfContract { contract, bucket } => write!(f, "s3://{contract}@{bucket}")?,
-        }
+        self.location.fmt(f)?;
         self.prefix.as_ref().map_or(Ok(()), |p| write!(f, "/{p}"))
     }
 }

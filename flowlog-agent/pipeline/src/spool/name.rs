@@ -48,12 +48,7 @@ pub(super) fn is_digest(name: &str) -> bool {
 
 /// The name of a location's directory.
 pub(super) fn of_location(location: &Location) -> String {
-    name(&text(location))
-}
-
-/// A location as a target says it.
-pub(super) fn text(location: &Location) -> String {
-    Target { location: location.clone(), prefix: None }.to_string()
+    name(&location.to_string())
 }
 
 /// The location that was written so.
@@ -63,7 +58,7 @@ pub(super) fn location(text: &str) -> Option<Location> {
 
 /// The first line of an object's file; empty where the names say it all.
 pub(super) fn head(place: &Location, key: &str) -> Vec<u8> {
-    let location = text(place);
+    let location = place.to_string();
     if !is_digest(&name(&location)) && !is_digest(&name(key)) {
         return Vec::new();
     }

@@ -28,7 +28,7 @@ pub use bucket::{Bucket, BucketError, Outcome};
 use flowlog_host::{clock, fault};
 use flowlog_model::{
     S3Options,
-    rule::{Location, Rule, Target},
+    rule::{Location, Rule},
     status::{RouteState, RouteStatus},
 };
 use tokio::{
@@ -87,8 +87,7 @@ impl Progress {
 /// The route of an object: everything in front of its date folders or its file name.
 pub(crate) fn route(entry: &Entry) -> Route {
     let folder = entry.key.split_once("/year=").or_else(|| entry.key.rsplit_once('/')).map_or("", |(folder, _)| folder);
-    let store = Target { location: entry.location.clone(), prefix: None }.to_string();
-    Route { store, folder: folder.to_owned() }
+    Route { store: entry.location.to_string(), folder: folder.to_owned() }
 }
 
 pub(crate) type Opener = dyn Fn(&Location) -> Result<Arc<Bucket>, BucketError> + Send + Sync;
@@ -168,7 +167,7 @@ impl Uploader {
     /// Has the store of a rule tried before there is anything to deliver, so that trouble shows at once.
     pub fn probe(&mut self, rule: &Rule) {
         let location = rule.target.location.clone();
-        let store = Target { location: location.clone(), prefix: None }.to_string();
+        let store = location.to_string();
         self.unproven.insert(Route { store, folder: rule.folder() }, location);
     }
 
