@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use flowlog_control::api::NODE;
+use anyhow::Context as _;
+use flowlog_control::api::{NODE, error::ErrorBody};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{run::runtime, status::Output};
@@ -53,9 +55,11 @@ impl Client {
         if status.is_success() {
             return Ok(answer);
         }
-        let messages = answer["messages"].as_array().cloned().unwrap_or_default();
-        let words: Vec<&str> = messages.iter().filter_map(|m| m["message"].as_str()).collect();
-        let words = if words.is_empty() { status.to_string() } else { words.join("; ") };
+        // Whatever else is listening there says it in another form: then its status is all there is to say.
+        let words = serde_json::from_value(answer).map_or_else(
+            |_| status.to_string(),
+            |ErrorBody { messages, .. }| messages.into_iter().map(|m| m.message).collect::<Vec<_>>().join("; "),
+        );
         Err(ClientError::Refused { status, words }.into())
     }
 
@@ -90,4 +94,15 @@ async fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) ->
     serving.abort();
     let answer = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };
     Ok((status, answer))
+}
+
+/// An answer of the agent in the type that it was written from.
+pub(super) fn read<T: DeserializeOwned>(answer: Value) -> anyhow::Result<T> {
+    serde_json::from_value(answer).context("the agent's answer is not understood: is it of another version?")
+}
+
+/// A value as it is called on the wire.
+pub(super) fn word(value: &impl Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use serde_json::Value;
+use flowlog_control::api::node::{InventoryList, Listed};
 
 use super::{
-    client::ClientArgs,
+    client::{ClientArgs, read, word},
     out::{self, say},
     status::Output,
 };
@@ -33,27 +33,22 @@ pub(super) fn run(args: InventoryArgs) -> anyhow::Result<ExitCode> {
         out::json(&inventory)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let inventory = out::for_people(inventory);
-    let text = |v: &Value| v.as_str().unwrap_or("-").to_owned();
+    let InventoryList { resources, problems } = read(out::for_people(inventory))?;
     say!("{:<36}  {:<25} {:<12} {:<6} {:<28} FLOW LOG", "ID", "KIND", "CONTRACT", "SIDE", "INTERFACES")?;
-    for r in inventory["resources"].as_array().into_iter().flatten() {
-        let selector = |i: &Value| {
-            let pairs = i["selector"].as_object().into_iter().flatten();
-            pairs.map(|(by, v)| format!("{by} {}", v.to_string().trim_matches('"'))).collect::<Vec<_>>().join(" ")
-        };
-        let interfaces: Vec<String> = r["interfaces"].as_array().into_iter().flatten().map(selector).collect();
+    for Listed { resource, flow_log } in resources {
+        let interfaces: Vec<String> = resource.interfaces.iter().map(|i| i.selector.to_string()).collect();
         say!(
             "{:<36}  {:<25} {:<12} {:<6} {:<28} {}",
-            text(&r["id"]),
-            text(&r["kind"]),
-            text(&r["contract"]),
-            text(&r["side"]),
+            resource.id.to_string(),
+            word(&resource.kind),
+            resource.contract.to_string(),
+            word(&resource.side),
             interfaces.join(", "),
-            text(&r["flow_log"]["name"]),
+            flow_log.map_or_else(|| "-".to_owned(), |f| f.name),
         )?;
     }
-    for problem in inventory["problems"].as_array().into_iter().flatten() {
-        say!("problem: {}", text(problem))?;
+    for problem in problems {
+        say!("problem: {problem}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -12,11 +11,12 @@ use arrow::{
     array::{Array as _, AsArray as _, RecordBatch},
     datatypes::{Int32Type, Int64Type},
 };
+use flowlog_model::text::printable;
 use flowlog_pipeline::encode::parquet::BALANCE_KEY;
 use jiff::Timestamp;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::exit::Failure;
+use super::{exit::Failure, out::say};
 
 pub(super) fn run(paths: &[PathBuf], rows_max: usize) -> anyhow::Result<ExitCode> {
     let mut files = Vec::new();
@@ -24,14 +24,13 @@ pub(super) fn run(paths: &[PathBuf], rows_max: usize) -> anyhow::Result<ExitCode
         find(path, &mut files)?;
     }
     files.sort();
-    let mut out = std::io::stdout().lock();
     for file in &files {
-        // A closed pipe (`| head`) is no error.
-        if print(&mut out, file, rows_max)?.is_err() {
-            break;
+        for line in table(file, rows_max)? {
+            // Whoever wrote the file may have written anything into it.
+            say!("{}", printable(&line))?;
         }
     }
-    let _ = writeln!(out, "{} objects", files.len());
+    say!("{} objects", files.len())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -50,8 +49,8 @@ fn find(path: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The outer error is the file's, the inner one the terminal's.
-fn print(out: &mut impl std::io::Write, file: &Path, rows_max: usize) -> anyhow::Result<std::io::Result<()>> {
+/// The lines that show a file.
+fn table(file: &Path, rows_max: usize) -> anyhow::Result<Vec<String>> {
     let named = || format!("cannot read `{}`", file.display());
     let reader =
         ParquetRecordBatchReaderBuilder::try_new(fs::File::open(file).with_context(named)?).with_context(named)?;
@@ -80,7 +79,7 @@ fn print(out: &mut impl std::io::Write, file: &Path, rows_max: usize) -> anyhow:
         lines.push(format!("  … {} more", usize::try_from(total).unwrap_or(0) - shown));
     }
     lines.push(format!("  {}", conservation(&balance)));
-    Ok(lines.iter().try_for_each(|l| writeln!(out, "{l}")))
+    Ok(lines)
 }
 
 /// The books of the window as one equation, in packets.

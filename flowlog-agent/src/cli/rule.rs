@@ -2,11 +2,10 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, process::ExitCode};
 
-use anyhow::Context as _;
 use clap::Subcommand;
 use flowlog_control::{
     api::{
-        model::{RequestStatusMetadata, date},
+        model::{RequestStatus, RequestStatusMetadata, date},
         node::{AuditLog, Draft, Selection},
     },
     flow_logs::{
@@ -18,16 +17,15 @@ use flowlog_control::{
     },
 };
 use flowlog_model::{
-    rule::Name,
+    rule::{Action, Directions, Name},
     status::{CaptureState, Counts, RuleStatus},
 };
 use hyper::Method;
-use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
-    client::{Client, ClientArgs, ClientError},
+    client::{Client, ClientArgs, ClientError, read, word},
     exit::Failure,
     out::{self, for_people, say},
     status::Output,
@@ -52,10 +50,10 @@ enum What {
         #[arg(long)]
         name: String,
         /// ingress, egress or bidirectional.
-        #[arg(long, default_value = "bidirectional")]
+        #[arg(long, default_value = Directions::default().as_str())]
         direction: String,
-        /// accepted, rejected or all.
-        #[arg(long, default_value = "all")]
+        /// accepted, rejected or any.
+        #[arg(long, default_value = Action::default().as_str())]
         action: String,
         /// bucket[/prefix].
         #[arg(long)]
@@ -154,11 +152,6 @@ fn find(client: &Client, rule: &str) -> anyhow::Result<Uuid> {
     }
 }
 
-/// An answer of the agent in the type that it was written from.
-fn read<T: DeserializeOwned>(answer: Value) -> anyhow::Result<T> {
-    serde_json::from_value(answer).context("the agent's answer is not understood: is it of another version?")
-}
-
 fn provision(client: &Client, rules: &[String], contract: Option<&str>, output: Output) -> anyhow::Result<ExitCode> {
     let flow_logs = rules.iter().map(|r| find(client, r)).collect::<anyhow::Result<Vec<Uuid>>>()?;
     let contract = match contract {
@@ -183,10 +176,10 @@ fn only_contract(client: &Client) -> anyhow::Result<Option<String>> {
 
 /// Waits until a request is over.
 fn finished(client: &Client, request: &Value, done: &str, output: Output) -> anyhow::Result<ExitCode> {
-    let id = request["id"].as_str().context("the agent's answer has no id")?.to_owned();
+    let RequestStatus { id, .. } = read(request.clone())?;
     loop {
         let answer = client.get(&format!("requests/{id}"))?;
-        let RequestStatusMetadata { status, message, .. } = read(answer["metadata"].clone())?;
+        let RequestStatusMetadata { status, message, .. } = read::<RequestStatus>(answer.clone())?.metadata;
         match status {
             Progress::Done if output == Output::Json => out::json(&answer)?,
             Progress::Done => say!("{done}")?,
@@ -196,12 +189,6 @@ fn finished(client: &Client, request: &Value, done: &str, output: Output) -> any
         }
         return Ok(ExitCode::SUCCESS);
     }
-}
-
-/// A value as it is called on the wire.
-fn word(value: &impl Serialize) -> String {
-    let value = serde_json::to_value(value).unwrap_or_default();
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// A mark, in colour where that is seen.

@@ -5,10 +5,10 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::flow_logs::{Refused, editor::Patch};
+use crate::flow_logs::{Refused, editor::Patch, flow_log::Properties};
 
 /// Codes that clients of the cloud API know.
 const CODE_INVALID: &str = "100";
@@ -20,9 +20,9 @@ const CODE_RATE: &str = "329";
 const CODE_INTERNAL: &str = "500";
 
 /// What went wrong.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct ErrorBody {
+pub struct ErrorBody {
     /// The answer's status.
     pub http_status: u16,
     /// Everything that is wrong.
@@ -30,9 +30,9 @@ pub(crate) struct ErrorBody {
 }
 
 /// One thing that is wrong.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct ErrorMessage {
+pub struct ErrorMessage {
     /// Code.
     pub error_code: String,
     /// In words.
@@ -125,8 +125,9 @@ impl Patch {
         if *self != Self::default() {
             return Ok(());
         }
-        let words = "[(root)] names no field that can be changed; there are `name`, `direction`, `action` and `bucket`";
-        Err(ApiError::invalid(vec![words.to_owned()]))
+        let [a, b, c, d] = Properties::FIELDS;
+        let words = format!("[(root)] names no field that can be changed; there are `{a}`, `{b}`, `{c}` and `{d}`");
+        Err(ApiError::invalid(vec![words]))
     }
 }
 

@@ -10,7 +10,7 @@
 //! What a caller may do and what happens then does not belong here ([`crate::flow_logs`]).
 
 pub(crate) mod auth;
-pub(crate) mod error;
+pub mod error;
 pub(crate) mod flow_logs;
 mod hasher;
 pub mod model;

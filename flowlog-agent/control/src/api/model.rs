@@ -116,16 +116,15 @@ pub(crate) struct Links {
 }
 
 /// How far a request is.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub(crate) struct RequestStatus {
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RequestStatus {
     /// `ID/status`.
     pub id: String,
     /// `request-status`.
     #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// Where it is.
+    pub kind: String,
+    /// Path, or URL where the API has a public one.
     pub href: String,
-    /// How far.
     pub metadata: RequestStatusMetadata,
 }
 
@@ -244,7 +243,7 @@ impl RequestStatus {
         let target = |id: &flowlog_model::FlowLogId| serde_json::json!({"target": {"id": id, "type": "flow-log"}});
         Self {
             id: format!("{}/status", request.id),
-            kind: "request-status",
+            kind: "request-status".to_owned(),
             href: format!("{}{CLOUD}/requests/{}/status", base.0, request.id),
             metadata: RequestStatusMetadata {
                 status: request.progress,

@@ -7,14 +7,20 @@ use axum::{
 };
 use flowlog_model::FlowLogId;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{Answer, Base, Body, NODE, RequestContext, error::ApiError, flow_logs::Place, model::RequestStatus};
 use crate::{
-    flow_logs::{editor::Patch, flow_log::Properties, request::Request, store::AuditEntry, summary::Summary},
-    inventory::Contract,
+    flow_logs::{
+        editor::Patch,
+        flow_log::{FlowLog, Properties, State},
+        request::Request,
+        store::AuditEntry,
+        summary::Summary,
+    },
+    inventory::{Contract, Resource},
 };
 
 /// Entries of the audit log that are shown.
@@ -125,22 +131,43 @@ pub(crate) async fn finished(RequestContext { app, caller, place, base, .. }: Re
     Ok(Json(RequestStatus::of(&base, &request, app.control.reader.message(&request))))
 }
 
+/// What is on this node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InventoryList {
+    pub resources: Vec<Listed>,
+    /// Why files or entries of the inventory are not used: for the node's operator only, who knows where they are.
+    pub problems: Vec<String>,
+}
+
+/// A resource, and the flow log that it has.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Listed {
+    #[serde(flatten)]
+    pub resource: Resource,
+    pub flow_log: Option<FlowLogName>,
+}
+
+/// As much of a flow log as tells which one it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FlowLogName {
+    pub id: FlowLogId,
+    pub name: String,
+    pub state: State,
+}
+
 /// GET of the inventory, as far as a caller sees it.
-pub(crate) async fn inventory(RequestContext { app, caller, .. }: RequestContext) -> Answer<Value> {
+pub(crate) async fn inventory(RequestContext { app, caller, .. }: RequestContext) -> Answer<InventoryList> {
     let loaded = app.control.reader.inventory();
     let taken = app.control.reader.flow_logs(&caller, |_| true);
-    let resources = loaded.inventory.resources.values().filter(|r| caller.sees(&r.contract)).map(|r| {
-        let flow_log = taken.iter().find(|f| f.parent.id == r.id);
-        json!({
-            "id": r.id, "kind": r.kind, "name": r.name, "contract": r.contract, "datacenter": r.datacenter,
-            "server": r.server, "side": r.side, "interfaces": r.interfaces,
-            "flow_log": flow_log.map(|f| json!({"id": f.id, "name": f.properties.name, "state": f.state})),
-        })
+    let seen = loaded.inventory.resources.values().filter(|r| caller.sees(&r.contract));
+    let resources = seen.map(|resource| {
+        let flow_log = taken.iter().find(|f| f.parent.id == resource.id);
+        let name = |f: &FlowLog| FlowLogName { id: f.id, name: f.properties.name.clone(), state: f.state };
+        Listed { resource: resource.clone(), flow_log: flow_log.map(name) }
     });
-    let resources: Vec<Value> = resources.collect();
-    // Where the files are is the operator's business.
+    let resources = resources.collect();
     let problems = if caller.contract().is_none() { loaded.problems.clone() } else { Vec::new() };
-    Ok(Json(json!({"resources": resources, "problems": problems})))
+    Ok(Json(InventoryList { resources, problems }))
 }
 
 /// The audit log, newest first.

@@ -20,7 +20,7 @@ use flowlog_model::{interface::Selector, rule::Side};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub use buckets::{BucketPlace, Buckets};
+pub use buckets::{BucketPlace, BucketRegistry};
 
 /// What a flow log can be attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -108,7 +108,7 @@ pub struct Interface {
 }
 
 /// Something that a flow log can be attached to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resource {
     pub id: Uuid,
     pub kind: Kind,
@@ -131,7 +131,7 @@ pub struct Inventory {
     /// Resources by id.
     pub resources: BTreeMap<Uuid, Resource>,
     /// Whose buckets are whose, and where.
-    pub buckets: Buckets,
+    pub buckets: BucketRegistry,
 }
 
 impl Inventory {
