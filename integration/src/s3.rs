@@ -188,7 +188,7 @@ impl Server {
             path_style: true,
             allow_http: true,
             credentials_file: Some(file),
-            no_acl: false,
+            acl: true,
         }
     }
 

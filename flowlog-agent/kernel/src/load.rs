@@ -12,8 +12,8 @@ use super::{
     maps::{Interfaces, SetupPod},
     notes,
     pins::{self, Pins},
-    programs::Programs,
-    sizes::Sizes,
+    programs::{Programs, take},
+    sizes::{MapSpec, Sizes},
     sweep::Sweeper,
     truth::TruthTable,
 };
@@ -79,8 +79,8 @@ impl Kernel {
                 loader.map_pin_path(name, dir.join(name));
             }
         }
-        for (name, elements) in sizes.elements() {
-            loader.map_max_entries(name, elements);
+        for MapSpec { name, entries, .. } in sizes.maps() {
+            loader.map_max_entries(name, entries);
         }
         let ebpf = loader
             .override_global("OFFSETS", &offsets, true)
@@ -172,10 +172,6 @@ fn found_setup(pins: &Pins, wanted: Setup) -> Result<Setup, KernelError> {
     })
 }
 
-pub(super) fn missing(name: &str) -> KernelError {
-    KernelError::Refused { action: format!("find `{name}`"), problem: "it is not in the embedded object".to_owned() }
-}
-
 fn set_setup(ebpf: &mut Ebpf, setup: Setup) -> Result<(), KernelError> {
     let refused = |e: aya::maps::MapError| KernelError::from_chain("fill map SETUP", &e);
     let mut map: Array<_, SetupPod> = take(ebpf, "SETUP")?.try_into().map_err(refused)?;
@@ -186,10 +182,6 @@ fn set_setup(ebpf: &mut Ebpf, setup: Setup) -> Result<(), KernelError> {
 fn rand_seed() -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};
     std::collections::hash_map::RandomState::new().build_hasher().finish()
-}
-
-pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, KernelError> {
-    ebpf.take_map(name).ok_or_else(|| missing(name))
 }
 
 fn set_reasons(ebpf: &mut Ebpf, reasons: &Reasons) -> Result<(), KernelError> {

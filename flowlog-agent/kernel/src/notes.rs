@@ -9,7 +9,7 @@ use aya::{
 };
 use flowlog_ebpf::abi::{ABOVE_MAX, Cpu, NOTES, Stacked};
 
-use super::{KernelError, load::take};
+use super::{KernelError, programs::take};
 
 /// [`Stacked`], marked as plain old data for the loader.
 #[repr(transparent)]

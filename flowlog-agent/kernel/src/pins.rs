@@ -16,11 +16,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, Map, MapData, MapError, MapInfo, MapType};
-use flowlog_ebpf::abi::{self, ABI_VERSION, Setup};
+use aya::maps::{Array, Map, MapData, MapError, MapInfo};
+use flowlog_ebpf::abi::{ABI_VERSION, Setup};
 use flowlog_host::lock;
 
-use super::{KernelError, Sizes, maps::SetupPod, sizes::banks};
+use super::{KernelError, Sizes, maps::SetupPod, sizes::MapSpec};
 
 /// Where pins go unless told otherwise.
 pub const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/flowlog";
@@ -46,44 +46,6 @@ pub(crate) fn is_bpffs(dir: &Path) -> bool {
     rustix::fs::statfs(dir).is_ok_and(|s| s.f_type == BPF_FS_MAGIC)
 }
 
-/// A map as it must be.
-struct Spec {
-    name: &'static str,
-    kind: MapType,
-    value: usize,
-    entries: u32,
-}
-
-/// Every map of the object, as [`Sizes`] make it.
-fn specs(sizes: Sizes) -> Vec<Spec> {
-    use MapType::{Array, Hash, PerCpuArray, ProgramArray, RingBuf};
-    let interfaces = u32::from(sizes.interfaces_max) + 1;
-    let bank = |record: usize| record * abi::BANK_SLOTS as usize;
-    let record4 = size_of::<abi::Record4>();
-    let record6 = size_of::<abi::Record6>();
-    let spec = |name, kind, value, entries| Spec { name, kind, value, entries };
-    vec![
-        spec("IFACES", Array, size_of::<abi::Iface>(), abi::IFINDEX_MAX),
-        spec("NETNS_OF", Array, 4, abi::IFINDEX_MAX),
-        spec("ABOVE", Hash, 4, abi::ABOVE_MAX),
-        spec("DATAGRAMS", Array, size_of::<abi::Datagram>(), abi::DATAGRAMS),
-        spec("EPOCH_OF", Array, 4, interfaces),
-        spec("TRUTH", PerCpuArray, size_of::<abi::Truth>(), interfaces * abi::EPOCHS),
-        spec("CPU", PerCpuArray, size_of::<abi::Cpu>(), 1),
-        spec("DYING", PerCpuArray, size_of::<abi::Dying>(), 1),
-        spec("PASSED4", PerCpuArray, bank(record4), banks(sizes.passed_slots)),
-        spec("PASSED6", PerCpuArray, bank(record6), banks(sizes.passed_slots)),
-        spec("REFUSED4", PerCpuArray, bank(record4), banks(sizes.refused_slots)),
-        spec("REFUSED6", PerCpuArray, bank(record6), banks(sizes.refused_slots)),
-        spec("BLOCK4", PerCpuArray, size_of::<abi::Block4>(), 1),
-        spec("BLOCK6", PerCpuArray, size_of::<abi::Block6>(), 1),
-        spec("REASONS", Array, 1, abi::REASONS),
-        spec("RING", RingBuf, 0, sizes.ring_bytes),
-        spec("VERDICTS", ProgramArray, 4, abi::VERDICTS),
-        spec("SETUP", Array, size_of::<abi::Setup>(), 1),
-    ]
-}
-
 /// What a pinned set was made for.
 pub struct MadeFor {
     /// Of its maps.
@@ -92,10 +54,6 @@ pub struct MadeFor {
     pub netns_inum: u32,
 }
 
-/// The sizes of the set of pins below `root`, if there is one.
-///
-/// # Errors
-/// If it is not a set of this ABI.
 /// What the set of pins below `root` was made for, if there is one.
 ///
 /// # Errors
@@ -128,7 +86,7 @@ pub(super) fn read_setup(path: &Path) -> Result<Setup, KernelError> {
 
 /// Names of all pinned maps.
 pub(super) fn map_names() -> impl Iterator<Item = &'static str> {
-    specs(Sizes::default()).into_iter().map(|s| s.name)
+    Sizes::default().maps().into_iter().map(|s| s.name)
 }
 
 fn failed(action: impl Into<String>, problem: &dyn std::fmt::Display) -> KernelError {
@@ -252,11 +210,11 @@ impl Pins {
         if let Some(name) = names.iter().find(|n| linked(&self.set.join(n))) {
             return refuse(name, "it is a symbolic link".to_owned());
         }
-        let specs = specs(sizes);
-        if let Some(name) = names.iter().find(|n| !n.starts_with(LINK) && !specs.iter().any(|s| s.name == *n)) {
+        let maps = sizes.maps();
+        if let Some(name) = names.iter().find(|n| !n.starts_with(LINK) && !maps.iter().any(|s| s.name == *n)) {
             return refuse(name, "it is not one of flowlog's".to_owned());
         }
-        for Spec { name, kind, value, entries } in specs {
+        for MapSpec { name, kind, value, entries } in maps {
             let info = match MapInfo::from_pin(self.set.join(name)) {
                 Ok(info) => info,
                 Err(e) => return refuse(name, format!("it is no map, or missing ({e})")),

@@ -2,7 +2,7 @@
 
 use aya::{
     Ebpf,
-    maps::ProgramArray,
+    maps::{Map, ProgramArray},
     programs::{
         BtfTracePoint, Program, ProgramError, ProgramFd, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions,
         Xdp,
@@ -10,7 +10,7 @@ use aya::{
 };
 use flowlog_ebpf::abi::{VERDICT_FIRST, VERDICT_NESTED};
 
-use super::{KernelError, heap, load::missing};
+use super::{KernelError, heap};
 
 /// See the module's head. Those of the maps that nobody else holds are in it, too.
 pub struct Programs(Ebpf);
@@ -114,4 +114,13 @@ where
 {
     let p = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
     p.try_into().map_err(|e| KernelError::from_chain(format!("use program `{name}`"), &e))
+}
+
+/// Takes a map out of the object, for its owner.
+pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, KernelError> {
+    ebpf.take_map(name).ok_or_else(|| missing(name))
+}
+
+fn missing(name: &str) -> KernelError {
+    KernelError::Refused { action: format!("find `{name}`"), problem: "it is not in the embedded object".to_owned() }
 }

@@ -2,10 +2,22 @@
 
 use std::num::NonZero;
 
-use flowlog_ebpf::abi::{self, EPOCHS, Iface};
+use aya::maps::MapType;
+use flowlog_ebpf::abi::{self, EPOCHS};
 
 /// A preallocated element of a hash map with key and value of 8 bytes (`struct htab_elem`), and its share of the buckets.
 const HASH_ELEMENT_BYTES: u64 = 80;
+/// What an array of programs holds.
+const POINTER_BYTES: u64 = 8;
+
+/// A map as it must be.
+pub(super) struct MapSpec {
+    pub(super) name: &'static str,
+    pub(super) kind: MapType,
+    /// Bytes of a value.
+    pub(super) value: usize,
+    pub(super) entries: u32,
+}
 
 /// Sizes of the kernel's side. All powers of two but the number of interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,20 +44,34 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// Elements of the maps whose size is not fixed in the object.
+    /// Every map of the object, as these sizes make it.
     #[must_use]
-    pub(super) fn elements(&self) -> [(&'static str, u32); 7] {
+    pub(super) fn maps(&self) -> Vec<MapSpec> {
+        use MapType::{Array, Hash, PerCpuArray, ProgramArray, RingBuf};
         let interfaces = u32::from(self.interfaces_max) + 1;
-        let passed = banks(self.passed_slots);
-        let refused = banks(self.refused_slots);
-        [
-            ("PASSED4", passed),
-            ("PASSED6", passed),
-            ("REFUSED4", refused),
-            ("REFUSED6", refused),
-            ("RING", self.ring_bytes),
-            ("TRUTH", interfaces * EPOCHS),
-            ("EPOCH_OF", interfaces),
+        let bank = |record: usize| record * abi::BANK_SLOTS as usize;
+        let bank4 = bank(size_of::<abi::Record4>());
+        let bank6 = bank(size_of::<abi::Record6>());
+        let spec = |name, kind, value, entries| MapSpec { name, kind, value, entries };
+        vec![
+            spec("IFACES", Array, size_of::<abi::Iface>(), abi::IFINDEX_MAX),
+            spec("NETNS_OF", Array, 4, abi::IFINDEX_MAX),
+            spec("ABOVE", Hash, 4, abi::ABOVE_MAX),
+            spec("DATAGRAMS", Array, size_of::<abi::Datagram>(), abi::DATAGRAMS),
+            spec("EPOCH_OF", Array, 4, interfaces),
+            spec("TRUTH", PerCpuArray, size_of::<abi::Truth>(), interfaces * EPOCHS),
+            spec("CPU", PerCpuArray, size_of::<abi::Cpu>(), 1),
+            spec("DYING", PerCpuArray, size_of::<abi::Dying>(), 1),
+            spec("PASSED4", PerCpuArray, bank4, banks(self.passed_slots)),
+            spec("PASSED6", PerCpuArray, bank6, banks(self.passed_slots)),
+            spec("REFUSED4", PerCpuArray, bank4, banks(self.refused_slots)),
+            spec("REFUSED6", PerCpuArray, bank6, banks(self.refused_slots)),
+            spec("BLOCK4", PerCpuArray, size_of::<abi::Block4>(), 1),
+            spec("BLOCK6", PerCpuArray, size_of::<abi::Block6>(), 1),
+            spec("REASONS", Array, 1, abi::REASONS),
+            spec("RING", RingBuf, 0, self.ring_bytes),
+            spec("VERDICTS", ProgramArray, 4, abi::VERDICTS),
+            spec("SETUP", Array, size_of::<abi::Setup>(), 1),
         ]
     }
 
@@ -59,19 +85,25 @@ impl Sizes {
     /// Kernel memory these sizes cost on a machine with `cpus` possible CPUs, in bytes.
     #[must_use]
     fn memory_bytes(&self, cpus: u64) -> u64 {
-        let records = (size_of::<abi::Record4>() + size_of::<abi::Record6>()) as u64;
-        let slots = u64::from(banks(self.passed_slots) + banks(self.refused_slots)) * u64::from(abi::BANK_SLOTS);
-        let truth = (u64::from(self.interfaces_max) + 1) * u64::from(EPOCHS) * size_of::<abi::Truth>() as u64;
-        let scratch = (size_of::<abi::Cpu>() + size_of::<abi::Dying>()) as u64;
-        let datagrams = u64::from(abi::DATAGRAMS) * size_of::<abi::Datagram>() as u64;
-        let above = u64::from(abi::ABOVE_MAX) * HASH_ELEMENT_BYTES;
-        let blocks = (size_of::<abi::Block4>() + size_of::<abi::Block6>()) as u64;
-        let shared = u64::from(self.ring_bytes) + u64::from(abi::IFINDEX_MAX) * (size_of::<Iface>() as u64 + 8);
-        cpus * (slots * records + truth + scratch + blocks) + shared + datagrams + above
+        self.maps().iter().map(|map| map.memory_bytes(cpus)).sum()
+    }
+}
+
+impl MapSpec {
+    /// Arrays keep their elements at multiples of 8 bytes (`kernel/bpf/arraymap.c`), and ours are made with all they may hold.
+    fn memory_bytes(&self, cpus: u64) -> u64 {
+        let element = match self.kind {
+            MapType::Hash => HASH_ELEMENT_BYTES,
+            MapType::RingBuf => 1,
+            MapType::ProgramArray => POINTER_BYTES,
+            _ => (self.value as u64).next_multiple_of(8),
+        };
+        let copies = if self.kind == MapType::PerCpuArray { cpus } else { 1 };
+        element * u64::from(self.entries) * copies
     }
 }
 
 /// Map elements for so many slots.
-pub(super) fn banks(slots: u32) -> u32 {
+fn banks(slots: u32) -> u32 {
     slots.div_ceil(abi::BANK_SLOTS)
 }

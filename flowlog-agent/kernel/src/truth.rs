@@ -8,7 +8,7 @@ use aya::{
 use flowlog_ebpf::abi::{EPOCHS, Truth};
 use flowlog_model::{Epoch, IfaceId};
 
-use super::{KernelError, load::take};
+use super::{KernelError, programs::take};
 
 /// [`Truth`], marked as plain old data for the loader.
 #[repr(transparent)]

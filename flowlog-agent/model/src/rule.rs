@@ -47,6 +47,15 @@ impl Direction {
     /// Both, in `abi` order.
     pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
 
+    /// As in flow logs, records and pins.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
     /// Index into per-direction arrays of the ABI.
     #[must_use]
     pub fn index(self) -> usize {
@@ -82,10 +91,7 @@ impl Side {
 
 impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ingress => "ingress",
-            Self::Egress => "egress",
-        })
+        f.write_str(self.as_str())
     }
 }
 
@@ -102,6 +108,18 @@ pub enum Directions {
 }
 
 impl Directions {
+    const ALL: [Self; 3] = [Self::Ingress, Self::Egress, Self::Bidirectional];
+
+    /// As in configuration and API, which has it in capitals.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => Direction::Ingress.as_str(),
+            Self::Egress => Direction::Egress.as_str(),
+            Self::Bidirectional => "bidirectional",
+        }
+    }
+
     /// Whether `direction` is among them.
     #[must_use]
     pub fn includes(self, direction: Direction) -> bool {
@@ -117,12 +135,11 @@ impl FromStr for Directions {
     type Err = InvalidField;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        match s.to_ascii_lowercase().as_str() {
-            "ingress" => Ok(Self::Ingress),
-            "egress" => Ok(Self::Egress),
-            "bidirectional" => Ok(Self::Bidirectional),
-            _ => Err(InvalidField::new("direction", s, "use `ingress`, `egress` or `bidirectional`")),
-        }
+        let named = Self::ALL.into_iter().find(|d| d.as_str().eq_ignore_ascii_case(s));
+        named.ok_or_else(|| {
+            let [a, b, c] = Self::ALL.map(Self::as_str);
+            InvalidField::new("direction", s, format!("use `{a}`, `{b}` or `{c}`"))
+        })
     }
 }
 
@@ -138,16 +155,34 @@ pub enum Action {
     Any,
 }
 
+impl Action {
+    const ALL: [Self; 3] = [Self::Accepted, Self::Rejected, Self::Any];
+    /// What the cloud API calls [`Any`](Self::Any).
+    pub const CLOUD_ANY: &str = "ALL";
+
+    /// As in configuration and, in capitals, in the API: but for [`CLOUD_ANY`](Self::CLOUD_ANY).
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+            Self::Any => "any",
+        }
+    }
+}
+
 impl FromStr for Action {
     type Err = InvalidField;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        match s.to_ascii_lowercase().as_str() {
-            "accepted" => Ok(Self::Accepted),
-            "rejected" => Ok(Self::Rejected),
-            "any" | "all" => Ok(Self::Any),
-            _ => Err(InvalidField::new("action", s, "use `accepted`, `rejected` or `any`")),
+        if s.eq_ignore_ascii_case(Self::CLOUD_ANY) {
+            return Ok(Self::Any);
         }
+        let named = Self::ALL.into_iter().find(|a| a.as_str().eq_ignore_ascii_case(s));
+        named.ok_or_else(|| {
+            let [a, b, c] = Self::ALL.map(Self::as_str);
+            InvalidField::new("action", s, format!("use `{a}`, `{b}` or `{c}`"))
+        })
     }
 }
 
@@ -199,7 +234,7 @@ pub fn key_part(field: &'static str, s: &str) -> Result<String, InvalidField> {
 /// If it is 0, longer than [`WINDOW_SECS_MAX`] or does not divide a day evenly.
 pub fn window_secs(secs: u32) -> Result<u32, InvalidField> {
     let rule = match secs {
-        0 => "must be at least 1 second; 600 is the default".to_owned(),
+        0 => "must be at least 1 second".to_owned(),
         s if s > WINDOW_SECS_MAX => format!("must be at most {WINDOW_SECS_MAX} seconds (a day)"),
         s if !WINDOW_SECS_MAX.is_multiple_of(s) => {
             "must divide a day evenly, so that windows start on round times; try 60, 300, 600 or 3600".to_owned()

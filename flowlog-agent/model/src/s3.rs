@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
-/// How to reach S3 buckets.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+use serde::Deserialize;
+
+/// How to reach S3 buckets: `[s3]` of the configuration, `[buckets]` of an inventory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct S3Options {
     /// URL of the server; AWS itself if absent.
     pub endpoint: Option<String>,
@@ -15,6 +18,12 @@ pub struct S3Options {
     pub allow_http: bool,
     /// File with credentials in the AWS format; the environment if absent.
     pub credentials_file: Option<PathBuf>,
-    /// Put objects without the ACL that lets the bucket's owner read them.
-    pub no_acl: bool,
+    /// Put objects with the ACL that lets the bucket's owner read them.
+    pub acl: bool,
+}
+
+impl Default for S3Options {
+    fn default() -> Self {
+        Self { endpoint: None, region: None, path_style: false, allow_http: false, credentials_file: None, acl: true }
+    }
 }

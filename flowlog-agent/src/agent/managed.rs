@@ -10,7 +10,7 @@ use flowlog_control::{
         principals::Principals, store::FlowLogStore,
     },
     inventory::{
-        Buckets as OwnedBuckets,
+        BucketRegistry,
         load::{Loaded, Loader, Places},
         watch as changes,
     },
@@ -69,7 +69,7 @@ impl Files {
     pub(crate) fn buckets(inventory: Option<watch::Receiver<Arc<Loaded>>>, configured: S3Options) -> Buckets {
         Buckets::new(Box::new(move |location| match &inventory {
             Some(inventory) => inventory.borrow().inventory.buckets.options(location, &configured),
-            None => OwnedBuckets::default().options(location, &configured),
+            None => BucketRegistry::default().options(location, &configured),
         }))
     }
 }

@@ -2,20 +2,24 @@
 
 use std::path::PathBuf;
 
-use crate::config::{ConfigError, RawConfig, RawFlowLog, RawS3, STATE_DIR_DEFAULT};
+use flowlog_kernel::{Sizes, pins::PIN_DIR_DEFAULT};
+use flowlog_model::{
+    S3Options,
+    rule::{Action, Directions},
+};
+use flowlog_pipeline::spool::Limits;
+
+use crate::config::{
+    ConfigError, HOOK_DEFAULT, LAYOUT_DEFAULT, NAME_DEFAULT, RawConfig, RawFlowLog, STATE_DIR_DEFAULT,
+    WINDOW_SECS_DEFAULT,
+};
 
 /// Which agent is meant.
 #[derive(clap::Args)]
 pub(super) struct StateArgs {
-    /// Its state directory [default: /var/lib/flowlog].
-    #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY")]
-    state_dir: Option<PathBuf>,
-}
-
-impl StateArgs {
-    pub(super) fn dir(&self) -> PathBuf {
-        self.state_dir.clone().unwrap_or_else(|| PathBuf::from(STATE_DIR_DEFAULT))
-    }
+    /// Its state directory.
+    #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY", default_value = STATE_DIR_DEFAULT)]
+    pub(super) state_dir: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -25,9 +29,9 @@ pub(super) struct DetachArgs {
     /// Take pin directory and the way to the buckets from the file that `run` was given.
     #[arg(long, value_name = "FILE", conflicts_with = "pin_dir")]
     config: Option<PathBuf>,
-    /// Where the capture is pinned [default: /sys/fs/bpf/flowlog].
-    #[arg(long, value_name = "DIR")]
-    pin_dir: Option<PathBuf>,
+    /// Where the capture is pinned.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR_DEFAULT)]
+    pin_dir: PathBuf,
     #[command(flatten)]
     s3: S3Args,
 }
@@ -59,13 +63,13 @@ struct S3Args {
 
 impl S3Args {
     fn into_raw(self, raw: &mut RawConfig) {
-        raw.s3 = RawS3 {
+        raw.s3 = S3Options {
             endpoint: self.s3_endpoint,
             region: self.s3_region,
             path_style: self.s3_path_style,
             allow_http: self.s3_allow_http,
             credentials_file: self.s3_credentials,
-            acl: self.s3_no_acl.then_some(false),
+            acl: !self.s3_no_acl,
         };
     }
 }
@@ -77,10 +81,10 @@ impl DetachArgs {
             None => RawConfig::default(),
         };
         if self.config.is_none() {
-            raw.pin_dir = self.pin_dir;
+            raw.pin_dir = Some(self.pin_dir);
             self.s3.into_raw(&mut raw);
         }
-        raw.state_dir = raw.state_dir.or(self.state.state_dir);
+        raw.state_dir = raw.state_dir.or(Some(self.state.state_dir));
         Ok(raw)
     }
 }
@@ -90,12 +94,12 @@ pub(super) struct RunArgs {
     /// Take everything from a TOML file instead of the flags below.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where undelivered objects wait [default: /var/lib/flowlog].
-    #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY")]
-    state_dir: Option<PathBuf>,
-    /// Where the capture is pinned [default: /sys/fs/bpf/flowlog].
-    #[arg(long, value_name = "DIR")]
-    pin_dir: Option<PathBuf>,
+    /// Where undelivered objects wait.
+    #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY", default_value = STATE_DIR_DEFAULT)]
+    state_dir: PathBuf,
+    /// Where the capture is pinned.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR_DEFAULT)]
+    pin_dir: PathBuf,
     #[command(flatten)]
     flags: CaptureArgs,
     #[command(flatten)]
@@ -121,21 +125,21 @@ struct CaptureArgs {
     /// First part of every object key; no `/`.
     #[arg(long)]
     prefix: Option<String>,
-    /// Name of the flow log; follows the prefix in every key [default: flowlog].
-    #[arg(long)]
-    name: Option<String>,
-    /// ingress, egress or bidirectional [default: bidirectional].
-    #[arg(long)]
-    direction: Option<String>,
-    /// accepted, rejected or any [default: any].
-    #[arg(long)]
-    action: Option<String>,
-    /// Length of a window in seconds; divides a day evenly [default: 600].
-    #[arg(long, value_name = "SECONDS")]
-    window: Option<u32>,
-    /// tc (tcx, else clsact), tcx, clsact, or xdp for ingress (native, else generic) [default: tc].
-    #[arg(long)]
-    hook: Option<String>,
+    /// Name of the flow log; follows the prefix in every key.
+    #[arg(long, default_value = NAME_DEFAULT)]
+    name: String,
+    /// ingress, egress or bidirectional.
+    #[arg(long, default_value = Directions::default().as_str())]
+    direction: String,
+    /// accepted, rejected or any.
+    #[arg(long, default_value = Action::default().as_str())]
+    action: String,
+    /// Length of a window in seconds; divides a day evenly.
+    #[arg(long, value_name = "SECONDS", default_value_t = WINDOW_SECS_DEFAULT)]
+    window: u32,
+    /// tc (tcx, else clsact), tcx, clsact, or xdp for ingress (native, else generic).
+    #[arg(long, default_value = HOOK_DEFAULT)]
+    hook: String,
     /// Interfaces need not exist yet: they are captured when they appear.
     #[arg(long)]
     wait: bool,
@@ -145,9 +149,9 @@ struct CaptureArgs {
     /// Fill the columns `start_ns` and `end_ns` too: objects grow by half.
     #[arg(long)]
     subsecond: bool,
-    /// Key layout: hive (year=…/month=…/day=…/hour=…) or flat [default: hive].
-    #[arg(long)]
-    layout: Option<String>,
+    /// Key layout: hive (year=…/month=…/day=…/hour=…) or flat.
+    #[arg(long, default_value = LAYOUT_DEFAULT)]
+    layout: String,
     /// Id of this node in records and keys [default: the host name].
     #[arg(long, value_name = "ID")]
     node_id: Option<String>,
@@ -158,23 +162,23 @@ struct CaptureArgs {
     #[arg(long)]
     follow_namespaces: bool,
     /// Flow cache slots for each CPU; a power of two.
-    #[arg(long, value_name = "N")]
-    cache_slots: Option<u32>,
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().passed_slots)]
+    cache_slots: u32,
     /// Cache slots for refused flows for each CPU; a power of two.
-    #[arg(long, value_name = "N")]
-    refused_slots: Option<u32>,
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().refused_slots)]
+    refused_slots: u32,
     /// Ring buffer size; a power of two.
-    #[arg(long, value_name = "BYTES")]
-    ring_bytes: Option<u32>,
+    #[arg(long, value_name = "BYTES", default_value_t = Sizes::default().ring_bytes)]
+    ring_bytes: u32,
     /// Flows in memory before the largest window is written early; 70 bytes each, twice.
     #[arg(long, value_name = "N")]
     flows_max: Option<usize>,
-    /// Bytes of undelivered objects before windows leave their totals only [default: 4 GiB].
-    #[arg(long, value_name = "BYTES")]
-    spool_bytes_max: Option<u64>,
-    /// Age of the oldest undelivered object before windows leave their totals only [default: a week].
-    #[arg(long, value_name = "SECONDS")]
-    spool_age_max: Option<u64>,
+    /// Bytes of undelivered objects before windows leave their totals only.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes_max)]
+    spool_bytes_max: u64,
+    /// Age of the oldest undelivered object before windows leave their totals only.
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().age_secs_max)]
+    spool_age_max: u64,
 }
 
 impl RunArgs {
@@ -182,11 +186,11 @@ impl RunArgs {
         let Self { config, state_dir, pin_dir, flags, s3 } = self;
         if let Some(path) = &config {
             let mut raw = RawConfig::from_file(path)?;
-            raw.state_dir = raw.state_dir.or(state_dir);
-            raw.pin_dir = raw.pin_dir.or(pin_dir);
+            raw.state_dir = raw.state_dir.or(Some(state_dir));
+            raw.pin_dir = raw.pin_dir.or(Some(pin_dir));
             return Ok(raw);
         }
-        let mut raw = RawConfig { state_dir, pin_dir, ..flags.into_raw() };
+        let mut raw = RawConfig { state_dir: Some(state_dir), pin_dir: Some(pin_dir), ..flags.into_raw() };
         s3.into_raw(&mut raw);
         Ok(raw)
     }
@@ -198,15 +202,15 @@ impl CaptureArgs {
             interfaces: self.interfaces,
             target: self.target.unwrap_or_default(),
             prefix: self.prefix,
-            name: self.name,
-            direction: self.direction,
-            action: self.action,
-            window: self.window,
-            hook: self.hook,
+            name: Some(self.name),
+            direction: Some(self.direction),
+            action: Some(self.action),
+            window: Some(self.window),
+            hook: Some(self.hook),
             wait: Some(self.wait),
             nodata: Some(!self.no_nodata),
             subsecond: Some(self.subsecond),
-            layout: self.layout,
+            layout: Some(self.layout),
             ..RawFlowLog::default()
         };
         let mut raw = RawConfig {
@@ -217,11 +221,11 @@ impl CaptureArgs {
             flow_logs: vec![log],
             ..RawConfig::default()
         };
-        raw.spool.bytes_max = self.spool_bytes_max;
-        raw.spool.age_secs_max = self.spool_age_max;
-        raw.kernel.cache_slots = self.cache_slots;
-        raw.kernel.refused_slots = self.refused_slots;
-        raw.kernel.ring_bytes = self.ring_bytes;
+        raw.spool.bytes_max = Some(self.spool_bytes_max);
+        raw.spool.age_secs_max = Some(self.spool_age_max);
+        raw.kernel.cache_slots = Some(self.cache_slots);
+        raw.kernel.refused_slots = Some(self.refused_slots);
+        raw.kernel.ring_bytes = Some(self.ring_bytes);
         raw
     }
 }

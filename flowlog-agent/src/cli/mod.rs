@@ -80,9 +80,9 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
-        Command::Stop(state) => stop::run(&state.dir()),
+        Command::Stop(state) => stop::run(&state.state_dir),
         Command::Detach(args) => detach::run(*args),
-        Command::Status { state, output } => status::run(&state.dir(), output),
+        Command::Status { state, output } => status::run(&state.state_dir, output),
         Command::Rule(args) => rule::run(args),
         Command::Inventory(args) => inventory::run(args),
         Command::Credential(what) => credential::run(&what),

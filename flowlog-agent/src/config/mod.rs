@@ -16,10 +16,13 @@ use flowlog_model::{
     rule::{Action, Directions, InvalidField, Name, Rule, Side, Target, key_part, window_secs},
 };
 use flowlog_pipeline::spool::Limits;
-pub(crate) use raw::{RawConfig, RawFlowLog, RawS3, RawSizes};
+pub(crate) use raw::{RawConfig, RawFlowLog, RawSizes};
 
 /// Default window: 10 minutes, as cloud flow logs have it.
 pub(crate) const WINDOW_SECS_DEFAULT: u32 = 600;
+/// Default of `hook` and of `layout`, as they are written.
+pub(crate) const HOOK_DEFAULT: &str = "tc";
+pub(crate) const LAYOUT_DEFAULT: &str = "hive";
 /// Default name of the implicit rule.
 pub(crate) const NAME_DEFAULT: &str = "flowlog";
 pub(crate) const STATE_DIR_DEFAULT: &str = "/var/lib/flowlog";
@@ -169,16 +172,13 @@ impl RawConfig {
         let sizes = self.kernel.check(captures.len())?;
         let flows_max = self.flows_max.unwrap_or(FLOWS_MAX_DEFAULT);
         if flows_max < FLOWS_MAX_MIN {
-            return Err(InvalidField::new("flows_max", flows_max.to_string(), "must be at least 1000").into());
+            return Err(InvalidField::new(
+                "flows_max",
+                flows_max.to_string(),
+                format!("must be at least {FLOWS_MAX_MIN}"),
+            )
+            .into());
         }
-        let s3 = S3Options {
-            endpoint: self.s3.endpoint,
-            region: self.s3.region,
-            path_style: self.s3.path_style,
-            allow_http: self.s3.allow_http,
-            credentials_file: self.s3.credentials_file,
-            no_acl: self.s3.acl == Some(false),
-        };
         let state_dir = self.state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR_DEFAULT));
         let default = Limits::default();
         let spool = Limits {
@@ -188,7 +188,18 @@ impl RawConfig {
         let pin_dir = self.pin_dir.unwrap_or_else(|| PathBuf::from(PIN_DIR_DEFAULT));
         let pin_dir = (!self.no_pin).then_some(pin_dir);
         let follow_namespaces = self.follow_namespaces;
-        Ok(Config { captures, node_id, state_dir, pin_dir, spool, sizes, flows_max, follow_namespaces, s3, manage })
+        Ok(Config {
+            captures,
+            node_id,
+            state_dir,
+            pin_dir,
+            spool,
+            sizes,
+            flows_max,
+            follow_namespaces,
+            s3: self.s3,
+            manage,
+        })
     }
 }
 
@@ -261,20 +272,20 @@ impl RawFlowLog {
 }
 
 fn hook(s: Option<&str>) -> Result<HookKind, InvalidField> {
-    match s {
-        None | Some("tc") => Ok(HookKind::Tc),
-        Some("tcx") => Ok(HookKind::Tcx),
-        Some("clsact") => Ok(HookKind::Clsact),
-        Some("xdp") => Ok(HookKind::Xdp),
-        Some(other) => Err(InvalidField::new("hook", other, "use `tc`, `tcx`, `clsact` or `xdp`")),
+    match s.unwrap_or(HOOK_DEFAULT) {
+        HOOK_DEFAULT => Ok(HookKind::Tc),
+        "tcx" => Ok(HookKind::Tcx),
+        "clsact" => Ok(HookKind::Clsact),
+        "xdp" => Ok(HookKind::Xdp),
+        other => Err(InvalidField::new("hook", other, "use `tc`, `tcx`, `clsact` or `xdp`")),
     }
 }
 
 fn layout(s: Option<&str>) -> Result<bool, InvalidField> {
-    match s {
-        None | Some("hive") => Ok(true),
-        Some("flat") => Ok(false),
-        Some(other) => Err(InvalidField::new("layout", other, "use `hive` or `flat`")),
+    match s.unwrap_or(LAYOUT_DEFAULT) {
+        LAYOUT_DEFAULT => Ok(true),
+        "flat" => Ok(false),
+        other => Err(InvalidField::new("layout", other, "use `hive` or `flat`")),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use flowlog_model::S3Options;
 use serde::Deserialize;
 
 /// The file, as written. Flags fill the same structure.
@@ -27,7 +28,7 @@ pub(crate) struct RawConfig {
     #[serde(default)]
     pub kernel: RawSizes,
     #[serde(default)]
-    pub s3: RawS3,
+    pub s3: S3Options,
     /// What is on this node.
     pub inventory: Option<RawInventory>,
     #[serde(default)]
@@ -61,24 +62,6 @@ pub(crate) struct RawSpool {
     pub bytes_max: Option<u64>,
     /// Age in seconds of the oldest object before windows leave their totals only.
     pub age_secs_max: Option<u64>,
-}
-
-/// `[s3]`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RawS3 {
-    /// URL of the server.
-    pub endpoint: Option<String>,
-    pub region: Option<String>,
-    /// Bucket in the path.
-    #[serde(default)]
-    pub path_style: bool,
-    #[serde(default)]
-    pub allow_http: bool,
-    /// Credentials in the AWS format.
-    pub credentials_file: Option<PathBuf>,
-    /// Whether the bucket's owner gets an ACL for each object; it does unless said otherwise.
-    pub acl: Option<bool>,
 }
 
 /// `[inventory]`. With it, flow logs are managed through the API.

@@ -21,7 +21,7 @@ use super::{
     App, Peer,
     error::ApiError,
     hasher::{Guess, Hasher},
-    room::{Owner, Place},
+    room::{Owner, Seat},
 };
 use crate::{flow_logs::access::Caller, inventory::Contract};
 
@@ -137,8 +137,8 @@ pub(crate) async fn known(parts: &Parts, app: &App) -> Result<Caller, ApiError> 
         Limits::check(&app.limits.strangers, &from)?;
         return Err(ApiError::unauthorized());
     };
-    if let Some(place) = parts.extensions.get::<Arc<Place>>() {
-        place.known_as(&caller);
+    if let Some(seat) = parts.extensions.get::<Arc<Seat>>() {
+        seat.known_as(&caller);
     }
     // The node's operator has no rate limit. A principal has one, and so have all of its contract together.
     if let Some(contract) = caller.contract() {
@@ -176,9 +176,9 @@ async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Resu
         return Ok(Some(caller));
     }
     let guess = Guess { principals: principals.clone(), address, name: name.to_owned(), password: password.to_owned() };
-    // A place first: a flood of names must not fill the limiter.
+    // A seat first: a flood of names must not fill the limiter.
     let answered = app.limits.hasher.ask(guess).ok_or_else(|| too_many(Duration::ZERO))?;
     app.limits.count(&who)?;
-    // Its place was needed for somebody who has fewer.
+    // Its seat was needed for somebody who has fewer.
     answered.await.map_err(|_gone| too_many(Duration::ZERO))
 }

@@ -1,4 +1,4 @@
-//! Who has how many of a listener's places. When all are taken, whoever has the most gives one up for somebody who has fewer: a
+//! Who has how many of a listener's seats. When all are taken, whoever has the most gives one up for somebody who has fewer: a
 //! crowd from anywhere takes what is free, and nobody else's share.
 
 use std::{
@@ -15,11 +15,11 @@ use crate::{flow_logs::access::Caller, inventory::Contract};
 /// Connections at the same time on each listener.
 const PLACES: usize = 256;
 /// Of these, from one address or one user of the node: more are closed at once.
-const PLACES_EACH: usize = 64;
-/// For so long a stranger keeps its place when all are taken, however few it has: who knows its password has said it by then.
+const SEATS_EACH: usize = 64;
+/// For so long a stranger keeps its seat when all are taken, however few it has: who knows its password has said it by then.
 const STRANGERS_STAY_NS: u64 = 2_000_000_000;
-/// Places that strangers can take from those who are known: so many are enough to become known.
-const PLACES_OF_STRANGERS: usize = 64;
+/// Seats that strangers can take from those who are known: so many are enough to become known.
+const SEATS_OF_STRANGERS: usize = 64;
 
 /// Whose a connection is: of whoever it comes from, and of its contract as soon as that is known.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,48 +62,48 @@ struct Taken {
 }
 
 #[derive(Default)]
-struct Places {
+struct Seats {
     taken: BTreeMap<u64, Taken>,
     next: u64,
 }
 
 /// See the module's head.
 #[derive(Clone, Default)]
-pub(super) struct Room(Arc<Mutex<Places>>);
+pub(super) struct Room(Arc<Mutex<Seats>>);
 
-/// A place that is taken; free again when dropped.
-pub(super) struct Place {
+/// A seat that is taken; free again when dropped.
+pub(super) struct Seat {
     room: Room,
     number: u64,
     end: Arc<Notify>,
 }
 
 impl Room {
-    fn lock(&self) -> MutexGuard<'_, Places> {
+    fn lock(&self) -> MutexGuard<'_, Seats> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place; `None`: there is none for this one.
-    pub(super) fn take(&self, from: Owner, now: MonoNs) -> Option<Place> {
-        let mut places = self.lock();
-        if from != Owner::Operator && !places.make_room(&from, now) {
+    /// Takes a seat; `None`: there is none for this one.
+    pub(super) fn take(&self, from: Owner, now: MonoNs) -> Option<Seat> {
+        let mut seats = self.lock();
+        if from != Owner::Operator && !seats.make_room(&from, now) {
             return None;
         }
-        let number = places.next;
+        let number = seats.next;
         let end = Arc::new(Notify::new());
-        places.next += 1;
+        seats.next += 1;
         let owner = from.clone();
-        places.taken.insert(number, Taken { from, owner, since: now, is_busy: false, end: end.clone() });
-        Some(Place { room: self.clone(), number, end })
+        seats.taken.insert(number, Taken { from, owner, since: now, is_busy: false, end: end.clone() });
+        Some(Seat { room: self.clone(), number, end })
     }
 }
 
-impl Places {
+impl Seats {
     /// Whether one more of these may come; whoever has the most makes room for it.
     fn make_room(&mut self, from: &Owner, now: MonoNs) -> bool {
         let others = || self.taken.iter().filter(|(_, t)| t.owner != Owner::Operator);
         let mine = others().filter(|(_, t)| t.from == *from).count();
-        if mine >= PLACES_EACH {
+        if mine >= SEATS_EACH {
             return false;
         }
         if others().count() < PLACES {
@@ -119,7 +119,7 @@ impl Places {
         let may_go = |t: &Taken| {
             let is_more = count(t) > mine + 1;
             let has_stayed = now.0.saturating_sub(t.since.0) > STRANGERS_STAY_NS;
-            if t.owner.is_known() { is_more && strangers < PLACES_OF_STRANGERS } else { is_more || has_stayed }
+            if t.owner.is_known() { is_more && strangers < SEATS_OF_STRANGERS } else { is_more || has_stayed }
         };
         // Strangers before those who are known, then of whoever has the most, then what is idle, then the oldest.
         let order = |t: &Taken| (t.owner.is_known(), std::cmp::Reverse(count(t)), t.is_busy);
@@ -133,7 +133,7 @@ impl Places {
     }
 }
 
-impl Place {
+impl Seat {
     fn change(&self, change: impl FnOnce(&mut Taken)) {
         if let Some(taken) = self.room.lock().taken.get_mut(&self.number) {
             change(taken);
@@ -151,13 +151,13 @@ impl Place {
         self.change(|t| t.is_busy = is_busy);
     }
 
-    /// Waits until somebody else needs the place.
+    /// Waits until somebody else needs the seat.
     pub(super) async fn needed(&self) {
         self.end.notified().await;
     }
 }
 
-impl Drop for Place {
+impl Drop for Seat {
     fn drop(&mut self) {
         self.room.lock().taken.remove(&self.number);
     }
@@ -175,22 +175,22 @@ mod tests {
         Owner::Contract(n.to_string().parse().expect("a contract"))
     }
 
-    fn is_open(room: &Room, place: &Place) -> bool {
-        room.lock().taken.contains_key(&place.number)
+    fn is_open(room: &Room, seat: &Seat) -> bool {
+        room.lock().taken.contains_key(&seat.number)
     }
 
     #[test]
     fn whoever_has_the_most_makes_room_and_has_no_more_than_its_share() {
         let room = Room::default();
         let now = MonoNs(0);
-        let fill = |n: u8| (0..PLACES_EACH).map(|_| room.take(address(n), now).expect("a place")).collect::<Vec<_>>();
-        let crowd: Vec<Vec<Place>> = (1..=4).map(fill).collect();
+        let fill = |n: u8| (0..SEATS_EACH).map(|_| room.take(address(n), now).expect("a seat")).collect::<Vec<_>>();
+        let crowd: Vec<Vec<Seat>> = (1..=4).map(fill).collect();
         assert!(room.take(address(1), now).is_none(), "its share is taken");
-        let one = room.take(address(9), now).expect("a place");
+        let one = room.take(address(9), now).expect("a seat");
         let gone = crowd.iter().flatten().filter(|p| !is_open(&room, p)).count();
         assert!(gone == 1 && is_open(&room, &one));
-        // A crowd that comes back takes its own places.
-        let _more: Vec<Place> = (0..100).filter_map(|n| room.take(address(1 + n % 4), now)).collect();
+        // A crowd that comes back takes its own seats.
+        let _more: Vec<Seat> = (0..100).filter_map(|n| room.take(address(1 + n % 4), now)).collect();
         assert!(is_open(&room, &one));
         assert!(room.take(Owner::Operator, now).is_some());
     }
@@ -200,22 +200,22 @@ mod tests {
         let room = Room::default();
         let now = MonoNs(0);
         let take = |n: u8, owner: Option<Owner>| {
-            let place = room.take(address(n), now).expect("a place");
+            let seat = room.take(address(n), now).expect("a seat");
             if let Some(owner) = owner {
-                place.change(|t| t.owner = owner);
+                seat.change(|t| t.owner = owner);
             }
-            place
+            seat
         };
-        let loud: Vec<Place> = (0..191).map(|n: u8| take(n % 4, Some(contract(1)))).collect();
+        let loud: Vec<Seat> = (0..191).map(|n: u8| take(n % 4, Some(contract(1)))).collect();
         let quiet = take(7, Some(contract(2)));
-        let strangers: Vec<Place> = (0..64).map(|n: u8| take(100 + n, None)).collect();
+        let strangers: Vec<Seat> = (0..64).map(|n: u8| take(100 + n, None)).collect();
         // Strangers are not known better for being many addresses: after a moment they make room.
         assert!(room.take(address(99), now).is_none(), "they have just come");
         let later = MonoNs(2 * STRANGERS_STAY_NS);
         assert!(room.take(address(99), later).is_some());
         assert_eq!(strangers.iter().filter(|p| !is_open(&room, p)).count(), 1);
         drop(strangers);
-        let _full: Vec<Place> = (0..64).map(|n: u8| take(100 + n, Some(contract(1)))).collect();
+        let _full: Vec<Seat> = (0..64).map(|n: u8| take(100 + n, Some(contract(1)))).collect();
         let newcomer = room.take(address(99), now).expect("of the loud one");
         assert!(is_open(&room, &quiet) && is_open(&room, &newcomer));
         assert!(room.take(address(98), now).is_some());

@@ -32,7 +32,7 @@ use tower::ServiceExt as _;
 use super::{
     App, Peer,
     auth::Limits,
-    room::{Owner, Place, Room},
+    room::{Owner, Room, Seat},
     routes,
 };
 use crate::flow_logs::{Control, principals::is_operator};
@@ -159,8 +159,8 @@ async fn serve_unix(listener: UnixListener, router: Router) {
                 // A peer without credentials is nobody.
                 let uid = stream.peer_cred().map_or(u32::MAX, |c| c.uid());
                 let owner = if is_operator(uid) { Owner::Operator } else { Owner::User(uid) };
-                if let Some(place) = room.take(owner, clock::now().mono) {
-                    tokio::spawn(connection(stream, router.clone(), Peer::Unix { uid }, place));
+                if let Some(seat) = room.take(owner, clock::now().mono) {
+                    tokio::spawn(connection(stream, router.clone(), Peer::Unix { uid }, seat));
                 }
             }
             Err(error) => refused(&error).await,
@@ -182,20 +182,20 @@ async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Rout
         let address = from.ip();
         // Somebody who has gone already has reached nothing.
         let Ok(local) = stream.local_addr() else { continue };
-        let Some(place) = room.take(Owner::at(address), clock::now().mono) else { continue };
+        let Some(seat) = room.take(Owner::at(address), clock::now().mono) else { continue };
         match &tls {
-            None => drop(tokio::spawn(connection(stream, router, Peer::Tcp { address, local, tls: false }, place))),
+            None => drop(tokio::spawn(connection(stream, router, Peer::Tcp { address, local, tls: false }, seat))),
             Some(certificate) => {
                 let acceptor = TlsAcceptor::from(certificate.current());
                 tokio::spawn(async move {
                     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
                     let shaken = tokio::select! {
                         shaken = handshake => shaken,
-                        () = place.needed() => return,
+                        () = seat.needed() => return,
                     };
                     match shaken {
                         Ok(Ok(stream)) => {
-                            connection(stream, router, Peer::Tcp { address, local, tls: true }, place).await;
+                            connection(stream, router, Peer::Tcp { address, local, tls: true }, seat).await;
                         }
                         Ok(Err(error)) => tracing::debug!(%address, %error, "no TLS"),
                         Err(_) => tracing::debug!(%address, "no TLS in time"),
@@ -211,13 +211,13 @@ async fn refused(error: &io::Error) {
     tokio::time::sleep(ACCEPT_RETRY).await;
 }
 
-/// Serves one connection, until somebody needs its place more; the place is free again afterwards.
-async fn connection<S>(stream: S, router: Router, peer: Peer, place: Place)
+/// Serves one connection, until somebody needs its seat more; the seat is free again afterwards.
+async fn connection<S>(stream: S, router: Router, peer: Peer, seat: Seat)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let place = Arc::new(place);
-    let held = place.clone();
+    let seat = Arc::new(seat);
+    let held = seat.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer.clone());
@@ -240,7 +240,7 @@ where
             Ok(Err(error)) => tracing::debug!(%error, "a connection ended"),
             Err(_) => tracing::debug!("a connection was cut after its time"),
         },
-        () = place.needed() => tracing::debug!("a connection was cut: somebody with fewer needs the place"),
+        () = seat.needed() => tracing::debug!("a connection was cut: somebody with fewer needs the seat"),
     }
 }
 

@@ -10,11 +10,11 @@ use flowlog_model::{
 };
 
 use super::flow_log::{Checked, FlowLog, State};
-use crate::inventory::{Buckets, Contract, Interface, Inventory};
+use crate::inventory::{BucketRegistry, Contract, Interface, Inventory};
 
 /// Where objects of a flow log go.
 #[must_use]
-pub(crate) fn target(checked: &Checked, contract: &Contract, buckets: &Buckets) -> Target {
+pub(crate) fn target(checked: &Checked, contract: &Contract, buckets: &BucketRegistry) -> Target {
     Target { location: buckets.location(contract, &checked.bucket), prefix: checked.prefix.clone() }
 }
 
@@ -137,7 +137,8 @@ mod tests {
         assert_eq!((all[0].interface_id.as_deref(), &all[0].interface), (Some("2"), &Selector::Absent));
         // One of the same id and another contract is not its parent.
         let stranger = Resource { contract: "2".parse().expect("contract"), ..nic(2, "tap0") };
-        let inventory = Inventory { resources: BTreeMap::from([(stranger.id, stranger)]), buckets: Buckets::default() };
+        let inventory =
+            Inventory { resources: BTreeMap::from([(stranger.id, stranger)]), buckets: BucketRegistry::default() };
         assert_eq!(captures(&logs, &inventory)[0].interface, Selector::Absent);
     }
 

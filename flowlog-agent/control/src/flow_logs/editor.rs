@@ -70,21 +70,17 @@ impl<'de> Visitor<'de> for Said {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Patch, A::Error> {
-        const FIELDS: [&str; 4] = ["name", "direction", "action", "bucket"];
-        let mut said = Patch::default();
+        let mut said = <[Option<String>; 4]>::default();
         while let Some(field) = map.next_key::<String>()? {
-            let value = match field.as_str() {
-                "name" => &mut said.name,
-                "direction" => &mut said.direction,
-                "action" => &mut said.action,
-                "bucket" => &mut said.bucket,
-                other => return Err(de::Error::unknown_field(other, &FIELDS)),
+            let Some(n) = Properties::FIELDS.iter().position(|name| *name == field) else {
+                return Err(de::Error::unknown_field(&field, &Properties::FIELDS));
             };
-            if value.replace(map.next_value()?).is_some() {
+            if said[n].replace(map.next_value()?).is_some() {
                 return Err(de::Error::custom(format!("`{field}` is said twice")));
             }
         }
-        Ok(said)
+        let [name, direction, action, bucket] = said;
+        Ok(Patch { name, direction, action, bucket })
     }
 }
 
@@ -116,8 +112,8 @@ impl Patch {
                 Ok(Properties { name, direction, action, bucket })
             }
             (name, direction, action, bucket) => {
-                let fields = [("name", name), ("direction", direction), ("action", action), ("bucket", bucket)];
-                Err(fields.into_iter().filter(|(_, value)| value.is_none()).map(|(field, _)| field).collect())
+                let fields = Properties::FIELDS.into_iter().zip([name, direction, action, bucket]);
+                Err(fields.filter(|(_, value)| value.is_none()).map(|(field, _)| field).collect())
             }
         }
     }

@@ -92,6 +92,9 @@ pub(crate) struct Checked {
 }
 
 impl Properties {
+    /// Names of the fields, as they are on the wire.
+    pub(crate) const FIELDS: [&str; 4] = ["name", "direction", "action", "bucket"];
+
     /// Understands the fields.
     ///
     /// # Errors
@@ -116,9 +119,8 @@ impl Properties {
     /// Fields that are too long even for a draft.
     #[must_use]
     pub(crate) fn too_long(&self) -> Vec<InvalidField> {
-        let fields =
-            [("name", &self.name), ("direction", &self.direction), ("action", &self.action), ("bucket", &self.bucket)];
-        let long = fields.into_iter().filter(|(_, value)| value.len() > FIELD_BYTES_MAX);
+        let values = [&self.name, &self.direction, &self.action, &self.bucket];
+        let long = Self::FIELDS.into_iter().zip(values).filter(|(_, value)| value.len() > FIELD_BYTES_MAX);
         long.map(|(field, value)| {
             let beginning: String = value.chars().take(32).collect();
             InvalidField::new(field, format!("{beginning}…"), format!("must be at most {FIELD_BYTES_MAX} bytes"))
@@ -129,12 +131,12 @@ impl Properties {
     /// The same with the words of the cloud API, where they are understood.
     #[must_use]
     pub(crate) fn canonical(mut self) -> Self {
-        if self.direction.parse::<Directions>().is_ok() {
-            self.direction.make_ascii_uppercase();
+        if let Ok(directions) = self.direction.parse::<Directions>() {
+            self.direction = directions.as_str().to_ascii_uppercase();
         }
         match self.action.parse::<Action>() {
-            Ok(Action::Any) => "ALL".clone_into(&mut self.action),
-            Ok(Action::Accepted | Action::Rejected) => self.action.make_ascii_uppercase(),
+            Ok(Action::Any) => Action::CLOUD_ANY.clone_into(&mut self.action),
+            Ok(action) => self.action = action.as_str().to_ascii_uppercase(),
             Err(_) => {}
         }
         self

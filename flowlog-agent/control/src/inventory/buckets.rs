@@ -46,7 +46,7 @@ impl Reach {
             path_style: self.path_style.unwrap_or(base.path_style),
             allow_http: self.allow_http.unwrap_or(base.allow_http),
             credentials_file: self.credentials_file.clone().or(base.credentials_file),
-            no_acl: self.acl.map_or(base.no_acl, |acl| !acl),
+            acl: self.acl.unwrap_or(base.acl),
         }
     }
 
@@ -128,20 +128,20 @@ pub(super) struct Owned {
 
 /// See the module's head.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Buckets {
+pub struct BucketRegistry {
     pub place: BucketPlace,
     pub(super) contracts: BTreeMap<Contract, Reach>,
     pub(super) owned: Vec<Owned>,
 }
 
-impl From<BucketPlace> for Buckets {
+impl From<BucketPlace> for BucketRegistry {
     fn from(place: BucketPlace) -> Self {
         Self { place, ..Self::default() }
     }
 }
 
-impl Buckets {
-    /// Where a bucket of a contract is. Whether the contract has such a bucket is another question: [`Buckets::has`].
+impl BucketRegistry {
+    /// Where a bucket of a contract is. Whether the contract has such a bucket is another question: [`BucketRegistry::has`].
     #[must_use]
     pub(crate) fn location(&self, contract: &Contract, bucket: &str) -> Location {
         match &self.place {
@@ -237,23 +237,23 @@ mod tests {
     #[test]
     fn a_bucket_is_the_contracts_whose_entry_names_it_best() {
         let all = [("*", "1"), ("team-*", "2"), ("team-a-*", "1"), ("team-a-flows", "3")];
-        let buckets = Buckets {
+        let buckets = BucketRegistry {
             owned: all.map(|(pattern, of)| owned(pattern, of, Reach::default())).to_vec(),
-            ..Buckets::default()
+            ..BucketRegistry::default()
         };
         for (bucket, of) in [("other", "1"), ("team", "1"), ("team-b", "2"), ("team-a-x", "1"), ("team-a-flows", "3")] {
             let has: Vec<&str> =
                 ["1", "2", "3", "4"].into_iter().filter(|n| buckets.has(&contract(n), bucket)).collect();
             assert_eq!(has, [of], "{bucket}");
         }
-        assert!(!Buckets::default().has(&contract("1"), "flows"), "nobody's is nobody's");
+        assert!(!BucketRegistry::default().has(&contract("1"), "flows"), "nobody's is nobody's");
     }
 
     #[test]
     fn what_an_entry_does_not_say_its_contract_says_and_then_the_node() {
         let node = S3Options { endpoint: Some("https://node".to_owned()), path_style: true, ..S3Options::default() };
         let region = Reach { region: Some("eu".to_owned()), ..Reach::default() };
-        let buckets = Buckets {
+        let buckets = BucketRegistry {
             place: BucketPlace::S3(node.clone()),
             contracts: BTreeMap::from([(contract("1"), at("https://one"))]),
             owned: vec![owned("a-flows", "1", region), owned("b-flows", "2", Reach::default())],
@@ -273,13 +273,13 @@ mod tests {
 
     #[test]
     fn what_two_contracts_claim_at_one_server_is_nobodys() {
-        let claims = |second: Reach| Buckets {
+        let claims = |second: Reach| BucketRegistry {
             owned: vec![
                 owned("flows", "1", Reach::default()),
                 owned("flows", "2", second),
                 owned("more", "2", Reach::default()),
             ],
-            ..Buckets::default()
+            ..BucketRegistry::default()
         };
         let mut one_server = claims(Reach::default());
         assert_eq!(one_server.settle_claims().len(), 2);
@@ -293,7 +293,7 @@ mod tests {
     fn below_a_directory_the_first_level_is_the_contracts() {
         let dir = tempfile::tempdir().expect("tempdir");
         std::fs::create_dir_all(dir.path().join("1/flows")).expect("bucket");
-        let buckets = Buckets::from(BucketPlace::Directory(dir.path().to_owned()));
+        let buckets = BucketRegistry::from(BucketPlace::Directory(dir.path().to_owned()));
         assert_eq!(buckets.location(&contract("1"), "flows"), Location::Directory(dir.path().join("1/flows")));
         assert!(buckets.has(&contract("1"), "flows") && !buckets.has(&contract("2"), "flows"));
     }

@@ -13,7 +13,7 @@
 //! contract = "31960002"
 //! ```
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use flowlog_host::trust::{self, Kind as FileKind};
 use flowlog_model::{S3Options, interface::Selector, rule::Side};
@@ -80,18 +80,13 @@ struct Gateway {
     side: Option<Side>,
 }
 
+/// A directory, or how the server is reached.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawBuckets {
-    directory: Option<std::path::PathBuf>,
-    endpoint: Option<String>,
-    region: Option<String>,
-    #[serde(default)]
-    path_style: bool,
-    #[serde(default)]
-    allow_http: bool,
-    credentials_file: Option<std::path::PathBuf>,
-    acl: Option<bool>,
+    directory: Option<PathBuf>,
+    #[serde(flatten)]
+    s3: S3Options,
 }
 
 /// A contract's bucket, or several.
@@ -100,12 +95,8 @@ pub(super) struct RawBuckets {
 struct RawBucket {
     name: Pattern,
     contract: Contract,
-    endpoint: Option<String>,
-    region: Option<String>,
-    path_style: Option<bool>,
-    allow_http: Option<bool>,
-    credentials_file: Option<std::path::PathBuf>,
-    acl: Option<bool>,
+    #[serde(flatten)]
+    reach: Reach,
 }
 
 /// What all buckets of a contract have in common.
@@ -118,8 +109,7 @@ struct RawContract {
 
 impl RawBucket {
     fn check(&self) -> Result<Owned, String> {
-        let Self { name, contract, endpoint, region, path_style, allow_http, credentials_file, acl } = self.clone();
-        let reach = Reach { endpoint, region, path_style, allow_http, credentials_file, acl };
+        let Self { name, contract, reach } = self.clone();
         reach.check().map_err(|words| format!("bucket `{name}` of contract {contract}: {words}"))?;
         Ok(Owned { pattern: name, contract, reach })
     }
@@ -135,19 +125,12 @@ impl RawContract {
 impl RawBuckets {
     pub(super) fn check(&self) -> Result<BucketPlace, String> {
         if let Some(dir) = &self.directory {
-            if self.endpoint.is_some() || !dir.is_absolute() {
+            if self.s3 != S3Options::default() || !dir.is_absolute() {
                 return Err("buckets: give either `endpoint`, or `directory` as an absolute path".to_owned());
             }
             return Ok(BucketPlace::Directory(dir.clone()));
         }
-        Ok(BucketPlace::S3(S3Options {
-            endpoint: self.endpoint.clone(),
-            region: self.region.clone(),
-            path_style: self.path_style,
-            allow_http: self.allow_http,
-            credentials_file: self.credentials_file.clone(),
-            no_acl: self.acl == Some(false),
-        }))
+        Ok(BucketPlace::S3(self.s3.clone()))
     }
 }
 

@@ -11,7 +11,7 @@ use flowlog_host::trust::{self, Kind as FileKind, Stamp, TrustError, stamp};
 use uuid::Uuid;
 
 use super::{
-    BucketPlace, Buckets, Contract, Inventory, Resource,
+    BucketPlace, BucketRegistry, Contract, Inventory, Resource,
     file::{File, RawBuckets},
 };
 
@@ -163,7 +163,7 @@ impl Loader {
 }
 
 /// Adds what a file says of buckets; returns what is wrong with it.
-fn merge_buckets(buckets: &mut Buckets, file: &File) -> Vec<String> {
+fn merge_buckets(buckets: &mut BucketRegistry, file: &File) -> Vec<String> {
     let mut problems = Vec::new();
     match file.buckets.as_ref().map(RawBuckets::check) {
         Some(Ok(_)) if buckets.place != BucketPlace::Configured => {
@@ -355,6 +355,10 @@ interface = { name = 'tap0' }
             (other.replace("name = 'tap0'", "index = 0"), "indexes begin at 1"),
             (other.replace("31960002", "3/4"), "line 5: contract `3/4`"),
             (format!("{other}colour = 1"), "unknown field `colour`"),
+            (format!("{other}\n[buckets]\nendpoint = 'https://s'\nacls = false"), "unknown field `acls`"),
+            (format!("{other}\n[[bucket]]\nname = 'b'\ncontract = '7'\nregoin = 'r'"), "unknown field `regoin`"),
+            (format!("{other}\n[[contract]]\nid = '7'\nbuckets = {{ pathstyle = true }}"), "unknown field `pathstyle`"),
+            (format!("{other}\n[buckets]\ndirectory = '/d'\nregion = 'r'"), "give either `endpoint`, or `directory`"),
         ] {
             let dir = tempfile::tempdir().expect("tempdir");
             write(dir.path().join("inventory.toml"), NIC);

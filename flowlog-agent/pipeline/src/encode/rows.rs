@@ -7,7 +7,7 @@ use std::{
 
 use flowlog_model::{
     MonoNs, NS_PER_SEC,
-    rule::{Action, Direction, Side},
+    rule::{Action, Direction},
 };
 use hashbrown::{HashMap, hash_map::Entry};
 
@@ -16,7 +16,7 @@ use super::{
     labels::{Label, Labels, NULL},
     schema::{self, ColumnId},
 };
-use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled};
+use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled, info::GAP};
 
 /// The rows a rule wants of a window.
 pub struct Rows<'a> {
@@ -96,7 +96,7 @@ impl<'a> Rows<'a> {
             let mut b = Builder::new(info, self.losses.len());
             self.losses.iter().for_each(|loss| b.loss(loss));
             if self.is_empty() {
-                b.no_flow("NODATA");
+                b.no_flow(LogStatus::NoData);
             }
             (b.rows > 0).then(|| b.finish())
         });
@@ -285,9 +285,21 @@ struct Builder<'a> {
     rows: usize,
 }
 
-const STATUS: [&str; 3] = ["OK", "SKIPDATA", "NODATA"];
-/// Reason of a row for time in which nothing was counted.
-const GAP: &str = "gap";
+/// What a row is about, by code.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LogStatus {
+    /// A flow.
+    Ok,
+    /// Packets, or time, that no flow says anything about.
+    SkipData,
+    /// A window without traffic.
+    NoData,
+}
+
+impl LogStatus {
+    /// As in the column `log_status`.
+    const NAMES: [&str; 3] = ["OK", "SKIPDATA", "NODATA"];
+}
 /// Values of `skip_reason`, by code: losses first.
 const SKIP: [&str; LossReason::ALL.len() + 1] = {
     let [a, b, c, d, e] = LossReason::ALL;
@@ -313,11 +325,8 @@ impl<'a> Builder<'a> {
             start: Found::default(),
             end: Found::default(),
             action: Known::new(&["ACCEPT", "REJECT"]),
-            status: Known::new(&STATUS),
-            direction: Known::new(match info.side {
-                Side::Host => &["ingress", "egress"],
-                Side::Guest => &["egress", "ingress"],
-            }),
+            status: Known::new(&LogStatus::NAMES),
+            direction: Known::new(&Direction::BOTH.map(|hook| info.side.owners(hook).as_str())),
             tcp_flags: Numbers::new(rows),
             icmp_type: Numbers::new(rows),
             icmp_code: Numbers::new(rows),
@@ -360,7 +369,7 @@ impl<'a> Builder<'a> {
             self.end_ns.push(last.0);
         }
         self.action.0.push(u32::from(flow.refused));
-        self.status.0.push(0);
+        self.status.0.push(LogStatus::Ok as u32);
         self.direction.0.push(u32::from(flow.direction == Direction::Egress));
         self.tcp_flags.push(flow.tcp_flags().map(u16::from));
         self.icmp_type.push(type_and_code.map(|(kind, _)| kind));
@@ -375,11 +384,11 @@ impl<'a> Builder<'a> {
 
     /// A row that is no flow: everything about packets is null, times are the window's. Packets, bytes, action,
     /// direction and skip reason are the caller's, if there are any.
-    fn no_flow(&mut self, status: &str) {
+    fn no_flow(&mut self, status: LogStatus) {
         self.no_flow_between(status, self.info.span.start_secs, self.info.span.end_secs);
     }
 
-    fn no_flow_between(&mut self, status: &str, from: i64, to: i64) {
+    fn no_flow_between(&mut self, status: LogStatus, from: i64, to: i64) {
         for found in [&mut self.src, &mut self.dst] {
             found.push(Address::None, Address::label);
         }
@@ -400,11 +409,10 @@ impl<'a> Builder<'a> {
             self.start_ns.push(from.saturating_mul(NS_PER_SEC));
             self.end_ns.push(to.saturating_mul(NS_PER_SEC));
         }
-        let code = STATUS.iter().position(|s| *s == status).and_then(|i| u32::try_from(i).ok());
-        self.status.0.push(code.unwrap_or(NULL));
+        self.status.0.push(status as u32);
         self.family.0.push(NULL);
         self.reason.push(None, |_| None);
-        if status == STATUS[2] {
+        if status == LogStatus::NoData {
             for known in [&mut self.action, &mut self.direction, &mut self.skip] {
                 known.0.push(NULL);
             }
@@ -413,7 +421,7 @@ impl<'a> Builder<'a> {
     }
 
     fn loss(&mut self, loss: &Loss) {
-        self.no_flow(STATUS[1]);
+        self.no_flow(LogStatus::SkipData);
         self.packets.push(signed(loss.count.packets));
         self.bytes.push(signed(loss.count.bytes));
         let unknown = match loss.reason {
@@ -427,7 +435,7 @@ impl<'a> Builder<'a> {
     }
 
     fn gap(&mut self, from: i64, to: i64) {
-        self.no_flow_between(STATUS[1], from, to);
+        self.no_flow_between(LogStatus::SkipData, from, to);
         self.action.0.push(NULL);
         self.direction.0.push(NULL);
         self.skip.0.push(u32::try_from(SKIP.len() - 1).unwrap_or(NULL));

@@ -33,7 +33,7 @@ pub(crate) struct Sent {
     pub safe: Tally,
 }
 
-pub(super) struct Entry {
+pub(super) struct InRing {
     pub(super) nic: u16,
     pub(super) start: u64,
     pub(super) end: u64,
@@ -63,7 +63,7 @@ pub(crate) struct State {
     pub(super) epoch_of: BTreeMap<u16, u32>,
     pub(super) truth: BTreeMap<(u16, u32), Truth>,
     pub(super) slots: Vec<Option<(u16, Record4)>>,
-    pub(super) ring: VecDeque<Entry>,
+    pub(super) ring: VecDeque<InRing>,
     pub(super) released: u64,
     pub(super) produced: u64,
     pub(super) now: Now,
@@ -276,7 +276,7 @@ impl State {
         }
         let start = self.produced;
         self.produced += room;
-        self.ring.push_back(Entry { nic, start, end: self.produced, bytes });
+        self.ring.push_back(InRing { nic, start, end: self.produced, bytes });
         self.slots[slot] = None;
         true
     }

@@ -103,7 +103,7 @@ pub struct Spool {
     limits: Limits,
     usage: Arc<Usage>,
     /// What files are whose names are digests: each is opened once.
-    heads: Arc<Mutex<HashMap<String, name::Head>>>,
+    heads: Arc<Mutex<HashMap<String, name::FileHead>>>,
 }
 
 /// Kept up to date by every operation, so that nobody has to list thousands of files to know it.

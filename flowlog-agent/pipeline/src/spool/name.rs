@@ -23,7 +23,7 @@ const HEAD_BYTES_MAX: usize = 32 << 10;
 
 /// What a file is, in its first line; only where its names do not say so.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Head {
+pub(super) struct FileHead {
     pub location: String,
     pub key: String,
 }
@@ -62,14 +62,14 @@ pub(super) fn head(place: &Location, key: &str) -> Vec<u8> {
     if !is_digest(&name(&location)) && !is_digest(&name(key)) {
         return Vec::new();
     }
-    let head = Head { location, key: key.to_owned() };
+    let head = FileHead { location, key: key.to_owned() };
     let mut line = serde_json::to_vec(&head).expect("two strings are JSON");
     line.push(b'\n');
     line
 }
 
 /// Reads the first line of a file that has one.
-pub(super) fn read_head(file: &mut dyn Read) -> io::Result<Head> {
+pub(super) fn read_head(file: &mut dyn Read) -> io::Result<FileHead> {
     let mut line = Vec::new();
     for byte in io::BufReader::new(file.take(HEAD_BYTES_MAX as u64)).bytes() {
         match byte? {
@@ -106,7 +106,7 @@ mod tests {
         let line = head(&bucket, &key);
         let mut file = [&line[..], b"PAR1\n"].concat();
         assert_eq!(line.split(|b| *b == b'\n').count(), 2, "one line");
-        assert_eq!(read_head(&mut &file[..]).expect("a head"), Head { location: "s3://flows".to_owned(), key });
+        assert_eq!(read_head(&mut &file[..]).expect("a head"), FileHead { location: "s3://flows".to_owned(), key });
         file.remove(0);
         assert!(read_head(&mut &file[..]).is_err(), "no head");
     }

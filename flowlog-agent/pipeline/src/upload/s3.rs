@@ -51,7 +51,7 @@ pub(super) fn open(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, 
         provider.current().map_err(|e| e.to_string())?;
         builder = builder.with_credentials(Arc::new(provider));
     }
-    if o.no_acl {
+    if !o.acl {
         return Ok(Arc::new(builder.with_http_connector(Connector).build().map_err(|e| words(&e))?));
     }
     let region = builder.get_config_value(&AmazonS3ConfigKey::Region).unwrap_or_else(|| REGION_DEFAULT.to_owned());

@@ -108,7 +108,7 @@ impl std::fmt::Display for Balance {
             ("rejected_rows", self.rejected_rows),
             ("lost", self.lost),
             ("refused_lost", self.refused_lost),
-            ("verdict_unknown", self.verdict_unknown),
+            (LossReason::VerdictUnknown.as_str(), self.verdict_unknown),
             ("deficit", self.deficit),
         ];
         for (name, count) in parts {

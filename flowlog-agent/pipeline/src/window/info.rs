@@ -25,6 +25,9 @@ pub struct ObjectInfo {
     pub gap: Option<(i64, i64)>,
 }
 
+/// Packets may have passed uncounted: a mark of a window, and `skip_reason` of the row that says when.
+pub(crate) const GAP: &str = "gap";
+
 impl ObjectInfo {
     /// What is unusual about the window, as in the column `window_marks`; `None` if it is whole.
     #[must_use]
@@ -35,7 +38,7 @@ impl ObjectInfo {
             (self.span.ends_late, "ends_late"),
             (self.flushed_early, "flushed_early"),
             (self.late, "late"),
-            (self.gap.is_some(), "gap"),
+            (self.gap.is_some(), GAP),
         ];
         let set: Vec<&str> = marks.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
         (!set.is_empty()).then(|| set.join(","))
