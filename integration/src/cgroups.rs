@@ -133,10 +133,15 @@ impl Memory {
         Ok(made)
     }
 
-    /// The group for processes.
+    /// The same command, whose process is in the group before it is anything else. (A shell moves itself there: network namespaces hide
+    /// the group from what runs in them.)
     #[must_use]
-    pub fn path(&self) -> &Path {
-        self.inner.as_deref().unwrap_or(&self.limited)
+    pub fn admit(&self, command: &Command) -> Command {
+        let group = self.inner.as_ref().unwrap_or(&self.limited);
+        let mut shell = Command::new("sh");
+        let script = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.display());
+        shell.args(["-c", &script, "sh"]).arg(command.get_program()).args(command.get_args());
+        shell
     }
 
     /// The file with the limit.

@@ -72,7 +72,7 @@ impl Objects {
 
 /// Rows of one interface and direction.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
+pub struct Way<'a> {
     pub interface: &'a str,
     /// `ingress` or `egress`.
     pub direction: &'a str,
@@ -80,21 +80,21 @@ pub struct Place<'a> {
 
 /// What `interface` received.
 #[must_use]
-pub fn into(interface: &str) -> Place<'_> {
-    Place { interface, direction: "ingress" }
+pub fn into(interface: &str) -> Way<'_> {
+    Way { interface, direction: "ingress" }
 }
 
 /// What `interface` sent.
 #[must_use]
-pub fn out_of(interface: &str) -> Place<'_> {
-    Place { interface, direction: "egress" }
+pub fn out_of(interface: &str) -> Way<'_> {
+    Way { interface, direction: "egress" }
 }
 
 /// Checks that exactly the refused packets of UDP to `port` are REJECT, and exactly the others ACCEPT.
 ///
 /// # Panics
 /// If not.
-pub fn assert_exact(landed: &Objects, place: Place<'_>, port: i64, refused: Sum, passed: Sum) {
+pub fn assert_exact(landed: &Objects, place: Way<'_>, port: i64, refused: Sum, passed: Sum) {
     let on = landed.on(place.interface);
     let found = ["REJECT", "ACCEPT"].map(|a| on.udp(port, place.direction, a));
     let unknown = on.unknown(place.direction);
@@ -111,7 +111,7 @@ pub fn assert_exact(landed: &Objects, place: Place<'_>, port: i64, refused: Sum,
 ///
 /// # Panics
 /// If not.
-pub fn assert_not_guessed(landed: &Objects, place: Place<'_>, port: i64, refused: Sum, seen: Sum) {
+pub fn assert_not_guessed(landed: &Objects, place: Way<'_>, port: i64, refused: Sum, seen: Sum) {
     let on = landed.on(place.interface);
     let [reject, accept] = ["REJECT", "ACCEPT"].map(|a| on.udp(port, place.direction, a));
     let unknown = on.unknown(place.direction);

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-/// What goes wrong with puts. (Down and redirects: with everything.)
+/// What goes wrong with puts. (Down and redirects: with everything. No ACL: with whatever asks for one.)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     #[default]
@@ -29,6 +29,19 @@ pub enum Fault {
     Drip,
     /// The server is never asked: it is to be found elsewhere. (Of all redirects, 303 is the one that clients follow whatever the request.)
     Redirect(String),
+    /// The server is never asked, by whoever wants an ACL put as well: the store has none.
+    NoAcl,
+}
+
+impl Fault {
+    /// Whether it happens to a request with this head.
+    fn hits(&self, head: &str) -> bool {
+        match self {
+            Self::Redirect(_) => true,
+            Self::NoAcl => header(head, "x-amz-acl").is_some(),
+            _ => head.starts_with("PUT "),
+        }
+    }
 }
 
 /// A body without end has no more than this: the client that reads it all must not take the machine with it.
@@ -116,9 +129,7 @@ fn serve(mut client: &TcpStream, upstream: &str, state: &Mutex<State>) -> io::Re
     let length: usize = header(&head, "content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
     let fault = {
         let mut state = lock(state);
-        let any_method = matches!(state.fault, Fault::Redirect(_));
-        let hit =
-            (any_method || head.starts_with("PUT ")) && head.lines().next().is_some_and(|l| l.contains(&state.only));
+        let hit = state.fault.hits(&head) && head.lines().next().is_some_and(|l| l.contains(&state.only));
         state.hits += usize::from(hit && state.fault != Fault::None);
         if hit { state.fault.clone() } else { Fault::None }
     };
@@ -160,14 +171,26 @@ fn serve(mut client: &TcpStream, upstream: &str, state: &Mutex<State>) -> io::Re
     client.shutdown(Shutdown::Both)
 }
 
+fn head(status: &str, more: &str) -> String {
+    format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\n{more}\r\n")
+}
+
+/// An error as S3 has it.
+fn refusal(status: u16, code: &str, message: &str) -> String {
+    let xml = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
+    let more = format!("Connection: close\r\nContent-Length: {}\r\n", xml.len());
+    head(&format!("{status} Scripted"), &more) + &xml
+}
+
 /// Answers in the server's place.
 fn lie(mut client: &TcpStream, fault: &Fault) -> io::Result<()> {
-    let head = |status: &str, more: &str| format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\n{more}\r\n");
     match fault {
         Fault::Reply(status, code, message) => {
-            let xml = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message></Error>");
-            let more = format!("Connection: close\r\nContent-Length: {}\r\n", xml.len());
-            client.write_all((head(&format!("{status} Scripted"), &more) + &xml).as_bytes())?;
+            client.write_all(refusal(*status, code, message).as_bytes())?;
+        }
+        Fault::NoAcl => {
+            let words = "The bucket does not allow ACLs";
+            client.write_all(refusal(400, "AccessControlListNotSupported", words).as_bytes())?;
         }
         Fault::Endless(more) => {
             client.write_all(head("400 Bad Request", more).as_bytes())?;

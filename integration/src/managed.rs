@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     agent::{Agent, binary},
+    cgroups::Memory,
     http::{self, Answer},
     net::{Netns, address, sh, veth},
     rows::Objects,
@@ -166,9 +167,25 @@ impl Managed {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(&self, variables: &[(&str, &str)]) -> anyhow::Result<Agent> {
-        let mut command = self.node.command(binary());
-        command.args(["run", "--config"]).arg(self.path("flowlog.toml")).envs(variables.iter().copied());
+        let mut command = self.command();
+        command.envs(variables.iter().copied());
         Agent::attend(command, tempfile::tempdir()?)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.node.command(binary());
+        command.args(["run", "--config"]).arg(self.path("flowlog.toml"));
+        command
+    }
+
+    /// Starts an agent in a control group and waits until it serves.
+    ///
+    /// # Errors
+    /// With its log if it ends instead.
+    pub fn start_within(&self, memory: &Memory) -> anyhow::Result<Agent> {
+        let mut agent = Agent::attend(memory.admit(&self.command()), tempfile::tempdir()?)?;
+        agent.wait_for("capturing")?;
+        Ok(agent)
     }
 
     /// Starts an agent and waits until it serves.

@@ -89,35 +89,35 @@ impl Oracle {
     /// Compares: packets lost, packets too many (duplicated, or with the wrong verdict), and one line about each of the
     /// first few.
     #[must_use]
-    pub fn compare(&self, landed: &Objects) -> Verdict {
+    pub fn compare(&self, landed: &Objects) -> Difference {
         let mut found: BTreeMap<(Tuple, String), u64> = BTreeMap::new();
         for row in landed.rows.iter().filter(|r| r.status == "OK") {
             let tuple = (row.src.clone(), row.sport, row.dport);
             *found.entry((tuple, row.action.clone())).or_default() += row.packets;
         }
-        let mut verdict = Verdict { skipped: landed.lost().0, ..Verdict::default() };
+        let mut difference = Difference { skipped: landed.lost().0, ..Difference::default() };
         for (tuple, sent) in &self.sent {
             let action = if tuple.2 == i64::from(REFUSED) { "REJECT" } else { "ACCEPT" };
             let got = found.remove(&(tuple.clone(), action.to_owned())).unwrap_or(0);
-            verdict.lost += sent.saturating_sub(got);
-            verdict.duplicated += got.saturating_sub(*sent);
-            if got != *sent && verdict.examples.len() < 10 {
-                verdict.examples.push(format!("{tuple:?}: {sent} sent, {got} {action}"));
+            difference.lost += sent.saturating_sub(got);
+            difference.duplicated += got.saturating_sub(*sent);
+            if got != *sent && difference.examples.len() < 10 {
+                difference.examples.push(format!("{tuple:?}: {sent} sent, {got} {action}"));
             }
         }
         for ((tuple, action), got) in found {
-            verdict.unexpected += got;
-            if verdict.examples.len() < 10 {
-                verdict.examples.push(format!("{tuple:?}: {got} {action}, none sent"));
+            difference.unexpected += got;
+            if difference.examples.len() < 10 {
+                difference.examples.push(format!("{tuple:?}: {got} {action}, none sent"));
             }
         }
-        verdict
+        difference
     }
 }
 
 /// The result of a comparison.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Difference {
     /// Sent, in no row.
     pub lost: u64,
     /// In more rows than sent.

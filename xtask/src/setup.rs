@@ -20,12 +20,16 @@ const BPF_LINKER: &str = "0.13.0";
 const LLVM_FEATURE: &str = "llvm-23";
 /// A new release may know new rules: those are for whoever raises this.
 const CARGO_DENY: &str = "0.20.2";
-/// Pinned, so that a new release cannot change what the tests mean.
-const PYARROW: &str = "pyarrow==26.0.1";
-/// The published client of the cloud API, for its acceptance test; pinned likewise.
-const CLOUD_SDK: &str = "ionoscloud==6.1.13";
-/// A bucket owner's own client, which can set policies.
-const S3_CLIENT: &str = "boto3==1.44.8";
+/// What tests import, and the package that has it: a second Parquet reader, two SQL engines that ask the footers in ways of their own, the
+/// published client of the cloud API, and a bucket owner's client, which can set policies. Pinned, so that a new release cannot change
+/// what the tests mean.
+const PYTHON: [(&str, &str); 5] = [
+    ("pyarrow.parquet", "pyarrow==26.0.1"),
+    ("datafusion", "datafusion==55.0.0"),
+    ("duckdb", "duckdb==2.0.1"),
+    ("ionoscloud", "ionoscloud==6.1.13"),
+    ("boto3", "boto3==1.44.8"),
+];
 
 pub(crate) fn run() -> anyhow::Result<()> {
     bpf()?;
@@ -113,15 +117,17 @@ pub(crate) fn network_tools() -> anyhow::Result<()> {
     apt(&[("ip", "iproute2"), ("nft", "nftables"), ("ping", "iputils-ping")])
 }
 
-/// A second, independent Parquet reader and the cloud API's own client, for the tests.
+/// What tests run in Python: [`PYTHON`].
 pub(crate) fn python_packages() -> anyhow::Result<()> {
     let venv = root().join(".tools/python");
     let python = venv.join("bin/python");
-    let imports = Command::new(&python).args(["-c", "import pyarrow.parquet, ionoscloud, boto3"]).output();
+    let imports = format!("import {}", PYTHON.map(|(module, _)| module).join(", "));
+    let imports = Command::new(&python).args(["-c", &imports]).output();
     if imports.is_ok_and(|o| o.status.success()) {
         return Ok(());
     }
-    step(&format!("{PYARROW} (second Parquet reader), {CLOUD_SDK} and {S3_CLIENT} into .tools/python, for the tests"));
+    let packages = PYTHON.map(|(_, package)| package);
+    step(&format!("{} into .tools/python, for the tests", packages.join(", ")));
     if !has("python3") {
         apt(&[("python3", "python3")])?;
     }
@@ -129,8 +135,8 @@ pub(crate) fn python_packages() -> anyhow::Result<()> {
         install(&["python3-venv"])?;
         run_command(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
     }
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PYARROW, CLOUD_SDK, S3_CLIENT];
-    run_command(Command::new(&python).args(pip))
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    run_command(Command::new(&python).args(pip).args(packages))
 }
 
 /// A real S3 server, for the tests: Ceph's RADOS gateway.

@@ -43,7 +43,7 @@ pub enum Partial {
 
 /// What the rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Refusal {
     /// `drop`
     Drop,
     /// `reject`
@@ -58,7 +58,7 @@ pub struct Rule {
     /// The replies are refused.
     pub reply: bool,
     pub hook: Hook,
-    pub verdict: Verdict,
+    pub refusal: Refusal,
     pub partial: Partial,
 }
 
@@ -304,17 +304,17 @@ impl Flow {
             return None;
         }
         let hook = rng.pick(&hooks).clone();
-        let verdict = match self.proto {
-            _ if !features.has("reject") || !hook.can_reject() || rng.chance(60) => Verdict::Drop,
-            Proto::TcpSyn if rng.chance(50) => Verdict::Reset,
-            _ => Verdict::Reject,
+        let refusal = match self.proto {
+            _ if !features.has("reject") || !hook.can_reject() || rng.chance(60) => Refusal::Drop,
+            Proto::TcpSyn if rng.chance(50) => Refusal::Reset,
+            _ => Refusal::Reject,
         };
         let partial = match rng.below(100) {
             0..20 if features.has("limit") => Partial::Over(rng.between(2, 20)),
             20..40 if features.has("limit") => Partial::EverySecond,
             _ => Partial::All,
         };
-        Some(Rule { reply, hook, verdict, partial })
+        Some(Rule { reply, hook, refusal, partial })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use super::{
-    flows::{Flow, Partial, Proto, Verdict},
+    flows::{Flow, Partial, Proto, Refusal},
     path::{Hook, Point},
     topology::{Endpoint, Topology},
 };
@@ -57,11 +57,11 @@ fn matches(flow: &Flow, t: &Topology, reply: bool, port: u16) -> String {
     format!("{} {} {port}", protocol(flow), if reply { "sport" } else { "dport" })
 }
 
-const fn verdict(v: Verdict) -> &'static str {
-    match v {
-        Verdict::Drop => "drop",
-        Verdict::Reject => "reject",
-        Verdict::Reset => "reject with tcp reset",
+const fn statement(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Drop => "drop",
+        Refusal::Reject => "reject",
+        Refusal::Reset => "reject with tcp reset",
     }
 }
 
@@ -112,7 +112,7 @@ pub fn host(flows: &[Flow], t: &Topology, tracked: bool) -> String {
                 Partial::EverySecond => " numgen inc mod 2 == 0".to_owned(),
             };
             let c = counter(flow);
-            let what = verdict(rule.verdict);
+            let what = statement(rule.refusal);
             let m = matches(flow, t, rule.reply, flow.port_at(&way, at));
             tables.add(&rule.hook, Some(&c), format!("{m}{partial} counter name {c} {what}"));
         }

@@ -250,7 +250,7 @@ impl std::fmt::Display for Scenario {
             }
             if let Some(rule) = &flow.rule {
                 let what = if rule.reply { "replies" } else { "it" };
-                write!(f, "; {what} refused at {:?}: {:?} {:?}", rule.hook, rule.verdict, rule.partial)?;
+                write!(f, "; {what} refused at {:?}: {:?} {:?}", rule.hook, rule.refusal, rule.partial)?;
             }
             writeln!(f)?;
         }

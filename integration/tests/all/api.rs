@@ -11,6 +11,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use integration::{
+    cgroups::Memory,
     http,
     managed::{ALB, CONTRACT, DATACENTER, LISTEN, Managed, NAT, NIC, NLB, OTHERS_NIC, PASSWORD, SERVER, as_user},
     traffic,
@@ -307,7 +308,9 @@ fn while_guesses_are_limited_a_right_password_gets_the_same_answer_and_others_ar
 #[test]
 fn whoever_guesses_and_resets_two_thousand_times_costs_no_memory_and_keeps_nobody_out() {
     let node = Managed::new("no_pin = true").unwrap();
-    let agent = node.start().unwrap();
+    // What needs more is ended by the kernel.
+    let memory = Memory::new(96 << 20, false).unwrap();
+    let mut agent = node.start_within(&memory).unwrap();
     let idle = agent.memory_kib("VmRSS");
     let request = |n: usize| {
         format!(
@@ -342,4 +345,5 @@ fn whoever_guesses_and_resets_two_thousand_times_costs_no_memory_and_keeps_nobod
         assert!(since.elapsed() < Duration::from_secs(20), "{} KiB, {idle} idle", agent.memory_kib("VmRSS"));
         std::thread::sleep(Duration::from_millis(100));
     }
+    agent.end().unwrap();
 }

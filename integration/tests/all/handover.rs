@@ -6,7 +6,7 @@ use std::time::Duration;
 use flowlog_host::fault;
 use integration::{
     node::Node,
-    oracle::{L3_BYTES, Oracle, Verdict},
+    oracle::{Difference, L3_BYTES, Oracle},
 };
 
 const PAUSE: Duration = Duration::from_millis(4);
@@ -25,7 +25,7 @@ fn check(args: &[&str], script: impl FnOnce(&Node) -> anyhow::Result<()>) -> Ora
     let received = node.pair.a.statistic("eth0", "rx_packets").unwrap() - before;
     let refused = node.pair.a.nft_counter("inet oracle", "refused").unwrap();
     eprintln!("{} packets, {} objects", oracle.total, landed.keys.len());
-    assert_eq!(oracle.compare(&landed), Verdict::default());
+    assert_eq!(oracle.compare(&landed), Difference::default());
     assert_eq!(received, oracle.total, "what the interface counted");
     assert_eq!(refused, (oracle.refused, oracle.refused * L3_BYTES), "what the firewall counted");
     assert_eq!(landed.flows("REJECT"), refused);

@@ -7,7 +7,7 @@ use integration::{
     cgroups::Memory,
     net::sh,
     node::Node,
-    oracle::{Oracle, Verdict},
+    oracle::{Difference, Oracle},
     rows::Objects,
 };
 use rustix::process::Signal;
@@ -63,7 +63,7 @@ fn a_full_disk_is_waited_for_and_loses_nothing() {
     })
     .unwrap();
     let landed = node.detach().unwrap();
-    assert_eq!(oracle.compare(&landed), Verdict::default());
+    assert_eq!(oracle.compare(&landed), Difference::default());
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_write_or_sync_that_fails_counts_as_not_written() {
     })
     .unwrap();
     let landed = node.detach().unwrap();
-    assert_eq!(oracle.compare(&landed), Verdict::default());
+    assert_eq!(oracle.compare(&landed), Difference::default());
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn an_agent_that_is_stopped_for_a_minute_marks_its_late_window_and_doubles_none(
     .unwrap();
     drop(agent);
     let landed = node.detach().unwrap();
-    assert_eq!(oracle.compare(&landed), Verdict::default());
+    assert_eq!(oracle.compare(&landed), Difference::default());
     let late: Vec<_> = landed.rows.iter().filter(|r| r.marks.contains("ends_late")).collect();
     assert!(!late.is_empty() && late.iter().all(|r| r.window_start == late[0].window_start), "one window is late");
     assert!(landed.rows.iter().all(|r| r.end_ns == -1 || r.end_ns >= r.start_ns));
@@ -153,13 +153,8 @@ fn sixty_four_mebibytes_are_enough_in_a_flood() {
     let node = Node::new(&[]).unwrap();
     let group = Memory::new(64 << 20, false).unwrap();
     let before = node.pair.a.statistic("eth0", "rx_packets").unwrap();
-    // The shell moves itself into the group first; network namespaces hide it from the agent.
-    let script = format!(
-        "echo $$ > {}/cgroup.procs; {} --flows-max 50000 --window 86400",
-        group.path().display(),
-        running(&node)
-    );
-    let mut agent = Agent::attend(shell(&script), tempfile::tempdir().unwrap()).unwrap();
+    let run = shell(&format!("{} --flows-max 50000 --window 86400", running(&node)));
+    let mut agent = Agent::attend(group.admit(&run), tempfile::tempdir().unwrap()).unwrap();
     agent.wait_for("capturing").unwrap();
     // Every packet is a new flow.
     Oracle::watch(&node.pair, 600_000, Duration::from_micros(50), |sent| {
@@ -192,13 +187,9 @@ fn a_start_that_does_not_fit_into_a_group_or_one_above_it_says_so_before_it_load
     for above in [false, true] {
         let group = Memory::new(40 << 20, above).unwrap();
         for verb in ["check", "run"] {
-            let script = format!(
-                "echo $$ > {}/cgroup.procs; exec {} {verb} --config {}",
-                group.path().display(),
-                binary().display(),
-                config.display()
-            );
-            let mut agent = Agent::attend(shell(&script), tempfile::tempdir().unwrap()).unwrap();
+            let mut command = Command::new(binary());
+            command.args([verb, "--config"]).arg(&config);
+            let mut agent = Agent::attend(group.admit(&command), tempfile::tempdir().unwrap()).unwrap();
             let line = agent.wait_for("memory: this needs ").unwrap();
             assert_eq!(agent.wait().unwrap(), Some(78), "{line}");
             let limit = group.limit().display().to_string();

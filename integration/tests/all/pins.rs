@@ -7,7 +7,7 @@ use integration::{
     agent::run_to_end,
     features,
     node::Node,
-    oracle::{Oracle, Verdict},
+    oracle::{Difference, Oracle},
     others::{Other, Place},
 };
 
@@ -58,7 +58,7 @@ fn a_restart_replaces_the_programs_in_place_and_misses_no_packet() {
         drop(agent);
         let landed = node.detach().unwrap();
         let received = node.pair.a.statistic("eth0", "rx_packets").unwrap() - counted;
-        assert_eq!(oracle.compare(&landed), Verdict::default(), "{hook}");
+        assert_eq!(oracle.compare(&landed), Difference::default(), "{hook}");
         assert_eq!(landed.sum(|r| r.direction == "ingress").0, received, "{hook}");
         assert_eq!(traces(&node), "[]", "{hook}");
     }
@@ -103,7 +103,7 @@ fn stop_leaves_the_capture_running_and_detach_removes_every_trace() {
     let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| Ok(())).unwrap();
     let landed = node.detach().unwrap();
     assert_eq!(agent.wait().unwrap(), Some(0));
-    assert_eq!(oracle.compare(&landed), Verdict::default());
+    assert_eq!(oracle.compare(&landed), Difference::default());
     assert_eq!(traces(&node), untouched);
     let left: Vec<_> = std::fs::read_dir(node.state().join("journal")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
@@ -209,7 +209,7 @@ fn a_set_of_pins_that_was_never_finished_is_made_again() {
     assert!(set.exists() && !unfinished.exists());
     let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| Ok(())).unwrap();
     agent.end().unwrap();
-    assert_eq!(oracle.compare(&node.detach().unwrap()), Verdict::default());
+    assert_eq!(oracle.compare(&node.detach().unwrap()), Difference::default());
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn pins_without_their_journal_start_anew_and_say_what_is_dropped() {
     let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| Ok(())).unwrap();
     agent.signal(rustix::process::Signal::TERM);
     assert_eq!(agent.wait().unwrap(), Some(0));
-    assert_eq!(oracle.compare(&node.detach().unwrap()), Verdict::default());
+    assert_eq!(oracle.compare(&node.detach().unwrap()), Difference::default());
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn rules_that_are_no_longer_wanted_are_ended_at_the_next_start() {
     agent.wait_for("delivered").unwrap();
     agent.end().unwrap();
     let landed = node.detach().unwrap();
-    assert_eq!(oracle.compare(&landed), Verdict::default());
+    assert_eq!(oracle.compare(&landed), Difference::default());
     assert!(landed.keys.iter().any(|k| k.starts_with("flowlog/")), "{:?}", landed.keys);
     assert!(landed.keys.iter().any(|k| k.starts_with("other/")), "{:?}", landed.keys);
 }

@@ -7,7 +7,7 @@ use integration::{
     agent::{Agent, binary, run_to_end},
     net::{Pair, sh},
     node::Node,
-    oracle::{Oracle, Verdict},
+    oracle::{Difference, Oracle},
     rows::Objects,
     traffic,
 };
@@ -235,7 +235,7 @@ fn a_start_and_a_detach_wait_for_a_full_disk_and_lose_nothing() {
     assert_eq!(detach.wait().unwrap(), Some(0), "{}", detach.log());
     let landed = Objects::below(&node.objects()).unwrap();
     let received = node.pair.a.statistic("eth0", "rx_packets").unwrap() - before;
-    assert_eq!(oracle.compare(&landed), Verdict::default());
+    assert_eq!(oracle.compare(&landed), Difference::default());
     assert_eq!(landed.sum(|r| r.direction == "ingress").0, received);
     sh(&format!("umount -l {}", state.display())).unwrap();
 }
