@@ -86,16 +86,12 @@ fn specs(sizes: Sizes) -> Vec<Spec> {
 
 /// What a pinned set was made for.
 pub struct MadeFor {
-    /// Of its maps.
+    /// Sizes that its maps were made with.
     pub sizes: Sizes,
     /// Inode of the network namespace that it captures in.
     pub netns_inum: u32,
 }
 
-/// The sizes of the set of pins below `root`, if there is one.
-///
-/// # Errors
-/// If it is not a set of this ABI.
 /// What the set of pins below `root` was made for, if there is one.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ use super::{KernelError, mapping::Mapping};
 const BUSY: u32 = 1 << 31;
 /// `BPF_RINGBUF_DISCARD_BIT`: the writer changed its mind.
 const DISCARDED: u32 = 1 << 30;
-/// `BPF_RINGBUF_HDR_SZ`.
+/// Bytes in front of every entry: `BPF_RINGBUF_HDR_SZ`.
 const HEADER: usize = 8;
 
 /// The consumer of the ring.

@@ -157,5 +157,4 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     }
 }
 
-/// A JSON answer.
 type Answer<T> = Result<Json<T>, ApiError>;

@@ -59,7 +59,6 @@ impl<'de> Deserialize<'de> for Patch {
     }
 }
 
-/// Reads a [`Patch`].
 struct Said;
 
 impl<'de> Visitor<'de> for Said {

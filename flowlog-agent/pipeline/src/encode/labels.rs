@@ -29,11 +29,11 @@ const RUN: usize = 63 * 8;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Label {
-    /// INT32.
+    /// Of a column of Parquet's type `INT32`.
     Int(i32),
-    /// INT64.
+    /// Of a column of Parquet's type `INT64`.
     Long(i64),
-    /// `BYTE_ARRAY`, UTF-8.
+    /// Of a column of Parquet's type `BYTE_ARRAY`, in UTF-8.
     Text(String),
 }
 
