@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <pin dir>/              locked by the agent that uses it
-//! <pin dir>/vN/NAME       maps, by their name in the object; N is `abi::ABI_VERSION`
+//! <pin dir>/vN/NAME       maps, by their name in the eBPF object; N is `abi::ABI_VERSION`
 //! <pin dir>/vN/link-…     what holds a hook: link-drop, link-INDEX-ingress, link-INDEX-egress, link-INDEX-xdp
 //! <pin dir>/vN-new/       a set that is being made; renamed when it is complete
 //! ```
@@ -54,7 +54,7 @@ struct Spec {
     entries: u32,
 }
 
-/// Every map of the object, as [`Sizes`] make it.
+/// Every map of the eBPF object, as [`Sizes`] make it.
 fn specs(sizes: Sizes) -> Vec<Spec> {
     use MapType::{Array, Hash, PerCpuArray, ProgramArray, RingBuf};
     let interfaces = u32::from(sizes.interfaces_max) + 1;

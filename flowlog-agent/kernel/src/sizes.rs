@@ -32,7 +32,7 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// Elements of the maps whose size is not fixed in the object.
+    /// Elements of the maps whose size is not fixed in the eBPF object.
     #[must_use]
     pub(super) fn elements(&self) -> [(&'static str, u32); 7] {
         let interfaces = u32::from(self.interfaces_max) + 1;

@@ -182,7 +182,7 @@ pub fn names(of: &[NetDev]) -> String {
 /// Frames an interface has counted, by direction (ingress, egress).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Frames by [`Direction::index`](crate::rule::Direction::index).
+    /// Frames, each direction at its [`index`](crate::rule::Direction::index).
     pub packets: [u64; 2],
 }
 
