@@ -51,7 +51,7 @@ impl Objects {
         Self { keys: Vec::new(), rows: self.rows.iter().filter(|r| r.interface == id).cloned().collect() }
     }
 
-    /// UDP to `port`.
+    /// What is in the OK rows of UDP to this port, with this action.
     #[must_use]
     pub fn udp(&self, port: i64, direction: &str, action: &str) -> Sum {
         let flow = |r: &crate::rows::Row| r.protocol == 17 && r.dport == port && r.direction == direction;
@@ -74,17 +74,15 @@ impl Objects {
 #[derive(Clone, Copy, Debug)]
 pub struct Way<'a> {
     pub interface: &'a str,
-    /// `ingress` or `egress`.
+    /// As rows have it: `ingress` or `egress`.
     pub direction: &'a str,
 }
 
-/// What `interface` received.
 #[must_use]
 pub fn into(interface: &str) -> Way<'_> {
     Way { interface, direction: "ingress" }
 }
 
-/// What `interface` sent.
 #[must_use]
 pub fn out_of(interface: &str) -> Way<'_> {
     Way { interface, direction: "egress" }

@@ -84,7 +84,7 @@ impl Proxy {
         Ok(Self { address, state })
     }
 
-    /// For `--s3-endpoint`.
+    /// Its URL, for `--s3-endpoint`.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)

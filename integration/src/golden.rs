@@ -18,9 +18,9 @@ pub struct Golden {
     pub gso_segs: u32,
     /// What parsing must give.
     pub packet: Packet,
-    /// Wire packets.
+    /// Packets on the wire: GSO segments count one by one.
     pub packets: u32,
-    /// Wire layer-3 bytes.
+    /// Bytes on the wire, from the IP header on.
     pub bytes: u32,
 }
 

@@ -20,17 +20,13 @@ use crate::{
 
 /// Ids in the inventory.
 pub const NIC: &str = "00000000-0000-4000-8000-000000000001";
-/// See [`NIC`].
 pub const NAT: &str = "00000000-0000-4000-8000-000000000002";
-/// See [`NIC`].
 pub const NLB: &str = "00000000-0000-4000-8000-000000000003";
-/// See [`NIC`].
 pub const ALB: &str = "00000000-0000-4000-8000-000000000004";
 /// A NIC of another contract.
 pub const OTHERS_NIC: &str = "00000000-0000-4000-8000-000000000005";
 /// Its server and data center.
 pub const SERVER: &str = "00000000-0000-4000-8000-0000000000a1";
-/// See [`SERVER`].
 pub const DATACENTER: &str = "00000000-0000-4000-8000-0000000000d1";
 /// Contract of all but [`OTHERS_NIC`].
 pub const CONTRACT: &str = "31960002";

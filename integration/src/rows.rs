@@ -19,16 +19,15 @@ pub struct Row {
     pub sport: i64,
     pub dport: i64,
     pub protocol: i64,
-    /// `ingress` or `egress`.
+    /// One of `ingress`, `egress`.
     pub direction: String,
     /// `ACCEPT`, `REJECT` or empty.
     pub action: String,
     pub reason: String,
-    /// `OK`, `SKIPDATA`, `NODATA`.
+    /// One of `OK`, `SKIPDATA`, `NODATA`.
     pub status: String,
     pub skip: String,
     pub packets: u64,
-    /// Bytes.
     pub bytes: u64,
     /// TCP flags, -1 if null.
     pub tcp_flags: i64,
@@ -36,9 +35,9 @@ pub struct Row {
     pub icmp_type: i64,
     /// VLAN, -1 if null.
     pub vlan: i64,
-    /// Start, Unix ns.
+    /// First packet, in ns since 1970.
     pub start_ns: i64,
-    /// End, Unix ns.
+    /// Last packet, in ns since 1970.
     pub end_ns: i64,
     /// Window start, Unix seconds.
     pub window_start: i64,

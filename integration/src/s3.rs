@@ -247,7 +247,6 @@ impl Server {
 /// See [`Server::new_owner`]. Asks with the cloud's own client.
 pub struct Owner {
     user: String,
-    /// Its bucket.
     pub bucket: String,
 }
 

@@ -11,9 +11,9 @@ use std::{
 
 use anyhow::ensure;
 
-/// `ETH_P_ALL`.
+/// `ETH_P_ALL`, in host order.
 pub const EVERY_PROTOCOL: u16 = 3;
-/// `ETH_P_IP`.
+/// `ETH_P_IP`, in host order.
 pub const IPV4: u16 = 0x0800;
 
 fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
@@ -120,7 +120,7 @@ const SLOTS: usize = 64;
 const SLOT: usize = 2048;
 /// `tpacket_hdr`, rounded up to `TPACKET_ALIGNMENT`: where a slot's frame begins.
 const SLOT_HEAD: usize = 32;
-/// `TP_STATUS_SEND_REQUEST`.
+/// `TP_STATUS_SEND_REQUEST`: the kernel is to send the slot.
 const SEND: u64 = 1;
 
 /// Sends frames through `PACKET_TX_RING`: the kernel copies the Ethernet header only, the rest stays in the pages of
@@ -175,7 +175,7 @@ pub fn send_by_ring(interface: &str, frames: &[Vec<u8>]) -> anyhow::Result<()> {
 pub enum Offload {
     /// Generic receive offload (`gro`): a veth then receives in NAPI batches.
     Receive,
-    /// TCP segmentation (`tso`).
+    /// TCP segmentation offload (`tso`).
     Segmentation,
 }
 

@@ -6,11 +6,10 @@ use crate::net::{Netns, address, veth};
 /// A router with `in0` (10.2.0.1) and `out0` (10.3.0.1), and a host on each: 10.2.0.2 and 10.3.0.2, both on `eth0`.
 #[derive(Debug)]
 pub struct Routed {
-    /// Behind `in0`.
+    /// Host behind the router's `in0`.
     pub client: Netns,
-    /// In the middle.
     pub router: Netns,
-    /// Behind `out0`.
+    /// Host behind the router's `out0`.
     pub server: Netns,
 }
 

@@ -41,7 +41,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What rebuilding the eBPF object needs.
+/// What rebuilding the eBPF objects needs.
 pub(crate) fn bpf() -> anyhow::Result<()> {
     let sysroot = PathBuf::from(output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(root()))?);
     if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
@@ -62,7 +62,8 @@ pub(crate) fn bpf() -> anyhow::Result<()> {
 }
 
 /// A folder that looks like an installation of LLVM, with the library that the compiler itself uses: another one may not
-/// understand what the compiler has written.
+/// understand what the compiler has written, and `bpf-linker` does not notice (aya-rs/bpf-linker#319). rustup brings that library without
+/// `llvm-config`; upstream takes an LLVM from Rust's CI instead (aya-rs/bpf-linker#322).
 fn compilers_llvm(sysroot: &Path) -> anyhow::Result<PathBuf> {
     let prefix = root().join(".tools/llvm");
     let lib = prefix.join("lib");

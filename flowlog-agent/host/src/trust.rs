@@ -30,7 +30,7 @@ pub enum TrustError {
     Open {
         path: PathBuf,
         mode: u32,
-        /// Who, and what.
+        /// Who may do what, for the sentence: "others read it".
         others: &'static str,
         /// A command, without the path.
         remedy: &'static str,

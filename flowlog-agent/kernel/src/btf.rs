@@ -1,7 +1,7 @@
 //! A small reader for BTF, the kernel's own type information: member offsets, enum values, tracepoint arguments.
 //!
-//! aya keeps its BTF types private and rustc emits no CO-RE relocations, so offsets are read here and handed to the
-//! programs as read-only globals. Format: `Documentation/bpf/btf.rst`.
+//! aya keeps its BTF types private (aya-rs/aya#530, open) and rustc emits no CO-RE relocations (rust-lang/rust#160616), so offsets are
+//! read here and handed to the programs as read-only globals. Format: `Documentation/bpf/btf.rst`.
 //!
 //! A module's BTF is *split*: it holds only what the kernel's own (its base) does not. Its type ids go on after the
 //! base's, and so do its string offsets after the base's string section.

@@ -1,7 +1,7 @@
 //! The kernel edge: loading, attaching and talking to the eBPF programs. The only crate that names `aya`.
 //!
 //! * [`btf`], [`layout`]: what this kernel's structs and drop reasons look like;
-//! * [`load`]: the object, its constants, and [`Kernel`]: everything of ours in the kernel, by owner;
+//! * [`load`]: the eBPF object, its constants, and [`Kernel`]: everything of ours in the kernel, by owner;
 //! * [`sizes`]: how large the maps are; [`programs`]: the programs;
 //! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs; [`pins`]: what outlives the agent, and where;
 //! * [`maps`]: interfaces and epochs; [`truth`]: the truth counters; [`notes`]: what tells packets apart;
@@ -80,7 +80,7 @@ pub enum KernelError {
 }
 
 impl KernelError {
-    /// Turns any error of the loader into ours; a missing privilege anywhere in its chain becomes
+    /// Turns any error of the loader into ours; a missing privilege anywhere among its causes becomes
     /// [`KernelError::Permission`].
     pub(crate) fn from_chain(action: impl Into<String>, error: &(dyn std::error::Error + 'static)) -> Self {
         let action = action.into();

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// One limit.
+/// The memory that one control group may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// Where it is written.

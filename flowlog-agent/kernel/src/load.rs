@@ -1,4 +1,4 @@
-//! Loading the object: map sizes, constants, programs.
+//! Loading the eBPF object: map sizes, constants, programs.
 
 use aya::{Ebpf, EbpfLoader, maps::Array};
 use flowlog_ebpf::abi::{ABI_VERSION, Setup};
@@ -18,7 +18,7 @@ use super::{
     truth::TruthTable,
 };
 
-/// The checked-in object; `cargo xtask check` proves that it is what the sources build to.
+/// The checked-in eBPF object; `cargo xtask check` proves that it is what the sources build to.
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../flowlog-ebpf/prebuilt/flowlog.bpf.o"));
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <pin dir>/              locked by the agent that uses it
-//! <pin dir>/vN/NAME       maps, by their name in the object; N is `abi::ABI_VERSION`
+//! <pin dir>/vN/NAME       maps, by their name in the eBPF object; N is `abi::ABI_VERSION`
 //! <pin dir>/vN/link-…     what holds a hook: link-drop, link-INDEX-ingress, link-INDEX-egress, link-INDEX-xdp
 //! <pin dir>/vN-new/       a set that is being made; renamed when it is complete
 //! ```
@@ -48,7 +48,7 @@ pub(crate) fn is_bpffs(dir: &Path) -> bool {
 
 /// What a pinned set was made for.
 pub struct MadeFor {
-    /// Of its maps.
+    /// Sizes that its maps were made with.
     pub sizes: Sizes,
     /// Inode of the network namespace that it captures in.
     pub netns_inum: u32,

@@ -55,7 +55,6 @@ pub struct Finding {
     pub detail: String,
 }
 
-/// Makes one.
 pub fn finding(what: impl Into<String>, state: State, detail: impl Into<String>) -> Finding {
     Finding { what: what.into(), state, detail: detail.into() }
 }

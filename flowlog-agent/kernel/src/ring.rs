@@ -1,8 +1,8 @@
 //! The reading end of the ring buffer: reading and releasing are two steps.
 //!
-//! Our own reader and not the loader's, because that one gives room back with every record it hands out: here a
-//! record keeps its place until it is durable elsewhere ([`Ring::release`]). Positions are the kernel's own, bytes
-//! since the ring was made; they live in the ring itself, so they outlive the agent as it does.
+//! Our own reader and not the loader's, because that one gives room back with every record it hands out (no upstream issue asks for
+//! another way as of 2026-11): here a record keeps its place until it is durable elsewhere ([`Ring::release`]). Positions are the
+//! kernel's own, bytes since the ring was made; they live in the ring itself, so they outlive the agent as it does.
 //! (`kernel/bpf/ringbuf.c`; the memory model is described in `Documentation/bpf/ringbuf.rst`.)
 #![allow(unsafe_code, reason = "entries lie in shared memory")]
 
@@ -21,7 +21,7 @@ use super::{KernelError, mapping::Mapping};
 const BUSY: u32 = 1 << 31;
 /// `BPF_RINGBUF_DISCARD_BIT`: the writer changed its mind.
 const DISCARDED: u32 = 1 << 30;
-/// `BPF_RINGBUF_HDR_SZ`.
+/// Bytes in front of every entry: `BPF_RINGBUF_HDR_SZ`.
 const HEADER: usize = 8;
 
 /// The consumer of the ring.

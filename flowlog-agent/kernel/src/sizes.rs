@@ -44,7 +44,7 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// Every map of the object, as these sizes make it.
+    /// Every map of the eBPF object, as these sizes make it.
     #[must_use]
     pub(super) fn maps(&self) -> Vec<MapSpec> {
         use MapType::{Array, Hash, PerCpuArray, ProgramArray, RingBuf};

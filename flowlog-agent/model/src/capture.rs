@@ -23,11 +23,11 @@ pub enum HookKind {
 /// One rule on one interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CaptureSpec {
-    /// Which interface.
+    /// Which interface is meant.
     pub interface: Selector,
     /// Its id in the cloud's inventory.
     pub interface_id: Option<String>,
-    /// Its owner's contract.
+    /// Contract of the interface's owner, if one is known.
     pub account_id: Option<String>,
     /// How to hook it.
     pub hook: HookKind,
@@ -35,7 +35,7 @@ pub struct CaptureSpec {
     pub side: Side,
     /// It need not exist at the start: it is captured when it appears.
     pub wait: bool,
-    /// The rule.
+    /// What is captured, and where its objects go.
     pub rule: Rule,
     /// What its flow log is called now, if that is not the rule's name.
     pub called: Option<String>,
@@ -58,13 +58,13 @@ impl CaptureSpec {
 /// A watched interface and its rule: all that its windows need to become objects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchSpec {
-    /// Interface name.
+    /// Name of the interface, in the network namespace it is in.
     pub interface: String,
-    /// Interface index.
+    /// Index of the interface, in the same namespace.
     pub ifindex: u32,
     /// How it is hooked.
     pub hook: HookKind,
-    /// The rule.
+    /// What is captured, and where its objects go.
     pub rule: Rule,
     /// Node it is on.
     pub node_id: String,

@@ -39,7 +39,7 @@ impl Netns {
 /// An interface as found at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetDev {
-    /// Name.
+    /// Name, unique within the network namespace.
     pub name: String,
     /// Index, unique within the network namespace.
     pub index: u32,
@@ -58,13 +58,13 @@ pub struct NetDev {
 /// What is known about an interface that was found before: it may have moved, or have another name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound<'a> {
-    /// Name then.
+    /// Name it had then.
     pub name: &'a str,
-    /// Index then.
+    /// Index it had then.
     pub index: u32,
-    /// Namespace then.
+    /// Inode number of the network namespace it was in.
     pub netns_inum: u32,
-    /// Hardware address then.
+    /// Hardware address it had then; none if it had none of six bytes.
     pub mac: Option<Mac>,
 }
 
@@ -81,7 +81,7 @@ impl Bound<'_> {
     }
 }
 
-/// A hardware address.
+/// A hardware address of six bytes; as text `02:00:00:00:00:01`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Mac(pub [u8; 6]);
@@ -182,7 +182,7 @@ pub fn names(of: &[NetDev]) -> String {
 /// Frames an interface has counted, by direction (ingress, egress).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Frames.
+    /// Frames, each direction at its [`index`](crate::rule::Direction::index).
     pub packets: [u64; 2],
 }
 

@@ -21,7 +21,7 @@ pub const WINDOW_SECS_MAX: u32 = 86_400;
 pub struct InvalidField {
     /// Field as the user knows it.
     pub field: Cow<'static, str>,
-    /// What was given.
+    /// What was given for it.
     pub value: String,
     /// What holds, and so what to do.
     pub rule: String,
@@ -70,7 +70,7 @@ impl Direction {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
-    /// The interface itself.
+    /// We see the owner's interface itself.
     #[default]
     Host,
     /// The host's end of a guest's interface (tap, veth): what comes in here went out there.
@@ -98,11 +98,11 @@ impl fmt::Display for Direction {
 /// Directions a rule wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Directions {
-    /// Ingress only.
+    /// Only what comes in.
     Ingress,
-    /// Egress only.
+    /// Only what goes out.
     Egress,
-    /// Both.
+    /// What comes in and what goes out.
     #[default]
     Bidirectional,
 }
@@ -150,7 +150,7 @@ pub enum Action {
     Accepted,
     /// Only what the firewall refused.
     Rejected,
-    /// Both.
+    /// What the firewall let through and what it refused.
     #[default]
     Any,
 }
@@ -191,7 +191,7 @@ impl FromStr for Action {
 pub struct Name(String);
 
 impl Name {
-    /// The name.
+    /// The name, as it stands in keys.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -253,11 +253,11 @@ pub struct Rule {
     /// Name; starts the object key. Of a rule in the store: the name it was activated with, so that renaming it moves
     /// no key.
     pub name: Name,
-    /// Directions wanted.
+    /// Directions wanted, as the interface's owner sees them.
     pub directions: Directions,
-    /// Verdicts wanted.
+    /// Packets wanted, by verdict.
     pub action: Action,
-    /// Where objects go.
+    /// Where its objects go.
     pub target: Target,
     /// Length of a window in seconds.
     pub window_secs: u32,

@@ -14,7 +14,7 @@ pub struct S3Options {
     pub region: Option<String>,
     /// Bucket in the path instead of the host name.
     pub path_style: bool,
-    /// Allow `http://` endpoints.
+    /// Allow endpoints without TLS (`http://`).
     pub allow_http: bool,
     /// File with credentials in the AWS format; the environment if absent.
     pub credentials_file: Option<PathBuf>,

@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::FlowLogId;
 
-/// All of it.
+/// What an agent says about itself and its rules: `status.json` has this form.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// As of when, Unix seconds.
     pub written_secs: i64,
-    /// The agent's process.
+    /// Process id of the agent.
     pub pid: u32,
     /// Every rule on every interface.
     pub rules: Vec<RuleStatus>,
@@ -37,7 +37,7 @@ pub struct Leaving {
     pub folder: String,
     /// Id of the interface, as in records and keys.
     pub interface_id: String,
-    /// Delivery.
+    /// How the delivery of these objects is doing.
     pub delivery: RouteStatus,
 }
 
@@ -54,7 +54,7 @@ pub struct RuleStatus {
     pub interface_id: String,
     /// Whether it is being captured.
     pub capture: CaptureState,
-    /// Target.
+    /// Where its objects go: location and prefix.
     pub target: String,
     /// Start of the open window, Unix seconds.
     pub window_start: i64,
@@ -63,7 +63,7 @@ pub struct RuleStatus {
     /// Since the start of the agent.
     #[serde(flatten)]
     pub counts: Counts,
-    /// Delivery.
+    /// How the delivery of its objects is doing.
     pub delivery: RouteStatus,
 }
 
@@ -71,11 +71,11 @@ pub struct RuleStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum CaptureState {
-    /// It is.
+    /// It is being captured.
     Attached {
         /// Name of the interface now.
         interface: String,
-        /// Its index.
+        /// Index of the interface, in the namespace it is in.
         ifindex: u32,
         /// The network namespace it is in, if that is not the agent's own.
         netns: Option<String>,
@@ -87,18 +87,18 @@ pub enum CaptureState {
     },
     /// Its interface cannot be hooked, or there is no room.
     Trouble {
-        /// Why not.
+        /// Why it is not being captured.
         why: String,
     },
-    /// Nobody has looked.
+    /// Nobody has looked yet.
     #[default]
     Unknown,
 }
 
-/// Sums over windows.
+/// Sums over windows that are closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Windows closed.
+    /// Windows that were closed.
     pub windows: u64,
     /// Packets in ACCEPT rows.
     pub accepted_packets: u64,
@@ -127,18 +127,18 @@ pub enum RouteState {
     Retrying {
         /// First failure, Unix seconds.
         since_secs: i64,
-        /// Tries since then.
+        /// Tries since the first failure.
         tries: u64,
-        /// The store's words.
+        /// What the store said last.
         error: String,
     },
     /// It has been failing for long, and is being tried again.
     Degraded {
         /// First failure, Unix seconds.
         since_secs: i64,
-        /// Tries since then.
+        /// Tries since the first failure.
         tries: u64,
-        /// The store's words.
+        /// What the store said last.
         error: String,
     },
     /// It fails for a reason that does not pass by itself: no such bucket, wrong credentials, a redirect, options that make no
@@ -146,9 +146,9 @@ pub enum RouteState {
     Blocked {
         /// First failure, Unix seconds.
         since_secs: i64,
-        /// Tries since then.
+        /// Tries since the first failure.
         tries: u64,
-        /// The store's words.
+        /// What the store said last.
         error: String,
     },
 }
@@ -170,9 +170,9 @@ pub struct RouteStatus {
     /// How it is doing.
     #[serde(flatten)]
     pub state: RouteState,
-    /// Objects waiting.
+    /// Objects that wait for delivery.
     pub waiting: usize,
-    /// Their bytes.
+    /// Bytes of these objects.
     pub waiting_bytes: u64,
     /// When the oldest of them was made, Unix seconds.
     pub oldest_secs: Option<i64>,

@@ -25,6 +25,6 @@ pub struct Cursor {
 pub enum Scope {
     /// Those of closed epochs.
     Closed,
-    /// All (shutdown).
+    /// Those of all epochs: when the capture ends.
     All,
 }

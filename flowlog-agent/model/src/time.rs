@@ -24,9 +24,9 @@ impl WallNs {
 /// Both clocks at (nearly) the same instant. They are read by `flowlog_host::clock` alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Now {
-    /// Monotonic.
+    /// Time on the monotonic clock.
     pub mono: MonoNs,
-    /// Wall.
+    /// Time on the wall clock.
     pub wall: WallNs,
 }
 

@@ -51,7 +51,7 @@ pub(crate) fn first_window(secs: u32, previous: Option<Span>, now: Now) -> Span 
 
 /// What books begin with: an earlier agent's journal, and the kernel state that there is now.
 pub struct Inherited {
-    /// The state directory.
+    /// The state directory, with the journal in it.
     pub fs: Arc<dyn Filesystem>,
     /// What its journal says.
     pub found: Recovered,

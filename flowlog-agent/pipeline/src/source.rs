@@ -101,7 +101,7 @@ pub trait Node: Source {
     fn set_flags(&mut self, id: IfaceId, ifindex: u32, flags: u16);
     /// Which interfaces are stacked on which; returns how many pairs had no room.
     fn set_stacked(&mut self, stacked: &BTreeSet<Stacked>) -> Result<usize, SourceError>;
-    /// Who else uses the number of packets, at and around these interfaces.
+    /// Who else uses the field that packets are numbered in, at and around these interfaces.
     fn number_users(&self, devs: &[&NetDev]) -> NumberUsers;
     /// Packets may die without the number that they were given.
     fn set_numbers_missing(&mut self, missing: bool);

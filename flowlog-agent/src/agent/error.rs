@@ -95,7 +95,7 @@ impl AgentError {
 const FULL: [i32; 2] = [Errno::NOSPC.raw_os_error(), Errno::DQUOT.raw_os_error()];
 
 impl From<CaptureError> for AgentError {
-    /// Unwraps errors that came through the port, so that an error of the kernel's side is shown as what it is.
+    /// Unwraps errors that came through the pipeline's port, so that an error of the kernel's side is shown as what it is.
     fn from(error: CaptureError) -> Self {
         match error {
             CaptureError::Journal(error) => Self::Journal(error),

@@ -79,7 +79,7 @@ pub(crate) struct Watching {
     places: Places,
     loader: Loader,
     inventory: watch::Sender<Arc<Loaded>>,
-    /// Of the principals.
+    /// File of the principals.
     path: Option<PathBuf>,
     /// The principals as they were read last.
     read: Option<Stamp>,

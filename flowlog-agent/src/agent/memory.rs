@@ -56,7 +56,7 @@ impl std::fmt::Display for Need {
     }
 }
 
-/// Rounded up.
+/// Whole mebibytes, rounded up.
 fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }

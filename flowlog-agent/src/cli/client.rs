@@ -20,7 +20,7 @@ pub(super) enum ClientError {
     Unreachable { socket: PathBuf, source: std::io::Error },
     #[error("the agent did not answer")]
     NoAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The agent's words.
+    /// The agent refused, with these words.
     #[error("{words}")]
     Refused { status: StatusCode, words: String },
     /// What was asked for has been tried.

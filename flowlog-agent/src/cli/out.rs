@@ -1,5 +1,5 @@
-//! Standard output and standard error. The only file that writes to either: what it shows of others' words can do nothing to a
-//! terminal, and whoever reads it may stop reading.
+//! Standard output and standard error, for all commands. What is shown here of others' words can do nothing to a terminal, and whoever
+//! reads it may stop reading.
 
 use std::{
     fmt,

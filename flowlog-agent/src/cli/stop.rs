@@ -31,7 +31,7 @@ pub(super) fn stop(state_dir: &Path) -> anyhow::Result<bool> {
     }
     let Some(pid) = lock::holder(state_dir) else { return Ok(false) };
     let pid = Pid::from_raw(pid).context("the lock is held by no process")?;
-    // A handle first: should the agent end by itself, its number may become somebody else's.
+    // A handle first: should the agent end by itself, its process id may become somebody else's.
     let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
         .with_context(|| format!("cannot reach the agent (process {pid:?})"))?;
     if lock::holder(state_dir) != Some(pid.as_raw_nonzero().get()) {

@@ -40,7 +40,7 @@ pub(crate) struct RawConfig {
     pub flow_logs: Vec<RawFlowLog>,
 }
 
-/// `[kernel]`.
+/// The table `[kernel]` of the file.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawSizes {
@@ -54,7 +54,7 @@ pub(crate) struct RawSizes {
     pub interfaces_max: Option<u16>,
 }
 
-/// `[spool]`.
+/// The table `[spool]` of the file.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawSpool {
@@ -73,7 +73,7 @@ pub(crate) struct RawInventory {
     pub dir: Option<PathBuf>,
 }
 
-/// `[api]`.
+/// The table `[api]` of the file.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawApi {
@@ -90,46 +90,46 @@ pub(crate) struct RawApi {
     pub public_url: Option<String>,
 }
 
-/// `[flow_log_defaults]`.
+/// The table `[flow_log_defaults]` of the file.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawDefaults {
     pub window: Option<u32>,
     /// `tc`, `tcx`, `clsact`, `xdp`.
     pub hook: Option<String>,
-    /// Write NODATA objects.
+    /// Write an object for a window without traffic.
     pub nodata: Option<bool>,
     /// Times to the nanosecond as well as to the second.
     pub subsecond: Option<bool>,
-    /// `hive` or `flat`.
+    /// How keys are made up: `hive` or `flat`.
     pub layout: Option<String>,
 }
 
-/// `[[flow_log]]`.
+/// One of the tables `[[flow_log]]` of the file.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawFlowLog {
-    /// Interfaces by name.
+    /// Names of interfaces; one capture for each.
     pub interfaces: Vec<String>,
     pub target: String,
     /// First part of every key.
     pub prefix: Option<String>,
     /// Name of the rule.
     pub name: Option<String>,
-    /// `ingress`, `egress`, `bidirectional`.
+    /// One of `ingress`, `egress`, `bidirectional`.
     pub direction: Option<String>,
-    /// `accepted`, `rejected`, `any`.
+    /// One of `accepted`, `rejected`, `any`.
     pub action: Option<String>,
     pub window: Option<u32>,
     /// `tc`, `tcx`, `clsact`, `xdp`.
     pub hook: Option<String>,
     /// See [`super::Capture::wait`].
     pub wait: Option<bool>,
-    /// Write NODATA objects.
+    /// Write an object for a window without traffic.
     pub nodata: Option<bool>,
     /// Times to the nanosecond as well as to the second.
     pub subsecond: Option<bool>,
-    /// `hive` or `flat`.
+    /// How keys are made up: `hive` or `flat`.
     pub layout: Option<String>,
     /// Inventory id; only with one interface.
     pub interface_id: Option<String>,

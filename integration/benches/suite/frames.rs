@@ -5,7 +5,7 @@ use integration::traffic::checksum;
 /// Address family and protocol of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind {
-    /// IPv6, else IPv4.
+    /// IPv6; otherwise it is IPv4.
     pub v6: bool,
     /// TCP (SYN), else UDP.
     pub tcp: bool,

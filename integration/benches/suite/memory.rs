@@ -40,7 +40,7 @@ unsafe impl GlobalAlloc for Counted {
     }
 }
 
-/// Bytes allocated now.
+/// Bytes that are allocated now.
 pub(crate) fn live() -> usize {
     LIVE.load(Relaxed)
 }

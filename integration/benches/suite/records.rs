@@ -80,7 +80,7 @@ pub(crate) fn record(r: &mut Random) -> Record {
     }
 }
 
-/// `n` records.
+/// The same `n` records each time: they are made from a fixed seed.
 pub(crate) fn records(n: usize) -> Vec<Record> {
     let mut random = Random(0x1234_5678_9abc_def1);
     (0..n).map(|_| record(&mut random)).collect()

@@ -69,7 +69,7 @@ pub struct Expected {
     pub src: Option<String>,
     /// Destination address on the wire.
     pub dst: String,
-    /// ACCEPT.
+    /// What its ACCEPT rows must add up to.
     pub accept: Amount,
     /// REJECT; any of these (a datagram that was refused before it was cut is one packet or three).
     pub reject: Vec<Amount>,

@@ -37,16 +37,13 @@ pub enum Partial {
     All,
     /// What is over a limit.
     Over(usize),
-    /// Every second packet.
     EverySecond,
 }
 
 /// What the rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// `drop`
     Drop,
-    /// `reject`
     Reject,
     /// `reject with tcp reset`
     Reset,
@@ -76,7 +73,7 @@ pub struct Flow {
     /// Its number, which names its counter and its port.
     pub id: usize,
     pub proto: Proto,
-    /// IPv6.
+    /// IPv6; otherwise it is IPv4.
     pub v6: bool,
     pub from: Endpoint,
     /// Who receives, at last.
@@ -91,7 +88,7 @@ pub struct Flow {
     pub count: usize,
     /// `ping` processes at once.
     pub processes: usize,
-    /// Bytes of payload.
+    /// Bytes behind the transport header.
     pub payload: usize,
     pub cpu: usize,
     /// Datagrams of [`BIG`] bytes, from an address of their own.

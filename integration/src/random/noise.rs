@@ -7,7 +7,7 @@ use crate::sockets;
 
 /// Most of them at once.
 const SOCKETS_MAX: usize = 6;
-/// ICMP, TCP, UDP.
+/// IP protocol numbers of ICMP, TCP, UDP.
 const PROTOCOLS: [i32; 3] = [1, 6, 17];
 
 /// One socket that is open while packets pass.
@@ -16,7 +16,7 @@ pub enum Noise {
     /// A raw socket whose filter drops everything.
     Raw {
         on: Endpoint,
-        /// IPv6.
+        /// IPv6; otherwise it is IPv4.
         v6: bool,
         /// Which packets it gets clones of.
         protocol: i32,

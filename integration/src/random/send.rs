@@ -44,7 +44,7 @@ const PING_LINGER: &str = "0.05";
 /// Packets sent, by number of the flow.
 #[derive(Debug, Default)]
 pub struct Sent {
-    /// By its sender.
+    /// Packets of its sender.
     pub forward: BTreeMap<usize, u64>,
     /// By its receiver, in answer.
     pub reply: BTreeMap<usize, u64>,

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 struct Case<'a> {
     name: &'a str,
     args: &'a [&'a str],
-    /// Distinct 5-tuples.
+    /// How many 5-tuples are sent.
     flows: u32,
     /// Packets sent for each, from each CPU.
     rounds: u32,

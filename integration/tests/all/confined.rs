@@ -19,9 +19,9 @@ use serde_json::json;
 const PACKETS: usize = 20;
 /// `CAP_NET_ADMIN`, `CAP_PERFMON`, `CAP_BPF` (`include/uapi/linux/capability.h`).
 const KEPT: u64 = 1 << 12 | 1 << 38 | 1 << 39;
-/// `CAP_SYS_PTRACE`, `CAP_SYS_ADMIN`.
+/// `CAP_SYS_PTRACE` and `CAP_SYS_ADMIN`, of the same header.
 const TO_FOLLOW: u64 = 1 << 19 | 1 << 21;
-/// `SECCOMP_MODE_FILTER`.
+/// `SECCOMP_MODE_FILTER`, as `/proc/PID/status` has it.
 const FILTERED: &str = "2";
 
 /// What the kernel says of each thread of a process, by the thread's number and name.

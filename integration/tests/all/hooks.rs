@@ -154,7 +154,7 @@ fn a_hook_that_is_attached_but_never_runs_is_found() {
         ns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1").unwrap();
     }
     let mut agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
-    // Somebody else's program goes first and ends the chain.
+    // Somebody else's program goes first, and nothing runs after it.
     let _first = Other::attach(&pair.a, "tc_accept", TcAttachType::Ingress, Place::TcxFirst).unwrap();
     pair.b.run(|| traffic::udp("10.1.0.1:8", PACKETS, 100)).unwrap();
     let line = agent.wait_for("attached but sees nothing").unwrap();

@@ -29,7 +29,7 @@ table inet t {
 const READS: &str = "packets get no numbers";
 const READS_NO_MORE: &str = "packets are numbered again";
 
-/// Runs tc(8) inside.
+/// Runs tc(8) in a namespace; what it printed, or its error.
 fn tc(ns: &Netns, args: &[&str]) -> Result<String, String> {
     let out = Command::new("tc").args(["-n", ns.name()]).args(args).output().unwrap();
     if out.status.success() {

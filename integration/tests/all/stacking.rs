@@ -94,19 +94,16 @@ fn refused_per_port_and_accepted_where_it_came_in(to: ([u8; 6], [u8; 4])) {
     }
 }
 
-/// See [`refused_per_port_and_accepted_where_it_came_in`].
 #[test]
 fn a_broadcast_frame_is_refused_per_port_and_accepted_where_it_came_in() {
     refused_per_port_and_accepted_where_it_came_in(BROADCAST);
 }
 
-/// See [`refused_per_port_and_accepted_where_it_came_in`].
 #[test]
 fn a_multicast_frame_is_refused_per_port_and_accepted_where_it_came_in() {
     refused_per_port_and_accepted_where_it_came_in(MULTICAST);
 }
 
-/// See [`refused_per_port_and_accepted_where_it_came_in`].
 #[test]
 fn a_frame_to_an_unknown_station_is_refused_per_port_and_accepted_where_it_came_in() {
     refused_per_port_and_accepted_where_it_came_in(UNKNOWN);

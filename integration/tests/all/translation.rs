@@ -159,13 +159,11 @@ table inet t {
     );
 }
 
-/// See [`refused_answers`].
 #[test]
 fn refused_answers_to_a_masqueraded_host() {
     refused_answers(&[]);
 }
 
-/// See [`refused_answers`].
 #[test]
 fn refused_answers_to_a_masqueraded_host_with_the_xdp_hook() {
     refused_answers(&["--hook", "xdp"]);

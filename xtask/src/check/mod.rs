@@ -74,7 +74,7 @@ fn symbols() -> anyhow::Result<()> {
     run_command(cargo().args(["build", "--quiet", "--locked", "--package", "flowlog-agent"]))?;
     let binary = fs::read(agent_binary())?;
     let needle = b"aya_ebpf";
-    // The embedded object names its own crates; only mangled Rust symbols of the host build count.
+    // The embedded eBPF object names its own crates; only mangled Rust symbols of the host build count.
     let linked = binary.windows(needle.len() + 2).any(|w| w.starts_with(b"8aya_ebpf"));
     ensure!(!linked, "the agent contains symbols of aya-ebpf");
     Ok(())

@@ -45,7 +45,7 @@ pub(crate) enum Choice {
     Smoke,
     /// Everything that a guest can run.
     All,
-    /// By names.
+    /// The tests whose names contain one of these.
     Named(Vec<String>),
 }
 

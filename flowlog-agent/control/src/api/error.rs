@@ -53,26 +53,22 @@ impl ApiError {
         Self { status, code, messages: vec![message.into()], retry_after_secs: None }
     }
 
-    /// 401.
     #[must_use]
     pub(crate) fn unauthorized() -> Self {
         let words = "Unauthorized: give Basic or Bearer credentials that this node knows";
         Self::new(StatusCode::UNAUTHORIZED, CODE_UNAUTHORIZED, words)
     }
 
-    /// 403.
     #[must_use]
     pub(crate) fn forbidden(words: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, CODE_FORBIDDEN, words)
     }
 
-    /// 404.
     #[must_use]
     pub(crate) fn not_found(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, CODE_NOT_FOUND, format!("Resource does not exist: {what}"))
     }
 
-    /// 405.
     #[must_use]
     pub(crate) fn method() -> Self {
         Self::new(
@@ -82,20 +78,17 @@ impl ApiError {
         )
     }
 
-    /// 408.
     #[must_use]
     pub(crate) fn slow() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, CODE_INVALID, "the request's body did not come in time")
     }
 
-    /// 413.
     #[must_use]
     pub(crate) fn too_large(max: usize) -> Self {
         let words = format!("the request's body is larger than {max} bytes, or was cut off");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, CODE_INVALID, words)
     }
 
-    /// 429.
     #[must_use]
     pub(crate) fn too_many(words: impl Into<String>, retry_after_secs: u64) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, CODE_RATE, words);
@@ -109,7 +102,6 @@ impl ApiError {
         Self::new(status, CODE_INVALID, format!("body: {error}"))
     }
 
-    /// 422.
     #[must_use]
     pub(crate) fn invalid(messages: Vec<String>) -> Self {
         Self { messages, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, CODE_INVALID, "") }

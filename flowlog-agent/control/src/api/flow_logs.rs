@@ -29,13 +29,11 @@ use crate::{
 pub(crate) struct Place {
     /// Kind of the last parent in it, if there is one.
     pub kind: Option<Kind>,
-    /// `{datacenter}`.
     pub datacenter: Option<Uuid>,
-    /// `{server}`.
     pub server: Option<Uuid>,
     /// `{resource}`: a NIC, gateway or balancer.
     pub resource: Option<Uuid>,
-    /// `{flowlog}` or `{request}`.
+    /// `{flowlog}` or `{request}`: whichever the path ends with.
     pub item: Option<Uuid>,
 }
 
@@ -121,7 +119,6 @@ pub(crate) async fn list(RequestContext { app, caller, place, base, query, .. }:
     Ok(Json(Collection::of(&base, &path, items, &query)))
 }
 
-/// POST.
 pub(crate) async fn create(
     RequestContext { app, caller, place, base, .. }: RequestContext,
     Body(body): Body<FlowLogBody>,
@@ -142,7 +139,7 @@ pub(crate) async fn replace(context: RequestContext, Body(body): Body<FlowLogBod
     change(&context, complete(body.properties)?.into())
 }
 
-/// PATCH: some fields.
+/// PATCH: what is absent stays as it is.
 pub(crate) async fn patch(context: RequestContext, Body(patch): Body<Patch>) -> Result<Response, ApiError> {
     patch.ensure_any()?;
     change(&context, patch)
@@ -155,7 +152,6 @@ fn change(context: &RequestContext, patch: Patch) -> Result<Response, ApiError> 
     Ok(tagged(&flow_log, accepted(base, &request, Json(on_wire(app, base, &flow_log)))))
 }
 
-/// DELETE.
 pub(crate) async fn delete(
     RequestContext { app, caller, place, base, expected, .. }: RequestContext,
 ) -> Result<Response, ApiError> {

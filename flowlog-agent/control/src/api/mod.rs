@@ -148,7 +148,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
             Ok(Err(_)) => return Err(ApiError::too_large(BODY_BYTES_MAX)),
             Ok(Ok(bytes)) => bytes,
         };
-        // What serde derives takes a list for the fields of an object.
+        // What serde derives takes a list for the fields of an object: serde-rs/serde#1587.
         let is_object = bytes.iter().find(|b| !b.is_ascii_whitespace()).is_none_or(|b| *b == b'{');
         if !is_object && serde_json::from_slice::<IgnoredAny>(&bytes).is_ok() {
             return Err(ApiError::invalid(vec!["body: must be an object, `{…}`".to_owned()]));
@@ -157,5 +157,4 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     }
 }
 
-/// A JSON answer.
 type Answer<T> = Result<Json<T>, ApiError>;

@@ -94,7 +94,7 @@ pub(crate) async fn validate(RequestContext { app, caller, place, .. }: RequestC
     Ok(Json(app.control.reader.summary(checked)))
 }
 
-/// PATCH.
+/// PATCH: what is absent stays as it is.
 pub(crate) async fn change(
     RequestContext { app, caller, place, expected, .. }: RequestContext,
     Body(patch): Body<Patch>,
@@ -104,14 +104,13 @@ pub(crate) async fn change(
     Ok(Json(app.control.reader.summary(changed)))
 }
 
-/// DELETE.
 pub(crate) async fn delete(
     RequestContext { app, caller, place, base, expected, .. }: RequestContext,
 ) -> Result<Response, ApiError> {
     Ok(accepted(&base, &app.control.editor.delete(&caller, id(&place)?, &expected)?))
 }
 
-/// POST: activate drafts.
+/// POST: activate the drafts that are selected.
 pub(crate) async fn provision(
     RequestContext { app, caller, base, .. }: RequestContext,
     Body(selection): Body<Selection>,

@@ -147,7 +147,7 @@ fn inner(context: &RequestContext) -> usize {
     context.query.depth.saturating_sub(1)
 }
 
-/// GET of `datacenters`.
+/// GET of all data centers in which the caller sees something.
 pub(crate) async fn datacenters(context: RequestContext) -> Answer<Collection> {
     let view = View::of(&context);
     let ids: BTreeSet<Uuid> = view.resources().map(|r| r.datacenter).collect();

@@ -50,7 +50,7 @@ impl Owner {
     }
 }
 
-/// A connection.
+/// A connection that has its place.
 struct Taken {
     from: Owner,
     owner: Owner,

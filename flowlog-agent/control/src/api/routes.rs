@@ -183,7 +183,6 @@ pub(crate) fn router(app: App) -> Router {
 )]
 struct Schemas;
 
-/// The `OpenAPI` document.
 #[must_use]
 pub(crate) fn document() -> OpenApi {
     let mut document = Schemas::openapi();

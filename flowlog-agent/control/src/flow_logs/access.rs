@@ -34,7 +34,7 @@ pub(crate) enum Privilege {
 }
 
 impl Privilege {
-    /// In words.
+    /// What it allows, for a sentence in an error.
     #[must_use]
     pub(crate) fn words(self) -> &'static str {
         match self {

@@ -53,13 +53,12 @@ pub struct Patch {
 
 impl<'de> Deserialize<'de> for Patch {
     /// Strictly: a field that is not known, said twice, or `null` is a mistake, and so is a list. What serde derives would take a
-    /// list for the fields in their order, and `null` for a field that is not said.
+    /// list for the fields in their order (serde-rs/serde#1587), and `null` for a field that is not said.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(Said)
     }
 }
 
-/// Reads a [`Patch`].
 struct Said;
 
 impl<'de> Visitor<'de> for Said {

@@ -5,10 +5,10 @@ use super::{Refused, flow_log::FlowLog};
 /// As in the header `If-Match` (RFC 9110, section 13.1.1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// Whichever there is.
+    /// Whichever version there is.
     #[default]
     Any,
-    /// One of these.
+    /// The version that has one of these etags.
     OneOf(Vec<String>),
 }
 

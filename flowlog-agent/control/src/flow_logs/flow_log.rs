@@ -178,7 +178,7 @@ pub struct Stamp {
     pub by: String,
     /// Id; nil for the operator.
     pub by_id: Uuid,
-    /// Unix seconds.
+    /// When, in seconds since 1970.
     pub at_secs: i64,
 }
 

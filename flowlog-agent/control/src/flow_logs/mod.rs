@@ -62,7 +62,7 @@ pub struct CaptureOrder {
 /// How each capture is doing after an order, by interface id; or why the order has to wait.
 pub type Answer = oneshot::Sender<Result<BTreeMap<String, CaptureState>, String>>;
 
-/// The way to buckets: a port to whatever delivers objects.
+/// The way to buckets: the control plane's port to whatever delivers objects.
 #[async_trait]
 pub trait BucketProbe: Send + Sync {
     /// Finds out whether objects can be made in a folder of a bucket. Leaves nothing there.

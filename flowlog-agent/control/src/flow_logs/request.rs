@@ -73,7 +73,7 @@ pub(crate) struct Request {
 /// A capture that has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
-    /// Bucket or directory.
+    /// Bucket or directory, as in a target: `s3://bucket`, `file:///dir`.
     pub store: String,
     /// What its keys begin with.
     pub folder: String,

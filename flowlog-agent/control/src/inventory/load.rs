@@ -37,7 +37,7 @@ pub struct Loaded {
 
 /// The files there are.
 struct Listing {
-    /// To be read.
+    /// To be read: the main file, then the drop-ins by name.
     files: Vec<PathBuf>,
     /// Not to be read, because others may write to their directory: what they said before holds.
     kept: Vec<PathBuf>,

@@ -40,7 +40,7 @@ impl Kind {
     pub(crate) const ALL: [Self; 4] =
         [Self::Nic, Self::NatGateway, Self::NetworkLoadBalancer, Self::ApplicationLoadBalancer];
 
-    /// In words.
+    /// What people call it, in the singular.
     #[must_use]
     pub(crate) fn words(self) -> &'static str {
         match self {
@@ -128,7 +128,6 @@ pub struct Resource {
 /// Everything on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
-    /// Resources by id.
     pub resources: BTreeMap<Uuid, Resource>,
     /// Whose buckets are whose, and where.
     pub buckets: BucketRegistry,

@@ -77,7 +77,7 @@ fn program(follow_namespaces: bool) -> Result<BpfProgram, seccompiler::Error> {
     Ok(program)
 }
 
-/// What the library, which compares numbers one by one, cannot say: from one number on, all are refused.
+/// What the library, which compares numbers one by one, cannot say (rust-vmm/seccompiler#74): from one number on, all are refused.
 fn without_x32(refusal: u32) -> BpfProgram {
     let step = |code: u32, jump_if_not, k| {
         let code = u16::try_from(code).expect("codes of the classic machine have 16 bits");

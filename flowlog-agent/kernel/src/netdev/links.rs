@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 /// `RTMGRP_LINK` of `include/uapi/linux/rtnetlink.h`.
 const RTMGRP_LINK: u32 = 1;
-/// `RTMGRP_TC` there.
+/// `RTMGRP_TC` of the same header.
 const RTMGRP_TC: u32 = 8;
 
 /// A subscription. What changed is not looked at: whoever is woken looks at the interfaces themselves, and so is right

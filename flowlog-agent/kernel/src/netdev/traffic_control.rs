@@ -106,7 +106,7 @@ fn kind(message: &TcMessage) -> Option<&str> {
 /// Whether a filter is one of ours: eBPF, by its program's name.
 fn is_own(filter: &TcMessage) -> bool {
     use netlink_packet_core::Nla as _;
-    // The library knows no options of eBPF filters: looked for as they are.
+    // The library knows no options of eBPF filters (no upstream issue is known as of 2026-11): looked for as they are.
     let options = filter.attributes.iter().find_map(|a| match a {
         TcAttribute::Options(options) => Some(options),
         _ => None,

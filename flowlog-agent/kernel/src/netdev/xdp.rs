@@ -17,7 +17,7 @@ const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 const NETDEV_XDP_ACT_BASIC: u8 = 1;
 
 const NLM_F_REQUEST: u16 = 1;
-/// `nlmsghdr` and `genlmsghdr`.
+/// Bytes of `nlmsghdr` and `genlmsghdr`.
 const HEADERS: usize = 16 + 4;
 
 /// Whether the driver of the interface with this index runs XDP natively; `None` if the kernel does not say.

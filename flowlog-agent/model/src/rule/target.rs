@@ -19,9 +19,9 @@ pub enum Location {
     Bucket(String),
     /// An S3 bucket of a contract: the inventory says how it is reached.
     OfContract {
-        /// Its number.
+        /// Number of the contract.
         contract: String,
-        /// The bucket's name.
+        /// Name of the bucket.
         bucket: String,
     },
 }
@@ -29,7 +29,7 @@ pub enum Location {
 /// A target: location and optional prefix. `file:///dir`, `./dir`, `s3://bucket`, `s3://bucket/prefix`, `s3://contract@bucket`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Target {
-    /// Bucket or directory.
+    /// The bucket or directory.
     pub location: Location,
     /// First part of every key, without slashes.
     pub prefix: Option<String>,

@@ -1,5 +1,5 @@
-//! Does an attached hook run? An attach can succeed and the program never see a packet (another program ends the
-//! chain before it, the driver by-passes the hook). The witness is the interface's own packet counter.
+//! Does an attached hook run? An attach can succeed and the program never see a packet (another program in
+//! front ends the processing, the driver by-passes the hook). The witness is the interface's own packet counter.
 
 use flowlog_ebpf::abi::Truth;
 use flowlog_model::{WatchSpec, interface::Counters, rule::Direction};

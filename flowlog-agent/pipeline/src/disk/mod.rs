@@ -26,7 +26,6 @@ pub enum Kind {
 pub struct Item {
     pub name: String,
     pub kind: Kind,
-    /// Size in bytes.
     pub bytes: u64,
     /// When it was last written to, ns since 1970.
     pub modified_ns: i64,

@@ -26,7 +26,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// One below `n`.
+    /// A number from 0 to `n` - 1.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.number() % n.max(1)
     }
@@ -67,7 +67,7 @@ struct State {
     dirs: BTreeMap<String, Dir>,
     ops: u64,
     writes: u64,
-    /// By operation number.
+    /// By number of the operation, as `ops` counts them.
     faults: BTreeMap<u64, Fault>,
     /// Every write from this one on fails: the disk is full.
     full_from: Option<u64>,

@@ -1,7 +1,7 @@
 //! Columns of few different values: each row holds the number of a label.
 //!
-//! The Parquet writer would hash the value of every row again to build the dictionary we already have: given finished
-//! batches it takes three quarters of the time that all of choosing, sorting, building and writing takes this way
+//! The Parquet writer would hash the value of every row again to build the dictionary we already have (apache/arrow-rs#10465, open): given
+//! finished batches it takes three quarters of the time that all of choosing, sorting, building and writing takes this way
 //! (`cargo xtask bench agent`). So these column chunks are put together here, in the plainest form there is: a
 //! dictionary page, and data pages of definition levels and dictionary indices, both run-length or bit-packed (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>).
 
@@ -29,11 +29,11 @@ const RUN: usize = 63 * 8;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Label {
-    /// INT32.
+    /// Of a column of Parquet's type `INT32`.
     Int(i32),
-    /// INT64.
+    /// Of a column of Parquet's type `INT64`.
     Long(i64),
-    /// `BYTE_ARRAY`, UTF-8.
+    /// Of a column of Parquet's type `BYTE_ARRAY`, in UTF-8.
     Text(String),
 }
 

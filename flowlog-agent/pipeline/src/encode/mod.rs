@@ -30,11 +30,9 @@ pub struct Object {
 /// How many rows an object holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RowCounts {
-    /// ACCEPT.
     pub accepted: usize,
-    /// REJECT.
     pub rejected: usize,
-    /// SKIPDATA.
+    /// Rows with `log_status` SKIPDATA.
     pub skipped: usize,
 }
 

@@ -65,7 +65,6 @@ impl<'a> Rows<'a> {
         self.flows.is_empty() && self.losses.is_empty() && !self.gap
     }
 
-    /// Rows by kind.
     #[must_use]
     pub(crate) fn counts(&self) -> RowCounts {
         self.counts
@@ -113,7 +112,7 @@ impl<'a> Rows<'a> {
 /// Order of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// By first packet.
+    /// By the time of a flow's first packet.
     Start,
     /// By direction, family, service (protocol and lower port) and the address at the other end: rows of one customer's
     /// interface then differ least from their neighbours.

@@ -24,7 +24,7 @@ pub const FORMAT: u32 = 1;
 /// What a segment belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// [`FORMAT`].
+    /// [`FORMAT`] of the agent that wrote it.
     pub format: u32,
     /// Boot of the machine (`/proc/sys/kernel/random/boot_id`).
     pub boot_id: String,

@@ -225,7 +225,7 @@ impl State {
         self.hooks.remove(&gone.dev.index);
     }
 
-    /// The interface of this index that has our hooks, its number, and what it counts for.
+    /// Interfaces with hooks of ours whose ingress is counted: number of the NIC, id and epoch of its watch.
     fn counted(&self) -> Vec<(u16, u16, u32)> {
         let hooked = self.devices.iter().filter(|d| self.hooks.contains(&d.dev.index));
         let counts = hooked.filter_map(|d| Some((d.nic, self.watches.get(&d.dev.index)?)));

@@ -55,7 +55,7 @@ pub enum SpoolError {
         "the spool is full: {bytes} bytes, and {max} with their reserve are allowed; deliver or raise `spool.bytes_max`"
     )]
     Full {
-        /// Bytes in it.
+        /// Bytes that are in the spool.
         bytes: u64,
         /// Most that may be.
         max: u64,
@@ -166,7 +166,7 @@ impl Spool {
         Ok((spool, left))
     }
 
-    /// Bytes in it.
+    /// Bytes of all files in the spool.
     #[must_use]
     pub(crate) fn bytes(&self) -> u64 {
         self.usage.bytes.load(Ordering::Relaxed)

@@ -1,6 +1,7 @@
 //! The bucket's owner can read what lands in its bucket, whoever wrote it: objects are put with the canned ACL
-//! `bucket-owner-full-control` (S3 user guide, "Access control list overview"). `object_store` has no option for it, and the header
-//! must be signed. So a request that makes an object is given the header and signed again.
+//! `bucket-owner-full-control` (S3 user guide, "Access control list overview"). `object_store` has no option for it
+//! (apache/arrow-rs-object-store#447, closed), and the header must be signed. So a request that makes an object is given the header and
+//! signed again.
 //!
 //! Some stores know no ACLs, and some credentials may put objects but no ACLs. Such a refusal may look like any other. So a request
 //! that is refused with the header is sent again as it was: if it is taken then, the store is remembered as one without ACLs.

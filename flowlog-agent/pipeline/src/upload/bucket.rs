@@ -1,5 +1,5 @@
-//! One object store, behind create-only puts whose outcome is always known in the end. Only this file, `s3`, `credentials`, `http` and
-//! `acl` name `object_store`.
+//! One object store, behind create-only puts whose outcome is always known in the end. Only this file, `s3`, `credentials`, `http`, `acl`
+//! and, for tests, `scripted` and `tests` name `object_store`.
 //!
 //! A put is create-only where the store honours it. Whenever the outcome is not clear (already there, time-out,
 //! lost reply) the object is compared by size and by our SHA-256, which travels as object metadata.
@@ -240,7 +240,7 @@ impl Bucket {
 }
 
 /// Whether an error is the store's answer to this one request (4xx), and not about the moment: 408 is a time-out, 409 a race, 425
-/// and 429 are too early and too many. `object_store` has the number in its words only.
+/// and 429 are too early and too many. `object_store` has the status in its words only: apache/arrow-rs-object-store#737.
 fn is_refusal(words: &str) -> bool {
     let number = words.split_once("non-2xx status code: ").and_then(|(_, rest)| rest.get(..3)?.parse::<u16>().ok());
     number.is_some_and(|n| (400..500).contains(&n) && ![408, 409, 425, 429].contains(&n))

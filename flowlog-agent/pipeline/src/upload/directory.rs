@@ -1,6 +1,6 @@
 //! A local directory as a store: create-only, durable, and without leftovers that a reader of the directory could take
 //! for objects. (`object_store`'s own leaves `KEY#1` beside `KEY` when it is killed at the wrong moment, and data set
-//! readers take both.)
+//! readers take both; no upstream issue is known as of 2026-11.)
 //!
 //! The directory may belong to somebody else, and the agent may be root. So every step is relative to a handle and follows no
 //! link, and nothing has a name that could be guessed before it is whole: a file without a name (`O_TMPFILE`) is written, synced, and

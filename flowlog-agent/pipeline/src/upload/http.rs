@@ -175,7 +175,8 @@ fn counted(body: HttpRequestBody, pace: &Arc<Pace>) -> reqwest::Body {
     }
 }
 
-/// An error in the terms of `object_store`, whose own translation is private: from these it knows whether to try again at once.
+/// An error in the terms of `object_store`: from these it knows whether to try again at once. Its own translation is private
+/// (apache/arrow-rs-object-store#642).
 fn http_error(error: reqwest::Error) -> HttpError {
     let is_unsent = |e: &hyper::Error| e.is_closed() || e.is_incomplete_message() || e.is_body_write_aborted();
     let kind = if error.is_timeout() {

@@ -59,16 +59,15 @@ const DELIVERIES_PER_STORE: usize = 4;
 /// One rule at one store: where it goes, and what its keys begin with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Route {
-    /// As in `target`.
+    /// Bucket or directory, as in a target: `s3://bucket`, `file:///dir`.
     pub store: String,
-    /// `[prefix/]name`.
+    /// What its keys begin with: `[prefix/]name`.
     pub folder: String,
 }
 
 /// What the uploader has to say about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// By route.
     pub routes: BTreeMap<Route, RouteStatus>,
     /// By route and interface, as its keys name it: all but the state, which is the route's.
     pub interfaces: BTreeMap<(Route, String), RouteStatus>,

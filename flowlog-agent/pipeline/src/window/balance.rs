@@ -58,9 +58,9 @@ pub struct Balance {
     /// Refused packets that no hook had counted in this window.
     pub refused_unseen: Count,
     pub refused: Count,
-    /// In ACCEPT rows.
+    /// Packets and bytes in ACCEPT rows.
     pub accepted_rows: Count,
-    /// In REJECT rows.
+    /// Packets and bytes in REJECT rows.
     pub rejected_rows: Count,
     /// In SKIPDATA rows that add to the sum.
     pub lost: Count,

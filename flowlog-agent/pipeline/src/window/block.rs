@@ -8,9 +8,7 @@ use flowlog_ebpf::abi::{
 /// One record, by address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// IPv4.
     V4(Record4),
-    /// IPv6.
     V6(Record6),
 }
 

@@ -388,7 +388,7 @@ proptest! {
         let class = if fault == Fault::OtherFlow { class::REFUSED_COUNTED } else { class };
         let (model, windows) = run(HookKind::Tc, &acts, Some((class, fault)));
         for (epoch, _, settled) in windows {
-            // What found the ring full is known by its number only.
+            // Of what found the ring full no more is known than how much it was.
             if model.hit == Some(epoch) && settled.balance.untold == count(0) {
                 prop_assert_ne!(settled.balance.difference(), (0, 0), "epoch {}: {}", epoch, settled.balance);
             } else if model.hit != Some(epoch) {

@@ -24,9 +24,9 @@ pub struct Totals {
     pub first_ns: u64,
     /// Last packet, monotonic ns.
     pub last_ns: u64,
-    /// Wire layer-3 bytes.
+    /// Bytes on the wire, from the IP header on.
     pub bytes: u64,
-    /// Wire packets.
+    /// Packets on the wire: GSO segments count one by one.
     pub packets: u64,
     /// OR of all TCP flags.
     pub tcp_flags: u8,
