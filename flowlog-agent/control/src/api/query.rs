@@ -107,7 +107,7 @@ impl Filter {
             _ => return Some(Self::Contains { field: name.to_owned(), any: vec![value.to_lowercase()] }),
         };
         let than = match value.parse::<DateTime>() {
-            Ok(utc) => utc.to_zoned(TimeZone::UTC).ok()?.timestamp(),
+            Ok(utc) => utc.to_zoned_datetime(TimeZone::UTC).ok()?.timestamp(),
             Err(_) => return None,
         };
         Some(Self::Date { field, after, than })

@@ -23,11 +23,12 @@ pub(crate) fn stem_of(key: &str) -> &str {
 }
 
 /// `[prefix/]name/year=…/month=…/day=…/hour=…/INTERFACE_NODE_STARTTIME_SEQUENCE.parquet`; INTERFACE without `_NODE` where it
-/// begins with the node; without the folders of the date if the rule wants a flat layout. Times are UTC. The folder names are what Hive, Spark, `DuckDB` and the like
-/// take as partition columns.
+/// begins with the node; without the folders of the date if the rule wants a flat layout. Times are UTC. The folder names are what
+/// Hive, Spark, `DuckDB` and the like take as partition columns.
 #[must_use]
 pub(crate) fn object_key(info: &ObjectInfo) -> String {
-    let start = Timestamp::from_second(info.span.start_secs).unwrap_or(Timestamp::UNIX_EPOCH).to_zoned(TimeZone::UTC);
+    let start =
+        Timestamp::from_second(info.span.start_secs).unwrap_or(Timestamp::UNIX_EPOCH).to_zoned_datetime(TimeZone::UTC);
     let file = format!(
         "{}_{:04}{:02}{:02}T{:02}{:02}{:02}Z_{}.parquet",
         stem(&info.interface_id, &info.node_id),
