@@ -163,12 +163,12 @@ impl Managed {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(&self, variables: &[(&str, &str)]) -> anyhow::Result<Agent> {
-        let mut command = self.command();
+        let mut command = self.agent();
         command.envs(variables.iter().copied());
         Agent::attend(command, tempfile::tempdir()?)
     }
 
-    fn command(&self) -> Command {
+    fn agent(&self) -> Command {
         let mut command = self.node.command(binary());
         command.args(["run", "--config"]).arg(self.path("flowlog.toml"));
         command
@@ -179,7 +179,7 @@ impl Managed {
     /// # Errors
     /// With its log if it ends instead.
     pub fn start_within(&self, memory: &Memory) -> anyhow::Result<Agent> {
-        let mut agent = Agent::attend(memory.admit(&self.command()), tempfile::tempdir()?)?;
+        let mut agent = Agent::attend(memory.admit(&self.agent()), tempfile::tempdir()?)?;
         agent.wait_for("capturing")?;
         Ok(agent)
     }

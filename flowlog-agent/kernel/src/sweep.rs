@@ -1,9 +1,9 @@
 //! Closing an epoch: wait for running programs, then evict what is left in every CPU's caches.
-#![allow(unsafe_code, reason = "membarrier has no wrapper")]
 
 use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
 use flowlog_ebpf::abi::{SWEEP_CHUNK, sweep};
 use flowlog_model::sweep::{Cursor, Scope, Swept};
+use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::{KernelError, programs::Programs, sizes::Sizes};
 
@@ -13,10 +13,7 @@ const BUSY_TRIES_MAX: u32 = 1_000;
 
 /// Waits until every program that might still use the old epoch has ended (an RCU grace period).
 pub fn wait_for_programs() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: no pointers involved.
-    let rc = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if rc != 0 {
+    if membarrier(MembarrierCommand::Global).is_err() {
         // Refused with nohz_full: a program runs with preemption or BH off, so 20 ms are ages for it.
         std::thread::sleep(std::time::Duration::from_millis(20));
     }

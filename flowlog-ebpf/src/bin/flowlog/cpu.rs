@@ -3,16 +3,17 @@
 //! Three contexts share a CPU's caches: softirq (hooks), process context (verdicts of locally made packets), and the sweeper.
 //! Whoever finds [`Cpu::busy`] set sends its packet as a record of its own and touches nothing.
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use flowlog_ebpf::abi::Cpu;
 
 use crate::maps::CPU;
 
-/// Keeps the compiler from moving memory accesses across: volatile orders only volatile accesses, and the slot's must
-/// stay between `lock` and `unlock`. (`compiler_fence` is the portable way, but LLVM's BPF back end has none.)
+/// Keeps the compiler from moving memory accesses across: volatile orders only volatile accesses, and the slot's must stay between `lock`
+/// and `unlock`. No instruction: what interrupts us runs on this CPU.
 #[inline(always)]
-fn compiler_barrier() {
-    // SAFETY: no instructions.
-    unsafe { core::arch::asm!("", options(nostack, preserves_flags)) };
+fn stay_inside() {
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// Scratch state of this CPU.
@@ -33,14 +34,14 @@ pub fn lock(cpu: *mut Cpu) -> bool {
         }
         busy.write_volatile(1);
     }
-    compiler_barrier();
+    stay_inside();
     true
 }
 
 /// Gives the caches back.
 #[inline(always)]
 pub fn unlock(cpu: *mut Cpu) {
-    compiler_barrier();
+    stay_inside();
     // SAFETY: `cpu` came from `lock`.
     unsafe { (&raw mut (*cpu).busy).write_volatile(0) };
 }

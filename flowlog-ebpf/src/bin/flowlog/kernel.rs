@@ -112,8 +112,8 @@ pub unsafe fn has_filter(sk: *const u8) -> bool {
 #[inline(always)]
 pub fn is_bridges_own(skb: u64) -> bool {
     let o = &OFFSETS.load();
-    let (bridge, dev): (u64, u64) =
-        (probe_or_zero(skb + u64::from(o.skb_cb)), probe_or_zero(skb + u64::from(o.skb_dev)));
+    let bridge: u64 = probe_or_zero(skb + u64::from(o.skb_cb));
+    let dev: u64 = probe_or_zero(skb + u64::from(o.skb_dev));
     bridge == dev && dev != 0
 }
 

@@ -16,7 +16,7 @@
 //!
 //! No program ever changes a packet or a verdict: hooks return `TCX_NEXT` or `XDP_PASS` on every path.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-// For an empty asm statement, the one compiler barrier there is; this build sets RUSTC_BOOTSTRAP anyway.
+// For asm statements that hide from LLVM what it would draw conclusions from; this build sets RUSTC_BOOTSTRAP anyway.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(unreachable_pub, reason = "aya's macros export what the kernel loads")]
 #![allow(
