@@ -1,16 +1,19 @@
 //! A capture: what a flow log asks for on one interface, and what the kernel is told to watch for it.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     interface::{Bound, Mac, Selector},
-    rule::{Rule, Side},
+    rule::{InvalidField, Rule, Side},
 };
 
 /// How a direction of an interface is hooked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HookKind {
     /// TC, as a tcx link (Linux 6.6), else as a clsact filter.
+    #[default]
     Tc,
     /// TC, as a tcx link only.
     Tcx,
@@ -18,6 +21,32 @@ pub enum HookKind {
     Clsact,
     /// XDP in the driver, else generic. Ingress only.
     Xdp,
+}
+
+impl HookKind {
+    const ALL: [Self; 4] = [Self::Tc, Self::Tcx, Self::Clsact, Self::Xdp];
+
+    /// As in configuration files.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tc => "tc",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+impl FromStr for HookKind {
+    type Err = InvalidField;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|h| h.as_str() == s).ok_or_else(|| {
+            let [a, b, c, d] = Self::ALL.map(Self::as_str);
+            InvalidField::new("hook", s, format!("use `{a}`, `{b}`, `{c}` or `{d}`"))
+        })
+    }
 }
 
 /// One rule on one interface.

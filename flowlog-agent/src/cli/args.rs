@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use flowlog_kernel::{Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
-    S3Options,
+    HookKind, S3Options,
     rule::{Action, Directions},
 };
 use flowlog_pipeline::spool::Limits;
 
 use crate::config::{
-    ConfigError, HOOK_DEFAULT, LAYOUT_DEFAULT, NAME_DEFAULT, RawConfig, RawFlowLog, STATE_DIR_DEFAULT,
+    ConfigError, LAYOUT_DEFAULT, NAME_DEFAULT, RawConfig, RawFlowLog, STATE_DIR_DEFAULT,
     WINDOW_SECS_DEFAULT,
 };
 
@@ -138,7 +138,7 @@ struct CaptureArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = WINDOW_SECS_DEFAULT)]
     window: u32,
     /// tc (tcx, else clsact), tcx, clsact, or xdp for ingress (native, else generic).
-    #[arg(long, default_value = HOOK_DEFAULT)]
+    #[arg(long, default_value = HookKind::default().as_str())]
     hook: String,
     /// Interfaces need not exist yet: they are captured when they appear.
     #[arg(long)]

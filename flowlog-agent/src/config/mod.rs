@@ -20,8 +20,7 @@ pub(crate) use raw::{RawConfig, RawFlowLog, RawSizes};
 
 /// Default window: 10 minutes, as cloud flow logs have it.
 pub(crate) const WINDOW_SECS_DEFAULT: u32 = 600;
-/// Default of `hook` and of `layout`, as they are written.
-pub(crate) const HOOK_DEFAULT: &str = "tc";
+/// Default of `layout`, as it is written.
 pub(crate) const LAYOUT_DEFAULT: &str = "hive";
 /// Default name of the implicit rule.
 pub(crate) const NAME_DEFAULT: &str = "flowlog";
@@ -136,7 +135,7 @@ impl RawConfig {
             principals: api.principals.clone(),
             settings: Settings {
                 window_secs: window_secs(defaults.window.unwrap_or(WINDOW_SECS_DEFAULT))?,
-                hook: hook(defaults.hook.as_deref())?,
+                hook: defaults.hook.as_deref().map_or(Ok(HookKind::default()), str::parse)?,
                 nodata: defaults.nodata.unwrap_or(true),
                 subsecond: defaults.subsecond.unwrap_or(false),
                 hive_layout: layout(defaults.layout.as_deref())?,
@@ -248,7 +247,7 @@ impl RawFlowLog {
             subsecond: self.subsecond.unwrap_or(false),
             hive_layout: layout(self.layout.as_deref())?,
         };
-        let hook = hook(self.hook.as_deref())?;
+        let hook = self.hook.as_deref().map_or(Ok(HookKind::default()), str::parse)?;
         let interface_id = self.interface_id.as_deref().map(|id| key_part("interface_id", id)).transpose()?;
         if interface_id.is_some() && self.interfaces.len() != 1 {
             let rule = "belongs to one interface; write one flow log for each";
@@ -268,16 +267,6 @@ impl RawFlowLog {
                 called: None,
             })
             .collect())
-    }
-}
-
-fn hook(s: Option<&str>) -> Result<HookKind, InvalidField> {
-    match s.unwrap_or(HOOK_DEFAULT) {
-        HOOK_DEFAULT => Ok(HookKind::Tc),
-        "tcx" => Ok(HookKind::Tcx),
-        "clsact" => Ok(HookKind::Clsact),
-        "xdp" => Ok(HookKind::Xdp),
-        other => Err(InvalidField::new("hook", other, "use `tc`, `tcx`, `clsact` or `xdp`")),
     }
 }
 
