@@ -98,9 +98,9 @@ pub struct Frame {
 /// Outcome of parsing. Every frame has one; nothing is dropped silently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packet {
-    /// IPv4.
+    /// IPv4: Ethertype 0x0800 behind all VLAN tags, or version 4 in the first byte of a frame without link header.
     V4(Flow<Ip4>),
-    /// IPv6.
+    /// IPv6: Ethertype 0x86dd behind all VLAN tags, or version 6 in the first byte of a frame without link header.
     V6(Flow<Ip6>),
     /// Not IP; the bytes behind the link header and VLAN tags.
     NonIp(u32),
@@ -153,11 +153,11 @@ impl Fragment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Part {
-    /// All of it.
+    /// The whole datagram: its fragment offset is 0, and no fragments follow.
     Whole,
     /// Its beginning, with the upper layer's header.
     First,
-    /// Something behind that.
+    /// A fragment with an offset above 0: the upper layer's header is not in it.
     Later,
 }
 
@@ -198,7 +198,7 @@ pub const fn ip6(b: [u8; 16]) -> Ip6 {
     ]
 }
 
-/// Parses one frame.
+/// Parses one frame from its first byte: link header and VLAN tags if it has them, then IPv4 or IPv6.
 #[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(bytes: &B, frame: Frame) -> Packet {
     let mut vlan = frame.vlan_tci & VLAN_ID;

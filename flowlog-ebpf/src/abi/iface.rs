@@ -36,11 +36,11 @@ pub struct Iface {
     pub id: u16,
     /// `WANT_*`, [`NO_LINK_HEADER`], [`IS_BRIDGE`], [`ONLY_NOTED`], [`XDP_INGRESS`].
     pub flags: u16,
-    /// Current epoch.
+    /// The epoch that packets are counted in now.
     pub epoch: u32,
     /// Oldest epoch that may still be written to.
     pub oldest: u32,
-    /// Always 0.
+    /// Explicit padding up to 16 bytes, always 0.
     pub spare: u32,
 }
 

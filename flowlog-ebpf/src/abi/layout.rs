@@ -12,7 +12,7 @@ pub struct Setup {
     pub passed_slots: u32,
     /// Slots of the refused cache for each CPU.
     pub refused_slots: u32,
-    /// [`ABI_VERSION`](super::ABI_VERSION).
+    /// The [`ABI_VERSION`](super::ABI_VERSION) of the agent that made the maps.
     pub abi_version: u32,
 }
 

@@ -34,7 +34,7 @@ pub struct Note {
     pub iif: u16,
     /// Where it was counted: `PLACE_*` in the upper 5 bits, the cache slot or the datagram in the lower 27.
     pub place: u32,
-    /// Wire layer-3 bytes.
+    /// Layer-3 bytes as on the wire (segments of a GSO packet each count their headers).
     pub bytes: u32,
     /// Time at the hook, `CLOCK_MONOTONIC_COARSE` ns.
     pub now_ns: u64,
@@ -65,7 +65,7 @@ impl Note {
         (self.place >> PLACE_BITS) & PLACE_FRAGMENT != 0
     }
 
-    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    /// Address family of the packet: [`FAMILY_V4`] or [`FAMILY_V6`].
     #[must_use]
     #[inline(always)]
     pub const fn family(&self) -> u32 {
@@ -134,9 +134,9 @@ pub struct Datagram {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ends6 {
-    /// Source address.
+    /// Source address as seen on the interface, in network order.
     pub src: Ip6,
-    /// Destination address.
+    /// Destination address as seen on the interface, in network order.
     pub dst: Ip6,
 }
 

@@ -47,7 +47,7 @@ pub struct Meta {
     pub iface: u16,
     /// `enum skb_drop_reason` of the running kernel (subsystem in the upper bits cut off); 0 if not refused.
     pub reason: u16,
-    /// IP protocol number.
+    /// Number of the upper-layer protocol (IANA), as in [`Flow::proto`](crate::packet::Flow::proto).
     pub proto: u8,
     /// Bit 0: direction ([`INGRESS`](super::INGRESS) or [`EGRESS`](super::EGRESS)); bits 1..: [`class`].
     pub flags: u8,
@@ -63,14 +63,14 @@ impl Meta {
         direction | (class << 1)
     }
 
-    /// [`INGRESS`](super::INGRESS) or [`EGRESS`](super::EGRESS).
+    /// Direction of the packets: [`INGRESS`](super::INGRESS) or [`EGRESS`](super::EGRESS).
     #[inline(always)]
     #[must_use]
     pub const fn direction(&self) -> u8 {
         self.flags & 1
     }
 
-    /// One of [`class`].
+    /// What the packets are: one of the constants in [`class`].
     #[inline(always)]
     #[must_use]
     pub const fn class(&self) -> u8 {
@@ -92,7 +92,7 @@ pub struct Key<A> {
     pub src: A,
     /// Destination address as seen on the interface.
     pub dst: A,
-    /// Everything else.
+    /// Ports, VLAN, interface, direction, class, drop reason, protocol and epoch.
     pub meta: Meta,
 }
 
@@ -122,15 +122,15 @@ pub const FLAGS_UNSURE: u32 = 1 << 8;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Record<A> {
-    /// Whose counters.
+    /// Flow, class and epoch that the counters are of.
     pub key: Key<A>,
-    /// The counters.
+    /// What was counted for the key since the slot was last empty.
     pub stats: Stats,
 }
 
 /// IPv4 record: exactly one cache line.
 pub type Record4 = Record<Ip4>;
-/// IPv6 record.
+/// IPv6 record: 88 bytes, more than one cache line.
 pub type Record6 = Record<Ip6>;
 
 /// IPv4 records in a full block: 4 KiB.
@@ -146,9 +146,9 @@ pub const FAMILY_V6: u32 = 6;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockHeader {
-    /// Records that follow.
+    /// Number of records that follow: at most [`BLOCK4`] or [`BLOCK6`], by family.
     pub records: u32,
-    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    /// Address family of the records: [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: u32,
 }
 
@@ -176,15 +176,15 @@ pub mod sweep {
     pub const BUSY: u32 = 1;
     /// The ring is full; drain it and try again.
     pub const RING_FULL: u32 = 2;
-    /// `arg(1)` of the sweeper: which cache.
+    /// `arg(1)` of the sweeper: the IPv4 flow cache.
     pub const PASSED4: u64 = 0;
-    /// See [`PASSED4`].
+    /// `arg(1)` of the sweeper: the IPv6 flow cache.
     pub const PASSED6: u64 = 1;
-    /// See [`PASSED4`].
+    /// `arg(1)` of the sweeper: the IPv4 cache of refused flows.
     pub const REFUSED4: u64 = 2;
-    /// See [`PASSED4`].
+    /// `arg(1)` of the sweeper: the IPv6 cache of refused flows.
     pub const REFUSED6: u64 = 3;
-    /// No cache: sends the CPU's blocks, full or not.
+    /// `arg(1)` of the sweeper: no cache, it sends the CPU's blocks, full or not.
     pub const BLOCKS: u64 = 4;
 }
 

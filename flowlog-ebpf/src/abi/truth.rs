@@ -4,9 +4,9 @@
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Wire packets.
+    /// Packets as on the wire (a GSO packet counts its segments).
     pub packets: u64,
-    /// Wire layer-3 bytes.
+    /// Bytes as on the wire, without link header and VLAN tags.
     pub bytes: u64,
 }
 
@@ -28,7 +28,7 @@ pub struct HookTruth {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VerdictTruth {
-    /// Every refused packet.
+    /// All refused packets. The other counters are parts of this one, except `unknown`.
     pub refused: Count,
     /// Of these: a hook had counted it (in `HookTruth::seen` of the same window).
     pub seen: Count,
@@ -49,7 +49,7 @@ pub struct VerdictTruth {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Truth {
-    /// By direction.
+    /// Indexed by direction: [`INGRESS`](super::INGRESS), [`EGRESS`](super::EGRESS).
     pub hook: [HookTruth; 2],
     /// By direction, then by whether the program had the CPU's caches to itself: one that has interrupted another
     /// counts into a set of its own, so that no addition is lost.

@@ -19,13 +19,13 @@ const CODE_CONFLICT: &str = "323";
 const CODE_RATE: &str = "329";
 const CODE_INTERNAL: &str = "500";
 
-/// What went wrong.
+/// Body of every answer whose status is an error.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ErrorBody {
-    /// The answer's status.
+    /// HTTP status of the answer, 400 or above.
     pub http_status: u16,
-    /// Everything that is wrong.
+    /// What is wrong. If several fields are, each has an entry.
     pub messages: Vec<ErrorMessage>,
 }
 
@@ -33,9 +33,10 @@ pub struct ErrorBody {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ErrorMessage {
-    /// Code.
+    /// Code as in the cloud API: `100` invalid request, `309` not found, `315` unauthorized, `322` forbidden, `323` conflict or wrong
+    /// version, `329` too many requests, `500` failure of the node.
     pub error_code: String,
-    /// In words.
+    /// What is wrong, for people to read. Its words may change; programs should use `errorCode`.
     pub message: String,
 }
 

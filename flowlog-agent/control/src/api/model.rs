@@ -18,44 +18,44 @@ use crate::{
     inventory::Kind,
 };
 
-/// About a resource.
+/// Version, dates and state of a resource.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Metadata {
     /// Changes whenever the resource does.
     pub etag: String,
-    /// RFC 3339.
+    /// When it was created, as RFC 3339 in UTC (`2026-01-31T12:00:00Z`). What comes from the inventory has 1970-01-01.
     pub created_date: String,
-    /// Who made it.
+    /// Name of the user who created it: `operator` for the operator of the node, `inventory` for what comes from the inventory.
     pub created_by: String,
-    /// Their id.
+    /// Id of the user who created it. It is all zeros for the operator of the node and for what comes from the inventory.
     pub created_by_user_id: Uuid,
-    /// RFC 3339.
+    /// When it was last changed, as RFC 3339 in UTC.
     pub last_modified_date: String,
-    /// Who changed it last.
+    /// Name of the user who changed it last, as in `createdBy`.
     pub last_modified_by: String,
-    /// Their id.
+    /// Id of the user who changed it last, as in `createdByUserId`.
     pub last_modified_by_user_id: Uuid,
     /// `BUSY`, `AVAILABLE`, `INACTIVE` (a draft) or `FAILED`.
     pub state: String,
-    /// Why it has failed, or what is not as it should be.
+    /// Why it has failed, or what is not as it should be. Absent if there is nothing to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }
 
-/// A flow log.
+/// A flow log: what is captured of one NIC, NAT gateway or load balancer, and the bucket that it goes to.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct FlowLogResource {
-    /// Id.
+    /// Id of the flow log. It stays the same when the flow log is renamed.
     pub id: Uuid,
-    /// `flow-log`.
+    /// Type of the resource, always `flow-log`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Where it is.
+    /// URL of the flow log.
     pub href: String,
-    /// About it.
+    /// Version, dates and state of the flow log.
     pub metadata: Metadata,
-    /// Its fields.
+    /// Name, direction, action and bucket of the flow log.
     pub properties: Properties,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct FlowLogResource {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct FlowLogBody {
-    /// Its fields.
+    /// Fields that the flow log is to have. All four are required.
     pub properties: Patch,
     #[serde(default, rename = "id")]
     #[schema(ignore)]
@@ -82,35 +82,35 @@ pub(crate) struct FlowLogBody {
 /// A page of a list.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(crate) struct Collection {
-    /// Its path.
+    /// Path of the list below `/cloudapi/v6`, for example `requests`.
     pub id: String,
-    /// `collection`.
+    /// Type of the resource, always `collection`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Where it is.
+    /// URL of the list, without the query.
     pub href: String,
-    /// What is on this page.
+    /// Items on this page: references to them, or all of their fields if `depth` is 1 or more.
     #[schema(value_type = Vec<Object>)]
     pub items: Vec<Value>,
-    /// How many are in front of them.
+    /// Number of items on the pages before this one.
     pub offset: usize,
-    /// How many there are on a page.
+    /// Largest number of items on a page.
     pub limit: usize,
-    /// Other pages.
+    /// URLs of this page and of those before and after it.
     #[serde(rename = "_links")]
     pub links: Links,
 }
 
-/// Links to pages.
+/// URLs of a page of a list and of its neighbours.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub(crate) struct Links {
-    /// The page in front.
+    /// URL of the page before this one. Absent on the first page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prev: Option<String>,
-    /// This page.
+    /// URL of this page.
     #[serde(rename = "self")]
     pub this: String,
-    /// The next page.
+    /// URL of the page after this one. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
@@ -118,12 +118,12 @@ pub(crate) struct Links {
 /// How far a request is.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RequestStatus {
-    /// `ID/status`.
+    /// Id of the request, followed by `/status`.
     pub id: String,
-    /// `request-status`.
+    /// Type of the resource, always `request-status`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Path, or URL where the API has a public one.
+    /// URL of the status, to be asked until `metadata.status` is `DONE` or `FAILED`.
     pub href: String,
     pub metadata: RequestStatusMetadata,
 }

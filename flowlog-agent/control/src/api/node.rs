@@ -54,9 +54,10 @@ impl TryFrom<Map<String, Value>> for Draft {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Selection {
-    /// Flow logs.
+    /// Ids of drafts to provision, all or none of them. Empty or absent: all drafts of the contract.
     pub flow_logs: Vec<Uuid>,
-    /// Contract: of the node's operator, who has none.
+    /// Contract whose drafts are meant, if `flow_logs` is empty. Absent: that of the caller. The operator of the node has none, and
+    /// must name one.
     pub contract: Option<String>,
 }
 

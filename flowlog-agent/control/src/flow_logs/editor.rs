@@ -33,20 +33,23 @@ const WAITING_PER_CONTRACT_MAX: usize = 1_000;
 /// Requests that are remembered after they are over: clients ask for a while.
 const REQUESTS_KEPT_MAX: usize = 5_000;
 
-/// Some fields of a flow log: those that somebody says.
+/// The fields of a flow log that a request sets. A create or a replace needs all four; a PATCH leaves the absent ones as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = FlowLogProperties)]
 pub struct Patch {
-    /// Name; begins every object key after the prefix.
+    /// Name of the flow log: 1 to 63 ASCII letters, digits, `.`, `_` or `-`. Object keys begin with the prefix, if there is one, and
+    /// the name that the flow log was activated with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `INGRESS`, `EGRESS` or `BIDIRECTIONAL`.
+    /// Packets to capture, as the interface's owner sees them: `INGRESS` (they come in), `EGRESS` (they go out) or
+    /// `BIDIRECTIONAL` (both).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direction: Option<String>,
-    /// `ACCEPTED`, `REJECTED` or `ALL`.
+    /// Packets to capture: `ACCEPTED` (the firewall let them through), `REJECTED` (it refused them) or `ALL` (both).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// `bucket[/prefix]`.
+    /// Bucket that objects are written to, and an optional prefix of their keys: `bucket` or `bucket/prefix`. The prefix is 1 to 63
+    /// ASCII letters, digits, `.`, `_` or `-`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bucket: Option<String>,
 }

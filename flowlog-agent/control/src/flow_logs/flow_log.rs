@@ -71,13 +71,16 @@ impl State {
 /// What a customer says, as it was said: a draft may be wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Properties {
-    /// Name.
+    /// Name of the flow log: 1 to 63 ASCII letters, digits, `.`, `_` or `-`. Object keys begin with the prefix, if there is one, and
+    /// the name that the flow log was activated with.
     pub name: String,
-    /// `INGRESS`, `EGRESS`, `BIDIRECTIONAL`.
+    /// Packets that are captured, as the interface's owner sees them: `INGRESS` (they come in), `EGRESS` (they go out) or
+    /// `BIDIRECTIONAL` (both).
     pub direction: String,
-    /// `ACCEPTED`, `REJECTED`, `ALL`.
+    /// Packets that are captured: `ACCEPTED` (the firewall let them through), `REJECTED` (it refused them) or `ALL` (both).
     pub action: String,
-    /// `bucket[/prefix]`.
+    /// Bucket that objects are written to, and an optional prefix of their keys: `bucket` or `bucket/prefix`. The prefix is 1 to 63
+    /// ASCII letters, digits, `.`, `_` or `-`.
     pub bucket: String,
 }
 

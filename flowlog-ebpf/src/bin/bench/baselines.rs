@@ -134,7 +134,7 @@ unsafe fn add_shared(s: *mut Stats, f: &Flow<Ip4>, now_ns: u64) {
     }
 }
 
-/// Only the parser.
+/// Parses, but counts nothing: what the parser alone costs.
 #[classifier]
 pub fn tc_parse(ctx: TcContext) -> i32 {
     if let Some(f) = parse(&ctx) {

@@ -19,13 +19,13 @@ static DRIVE: Array<Drive, 1> = Array::new();
 /// Flow numbers in the order packets come.
 #[btf_map]
 static ORDER: Array<u32, { ORDER_ENTRIES as usize }> = Array::new();
-/// Packets so far.
+/// Packets that this CPU has driven so far; one element.
 #[btf_map]
 static CURSOR: PerCpuArray<u64, 1> = PerCpuArray::new();
-/// Programs under test.
+/// TC programs under test, at the slots that `Drive::program` names.
 #[btf_map]
 static TC_PROGRAMS: ProgramArray<{ PROGRAMS_MAX as usize }> = ProgramArray::new();
-/// Programs under test.
+/// XDP programs under test, at the slots that `Drive::program` names.
 #[btf_map]
 static XDP_PROGRAMS: ProgramArray<{ PROGRAMS_MAX as usize }> = ProgramArray::new();
 

@@ -94,7 +94,7 @@ pub fn tc_cache1(ctx: TcContext) -> i32 {
     tc_cache1_body(&ctx)
 }
 
-/// The exact clock.
+/// Direct-mapped, with the exact clock (`bpf_ktime_get_ns`) instead of the coarse one.
 #[classifier]
 pub fn tc_cache1_exact_clock(ctx: TcContext) -> i32 {
     if let Some(f) = parse(&ctx) {
@@ -192,7 +192,7 @@ unsafe fn ways<const WAYS: usize>(set: *mut Record4, key: &Key<Ip4>, f: &Flow<Ip
     }
 }
 
-/// Two ways.
+/// Two slots for each hash: a miss evicts the record with fewer packets.
 #[classifier]
 pub fn tc_cache2(ctx: TcContext) -> i32 {
     if let Some(f) = parse(&ctx) {
@@ -205,7 +205,7 @@ pub fn tc_cache2(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Four ways.
+/// Four slots for each hash: a miss evicts the record with the fewest packets.
 #[classifier]
 pub fn tc_cache4(ctx: TcContext) -> i32 {
     if let Some(f) = parse(&ctx) {

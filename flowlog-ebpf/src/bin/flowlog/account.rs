@@ -64,9 +64,7 @@ pub trait Hook {
 
 /// What a hook knows of a packet.
 pub struct Noted<'a, A> {
-    /// The packet.
     pub flow: &'a Flow<A>,
-    /// Its key.
     pub key: &'a Key<A>,
     /// How much it is.
     pub wire: Wire,
@@ -88,11 +86,11 @@ pub struct At {
 /// What a hook does for an interface: bits of [`Iface::flags`].
 #[derive(Clone, Copy)]
 pub struct Want {
-    /// Packets are counted.
+    /// Set: packets are counted.
     pub counts: u16,
-    /// Packets are noted at least.
+    /// Set: packets are noted, even if they are not counted.
     pub notes: u16,
-    /// A hook of another kind counts them: this one only notes.
+    /// Set: a hook of another kind counts them, and this one only notes. 0: there is no such hook.
     pub elsewhere: u16,
 }
 
@@ -143,7 +141,6 @@ fn found(iface: Iface, (ifindex, direction): (u32, u8), now_ns: u64, elsewhere: 
 
 /// What [`parse`] found: this kind, and above [`LENGTH_SHIFT`], of what is no flow, its bytes behind the link header.
 pub const FOUND_V4: u32 = 0;
-/// See [`FOUND_V4`].
 pub const FOUND_V6: u32 = 1;
 const FOUND_NON_IP: u32 = 2;
 const FOUND_MALFORMED: u32 = 3;

@@ -66,7 +66,7 @@ pub unsafe fn evict<F: Family>(slot: *mut Record<F::Addr>) -> bool {
 /// As wide as each other: the verifier refuses copies of padding.
 #[derive(Clone, Copy)]
 pub struct Before {
-    /// TCP flags.
+    /// `Stats::tcp_flags` of the slot; 0 if the packet is the first in it.
     pub tcp_flags: u64,
     /// Time of the latest packet.
     pub last_ns: u64,

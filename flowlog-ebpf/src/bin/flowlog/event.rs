@@ -17,7 +17,7 @@ pub struct Cause {
     pub address: u64,
     /// The kernel's number of the reason.
     pub reason: u32,
-    /// Its `REASON_*`.
+    /// The reason's `REASON_*`: what kind of refusal it is.
     pub action: u8,
     /// Whether the socket's own filter may have done it.
     pub own_filter: bool,
@@ -159,9 +159,9 @@ pub fn read_headers(event: &mut Event) {
 
 /// A step of a loop: gets a pointer to the program's number; returns [`GO_ON`] or [`STOP`].
 pub type Step = unsafe extern "C" fn(u32, *mut c_void) -> i64;
-/// See [`Step`].
+/// Result of a [`Step`]: `bpf_loop` goes on with the next round.
 pub const GO_ON: i64 = 0;
-/// See [`Step`].
+/// Result of a [`Step`]: `bpf_loop` ends.
 pub const STOP: i64 = 1;
 
 /// A loop of the kernel's: the verifier walks it once. Its steps find the event by themselves, and change it: whoever begins one

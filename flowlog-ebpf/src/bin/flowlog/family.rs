@@ -17,7 +17,7 @@ use crate::{
 pub trait Family {
     /// Address type of the key.
     type Addr: Copy + Default + 'static;
-    /// `FAMILY_V4` or `FAMILY_V6`.
+    /// What stands in `BlockHeader::family`: `FAMILY_V4` or `FAMILY_V6`.
     const FAMILY: u32;
     /// What marks a note of this family: see [`flowlog_ebpf::abi::Note::place`].
     const PLACE: u32;
@@ -52,10 +52,8 @@ fn slot<R>(bank: *mut Bank<R>, index: u32) -> Option<*mut R> {
     Some(unsafe { bank.cast::<R>().add((opaque(index) & (BANK_SLOTS - 1)) as usize) })
 }
 
-/// IPv4 tables.
 pub enum V4 {}
 
-/// IPv6 tables.
 pub enum V6 {}
 
 impl Family for V4 {

@@ -76,23 +76,23 @@ fn gso(shinfo: u64, o: &KernelOffsets) -> (u32, u32) {
 
 /// A VLAN tag behind the ethertype that announces it: control information, and the next ethertype (IEEE 802.1Q).
 const TAG_BYTES: u64 = 4;
-/// `PACKET_BROADCAST` of `include/uapi/linux/if_packet.h`.
+/// Packet type of a broadcast: `PACKET_BROADCAST` of `include/uapi/linux/if_packet.h`.
 const PACKET_BROADCAST: u8 = 1;
-/// `PACKET_MULTICAST` there.
+/// Packet type of a multicast: `PACKET_MULTICAST` of `include/uapi/linux/if_packet.h`.
 const PACKET_MULTICAST: u8 = 2;
-/// `fclone` has two bits; this one is the clone of such a pair (`SKB_FCLONE_CLONE` of `include/linux/skbuff.h`).
+/// Mask of `fclone`, which has two bits.
 const FCLONE: u8 = 3;
-/// See [`FCLONE`].
+/// `fclone` of the clone in a pair of buffers: `SKB_FCLONE_CLONE` of `include/linux/skbuff.h`.
 const FCLONE_CLONE: u8 = 2;
 /// Half of `dataref` that counts all who share the data (`SKB_DATAREF_SHIFT` there).
 const DATAREF: u32 = 0xffff;
-/// `PACKET_OTHERHOST` there.
+/// Packet type of a frame to another host: `PACKET_OTHERHOST` of `include/uapi/linux/if_packet.h`.
 const PACKET_OTHERHOST: u8 = 3;
-/// `RTN_LOCAL` of `include/uapi/linux/rtnetlink.h`.
+/// Type of a route to this node: `RTN_LOCAL` of `include/uapi/linux/rtnetlink.h`.
 const RTN_LOCAL: u16 = 2;
-/// `RTN_BROADCAST` of `include/uapi/linux/rtnetlink.h`.
+/// Type of a route to a broadcast address: `RTN_BROADCAST` of `include/uapi/linux/rtnetlink.h`.
 const RTN_BROADCAST: u16 = 3;
-/// `RTN_MULTICAST` there.
+/// Type of a route to a multicast group: `RTN_MULTICAST` of `include/uapi/linux/rtnetlink.h`.
 const RTN_MULTICAST: u16 = 5;
 /// `pkt_type` has three bits.
 const PKT_TYPE: u8 = 7;
@@ -169,7 +169,7 @@ pub struct Dropped {
     dst_dev: u64,
     /// Address of its `skb_shared_info`.
     shinfo: u64,
-    /// Ethertype, host order.
+    /// Ethertype in host order: `skb->protocol`, or what stands behind the VLAN tags once they are read.
     pub protocol: u16,
     /// VLAN tag control information, 0 if none.
     pub vlan_tci: u16,
@@ -179,7 +179,6 @@ pub struct Dropped {
     pub gso_size: u32,
     /// GSO segments, 0 if not known.
     pub gso_segs: u32,
-    /// The headers.
     pub headers: Linear,
 }
 

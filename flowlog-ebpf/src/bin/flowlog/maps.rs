@@ -50,10 +50,10 @@ pub static DYING: PerCpuArray<Dying, 1> = PerCpuArray::new();
 /// Slots of a cache, as many as one map element holds.
 pub type Bank<R> = [R; BANK_SLOTS as usize];
 
-/// Flow cache, IPv4.
+/// Flow cache of IPv4, one per CPU; an element is a bank of slots.
 #[btf_map]
 pub static PASSED4: PerCpuArray<Bank<Record4>, { (CACHE_SLOTS_DEFAULT / BANK_SLOTS) as usize }> = PerCpuArray::new();
-/// Flow cache, IPv6.
+/// Flow cache of IPv6, one per CPU; an element is a bank of slots.
 #[btf_map]
 pub static PASSED6: PerCpuArray<Bank<Record6>, { (CACHE_SLOTS_DEFAULT / BANK_SLOTS) as usize }> = PerCpuArray::new();
 /// Cache of refused flows, IPv4.
@@ -86,7 +86,7 @@ pub static VERDICTS: ProgramArray<{ VERDICT_COUNT as usize }> = ProgramArray::ne
 #[btf_map]
 pub static SETUP: Array<Setup, 1> = Array::new();
 
-/// Kernel struct offsets.
+/// Where members of kernel structs are. The loader sets it from the running kernel's BTF.
 #[unsafe(no_mangle)]
 pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets::ZERO);
 
