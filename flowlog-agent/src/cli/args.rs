@@ -10,8 +10,7 @@ use flowlog_model::{
 use flowlog_pipeline::spool::Limits;
 
 use crate::config::{
-    ConfigError, LAYOUT_DEFAULT, NAME_DEFAULT, RawConfig, RawFlowLog, STATE_DIR_DEFAULT,
-    WINDOW_SECS_DEFAULT,
+    ConfigError, LAYOUT_DEFAULT, NAME_DEFAULT, RawConfig, RawFlowLog, STATE_DIR_DEFAULT, WINDOW_SECS_DEFAULT,
 };
 
 /// Which agent is meant.
