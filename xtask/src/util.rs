@@ -69,3 +69,11 @@ pub(crate) fn files_below(dirs: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     files.sort();
     Ok(files)
 }
+
+/// Every file of the work tree that git does not ignore, from the root.
+pub(crate) fn tracked() -> anyhow::Result<Vec<String>> {
+    let mut git = Command::new("git");
+    git.current_dir(root()).args(["ls-files", "--cached", "--others", "--exclude-standard"]);
+    let listed = output(&mut git)?;
+    Ok(listed.lines().filter(|name| root().join(name).is_file()).map(str::to_owned).collect())
+}

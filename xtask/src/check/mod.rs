@@ -1,9 +1,10 @@
 //! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies ([`layers`], [`deny`]), the ABI ([`abi`]), what
-//! comments and documents name ([`text`]), and symbols.
+//! files name ([`text`], [`promises`]), and symbols.
 
 mod abi;
 mod deny;
 mod layers;
+mod promises;
 mod text;
 
 use std::fs;
