@@ -1,9 +1,10 @@
-//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies ([`layers`], [`deny`]), the ABI ([`abi`]), what
-//! files name ([`text`], [`promises`]), and symbols.
+//! `cargo xtask check`: format, lints ([`lints`]), the checked-in eBPF objects, dependencies ([`layers`], [`deny`]), the ABI
+//! ([`abi`]), what files name ([`text`], [`promises`]), and symbols.
 
 mod abi;
 mod deny;
 mod layers;
+mod lints;
 mod promises;
 mod text;
 
@@ -36,17 +37,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     mutants::check()?;
     deny::check()?;
     reproduce()?;
-    step("lints (clippy, pedantic)");
-    run_command(cargo().args([
-        "clippy",
-        "--locked",
-        "--workspace",
-        "--all-targets",
-        "--quiet",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
+    lints::check()?;
     symbols()?;
     step("all checks passed");
     Ok(())
