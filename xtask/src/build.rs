@@ -1,4 +1,5 @@
-//! `cargo xtask build`: the eBPF object and the release agent.
+//! `cargo xtask build`: the eBPF objects and the release agent; `cargo xtask build-ebpf`: only the objects. Two verbs in one file,
+//! because one is the other and one command more.
 //!
 //! The object is checked in (`flowlog-ebpf/prebuilt/`), so that building the agent needs no eBPF tool chain. It is
 //! reproducible bit for bit: `cargo xtask check` rebuilds and compares it.
@@ -83,13 +84,16 @@ pub(crate) fn objects(dest: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds the objects of the sources in `tree` into `dest`.
+/// Folder of the tool chain that a tree is built with.
+fn sysroot(tree: &Path) -> anyhow::Result<String> {
+    output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(tree))
+}
+
+/// A verb of cargo (`build`, `clippy`) on the programs of the sources in `tree`.
 ///
 /// One nested cargo with the same stable compiler; `RUSTC_BOOTSTRAP` (for `-Z build-std`) is set for that process
 /// only. Paths are remapped, so the bytes do not depend on where the checkout or the tool chain lies.
-pub(crate) fn objects_of(tree: &Path, target_dir: &Path, dest: &Path) -> anyhow::Result<()> {
-    let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]).current_dir(tree))?;
-    let host = output(Command::new("rustc").args(["--print", "host-tuple"]).current_dir(tree))?;
+pub(crate) fn nested(tree: &Path, target_dir: &Path, verb: &str) -> anyhow::Result<Command> {
     let cargo_home = env::var_os("CARGO_HOME")
         .map_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"), PathBuf::from);
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
@@ -104,19 +108,26 @@ pub(crate) fn objects_of(tree: &Path, target_dir: &Path, dest: &Path) -> anyhow:
         remap(tree, "/flowlog"),
         remap(target_dir, "/target"),
         remap(&cargo_home.join("registry/src"), "/cargo"),
-        remap(Path::new(&sysroot), "/rust"),
+        remap(Path::new(&sysroot(tree)?), "/rust"),
     ];
-    run_command(
-        cargo()
-            .current_dir(tree)
-            .args(["build", "--quiet", "--locked", "--release", "--package", "flowlog-ebpf", "--bins"])
-            .args(["--target", TARGET, "-Zbuild-std=core", "--target-dir"])
-            .arg(target_dir)
-            .env("RUSTC_BOOTSTRAP", "1")
-            .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", setup::linker())
-            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-            .env_remove("RUSTC_WORKSPACE_WRAPPER"),
-    )?;
+    let mut command = cargo();
+    command
+        .current_dir(tree)
+        .args([verb, "--quiet", "--locked", "--release", "--package", "flowlog-ebpf", "--bins"])
+        .args(["--target", TARGET, "-Zbuild-std=core", "--target-dir"])
+        .arg(target_dir)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", setup::linker())
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env_remove("RUSTC_WORKSPACE_WRAPPER");
+    Ok(command)
+}
+
+/// Builds the objects of the sources in `tree` into `dest`.
+pub(crate) fn objects_of(tree: &Path, target_dir: &Path, dest: &Path) -> anyhow::Result<()> {
+    let sysroot = sysroot(tree)?;
+    let host = output(Command::new("rustc").args(["--print", "host-tuple"]).current_dir(tree))?;
+    run_command(&mut nested(tree, target_dir, "build")?)?;
     fs::create_dir_all(dest)?;
     for (name, binary) in OBJECTS {
         let object = dest.join(format!("{name}.bpf.o"));

@@ -14,6 +14,8 @@ mod usage;
 mod util;
 mod vm;
 
+use std::process::ExitCode;
+
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// flowlog's development commands
@@ -49,7 +51,19 @@ enum Verb {
     Setup,
 }
 
-fn main() -> anyhow::Result<()> {
+/// An error is one line, whatever the environment says about backtraces: what failed has just said why (a test runner, in its
+/// summary), and this program's own frames would push that out of sight.
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     match Cli::parse().verb {
         None => Ok(Cli::command().print_help()?),
         Some(Verb::Demo) => demo::run(),

@@ -26,17 +26,29 @@ pub(crate) fn step(what: &str) {
     eprintln!("==> {what}");
 }
 
+/// A command as one would type it. What it has in its environment may be long, and is in the sources.
+fn typed(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
 /// Runs a command to its end; an error names the command and its status.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(status.success(), "{command:?} failed: {status}");
+    let status = command.status().with_context(|| format!("cannot start {}", typed(command)))?;
+    ensure!(status.success(), "{} failed: {status}", typed(command));
     Ok(())
 }
 
 /// Runs a command and returns its trimmed standard output.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
-    let out = command.output().with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(out.status.success(), "{command:?} failed: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
+    let out = command.output().with_context(|| format!("cannot start {}", typed(command)))?;
+    ensure!(
+        out.status.success(),
+        "{} failed: {}\n{}",
+        typed(command),
+        out.status,
+        String::from_utf8_lossy(&out.stderr)
+    );
     Ok(String::from_utf8(out.stdout)?.trim().to_owned())
 }
 
@@ -68,4 +80,12 @@ pub(crate) fn files_below(dirs: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// Every file of the work tree that git does not ignore, from the root.
+pub(crate) fn tracked() -> anyhow::Result<Vec<String>> {
+    let mut git = Command::new("git");
+    git.current_dir(root()).args(["ls-files", "--cached", "--others", "--exclude-standard"]);
+    let listed = output(&mut git)?;
+    Ok(listed.lines().filter(|name| root().join(name).is_file()).map(str::to_owned).collect())
 }

@@ -51,7 +51,7 @@ mod programs {
     #[classifier]
     pub fn tc_accept(_ctx: TcContext) -> i32 {
         bump(0);
-        TC_ACT_OK as i32
+        TC_ACT_OK
     }
 
     #[classifier]
@@ -59,7 +59,7 @@ mod programs {
         bump(0);
         if to_port_7(ctx.data(), ctx.data_end()) {
             bump(1);
-            return TC_ACT_SHOT as i32;
+            return TC_ACT_SHOT;
         }
         TC_ACT_UNSPEC
     }
@@ -73,7 +73,7 @@ mod programs {
         bump(0);
         if COUNTERS.get(0).is_some_and(|c| *c % 2 == 0) {
             bump(1);
-            return TC_ACT_SHOT as i32;
+            return TC_ACT_SHOT;
         }
         TC_ACT_UNSPEC
     }

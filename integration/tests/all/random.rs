@@ -50,7 +50,7 @@ mod fifty_random_networks_agree_with_the_firewall {
 
 /// What `cargo xtask fuzz verdicts` runs: its options are in `FLOWLOG_FUZZ_…`.
 #[test]
-#[ignore = "as long as one likes: cargo xtask fuzz verdicts"]
+#[ignore = "as long as one likes: `cargo xtask fuzz verdicts`"]
 fn fuzz_verdicts() {
     let option = |name: &str| std::env::var(format!("FLOWLOG_FUZZ_{name}")).ok();
     let number = |name: &str| option(name).map(|v| v.parse::<u64>().unwrap());

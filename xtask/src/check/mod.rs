@@ -1,9 +1,13 @@
-//! `cargo xtask check`: format, lints, the checked-in eBPF objects, dependencies ([`layers`], [`deny`]), the ABI ([`abi`]), what
-//! comments and documents name ([`text`]), and symbols.
+//! `cargo xtask check`: format, lints ([`lints`]), the checked-in eBPF objects, dependencies ([`layers`], [`deny`]), the ABI
+//! ([`abi`]), what files name ([`text`], [`promises`]), types of one name ([`names`]), and
+//! symbols.
 
 mod abi;
 mod deny;
 mod layers;
+mod lints;
+mod names;
+mod promises;
 mod text;
 
 use std::fs;
@@ -32,20 +36,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     layers::check()?;
     abi::check()?;
     text::check()?;
+    names::check()?;
     mutants::check()?;
     deny::check()?;
     reproduce()?;
-    step("lints (clippy, pedantic)");
-    run_command(cargo().args([
-        "clippy",
-        "--locked",
-        "--workspace",
-        "--all-targets",
-        "--quiet",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
+    lints::check()?;
     symbols()?;
     step("all checks passed");
     Ok(())

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, ensure};
 
-use crate::util::{root, step};
+use crate::util::{root, step, tracked};
 
 /// Names that each of several modules has one of, where they are, and why.
 const FAMILIES: &[(&str, &str, &str)] = &[
@@ -14,9 +14,10 @@ const FAMILIES: &[(&str, &str, &str)] = &[
 /// What a type is declared with.
 const KEYWORDS: [&str; 5] = ["struct", "enum", "trait", "type", "union"];
 
-/// Looks at all files, which are named from the root.
-pub(crate) fn check(files: &[String]) -> anyhow::Result<()> {
+/// Looks at all files.
+pub(crate) fn check() -> anyhow::Result<()> {
     step("one type for each name");
+    let files = tracked()?;
     let mut found: BTreeMap<(&str, String), Vec<&str>> = BTreeMap::new();
     for file in files.iter().filter(|f| f.ends_with(".rs")) {
         let text = fs::read_to_string(root().join(file)).with_context(|| format!("cannot read {file}"))?;
@@ -29,7 +30,9 @@ pub(crate) fn check(files: &[String]) -> anyhow::Result<()> {
     }
     let twice = found.iter().filter(|(_, files)| files.len() > 1);
     let lines: Vec<String> = twice
-        .map(|((at, name), files)| format!("{at}: `{name}` is {} types, in {}; rename one", files.len(), files.join(", ")))
+        .map(|((at, name), files)| {
+            format!("{at}: `{name}` is {} types, in {}; rename one", files.len(), files.join(", "))
+        })
         .collect();
     ensure!(lines.is_empty(), "{}", lines.join("\n"));
     Ok(())

@@ -1,7 +1,9 @@
-//! What comments and documents name exists: paths of the repository, and promises, which ARCHITECTURE.md defines.
+//! The paths of the repository that its files name exist.
 //!
-//! Looked at are the comments of `*.rs` and `*.toml`, and `*.md` outside of fenced blocks. A path is a word that ends as one of
-//! [`ENDINGS`]. It may be written from the root, from the file that names it, or as the tail of a path that exists.
+//! In prose (comments of `*.rs` and `*.toml`, `*.md` outside of fenced blocks, all of `*.txt`) a path is a word that ends as one of
+//! [`ENDINGS`]. It may be written from the root, from the file that names it, or as the tail of a path that exists. In code, which is
+//! full of other things with a `/`, and in prose as well, a path is a word that begins with one of the repository's own folders: so
+//! it is from the root.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,12 +12,9 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
-use crate::util::{output, root, step};
+use super::promises;
+use crate::util::{root, step, tracked};
 
-/// Where the promises are listed.
-const PROMISES: &str = "ARCHITECTURE.md";
-/// How a line of that list begins, up to the promise's name.
-const PROMISE_HEAD: &str = "- **";
 /// Endings of words that are paths of the repository.
 const ENDINGS: [&str; 6] = [".rs", ".md", ".toml", ".txt", ".patch", "/"];
 /// Paths that are not the repository's, and whose they are.
@@ -24,15 +23,16 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("bucket/", "the form of a target"),
     ("prefix/", "the form of an object's key"),
     (".tools/", "where `cargo xtask setup` installs; git ignores it"),
+    ("integration/faults", "a feature, as cargo takes it: package, then name"),
 ];
 
-/// A word that names nothing.
+/// A word that does not name what it should.
 #[derive(Debug, PartialEq, Eq)]
-struct Stale {
-    file: String,
-    line: usize,
-    word: String,
-    why: &'static str,
+pub(super) struct Stale {
+    pub file: String,
+    pub line: usize,
+    pub word: String,
+    pub why: &'static str,
 }
 
 impl fmt::Display for Stale {
@@ -44,34 +44,26 @@ impl fmt::Display for Stale {
 
 /// Everything that is named exists, every promise is listed once with what shows it, and no exception has outlived its use.
 pub(crate) fn check() -> anyhow::Result<()> {
-    step("paths and promises in comments and documents");
-    let names = files()?;
+    step("paths and promises in comments, documents and literals");
+    let names = tracked()?;
     let tree = Tree::new(names.iter().map(String::as_str));
     let mut texts = BTreeMap::new();
     for name in names.iter().filter(|n| Kind::of(n).is_some()) {
         let text = fs::read_to_string(root().join(name)).with_context(|| format!("cannot read {name}"))?;
         texts.insert(name.as_str(), text);
     }
-    let listed = promises(texts.get(PROMISES).map_or("", String::as_str))?;
-    let mut stale = Vec::new();
+    let listed = promises::listed(texts.get(promises::FILE).map_or("", String::as_str))?;
+    let mut stale = promises::unshown(&listed, &texts);
     let mut used = BTreeSet::new();
     for (name, text) in &texts {
         stale.extend(stale_paths(name, text, &tree, &mut used));
-        stale.extend(stale_promises(name, text, &listed));
+        stale.extend(promises::stale(name, text, &listed));
     }
     let lines: Vec<String> = stale.iter().map(ToString::to_string).collect();
     ensure!(lines.is_empty(), "{}", lines.join("\n"));
     let unused: Vec<&str> = ELSEWHERE.iter().map(|(path, _)| *path).filter(|path| !used.contains(path)).collect();
     ensure!(unused.is_empty(), "nobody names these any more, take them out of ELSEWHERE: {}", unused.join(", "));
     Ok(())
-}
-
-/// Every file of the work tree that git does not ignore.
-fn files() -> anyhow::Result<Vec<String>> {
-    let mut git = std::process::Command::new("git");
-    git.current_dir(root()).args(["ls-files", "--cached", "--others", "--exclude-standard"]);
-    let listed = output(&mut git)?;
-    Ok(listed.lines().filter(|name| root().join(name).is_file()).map(str::to_owned).collect())
 }
 
 /// All paths of the repository; those of folders end in `/`.
@@ -92,6 +84,13 @@ impl Tree {
             |path: &String| path.match_indices('/').map(|(at, _)| path[at + 1..].to_owned()).collect::<Vec<_>>();
         let tails = paths.iter().flat_map(tails).filter(|tail| !tail.is_empty()).collect();
         Self { paths, tails }
+    }
+
+    /// Whether a word begins with one of the repository's folders, and there is nothing there.
+    fn lacks(&self, word: &str) -> bool {
+        let word = word.trim_end_matches('/');
+        let is_rooted = word.split_once('/').is_some_and(|(top, _)| self.paths.contains(&format!("{top}/")));
+        is_rooted && !self.paths.contains(word) && !self.paths.contains(&format!("{word}/"))
     }
 
     /// Whether `file` may mean something by `path`.
@@ -116,12 +115,13 @@ fn joined(folder: &str, path: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// How prose is told from the rest of a file.
+/// How prose is told from the rest of a file, which is code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Rust,
     Toml,
     Markdown,
+    Text,
 }
 
 impl Kind {
@@ -130,94 +130,85 @@ impl Kind {
             "rs" => Some(Self::Rust),
             "toml" => Some(Self::Toml),
             "md" => Some(Self::Markdown),
+            "txt" => Some(Self::Text),
             _ => None,
         }
     }
 }
 
-/// The prose of a file: line numbers from 1, and what is written there.
-fn prose(kind: Kind, text: &str) -> Vec<(usize, &str)> {
+/// A line of a file: its number, from 1, and what is code and prose in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Line<'a> {
+    number: usize,
+    code: &'a str,
+    prose: &'a str,
+}
+
+fn lines(kind: Kind, text: &str) -> Vec<Line<'_>> {
     let mut fenced = false;
-    let mut of = |line| match kind {
-        Kind::Rust => comment(line, "//"),
-        Kind::Toml => comment(line, "#"),
+    let mut parted = |line| match kind {
+        Kind::Rust => parts(line, "//"),
+        Kind::Toml => parts(line, "#"),
+        Kind::Text => ("", line),
         Kind::Markdown => {
             let fence = str::trim_start(line).starts_with("```");
             fenced ^= fence;
-            (!fence && !fenced).then_some(line)
+            if fenced || fence { (line, "") } else { ("", line) }
         }
     };
-    text.lines().enumerate().filter_map(|(n, line)| Some((n + 1, of(line)?))).collect()
+    let numbered = |(n, line)| {
+        let (code, prose) = parted(line);
+        Line { number: n + 1, code, prose }
+    };
+    text.lines().enumerate().map(numbered).collect()
 }
 
-/// What is behind the first `mark` of a line that is not in a string of that line.
-fn comment<'a>(line: &'a str, mark: &str) -> Option<&'a str> {
+/// What is before and behind the first `mark` of a line that is not in a string of that line.
+fn parts<'a>(line: &'a str, mark: &str) -> (&'a str, &'a str) {
     let mut quoted = false;
     let mut escaped = false;
     for (at, c) in line.char_indices() {
         if !quoted && line[at..].starts_with(mark) {
-            return Some(&line[at + mark.len()..]);
+            return (&line[..at], &line[at + mark.len()..]);
         }
         quoted ^= c == '"' && !escaped;
         escaped = c == '\\' && !escaped;
     }
-    None
+    (line, "")
 }
 
-/// The words of a text that look like paths of the repository: no patterns, no URLs, nothing from the root of a machine.
-fn paths(text: &str) -> impl Iterator<Item = &str> {
+/// The words of a text that may be paths: no patterns, no URLs, nothing from the root of a machine.
+fn words(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split(|c: char| c.is_whitespace() || "`()[],;\"'|=#!?".contains(c));
     let words = words.map(|word| word.trim_end_matches(['.', ':']));
     let plain = |word: &str| word.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c));
-    words.filter(move |word| {
-        let named =
-            ENDINGS.iter().any(|e| word.strip_suffix(e).is_some_and(|w| w.ends_with(|c: char| c.is_alphanumeric())));
-        named && plain(word) && !word.starts_with('/')
-    })
+    words.filter(move |word| plain(word) && !word.starts_with('/'))
+}
+
+/// Those that look like paths, wherever they begin.
+pub(super) fn paths(text: &str) -> impl Iterator<Item = &str> {
+    let named =
+        |word: &str, ending: &str| word.strip_suffix(ending).is_some_and(|w| w.ends_with(char::is_alphanumeric));
+    words(text).filter(move |word| ENDINGS.iter().any(|ending| named(word, ending)))
 }
 
 /// Paths that a file names and that do not exist. `used` gets the exceptions that were needed.
 fn stale_paths(file: &str, text: &str, tree: &Tree, used: &mut BTreeSet<&'static str>) -> Vec<Stale> {
     let mut stale = Vec::new();
     let Some(kind) = Kind::of(file) else { return stale };
-    for (line, words) in prose(kind, text) {
-        for word in paths(words).filter(|word| !tree.has(file, word)) {
-            match ELSEWHERE.iter().find(|(path, _)| *path == word) {
-                Some((path, _)) => drop(used.insert(path)),
-                None => stale.push(Stale { file: file.to_owned(), line, word: word.to_owned(), why: "does not exist" }),
+    for Line { number, code, prose } in lines(kind, text) {
+        let mut missing: BTreeSet<&str> = paths(prose).filter(|word| !tree.has(file, word)).collect();
+        missing.extend(words(code).chain(words(prose)).filter(|word| tree.lacks(word)));
+        for word in missing {
+            if let Some((path, _)) = ELSEWHERE.iter().find(|(path, _)| *path == word) {
+                used.insert(path);
+            } else {
+                let (file, word) = (file.to_owned(), word.to_owned());
+                stale.push(Stale { file, line: number, word, why: "does not exist" });
             }
         }
     }
     stale
-}
-
-/// Numbers of promises in a text, with the line of each.
-fn promises_in(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let word = |c: char| !(c.is_alphanumeric() || c == '_');
-    let is_promise = |w: &&str| w.len() == 2 && w.starts_with('P') && w.ends_with(|c: char| c.is_ascii_digit());
-    text.lines().enumerate().flat_map(move |(n, line)| line.split(word).filter(is_promise).map(move |w| (n + 1, w)))
-}
-
-/// Promises that a file names and that are not listed.
-fn stale_promises(file: &str, text: &str, listed: &BTreeSet<String>) -> Vec<Stale> {
-    let unknown = promises_in(text).filter(|(_, word)| !listed.contains(*word));
-    let why = "is no promise of ARCHITECTURE.md";
-    unknown.map(|(line, word)| Stale { file: file.to_owned(), line, word: word.to_owned(), why }).collect()
-}
-
-/// The list of promises. Each is there once, and names at least one file.
-fn promises(architecture: &str) -> anyhow::Result<BTreeSet<String>> {
-    let mut listed = BTreeSet::new();
-    for item in architecture.split(&format!("\n{PROMISE_HEAD}")).skip(1) {
-        let Some(name) = item.split_whitespace().next().filter(|name| promises_in(name).next().is_some()) else {
-            continue;
-        };
-        let end = item.find("\n\n").unwrap_or(item.len());
-        ensure!(paths(&item[..end]).next().is_some(), "{PROMISES}: {name} names no file that shows it");
-        ensure!(listed.insert(name.to_owned()), "{PROMISES} lists {name} twice");
-    }
-    ensure!(!listed.is_empty(), "{PROMISES} lists no promise: lines that begin with `{PROMISE_HEAD}P1 `");
-    Ok(listed)
 }
 
 #[cfg(test)]
@@ -264,32 +255,30 @@ mod tests {
 
     #[test]
     fn prose_is_comments_and_what_is_not_fenced() {
+        let parted = |kind, text| lines(kind, text).iter().map(|l| (l.code, l.prose)).collect::<Vec<_>>();
         let rust = "let a = \"// no\\\" // no\"; // yes\ncode();\n/// too";
-        assert_eq!(prose(Kind::Rust, rust), [(1, " yes"), (3, "/ too")]);
-        assert_eq!(prose(Kind::Toml, "a = \"#\"\nb = 1 # yes"), [(2, " yes")]);
-        assert_eq!(prose(Kind::Markdown, "a\n```toml\nb\n```\nc"), [(1, "a"), (5, "c")]);
+        assert_eq!(
+            parted(Kind::Rust, rust),
+            [("let a = \"// no\\\" // no\"; ", " yes"), ("code();", ""), ("", "/ too")]
+        );
+        assert_eq!(parted(Kind::Toml, "a = \"#\"\nb = 1 # yes"), [("a = \"#\"", ""), ("b = 1 ", " yes")]);
+        let fenced = [("", "a"), ("```toml", ""), ("b", ""), ("```", ""), ("", "c")];
+        assert_eq!(parted(Kind::Markdown, "a\n```toml\nb\n```\nc"), fenced);
+        assert_eq!(parted(Kind::Text, "# a\nb"), [("", "# a"), ("", "b")]);
     }
 
     #[test]
     fn what_is_gone_is_named_with_file_line_and_word() {
         let tree = Tree::new(FILES);
+        let stale = |file, text| {
+            let stale = stale_paths(file, text, &tree, &mut BTreeSet::new());
+            stale.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
         let text = "//! See docs/rules.md.\n\n// As in `window/gone.rs`.\nlet s = \"other.rs\";\n";
-        let stale = stale_paths("agent/src/lib.rs", text, &tree, &mut BTreeSet::new());
-        let words: Vec<String> = stale.iter().map(ToString::to_string).collect();
-        assert_eq!(words, ["agent/src/lib.rs:3: `window/gone.rs` does not exist"]);
-    }
-
-    #[test]
-    fn promises_are_listed_once_each_with_a_file() {
-        let list =
-            |items: [&str; 2]| format!("# A\n\n- **Other.** b\n\n- **P{}\n- **P{}\n\nEnd c.rs", items[0], items[1]);
-        let listed = promises(&list(["1 One.** `a.rs`", "2 Two.**\n  `b.rs`"])).expect("a list");
-        assert_eq!(listed.len(), 2);
-        assert!(promises(&list(["1 One.** `a.rs`", "1 Again.** `b.rs`"])).is_err());
-        assert!(promises(&list(["1 One.** `a.rs`", "2 Two.** nothing"])).is_err());
-        assert!(promises("none").is_err());
-        let text = format!("// promise P{}\nlet (_P{}, P{}7) = \"P{}\";", 2, 9, 9, 9);
-        let unknown = stale_promises("a.rs", &text, &listed);
-        assert!(matches!(&unknown[..], [Stale { line: 2, word, .. }] if word.ends_with('9')), "{unknown:?}");
+        assert_eq!(stale("agent/src/lib.rs", text), ["agent/src/lib.rs:3: `window/gone.rs` does not exist"]);
+        assert_eq!(stale("a.txt", "lib.rs\n# gone.rs\n"), ["a.txt:2: `gone.rs` does not exist"]);
+        let literals = "let s = [\"agent/src\", \"agent/src/\", \"a/agent/b\", \"agent/{x}\", \"see agent/gone: no\"];";
+        assert_eq!(stale("a.rs", literals), ["a.rs:1: `agent/gone` does not exist"]);
+        assert_eq!(stale("a.md", "agent/\n```\nagent/old\n```\n"), ["a.md:3: `agent/old` does not exist"]);
     }
 }

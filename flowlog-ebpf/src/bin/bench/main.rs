@@ -11,6 +11,7 @@
 #![allow(unsafe_code, reason = "packet and map pointers; each block says why it holds")]
 
 #[cfg(target_arch = "bpf")]
+#[allow(clippy::single_match_else, reason = "a flow that is known and one that is not, side by side")]
 mod baselines;
 #[cfg(target_arch = "bpf")]
 mod drive;
@@ -18,7 +19,8 @@ mod drive;
 mod explore;
 #[cfg(target_arch = "bpf")]
 #[path = "../flowlog/frame.rs"]
-#[allow(dead_code)] // the benchmark's packets are linear and fit
+#[allow(clippy::pointers_in_nomem_asm_block, reason = "`computed` moves a pointer and follows it nowhere")]
+#[allow(dead_code, reason = "the benchmark's packets are linear and fit")]
 mod frame;
 #[cfg(target_arch = "bpf")]
 mod generate;

@@ -41,10 +41,13 @@ mod devices;
 #[cfg(target_arch = "bpf")]
 mod event;
 #[cfg(target_arch = "bpf")]
+#[allow(clippy::unnecessary_wraps, reason = "`slot` is the end of a chain of options")]
 mod family;
 #[cfg(target_arch = "bpf")]
+#[allow(clippy::pointers_in_nomem_asm_block, reason = "`computed` moves a pointer and follows it nowhere")]
 mod frame;
 #[cfg(target_arch = "bpf")]
+#[allow(clippy::struct_excessive_bools, reason = "what `Dropped` says of a packet is true or not, each for itself")]
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
