@@ -72,27 +72,27 @@ impl Objects {
 
 /// Rows of one interface and direction.
 #[derive(Clone, Copy, Debug)]
-pub struct Way<'a> {
+pub struct Passage<'a> {
     pub interface: &'a str,
     /// As rows have it: `ingress` or `egress`.
     pub direction: &'a str,
 }
 
 #[must_use]
-pub fn into(interface: &str) -> Way<'_> {
-    Way { interface, direction: "ingress" }
+pub fn into(interface: &str) -> Passage<'_> {
+    Passage { interface, direction: "ingress" }
 }
 
 #[must_use]
-pub fn out_of(interface: &str) -> Way<'_> {
-    Way { interface, direction: "egress" }
+pub fn out_of(interface: &str) -> Passage<'_> {
+    Passage { interface, direction: "egress" }
 }
 
 /// Checks that exactly the refused packets of UDP to `port` are REJECT, and exactly the others ACCEPT.
 ///
 /// # Panics
 /// If not.
-pub fn assert_exact(landed: &Objects, place: Way<'_>, port: i64, refused: Sum, passed: Sum) {
+pub fn assert_exact(landed: &Objects, place: Passage<'_>, port: i64, refused: Sum, passed: Sum) {
     let on = landed.on(place.interface);
     let found = ["REJECT", "ACCEPT"].map(|a| on.udp(port, place.direction, a));
     let unknown = on.unknown(place.direction);
@@ -109,7 +109,7 @@ pub fn assert_exact(landed: &Objects, place: Way<'_>, port: i64, refused: Sum, p
 ///
 /// # Panics
 /// If not.
-pub fn assert_not_guessed(landed: &Objects, place: Way<'_>, port: i64, refused: Sum, seen: Sum) {
+pub fn assert_not_guessed(landed: &Objects, place: Passage<'_>, port: i64, refused: Sum, seen: Sum) {
     let on = landed.on(place.interface);
     let [reject, accept] = ["REJECT", "ACCEPT"].map(|a| on.udp(port, place.direction, a));
     let unknown = on.unknown(place.direction);

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use integration::{
     agent::Agent,
-    claims::{NONE, Way, into, out_of},
+    claims::{NONE, Passage, into, out_of},
     net::{Netns, Pair, address},
     rows::{Objects, Sum},
     stacks::Routed,
@@ -39,7 +39,7 @@ fn tracked(hook: &str) -> String {
 }
 
 /// Fragments have ports only in the first of them: all UDP of one place counts.
-fn assert_all(landed: &Objects, place: Way<'_>, v6: bool, refused: Sum, passed: Sum) {
+fn assert_all(landed: &Objects, place: Passage<'_>, v6: bool, refused: Sum, passed: Sum) {
     let on = landed.on(place.interface);
     let kind =
         |r: &integration::rows::Row| r.protocol == 17 && r.direction == place.direction && r.dst.contains(':') == v6;

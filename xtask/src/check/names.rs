@@ -53,8 +53,8 @@ fn crate_of(file: &str) -> &str {
         if let Some(at) = file.find(folder) {
             let end = at + folder.len();
             // A program is a file or a folder of its own.
-            let own = if folder == "src/" { Some(0) } else { file[end..].find(['/', '.']) };
-            return &file[..end + own.unwrap_or(0)];
+            let own = if folder == "src/" { Some(0) } else { file[end..].find('/') };
+            return own.map_or(file, |own| &file[..end + own]);
         }
     }
     file
@@ -84,7 +84,7 @@ mod tests {
         for (file, at) in [
             ("flowlog-agent/model/src/rule/target.rs", "flowlog-agent/model/src/"),
             ("flowlog-ebpf/src/bin/flowlog/tc.rs", "flowlog-ebpf/src/bin/flowlog"),
-            ("flowlog-ebpf/src/bin/testkit.rs", "flowlog-ebpf/src/bin/testkit"),
+            ("flowlog-ebpf/src/bin/testkit.rs", "flowlog-ebpf/src/bin/testkit.rs"),
             ("flowlog-ebpf/src/packet.rs", "flowlog-ebpf/src/"),
             ("integration/benches/suite/main.rs", "integration/benches/suite"),
             ("integration/tests/all/api.rs", "integration/tests/all"),

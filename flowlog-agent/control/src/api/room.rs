@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::{flow_logs::access::Caller, inventory::Contract};
 
 /// Connections at the same time on each listener.
-const PLACES: usize = 256;
+const SEATS: usize = 256;
 /// Of these, from one address or one user of the node: more are closed at once.
 const SEATS_EACH: usize = 64;
 /// For so long a stranger keeps its seat when all are taken, however few it has: who knows its password has said it by then.
@@ -106,7 +106,7 @@ impl Seats {
         if mine >= SEATS_EACH {
             return false;
         }
-        if others().count() < PLACES {
+        if others().count() < SEATS {
             return true;
         }
         let mut each = BTreeMap::<&Owner, usize>::new();
