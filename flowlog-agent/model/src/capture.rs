@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     interface::{Bound, Mac, Selector},
-    rule::{InvalidField, Rule, Side},
+    rule::{InvalidField, Rule, Side, words},
 };
 
 /// How a direction of an interface is hooked.
@@ -42,10 +42,8 @@ impl FromStr for HookKind {
     type Err = InvalidField;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|h| h.as_str() == s).ok_or_else(|| {
-            let [a, b, c, d] = Self::ALL.map(Self::as_str);
-            InvalidField::new("hook", s, format!("use `{a}`, `{b}`, `{c}` or `{d}`"))
-        })
+        let named = Self::ALL.into_iter().find(|hook| hook.as_str() == s);
+        named.ok_or_else(|| InvalidField::new("hook", s, words(&Self::ALL.map(Self::as_str))))
     }
 }
 

@@ -34,6 +34,15 @@ impl InvalidField {
     }
 }
 
+/// The rule of a field that takes one of these words.
+pub(crate) fn words(all: &[&str]) -> String {
+    let quoted: Vec<String> = all.iter().map(|word| format!("`{word}`")).collect();
+    match quoted.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("use {} or {last}", others.join(", ")),
+        _ => format!("use {}", quoted.concat()),
+    }
+}
+
 /// Way through a hook, as the watched interface sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -136,10 +145,7 @@ impl FromStr for Directions {
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let named = Self::ALL.into_iter().find(|d| d.as_str().eq_ignore_ascii_case(s));
-        named.ok_or_else(|| {
-            let [a, b, c] = Self::ALL.map(Self::as_str);
-            InvalidField::new("direction", s, format!("use `{a}`, `{b}` or `{c}`"))
-        })
+        named.ok_or_else(|| InvalidField::new("direction", s, words(&Self::ALL.map(Self::as_str))))
     }
 }
 
@@ -179,10 +185,7 @@ impl FromStr for Action {
             return Ok(Self::Any);
         }
         let named = Self::ALL.into_iter().find(|a| a.as_str().eq_ignore_ascii_case(s));
-        named.ok_or_else(|| {
-            let [a, b, c] = Self::ALL.map(Self::as_str);
-            InvalidField::new("action", s, format!("use `{a}`, `{b}` or `{c}`"))
-        })
+        named.ok_or_else(|| InvalidField::new("action", s, words(&Self::ALL.map(Self::as_str))))
     }
 }
 
@@ -346,6 +349,10 @@ mod tests {
     fn enums_take_the_words_of_the_cloud_api() {
         assert_eq!("BIDIRECTIONAL".parse(), Ok(Directions::Bidirectional));
         assert_eq!("ALL".parse(), Ok(Action::Any));
-        assert!("both".parse::<Directions>().is_err() && "drop".parse::<Action>().is_err());
+        assert_eq!(
+            "both".parse::<Directions>().expect_err("no word").rule,
+            "use `ingress`, `egress` or `bidirectional`"
+        );
+        assert!("drop".parse::<Action>().is_err());
     }
 }

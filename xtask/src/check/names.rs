@@ -1,6 +1,6 @@
 //! No two types of one name in one crate that more than one module can see: whoever reads the name knows the type.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, ensure};
 
@@ -19,7 +19,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
     step("one type for each name");
     let files = tracked()?;
     let mut found: BTreeMap<(&str, String), Vec<&str>> = BTreeMap::new();
-    for file in files.iter().filter(|f| f.ends_with(".rs")) {
+    for file in files.iter().filter(|f| Path::new(f).extension().is_some_and(|e| e == "rs")) {
         let text = fs::read_to_string(root().join(file)).with_context(|| format!("cannot read {file}"))?;
         for name in text.lines().filter_map(declared) {
             let is_family = FAMILIES.iter().any(|(at, of, _)| file.starts_with(at) && *of == name);

@@ -86,11 +86,12 @@ impl Tree {
         Self { paths, tails }
     }
 
-    /// Whether a word begins with one of the repository's folders, and there is nothing there.
+    /// Whether a word begins with one of the repository's folders, and there is nothing there. A file's ending may be left out.
     fn lacks(&self, word: &str) -> bool {
         let word = word.trim_end_matches('/');
         let is_rooted = word.split_once('/').is_some_and(|(top, _)| self.paths.contains(&format!("{top}/")));
-        is_rooted && !self.paths.contains(word) && !self.paths.contains(&format!("{word}/"))
+        let has = |path: String| self.paths.range(path.clone()..).next().is_some_and(|p| p.starts_with(&path));
+        is_rooted && !self.paths.contains(word) && !has(format!("{word}/")) && !has(format!("{word}."))
     }
 
     /// Whether `file` may mean something by `path`.
@@ -277,7 +278,7 @@ mod tests {
         let text = "//! See docs/rules.md.\n\n// As in `window/gone.rs`.\nlet s = \"other.rs\";\n";
         assert_eq!(stale("agent/src/lib.rs", text), ["agent/src/lib.rs:3: `window/gone.rs` does not exist"]);
         assert_eq!(stale("a.txt", "lib.rs\n# gone.rs\n"), ["a.txt:2: `gone.rs` does not exist"]);
-        let literals = "let s = [\"agent/src\", \"agent/src/\", \"a/agent/b\", \"agent/{x}\", \"see agent/gone: no\"];";
+        let literals = "let s = [\"agent/src\", \"agent/src/\", \"agent/src/lib\", \"a/agent/b\", \"agent/{x}\", \"see agent/gone: no\"];";
         assert_eq!(stale("a.rs", literals), ["a.rs:1: `agent/gone` does not exist"]);
         assert_eq!(stale("a.md", "agent/\n```\nagent/old\n```\n"), ["a.md:3: `agent/old` does not exist"]);
     }
