@@ -345,6 +345,15 @@ interface = { name = 'tap0' }
     }
 
     #[test]
+    fn what_is_wrong_with_buckets_costs_no_resource() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        write(dir.path().join("inventory.toml"), &format!("{NIC}\n[buckets]\ndirectory = '/d'\nregion = 'r'"));
+        let loaded = loader(dir.path()).load();
+        assert_eq!(loaded.inventory.resources.len(), 1);
+        assert!(loaded.problems[0].contains("give either `endpoint`, or `directory`"), "{:?}", loaded.problems);
+    }
+
+    #[test]
     fn what_is_wrong_with_one_resource_is_said_and_costs_no_other() {
         let other = NIC.replace("000000000001", "000000000009");
         for (bad, words) in [
@@ -356,9 +365,8 @@ interface = { name = 'tap0' }
             (other.replace("31960002", "3/4"), "line 5: contract `3/4`"),
             (format!("{other}colour = 1"), "unknown field `colour`"),
             (format!("{other}\n[buckets]\nendpoint = 'https://s'\nacls = false"), "unknown field `acls`"),
-            (format!("{other}\n[[bucket]]\nname = 'b'\ncontract = '7'\nregoin = 'r'"), "unknown field `regoin`"),
+            (format!("{other}\n[[bucket]]\nname = 'flows-b'\ncontract = '7'\nregoin = 'r'"), "unknown field `regoin`"),
             (format!("{other}\n[[contract]]\nid = '7'\nbuckets = {{ pathstyle = true }}"), "unknown field `pathstyle`"),
-            (format!("{other}\n[buckets]\ndirectory = '/d'\nregion = 'r'"), "give either `endpoint`, or `directory`"),
         ] {
             let dir = tempfile::tempdir().expect("tempdir");
             write(dir.path().join("inventory.toml"), NIC);
