@@ -272,7 +272,7 @@ fn the_command_line_shows_and_does_what_a_person_wants() {
     let _agent = node.start().unwrap();
     let run = |args: &[&str]| node.command(args).unwrap();
     let (code, inventory, _) = run(&["inventory", "list"]);
-    assert!(code == Some(0) && inventory.contains(NIC) && inventory.contains("name tap0"), "{inventory}");
+    assert!(code == Some(0) && inventory.contains(NIC) && inventory.contains(" tap0 "), "{inventory}");
     let add = ["rule", "add", "--resource", NIC, "--name", "web", "--bucket", "flows/team"];
     let (code, added, _) = run(&add);
     assert!(code == Some(0) && added.contains("draft") && added.contains("yellow"), "{added}");

@@ -1,8 +1,8 @@
-//! `cargo xtask check`: format, lints ([`lints`]), the checked-in eBPF objects, dependencies ([`layers`], [`deny`]), the ABI
-//! ([`abi`]), what files name ([`text`], [`promises`]), types of one name ([`names`]), and
-//! symbols.
+//! `cargo xtask check`: format, lints ([`lints`]), the checked-in eBPF objects, dependencies ([`layers`], [`cycles`], [`deny`]), the ABI
+//! ([`abi`]), what files name ([`text`], [`promises`]), types of one name ([`names`]), and symbols.
 
 mod abi;
+mod cycles;
 mod deny;
 mod layers;
 mod lints;
@@ -34,6 +34,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     step("format");
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
     layers::check()?;
+    cycles::check()?;
     abi::check()?;
     text::check()?;
     names::check()?;
