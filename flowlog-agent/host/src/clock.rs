@@ -1,4 +1,5 @@
-//! The clocks. Nothing else in the agent reads one: whatever works with time takes it as an argument.
+//! The clocks of the node. Whatever works with time takes it as an argument. Besides this file only what waits or limits reads a clock of
+//! its library: deliveries tokio's, the API's limiters governor's; each says so where it does.
 
 #![allow(clippy::disallowed_methods, reason = "here they are read")]
 

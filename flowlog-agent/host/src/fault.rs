@@ -29,8 +29,8 @@ pub const POINTS: [&str; 18] = [
     "spool_unlink",
 ];
 
-/// Places around the transactions of the rule store: `integration/tests/all/rules.rs` kills the agent at each.
-pub const RULE_POINTS: [&str; 7] = [
+/// Places around the transactions of the flow-log store: `integration/tests/all/rules.rs` kills the agent at each.
+pub const STORE_POINTS: [&str; 7] = [
     "rules_commit",
     "rules_committed",
     "rules_provisioning",

@@ -1,4 +1,4 @@
-//! The kernel edge: loading, attaching and talking to the eBPF programs. The only crate that names `aya`.
+//! The kernel edge: loading, attaching and talking to the eBPF programs. The only layer that names `aya`.
 //!
 //! * [`btf`], [`layout`]: what this kernel's structs and drop reasons look like;
 //! * [`load`]: the eBPF object, its constants, and [`Kernel`]: everything of ours in the kernel, by owner;

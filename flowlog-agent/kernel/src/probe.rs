@@ -8,11 +8,14 @@ use aya::{
     sys::{is_map_supported, is_program_supported},
 };
 
+use rustix::thread::CapabilitySet;
+
 use super::{
     Kernel, Sizes,
     attach::{has_tcx, kernel_at_least},
     btf::Btf,
-    confine, layout,
+    confine::{self, capabilities::NEEDED},
+    layout,
     pins::{PIN_DIR_DEFAULT, is_bpffs},
     refusal,
 };
@@ -20,9 +23,6 @@ use crate::netdev;
 
 /// Oldest kernel that is tested against.
 const KERNEL_MIN: (u8, u8) = (6, 1);
-/// Capabilities the agent needs, with their bit (`include/uapi/linux/capability.h`).
-const CAPABILITIES: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
-const CAP_SYS_ADMIN: u32 = 21;
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,23 +100,20 @@ fn btf() -> Finding {
 }
 
 fn capabilities() -> Vec<Finding> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let bits = status
-        .lines()
-        .find_map(|l| l.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .unwrap_or(0);
-    let has = |bit: u32| bits >> bit & 1 == 1 || (bit != 12 && bits >> CAP_SYS_ADMIN & 1 == 1);
-    CAPABILITIES
-        .iter()
-        .map(|(name, bit)| {
-            if has(*bit) {
-                finding(*name, State::Ok, "held")
-            } else {
-                finding(*name, State::Missing, "not held; run as root or grant it")
-            }
-        })
-        .collect()
+    let held = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    // CAP_SYS_ADMIN stands for all but this one.
+    let has = |one: CapabilitySet| {
+        held.contains(one) || (one != CapabilitySet::NET_ADMIN && held.contains(CapabilitySet::SYS_ADMIN))
+    };
+    let found = NEEDED.iter_names().map(|(name, one)| {
+        let name = format!("CAP_{name}");
+        if has(one) {
+            finding(name, State::Ok, "held")
+        } else {
+            finding(name, State::Missing, "not held; run as root or grant it")
+        }
+    });
+    found.collect()
 }
 
 /// The agent refuses to run without a filter of its system calls.

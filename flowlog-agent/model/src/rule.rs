@@ -67,7 +67,7 @@ impl Direction {
 
     /// Index into per-direction arrays of the ABI.
     #[must_use]
-    pub fn index(self) -> usize {
+    pub const fn index(self) -> usize {
         match self {
             Self::Ingress => 0,
             Self::Egress => 1,
@@ -250,7 +250,7 @@ pub fn window_secs(secs: u32) -> Result<u32, InvalidField> {
 /// One flow log on one interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
-    /// Id in the rule store; the quick way in (`run --interface`) has none.
+    /// Id in the flow-log store; the quick way in (`run --interface`) has none.
     #[serde(default)]
     pub id: Option<FlowLogId>,
     /// Name; starts the object key. Of a rule in the store: the name it was activated with, so that renaming it moves

@@ -46,7 +46,7 @@ pub struct Leaving {
 pub struct RuleStatus {
     /// Name of the rule, as it is called now.
     pub rule: String,
-    /// Id of the flow log in the rule store, if it is from there.
+    /// Id of the flow log in the flow-log store, if it is from there.
     pub rule_id: Option<FlowLogId>,
     /// Interface, as it is called now; empty if there is none.
     pub interface: String,
@@ -151,6 +151,17 @@ pub enum RouteState {
         /// What the store said last.
         error: String,
     },
+}
+
+impl CaptureState {
+    /// Why it is not being captured, where that is known.
+    #[must_use]
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Self::Waiting { why } | Self::Trouble { why } => Some(why),
+            Self::Attached { .. } | Self::Unknown => None,
+        }
+    }
 }
 
 impl RouteState {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use flowlog_control::{api::serve::ServeError, flow_logs::store::RulesError};
+use flowlog_control::{api::serve::ServeError, flow_logs::store::FlowLogStoreError};
 use flowlog_kernel::{KernelError, confine::ConfineError, netdev::NetDevError};
 use flowlog_pipeline::{
     error::CaptureError, journal::JournalError, source::SourceError, spool::SpoolError, upload::BucketError,
@@ -36,7 +36,7 @@ pub(crate) enum AgentError {
         source: std::io::Error,
     },
     #[error(transparent)]
-    Rules(#[from] RulesError),
+    FlowLogStore(#[from] FlowLogStoreError),
     #[error(transparent)]
     Api(#[from] ServeError),
     /// A file of the configuration.

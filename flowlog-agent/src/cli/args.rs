@@ -169,7 +169,7 @@ struct CaptureArgs {
     /// Ring buffer size; a power of two.
     #[arg(long, value_name = "BYTES", default_value_t = Sizes::default().ring_bytes)]
     ring_bytes: u32,
-    /// Flows in memory before the largest window is written early; 70 bytes each, twice.
+    /// Flows in memory before the largest window is written early; 300 bytes each at most.
     #[arg(long, value_name = "N")]
     flows_max: Option<usize>,
     /// Bytes of undelivered objects before windows leave their totals only.

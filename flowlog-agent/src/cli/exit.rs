@@ -111,7 +111,7 @@ fn of_agent(error: &AgentError) -> u8 {
         | AgentError::Memory(_)
         | AgentError::Spool(_)
         | AgentError::StateDir { .. }
-        | AgentError::Rules(_)
+        | AgentError::FlowLogStore(_)
         | AgentError::Api(_)
         | AgentError::File { .. }
         | AgentError::OtherPins { .. }

@@ -42,7 +42,7 @@ enum Command {
         #[arg(long, default_value = "table")]
         output: status::Output,
     },
-    /// Flow logs of the running agent: add, validate, provision, list, show, rename, delete.
+    /// Flow logs of the running agent: add, validate, provision, list, show, rename, delete, audit.
     Rule(rule::RuleArgs),
     /// What the running agent knows to be on this node.
     Inventory(inventory::InventoryArgs),

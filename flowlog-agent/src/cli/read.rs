@@ -12,7 +12,10 @@ use arrow::{
     datatypes::{Int32Type, Int64Type},
 };
 use flowlog_model::text::printable;
-use flowlog_pipeline::encode::parquet::BALANCE_KEY;
+use flowlog_pipeline::{
+    encode::{parquet::BALANCE_KEY, schema::ColumnId},
+    window::balance_names as names,
+};
 use jiff::Timestamp;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
@@ -90,60 +93,61 @@ fn conservation(balance: &str) -> String {
     };
     format!(
         "conservation: {} seen - {} not IP + {} refused before a hook = {} accepted + {} rejected + {} lost (difference {})",
-        of("seen"),
-        of("non_ip"),
-        of("refused_unseen"),
-        of("accepted_rows"),
-        of("rejected_rows"),
-        of("lost"),
-        of("difference"),
+        of(names::SEEN),
+        of(names::NON_IP),
+        of(names::REFUSED_UNSEEN),
+        of(names::ACCEPTED_ROWS),
+        of(names::REJECTED_ROWS),
+        of(names::LOST),
+        of(names::DIFFERENCE),
     )
 }
 
 fn line(batch: &RecordBatch, row: usize) -> anyhow::Result<String> {
-    let wrong =
-        |name: &str, what: &str| Failure::Wrong(format!("column `{name}` is {what}: flowlog did not write this"));
-    let column = |name: &str| batch.column_by_name(name).ok_or_else(|| wrong(name, "missing"));
-    let text = |name: &str| -> anyhow::Result<String> {
-        let c = column(name)?.as_string_opt::<i32>().ok_or_else(|| wrong(name, "not text"))?;
+    let wrong = |id: ColumnId, what: &str| {
+        Failure::Wrong(format!("column `{}` is {what}: flowlog did not write this", id.name()))
+    };
+    let column = |id: ColumnId| batch.column_by_name(id.name()).ok_or_else(|| wrong(id, "missing"));
+    let text = |id: ColumnId| -> anyhow::Result<String> {
+        let c = column(id)?.as_string_opt::<i32>().ok_or_else(|| wrong(id, "not text"))?;
         Ok(if c.is_null(row) { "-".to_owned() } else { c.value(row).to_owned() })
     };
-    let small = |name: &str| -> anyhow::Result<Option<i32>> {
-        let c = column(name)?.as_primitive_opt::<Int32Type>().ok_or_else(|| wrong(name, "not int32"))?;
+    let small = |id: ColumnId| -> anyhow::Result<Option<i32>> {
+        let c = column(id)?.as_primitive_opt::<Int32Type>().ok_or_else(|| wrong(id, "not int32"))?;
         Ok((!c.is_null(row)).then(|| c.value(row)))
     };
-    let big = |name: &str| -> anyhow::Result<Option<i64>> {
-        let c = column(name)?.as_primitive_opt::<Int64Type>().ok_or_else(|| wrong(name, "not int64"))?;
+    let big = |id: ColumnId| -> anyhow::Result<Option<i64>> {
+        let c = column(id)?.as_primitive_opt::<Int64Type>().ok_or_else(|| wrong(id, "not int64"))?;
         Ok((!c.is_null(row)).then(|| c.value(row)))
     };
     let number = |n: Option<i64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
-    let start = Timestamp::from_second(big("start")?.unwrap_or(0)).map(|t| t.strftime("%H:%M:%S").to_string());
-    let protocol = small("protocol")?;
+    let start = Timestamp::from_second(big(ColumnId::Start)?.unwrap_or(0)).map(|t| t.strftime("%H:%M:%S").to_string());
+    let protocol = small(ColumnId::Protocol)?;
     let end = |address: String, port: Option<i32>| match port {
         Some(p) if matches!(protocol, Some(6 | 17 | 132)) => format!("{address}:{p}"),
         _ => address,
     };
-    let protocol_name = match (protocol, small("icmp_type")?) {
+    let protocol_name = match (protocol, small(ColumnId::IcmpType)?) {
         (Some(6), _) => "tcp".to_owned(),
         (Some(17), _) => "udp".to_owned(),
         (Some(1 | 58), Some(kind)) => format!("icmp/{kind}"),
         (other, _) => number(other.map(i64::from)),
     };
-    let reason = match (text("reject_reason")?, text("skip_reason")?) {
+    let reason = match (text(ColumnId::RejectReason)?, text(ColumnId::SkipReason)?) {
         (r, s) if r == "-" => s,
         (r, _) => r,
     };
     Ok(format!(
         "  {:<8} {:<8} {:<7} {:<6} {:<22} {:<22} {:>8} {:>11} {:<10} {}",
         start.unwrap_or_default(),
-        text("log_status")?,
-        text("flow_direction")?,
+        text(ColumnId::LogStatus)?,
+        text(ColumnId::FlowDirection)?,
         protocol_name,
-        end(text("srcaddr")?, small("srcport")?),
-        end(text("dstaddr")?, small("dstport")?),
-        number(big("packets")?),
-        number(big("bytes")?),
-        text("action")?,
+        end(text(ColumnId::SrcAddr)?, small(ColumnId::SrcPort)?),
+        end(text(ColumnId::DstAddr)?, small(ColumnId::DstPort)?),
+        number(big(ColumnId::Packets)?),
+        number(big(ColumnId::Bytes)?),
+        text(ColumnId::Action)?,
         if reason == "-" { String::new() } else { reason }
     ))
 }

@@ -76,17 +76,13 @@ fn table(status: &Status, running: bool) -> String {
         "RULE", "INTERFACE", "STATE", "ACCEPTED", "REJECTED", "LOST", "WAITING"
     );
     for RuleStatus { rule, interface, capture, counts, delivery, .. } in &status.rules {
-        let (state, trouble) = match (capture, &delivery.state) {
-            (CaptureState::Attached { .. }, RouteState::Idle) => ("capturing", None),
-            (CaptureState::Attached { .. }, RouteState::Delivering) => ("delivering", None),
-            (CaptureState::Attached { .. }, RouteState::Retrying { error, .. }) => ("retrying", Some(error)),
-            (CaptureState::Attached { .. }, RouteState::Degraded { error, .. }) => ("degraded", Some(error)),
-            (CaptureState::Attached { .. }, RouteState::Blocked { error, .. }) => ("blocked", Some(error)),
-            (CaptureState::Waiting { why }, _) => ("waiting", Some(why)),
-            (CaptureState::Trouble { why }, _) => ("trouble", Some(why)),
-            (CaptureState::Unknown, _) => ("unknown", None),
+        let attached = matches!(capture, CaptureState::Attached { .. });
+        let (state, trouble) = match &delivery.state {
+            RouteState::Idle if attached => ("capturing".to_owned(), None),
+            route if attached => (tag(route), route.error()),
+            _ => (tag(capture), capture.why()),
         };
-        let last = trouble.or(delivery.last_key.as_ref()).map_or("-", String::as_str);
+        let last = trouble.or(delivery.last_key.as_deref()).unwrap_or("-");
         let Counts { accepted_packets, rejected_packets, lost_packets, .. } = counts;
         let _ = writeln!(
             out,
@@ -103,4 +99,10 @@ fn table(status: &Status, running: bool) -> String {
         );
     }
     out
+}
+
+/// The word for a state, as it is in JSON.
+fn tag(state: &impl Serialize) -> String {
+    let json = serde_json::to_value(state).unwrap_or_default();
+    json["state"].as_str().unwrap_or_default().to_owned()
 }

@@ -13,7 +13,7 @@ use flowlog_kernel::{Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
     CaptureSpec, HookKind, S3Options,
     interface::Selector,
-    rule::{Action, Directions, InvalidField, Name, Rule, Side, Target, key_part, window_secs},
+    rule::{Action, Directions, InvalidField, Location, Name, Rule, Side, Target, key_part, window_secs},
 };
 use flowlog_pipeline::spool::Limits;
 pub(crate) use raw::{RawConfig, RawFlowLog, RawSizes};
@@ -29,7 +29,7 @@ pub(crate) const STATE_DIR_DEFAULT: &str = "/var/lib/flowlog";
 pub(crate) const SOCKET_DEFAULT: &str = "/run/flowlog/agent.sock";
 /// Largest configuration file that is read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
-/// Default cap on flows in open windows; about 70 bytes each, and as many again while windows are being written.
+/// Default cap on flows in open windows. What each takes is in `agent/memory.rs`.
 pub(crate) const FLOWS_MAX_DEFAULT: usize = 2_000_000;
 /// Below it, objects are all overhead.
 pub(crate) const FLOWS_MAX_MIN: usize = 1_000;
@@ -230,6 +230,9 @@ impl RawSizes {
 impl RawFlowLog {
     fn check(&self) -> Result<Vec<CaptureSpec>, InvalidField> {
         let mut target: Target = self.target.parse()?;
+        if let Location::Directory(path) = &mut target.location {
+            *path = whole(path).map_err(|e| InvalidField::new("target", &self.target, e.to_string()))?;
+        }
         if let Some(prefix) = &self.prefix {
             if target.prefix.is_some() {
                 return Err(InvalidField::new("prefix", prefix, "the target has a prefix already; give one of them"));
@@ -268,6 +271,12 @@ impl RawFlowLog {
             })
             .collect())
     }
+}
+
+/// A path as the whole node knows it: what is written relative is meant from where the command was started.
+#[allow(clippy::disallowed_methods, reason = "here the working directory is asked, and nowhere else")]
+fn whole(path: &std::path::Path) -> std::io::Result<PathBuf> {
+    std::path::absolute(path)
 }
 
 fn layout(s: Option<&str>) -> Result<bool, InvalidField> {
@@ -310,6 +319,9 @@ mod tests {
         let rule = &config.captures[1].rule;
         assert_eq!((rule.window_secs, rule.name.as_str(), rule.nodata), (600, "flowlog", true));
         assert_eq!(rule.target.prefix.as_deref(), Some("team"));
+        let relative = parse("[[flow_log]]\ninterfaces = ['eth0']\ntarget = './flows'\n").expect("good");
+        let whole = relative.captures[0].rule.target.to_string();
+        assert!(whole.starts_with("file:///") && whole.ends_with("/flows") && !whole.contains("/./"), "{whole}");
     }
 
     #[test]

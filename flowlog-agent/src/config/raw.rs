@@ -123,7 +123,7 @@ pub(crate) struct RawFlowLog {
     pub window: Option<u32>,
     /// `tc`, `tcx`, `clsact`, `xdp`.
     pub hook: Option<String>,
-    /// See [`super::Capture::wait`].
+    /// The interface need not exist at the start.
     pub wait: Option<bool>,
     /// Write an object for a window without traffic.
     pub nodata: Option<bool>,

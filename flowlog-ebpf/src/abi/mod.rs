@@ -1,4 +1,4 @@
-//! The kernel/user ABI: every struct that crosses the boundary, with its size pinned by an assertion beside it.
+//! The kernel/user ABI: every struct that crosses the boundary; the size of each that both sides read is pinned by an assertion beside it.
 //!
 //! A change to any layout or to the meaning of a field must raise [`ABI_VERSION`]; the assertions remind whoever changes a
 //! layout.
@@ -17,7 +17,7 @@ pub use offsets::*;
 pub use record::*;
 pub use truth::*;
 
-/// Version of everything in this file. It names the pin directory, so that two ABIs never share a map.
+/// Version of everything in this module. It names the pin directory, so that two ABIs never share a map.
 pub const ABI_VERSION: u32 = 8;
 
 /// Ingress: the packet enters the interface that is being watched.

@@ -15,8 +15,8 @@ pub const DATAGRAMS: u32 = 1_024;
 
 /// A packet that passed a hook: who it was, where it was counted, and as what. One cache line.
 ///
-/// The packet carries the note's number in `skb->tc_index`, a field that is zero in every new buffer, that clones and copies
-/// take over, and that nothing between here and a firewall's verdict writes. A dying buffer with this number *and* this
+/// The packet carries the note's number in `skb->tc_index`, a field that is zero in every new buffer and that clones and copies take
+/// over. Between here and a firewall's verdict only other traffic control writes it; where there is any, packets have no number. A dying buffer with this number *and* this
 /// address is the very packet: a copy of it has another address, a packet that never passed a hook has no number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

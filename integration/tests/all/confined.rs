@@ -190,11 +190,11 @@ fn may_dump(command: &mut Command, dir: &std::path::Path) {
 fn an_agent_that_is_aborted_leaves_no_core_file() {
     let pair = Pair::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    // The witness: somebody else leaves one here.
+    // The witness: somebody else leaves one here. (Not SIGQUIT, which whatever a shell starts in the background ignores.)
     let mut other = Command::new("sleep");
     may_dump(other.arg("600"), dir.path());
     let mut other = other.spawn().unwrap();
-    rustix::process::kill_process(rustix::process::Pid::from_child(&other), Signal::QUIT).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&other), Signal::ABORT).unwrap();
     if !other.wait().unwrap().core_dumped() {
         return features::skipped("core files are not written here");
     }
@@ -204,7 +204,7 @@ fn an_agent_that_is_aborted_leaves_no_core_file() {
     may_dump(&mut command, dir.path());
     let mut agent = Agent::attend(command, tempfile::tempdir().unwrap()).unwrap();
     agent.wait_for("capturing").unwrap();
-    agent.signal(Signal::QUIT);
+    agent.signal(Signal::ABORT);
     let ended = agent.ended().unwrap();
-    assert_eq!((ended.signal(), ended.core_dumped()), (Some(Signal::QUIT.as_raw()), false));
+    assert_eq!((ended.signal(), ended.core_dumped()), (Some(Signal::ABORT.as_raw()), false));
 }

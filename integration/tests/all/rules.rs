@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use aya::programs::TcAttachType;
-use flowlog_host::fault::RULE_POINTS;
+use flowlog_host::fault::STORE_POINTS;
 use integration::{
     managed::{ALB, Managed, NAT, NIC, NLB, OTHERS_NIC},
     others::{Other, Place},
@@ -224,7 +224,7 @@ fn killed_between_any_two_transitions_the_kernels_attachments_equal_the_store() 
     let _other = somebody_elses_xdp(&node);
     // Every transaction of the script below, and every step between them.
     let times = |point: &str| if point.starts_with("rules_commit") { 1..=14 } else { 1..=1 };
-    let faults = RULE_POINTS.iter().flat_map(|p| times(p).map(move |n| format!("{p}:{n}")));
+    let faults = STORE_POINTS.iter().flat_map(|p| times(p).map(move |n| format!("{p}:{n}")));
     for fault in faults {
         let mut agent = node.spawn(&[("FLOWLOG_FAULT", &fault)]).unwrap();
         agent.wait_for("capturing").unwrap();

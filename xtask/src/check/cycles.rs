@@ -1,6 +1,6 @@
 //! Within a crate the imports of its modules make no cycle: whoever drives imports what it drives, and not the other way round.
 //!
-//! A module is a file or folder right below `src/`; files of one folder are one stage. The crate's root (`lib.rs`, `main.rs`) may import
+//! A module is a file or folder right below `src/`, or below a program's own folder; files of one folder are one stage. The crate's root (`lib.rs`, `main.rs`) may import
 //! everything, and a name that it re-exports stands for the module that has it. Unit tests may look anywhere.
 
 use std::{
@@ -10,21 +10,21 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 
+use super::names::crate_of;
 use crate::util::{root, step, tracked};
 
 /// Modules of a crate, and which others each imports.
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
-/// Looks at every crate that has a `src/`.
+/// Looks at every crate.
 pub(crate) fn check() -> anyhow::Result<()> {
     step("imports without cycles");
     let mut crates: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
     for file in tracked()? {
-        let Some((folder, inside)) = file.split_once("src/") else { continue };
-        let is_ours = (folder.is_empty() || folder.ends_with('/')) && !inside.starts_with("bin/");
-        if let Some(path) = inside.strip_suffix(".rs").filter(|_| is_ours) {
+        let at = crate_of(&file);
+        if let Some(path) = file[at.len()..].trim_start_matches('/').strip_suffix(".rs") {
             let text = fs::read_to_string(root().join(&file)).with_context(|| format!("cannot read {file}"))?;
-            crates.entry(format!("{folder}src/")).or_default().push((path.to_owned(), text));
+            crates.entry(at.to_owned()).or_default().push((path.to_owned(), text));
         }
     }
     let cycles = crates.iter().filter_map(|(folder, files)| {

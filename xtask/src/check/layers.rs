@@ -61,6 +61,16 @@ const NAMED_BY: &[Owned] = &[
         ],
         "as arrow",
     ),
+    (
+        "flowlog-ebpf",
+        &[
+            ("flowlog-kernel", "loads what it describes"),
+            ("flowlog-pipeline", "reads its records"),
+            ("flowlog-agent", "checks sizes against its limits"),
+            ("integration", TESTS),
+        ],
+        "rules, inventory and API know nothing of records",
+    ),
     ("flowlog-agent", &[], "it plugs the layers into each other: nothing lies above it"),
     (
         "flowlog-kernel",

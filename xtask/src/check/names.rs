@@ -48,7 +48,7 @@ fn declared(line: &str) -> Option<&str> {
 }
 
 /// What is compiled together with a file: its folder up to `src`, or one of those with programs of their own.
-fn crate_of(file: &str) -> &str {
+pub(super) fn crate_of(file: &str) -> &str {
     for folder in ["src/bin/", "benches/", "tests/", "src/"] {
         if let Some(at) = file.find(folder) {
             let end = at + folder.len();

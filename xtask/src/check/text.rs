@@ -204,8 +204,8 @@ fn stale_paths(file: &str, text: &str, tree: &Tree, used: &mut BTreeSet<&'static
             if let Some((path, _)) = ELSEWHERE.iter().find(|(path, _)| *path == word) {
                 used.insert(path);
             } else {
-                let (file, word) = (file.to_owned(), word.to_owned());
-                stale.push(Stale { file, line: number, word, why: "does not exist" });
+                let why = "does not exist";
+                stale.push(Stale { file: file.to_owned(), line: number, word: word.to_owned(), why });
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Who is asking: the peer's user on the node's own socket, Basic or Bearer credentials over TCP. And how often.
 
+#![allow(clippy::disallowed_methods, reason = "limits and waiting times are by the limiters' own clock")]
+
 use std::{
     collections::HashMap,
     net::IpAddr,

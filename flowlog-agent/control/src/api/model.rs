@@ -36,11 +36,23 @@ pub(crate) struct Metadata {
     pub last_modified_by: String,
     /// Id of the user who changed it last, as in `createdByUserId`.
     pub last_modified_by_user_id: Uuid,
-    /// `BUSY`, `AVAILABLE`, `INACTIVE` (a draft) or `FAILED`.
-    pub state: String,
+    #[schema(value_type = String)]
+    pub state: ResourceState,
     /// Why it has failed, or what is not as it should be. Absent if there is nothing to say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+/// How a resource is, in the cloud's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub(crate) enum ResourceState {
+    /// Something is being done to it.
+    Busy,
+    Available,
+    /// A draft: nobody has activated it.
+    Inactive,
+    Failed,
 }
 
 /// A flow log: what is captured of one NIC, NAT gateway or load balancer, and the bucket that it goes to.
@@ -189,7 +201,7 @@ pub fn date(secs: i64) -> String {
     Timestamp::from_second(secs).unwrap_or(Timestamp::UNIX_EPOCH).to_string()
 }
 
-fn metadata(created: &Stamp, modified: &Stamp, etag: String, state: &str) -> Metadata {
+fn metadata(created: &Stamp, modified: &Stamp, etag: String, state: ResourceState) -> Metadata {
     Metadata {
         etag,
         created_date: date(created.at_secs),
@@ -198,7 +210,7 @@ fn metadata(created: &Stamp, modified: &Stamp, etag: String, state: &str) -> Met
         last_modified_date: date(modified.at_secs),
         last_modified_by: modified.by.clone(),
         last_modified_by_user_id: modified.by_id,
-        state: state.to_owned(),
+        state,
         message: None,
     }
 }
@@ -207,7 +219,7 @@ fn metadata(created: &Stamp, modified: &Stamp, etag: String, state: &str) -> Met
 #[must_use]
 pub(crate) fn available(id: Uuid) -> Metadata {
     let nobody = Stamp { by: "inventory".to_owned(), by_id: Uuid::nil(), at_secs: 0 };
-    metadata(&nobody, &nobody, id.simple().to_string(), "AVAILABLE")
+    metadata(&nobody, &nobody, id.simple().to_string(), ResourceState::Available)
 }
 
 impl FlowLogResource {
@@ -217,14 +229,14 @@ impl FlowLogResource {
     pub(crate) fn of(base: &Base, summary: &Summary, busy: bool) -> Self {
         let flow_log = &summary.flow_log;
         let (state, message) = match flow_log.state {
-            _ if busy => ("BUSY", None),
-            State::Provisioning | State::Deleting => ("BUSY", None),
+            _ if busy => (ResourceState::Busy, None),
+            State::Provisioning | State::Deleting => (ResourceState::Busy, None),
             State::Active => {
-                let state = if summary.mark == Mark::Red { "FAILED" } else { "AVAILABLE" };
+                let state = if summary.mark == Mark::Red { ResourceState::Failed } else { ResourceState::Available };
                 (state, Some(summary.why.join("; ")).filter(|why| !why.is_empty()))
             }
-            State::Draft | State::Validated if flow_log.problems.is_empty() => ("INACTIVE", None),
-            State::Draft | State::Validated => ("FAILED", Some(join(&flow_log.problems))),
+            State::Draft | State::Validated if flow_log.problems.is_empty() => (ResourceState::Inactive, None),
+            State::Draft | State::Validated => (ResourceState::Failed, Some(join(&flow_log.problems))),
         };
         let metadata = metadata(&flow_log.created, &flow_log.modified, flow_log.etag(), state);
         Self {

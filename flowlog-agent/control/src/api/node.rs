@@ -40,7 +40,8 @@ pub struct Draft {
 impl TryFrom<Map<String, Value>> for Draft {
     type Error = String;
 
-    /// As `flatten` would have it, and fields that are not known are refused.
+    /// As `flatten` would have it, and fields that are not known are refused. (The two are fragile together, serde-rs/serde#2384, and
+    /// with what [`Patch`] refuses by itself they are not to be had.)
     fn try_from(mut fields: Map<String, Value>) -> Result<Self, String> {
         let resource = fields.remove("resource").ok_or("missing field `resource`")?;
         let resource = serde_json::from_value(resource).map_err(|e| format!("resource: {e}"))?;

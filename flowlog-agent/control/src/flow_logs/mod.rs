@@ -43,7 +43,7 @@ use flowlog_model::{
 };
 use principals::Principals;
 use reader::Reader;
-use store::{FlowLogStore, RulesError, SharedStore};
+use store::{FlowLogStore, FlowLogStoreError, SharedStore};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use validator::Validator;
 use worker::Worker;
@@ -104,7 +104,7 @@ pub(crate) enum Refused {
     #[error("{0}")]
     TooMany(String),
     #[error(transparent)]
-    FlowLogStore(#[from] RulesError),
+    FlowLogStore(#[from] FlowLogStoreError),
 }
 
 /// Problems on one line.

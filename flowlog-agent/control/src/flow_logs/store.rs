@@ -1,4 +1,4 @@
-//! The rule store: flow logs, requests and the audit log in one transactional file. Every change is one transaction with
+//! The flow-log store: flow logs, requests and the audit log in one transactional file. Every change is one transaction with
 //! its entry in the audit log; it is durable before anybody acts on it.
 //!
 //! The file is `rules.redb` in the state directory. Values are JSON, so that a later version can read an earlier one's.
@@ -39,12 +39,12 @@ const AUDIT: TableDefinition<u64, &[u8]> = TableDefinition::new("audit");
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
-pub enum RulesError {
+pub enum FlowLogStoreError {
     /// The file cannot be used.
-    #[error("rule store `{}`: {problem}", path.display())]
+    #[error("flow-log store `{}`: {problem}", path.display())]
     Unusable { path: PathBuf, problem: String },
     /// A later version wrote it.
-    #[error("rule store `{}` has format {found}, this is format {FORMAT}; use the version of flowlog that wrote it", path.display())]
+    #[error("flow-log store `{}` has format {found}, this is format {FORMAT}; use the version of flowlog that wrote it", path.display())]
     Format { path: PathBuf, found: u64 },
     /// A change of state that is not allowed. Only a bug of ours asks for one.
     #[error("flow log {id} cannot go from {from:?} to {to:?}: a bug; nothing was changed")]
@@ -87,7 +87,7 @@ pub(crate) enum Change {
     Audit(Box<AuditEntry>),
 }
 
-/// The store, and all of it in memory: there are hundreds of rules, not millions.
+/// The store, and all of it in memory: there are hundreds of flow logs, not millions.
 pub struct FlowLogStore {
     path: PathBuf,
     db: Database,
@@ -123,7 +123,7 @@ impl FlowLogStore {
     ///
     /// # Errors
     /// If it cannot be used.
-    pub fn open(state_dir: &Path) -> Result<Self, RulesError> {
+    pub fn open(state_dir: &Path) -> Result<Self, FlowLogStoreError> {
         let path = state_dir.join(FILE);
         let file = OpenOptions::new()
             .read(true)
@@ -150,7 +150,7 @@ impl FlowLogStore {
         };
         let found = store.tried(Self::prepare)?;
         if found != FORMAT {
-            return Err(RulesError::Format { path: store.path, found });
+            return Err(FlowLogStoreError::Format { path: store.path, found });
         }
         (store.flow_logs, store.requests) = store.tried(Self::read)?;
         store.open = store.requests.values().filter(|r| !r.progress.is_over()).map(|r| r.id).collect();
@@ -158,7 +158,7 @@ impl FlowLogStore {
         Ok(store)
     }
 
-    fn tried<T>(&self, work: impl FnOnce(&Self) -> Result<T, redb::Error>) -> Result<T, RulesError> {
+    fn tried<T>(&self, work: impl FnOnce(&Self) -> Result<T, redb::Error>) -> Result<T, FlowLogStoreError> {
         work(self).map_err(|e| unusable(&self.path, &e))
     }
 
@@ -242,7 +242,7 @@ impl FlowLogStore {
     ///
     /// # Errors
     /// If they cannot be made durable; then nothing has changed.
-    pub(crate) fn commit(&mut self, changes: Vec<Change>) -> Result<(), RulesError> {
+    pub(crate) fn commit(&mut self, changes: Vec<Change>) -> Result<(), FlowLogStoreError> {
         self.refuse_leaps(&changes)?;
         fault::point("rules_commit");
         let forgotten = self.make_room(&changes);
@@ -289,7 +289,7 @@ impl FlowLogStore {
     }
 
     /// Refuses changes of state that are not in the drawing of [`super::flow_log`].
-    fn refuse_leaps(&self, changes: &[Change]) -> Result<(), RulesError> {
+    fn refuse_leaps(&self, changes: &[Change]) -> Result<(), FlowLogStoreError> {
         let mut states: BTreeMap<FlowLogId, Option<State>> = BTreeMap::new();
         for change in changes {
             let (id, next) = match change {
@@ -305,7 +305,7 @@ impl FlowLogStore {
                 (None, None) => true,
             };
             if !good {
-                return Err(RulesError::Leap { id, from: now, to: next });
+                return Err(FlowLogStoreError::Leap { id, from: now, to: next });
             }
             states.insert(id, next);
         }
@@ -344,7 +344,7 @@ impl FlowLogStore {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub(crate) fn audit(&self, most: usize, contract: Option<&Contract>) -> Result<Vec<AuditEntry>, RulesError> {
+    pub(crate) fn audit(&self, most: usize, contract: Option<&Contract>) -> Result<Vec<AuditEntry>, FlowLogStoreError> {
         self.tried(|s| {
             let txn = s.db.begin_read()?;
             let table = txn.open_table(AUDIT)?;
@@ -366,8 +366,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
     serde_json::from_slice(bytes).map_err(|e| redb::Error::Io(e.into()))
 }
 
-fn unusable(path: &Path, error: &dyn std::error::Error) -> RulesError {
-    RulesError::Unusable { path: path.to_owned(), problem: error.to_string() }
+fn unusable(path: &Path, error: &dyn std::error::Error) -> FlowLogStoreError {
+    FlowLogStoreError::Unusable { path: path.to_owned(), problem: error.to_string() }
 }
 
 /// The entries of the audit log among changes.

@@ -28,7 +28,7 @@ use super::{
     join,
     principals::Principals,
     request::{Ended, Progress, Request, Work},
-    store::{Change, RulesError, SharedStore},
+    store::{Change, FlowLogStoreError, SharedStore},
     validator::Validator,
 };
 use crate::inventory::{Contract, Inventory, load::Loaded};
@@ -124,7 +124,7 @@ impl Worker {
         next.into_values().cloned().collect()
     }
 
-    fn running(&self, request: &Request) -> Result<(), RulesError> {
+    fn running(&self, request: &Request) -> Result<(), FlowLogStoreError> {
         let running = Request { progress: Progress::Running, ..request.clone() };
         self.store.lock().commit(vec![Change::Request(Box::new(running))])
     }
@@ -136,7 +136,7 @@ impl Worker {
         ids: &[FlowLogId],
         end: Option<(Progress, String)>,
         mut change: impl FnMut(&mut FlowLog) -> Option<&'static str>,
-    ) -> Result<(), RulesError> {
+    ) -> Result<(), FlowLogStoreError> {
         let mut store = self.store.lock();
         let mut changes = Vec::new();
         let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
@@ -155,7 +155,7 @@ impl Worker {
         store.commit(changes)
     }
 
-    async fn carry_out_provision(&self, request: &Request) -> Result<(), RulesError> {
+    async fn carry_out_provision(&self, request: &Request) -> Result<(), FlowLogStoreError> {
         self.running(request)?;
         let named: Vec<FlowLog> = {
             let store = self.store.lock();
@@ -199,7 +199,7 @@ impl Worker {
     }
 
     /// Checks flow logs before anything is captured; `false`: something is wrong, and has been written down.
-    async fn check(&self, request: &Request, pending: &[FlowLog]) -> Result<bool, RulesError> {
+    async fn check(&self, request: &Request, pending: &[FlowLog]) -> Result<bool, FlowLogStoreError> {
         // The checks need the caller of the request, with the privileges that it has now.
         let caller = match request.asked.by_id {
             id if id.is_nil() => Some(Caller::Operator),
@@ -234,7 +234,7 @@ impl Worker {
         request: &Request,
         ids: &[FlowLogId],
         troubles: &BTreeMap<FlowLogId, InvalidField>,
-    ) -> Result<(), RulesError> {
+    ) -> Result<(), FlowLogStoreError> {
         self.rewrite(request, ids, None, |f| {
             f.state = State::Validated;
             f.key_name = None;
@@ -247,7 +247,7 @@ impl Worker {
         self.rewrite(request, &[], Some((Progress::Failed, join(&problems))), |_| None)
     }
 
-    async fn carry_out_delete(&self, request: &Request, id: FlowLogId) -> Result<(), RulesError> {
+    async fn carry_out_delete(&self, request: &Request, id: FlowLogId) -> Result<(), FlowLogStoreError> {
         self.running(request)?;
         let state = self.store.lock().flow_logs().get(&id).map(|f| f.state);
         if matches!(state, Some(State::Active | State::Deleting)) {

@@ -80,7 +80,8 @@ struct Gateway {
     side: Option<Side>,
 }
 
-/// A directory, or how the server is reached.
+/// A directory, or how the server is reached. (`deny_unknown_fields` and `flatten` agree at one level only, serde-rs/serde#2384: there is a
+/// test.)
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawBuckets {

@@ -6,7 +6,7 @@
 //! Capabilities belong to a thread, and a new thread has those of the one that made it. So they are given up by the first thread, before
 //! there is another; whoever comes too late is told.
 
-mod capabilities;
+pub(crate) mod capabilities;
 mod filter;
 
 use std::{fs, io};

@@ -20,7 +20,7 @@ use super::{
     ObjectInfo,
     labels::{self, Compressor},
     rows::{self, Column, Rows},
-    schema,
+    schema::{self, ColumnId},
 };
 use crate::window::Balance;
 
@@ -91,10 +91,12 @@ fn properties(info: &ObjectInfo, balance: &Balance, profile: Profile) -> Result<
         .set_max_row_group_row_count(Some(profile.row_group_rows))
         .set_created_by(concat!("flowlog version ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_key_value_metadata(Some(metadata(info, balance)));
-    for column in ["start_ns", "end_ns"].into_iter().chain(profile.delta_bytes.then_some("bytes")) {
+    let bytes = profile.delta_bytes.then_some(ColumnId::Bytes);
+    for column in [ColumnId::StartNs, ColumnId::EndNs].into_iter().chain(bytes) {
+        let column = ColumnPath::from(column.name());
         builder = builder
-            .set_column_dictionary_enabled(ColumnPath::from(column), false)
-            .set_column_encoding(ColumnPath::from(column), Encoding::DELTA_BINARY_PACKED);
+            .set_column_dictionary_enabled(column.clone(), false)
+            .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
     }
     Ok(builder.build())
 }

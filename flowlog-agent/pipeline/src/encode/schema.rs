@@ -32,6 +32,16 @@ macro_rules! columns {
             $($id,)*
         }
 
+        impl ColumnId {
+            /// As in the schema.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$id => $name,)*
+                }
+            }
+        }
+
         /// All columns in order.
         pub const COLUMNS: &[ColumnSpec] = &[$(ColumnSpec {
             id: ColumnId::$id,

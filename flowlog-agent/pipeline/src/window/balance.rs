@@ -96,17 +96,28 @@ impl Balance {
     }
 }
 
+/// What the counts of a balance are called where it is written.
+pub mod names {
+    pub const SEEN: &str = "seen";
+    pub const NON_IP: &str = "non_ip";
+    pub const REFUSED_UNSEEN: &str = "refused_unseen";
+    pub const ACCEPTED_ROWS: &str = "accepted_rows";
+    pub const REJECTED_ROWS: &str = "rejected_rows";
+    pub const LOST: &str = "lost";
+    pub const DIFFERENCE: &str = "difference";
+}
+
 /// `name=packets/bytes` pairs, separated by spaces: the form of the books in object metadata and logs.
 impl std::fmt::Display for Balance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let parts = [
-            ("seen", self.seen),
-            ("non_ip", self.non_ip),
+            (names::SEEN, self.seen),
+            (names::NON_IP, self.non_ip),
             ("refused", self.refused),
-            ("refused_unseen", self.refused_unseen),
-            ("accepted_rows", self.accepted_rows),
-            ("rejected_rows", self.rejected_rows),
-            ("lost", self.lost),
+            (names::REFUSED_UNSEEN, self.refused_unseen),
+            (names::ACCEPTED_ROWS, self.accepted_rows),
+            (names::REJECTED_ROWS, self.rejected_rows),
+            (names::LOST, self.lost),
             ("refused_lost", self.refused_lost),
             (LossReason::VerdictUnknown.as_str(), self.verdict_unknown),
             ("deficit", self.deficit),
@@ -115,9 +126,9 @@ impl std::fmt::Display for Balance {
             write!(f, "{name}={}/{} ", count.packets, count.bytes)?;
         }
         if self.unverified {
-            return f.write_str("difference=unknown");
+            return write!(f, "{}=unknown", names::DIFFERENCE);
         }
         let (packets, bytes) = self.difference();
-        write!(f, "difference={packets}/{bytes}")
+        write!(f, "{}={packets}/{bytes}", names::DIFFERENCE)
     }
 }

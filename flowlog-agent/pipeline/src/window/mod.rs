@@ -20,7 +20,7 @@ mod property;
 pub mod settle;
 pub(crate) mod table;
 
-pub use balance::{Balance, Loss, LossReason};
+pub use balance::{Balance, Loss, LossReason, names as balance_names};
 pub use clock::{Span, WindowClock};
 pub use info::ObjectInfo;
 pub use ledger::{Closed, Event, Ledger, Part};

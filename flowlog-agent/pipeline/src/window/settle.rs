@@ -156,10 +156,9 @@ fn minus(a: Count, b: Count) -> Count {
 
 #[cfg(test)]
 mod tests {
-    use flowlog_ebpf::abi::{Key, Meta, Record, Record4, Stats, class};
+    use flowlog_ebpf::abi::{FLAGS_UNSURE, Key, Meta, Record, Record4, Stats, class};
 
     use super::*;
-    use crate::window::table::FLAGS_UNCERTAIN;
 
     fn record(sport: u16, class: u8, reason: u16, packets: u64) -> Record4 {
         let meta =
@@ -306,7 +305,7 @@ mod tests {
         let mut certain = record(1, class::PASSED, 0, 3);
         certain.stats.tcp_flags = 0x12;
         let mut marked = record(2, class::PASSED, 0, 3);
-        marked.stats.tcp_flags = 0x02 | FLAGS_UNCERTAIN;
+        marked.stats.tcp_flags = 0x02 | FLAGS_UNSURE;
         let mut evicted = record(3, class::PASSED, 0, 3);
         evicted.stats.tcp_flags = 0x2b;
         let mut table = FlowTable::default();
@@ -322,7 +321,7 @@ mod tests {
             let mut flows: Vec<_> = table
                 .flows()
                 .filter(|f| !f.refused)
-                .map(|f| (f.sport, f.totals.packets, f.totals.tcp_flags, f.totals.flags_uncertain))
+                .map(|f| (f.sport, f.totals.packets, f.totals.tcp_flags, f.totals.flags_unsure))
                 .collect();
             flows.sort_unstable();
             assert_eq!(flows, [(1, 3, 0x12, false), (2, 4, 0x02, true), (3, 2, 0x2b, true)]);

@@ -9,7 +9,10 @@
 use std::hash::{BuildHasher as _, Hash};
 
 use flowlog_ebpf::{
-    abi::{Count, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key, Meta, Record, Record4, Record6, Stats, class},
+    abi::{
+        Count, EGRESS, FAMILY_V4, FAMILY_V6, FLAGS_UNSURE, INGRESS, Ip4, Ip6, Key, Meta, Record, Record4, Record6,
+        Stats, class,
+    },
     packet::NOT_THERE,
 };
 use flowlog_model::rule::Direction;
@@ -31,7 +34,7 @@ pub struct Totals {
     /// OR of all TCP flags.
     pub tcp_flags: u8,
     /// Flags of packets that were refused afterwards may be among them.
-    pub flags_uncertain: bool,
+    pub flags_unsure: bool,
 }
 
 /// Addresses of a flow, by family.
@@ -71,9 +74,9 @@ impl Flow {
     /// nor flags, and those of accepted packets are not known where refused ones' may be among them.
     #[must_use]
     pub(crate) fn tcp_flags(&self) -> Option<u8> {
-        let Totals { tcp_flags, flags_uncertain, .. } = self.totals;
+        let Totals { tcp_flags, flags_unsure, .. } = self.totals;
         let later_fragment = (self.sport, self.dport, tcp_flags) == (0, 0, 0);
-        (self.proto == TCP && !later_fragment && (self.refused || !flags_uncertain)).then_some(tcp_flags)
+        (self.proto == TCP && !later_fragment && (self.refused || !flags_unsure)).then_some(tcp_flags)
     }
 
     /// Whether it is ICMP: as for the parser, either ICMP in either family.
@@ -103,11 +106,13 @@ struct FlowKey<A> {
     flags: u8,
 }
 
+const _: () = {
+    assert!(Direction::Ingress.index() == INGRESS as usize && Direction::Egress.index() == EGRESS as usize);
+};
+
 const REFUSED: u8 = 1 << 1;
-/// Bit of [`Entry::flags`] that is no part of the key: [`Totals::flags_uncertain`].
-const UNCERTAIN: u8 = 1 << 2;
-/// Bit of [`Stats::tcp_flags`] in PASSED records that says the same.
-pub(crate) const FLAGS_UNCERTAIN: u32 = 1 << 8;
+/// Bit of [`Entry::flags`] that is no part of the key: [`Totals::flags_unsure`].
+const UNSURE: u8 = 1 << 2;
 
 impl<A: Copy> FlowKey<A> {
     fn of(key: &Key<A>, refused: bool) -> Self {
@@ -199,7 +204,7 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
                 passed.packets -= signed(stats.packets);
                 passed.bytes -= signed(stats.bytes);
                 // Counts can be taken back, flags cannot.
-                passed.flags |= UNCERTAIN;
+                passed.flags |= UNSURE;
             }
             class::REFUSED_LOST => {
                 let lost = &mut lost[usize::from(key.meta.direction())];
@@ -254,7 +259,7 @@ impl<A: Copy> Entry<A> {
 
     fn key(&self) -> FlowKey<A> {
         let Self { src, dst, sport, dport, vlan, reason, proto, flags, .. } = *self;
-        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !UNCERTAIN }
+        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !UNSURE }
     }
 
     fn merge(&mut self, stats: &Stats) {
@@ -264,8 +269,8 @@ impl<A: Copy> Entry<A> {
         self.bytes += stats.bytes.cast_signed();
         self.packets += stats.packets.cast_signed();
         self.tcp_flags |= stats.tcp_flags.to_le_bytes()[0];
-        if stats.tcp_flags & FLAGS_UNCERTAIN != 0 {
-            self.flags |= UNCERTAIN;
+        if stats.tcp_flags & FLAGS_UNSURE != 0 {
+            self.flags |= UNSURE;
         }
     }
 
@@ -273,7 +278,7 @@ impl<A: Copy> Entry<A> {
     fn record(&self, iface: u16, epoch: u32) -> Record<A> {
         let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, .. } = *self;
         let class = if flags & REFUSED == 0 { class::PASSED } else { class::REFUSED };
-        let uncertain = if flags & UNCERTAIN == 0 { 0 } else { FLAGS_UNCERTAIN };
+        let unsure = if flags & UNSURE == 0 { 0 } else { FLAGS_UNSURE };
         let flags = Meta::pack(flags & 1, class);
         Record {
             key: Key {
@@ -286,7 +291,7 @@ impl<A: Copy> Entry<A> {
                 last_ns,
                 bytes: self.bytes.cast_unsigned(),
                 packets: self.packets.cast_unsigned(),
-                tcp_flags: u32::from(self.tcp_flags) | uncertain,
+                tcp_flags: u32::from(self.tcp_flags) | unsure,
                 tag: 0,
             },
         }
@@ -295,7 +300,7 @@ impl<A: Copy> Entry<A> {
     /// The flow as a row shows it, and its deficit: what was taken back beyond what it had.
     fn settle(&self, addresses: impl Fn(A, A) -> Addresses) -> (Flow, Count) {
         let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, tcp_flags, .. } = *self;
-        let flags_uncertain = flags & UNCERTAIN != 0;
+        let flags_unsure = flags & UNSURE != 0;
         let counted = |n: i64| u64::try_from(n).unwrap_or(0);
         let packets = counted(self.packets);
         let bytes = counted(self.bytes);
@@ -308,7 +313,7 @@ impl<A: Copy> Entry<A> {
             proto,
             direction: Direction::BOTH[usize::from(flags & 1)],
             refused: flags & REFUSED != 0,
-            totals: Totals { first_ns, last_ns, bytes, packets, tcp_flags, flags_uncertain },
+            totals: Totals { first_ns, last_ns, bytes, packets, tcp_flags, flags_unsure },
         };
         (flow, Count { packets: counted(-self.packets), bytes: counted(-self.bytes) })
     }

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use flowlog_ebpf::{
     abi::{
-        Count, Cpu, EPOCHS, HookTruth, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS, PLACE_LOST,
+        Cpu, EPOCHS, HookTruth, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS, PLACE_LOST,
         PLACE_NOWHERE, PLACE_RECORD, PLACE_SLOT, PLACE_XDP, Truth, class,
     },
     packet::{self, Bytes, Flow, Frame, Packet},
@@ -15,27 +15,8 @@ use crate::{
     family::Family,
     frame::computed,
     maps::{IFACES, PASSED_MASK, TRUTH},
+    wire::{Wire, bump},
 };
-
-/// Packets and bytes of one packet as the kernel carries it.
-#[derive(Clone, Copy)]
-pub struct Wire {
-    pub packets: u32,
-    pub bytes: u32,
-}
-
-/// Adds to a counter. Only programs on this CPU write it, and never two at once (see the module's head).
-///
-/// # Safety
-/// `count` must point into a map value.
-#[inline(always)]
-pub unsafe fn bump(count: *mut Count, wire: Wire) {
-    // SAFETY: by the contract above.
-    unsafe {
-        (*count).packets += u64::from(wire.packets);
-        (*count).bytes += u64::from(wire.bytes);
-    }
-}
 
 /// Witness counters of an interface and epoch on this CPU.
 #[inline(always)]
@@ -55,7 +36,7 @@ pub trait Hook {
     type Begun;
     /// Notes a packet for the verdict program; nothing where there is no buffer yet (XDP). Before it is counted: then the
     /// registers still hold what there is to write.
-    fn note<F: Family>(&self, at: &At, packet: &Noted<'_, F::Addr>) -> Self::Begun;
+    fn note<F: Family>(&self, at: &At, packet: &Seen<'_, F::Addr>) -> Self::Begun;
     /// Notes where it was counted.
     fn complete<F: Family>(begun: Self::Begun, place: u32, before: Before);
     /// Wire packets and bytes of a packet with these lengths.
@@ -63,7 +44,7 @@ pub trait Hook {
 }
 
 /// What a hook knows of a packet.
-pub struct Noted<'a, A> {
+pub struct Seen<'a, A> {
     pub flow: &'a Flow<A>,
     pub key: &'a Key<A>,
     /// How much it is.
@@ -209,7 +190,7 @@ pub fn key_of<A: Copy>(f: &Flow<A>, iface: u16, flags: u8, reason: u16, epoch: u
 pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {
     let wire = hook.wire(f.l3_len, f.headers);
     let key = key_of(f, at.iface.id, Meta::pack(at.direction, class::PASSED), 0, at.iface.epoch);
-    let begun = hook.note::<F>(at, &Noted { flow: f, key: &key, wire });
+    let begun = hook.note::<F>(at, &Seen { flow: f, key: &key, wire });
     let (place, before) = match at.elsewhere {
         None => enter::<F>(at, &key, wire, f.tcp_flags),
         Some(place) => (place << PLACE_BITS, NO_SLOT),

@@ -1,6 +1,6 @@
 //! Evicted records on their way to the agent.
 //!
-//! A record in the ring costs a lock, an atomic exchange and two cold cache lines: 45 ns here, more with more CPUs. So
+//! A record in the ring costs a lock, an atomic exchange and two cold cache lines, and more with more CPUs (docs/performance.md). So
 //! each CPU collects records in a block and sends the block: one copy for dozens of them.
 //!
 //! Whoever fills a block holds the CPU's caches ([`crate::cpu::lock`]); whoever could not get them sends a block of

@@ -6,7 +6,7 @@
 
 use flowlog_ebpf::abi::{Key, Record, Stats};
 
-use crate::{account::Wire, block, family::Family};
+use crate::{block, family::Family, wire::Wire};
 
 /// One packet as the cache takes it.
 pub struct One {

@@ -5,12 +5,12 @@ use core::ffi::c_void;
 use flowlog_ebpf::abi::{CHAIN_MAX, EGRESS, FAMILY_V4, INGRESS, REASON_REFUSED};
 
 use crate::{
-    account::Wire,
     datagram::{Whole, whole},
     devices::{is_above, is_here, way_out},
     event::{Event, GO_ON, Identity, STOP, event, repeat},
     family::{V4, V6},
     note, refuse,
+    wire::Wire,
 };
 
 /// Begins with the newest note: hooks on the way out, then those on the way in, from the interface that it came in through down to

@@ -2,7 +2,7 @@
 
 use flowlog_ebpf::{abi::FAMILY_V4, packet::Part};
 
-use crate::{account::Wire, event::Event, note};
+use crate::{event::Event, note, wire::Wire};
 
 /// What a note of a fragment and the dying buffer have to do with each other.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use flowlog_ebpf::{
     packet::{self, Flow, Frame, Packet, Part},
 };
 
-use crate::{account::Wire, kernel::Dropped, maps::DYING, note};
+use crate::{kernel::Dropped, maps::DYING, note, wire::Wire};
 
 /// What the tracepoint says besides the buffer itself.
 #[derive(Clone, Copy)]

@@ -2,7 +2,8 @@
 //!
 //! * [`maps`]: every map and load-time constant;
 //! * [`tc`], [`xdp`]: the hooks. Parse a frame, hand it to [`account`];
-//! * [`account`]: truth counters, and what becomes of a packet; [`family`]: what differs between IPv4 and IPv6;
+//! * [`account`]: truth counters, and what becomes of a packet; [`wire`]: how much it is; [`family`]: what differs between IPv4 and
+//!   IPv6;
 //! * [`cache`], [`cpu`]: the flow cache, and who may change it;
 //! * [`note`]: which packet passed which hook, told again when it dies;
 //! * [`block`]: evicted records on their way into the ring;
@@ -14,7 +15,8 @@
 //! * [`frame`]: reading a frame's bytes;
 //! * [`kernel`]: reading kernel memory. The only file that knows kernel struct offsets.
 //!
-//! No program ever changes a packet or a verdict: hooks return `TCX_NEXT` or `XDP_PASS` on every path.
+//! No program ever changes a verdict, nor anything of a packet that somebody else reads: hooks return `TCX_NEXT` or `XDP_PASS` on every
+//! path, and write `skb->tc_index` only where the agent has found that nobody else uses it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // For asm statements that hide from LLVM what it would draw conclusions from; this build sets RUSTC_BOOTSTRAP anyway.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -63,6 +65,8 @@ mod tc;
 mod unnoted;
 #[cfg(target_arch = "bpf")]
 mod verdict;
+#[cfg(target_arch = "bpf")]
+mod wire;
 #[cfg(target_arch = "bpf")]
 mod xdp;
 

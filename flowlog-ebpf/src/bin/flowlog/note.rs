@@ -17,7 +17,7 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{At, Noted},
+    account::{At, Seen},
     cache::Before,
     cpu,
     family::Family,
@@ -65,7 +65,7 @@ pub struct Begun {
 
 /// Notes a packet, but for where it is counted.
 #[inline(always)]
-pub fn begin<F: Family, C: Carrier>(carrier: &C, at: &At, packet: &Noted<'_, F::Addr>) -> Begun {
+pub fn begin<F: Family, C: Carrier>(carrier: &C, at: &At, packet: &Seen<'_, F::Addr>) -> Begun {
     let cpu = at.cpu;
     // SAFETY: a map value of this CPU; hooks do not interrupt hooks.
     let (sequence, owner) = unsafe {
@@ -152,7 +152,7 @@ struct Piece {
 }
 
 #[inline(always)]
-fn fragment<F: Family>(at: &At, packet: &Noted<'_, F::Addr>, note: &Note) -> u32 {
+fn fragment<F: Family>(at: &At, packet: &Seen<'_, F::Addr>, note: &Note) -> u32 {
     let Flow { l3_len, ip_header, fragment, .. } = *packet.flow;
     // Fragments of one IPv6 datagram may name two protocols: see `Datagram::later_proto`.
     let proto = if F::FAMILY == FAMILY_V4 { packet.key.meta.proto } else { 0 };
@@ -233,7 +233,7 @@ pub fn datagram(place: u32) -> Option<&'static mut Datagram> {
     Some(unsafe { &mut *found })
 }
 
-/// Notes that [`search`] looks at: a receive batch.
+/// Notes that a search looks at: a receive batch.
 const SEARCH_MAX: u32 = 64;
 /// Notes that it finds at most.
 const FOUND_MAX: u32 = 4;

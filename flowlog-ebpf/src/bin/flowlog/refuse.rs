@@ -11,7 +11,7 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, Wire, bump, key_of},
+    account::{self, key_of},
     cache::{One, count, emit_alone, split},
     cpu::{self, lock, unlock},
     event::Event,
@@ -19,6 +19,7 @@ use crate::{
     frame::opaque,
     maps::{PASSED_MASK, REFUSED_MASK, TICK_NS},
     note,
+    wire::{Wire, bump},
 };
 
 /// What is known of a refused packet, but for its key.

@@ -15,11 +15,12 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, At, FOUND_V4, FOUND_V6, Hook, Noted, Want, Wire},
+    account::{self, At, FOUND_V4, FOUND_V6, Hook, Seen, Want},
     cache::Before,
     family::{Family, V4, V6},
     frame::{Direct, Fragmented},
     note::{self, Carrier},
+    wire::Wire,
 };
 
 const ETH_P_IP: u16 = 0x0800;
@@ -57,7 +58,7 @@ impl Hook for Skb {
     type Begun = note::Begun;
 
     #[inline(always)]
-    fn note<F: Family>(&self, at: &At, packet: &Noted<'_, F::Addr>) -> note::Begun {
+    fn note<F: Family>(&self, at: &At, packet: &Seen<'_, F::Addr>) -> note::Begun {
         note::begin::<F, Self>(self, at, packet)
     }
 

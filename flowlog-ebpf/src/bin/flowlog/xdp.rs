@@ -12,10 +12,11 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, At, FOUND_V4, FOUND_V6, Hook, Noted, Want, Wire},
+    account::{self, At, FOUND_V4, FOUND_V6, Hook, Seen, Want},
     cache::Before,
     family::{Family, V4, V6},
     frame::Direct,
+    wire::Wire,
 };
 
 /// A frame in several buffers fills its first one; a shorter first buffer is all there is, and the helper call
@@ -38,7 +39,7 @@ impl Hook for Raw {
     type Begun = ();
 
     #[inline(always)]
-    fn note<F: Family>(&self, _at: &At, _packet: &Noted<'_, F::Addr>) {}
+    fn note<F: Family>(&self, _at: &At, _packet: &Seen<'_, F::Addr>) {}
 
     #[inline(always)]
     fn complete<F: Family>((): (), _place: u32, _before: Before) {}
