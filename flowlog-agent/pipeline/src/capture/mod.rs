@@ -1,28 +1,34 @@
-//! The live capture: the books of the kernel's programs and hooks, and which interfaces they watch. Everything here runs on one
+//! The live capture: the books of the kernel's programs, and who keeps them in step with the interfaces. Everything here runs on one
 //! thread.
 //!
-//! * [`resolution`]: which interface each capture means;
-//! * [`interfaces`]: following them as they come, go and move;
-//! * [`numbering`]: what the programs must know to tell packets apart;
+//! * [`watcher`]: which interfaces are watched, as they come, go and move;
+//! * [`hooks`]: the hooks on them, and the moment from which packets count;
 //! * [`hook_check`]: does an attached hook run?
+//! * [`resolution`]: which interface each capture means;
+//! * [`numbering`]: what the programs must know to tell packets apart.
+//!
+//! Each part owns what it remembers, and is handed the books when it needs them. [`Capture`] says in which order they act.
 
 mod hook_check;
-mod interfaces;
+mod hooks;
 mod numbering;
 pub(crate) mod resolution;
+mod watcher;
 
 use std::collections::BTreeMap;
 
-use flowlog_model::{CaptureSpec, IfaceId, Now, WatchSpec, interface::NetDev, status::CaptureState, sweep::Scope};
-use hook_check::HookCheck;
+use flowlog_model::{CaptureSpec, IfaceId, Now, status::CaptureState, sweep::Scope};
+use hooks::{devices, end_accounting, still_there, take_over};
+use numbering::Numbering;
 use resolution::Absent;
+use watcher::{Looked, Watcher, follow};
 
 pub use crate::books::Inherited;
 use crate::{
-    books::{Books, Spans},
+    books::Books,
     error::CaptureError,
     journal::{JournalError, replay::Pending},
-    source::{Node, NumberUsers, SourceError},
+    source::Node,
     window::{Closed, Event, Ledger},
 };
 
@@ -36,71 +42,12 @@ pub struct Setup {
     pub flows_max: usize,
 }
 
-/// What the next look at the interfaces waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waiting {
-    /// For a change: the kernel tells.
-    Change,
-    /// For the ring to have had its turn: there is more to hook.
-    Turn,
-    /// The last look could not do all there was to do.
-    Trouble,
-    /// An interface has just gone: it may be on its way to another namespace.
-    Move,
-    /// An interface is captured in another namespace: nobody tells when it changes.
-    Elsewhere,
-    /// One may be in another namespace.
-    Sought,
-}
-
-impl Waiting {
-    /// For how long at most; `None`: for ever.
-    fn pause_ns(self) -> Option<u64> {
-        match self {
-            Self::Change => None,
-            Self::Turn => Some(0),
-            Self::Trouble | Self::Move => Some(200_000_000),
-            Self::Elsewhere => Some(500_000_000),
-            Self::Sought => Some(10_000_000_000),
-        }
-    }
-}
-
-/// An interface that was watched, and is not there any more.
-struct Gone {
-    since_secs: i64,
-    spec: WatchSpec,
-}
-
-/// Interfaces whose hooks are checked at the same time: each costs a few system calls.
-const CHECKED_PER_TICK: usize = 16;
-
 /// See the module's head.
 pub struct Capture<N> {
     books: Books<N>,
-    checks: BTreeMap<IfaceId, Vec<HookCheck>>,
+    watcher: Watcher,
+    numbering: Numbering,
     flows_max: usize,
-    /// What is to be captured, whether its interface is there or not.
-    captures: Vec<CaptureSpec>,
-    node_id: String,
-    /// Interfaces that were watched and are gone, by id.
-    gone: BTreeMap<String, Gone>,
-    /// Last windows of earlier watches, by interface id: new ones must come after them.
-    spans: Spans,
-    /// What the next look at the interfaces waits for.
-    waiting: Waiting,
-    /// When the last one was.
-    looked: Now,
-    /// The interface whose hooks were checked last.
-    checked: IfaceId,
-    /// Pairs of stacked interfaces that the programs have no room for.
-    unstacked: usize,
-    /// Who else uses `skb->tc_index`.
-    users: Option<NumberUsers>,
-    /// Captures without an interface, and why, by interface id.
-    absent: BTreeMap<String, Absent>,
-    /// Captures whose interface is there and cannot be hooked, and why.
-    troubles: BTreeMap<String, String>,
     /// The last windows are closed.
     is_closed: bool,
 }
@@ -112,36 +59,24 @@ impl<N: Node> Capture<N> {
     /// On the first thing that is not as configured; a capture that was not there before is not there afterwards.
     pub fn start(node: N, setup: Setup, inherited: Inherited) -> Result<(Self, Vec<Pending>), CaptureError> {
         let devices = node.interfaces()?;
-        let (mut capture, pending, spans) = Self::open(node, setup, inherited)?;
-        let first = capture.books.ledger.watched().next().is_none();
-        capture.spans.extend(spans);
-        let (found, sought) = capture.resolve(devices);
-        capture.stack(&found)?;
-        capture.number(&found);
+        let (mut capture, pending) = Self::open(node, setup, inherited)?;
+        let Self { books, watcher, numbering, .. } = &mut capture;
+        let first = books.ledger.watched().next().is_none();
+        let (found, sought) = watcher.resolve(books, devices);
+        numbering.stack(&mut books.source, &found)?;
+        numbering.number(books, &found);
         for why in found.absent.values() {
             match why {
                 Absent::Waiting(why) => tracing::info!("{why}"),
                 Absent::Taken(why) => tracing::warn!("{why}"),
             }
         }
-        let strict = capture.captures.iter().filter(|c| !c.wait).map(|c| capture.id(c));
-        let strict: Vec<String> = strict.collect();
-        let looked = loop {
-            match capture.watch_all(&found) {
-                Ok(mut looked) => match strict.iter().find_map(|id| looked.troubles.remove(id)) {
-                    Some(error) => break Err(error),
-                    None if !looked.is_more || strict.is_empty() => break Ok(looked),
-                    None => {}
-                },
-                Err(error) => break Err(error),
-            }
-        };
-        match looked {
-            Ok(looked) => capture.note_look(looked, found, sought),
+        match watcher.watch_first(books, &found, numbering.no_numbers()) {
+            Ok(looked) => watcher.note_look(books, looked, found, sought),
             Err(error) => {
                 if first {
                     // A capture that fails half-way is taken back: its pins would keep it. What it counted is in the journal.
-                    let now = capture.books.source.now();
+                    let now = books.source.now();
                     let _ = capture.finish(now);
                 }
                 return Err(error);
@@ -155,7 +90,7 @@ impl<N: Node> Capture<N> {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn take_over(node: N, setup: Setup, inherited: Inherited) -> Result<(Self, Vec<Pending>), CaptureError> {
-        let (mut capture, pending, _) = Self::open(node, setup, inherited)?;
+        let (mut capture, pending) = Self::open(node, setup, inherited)?;
         let node = &mut capture.books.source;
         // Only links that we hold can be taken away in the right order.
         node.attach_verdict()?;
@@ -169,28 +104,12 @@ impl<N: Node> Capture<N> {
     }
 
     /// Everything up to, and without, deciding what is watched.
-    fn open(node: N, setup: Setup, inherited: Inherited) -> Result<(Self, Vec<Pending>, Spans), CaptureError> {
+    fn open(node: N, setup: Setup, inherited: Inherited) -> Result<(Self, Vec<Pending>), CaptureError> {
         let Setup { captures, node_id, flows_max } = setup;
         let now = node.now();
         let (books, pending, spans) = Books::open(node, inherited, now)?;
-        let capture = Self {
-            books,
-            checks: BTreeMap::new(),
-            flows_max,
-            captures,
-            node_id,
-            gone: BTreeMap::new(),
-            spans: Spans::new(),
-            waiting: Waiting::Change,
-            looked: now,
-            checked: IfaceId(0),
-            unstacked: 0,
-            users: None,
-            absent: BTreeMap::new(),
-            troubles: BTreeMap::new(),
-            is_closed: false,
-        };
-        Ok((capture, pending, spans))
+        let watcher = Watcher::new(captures, node_id, spans, now);
+        Ok((Self { books, watcher, numbering: Numbering::default(), flows_max, is_closed: false }, pending))
     }
 
     /// The kernel's side, to look at.
@@ -255,19 +174,9 @@ impl<N: Node> Capture<N> {
     pub fn take_closed(&mut self) -> Vec<Closed> {
         let closed = self.books.take_closed();
         for window in &closed {
-            self.check_window(window);
+            self.watcher.hooked.window_closed(&self.books, window);
         }
         closed
-    }
-
-    /// At the end of a window: was a hook by-passed all the time?
-    fn check_window(&mut self, window: &Closed) {
-        let Some(truth) = &window.truth else { return };
-        let of = |w: &crate::window::ledger::Watched| w.spec.interface_id == window.info.interface_id;
-        let Some((id, w)) = self.books.ledger.watched().find(|(_, w)| of(w)) else { return };
-        for check in self.checks.get_mut(&id).into_iter().flatten() {
-            check.window_closed(&self.books.source, &w.spec, truth);
-        }
     }
 
     /// Takes the hooks away and closes all windows; nothing of us stays in the kernel.
@@ -277,8 +186,8 @@ impl<N: Node> Capture<N> {
     pub fn finish(&mut self, now: Now) -> Result<(), CaptureError> {
         let ids: Vec<IfaceId> = self.books.ledger.watched().map(|(id, _)| id).collect();
         if !self.is_closed {
-            let devices = self.devices()?;
-            self.end_accounting(&ids, &devices);
+            let devices = devices(&self.books)?;
+            end_accounting(&mut self.books, &ids, &devices, self.numbering.no_numbers());
             self.books.source.detach_all()?;
             let all: Vec<(IfaceId, bool)> = ids.iter().map(|id| (*id, false)).collect();
             self.books.turn(&all, now, Scope::All)?;
@@ -300,56 +209,101 @@ impl<N: Node> Capture<N> {
         self.books.source.is_pinned()
     }
 
+    /// Changes what is to be captured.
+    ///
+    /// # Errors
+    /// As [`look_at_interfaces`](Self::look_at_interfaces).
+    pub fn want(&mut self, captures: Vec<CaptureSpec>) -> Result<(), CaptureError> {
+        self.watcher.want(captures);
+        self.look_at_interfaces()
+    }
+
+    /// Looks at the interfaces again: stops watching those that are gone or not wanted any more, and watches those that
+    /// have come (back).
+    ///
+    /// # Errors
+    /// If the kernel or the journal refuses. An interface that cannot be hooked is no error: it may be gone already, and is
+    /// tried again.
+    pub fn look_at_interfaces(&mut self) -> Result<(), CaptureError> {
+        let Self { books, watcher, numbering, .. } = self;
+        let now = books.source.now();
+        let unfinished = watcher.begin_look(now);
+        let devices = match books.source.interfaces() {
+            Ok(devices) => devices,
+            Err(error) => {
+                tracing::warn!(%error, "will try again");
+                return Ok(());
+            }
+        };
+        let (found, sought) = watcher.resolve(books, devices);
+        numbering.stack(&mut books.source, &found)?;
+        follow(books, &found)?;
+        numbering.number(books, &found);
+        let looked = if found.is_watched(&books.ledger) && !unfinished {
+            Looked::default()
+        } else {
+            watcher.note_gone(&books.ledger, &found, now);
+            watcher.watch_all(books, &found, numbering.no_numbers())?
+        };
+        watcher.note_look(books, looked, found, sought);
+        Ok(())
+    }
+
+    /// As [`look_at_interfaces`](Self::look_at_interfaces), if it is time to do so without having been told.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn look_again(&mut self, now: Now) -> Result<(), CaptureError> {
+        if self.look_in_ns(now) == 0 { self.look_at_interfaces() } else { Ok(()) }
+    }
+
+    /// Time until [`look_again`](Self::look_again) has something to do: the last look could not do all there was to do, or
+    /// an interface is, or may be, where nobody tells us that it changes.
+    #[must_use]
+    pub fn look_in_ns(&self, now: Now) -> u64 {
+        self.watcher.look_in_ns(now)
+    }
+
+    /// Whether the wanted watches stand, as far as their interfaces are there and can be hooked.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.watcher.is_complete()
+    }
+
+    /// How captures would be doing if these, and no others, were wanted. Looks as [`want`](Self::want) does, and changes nothing.
+    ///
+    /// # Errors
+    /// If the kernel does not say which interfaces there are.
+    pub fn would_be(&self, captures: &[CaptureSpec]) -> Result<BTreeMap<String, CaptureState>, CaptureError> {
+        self.watcher.would_be(&self.books, captures)
+    }
+
     /// Looks whether hooks that have not been seen running yet are.
     pub fn check_hooks(&mut self) {
-        // Some at a time, in turns: on most of many interfaces nothing happens for long.
-        let open = |p: &(&IfaceId, &mut Vec<HookCheck>)| !p.1.iter().all(HookCheck::is_settled);
-        let last = self.checked;
-        let in_turn = |id: &IfaceId| (*id <= last, *id);
-        let mut waiting: Vec<(&IfaceId, &mut Vec<HookCheck>)> = self.checks.iter_mut().filter(open).collect();
-        waiting.sort_by_key(|(id, _)| in_turn(id));
-        for (id, checks) in waiting.into_iter().take(CHECKED_PER_TICK) {
-            self.checked = *id;
-            let Some(w) = self.books.ledger.get(*id) else { continue };
-            if let Ok(truth) = self.books.source.truth(*id, w.epoch) {
-                for check in checks {
-                    check.look(&self.books.source, &w.spec, &truth);
-                }
-            }
-        }
+        self.watcher.hooked.check(&self.books);
     }
 
     /// How every capture is doing, by interface id.
     #[must_use]
     pub fn states(&self) -> BTreeMap<String, CaptureState> {
-        let mut states: BTreeMap<String, CaptureState> = BTreeMap::new();
-        for (id, why) in &self.absent {
-            states.insert(id.clone(), why.state());
-        }
-        for (_, w) in self.books.ledger.watched() {
-            states.insert(w.spec.interface_id.clone(), attached(&w.spec));
-        }
-        for (id, why) in &self.troubles {
-            states.insert(id.clone(), CaptureState::Trouble { why: why.clone() });
-        }
-        states
+        self.watcher.states(&self.books.ledger)
     }
 
     /// Id of a capture's interface, as in records and keys.
     #[must_use]
     pub(crate) fn id(&self, capture: &CaptureSpec) -> String {
-        capture.id(&self.node_id)
+        capture.id(self.node_id())
     }
 
     #[must_use]
     pub(crate) fn node_id(&self) -> &str {
-        &self.node_id
+        &self.watcher.node_id
     }
 
     /// What is to be captured.
     #[must_use]
     pub(crate) fn captures(&self) -> &[CaptureSpec] {
-        &self.captures
+        &self.watcher.captures
     }
 
     /// The books, to look at.
@@ -357,26 +311,4 @@ impl<N: Node> Capture<N> {
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.books.ledger
     }
-}
-
-/// Takes an earlier agent's hooks over, to take them away. Where that cannot be, somebody else is in their place, and there are none.
-fn take_over<N: Node>(node: &mut N, spec: &WatchSpec, dev: &NetDev) -> Result<(), SourceError> {
-    match node.hook(spec, dev) {
-        Err(SourceError::Interface(error)) => {
-            tracing::warn!(interface = spec.interface, %error, "has no hooks of ours to take away");
-            Ok(())
-        }
-        other => other.map(drop),
-    }
-}
-
-/// The state of a spec that is watched.
-fn attached(spec: &WatchSpec) -> CaptureState {
-    let WatchSpec { interface, ifindex, netns, .. } = spec;
-    CaptureState::Attached { interface: interface.clone(), ifindex: *ifindex, netns: netns.clone() }
-}
-
-/// The interface of a spec, if it is still the same one. One that is gone has taken its hooks along.
-fn still_there<'a>(devices: &'a [NetDev], spec: &WatchSpec) -> Option<&'a NetDev> {
-    devices.iter().find(|dev| dev.index == spec.ifindex && dev.netns.inum == spec.netns_inum)
 }

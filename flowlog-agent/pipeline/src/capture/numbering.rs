@@ -3,13 +3,25 @@
 use flowlog_ebpf::abi;
 use flowlog_model::interface::NetDev;
 
-use super::{Capture, resolution::Resolution};
-use crate::{error::CaptureError, source::Node};
+use super::resolution::Resolution;
+use crate::{
+    books::Books,
+    source::{Node, NumberUsers, SourceError},
+};
 
-impl<N: Node> Capture<N> {
+/// What the programs have been told, and who else has a say in it.
+#[derive(Default)]
+pub(super) struct Numbering {
+    /// Pairs of stacked interfaces that the programs have no room for.
+    unstacked: usize,
+    /// Who else uses `skb->tc_index`; `None`: nobody has looked yet.
+    users: Option<NumberUsers>,
+}
+
+impl Numbering {
     /// Tells the programs which interfaces are stacked on which.
-    pub(super) fn stack(&mut self, found: &Resolution) -> Result<(), CaptureError> {
-        let no_room = self.books.source.set_stacked(&found.stacked)?;
+    pub(super) fn stack<N: Node>(&mut self, node: &mut N, found: &Resolution) -> Result<(), SourceError> {
+        let no_room = node.set_stacked(&found.stacked)?;
         if no_room > self.unstacked {
             tracing::warn!(
                 pairs = no_room,
@@ -29,18 +41,18 @@ impl<N: Node> Capture<N> {
 
     /// Whether the hooks may number packets, and whether the numbers are there when packets die: it depends on who else
     /// uses the field.
-    pub(super) fn number(&mut self, found: &Resolution) {
+    pub(super) fn number<N: Node>(&mut self, books: &mut Books<N>, found: &Resolution) {
         let devs: Vec<&NetDev> = found.wanted.values().map(|w| &w.dev).collect();
-        let users = self.books.source.number_users(&devs);
+        let Books { source: node, ledger, .. } = books;
+        let users = node.number_users(&devs);
         if self.users.as_ref() == Some(&users) {
             return;
         }
         let before = self.no_numbers();
-        let node = &mut self.books.source;
         node.set_numbers_missing(users.reader.is_some() || users.writer.is_some());
         let now = if users.reader.is_some() { abi::NO_NUMBERS } else { 0 };
         if before != now {
-            for (id, w) in self.books.ledger.watched() {
+            for (id, w) in ledger.watched() {
                 let flags = node.flags(w.spec.ifindex) & !abi::NO_NUMBERS;
                 node.set_flags(id, w.spec.ifindex, flags | now);
             }
