@@ -14,18 +14,16 @@ const XDP_FUNCTIONS: [&str; 2] = ["do_xdp_generic", "netif_receive_generic_xdp"]
 const RANGE_MAX: u64 = 64 << 10;
 const KALLSYMS: &str = "/proc/kallsyms";
 
-impl Reasons {
-    /// `XDP_PLACE` of the programs: kernel text of generic XDP and the reason to record for a drop there. An empty
-    /// range if the symbols cannot be read: such drops are then not seen, which the log says.
-    #[must_use]
-    pub(crate) fn xdp_place(&self) -> [u64; 3] {
-        let reason = self.names.iter().position(|n| n.as_deref() == Some("XDP")).unwrap_or(0);
-        let (first, last) = xdp_text().unwrap_or_else(|problem| {
-            tracing::warn!("drops by generic XDP programs will count as ACCEPT: {problem}");
-            (1, 0)
-        });
-        [first, last, reason as u64]
-    }
+/// `XDP_PLACE` of the programs: kernel text of generic XDP and the reason to record for a drop there. An empty range if the symbols
+/// cannot be read: such drops are then not seen, which the log says.
+#[must_use]
+pub(crate) fn xdp_place(reasons: &Reasons) -> [u64; 3] {
+    let reason = reasons.names.iter().position(|n| n.as_deref() == Some("XDP")).unwrap_or(0);
+    let (first, last) = xdp_text().unwrap_or_else(|problem| {
+        tracing::warn!("drops by generic XDP programs will count as ACCEPT: {problem}");
+        (1, 0)
+    });
+    [first, last, reason as u64]
 }
 
 /// First and last address of the kernel's generic XDP.

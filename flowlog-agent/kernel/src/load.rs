@@ -68,7 +68,7 @@ impl Kernel {
             None => wanted,
         };
         let seed = setup.seed;
-        let xdp_place = reasons.xdp_place();
+        let xdp_place = layout::xdp_place(&reasons);
         let passed_mask = sizes.passed_slots - 1;
         let refused_mask = sizes.refused_slots - 1;
         let wake = u64::from(sizes.ring_bytes / 4);

@@ -37,9 +37,15 @@ impl InvalidField {
 /// The rule of a field that takes one of these words.
 pub(crate) fn words(all: &[&str]) -> String {
     let quoted: Vec<String> = all.iter().map(|word| format!("`{word}`")).collect();
-    match quoted.split_last() {
-        Some((last, others)) if !others.is_empty() => format!("use {} or {last}", others.join(", ")),
-        _ => format!("use {}", quoted.concat()),
+    format!("use {}", one_of(&quoted))
+}
+
+/// `a, b or c`.
+fn one_of<S: AsRef<str>>(all: &[S]) -> String {
+    let words: Vec<&str> = all.iter().map(AsRef::as_ref).collect();
+    match words.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        _ => words.concat(),
     }
 }
 
@@ -119,6 +125,12 @@ pub enum Directions {
 impl Directions {
     const ALL: [Self; 3] = [Self::Ingress, Self::Egress, Self::Bidirectional];
 
+    /// All words, for people.
+    #[must_use]
+    pub fn words() -> String {
+        one_of(&Self::ALL.map(Self::as_str))
+    }
+
     /// As in configuration and API, which has it in capitals.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -163,6 +175,13 @@ pub enum Action {
 
 impl Action {
     const ALL: [Self; 3] = [Self::Accepted, Self::Rejected, Self::Any];
+
+    /// All words, for people.
+    #[must_use]
+    pub fn words() -> String {
+        one_of(&Self::ALL.map(Self::as_str))
+    }
+
     /// What the cloud API calls [`Any`](Self::Any).
     pub const CLOUD_ANY: &str = "ALL";
 

@@ -16,9 +16,17 @@ use crate::config::{
 /// Which agent is meant.
 #[derive(clap::Args)]
 pub(super) struct StateArgs {
-    /// Its state directory.
+    /// The agent's state directory, where undelivered objects wait.
     #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY", default_value = STATE_DIR_DEFAULT)]
     pub(super) state_dir: PathBuf,
+}
+
+/// Which capture is meant.
+#[derive(clap::Args)]
+struct PinArgs {
+    /// Where the capture is pinned.
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR_DEFAULT)]
+    pin_dir: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -28,9 +36,8 @@ pub(super) struct DetachArgs {
     /// Take pin directory and the way to the buckets from the file that `run` was given.
     #[arg(long, value_name = "FILE", conflicts_with = "pin_dir")]
     config: Option<PathBuf>,
-    /// Where the capture is pinned.
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR_DEFAULT)]
-    pin_dir: PathBuf,
+    #[command(flatten)]
+    pin: PinArgs,
     #[command(flatten)]
     s3: S3Args,
 }
@@ -80,7 +87,7 @@ impl DetachArgs {
             None => RawConfig::default(),
         };
         if self.config.is_none() {
-            raw.pin_dir = Some(self.pin_dir);
+            raw.pin_dir = Some(self.pin.pin_dir);
             self.s3.into_raw(&mut raw);
         }
         raw.state_dir = raw.state_dir.or(Some(self.state.state_dir));
@@ -93,12 +100,10 @@ pub(super) struct RunArgs {
     /// Take everything from a TOML file instead of the flags below.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where undelivered objects wait.
-    #[arg(long, value_name = "DIR", env = "STATE_DIRECTORY", default_value = STATE_DIR_DEFAULT)]
-    state_dir: PathBuf,
-    /// Where the capture is pinned.
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR_DEFAULT)]
-    pin_dir: PathBuf,
+    #[command(flatten)]
+    state: StateArgs,
+    #[command(flatten)]
+    pin: PinArgs,
     #[command(flatten)]
     flags: CaptureArgs,
     #[command(flatten)]
@@ -127,11 +132,9 @@ struct CaptureArgs {
     /// Name of the flow log; follows the prefix in every key.
     #[arg(long, default_value = NAME_DEFAULT)]
     name: String,
-    /// ingress, egress or bidirectional.
-    #[arg(long, default_value = Directions::default().as_str())]
+    #[arg(long, help = Directions::words(), default_value = Directions::default().as_str())]
     direction: String,
-    /// accepted, rejected or any.
-    #[arg(long, default_value = Action::default().as_str())]
+    #[arg(long, help = Action::words(), default_value = Action::default().as_str())]
     action: String,
     /// Length of a window in seconds; divides a day evenly.
     #[arg(long, value_name = "SECONDS", default_value_t = WINDOW_SECS_DEFAULT)]
@@ -182,7 +185,7 @@ struct CaptureArgs {
 
 impl RunArgs {
     pub(super) fn into_raw(self) -> Result<RawConfig, ConfigError> {
-        let Self { config, state_dir, pin_dir, flags, s3 } = self;
+        let Self { config, state: StateArgs { state_dir }, pin: PinArgs { pin_dir }, flags, s3 } = self;
         if let Some(path) = &config {
             let mut raw = RawConfig::from_file(path)?;
             raw.state_dir = raw.state_dir.or(Some(state_dir));

@@ -49,11 +49,9 @@ enum What {
         /// Name; begins every object key after the prefix.
         #[arg(long)]
         name: String,
-        /// ingress, egress or bidirectional.
-        #[arg(long, default_value = Directions::default().as_str())]
+        #[arg(long, help = Directions::words(), default_value = Directions::default().as_str())]
         direction: String,
-        /// accepted, rejected or any.
-        #[arg(long, default_value = Action::default().as_str())]
+        #[arg(long, help = Action::words(), default_value = Action::default().as_str())]
         action: String,
         /// bucket[/prefix].
         #[arg(long)]

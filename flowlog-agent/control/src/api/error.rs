@@ -109,19 +109,17 @@ impl ApiError {
     }
 }
 
-impl Patch {
-    /// Refuses a change of nothing: whoever sent it meant something.
-    ///
-    /// # Errors
-    /// 422.
-    pub(crate) fn ensure_any(&self) -> Result<(), ApiError> {
-        if *self != Self::default() {
-            return Ok(());
-        }
-        let [a, b, c, d] = Properties::FIELDS;
-        let words = format!("[(root)] names no field that can be changed; there are `{a}`, `{b}`, `{c}` and `{d}`");
-        Err(ApiError::invalid(vec![words]))
+/// Refuses a change of nothing: whoever sent it meant something.
+///
+/// # Errors
+/// 422.
+pub(crate) fn ensure_any(patch: &Patch) -> Result<(), ApiError> {
+    if *patch != Patch::default() {
+        return Ok(());
     }
+    let [a, b, c, d] = Properties::FIELDS;
+    let words = format!("[(root)] names no field that can be changed; there are `{a}`, `{b}`, `{c}` and `{d}`");
+    Err(ApiError::invalid(vec![words]))
 }
 
 impl From<Refused> for ApiError {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     Answer, App, Base, Body, CLOUD, RequestContext,
-    error::ApiError,
+    error::{ApiError, ensure_any},
     model::{Collection, FlowLogBody, FlowLogResource, folder, parent_path},
 };
 use crate::{
@@ -141,7 +141,7 @@ pub(crate) async fn replace(context: RequestContext, Body(body): Body<FlowLogBod
 
 /// PATCH: what is absent stays as it is.
 pub(crate) async fn patch(context: RequestContext, Body(patch): Body<Patch>) -> Result<Response, ApiError> {
-    patch.ensure_any()?;
+    ensure_any(&patch)?;
     change(&context, patch)
 }
 

@@ -11,7 +11,12 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Answer, Base, Body, NODE, RequestContext, error::ApiError, flow_logs::Place, model::RequestStatus};
+use super::{
+    Answer, Base, Body, NODE, RequestContext,
+    error::{ApiError, ensure_any},
+    flow_logs::Place,
+    model::RequestStatus,
+};
 use crate::{
     flow_logs::{
         editor::Patch,
@@ -101,7 +106,7 @@ pub(crate) async fn change(
     RequestContext { app, caller, place, expected, .. }: RequestContext,
     Body(patch): Body<Patch>,
 ) -> Answer<Summary> {
-    patch.ensure_any()?;
+    ensure_any(&patch)?;
     let (changed, _) = app.control.editor.change(&caller, id(&place)?, patch, false, &expected)?;
     Ok(Json(app.control.reader.summary(changed)))
 }
