@@ -242,7 +242,11 @@ impl Node for SimSource {
 
     fn detach_all(&mut self) -> Result<(), SourceError> {
         self.step();
-        self.kernel.lock().hooks.clear();
+        let mut kernel = self.kernel.lock();
+        // Hooks go one by one: what one has counted could be refused when the other is gone, and the other way round.
+        let counting: Vec<&u32> = kernel.hooks.iter().filter(|index| kernel.watches.contains_key(index)).collect();
+        assert!(counting.is_empty(), "hooks are taken away from interfaces that still count: {counting:?}");
+        kernel.hooks.clear();
         Ok(())
     }
 
