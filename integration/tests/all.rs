@@ -32,6 +32,8 @@ mod lights;
 mod limits;
 #[path = "all/links.rs"]
 mod links;
+#[path = "all/namespaces.rs"]
+mod namespaces;
 #[path = "all/numbers.rs"]
 mod numbers;
 #[path = "all/objects.rs"]

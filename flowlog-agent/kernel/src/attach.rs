@@ -3,7 +3,9 @@
 //! Our TC programs go first, so that they see what is on the wire, whatever other programs do later. They return
 //! `TCX_NEXT`, so everything after them still runs.
 
-use std::{fmt, mem::ManuallyDrop, path::PathBuf};
+mod elsewhere;
+
+use std::{fmt, mem::ManuallyDrop, os::fd::OwnedFd, path::PathBuf};
 
 use aya::{
     programs::{
@@ -16,10 +18,11 @@ use aya::{
 };
 use flowlog_model::{
     HookKind,
-    interface::{NetDev, Netns},
+    interface::{IfKey, NetDev, Netns},
     rule::Direction,
 };
 
+use self::elsewhere::{EntryFilter, pin_name};
 use super::{
     KernelError,
     netdev::netns,
@@ -56,9 +59,8 @@ impl fmt::Display for Attached {
 
 /// What holds one program in place.
 pub(super) struct Hook {
-    ifindex: u32,
-    /// Network namespace that its interface was in when it was attached.
-    netns: Option<Netns>,
+    /// The interface, when it was attached; `None`: a verdict program.
+    dev: Option<(IfKey, Netns)>,
     link: Held,
     /// Where it is pinned, if it is.
     pin: Option<PathBuf>,
@@ -66,8 +68,16 @@ pub(super) struct Hook {
 
 /// A link; it detaches when dropped, unless it is pinned.
 enum Held {
-    Link { _link: FdLink },
+    Link {
+        _link: FdLink,
+    },
     Clsact(SchedClassifierLink),
+    /// In another network namespace.
+    Entry {
+        _link: OwnedFd,
+    },
+    /// The same as a clsact filter.
+    Filter(EntryFilter),
 }
 
 /// Whether the running kernel is `major.minor` or newer.
@@ -99,17 +109,22 @@ impl Hooks {
         self.pins.is_some()
     }
 
-    /// Hooks one direction of an interface. A hook of an earlier agent is given our program in place: no packet is missed.
+    /// Hooks one direction of an interface. A hook of an earlier agent is given our program in place: no packet is missed. `base` is what
+    /// the hook must add to the interface's index, if it is in another network namespace.
     ///
     /// # Errors
     /// [`KernelError::Attach`] with the kernel's words; nothing stays attached then.
     pub fn attach(
         &mut self,
         programs: &mut Programs,
-        dev: &NetDev,
+        (dev, base): (&NetDev, Option<u32>),
         direction: Direction,
         kind: HookKind,
     ) -> Result<Attached, KernelError> {
+        if let Some(base) = base {
+            let entered = netns::enter(&dev.netns, || self.attach_entry(programs, (dev, base), direction, kind));
+            return entered.unwrap_or_else(|e| Err(attach_error(&dev.name, "a hook", &e)));
+        }
         // The kernel finds an interface by its index in the namespace of whoever asks.
         let entered = netns::enter(&dev.netns, || match kind {
             HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(programs, dev),
@@ -146,9 +161,7 @@ impl Hooks {
     }
 
     fn hold(&mut self, dev: Option<&NetDev>, link: Held, pin: Option<PathBuf>) {
-        let ifindex = dev.map_or(0, |d| d.index);
-        let netns = dev.map(|d| d.netns.clone());
-        self.held.push(Hook { ifindex, netns, link, pin });
+        self.held.push(Hook { dev: dev.map(|d| (d.key(), d.netns.clone())), link, pin });
     }
 
     fn attach_tcx(
@@ -158,7 +171,7 @@ impl Hooks {
         direction: Direction,
     ) -> Result<Attached, KernelError> {
         let (name, attach_type) = tc_program(direction);
-        let (pin, earlier) = self.earlier(&format!("{}-{direction}", dev.index));
+        let (pin, earlier) = self.earlier(&format!("{}-{direction}", pin_name(dev)));
         let failed = |e: &(dyn std::error::Error + 'static)| attach_error(&dev.name, &format!("tcx {direction}"), e);
         let program: &mut SchedClassifier = programs.get(name)?;
         let earlier = earlier.and_then(|l| SchedClassifierLink::try_from(l).ok());
@@ -203,7 +216,7 @@ impl Hooks {
     }
 
     fn attach_xdp(&mut self, programs: &mut Programs, dev: &NetDev) -> Result<Attached, KernelError> {
-        let (pin, earlier) = self.earlier(&format!("{}-xdp", dev.index));
+        let (pin, earlier) = self.earlier(&format!("{}-xdp", pin_name(dev)));
         let program: &mut Xdp = programs.get("flowlog_xdp")?;
         let failed = |e: &(dyn std::error::Error + 'static)| attach_error(&dev.name, "xdp", e);
         if let Some(link) = earlier.and_then(|l| XdpLink::try_from(l).ok())
@@ -228,20 +241,15 @@ impl Hooks {
                 }
             }
         }
-        Err(match native_problem {
-            Some(KernelError::Attach { interface, hook, problem }) => {
-                let problem = format!("{problem}; an interface takes one XDP program: remove the other one, or use tc");
-                KernelError::Attach { interface, hook, problem }
-            }
-            _ => KernelError::Refused { action: "attach xdp".to_owned(), problem: "no mode worked".to_owned() },
-        })
+        let none = || KernelError::Refused { action: "attach xdp".to_owned(), problem: "no mode worked".to_owned() };
+        Err(one_xdp_program(native_problem.unwrap_or_else(none)))
     }
 
     /// Attaches the verdict programs, or takes the place of an earlier agent's. The order matters: see
     /// `flowlog-ebpf/src/bin/flowlog/verdict.rs`.
     pub fn attach_verdict(&mut self, programs: &mut Programs) -> Result<(), KernelError> {
         // A second link would count everything twice.
-        if self.held.iter().any(|h| h.ifindex == 0) {
+        if self.held.iter().any(|h| h.dev.is_none()) {
             return Ok(());
         }
         programs.use_verdicts()?;
@@ -262,8 +270,9 @@ impl Hooks {
     }
 
     /// Takes the hooks of one interface away.
-    pub fn detach(&mut self, ifindex: u32) -> Result<(), KernelError> {
-        let (gone, kept) = std::mem::take(&mut self.held).into_iter().partition(|h| h.ifindex == ifindex);
+    pub fn detach(&mut self, of: IfKey) -> Result<(), KernelError> {
+        let is_its = |h: &Hook| h.dev.as_ref().is_some_and(|(key, _)| *key == of);
+        let (gone, kept) = std::mem::take(&mut self.held).into_iter().partition(is_its);
         self.held = kept;
         let gone: Vec<Hook> = gone;
         gone.into_iter().try_for_each(Hook::detach)
@@ -273,7 +282,7 @@ impl Hooks {
     pub fn detach_all(&mut self) -> Result<(), KernelError> {
         // Hooks first: a packet that dies after its hook is gone is then merely not seen.
         let (verdicts, hooks): (Vec<Hook>, Vec<Hook>) =
-            std::mem::take(&mut self.held).into_iter().partition(|h| h.ifindex == 0);
+            std::mem::take(&mut self.held).into_iter().partition(|h| h.dev.is_none());
         hooks.into_iter().chain(verdicts).try_for_each(Hook::detach)
     }
 
@@ -300,8 +309,12 @@ impl Drop for Hooks {
         if self.pins.is_some() {
             // What is pinned stays. Filters have no pins, and would be taken away by their handles.
             for hook in self.held.drain(..) {
-                if let Held::Clsact(link) = hook.link {
-                    let _ = ManuallyDrop::new(link);
+                match hook.link {
+                    Held::Clsact(link) => {
+                        let _ = ManuallyDrop::new(link);
+                    }
+                    Held::Filter(filter) => filter.leave(),
+                    Held::Link { .. } | Held::Entry { .. } => {}
                 }
             }
         }
@@ -312,7 +325,7 @@ impl Hook {
     fn detach(self) -> Result<(), KernelError> {
         // The pin goes first. Then our link is the last reference, and closing it detaches the hook at once.
         self.pin.as_deref().map_or(Ok(()), pins::remove)?;
-        if let (Held::Clsact(link), Some(netns)) = (self.link, self.netns) {
+        if let (Held::Clsact(link), Some((_, netns))) = (self.link, self.dev) {
             // A filter is removed by its interface's index, which means another interface in another namespace.
             let mut link = Some(link);
             if netns::enter(&netns, || drop(link.take())).is_err() {
@@ -340,6 +353,17 @@ fn is_there(error: &TcError) -> bool {
         TcError::NetlinkError(e) => e.raw_os_error() == Some(libc::EEXIST),
         TcError::AlreadyAttached => true,
         _ => false,
+    }
+}
+
+/// Says what to do, where an interface did not take our XDP program.
+fn one_xdp_program(error: KernelError) -> KernelError {
+    match error {
+        KernelError::Attach { interface, hook, problem } => {
+            let problem = format!("{problem}; an interface takes one XDP program: remove the other one, or use tc");
+            KernelError::Attach { interface, hook, problem }
+        }
+        other => other,
     }
 }
 

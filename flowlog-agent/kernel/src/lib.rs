@@ -3,8 +3,9 @@
 //! * [`btf`], [`layout`]: what this kernel's structs and drop reasons look like;
 //! * [`load`]: the eBPF object, its constants, and [`Kernel`]: everything of ours in the kernel, by owner;
 //! * [`sizes`]: how large the maps are; [`programs`]: the programs;
-//! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs; [`pins`]: what outlives the agent, and where;
-//! * [`maps`]: interfaces and epochs; [`truth`]: the truth counters; [`notes`]: what tells packets apart;
+//! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs; [`entry`], [`bpf`]: what is attached in other network namespaces;
+//!   [`pins`]: what outlives the agent, and where;
+//! * [`maps`]: interfaces and epochs; [`spots`]: where the programs find interfaces; [`truth`]: the truth counters; [`notes`]: what tells packets apart;
 //! * [`ring`]: blocks of records, as bytes; [`sweep`]: closing an epoch on every CPU;
 //! * [`heap`]: giving freed memory back; [`limits`]: how much there may be;
 //! * [`confine`]: what the process gives up before it works;
@@ -15,8 +16,10 @@
 #![deny(unsafe_code)] // allowed, with reasons, only in the files that need it
 
 pub mod attach;
+mod bpf;
 pub(crate) mod btf;
 pub mod confine;
+mod entry;
 pub mod heap;
 pub(crate) mod layout;
 pub mod limits;
@@ -31,6 +34,7 @@ mod programs;
 mod refusal;
 pub(crate) mod ring;
 mod sizes;
+mod spots;
 pub mod sweep;
 mod truth;
 

@@ -89,6 +89,7 @@ impl Kernel {
             .override_global("RING_WAKE_BYTES", &wake, true)
             .override_global("SEED", &seed, true)
             .override_global("XDP_PLACE", &xdp_place, true)
+            .override_global("OWN_NETNS", &netns_inum, true)
             .override_global("DROP_ARGUMENTS", &drop_arguments, true)
             .override_global("SEQUENCE_BITS", &sequence_bits, true)
             .override_global("TICK_NS", &tick, true)
@@ -103,7 +104,7 @@ impl Kernel {
         set_reasons(maps, &reasons)?;
         notes::begin(maps, cpus)?;
         set_setup(maps, setup)?;
-        let interfaces = Interfaces::open(maps)?;
+        let interfaces = Interfaces::open(maps, netns_inum)?;
         let truth = TruthTable::open(maps, sizes.interfaces_max)?;
         if let Some(pins) = &mut pins {
             pins.complete()?;

@@ -1,6 +1,6 @@
 //! Interfaces and epochs, as the programs know them.
 //!
-//! `IFACES` and `EPOCH_OF` are mapped into our memory: an epoch changes by one 4-byte store that no program can
+//! `IFACES` and `WATCHED` are mapped into our memory: an epoch changes by one 4-byte store that no program can
 //! see half done, which a map update (a byte copy) would not promise.
 #![allow(unsafe_code, reason = "plain-old-data markers for the shared structs")]
 
@@ -11,10 +11,10 @@ use std::{
 };
 
 use aya::{Ebpf, Pod};
-use flowlog_ebpf::abi::{self, IFINDEX_MAX, Iface, Setup, Stacked};
-use flowlog_model::{Epoch, IfaceId};
+use flowlog_ebpf::abi::{self, Iface, SPOTS, Setup, Stacked};
+use flowlog_model::{Epoch, IfaceId, interface::IfKey};
 
-use super::{KernelError, mapping::Mapping, notes::Above};
+use super::{KernelError, mapping::Mapping, notes::Above, spots::Spots};
 
 /// [`Setup`], marked as plain old data for the loader.
 #[repr(transparent)]
@@ -63,87 +63,118 @@ impl Mapped {
 const WORD_ID_FLAGS: usize = 0;
 const WORD_EPOCH: usize = 1;
 const WORD_OLDEST: usize = 2;
+/// Word of [`abi::Watched`] that holds the epoch; then namespace, spot.
+const WORD_WATCHED_EPOCH: usize = 0;
+const WORD_NETNS: usize = 1;
+const WORD_SPOT: usize = 2;
 
 /// What the programs know of interfaces: which are watched, in which namespace and window, and how they are stacked.
 pub struct Interfaces {
     ifaces: Mapped,
-    netns: Mapped,
-    epochs: Mapped,
+    watched: Mapped,
+    spots: Spots,
     above: Above,
 }
 
 impl Interfaces {
-    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
+    pub(super) fn open(ebpf: &mut Ebpf, own_netns_inum: u32) -> Result<Self, KernelError> {
         Ok(Self {
             ifaces: Mapped::new(ebpf, "IFACES")?,
-            netns: Mapped::new(ebpf, "NETNS_OF")?,
-            epochs: Mapped::new(ebpf, "EPOCH_OF")?,
+            watched: Mapped::new(ebpf, "WATCHED")?,
+            spots: Spots::open(ebpf, own_netns_inum)?,
             above: Above::open(ebpf)?,
         })
     }
 
-    /// Starts (or, with all zero, stops) accounting for an interface.
-    pub fn watch(&mut self, netns_inum: u32, ifindex: u32, iface: Iface) -> Result<(), KernelError> {
-        if ifindex >= IFINDEX_MAX {
-            return Err(KernelError::Attach {
-                interface: format!("index {ifindex}"),
-                hook: "accounting".to_owned(),
-                problem: format!("this build watches indexes below {IFINDEX_MAX}; reboot to start again from 1"),
-            });
-        }
-        self.epochs.store(u32::from(iface.id), 0, iface.epoch);
-        self.ifaces.store(ifindex, WORD_EPOCH, iface.epoch);
-        self.ifaces.store(ifindex, WORD_OLDEST, iface.oldest);
-        self.netns.store(ifindex, 0, netns_inum);
+    /// Makes room for an interface of another namespace; what its hook must add to its index. `None`: it is of our own.
+    ///
+    /// # Errors
+    /// [`KernelError::Attach`] if there is no room.
+    pub fn claim(&mut self, at: IfKey) -> Result<Option<u32>, KernelError> {
+        let (_, base) = self.spots.claim(at)?;
+        Ok((!self.spots.is_own(at)).then_some(base))
+    }
+
+    /// Starts accounting for an interface.
+    ///
+    /// # Errors
+    /// As [`claim`](Self::claim).
+    pub fn watch(&mut self, at: IfKey, iface: Iface) -> Result<(), KernelError> {
+        let (spot, _) = self.spots.claim(at)?;
+        let id = u32::from(iface.id);
+        self.watched.store(id, WORD_NETNS, at.netns_inum);
+        self.watched.store(id, WORD_SPOT, spot);
+        self.watched.store(id, WORD_WATCHED_EPOCH, iface.epoch);
+        self.ifaces.store(spot, WORD_EPOCH, iface.epoch);
+        self.ifaces.store(spot, WORD_OLDEST, iface.oldest);
         // Last: a non-zero id is what makes the programs use the rest.
-        self.ifaces.store(ifindex, WORD_ID_FLAGS, u32::from(iface.id) | u32::from(iface.flags) << 16);
+        self.ifaces.store(spot, WORD_ID_FLAGS, u32::from(iface.id) | u32::from(iface.flags) << 16);
         Ok(())
+    }
+
+    /// Id and flags of an interface; both 0 if it is not being accounted for.
+    fn id_and_flags(&self, at: IfKey) -> (u16, u16) {
+        let word = self.spots.find(at).map_or(0, |spot| self.ifaces.load(spot, WORD_ID_FLAGS)).to_le_bytes();
+        (u16::from_le_bytes([word[0], word[1]]), u16::from_le_bytes([word[2], word[3]]))
     }
 
     /// What is wanted of an interface.
     #[must_use]
-    pub fn flags(&self, ifindex: u32) -> u16 {
-        let word = self.ifaces.load(ifindex, WORD_ID_FLAGS).to_le_bytes();
-        u16::from_le_bytes([word[2], word[3]])
-    }
-
-    /// Changes what is wanted of an interface that is being accounted for, in one store.
-    pub fn set_flags(&self, id: IfaceId, ifindex: u32, flags: u16) {
-        if self.watched(ifindex) == Some(id) {
-            self.ifaces.store(ifindex, WORD_ID_FLAGS, u32::from(id.0) | u32::from(flags) << 16);
-        }
-    }
-
-    /// Stops accounting for an interface.
-    pub fn unwatch(&self, ifindex: u32) {
-        self.ifaces.store(ifindex, WORD_ID_FLAGS, 0);
+    pub fn flags(&self, at: IfKey) -> u16 {
+        self.id_and_flags(at).1
     }
 
     /// The id under which an interface is being accounted for, if it is.
     #[must_use]
-    pub fn watched(&self, ifindex: u32) -> Option<IfaceId> {
-        let id = self.ifaces.load(ifindex, WORD_ID_FLAGS).to_le_bytes();
-        let id = u16::from_le_bytes([id[0], id[1]]);
+    pub fn watched(&self, at: IfKey) -> Option<IfaceId> {
+        let (id, _) = self.id_and_flags(at);
         (id != 0).then_some(IfaceId(id))
+    }
+
+    /// The spot of an interface that is being accounted for under this id: it may be another one by now.
+    fn spot_of(&self, id: IfaceId, at: IfKey) -> Option<u32> {
+        self.spots.find(at).filter(|_| self.watched(at) == Some(id))
+    }
+
+    /// Changes what is wanted of an interface that is being accounted for, in one store.
+    pub fn set_flags(&self, id: IfaceId, at: IfKey, flags: u16) {
+        if let Some(spot) = self.spot_of(id, at) {
+            self.ifaces.store(spot, WORD_ID_FLAGS, u32::from(id.0) | u32::from(flags) << 16);
+        }
+    }
+
+    /// Stops accounting for an interface.
+    pub fn unwatch(&self, at: IfKey) {
+        if let Some(spot) = self.spots.find(at) {
+            self.ifaces.store(spot, WORD_ID_FLAGS, 0);
+        }
     }
 
     /// Stops accounting for all interfaces.
     pub fn unwatch_all(&self) {
-        (1..IFINDEX_MAX).for_each(|ifindex| self.unwatch(ifindex));
+        (1..SPOTS).for_each(|spot| self.ifaces.store(spot, WORD_ID_FLAGS, 0));
+    }
+
+    /// Forgets where interfaces were that are not watched. Only while no hook of theirs is attached.
+    pub fn release(&mut self) {
+        let Self { ifaces, spots, .. } = self;
+        spots.release(|spot| ifaces.load(spot, WORD_ID_FLAGS) != 0);
     }
 
     /// Packets from now on belong to `epoch`.
-    pub fn set_epoch(&self, id: IfaceId, ifindex: u32, epoch: Epoch) {
+    pub fn set_epoch(&self, id: IfaceId, at: IfKey, epoch: Epoch) {
         // The index may be another interface's by now.
-        if self.watched(ifindex) == Some(id) {
-            self.ifaces.store(ifindex, WORD_EPOCH, epoch.0);
+        if let Some(spot) = self.spot_of(id, at) {
+            self.ifaces.store(spot, WORD_EPOCH, epoch.0);
         }
-        self.epochs.store(u32::from(id.0), 0, epoch.0);
+        self.watched.store(u32::from(id.0), WORD_WATCHED_EPOCH, epoch.0);
     }
 
     /// Verdicts on packets counted before `oldest` are late from now on.
-    pub fn set_oldest(&self, ifindex: u32, oldest: Epoch) {
-        self.ifaces.store(ifindex, WORD_OLDEST, oldest.0);
+    pub fn set_oldest(&self, at: IfKey, oldest: Epoch) {
+        if let Some(spot) = self.spots.find(at) {
+            self.ifaces.store(spot, WORD_OLDEST, oldest.0);
+        }
     }
 
     /// Which interfaces are stacked on which, as far as there is room; returns how many pairs there is none for.
@@ -154,7 +185,7 @@ impl Interfaces {
     /// Whether the numbers that hooks write into packets may be missing when the packets die: see [`abi::NO_NUMBERS`].
     pub fn set_numbers_missing(&self, missing: bool) {
         let flags = if missing { abi::NO_NUMBERS } else { 0 };
-        // Index 0 is no interface: its id stays 0.
+        // Spot 0 is no interface: its id stays 0.
         self.ifaces.store(0, WORD_ID_FLAGS, u32::from(flags) << 16);
     }
 }

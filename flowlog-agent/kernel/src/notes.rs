@@ -9,13 +9,16 @@ use aya::{
 };
 use flowlog_ebpf::abi::{ABOVE_MAX, Cpu, NOTES, Stacked};
 
-use super::{KernelError, programs::take};
+use super::{
+    KernelError,
+    programs::{missing, take},
+};
 
 /// [`Stacked`], marked as plain old data for the loader.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct StackedPod(Stacked);
-// SAFETY: `Stacked` is `repr(C)`, two `u32` (its size is asserted in `abi`).
+// SAFETY: `Stacked` is `repr(C)`, three `u32` (its size is asserted in `abi`).
 unsafe impl Pod for StackedPod {}
 
 /// [`Cpu`] as the words it consists of.
@@ -44,7 +47,9 @@ pub(super) fn begin(ebpf: &mut Ebpf, cpus: usize) -> Result<(), KernelError> {
     if bits < NOTES.trailing_zeros() {
         tracing::debug!(cpus, "many CPUs: a packet is known for fewer packets after it");
     }
-    let mut map: PerCpuArray<_, CpuWords> = take(ebpf, "CPU")?.try_into().map_err(|e: MapError| refused(&e))?;
+    // It stays in the object: entries need it.
+    let map = ebpf.map_mut("CPU").ok_or_else(|| missing("CPU"))?;
+    let mut map: PerCpuArray<_, CpuWords> = map.try_into().map_err(|e: MapError| refused(&e))?;
     let mut values: Vec<CpuWords> = map.get(&0, 0).map_err(|e| refused(&e))?.iter().copied().collect();
     if values.iter().all(|v| v[WORD_NEXT] != 0) {
         return Ok(());

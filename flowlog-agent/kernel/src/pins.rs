@@ -3,7 +3,8 @@
 //! ```text
 //! <pin dir>/              locked by the agent that uses it
 //! <pin dir>/vN/NAME       maps, by their name in the eBPF object; N is `abi::ABI_VERSION`
-//! <pin dir>/vN/link-…     what holds a hook: link-drop, link-INDEX-ingress, link-INDEX-egress, link-INDEX-xdp
+//! <pin dir>/vN/link-…     what holds a hook: link-drop, link-INDEX-ingress, link-INDEX-egress, link-INDEX-xdp;
+//!                         NETNS_INDEX in the place of INDEX in another network namespace
 //! <pin dir>/vN-new/       a set that is being made; renamed when it is complete
 //! ```
 //!
@@ -69,7 +70,7 @@ pub fn made_for(root: &Path) -> Result<Option<MadeFor>, KernelError> {
         info.map(|i| i.max_entries()).map_err(|e| KernelError::from_chain(format!("read `{}`", path.display()), &e))
     };
     let setup = read_setup(&set.join("SETUP"))?;
-    let interfaces_max = u16::try_from(entries("EPOCH_OF")?.saturating_sub(1)).unwrap_or(u16::MAX);
+    let interfaces_max = u16::try_from(entries("WATCHED")?.saturating_sub(1)).unwrap_or(u16::MAX);
     let Setup { passed_slots, refused_slots, netns_inum, .. } = setup;
     let sizes = Sizes { passed_slots, refused_slots, ring_bytes: entries("RING")?, interfaces_max };
     Ok(Some(MadeFor { sizes, netns_inum }))

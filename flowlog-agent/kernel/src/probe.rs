@@ -147,7 +147,7 @@ fn accepted() -> Finding {
         let detail = "the kernel's JIT compiler is off: set the sysctl net.core.bpf_jit_enable to 1";
         return finding(WHAT, State::Missing, detail);
     }
-    match Kernel::load(Sizes::default(), 0).and_then(|kernel| kernel.programs.verified_instructions()) {
+    match Kernel::load(Sizes::default(), 0).and_then(|mut kernel| kernel.programs.verified_instructions()) {
         Ok(programs) => {
             let most = programs.iter().map(|(_, count)| *count).max().unwrap_or(0);
             let detail =

@@ -1,5 +1,7 @@
 //! The loaded programs: verifying them, handing them out, running one once.
 
+use std::os::fd::{AsFd as _, BorrowedFd};
+
 use aya::{
     Ebpf,
     maps::{Map, ProgramArray},
@@ -9,11 +11,21 @@ use aya::{
     },
 };
 use flowlog_ebpf::abi::{VERDICT_FIRST, VERDICT_NESTED};
+use flowlog_model::rule::Direction;
 
-use super::{KernelError, heap};
+use super::{
+    KernelError,
+    entry::{self, Way},
+    heap,
+};
 
-/// See the module's head. Those of the maps that nobody else holds are in it, too.
-pub struct Programs(Ebpf);
+/// See the module's head.
+pub struct Programs {
+    /// Those of the maps that nobody else holds are in it, too.
+    ebpf: Ebpf,
+    /// Hooks for other network namespaces that are loaded, and in the arrays that entries jump through.
+    elsewhere: Vec<Way>,
+}
 
 impl Programs {
     /// Has the kernel verify all programs; attaches none.
@@ -35,7 +47,7 @@ impl Programs {
         }
         program::<Xdp>(&mut ebpf, "flowlog_xdp")?.load().map_err(refused("flowlog_xdp"))?;
         program::<RawTracePoint>(&mut ebpf, "flowlog_sweep")?.load().map_err(refused("flowlog_sweep"))?;
-        Ok(Self(ebpf))
+        Ok(Self { ebpf, elsewhere: Vec::new() })
     }
 
     /// One of them, to be attached.
@@ -43,17 +55,17 @@ impl Programs {
     where
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
-        program(&mut self.0, name)
+        program(&mut self.ebpf, name)
     }
 
     pub(super) fn sweeper(&self) -> Result<&RawTracePoint, KernelError> {
-        let program = self.0.program("flowlog_sweep").ok_or_else(|| missing("flowlog_sweep"))?;
+        let program = self.ebpf.program("flowlog_sweep").ok_or_else(|| missing("flowlog_sweep"))?;
         program.try_into().map_err(|e: ProgramError| KernelError::from_chain("use program `flowlog_sweep`", &e))
     }
 
     /// Those of the maps that nobody has taken yet.
     pub(super) fn maps(&mut self) -> &mut Ebpf {
-        &mut self.0
+        &mut self.ebpf
     }
 
     /// From now on the verdict programs of this process are the ones that run.
@@ -69,14 +81,58 @@ impl Programs {
             })?;
             fds.push((index, fd));
         }
-        let map = self.0.map_mut("VERDICTS").ok_or_else(|| missing("VERDICTS"))?;
+        let map = self.ebpf.map_mut("VERDICTS").ok_or_else(|| missing("VERDICTS"))?;
         let mut verdicts: ProgramArray<_> = map.try_into().map_err(refused)?;
         fds.iter().try_for_each(|(index, fd)| verdicts.set(*index, fd, 0).map_err(refused))
     }
 
+    /// The maps of an entry that jumps to a hook. The hook is loaded and put in its place when it is first needed: most nodes watch their own
+    /// namespace only. From then on all entries jump to this process's hook.
+    pub(super) fn elsewhere(&mut self, way: Way) -> Result<entry::Maps<'_>, KernelError> {
+        let (array, at) = way.place();
+        if !self.elsewhere.contains(&way) {
+            let name = way.hook();
+            let refused = |e: ProgramError| KernelError::from_chain(format!("load program `{name}`"), &e);
+            match way {
+                Way::Tc(_) => self.get::<SchedClassifier>(name)?.load().map_err(refused)?,
+                Way::Xdp => self.get::<Xdp>(name)?.load().map_err(refused)?,
+            }
+            heap::give_back();
+            let fd = self.fd(name)?.try_clone().map_err(|e| KernelError::Refused {
+                action: format!("use program `{name}`"),
+                problem: e.to_string(),
+            })?;
+            let put = |e: aya::maps::MapError| KernelError::from_chain(format!("fill map {array}"), &e);
+            let map = self.ebpf.map_mut(array).ok_or_else(|| missing(array))?;
+            ProgramArray::try_from(map).and_then(|mut hooks| hooks.set(at, &fd, 0)).map_err(put)?;
+            self.elsewhere.push(way);
+        }
+        Ok(entry::Maps { cpu: self.map_fd("CPU")?, hooks: self.map_fd(array)? })
+    }
+
+    fn map_fd(&self, name: &str) -> Result<BorrowedFd<'_>, KernelError> {
+        match self.ebpf.map(name) {
+            Some(Map::PerCpuArray(data) | Map::ProgramArray(data)) => Ok(data.fd().as_fd()),
+            _ => Err(missing(name)),
+        }
+    }
+
+    /// Loads those, too, that are otherwise loaded when they are first needed: to look at them.
+    ///
+    /// # Errors
+    /// If the kernel refuses one.
+    pub fn load_all(&mut self) -> Result<(), KernelError> {
+        let all = [Way::Tc(Direction::Ingress), Way::Tc(Direction::Egress), Way::Xdp];
+        all.into_iter().try_for_each(|way| self.elsewhere(way).map(drop))
+    }
+
     /// Instructions the verifier walked, by program: the measure of a program's complexity.
-    pub fn verified_instructions(&self) -> Result<Vec<(String, u32)>, KernelError> {
-        self.0
+    ///
+    /// # Errors
+    /// If the kernel refuses one that was not needed so far, or does not say.
+    pub fn verified_instructions(&mut self) -> Result<Vec<(String, u32)>, KernelError> {
+        self.load_all()?;
+        self.ebpf
             .programs()
             .map(|(name, program)| {
                 let info = program.info().map_err(|e| KernelError::from_chain("read program info", &e))?;
@@ -87,7 +143,7 @@ impl Programs {
 
     /// A loaded program, to be measured by `cargo xtask bench` or looked at by tests.
     pub fn fd(&self, name: &str) -> Result<&ProgramFd, KernelError> {
-        let program = self.0.program(name).ok_or_else(|| missing(name))?;
+        let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
         program.fd().map_err(|e| KernelError::from_chain(format!("use program `{name}`"), &e))
     }
 
@@ -96,7 +152,7 @@ impl Programs {
     /// program's verdict.
     pub fn test_run(&mut self, program: &str, frame: &[u8], sk_buff: Option<&[u8]>) -> Result<u32, KernelError> {
         let refused = |e: ProgramError| KernelError::from_chain(format!("run `{program}`"), &e);
-        let p = self.0.program(program).ok_or_else(|| missing(program))?;
+        let p = self.ebpf.program(program).ok_or_else(|| missing(program))?;
         let opts = TestRunOptions { data_in: Some(frame), ctx_in: sk_buff, ..Default::default() };
         let result = match p {
             Program::SchedClassifier(p) => p.test_run(opts),
@@ -121,6 +177,6 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, KernelError> {
     ebpf.take_map(name).ok_or_else(|| missing(name))
 }
 
-fn missing(name: &str) -> KernelError {
+pub(super) fn missing(name: &str) -> KernelError {
     KernelError::Refused { action: format!("find `{name}`"), problem: "it is not in the embedded object".to_owned() }
 }

@@ -5,8 +5,8 @@ use std::num::NonZero;
 use aya::maps::MapType;
 use flowlog_ebpf::abi::{self, EPOCHS};
 
-/// A preallocated element of a hash map with key and value of 8 bytes (`struct htab_elem`), and its share of the buckets.
-const HASH_ELEMENT_BYTES: u64 = 80;
+/// A preallocated element of a hash map with key and value of 16 bytes at most (`struct htab_elem`), and its share of the buckets.
+const HASH_ELEMENT_BYTES: u64 = 88;
 /// What an array of programs holds.
 const POINTER_BYTES: u64 = 8;
 
@@ -54,11 +54,13 @@ impl Sizes {
         let bank6 = bank(size_of::<abi::Record6>());
         let spec = |name, kind, value, entries| MapSpec { name, kind, value, entries };
         vec![
-            spec("IFACES", Array, size_of::<abi::Iface>(), abi::IFINDEX_MAX),
-            spec("NETNS_OF", Array, 4, abi::IFINDEX_MAX),
+            spec("IFACES", Array, size_of::<abi::Iface>(), abi::SPOTS),
+            spec("BASES", Hash, 4, abi::RANGES_MAX),
+            spec("ELSEWHERE_TC", ProgramArray, 4, abi::ELSEWHERE_TC),
+            spec("ELSEWHERE_XDP", ProgramArray, 4, abi::ELSEWHERE_XDP),
             spec("ABOVE", Hash, 4, abi::ABOVE_MAX),
             spec("DATAGRAMS", Array, size_of::<abi::Datagram>(), abi::DATAGRAMS),
-            spec("EPOCH_OF", Array, 4, interfaces),
+            spec("WATCHED", Array, size_of::<abi::Watched>(), interfaces),
             spec("TRUTH", PerCpuArray, size_of::<abi::Truth>(), interfaces * EPOCHS),
             spec("CPU", PerCpuArray, size_of::<abi::Cpu>(), 1),
             spec("DYING", PerCpuArray, size_of::<abi::Dying>(), 1),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    interface::{Bound, Mac, Selector},
+    interface::{Bound, IfKey, Mac, Netns, Selector},
     rule::{InvalidField, Rule, Side, words},
 };
 
@@ -78,7 +78,7 @@ impl CaptureSpec {
     /// Id of the interface in records and keys.
     #[must_use]
     pub fn id(&self, node_id: &str) -> String {
-        self.interface_id.clone().unwrap_or_else(|| format!("{node_id}-{}", self.interface))
+        self.interface_id.clone().unwrap_or_else(|| format!("{node_id}-{}", self.interface.in_keys()))
     }
 }
 
@@ -114,6 +114,18 @@ pub struct WatchSpec {
 }
 
 impl WatchSpec {
+    /// Which interface it is on.
+    #[must_use]
+    pub fn key(&self) -> IfKey {
+        IfKey { netns_inum: self.netns_inum, index: self.ifindex }
+    }
+
+    /// The network namespace that is in.
+    #[must_use]
+    pub fn namespace(&self) -> Netns {
+        Netns::at(self.netns_inum, self.netns.as_deref())
+    }
+
     /// What its interface is known by.
     #[must_use]
     pub fn bound(&self) -> Bound<'_> {

@@ -179,7 +179,7 @@ impl<S: Source> Books<S> {
     /// After a start: makes the kernel agree with the ledger, whatever was interrupted.
     fn reconcile(&mut self) -> Result<(), CaptureError> {
         for (id, w) in self.ledger.watched() {
-            self.source.set_epoch(id, w.spec.ifindex, w.epoch);
+            self.source.set_epoch(id, w.spec.key(), w.epoch);
             let closed = w.closing_epoch().is_none().then(|| w.epoch.previous());
             let others = OTHER_EPOCHS.iter().map(|n| Epoch(w.epoch.0.wrapping_add(*n)));
             for epoch in others.chain(closed) {
@@ -240,7 +240,7 @@ impl<S: Source> Books<S> {
     fn settle_epochs(&mut self, closing: &[(IfaceId, Epoch)], scope: Scope) -> Result<(), CaptureError> {
         for &(id, _) in closing {
             if let Some(w) = self.ledger.get(id) {
-                self.source.set_epoch(id, w.spec.ifindex, w.epoch);
+                self.source.set_epoch(id, w.spec.key(), w.epoch);
                 fault::point("epoch_switch");
             }
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, error::Error};
 use flowlog_ebpf::abi::{Stacked, Truth};
 use flowlog_model::{
     Epoch, IfaceId, Now, WatchSpec,
-    interface::{Counters, NetDev},
+    interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::Direction,
     sweep::{Cursor, Scope, Swept},
 };
@@ -31,7 +31,7 @@ pub trait Source {
     /// Gives the room up to a position back.
     fn release(&mut self, position: u64);
     /// Packets from now on belong to `epoch`.
-    fn set_epoch(&mut self, id: IfaceId, ifindex: u32, epoch: Epoch);
+    fn set_epoch(&mut self, id: IfaceId, at: IfKey, epoch: Epoch);
     /// Verdicts on packets of earlier epochs are late from now on.
     fn set_oldest(&mut self, spec: &WatchSpec, oldest: Epoch);
     /// Waits until no program is running that began before.
@@ -73,12 +73,12 @@ pub trait Node: Source {
     fn now(&self) -> Now;
     /// All interfaces of our own namespace.
     fn interfaces(&self) -> Result<Vec<NetDev>, SourceError>;
-    /// Those of all others.
-    fn interfaces_elsewhere(&self) -> Vec<NetDev>;
-    /// What an interface has counted by itself.
-    fn counters(&self, dev: &NetDev) -> Result<Counters, SourceError>;
-    /// As [`counters`](Self::counters), of an interface of our own namespace.
-    fn own_counters(&self, ifindex: u32) -> Result<Counters, SourceError>;
+    /// Those of the `named` other namespaces, and if `all` those of every other one that may be looked into.
+    fn interfaces_elsewhere(&self, named: &BTreeSet<NetnsName>, all: bool) -> Elsewhere;
+    /// Whether a change in a namespace that has been looked into brings the next look.
+    fn hears_elsewhere(&self) -> bool;
+    /// What an interface of this index has counted by itself.
+    fn counters(&self, netns: &Netns, index: u32) -> Result<Counters, SourceError>;
     /// Interfaces that there is room for.
     fn interfaces_max(&self) -> u16;
     /// Attaches the verdict programs, if they are not.
@@ -87,18 +87,18 @@ pub trait Node: Source {
     /// counted. What has been attached before an error stays: [`unhook`](Self::unhook) takes it away.
     fn hook(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<Vec<Direction>, SourceError>;
     /// Takes the hooks of an interface away.
-    fn unhook(&mut self, ifindex: u32) -> Result<(), SourceError>;
-    /// Takes hooks away whose interface is gone.
+    fn unhook(&mut self, of: IfKey) -> Result<(), SourceError>;
+    /// Takes hooks away whose interface is gone, and forgets where that was.
     fn remove_stale_hooks(&mut self) -> Result<(), SourceError>;
     /// Tells the programs of an interface.
     fn watch(&mut self, dev: &NetDev, watch: Watch) -> Result<(), SourceError>;
     /// Which watch an interface has.
-    fn watched(&self, ifindex: u32) -> Option<IfaceId>;
-    fn unwatch(&mut self, ifindex: u32);
+    fn watched(&self, at: IfKey) -> Option<IfaceId>;
+    fn unwatch(&mut self, at: IfKey);
     /// The flags of a watch.
-    fn flags(&self, ifindex: u32) -> u16;
+    fn flags(&self, at: IfKey) -> u16;
     /// Changes them, if the interface has this watch.
-    fn set_flags(&mut self, id: IfaceId, ifindex: u32, flags: u16);
+    fn set_flags(&mut self, id: IfaceId, at: IfKey, flags: u16);
     /// Which interfaces are stacked on which; returns how many pairs had no room.
     fn set_stacked(&mut self, stacked: &BTreeSet<Stacked>) -> Result<usize, SourceError>;
     /// Who else uses the field that packets are numbered in, at and around these interfaces.

@@ -6,12 +6,12 @@ use flowlog_ebpf::abi::{Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
-    netdev::{self, NetDevError, netns, traffic_control},
+    netdev::{self, Namespaces, NetDevError, netns, traffic_control},
     sweep::wait_for_programs,
 };
 use flowlog_model::{
     Epoch, HookKind, IfaceId, Now, WatchSpec,
-    interface::{Counters, NetDev, Netns},
+    interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::{Action, Direction},
     sweep::{Cursor, Scope, Swept},
 };
@@ -23,6 +23,8 @@ pub(super) struct KernelSource {
     pub(super) ring: Ring,
     /// Whether interfaces are looked for in other network namespaces.
     pub(super) follow_namespaces: bool,
+    /// What is known of these.
+    pub(super) namespaces: Namespaces,
 }
 
 /// An interface that cannot be hooked may be gone already; everything else is about the kernel.
@@ -86,12 +88,12 @@ impl Source for KernelSource {
         self.ring.release(position);
     }
 
-    fn set_epoch(&mut self, id: IfaceId, ifindex: u32, epoch: Epoch) {
-        self.kernel.interfaces.set_epoch(id, ifindex, epoch);
+    fn set_epoch(&mut self, id: IfaceId, at: IfKey, epoch: Epoch) {
+        self.kernel.interfaces.set_epoch(id, at, epoch);
     }
 
     fn set_oldest(&mut self, spec: &WatchSpec, oldest: Epoch) {
-        self.kernel.interfaces.set_oldest(spec.ifindex, oldest);
+        self.kernel.interfaces.set_oldest(spec.key(), oldest);
     }
 
     fn wait_for_programs(&mut self) {
@@ -129,17 +131,16 @@ impl Node for KernelSource {
         netdev::all().map_err(unknown)
     }
 
-    fn interfaces_elsewhere(&self) -> Vec<NetDev> {
-        if self.follow_namespaces { netdev::elsewhere() } else { Vec::new() }
+    fn interfaces_elsewhere(&self, named: &BTreeSet<NetnsName>, all: bool) -> Elsewhere {
+        self.namespaces.interfaces(named, all && self.follow_namespaces)
     }
 
-    fn counters(&self, dev: &NetDev) -> Result<Counters, SourceError> {
-        netdev::counters(&dev.netns, dev.index).map_err(unknown)
+    fn hears_elsewhere(&self) -> bool {
+        self.namespaces.changes().is_heard()
     }
 
-    fn own_counters(&self, ifindex: u32) -> Result<Counters, SourceError> {
-        let own = netns::own().map_err(|e| unknown(e.into()))?;
-        netdev::counters(&own, ifindex).map_err(unknown)
+    fn counters(&self, netns: &Netns, index: u32) -> Result<Counters, SourceError> {
+        netdev::counters(netns, index).map_err(unknown)
     }
 
     fn interfaces_max(&self) -> u16 {
@@ -152,7 +153,8 @@ impl Node for KernelSource {
 
     fn hook(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<Vec<Direction>, SourceError> {
         let counts = spec.rule.action != Action::Rejected;
-        let Kernel { hooks, programs, .. } = &mut self.kernel;
+        let Kernel { hooks, programs, interfaces, .. } = &mut self.kernel;
+        let place = (dev, interfaces.claim(dev.key()).map_err(failed)?);
         let mut counted = Vec::new();
         for direction in Direction::BOTH {
             if !spec.rule.directions.includes(spec.side.owners(direction)) {
@@ -160,10 +162,10 @@ impl Node for KernelSource {
             }
             // Where XDP counts, and where nothing is counted, a TC hook notes who the packets are.
             let kind = if spec.hook == HookKind::Xdp { HookKind::Tc } else { spec.hook };
-            let hook = hooks.attach(programs, dev, direction, kind).map_err(failed)?;
+            let hook = hooks.attach(programs, place, direction, kind).map_err(failed)?;
             tracing::info!(interface = dev.name, %direction, %hook, "attached");
             if counts && spec.hook == HookKind::Xdp && direction == Direction::Ingress {
-                let hook = hooks.attach(programs, dev, direction, HookKind::Xdp).map_err(failed)?;
+                let hook = hooks.attach(programs, place, direction, HookKind::Xdp).map_err(failed)?;
                 tracing::info!(interface = dev.name, %direction, %hook, "attached");
             }
             if counts {
@@ -173,34 +175,36 @@ impl Node for KernelSource {
         Ok(counted)
     }
 
-    fn unhook(&mut self, ifindex: u32) -> Result<(), SourceError> {
-        self.kernel.hooks.detach(ifindex).map_err(failed)
+    fn unhook(&mut self, of: IfKey) -> Result<(), SourceError> {
+        self.kernel.hooks.detach(of).map_err(failed)
     }
 
     fn remove_stale_hooks(&mut self) -> Result<(), SourceError> {
-        self.kernel.hooks.remove_stale_hooks().map_err(failed)
+        self.kernel.hooks.remove_stale_hooks().map_err(failed)?;
+        self.kernel.interfaces.release();
+        Ok(())
     }
 
     fn watch(&mut self, dev: &NetDev, watch: Watch) -> Result<(), SourceError> {
         let Watch { id, flags, epoch, oldest } = watch;
         let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, spare: 0 };
-        self.kernel.interfaces.watch(dev.netns.inum, dev.index, iface).map_err(failed)
+        self.kernel.interfaces.watch(dev.key(), iface).map_err(failed)
     }
 
-    fn watched(&self, ifindex: u32) -> Option<IfaceId> {
-        self.kernel.interfaces.watched(ifindex)
+    fn watched(&self, at: IfKey) -> Option<IfaceId> {
+        self.kernel.interfaces.watched(at)
     }
 
-    fn unwatch(&mut self, ifindex: u32) {
-        self.kernel.interfaces.unwatch(ifindex);
+    fn unwatch(&mut self, at: IfKey) {
+        self.kernel.interfaces.unwatch(at);
     }
 
-    fn flags(&self, ifindex: u32) -> u16 {
-        self.kernel.interfaces.flags(ifindex)
+    fn flags(&self, at: IfKey) -> u16 {
+        self.kernel.interfaces.flags(at)
     }
 
-    fn set_flags(&mut self, id: IfaceId, ifindex: u32, flags: u16) {
-        self.kernel.interfaces.set_flags(id, ifindex, flags);
+    fn set_flags(&mut self, id: IfaceId, at: IfKey, flags: u16) {
+        self.kernel.interfaces.set_flags(id, at, flags);
     }
 
     fn set_stacked(&mut self, stacked: &BTreeSet<Stacked>) -> Result<usize, SourceError> {

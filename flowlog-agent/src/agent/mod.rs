@@ -145,6 +145,7 @@ pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
     let mut stop = Stop::new()?;
     // Hooks are taken away wherever their interfaces are.
     config.follow_namespaces = true;
+    config.enters_namespaces = true;
     // The pinned maps have the sizes that they were made with, whatever the configuration says now.
     if let Some(made) = config.pin_dir.as_deref().map(pins::made_for).transpose()?.flatten() {
         config.sizes = made.sizes;
@@ -191,7 +192,7 @@ async fn main_loop(
     stop: &mut Stop,
 ) -> Result<(), AgentError> {
     let wakeups = capture.node().ring.wakeups().map_err(system("watch the ring"))?;
-    let links = LinkWatch::new().map_err(system("watch the interfaces"))?;
+    let links = LinkWatch::new(capture.node().namespaces.changes()).map_err(system("watch the interfaces"))?;
     // Interfaces may have changed between the start and this subscription.
     capture.look_at_interfaces()?;
     let mut tick = tokio::time::interval(TICK);

@@ -5,9 +5,12 @@ use std::{path::Path, sync::Arc, time::Duration};
 use flowlog_host::{clock, lock};
 use flowlog_kernel::{
     Kernel, Pins,
-    netdev::{self, NetDevError, netns},
+    netdev::{self, Namespaces, NetDevError, netns},
 };
-use flowlog_model::{CaptureSpec, interface::names};
+use flowlog_model::{
+    CaptureSpec,
+    interface::{Elsewhere, Selector, names},
+};
 use flowlog_pipeline::{
     capture::Setup,
     disk::{Filesystem, real::Disk},
@@ -99,12 +102,21 @@ pub(super) async fn when_there_is_room<T>(
 
 /// Every interface that is not waited for must be there.
 pub(super) fn check_interfaces(config: &Config) -> Result<(), AgentError> {
-    let devices = netdev::all()?;
-    let missing = |c: &&CaptureSpec| !c.wait && c.interface.find(&devices, None).is_none();
-    match config.captures.iter().find(missing) {
-        Some(c) => Err(NetDevError::NotFound { name: c.interface.to_string(), others: names(&devices) }.into()),
-        None => Ok(()),
-    }
+    let mut devices = netdev::all()?;
+    let named = config.captures.iter().filter_map(|c| c.interface.netns.clone()).collect();
+    let Elsewhere { devices: more, namespaces } = Namespaces::default().interfaces(&named, false);
+    devices.extend(more);
+    let missing = |c: &&CaptureSpec| !c.wait && c.interface.find(&devices, None, &namespaces).is_none();
+    let Some(capture) = config.captures.iter().find(missing) else { return Ok(()) };
+    let Selector { by, netns } = &capture.interface;
+    let inum = match netns {
+        Some(netns) => *namespaces.get(netns).ok_or_else(|| NetDevError::no_namespace(netns))?,
+        None => netns::own().map_err(system("find the network namespace"))?.inum,
+    };
+    devices.retain(|d| d.netns.inum == inum);
+    let netns =
+        netns.as_ref().map_or_else(|| "this network namespace".to_owned(), |n| format!("network namespace `{n}`"));
+    Err(NetDevError::NotFound { name: by.to_string(), netns, others: names(&devices) }.into())
 }
 
 /// What the capture is told.
@@ -127,7 +139,10 @@ pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelS
     let ring_id = ring.id()?;
     let begun = clock::now();
     let head = Head { format: FORMAT, boot_id, ring_id, pin_dir: config.pin_dir.clone(), begun };
-    Ok((KernelSource { kernel, ring, follow_namespaces: config.follow_namespaces }, head))
+    Ok((
+        KernelSource { kernel, ring, follow_namespaces: config.follow_namespaces, namespaces: Namespaces::default() },
+        head,
+    ))
 }
 
 /// A journal whose ring is pinned elsewhere must not be taken for one whose ring is gone.

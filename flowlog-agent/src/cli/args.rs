@@ -163,6 +163,9 @@ struct CaptureArgs {
     /// Follow interfaces that are moved to other network namespaces; needs `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE` for good.
     #[arg(long)]
     follow_namespaces: bool,
+    /// Network namespace that the interfaces are in: a name of `ip netns`, or a path; needs what `--follow-namespaces` needs.
+    #[arg(long, value_name = "NAME")]
+    netns: Option<String>,
     /// Flow cache slots for each CPU; a power of two.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().passed_slots)]
     cache_slots: u32,
@@ -202,6 +205,7 @@ impl CaptureArgs {
     fn into_raw(self) -> RawConfig {
         let log = RawFlowLog {
             interfaces: self.interfaces,
+            netns: self.netns,
             target: self.target.unwrap_or_default(),
             prefix: self.prefix,
             name: Some(self.name),

@@ -17,7 +17,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     // Before anything is loaded: what does not fit is ended by the kernel without a word.
     let (config, _) = memory::checked(args.into_raw()?)?;
     // Before there are threads: each would keep what it was made with.
-    let confined = confine::enter(config.follow_namespaces).map_err(AgentError::from)?;
+    let confined = confine::enter(config.enters_namespaces).map_err(AgentError::from)?;
     runtime()?.block_on(agent::run(config, &confined))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -37,7 +37,9 @@ impl Example {
                 checked.map(drop).map_err(|error| error.to_string())
             }
             Self::Inventory => {
-                let problems = Loader::new(Places { file: Some(file.to_owned()), dir: None }).load().problems;
+                let problems = Loader::new(Places { file: Some(file.to_owned()), dir: None, enters_namespaces: true })
+                    .load()
+                    .problems;
                 if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
             }
             Self::Principals => Principals::read(file).map(drop),

@@ -12,7 +12,7 @@ use flowlog_host::trust::{self, Kind, TrustError};
 use flowlog_kernel::{Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
     CaptureSpec, HookKind, S3Options,
-    interface::Selector,
+    interface::{NetnsName, Selector},
     rule::{Action, Directions, InvalidField, Location, Name, Rule, Side, Target, key_part, window_secs},
 };
 use flowlog_pipeline::spool::Limits;
@@ -49,6 +49,8 @@ pub(crate) struct Config {
     pub flows_max: usize,
     /// Interfaces that were captured here are looked for in other network namespaces, too: the agent keeps what that takes.
     pub follow_namespaces: bool,
+    /// Interfaces of other network namespaces may be captured: followed ones, or those whose namespace is named.
+    pub enters_namespaces: bool,
     /// How to reach buckets.
     pub s3: S3Options,
     /// Rules from a store, managed through the API; `None`: only those above.
@@ -131,7 +133,12 @@ impl RawConfig {
             return Err(InvalidField::new("api.public_url", url, "write it as `https://host[:port]`"));
         }
         Ok(Some(Manage {
-            places: Places { file: inventory.file.clone(), dir: inventory.dir.clone() },
+            places: Places {
+                file: inventory.file.clone(),
+                dir: inventory.dir.clone(),
+                // The static flow logs say so as well.
+                enters_namespaces: self.follow_namespaces || self.flow_logs.iter().any(|log| log.netns.is_some()),
+            },
             principals: api.principals.clone(),
             settings: Settings {
                 window_secs: window_secs(defaults.window.unwrap_or(WINDOW_SECS_DEFAULT))?,
@@ -187,6 +194,7 @@ impl RawConfig {
         let pin_dir = self.pin_dir.unwrap_or_else(|| PathBuf::from(PIN_DIR_DEFAULT));
         let pin_dir = (!self.no_pin).then_some(pin_dir);
         let follow_namespaces = self.follow_namespaces;
+        let enters_namespaces = follow_namespaces || captures.iter().any(|c| c.interface.netns.is_some());
         Ok(Config {
             captures,
             node_id,
@@ -196,6 +204,7 @@ impl RawConfig {
             sizes,
             flows_max,
             follow_namespaces,
+            enters_namespaces,
             s3: self.s3,
             manage,
         })
@@ -256,11 +265,12 @@ impl RawFlowLog {
             let rule = "belongs to one interface; write one flow log for each";
             return Err(InvalidField::new("interface_id", interface_id.unwrap_or_default(), rule));
         }
+        let netns: Option<NetnsName> = self.netns.as_deref().map(str::parse).transpose()?;
         Ok(self
             .interfaces
             .iter()
             .map(|interface| CaptureSpec {
-                interface: Selector::Name(interface.clone()),
+                interface: Selector::name(interface).within(netns.clone()),
                 interface_id: interface_id.clone(),
                 account_id: self.account_id.clone(),
                 hook,

@@ -111,6 +111,8 @@ pub(crate) struct RawDefaults {
 pub(crate) struct RawFlowLog {
     /// Names of interfaces; one capture for each.
     pub interfaces: Vec<String>,
+    /// The network namespace that they are in: a name of `ip netns`, or a path.
+    pub netns: Option<String>,
     pub target: String,
     /// First part of every key.
     pub prefix: Option<String>,

@@ -1,8 +1,47 @@
-//! Interfaces: which are watched, for what, and which are stacked on which.
+//! Interfaces: which are watched, for what, where the programs find them, and which are stacked on which.
+//!
+//! Ifindexes begin anew in every network namespace. The programs find an interface at its *spot* in one flat array: a look-up
+//! is then one load. In the agent's own namespace the spot is the ifindex. In another one it is the ifindex plus the *base* of the
+//! [`Range`] that the index is in; bases are chosen so that no two interfaces have one spot.
 
-/// Ifindexes are looked up in a flat array of this size: a lookup is then one load. Linux hands them out
-/// ascending, so a node needs 65,535 interface creations to get past it; what is past it is refused by name.
+/// Ifindexes below this can be watched, in each namespace. Linux hands them out ascending, so a node needs 65,535 interface
+/// creations to get past it; what is past it is refused by name.
 pub const IFINDEX_MAX: u32 = 65_536;
+
+/// Ifindexes of a [`Range`]: a namespace of an appliance mostly has a few, from 1 on.
+pub const RANGE_INDEXES: u32 = 64;
+
+/// Ranges that there is room for, in all other namespaces together: the spots of all are as many as those of our own namespace.
+pub const RANGES_MAX: u32 = 1_024;
+
+/// Places of the `IFACES` array.
+pub const SPOTS: u32 = IFINDEX_MAX + RANGES_MAX * RANGE_INDEXES;
+
+/// [`RANGE_INDEXES`] ifindexes of one network namespace that follow each other: key of the `BASES` map, whose value is what is added
+/// to each of them (modulo 2^32).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Range {
+    /// Inode number of the network namespace.
+    pub netns_inum: u32,
+    /// Its first ifindex, divided by [`RANGE_INDEXES`].
+    pub number: u32,
+}
+
+impl Range {
+    /// The one that an interface is in.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(netns_inum: u32, ifindex: u32) -> Self {
+        Self { netns_inum, number: ifindex / RANGE_INDEXES }
+    }
+
+    /// What is added to its ifindexes if it is the `place`th of all ranges, from 0.
+    #[must_use]
+    pub const fn base(self, place: u32) -> u32 {
+        (IFINDEX_MAX + place * RANGE_INDEXES).wrapping_sub(self.number * RANGE_INDEXES)
+    }
+}
 
 /// Pairs of interfaces of which one is stacked on the other, that the programs can know.
 pub const ABOVE_MAX: u32 = 16_384;
@@ -28,7 +67,7 @@ pub const XDP_INGRESS: u16 = 1 << 7;
 /// no numbers.
 pub const NO_NUMBERS: u16 = 1 << 8;
 
-/// A watched interface, at index `ifindex` of the `IFACES` array. All zero: not watched.
+/// A watched interface, at its spot in the `IFACES` array. All zero: not watched.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Iface {
@@ -44,6 +83,20 @@ pub struct Iface {
     pub spare: u32,
 }
 
+/// Where a watched interface is: at its id in the `WATCHED` array.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// The epoch that packets are counted in now, as in [`Iface::epoch`]: for the sweeper.
+    pub epoch: u32,
+    /// Inode number of its network namespace.
+    pub netns_inum: u32,
+    /// Its spot in `IFACES`.
+    pub spot: u32,
+    /// Explicit padding up to 16 bytes, always 0.
+    pub spare: u32,
+}
+
 /// Two interfaces, `upper` stacked on `lower` directly or through others: key of the `ABOVE` map. Both are in one network
 /// namespace.
 #[repr(C)]
@@ -53,12 +106,34 @@ pub struct Stacked {
     pub lower: u32,
     /// Ifindex of the bridge, bond, VLAN, macvlan.
     pub upper: u32,
+    /// Inode number of their network namespace.
+    pub netns_inum: u32,
 }
 
 const _: () = {
     assert!(size_of::<Iface>() == 16);
     assert!(core::mem::offset_of!(Iface, epoch) == 4);
     assert!(core::mem::offset_of!(Iface, oldest) == 8);
-    assert!(size_of::<Stacked>() == 8);
+    assert!(size_of::<Stacked>() == 12);
+    assert!(size_of::<Range>() == 8);
+    assert!(size_of::<Watched>() == 16);
     assert!(IFINDEX_MAX - 1 <= u16::MAX as u32);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_interfaces_have_one_spot() {
+        let ranges = [Range::of(2, 3), Range::of(3, 3), Range::of(3, 64), Range::of(4, 65_535)];
+        let mut spots: std::vec::Vec<u32> = std::vec![3, 64, 65_535];
+        for (range, place) in ranges.into_iter().zip([0, 1, 2, RANGES_MAX - 1]) {
+            let indexes = range.number * RANGE_INDEXES..(range.number + 1) * RANGE_INDEXES;
+            spots.extend(indexes.map(|ifindex| ifindex.wrapping_add(range.base(place))));
+        }
+        assert!(spots.iter().all(|spot| *spot < SPOTS));
+        spots.sort_unstable();
+        assert!(spots.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}

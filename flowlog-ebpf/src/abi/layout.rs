@@ -23,6 +23,17 @@ pub const VERDICT_NESTED: u32 = 1;
 /// Entries of the `VERDICTS` array.
 pub const VERDICTS: u32 = 2;
 
+/// Index in the `ELSEWHERE_TC` array of the hook for packets on their way in, on interfaces of other namespaces.
+pub const ELSEWHERE_INGRESS: u32 = 0;
+/// The same for packets on their way out.
+pub const ELSEWHERE_EGRESS: u32 = 1;
+/// Entries of the `ELSEWHERE_TC` array.
+pub const ELSEWHERE_TC: u32 = 2;
+/// Index in the `ELSEWHERE_XDP` array of the hook, and the only one.
+pub const ELSEWHERE_XDP_INGRESS: u32 = 0;
+/// Entries of the `ELSEWHERE_XDP` array.
+pub const ELSEWHERE_XDP: u32 = 1;
+
 /// `REASONS` value of drop reasons that count as REJECT.
 pub const REASON_REFUSED: u8 = 1;
 /// As [`REASON_REFUSED`], dropped by a tc program on ingress: our hook may or may not have run before it.

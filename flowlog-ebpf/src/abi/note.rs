@@ -156,6 +156,11 @@ pub struct Cpu {
     pub owner: u16,
     /// The lower bits of a number, which count: as many as are left of 16. The agent sets it once.
     pub sequence: u16,
+    /// What is added to the ifindex of the frame that a hook of another namespace looks at ([`Range`](super::Range)). The program that is
+    /// attached there writes it and jumps to the hook.
+    pub base: u32,
+    /// Explicit padding, always 0.
+    pub spare: u32,
     /// What the parser found, for hooks. The verifier forgets what lies in a map: it then walks what follows once, and not
     /// once for every kind of packet.
     pub parsed: [u64; PARSED_WORDS],
@@ -191,8 +196,9 @@ const _: () = {
     assert!(core::mem::offset_of!(Note, now_ns) == 24);
     assert!(core::mem::offset_of!(Note, key) == 40);
     assert!(size_of::<Datagram>() == 40);
-    assert!(size_of::<Cpu>() == 16 + 8 * PARSED_WORDS + NOTES as usize * (32 + 64) && size_of::<Cpu>() <= 32 << 10);
+    assert!(size_of::<Cpu>() == 24 + 8 * PARSED_WORDS + NOTES as usize * (32 + 64) && size_of::<Cpu>() <= 32 << 10);
     assert!(core::mem::offset_of!(Cpu, next) == 8);
+    assert!(core::mem::offset_of!(Cpu, base) == 16);
     assert!(size_of::<Ends6>() == 32 && core::mem::offset_of!(Key<Ip6>, meta) == 32);
     assert!(NOTES.is_power_of_two() && DATAGRAMS.is_power_of_two() && DATAGRAMS < 1 << PLACE_BITS);
 };

@@ -11,9 +11,10 @@ use aya::{
 };
 use flowlog_ebpf::{
     abi::{Iface, WANT_EGRESS, WANT_INGRESS},
-    bench::{Drive, ORDER_ENTRIES},
+    bench::{Drive, ORDER_ENTRIES, PROGRAMS_MAX},
 };
 use flowlog_kernel::{Kernel, Ring, Sizes};
+use flowlog_model::interface::IfKey;
 use flowlog_pipeline::window::block::Record;
 
 use crate::frames::{Ends, Kind, frame};
@@ -92,7 +93,8 @@ impl Lab {
         let mut kernel = Kernel::load(Sizes::default(), 1)?;
         let ring = kernel.take_ring()?;
         let flags = WANT_INGRESS | WANT_EGRESS;
-        kernel.interfaces.watch(1, LOOPBACK, Iface { id: 1, flags, epoch: 1, oldest: 1, spare: 0 })?;
+        let loopback = IfKey { netns_inum: 1, index: LOOPBACK };
+        kernel.interfaces.watch(loopback, Iface { id: 1, flags, epoch: 1, oldest: 1, spare: 0 })?;
         let mut map = |name: &str| bench.take_map(name).with_context(|| format!("map {name}"));
         let drive = map("DRIVE")?.try_into()?;
         let order = map("ORDER")?.try_into()?;
@@ -110,6 +112,14 @@ impl Lab {
         let tc = &mut self.tc;
         let xdp = &mut self.xdp;
         enter(tc, xdp, &mut self.slots, name, fd, hook)
+    }
+
+    /// flowlog's hook for interfaces of other network namespaces, behind an entry.
+    pub(crate) fn elsewhere(&mut self, name: &str) -> anyhow::Result<Subject> {
+        self.kernel.programs.load_all()?;
+        let hook = self.kernel.programs.fd("flowlog_elsewhere_ingress")?;
+        self.tc.set(PROGRAMS_MAX - 1, hook, 0).context("enter the hook")?;
+        self.baseline(name, "tc_entry")
     }
 
     /// A program of the benchmark's object.

@@ -314,8 +314,9 @@ fn kinds(lab: &mut Lab, tc_empty: &Subject, n: u32, report: &mut Report) -> anyh
     let xdp_empty = lab.baseline("empty XDP", "xdp_empty")?;
     let ingress = lab.ours("TC ingress", "flowlog_tc_ingress", Hook::Tc)?;
     let egress = lab.ours("TC egress", "flowlog_tc_egress", Hook::Tc)?;
+    let elsewhere = lab.elsewhere("TC ingress, another namespace")?;
     let xdp = lab.ours("XDP", "flowlog_xdp", Hook::Xdp)?;
-    let tc = Programs { empty: tc_empty.clone(), all: vec![ingress, egress] };
+    let tc = Programs { empty: tc_empty.clone(), all: vec![ingress, egress, elsewhere] };
     let xdp = Programs { empty: xdp_empty, all: vec![xdp] };
     for kind in Kind::ALL {
         let mut medians = Vec::new();
@@ -326,7 +327,7 @@ fn kinds(lab: &mut Lab, tc_empty: &Subject, n: u32, report: &mut Report) -> anyh
             }
         }
         if kind == UDP4 {
-            for (flows, ns) in FLOW_NAMES.iter().zip(&medians[2]).step_by(2) {
+            for (flows, ns) in FLOW_NAMES.iter().zip(&medians[3]).step_by(2) {
                 let limit = [12.0, 30.0, 45.0][usize::from(*flows != "1") + usize::from(*flows == "500k")];
                 report.target(format!("packet: XDP hit, {flows} flows"), *ns, "ns", limit, true);
             }

@@ -20,7 +20,7 @@ const PACKETS: usize = 20;
 /// `CAP_NET_ADMIN`, `CAP_PERFMON`, `CAP_BPF` (`include/uapi/linux/capability.h`).
 const KEPT: u64 = 1 << 12 | 1 << 38 | 1 << 39;
 /// `CAP_SYS_PTRACE` and `CAP_SYS_ADMIN`, of the same header.
-const TO_FOLLOW: u64 = 1 << 19 | 1 << 21;
+const TO_FOLLOW: u64 = 1 << 11 | 1 << 19 | 1 << 21;
 /// `SECCOMP_MODE_FILTER`, as `/proc/PID/status` has it.
 const FILTERED: &str = "2";
 
@@ -161,7 +161,7 @@ fn following_without_what_it_takes_is_refused_with_the_remedy() {
     let out = command.output().unwrap();
     let words = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(77), "{words}");
-    assert!(words.contains("`follow_namespaces` needs CAP_SYS_ADMIN"), "{words}");
+    assert!(words.contains("`follow_namespaces` and `netns` need CAP_SYS_ADMIN"), "{words}");
 }
 
 #[test]

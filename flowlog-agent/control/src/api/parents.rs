@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use axum::Json;
-use flowlog_model::interface::Selector;
+use flowlog_model::interface::By;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -129,8 +129,8 @@ impl<'a> View<'a> {
 /// Type and fields of a NIC, gateway or balancer.
 fn of_resource(r: &Resource) -> (&'static str, Value) {
     let name = if r.name.is_empty() { r.id.to_string() } else { r.name.clone() };
-    let mac = r.interfaces.iter().find_map(|i| match &i.selector {
-        Selector::Mac(mac) => Some(mac.to_string()),
+    let mac = r.interfaces.iter().find_map(|i| match &i.selector.by {
+        By::Mac(mac) => Some(mac.to_string()),
         _ => None,
     });
     let balancer = || json!({"name": name, "listenerLan": 0, "targetLan": 0, "ips": [], "lbPrivateIps": []});

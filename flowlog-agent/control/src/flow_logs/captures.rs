@@ -27,7 +27,7 @@ pub(crate) fn interfaces(flow_log: &FlowLog, inventory: &Inventory) -> (Vec<Inte
     if let Some(resource) = inventory.resources.get(&parent.id).filter(same) {
         return (resource.interfaces.clone(), resource.side);
     }
-    let absent = |i: &Interface| Interface { id: i.id.clone(), selector: Selector::Absent };
+    let absent = |i: &Interface| Interface { id: i.id.clone(), selector: Selector::absent() };
     (flow_log.interfaces.iter().map(absent).collect(), Side::default())
 }
 
@@ -102,13 +102,13 @@ mod tests {
             datacenter: Uuid::from_u128(3),
             server: Some(Uuid::from_u128(4)),
             side: Side::Guest,
-            interfaces: vec![Interface { id: n.to_string(), selector: Selector::Name(name.to_owned()) }],
+            interfaces: vec![Interface { id: n.to_string(), selector: Selector::name(name) }],
         }
     }
 
     fn flow_log(id: u128, nic: u128, state: State) -> (FlowLogId, FlowLog) {
         let id = FlowLogId(Uuid::from_u128(id));
-        let interfaces = vec![Interface { id: nic.to_string(), selector: Selector::Index(99) }];
+        let interfaces = vec![Interface { id: nic.to_string(), selector: Selector::index(99) }];
         let parent = Parent { id: Uuid::from_u128(nic), ..sample().parent };
         (id, FlowLog { id, parent, state, interfaces, ..sample() })
     }
@@ -134,12 +134,12 @@ mod tests {
     fn a_flow_log_whose_parent_is_away_keeps_its_interfaces_and_waits() {
         let logs = BTreeMap::from([flow_log(1, 2, State::Active)]);
         let all = captures(&logs, &Inventory::default());
-        assert_eq!((all[0].interface_id.as_deref(), &all[0].interface), (Some("2"), &Selector::Absent));
+        assert_eq!((all[0].interface_id.as_deref(), &all[0].interface), (Some("2"), &Selector::absent()));
         // One of the same id and another contract is not its parent.
         let stranger = Resource { contract: "2".parse().expect("contract"), ..nic(2, "tap0") };
         let inventory =
             Inventory { resources: BTreeMap::from([(stranger.id, stranger)]), buckets: BucketRegistry::default() };
-        assert_eq!(captures(&logs, &inventory)[0].interface, Selector::Absent);
+        assert_eq!(captures(&logs, &inventory)[0].interface, Selector::absent());
     }
 
     #[test]

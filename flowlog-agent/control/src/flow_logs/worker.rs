@@ -318,7 +318,7 @@ impl Worker {
         let mut changes = Vec::new();
         for flow_log in store.flow_logs().values() {
             let (interfaces, _) = captures::interfaces(flow_log, inventory);
-            let absent = interfaces.iter().all(|i| i.selector == Selector::Absent);
+            let absent = interfaces.iter().all(|i| i.selector == Selector::absent());
             if !absent && interfaces != flow_log.interfaces {
                 changes.push(Change::Put(Box::new(FlowLog { interfaces, ..flow_log.clone() })));
             }

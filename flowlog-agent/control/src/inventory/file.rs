@@ -6,7 +6,7 @@
 //! server = "…"
 //! datacenter = "…"
 //! contract = "31960002"
-//! interface = { name = "tap0" }        # or { mac = "02:00:00:aa:bb:cc" }, { index = 7 }
+//! interface = { name = "tap0" }        # or { mac = "02:00:00:aa:bb:cc" }, { index = 7 }; with netns = "gw1" in that namespace
 //!
 //! [[bucket]]
 //! name = "flows-a"                     # or the beginning of names: "team-a-*"
@@ -16,7 +16,11 @@
 use std::path::{Path, PathBuf};
 
 use flowlog_host::trust::{self, Kind as FileKind};
-use flowlog_model::{S3Options, interface::Selector, rule::Side};
+use flowlog_model::{
+    S3Options,
+    interface::{By, Selector},
+    rule::Side,
+};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -218,11 +222,14 @@ impl Gateway {
             return Err(problem(format!("public_interfaces: name 1 to {INTERFACES_MAX}, not {count}")));
         }
         // With several, each needs an id of its own that does not depend on their order.
-        let id_of = |s: &Selector| match s {
-            _ if count == 1 => id.to_string(),
-            Selector::Mac(mac) => format!("{id}-{}", mac.to_string().replace(':', "")),
-            Selector::Index(index) => format!("{id}-{index}"),
-            Selector::Name(_) | Selector::Absent => format!("{id}-{s}"),
+        let id_of = |s: &Selector| {
+            let netns = s.netns.as_ref().map_or_else(String::new, |netns| format!("-{}", netns.in_keys()));
+            match &s.by {
+                _ if count == 1 => id.to_string(),
+                By::Mac(mac) => format!("{id}{netns}-{}", mac.to_string().replace(':', "")),
+                By::Index(index) => format!("{id}{netns}-{index}"),
+                By::Name(_) | By::Absent => format!("{id}{netns}-{}", s.by),
+            }
         };
         let interfaces: Vec<Interface> =
             public_interfaces.iter().map(|s| Interface { id: id_of(s), selector: s.clone() }).collect();
@@ -242,8 +249,8 @@ fn check_name(name: &str) -> Result<(), String> {
 }
 
 fn check_selector(selector: &Selector) -> Result<(), String> {
-    match selector {
-        Selector::Name(name) => {
+    match &selector.by {
+        By::Name(name) => {
             let allowed = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
             let good = (1..=INTERFACE_NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(allowed);
             if good && name != "." && name != ".." {
@@ -254,8 +261,9 @@ fn check_selector(selector: &Selector) -> Result<(), String> {
                 ))
             }
         }
-        Selector::Index(0) => Err("interface index 0: indexes begin at 1".to_owned()),
-        Selector::Mac(mac) if mac.0 == [0; 6] => Err("interface mac: an address of zeros is nobody's".to_owned()),
-        Selector::Mac(_) | Selector::Index(_) | Selector::Absent => Ok(()),
+        By::Index(0) => Err("interface index 0: indexes begin at 1".to_owned()),
+        By::Mac(mac) if mac.0 == [0; 6] => Err("interface mac: an address of zeros is nobody's".to_owned()),
+        By::Absent => Err("interface: give one of `name`, `mac` and `index`".to_owned()),
+        By::Mac(_) | By::Index(_) => Ok(()),
     }
 }

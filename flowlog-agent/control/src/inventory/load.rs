@@ -24,6 +24,8 @@ pub struct Places {
     pub file: Option<PathBuf>,
     /// The directory of drop-ins: `*.toml` and `*.json`.
     pub dir: Option<PathBuf>,
+    /// Interfaces of other network namespaces can be captured.
+    pub enters_namespaces: bool,
 }
 
 /// The result of reading the files.
@@ -142,6 +144,15 @@ impl Loader {
             let (good, bad) = file.resources();
             bad.into_iter().for_each(&mut problem);
             for resource in good {
+                if let Some(elsewhere) = resource.interfaces.iter().find(|i| i.selector.netns.is_some())
+                    && !self.places.enters_namespaces
+                {
+                    let Resource { kind, id, .. } = &resource;
+                    problem(format!(
+                        "{kind} {id}: interface {}: this agent enters no other namespaces; set `follow_namespaces = true`",
+                        elsewhere.selector
+                    ));
+                }
                 match conflict(&inventory, &mut places, &resource) {
                     Some(words) => problem(words),
                     None => {
@@ -236,7 +247,11 @@ interface = { name = 'tap0' }
     }
 
     fn loader(dir: &Path) -> Loader {
-        Loader::new(Places { file: Some(dir.join("inventory.toml")), dir: Some(dir.join("inventory.d")) })
+        Loader::new(Places {
+            file: Some(dir.join("inventory.toml")),
+            dir: Some(dir.join("inventory.d")),
+            enters_namespaces: false,
+        })
     }
 
     fn write(path: PathBuf, text: &str) {
@@ -283,7 +298,7 @@ interface = { name = 'tap0' }
         assert_eq!(loaded.problems, Vec::<String>::new());
         let resources = &loaded.inventory.resources;
         assert_eq!((resources[&uuid(1)].kind, resources[&uuid(1)].side), (Kind::Nic, Side::Guest));
-        assert_eq!(resources[&uuid(1)].interfaces[0].selector, Selector::Name("tap0".to_owned()));
+        assert_eq!(resources[&uuid(1)].interfaces[0].selector, Selector::name("tap0"));
         let ids: Vec<&str> = resources[&uuid(2)].interfaces.iter().map(|i| i.id.as_str()).collect();
         let stem = "00000000-0000-4000-8000-000000000002";
         assert_eq!(ids, [format!("{stem}-020000000001"), format!("{stem}-7"), format!("{stem}-ext0")]);
@@ -305,7 +320,7 @@ interface = { name = 'tap0' }
         write(file.clone(), &NIC.replace("tap0", "tap1"));
         let mended = loader.load();
         assert!(mended.problems.is_empty());
-        assert_eq!(mended.inventory.resources[&uuid(1)].interfaces[0].selector, Selector::Name("tap1".to_owned()));
+        assert_eq!(mended.inventory.resources[&uuid(1)].interfaces[0].selector, Selector::name("tap1"));
         fs::remove_file(file).expect("remove");
         assert!(loader.load().inventory.resources.is_empty());
     }

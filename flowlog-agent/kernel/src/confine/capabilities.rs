@@ -15,16 +15,18 @@ pub(crate) const NEEDED: CapabilitySet =
     CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN).union(CapabilitySet::PERFMON);
 /// For entering other network namespaces, and for seeing which one the processes of others are in.
 const TO_FOLLOW: CapabilitySet = CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_PTRACE);
+/// For hearing of changes there, if it is held: else they are looked into again and again.
+const TO_HEAR: CapabilitySet = CapabilitySet::NET_BROADCAST;
 /// Until the capture has begun: for the addresses in `/proc/kallsyms`, and for an API on a port below 1024.
 const TO_BEGIN: CapabilitySet = CapabilitySet::SYSLOG.union(CapabilitySet::NET_BIND_SERVICE);
 /// Capabilities that a kernel may have: a set has 64 bits.
 const BITS: u32 = 64;
 
 /// What stays of what is held.
-fn kept(held: CapabilitySet, follow_namespaces: bool) -> CapabilitySet {
+fn kept(held: CapabilitySet, enters_namespaces: bool) -> CapabilitySet {
     let mut wanted = NEEDED;
-    if follow_namespaces {
-        wanted |= TO_FOLLOW;
+    if enters_namespaces {
+        wanted |= TO_FOLLOW | TO_HEAR;
     }
     // Before Linux 5.8 it was needed in the place of these two, and it still does.
     if !held.contains(CapabilitySet::BPF | CapabilitySet::PERFMON) {
@@ -34,14 +36,14 @@ fn kept(held: CapabilitySet, follow_namespaces: bool) -> CapabilitySet {
 }
 
 /// Keeps what beginning a capture takes. Nothing more can be had again, not even by `execve`.
-pub(super) fn limit_to_begin(follow_namespaces: bool) -> Result<(), ConfineError> {
+pub(super) fn limit_to_begin(enters_namespaces: bool) -> Result<(), ConfineError> {
     let held = held()?;
     let missing = TO_FOLLOW - held;
-    if follow_namespaces && !missing.is_empty() {
+    if enters_namespaces && !missing.is_empty() {
         return Err(ConfineError::CannotFollow { missing: names(missing) });
     }
-    let kept = kept(held, follow_namespaces);
-    if kept.contains(CapabilitySet::SYS_ADMIN) && !follow_namespaces {
+    let kept = kept(held, enters_namespaces);
+    if kept.contains(CapabilitySet::SYS_ADMIN) && !enters_namespaces {
         tracing::warn!("CAP_SYS_ADMIN is kept in the place of CAP_BPF or CAP_PERFMON: grant these two instead");
     }
     bound(kept)?;
@@ -50,8 +52,8 @@ pub(super) fn limit_to_begin(follow_namespaces: bool) -> Result<(), ConfineError
 }
 
 /// Keeps what going on with a capture takes.
-pub(super) fn limit_to_go_on(follow_namespaces: bool) -> Result<(), ConfineError> {
-    hold(kept(held()?, follow_namespaces))
+pub(super) fn limit_to_go_on(enters_namespaces: bool) -> Result<(), ConfineError> {
+    hold(kept(held()?, enters_namespaces))
 }
 
 fn held() -> Result<CapabilitySet, ConfineError> {
@@ -104,7 +106,7 @@ mod tests {
         let old = CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN;
         for (held, follow, expected) in [
             (all, false, NEEDED),
-            (all, true, NEEDED | TO_FOLLOW),
+            (all, true, NEEDED | TO_FOLLOW | TO_HEAR),
             (NEEDED, false, NEEDED),
             (NEEDED | CapabilitySet::CHOWN | CapabilitySet::SYS_ADMIN, false, NEEDED),
             (old | CapabilitySet::BPF, false, old | CapabilitySet::BPF),

@@ -52,22 +52,22 @@ const REFUSED_HERE: &[i64] = &[];
 const X32_FIRST: u32 = 0x4000_0000;
 
 /// Gives up privileges by `execve`, and has the calls refused from now on: to this thread, and to those that it will make.
-pub(super) fn install(follow_namespaces: bool) -> Result<(), ConfineError> {
+pub(super) fn install(enters_namespaces: bool) -> Result<(), ConfineError> {
     // The library sets `no_new_privs` first: without CAP_SYS_ADMIN there are no filters otherwise.
-    Ok(seccompiler::apply_filter(&program(follow_namespaces)?)?)
+    Ok(seccompiler::apply_filter(&program(enters_namespaces)?)?)
 }
 
-fn program(follow_namespaces: bool) -> Result<BpfProgram, seccompiler::Error> {
+fn program(enters_namespaces: bool) -> Result<BpfProgram, seccompiler::Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         REFUSED.iter().chain(REFUSED_HERE).map(|call| (*call, Vec::new())).collect();
-    // An agent that follows interfaces enters network namespaces, and no others.
+    // An agent that captures in other network namespaces enters these, and no others.
     let other_kind = SeccompCondition::new(
         1,
         SeccompCmpArgLen::Dword,
         SeccompCmpOp::Ne,
         u64::from(libc::CLONE_NEWNET.cast_unsigned()),
     )?;
-    let unless = if follow_namespaces { vec![SeccompRule::new(vec![other_kind])?] } else { Vec::new() };
+    let unless = if enters_namespaces { vec![SeccompRule::new(vec![other_kind])?] } else { Vec::new() };
     rules.insert(libc::SYS_setns, unless);
     let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     let refuse = SeccompAction::Errno(EPERM.cast_unsigned());
@@ -106,9 +106,9 @@ mod tests {
     }
 
     /// A filter is its thread's: the other tests keep their calls.
-    fn with_a_filter(follow_namespaces: bool, work: impl FnOnce() + Send + 'static) {
+    fn with_a_filter(enters_namespaces: bool, work: impl FnOnce() + Send + 'static) {
         let thread = std::thread::spawn(move || {
-            install(follow_namespaces).expect("a filter");
+            install(enters_namespaces).expect("a filter");
             work();
         });
         thread.join().expect("the thread's own words");

@@ -25,7 +25,7 @@ pub enum ConfineError {
     #[error("cannot install the filter of system calls: {0}; flowlog needs a kernel with CONFIG_SECCOMP_FILTER=y")]
     Filter(#[from] seccompiler::Error),
     /// Following interfaces takes more than the process was started with.
-    #[error("`follow_namespaces` needs {missing}: run as root or grant it, or leave `follow_namespaces` out")]
+    #[error("`follow_namespaces` and `netns` need {missing}: run as root or grant it, or leave both out")]
     CannotFollow {
         /// The capabilities that are not held.
         missing: String,
@@ -55,21 +55,21 @@ pub fn no_core_files() -> Result<(), ConfineError> {
 /// A process that has given up what it does not even need to begin a capture.
 #[derive(Debug)]
 pub struct Confined {
-    follow_namespaces: bool,
+    enters_namespaces: bool,
 }
 
 /// Gives up what no agent needs, and for good: core files, privileges by `execve`, system calls of the [`filter`], and all capabilities
 /// but those for beginning a capture.
 ///
 /// # Errors
-/// If the kernel refuses, there are other threads already, or what is needed to follow interfaces into other namespaces is not held.
-pub fn enter(follow_namespaces: bool) -> Result<Confined, ConfineError> {
+/// If the kernel refuses, there are other threads already, or what is needed to enter other network namespaces is not held.
+pub fn enter(enters_namespaces: bool) -> Result<Confined, ConfineError> {
     no_core_files()?;
     ensure_one_thread()?;
     // While it may still be changed.
-    capabilities::limit_to_begin(follow_namespaces)?;
-    filter::install(follow_namespaces)?;
-    Ok(Confined { follow_namespaces })
+    capabilities::limit_to_begin(enters_namespaces)?;
+    filter::install(enters_namespaces)?;
+    Ok(Confined { enters_namespaces })
 }
 
 impl Confined {
@@ -79,7 +79,7 @@ impl Confined {
     /// If the kernel refuses, or there are other threads already.
     pub fn finish(&self) -> Result<(), ConfineError> {
         ensure_one_thread()?;
-        capabilities::limit_to_go_on(self.follow_namespaces)
+        capabilities::limit_to_go_on(self.enters_namespaces)
     }
 }
 

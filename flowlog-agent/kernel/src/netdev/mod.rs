@@ -1,29 +1,50 @@
-//! What the kernel says about interfaces. Asks rtnetlink; changes nothing.
+//! What the kernel says about interfaces, by rtnetlink.
 //!
-//! * [`links`]: tells when one comes, goes or changes;
+//! * [`elsewhere`]: interfaces of other network namespaces; [`links`]: tells when one comes, goes or changes;
 //! * [`netns`]: other network namespaces;
 //! * [`rtnetlink`]: the questions and their answers;
 //! * [`traffic_control`]: who else uses the field that our hooks number packets in;
 //! * [`xdp`]: whether a driver runs XDP itself.
 
+mod elsewhere;
 pub mod links;
 pub mod netns;
-mod rtnetlink;
+pub(crate) mod rtnetlink;
 pub mod traffic_control;
 pub(crate) mod xdp;
 
-use std::io;
+use std::{io, path::PathBuf};
 
-use flowlog_model::interface::{Counters, NetDev, Netns, names};
+pub use elsewhere::Namespaces;
+use flowlog_model::interface::{Counters, NetDev, Netns, NetnsName, names};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum NetDevError {
-    #[error("interface `{name}`: no such interface in this network namespace; there are: {others}")]
-    NotFound { name: String, others: String },
+    #[error("interface `{name}`: no such interface in {netns}; there are: {others}")]
+    NotFound {
+        name: String,
+        /// Where it was looked for, in words.
+        netns: String,
+        others: String,
+    },
+    #[error("netns `{name}`: there is no network namespace at {}; make it first, or use `--wait`", path.display())]
+    NoNamespace {
+        name: NetnsName,
+        /// The file that would stand for it.
+        path: PathBuf,
+    },
     /// The kernel did not answer as expected.
     #[error("cannot ask the kernel for its interfaces: {0}")]
     Unreadable(#[from] io::Error),
+}
+
+impl NetDevError {
+    /// There is no namespace of this name.
+    #[must_use]
+    pub fn no_namespace(name: &NetnsName) -> Self {
+        Self::NoNamespace { name: name.clone(), path: name.path() }
+    }
 }
 
 /// All interfaces of this namespace.
@@ -34,14 +55,6 @@ pub fn all() -> Result<Vec<NetDev>, NetDevError> {
     Ok(rtnetlink::dump(&netns::own()?)?)
 }
 
-/// All interfaces of all other namespaces. One that cannot be entered has none.
-#[must_use]
-pub fn elsewhere() -> Vec<NetDev> {
-    let Ok(own) = netns::own() else { return Vec::new() };
-    let inside = |there: Netns| netns::enter(&there, || rtnetlink::dump(&there)).ok()?.ok();
-    netns::others(&own).into_iter().filter_map(inside).flatten().collect()
-}
-
 /// Looks an interface up by name.
 ///
 /// # Errors
@@ -49,7 +62,11 @@ pub fn elsewhere() -> Vec<NetDev> {
 pub(crate) fn find(name: &str) -> Result<NetDev, NetDevError> {
     let all = all()?;
     let named = all.iter().find(|d| d.name == name);
-    named.cloned().ok_or_else(|| NetDevError::NotFound { name: name.to_owned(), others: names(&all) })
+    named.cloned().ok_or_else(|| NetDevError::NotFound {
+        name: name.to_owned(),
+        netns: "this network namespace".to_owned(),
+        others: names(&all),
+    })
 }
 
 /// An interface's own counters: a witness our programs do not own.

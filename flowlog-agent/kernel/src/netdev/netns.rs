@@ -32,6 +32,14 @@ pub fn of_process(pid: i32) -> io::Result<Netns> {
     Ok(Netns { inum: inum(&path)?, path: Some(path) })
 }
 
+/// The one that a file stands for.
+///
+/// # Errors
+/// If there is no such file.
+pub(crate) fn at(path: &Path) -> io::Result<Netns> {
+    Ok(Netns { inum: inum(path)?, path: Some(path.to_owned()) })
+}
+
 /// How a person reaches a namespace: by its name, or by a process that is in it.
 #[must_use]
 pub fn words(number: u32) -> String {

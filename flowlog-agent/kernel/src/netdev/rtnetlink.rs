@@ -112,8 +112,14 @@ fn ask(request: LinkMessage, dump: bool) -> io::Result<Vec<LinkMessage>> {
 
 /// Asks one question and collects the answer.
 pub(super) fn ask_any(request: RouteNetlinkMessage, dump: bool) -> io::Result<Vec<RouteNetlinkMessage>> {
+    talk(request, if dump { NLM_F_DUMP } else { 0 })
+}
+
+/// As [`ask_any`], with any of `NLM_F_*`: to be told that something was done (`NLM_F_ACK`), as well.
+pub(crate) fn talk(request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let dump = flags & NLM_F_DUMP == NLM_F_DUMP;
     let mut header = NetlinkHeader::default();
-    header.flags = if dump { NLM_F_REQUEST | NLM_F_DUMP } else { NLM_F_REQUEST };
+    header.flags = NLM_F_REQUEST | flags;
     let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];

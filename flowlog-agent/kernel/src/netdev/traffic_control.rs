@@ -7,6 +7,7 @@
 
 use std::io;
 
+use flowlog_model::rule::Direction;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     tc::{TcAttribute, TcHandle, TcMessage, TcOption},
@@ -26,6 +27,11 @@ const HOOKS_MAJOR: u16 = 0xffff;
 const HOOK_MINORS: [u16; 2] = [0xfff2, 0xfff3];
 /// Our own filters' names begin with this.
 const OWN: &str = "flowlog_";
+
+/// The place of filters for one direction.
+pub(crate) fn hook(direction: Direction) -> TcHandle {
+    TcHandle { major: HOOKS_MAJOR, minor: HOOK_MINORS[direction.index()] }
+}
 
 /// What was found, in one network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +61,7 @@ pub fn users(watched: &[u32]) -> io::Result<Users> {
         }
         let hooks = HOOKS.contains(&kind.as_str());
         let parents = match (hooks, qdisc.header.handle) {
-            (true, _) => HOOK_MINORS.map(|minor| TcHandle { major: HOOKS_MAJOR, minor }).to_vec(),
+            (true, _) => Direction::BOTH.map(hook).to_vec(),
             // Without a handle of its own there is nothing to put a filter on.
             (false, TcHandle { major: 0, .. }) => continue,
             (false, handle) => vec![handle],

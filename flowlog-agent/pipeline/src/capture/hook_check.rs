@@ -47,8 +47,7 @@ impl HookCheck {
     pub(crate) fn look<N: Node>(&mut self, node: &N, spec: &WatchSpec, truth: &Truth) {
         let interface = spec.interface.as_str();
         let seen = truth.hook[self.direction.index()].seen.packets;
-        // Only interfaces of our own namespace are checked.
-        let Ok(now) = node.own_counters(spec.ifindex) else { return };
+        let Ok(now) = node.counters(&spec.namespace(), spec.ifindex) else { return };
         let at = self.direction.index();
         let passed = now.packets[at].saturating_sub(self.before.packets[at]);
         let direction = self.direction;
@@ -69,7 +68,7 @@ impl HookCheck {
         if self.state == State::Waiting {
             self.look(node, spec, truth);
         }
-        if let Ok(now) = node.own_counters(spec.ifindex) {
+        if let Ok(now) = node.counters(&spec.namespace(), spec.ifindex) {
             self.before = now;
         }
         self.state = State::Waiting;

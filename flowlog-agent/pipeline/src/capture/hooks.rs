@@ -1,11 +1,11 @@
 //! The hooks on the interfaces: attaching them, taking them away, and the moment from which packets count and until which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flowlog_ebpf::abi;
 use flowlog_model::{
     HookKind, IfaceId, WatchSpec,
-    interface::NetDev,
+    interface::{NetDev, NetnsName},
     rule::{Action, Direction},
 };
 
@@ -52,23 +52,21 @@ impl Hooked {
         let Some(Resolved { dev, .. }) = found.wanted.get(&w.spec.interface_id) else { return Ok(()) };
         let node = &mut books.source;
         // Packets are on their way that no hook has counted, unless an earlier agent's hooks have.
-        let new = if node.watched(dev.index) == Some(id) { 0 } else { abi::ONLY_NOTED };
+        let new = if node.watched(dev.key()) == Some(id) { 0 } else { abi::ONLY_NOTED };
         let flags = flags(&w.spec, dev) | new | no_numbers;
         let watch = Watch { id, flags, epoch: w.epoch, oldest: w.closing_epoch().unwrap_or(w.epoch) };
-        let before = node.counters(dev)?;
+        let before = node.counters(&dev.netns, dev.index)?;
         // Hooks first: a refused packet is taken to have passed them.
         let hooked = node.hook(&w.spec, dev).and_then(|counted| node.watch(dev, watch).map(|()| counted));
         let counted = match hooked {
             Ok(counted) => counted,
             Err(error) => {
                 // What has been attached is taken away, so that the next try begins anew.
-                node.unhook(dev.index)?;
+                node.unhook(dev.key())?;
                 return Err(error);
             }
         };
-        // In another namespace the index may belong to another interface by now, and its counter is no witness.
-        let witnessed = counted.into_iter().filter(|_| dev.netns.name().is_none());
-        let checks = witnessed.map(|direction| HookCheck::new(direction, before)).collect();
+        let checks = counted.into_iter().map(|direction| HookCheck::new(direction, before)).collect();
         self.checks.insert(id, checks);
         Ok(())
     }
@@ -84,7 +82,7 @@ impl Hooked {
         if let Some(dev) = still_there(devices, spec).filter(|_| !self.has(id)) {
             take_over(node, spec, dev)?;
         }
-        node.unhook(spec.ifindex)?;
+        node.unhook(spec.key())?;
         self.checks.remove(&id);
         Ok(())
     }
@@ -121,8 +119,8 @@ impl Hooked {
 
 /// From now on refused packets of an interface without a note count as well.
 pub(super) fn judge<N: Node>(node: &mut N, (id, spec): (IfaceId, &WatchSpec), dev: &NetDev, no_numbers: u16) {
-    let new = node.flags(dev.index) & abi::ONLY_NOTED != 0;
-    node.set_flags(id, dev.index, flags(spec, dev) | no_numbers);
+    let new = node.flags(dev.key()) & abi::ONLY_NOTED != 0;
+    node.set_flags(id, dev.key(), flags(spec, dev) | no_numbers);
     if new {
         tracing::info!(interface = dev.name, index = dev.index, "watching");
     }
@@ -138,14 +136,14 @@ pub(super) fn end_accounting<N: Node>(books: &mut Books<N>, ids: &[IfaceId], dev
             Some(dev) => flags(&w.spec, dev) & (refused | abi::NO_LINK_HEADER | abi::IS_BRIDGE),
             None => 0,
         };
-        node.set_flags(id, w.spec.ifindex, kept | abi::ONLY_NOTED | no_numbers);
+        node.set_flags(id, w.spec.key(), kept | abi::ONLY_NOTED | no_numbers);
     }
     // As at the end of a window: from the hook to the verdict is one grace period.
     node.wait_for_programs();
     node.wait_for_programs();
     for (id, w) in ending() {
-        if node.watched(w.spec.ifindex) == Some(id) {
-            node.unwatch(w.spec.ifindex);
+        if node.watched(w.spec.key()) == Some(id) {
+            node.unwatch(w.spec.key());
         }
     }
 }
@@ -153,8 +151,10 @@ pub(super) fn end_accounting<N: Node>(books: &mut Books<N>, ids: &[IfaceId], dev
 /// All interfaces that may be watched.
 pub(super) fn devices<N: Node>(books: &Books<N>) -> Result<Vec<NetDev>, SourceError> {
     let mut devices = books.source.interfaces()?;
-    if books.ledger.watched().any(|(_, w)| w.spec.netns.is_some()) {
-        devices.extend(books.source.interfaces_elsewhere());
+    let elsewhere = books.ledger.watched().filter_map(|(_, w)| w.spec.netns.as_ref());
+    let named: BTreeSet<NetnsName> = elsewhere.filter_map(|netns| netns.parse().ok()).collect();
+    if !named.is_empty() {
+        devices.extend(books.source.interfaces_elsewhere(&named, true).devices);
     }
     Ok(devices)
 }
@@ -172,7 +172,7 @@ pub(super) fn take_over<N: Node>(node: &mut N, spec: &WatchSpec, dev: &NetDev) -
 
 /// The interface of a spec, if it is still the same one. One that is gone has taken its hooks along.
 pub(super) fn still_there<'a>(devices: &'a [NetDev], spec: &WatchSpec) -> Option<&'a NetDev> {
-    devices.iter().find(|dev| dev.index == spec.ifindex && dev.netns.inum == spec.netns_inum)
+    devices.iter().find(|dev| dev.key() == spec.key())
 }
 
 /// Flags of an interface for the programs.

@@ -91,13 +91,13 @@ impl<N: Node> Capture<N> {
     /// As [`start`](Self::start).
     pub fn take_over(node: N, setup: Setup, inherited: Inherited) -> Result<(Self, Vec<Pending>), CaptureError> {
         let (mut capture, pending) = Self::open(node, setup, inherited)?;
-        let node = &mut capture.books.source;
         // Only links that we hold can be taken away in the right order.
-        node.attach_verdict()?;
-        let devices = node.interfaces()?;
-        for (_, w) in capture.books.ledger.watched() {
+        capture.books.source.attach_verdict()?;
+        let devices = devices(&capture.books)?;
+        let Books { source, ledger, .. } = &mut capture.books;
+        for (_, w) in ledger.watched() {
             if let Some(dev) = still_there(&devices, &w.spec) {
-                take_over(node, &w.spec, dev)?;
+                take_over(source, &w.spec, dev)?;
             }
         }
         Ok((capture, pending))

@@ -53,8 +53,8 @@ impl Numbering {
         let now = if users.reader.is_some() { abi::NO_NUMBERS } else { 0 };
         if before != now {
             for (id, w) in ledger.watched() {
-                let flags = node.flags(w.spec.ifindex) & !abi::NO_NUMBERS;
-                node.set_flags(id, w.spec.ifindex, flags | now);
+                let flags = node.flags(w.spec.key()) & !abi::NO_NUMBERS;
+                node.set_flags(id, w.spec.key(), flags | now);
             }
         }
         match (&users.reader, &users.writer) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flowlog_ebpf::abi::Stacked;
 use flowlog_model::{
     capture::{CaptureSpec, WatchSpec},
-    interface::{Bound, NetDev},
+    interface::{Bound, IfKey, NetDev, NetnsName},
     status::CaptureState,
 };
 
@@ -49,41 +49,37 @@ impl Absent {
     }
 }
 
-/// Finds the interface of every capture among `devices`. `known` says, by interface id, which one it was the last time:
+/// Finds the interface of every capture among `devices`. `namespaces` are those that have a name. `known` says, by interface id, which one it was the last time:
 /// it stays the same if it has been given another name, or moved to another namespace.
 #[must_use]
 pub(crate) fn resolve(
     captures: &[CaptureSpec],
     node_id: &str,
-    devices: &[NetDev],
+    (devices, namespaces): (&[NetDev], &BTreeMap<NetnsName, u32>),
     known: &BTreeMap<&str, Bound<'_>>,
 ) -> Resolution {
     let mut found = Resolution::default();
-    let mut taken = BTreeMap::<u32, (u32, String)>::new();
+    let mut taken = BTreeMap::<IfKey, String>::new();
     for capture in captures {
         let id = capture.id(node_id);
-        let dev = capture.interface.find(devices, known.get(id.as_str()).copied());
+        let dev = capture.interface.find(devices, known.get(id.as_str()).copied(), namespaces);
         let Some(dev) = dev else {
             let why = Absent::Waiting(format!("waiting for interface {}", capture.interface));
             found.absent.insert(id, why);
             continue;
         };
-        if let Some((netns, other)) = taken.get(&dev.index) {
-            let why = if *netns == dev.netns.inum {
-                format!("interface {} is captured as {other} already: it takes one flow log", dev.name)
-            } else {
-                format!("index {} is that of {other} in another network namespace, and can be captured once", dev.index)
-            };
+        if let Some(other) = taken.get(&dev.key()) {
+            let why = format!("interface {} is captured as {other} already: it takes one flow log", dev.name);
             found.absent.insert(id, Absent::Taken(why));
             continue;
         }
-        taken.insert(dev.index, (dev.netns.inum, id.clone()));
+        taken.insert(dev.key(), id.clone());
         found.wanted.insert(id, Resolved { spec: spec(capture, node_id, dev), dev: dev.clone() });
     }
     let watched: BTreeSet<u32> = found.wanted.values().map(|w| w.dev.netns.inum).collect();
-    let pairs = |d: &NetDev| d.above.iter().map(|upper| (d.index, *upper)).collect::<Vec<_>>();
-    let stacked = devices.iter().filter(|d| watched.contains(&d.netns.inum)).flat_map(pairs);
-    found.stacked = stacked.map(|(lower, upper)| Stacked { lower, upper }).collect();
+    let pair = |d: &NetDev, upper| Stacked { lower: d.index, upper, netns_inum: d.netns.inum };
+    let stacked = devices.iter().filter(|d| watched.contains(&d.netns.inum));
+    found.stacked = stacked.flat_map(|d| d.above.iter().map(|upper| pair(d, *upper))).collect();
     found
 }
 
@@ -134,6 +130,10 @@ mod tests {
         NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, above: Vec::new(), netns }
     }
 
+    fn none() -> BTreeMap<NetnsName, u32> {
+        BTreeMap::new()
+    }
+
     fn capture(id: &str, interface: Selector) -> CaptureSpec {
         CaptureSpec {
             interface,
@@ -149,9 +149,8 @@ mod tests {
 
     #[test]
     fn one_interface_is_captured_once_and_the_second_one_is_told() {
-        let captures =
-            [capture("a", Selector::Name("tap0".to_owned())), capture("b", Selector::Mac(Mac([2, 0, 0, 0, 0, 5])))];
-        let found = resolve(&captures, "n", &[dev("tap0", 5)], &BTreeMap::new());
+        let captures = [capture("a", Selector::name("tap0")), capture("b", Selector::mac(Mac([2, 0, 0, 0, 0, 5])))];
+        let found = resolve(&captures, "n", (&[dev("tap0", 5)], &none()), &BTreeMap::new());
         assert!(found.wanted.contains_key("a") && found.wanted.len() == 1);
         assert!(
             matches!(&found.absent["b"], Absent::Taken(why) if why.contains("tap0 is captured as a already")),
@@ -161,31 +160,31 @@ mod tests {
     }
 
     #[test]
-    fn the_same_index_in_two_namespaces_is_captured_once_and_the_second_one_is_told() {
+    fn interfaces_of_one_index_in_two_namespaces_are_two() {
         let other = NetDev { netns: Netns::at(2, Some("blue")), mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..dev("tap0", 5) };
-        let captures =
-            [capture("a", Selector::Name("tap0".to_owned())), capture("b", Selector::Mac(Mac([2, 0, 0, 0, 0, 9])))];
-        let found = resolve(&captures, "n", &[dev("tap0", 5), other], &BTreeMap::new());
-        assert!(matches!(&found.absent["b"], Absent::Taken(why) if why.contains("in another network namespace")));
+        let captures = [capture("a", Selector::name("tap0")), capture("b", Selector::mac(Mac([2, 0, 0, 0, 0, 9])))];
+        let found = resolve(&captures, "n", (&[dev("tap0", 5), other], &none()), &BTreeMap::new());
+        let key = |id: &str| found.wanted[id].spec.key();
+        assert_eq!((key("a"), key("b")), (IfKey { netns_inum: 1, index: 5 }, IfKey { netns_inum: 2, index: 5 }));
     }
 
     #[test]
     fn a_watched_interface_under_another_name_is_still_watched() {
-        let captures = [capture("a", Selector::Name("tap0".to_owned()))];
+        let captures = [capture("a", Selector::name("tap0"))];
         let mut ledger = Ledger::default();
-        let before = resolve(&captures, "n", &[dev("tap0", 5)], &BTreeMap::new());
+        let before = resolve(&captures, "n", (&[dev("tap0", 5)], &none()), &BTreeMap::new());
         let span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();
         let spec = before.wanted["a"].spec.clone();
         ledger.apply(Event::Watch { id: IfaceId(1), spec: Box::new(spec.clone()), span, epoch: Epoch(1), gap: None });
         let known = BTreeMap::from([("a", spec.bound())]);
-        assert!(resolve(&captures, "n", &[dev("vm-a", 5)], &known).is_watched(&ledger));
-        let gone = resolve(&captures, "n", &[dev("vm-a", 6)], &known);
+        assert!(resolve(&captures, "n", (&[dev("vm-a", 5)], &none()), &known).is_watched(&ledger));
+        let gone = resolve(&captures, "n", (&[dev("vm-a", 6)], &none()), &known);
         assert!(
             matches!(&gone.absent["a"], Absent::Waiting(why) if why.contains("interface tap0"))
                 && !gone.is_watched(&ledger)
         );
         // A new one with the name is meant, and it is another one.
-        let new = resolve(&captures, "n", &[dev("vm-a", 5), dev("tap0", 6)], &known);
+        let new = resolve(&captures, "n", (&[dev("vm-a", 5), dev("tap0", 6)], &none()), &known);
         assert!(new.wanted["a"].dev.index == 6 && !new.is_watched(&ledger));
     }
 }

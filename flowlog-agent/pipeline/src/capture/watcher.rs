@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flowlog_model::{
     CaptureSpec, Epoch, IfaceId, Now, WatchSpec,
-    interface::{Bound, NetDev, Selector},
+    interface::{Bound, By, Elsewhere, NetDev, NetnsName},
     rule::WINDOW_SECS_MAX,
     status::CaptureState,
     sweep::Scope,
@@ -37,7 +37,7 @@ enum Waiting {
     Trouble,
     /// An interface has just gone: it may be on its way to another namespace.
     Move,
-    /// An interface is captured in another namespace: nobody tells when it changes.
+    /// An interface is captured in another namespace, or meant there: nobody tells when it changes.
     Elsewhere,
     /// One may be in another namespace.
     Sought,
@@ -131,11 +131,12 @@ impl Watcher {
         self.absent = found.absent;
         let now = books.source.now();
         self.looked = now;
-        self.waiting = self.waits_for(&books.ledger, looked.is_more, sought, now);
+        let told = books.source.hears_elsewhere();
+        self.waiting = self.waits_for(&books.ledger, (looked.is_more, sought, told), now);
     }
 
-    /// What the next look waits for, after one at `now`.
-    fn waits_for(&self, ledger: &Ledger, is_more: bool, sought: bool, now: Now) -> Waiting {
+    /// What the next look waits for, after one at `now`. `told`: changes in other namespaces bring it.
+    fn waits_for(&self, ledger: &Ledger, (is_more, sought, told): (bool, bool, bool), now: Now) -> Waiting {
         let recently = |g: &Gone| now.wall.secs() - g.since_secs < GONE_RECENTLY_SECS;
         if is_more {
             Waiting::Turn
@@ -143,13 +144,19 @@ impl Watcher {
             Waiting::Trouble
         } else if self.gone.values().any(recently) {
             Waiting::Move
-        } else if ledger.watched().any(|(_, w)| w.spec.netns.is_some()) {
+        } else if self.is_missing_elsewhere() || (!told && ledger.watched().any(|(_, w)| w.spec.netns.is_some())) {
             Waiting::Elsewhere
         } else if sought || !self.gone.is_empty() {
             Waiting::Sought
         } else {
             Waiting::Change
         }
+    }
+
+    /// Whether a namespace is named, and it or the interface in it is not there: nobody tells when it is.
+    fn is_missing_elsewhere(&self) -> bool {
+        let missing = |c: &CaptureSpec| c.interface.netns.is_some() && self.absent.contains_key(&c.id(&self.node_id));
+        self.captures.iter().any(missing)
     }
 
     /// Time until the next look; [`u64::MAX`]: when the kernel tells of a change.
@@ -201,14 +208,17 @@ impl Watcher {
         // Only what was here before, or has an address of its own, is looked for elsewhere.
         let unfound = |c: &CaptureSpec| {
             let bound = known.get(c.id(&self.node_id).as_str()).copied();
-            let sought = bound.is_some() || matches!(c.interface, Selector::Mac(_));
-            sought && c.interface.find(&own, bound).is_none()
+            let sought = bound.is_some() || matches!(c.interface.by, By::Mac(_));
+            sought && c.interface.netns.is_none() && c.interface.find(&own, bound, &BTreeMap::new()).is_none()
         };
         let sought = captures.iter().any(unfound);
-        if sought {
-            own.extend(books.source.interfaces_elsewhere());
+        let named: BTreeSet<NetnsName> = captures.iter().filter_map(|c| c.interface.netns.clone()).collect();
+        let mut elsewhere = Elsewhere::default();
+        if sought || !named.is_empty() {
+            elsewhere = books.source.interfaces_elsewhere(&named, sought);
+            own.append(&mut elsewhere.devices);
         }
-        (resolve(captures, &self.node_id, &own, &known), sought)
+        (resolve(captures, &self.node_id, (&own, &elsewhere.namespaces), &known), sought)
     }
 
     /// Remembers since when interfaces are gone that should be watched.

@@ -9,7 +9,7 @@ use std::{
 use flowlog_ebpf::abi::{self, Count, EPOCHS, FAMILY_V4, Key, Meta, Record4, Stats, Truth, class};
 use flowlog_model::{
     MonoNs, Now, WallNs,
-    interface::{Mac, NetDev, Netns},
+    interface::{IfKey, Mac, NetDev, Netns},
 };
 
 use crate::{disk::sim::Random, source::Watch, window::block};
@@ -54,11 +54,12 @@ pub(crate) struct State {
     pub boot: u32,
     random: Random,
     pub(super) devices: Vec<Device>,
-    last_index: u32,
-    /// Interfaces with our hooks, by index.
-    pub(super) hooks: BTreeSet<u32>,
-    /// What the programs know of interfaces, by index; stays when one goes.
-    pub(super) watches: BTreeMap<u32, Watch>,
+    /// By namespace.
+    last_index: BTreeMap<u32, u32>,
+    /// Interfaces with our hooks.
+    pub(super) hooks: BTreeSet<IfKey>,
+    /// What the programs know of interfaces; stays when one goes.
+    pub(super) watches: BTreeMap<IfKey, Watch>,
     /// Current epoch by interface id.
     pub(super) epoch_of: BTreeMap<u16, u32>,
     pub(super) truth: BTreeMap<(u16, u32), Truth>,
@@ -95,7 +96,7 @@ impl SimKernel {
             boot: 1,
             random,
             devices: Vec::new(),
-            last_index: 1,
+            last_index: BTreeMap::new(),
             hooks: BTreeSet::new(),
             watches: BTreeMap::new(),
             epoch_of: BTreeMap::new(),
@@ -165,17 +166,17 @@ impl SimKernel {
         let nic = NICS[usize::try_from(state.random.below(NICS.len() as u64)).unwrap_or(0)];
         let what = state.random.below(5);
         let Some(at) = state.devices.iter().position(|d| d.nic == nic) else { return state.appear(nic) };
-        let index = state.devices[at].dev.index;
+        let key = state.devices[at].dev.key();
         match what {
             0 => state.disappear(at),
             1 => {
-                // The hooks of an interface do not go with it to another namespace, and it need not keep its index.
+                // The hooks of an interface do not go with it to another namespace. Indexes begin anew there.
                 let away = state.devices[at].dev.netns.name().is_some();
-                state.hooks.remove(&index);
-                state.last_index += 1;
-                let index = state.last_index;
+                state.hooks.remove(&key);
+                let netns = if away { Netns::at(1, None) } else { Netns::at(2, Some("blue")) };
+                let index = state.next_index(netns.inum);
                 let dev = &mut state.devices[at].dev;
-                dev.netns = if away { Netns::at(1, None) } else { Netns::at(2, Some("blue")) };
+                dev.netns = netns;
                 dev.index = index;
             }
             2 => state.devices[at].dev.name.push('x'),
@@ -204,12 +205,18 @@ impl SimKernel {
 }
 
 impl State {
+    /// An index that none had before in that namespace: the loopback has the first.
+    fn next_index(&mut self, netns_inum: u32) -> u32 {
+        let last = self.last_index.entry(netns_inum).or_insert(1);
+        *last += 1;
+        *last
+    }
+
     /// A new interface; it has the name that it always had.
     fn appear(&mut self, nic: u16) {
-        self.last_index += 1;
         let dev = NetDev {
             name: name(nic),
-            index: self.last_index,
+            index: self.next_index(1),
             mac: Some(mac(nic)),
             link_header: true,
             bridge: false,
@@ -222,13 +229,13 @@ impl State {
     /// Its hooks go with it; what the programs know of it stays.
     fn disappear(&mut self, at: usize) {
         let gone = self.devices.remove(at);
-        self.hooks.remove(&gone.dev.index);
+        self.hooks.remove(&gone.dev.key());
     }
 
     /// Interfaces with hooks of ours whose ingress is counted: number of the NIC, id and epoch of its watch.
     fn counted(&self) -> Vec<(u16, u16, u32)> {
-        let hooked = self.devices.iter().filter(|d| self.hooks.contains(&d.dev.index));
-        let counts = hooked.filter_map(|d| Some((d.nic, self.watches.get(&d.dev.index)?)));
+        let hooked = self.devices.iter().filter(|d| self.hooks.contains(&d.dev.key()));
+        let counts = hooked.filter_map(|d| Some((d.nic, self.watches.get(&d.dev.key())?)));
         counts.filter(|(_, w)| w.flags & abi::WANT_INGRESS != 0).map(|(nic, w)| (nic, w.id.0, w.epoch.0)).collect()
     }
 

@@ -1,12 +1,15 @@
 //! The model of the kernel behind the pipeline's port: what one process sees of it. Between any two operations packets pass, and the
 //! process may be killed.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use flowlog_ebpf::abi::{EPOCHS, Stacked, Truth};
 use flowlog_model::{
     Epoch, IfaceId, Now, WatchSpec,
-    interface::{Counters, NetDev},
+    interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::Direction,
     sweep::{Cursor, Scope, Swept},
 };
@@ -72,11 +75,11 @@ impl Source for SimSource {
         state.released = position;
     }
 
-    fn set_epoch(&mut self, id: IfaceId, ifindex: u32, epoch: Epoch) {
+    fn set_epoch(&mut self, id: IfaceId, at: IfKey, epoch: Epoch) {
         self.step();
         let mut state = self.kernel.lock();
         state.epoch_of.insert(id.0, epoch.0);
-        if let Some(watch) = state.watches.get_mut(&ifindex).filter(|w| w.id == id) {
+        if let Some(watch) = state.watches.get_mut(&at).filter(|w| w.id == id) {
             watch.epoch = epoch;
         }
     }
@@ -152,17 +155,20 @@ impl Node for SimSource {
         Ok(self.interfaces_in(1))
     }
 
-    fn interfaces_elsewhere(&self) -> Vec<NetDev> {
-        self.interfaces_in(2)
+    fn interfaces_elsewhere(&self, named: &BTreeSet<NetnsName>, all: bool) -> Elsewhere {
+        let namespaces: BTreeMap<NetnsName, u32> = named.iter().map(|name| (name.clone(), 2)).collect();
+        let devices = if all || !namespaces.is_empty() { self.interfaces_in(2) } else { Vec::new() };
+        Elsewhere { devices, namespaces }
     }
 
-    fn counters(&self, dev: &NetDev) -> Result<Counters, SourceError> {
-        self.own_counters(dev.index)
+    fn hears_elsewhere(&self) -> bool {
+        false
     }
 
-    fn own_counters(&self, ifindex: u32) -> Result<Counters, SourceError> {
+    fn counters(&self, netns: &Netns, index: u32) -> Result<Counters, SourceError> {
         self.step();
-        let there = self.kernel.lock().devices.iter().any(|d| d.dev.index == ifindex);
+        let key = IfKey { netns_inum: netns.inum, index };
+        let there = self.kernel.lock().devices.iter().any(|d| d.dev.key() == key);
         if there { Ok(Counters::default()) } else { Err(gone()) }
     }
 
@@ -178,18 +184,18 @@ impl Node for SimSource {
     fn hook(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<Vec<Direction>, SourceError> {
         self.step();
         let mut state = self.kernel.lock();
-        let there = state.devices.iter().find(|d| d.dev.index == dev.index).ok_or_else(gone)?;
+        let there = state.devices.iter().find(|d| d.dev.key() == dev.key()).ok_or_else(gone)?;
         if there.is_stubborn {
             return Err(SourceError::Interface("busy".into()));
         }
         assert_eq!(interface(there.nic), spec.interface_id, "another interface is hooked than the one that is meant");
-        state.hooks.insert(dev.index);
+        state.hooks.insert(dev.key());
         Ok(vec![Direction::Ingress])
     }
 
-    fn unhook(&mut self, ifindex: u32) -> Result<(), SourceError> {
+    fn unhook(&mut self, of: IfKey) -> Result<(), SourceError> {
         self.step();
-        self.kernel.lock().hooks.remove(&ifindex);
+        self.kernel.lock().hooks.remove(&of);
         Ok(())
     }
 
@@ -202,26 +208,26 @@ impl Node for SimSource {
         self.step();
         let mut state = self.kernel.lock();
         state.epoch_of.insert(watch.id.0, watch.epoch.0);
-        state.watches.insert(dev.index, watch);
+        state.watches.insert(dev.key(), watch);
         Ok(())
     }
 
-    fn watched(&self, ifindex: u32) -> Option<IfaceId> {
-        self.kernel.lock().watches.get(&ifindex).map(|w| w.id)
+    fn watched(&self, at: IfKey) -> Option<IfaceId> {
+        self.kernel.lock().watches.get(&at).map(|w| w.id)
     }
 
-    fn unwatch(&mut self, ifindex: u32) {
+    fn unwatch(&mut self, at: IfKey) {
         self.step();
-        self.kernel.lock().watches.remove(&ifindex);
+        self.kernel.lock().watches.remove(&at);
     }
 
-    fn flags(&self, ifindex: u32) -> u16 {
-        self.kernel.lock().watches.get(&ifindex).map_or(0, |w| w.flags)
+    fn flags(&self, at: IfKey) -> u16 {
+        self.kernel.lock().watches.get(&at).map_or(0, |w| w.flags)
     }
 
-    fn set_flags(&mut self, id: IfaceId, ifindex: u32, flags: u16) {
+    fn set_flags(&mut self, id: IfaceId, at: IfKey, flags: u16) {
         self.step();
-        if let Some(watch) = self.kernel.lock().watches.get_mut(&ifindex).filter(|w| w.id == id) {
+        if let Some(watch) = self.kernel.lock().watches.get_mut(&at).filter(|w| w.id == id) {
             watch.flags = flags;
         }
     }
@@ -244,7 +250,7 @@ impl Node for SimSource {
         self.step();
         let mut kernel = self.kernel.lock();
         // Hooks go one by one: what one has counted could be refused when the other is gone, and the other way round.
-        let counting: Vec<&u32> = kernel.hooks.iter().filter(|index| kernel.watches.contains_key(index)).collect();
+        let counting: Vec<&IfKey> = kernel.hooks.iter().filter(|key| kernel.watches.contains_key(key)).collect();
         assert!(counting.is_empty(), "hooks are taken away from interfaces that still count: {counting:?}");
         kernel.hooks.clear();
         Ok(())

@@ -336,7 +336,7 @@ impl Process {
 /// The first is meant by its name, the second by its address.
 fn spec(nic: u16) -> CaptureSpec {
     CaptureSpec {
-        interface: if nic == 1 { Selector::Name(name(nic)) } else { Selector::Mac(mac(nic)) },
+        interface: if nic == 1 { Selector::name(name(nic)) } else { Selector::mac(mac(nic)) },
         interface_id: Some(format!("nic-{nic}")),
         account_id: None,
         hook: HookKind::Tc,

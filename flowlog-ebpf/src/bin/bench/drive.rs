@@ -29,6 +29,23 @@ static TC_PROGRAMS: ProgramArray<{ PROGRAMS_MAX as usize }> = ProgramArray::new(
 #[btf_map]
 static XDP_PROGRAMS: ProgramArray<{ PROGRAMS_MAX as usize }> = ProgramArray::new();
 
+/// What an entry writes down: see `kernel/src/entry.rs` of the agent.
+#[btf_map]
+static BASE: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
+
+/// What an entry does, instruction by instruction: a number for the hook, and a jump to the last of the programs under test.
+#[classifier]
+pub fn tc_entry(ctx: TcContext) -> i32 {
+    if let Some(base) = BASE.get_ptr_mut(0) {
+        // SAFETY: a map value of this CPU; the context and a program array.
+        unsafe {
+            (*base)[0] = 0;
+            bpf_tail_call(ctx.as_ptr().cast(), (&raw const TC_PROGRAMS).cast_mut().cast(), PROGRAMS_MAX - 1);
+        }
+    }
+    TC_ACT_UNSPEC
+}
+
 /// Keeps the verifier sure of the offset.
 const OFFSET_MASK: usize = 0x7f;
 

@@ -24,10 +24,10 @@ pub fn truth(id: u16, epoch: u32) -> Option<*mut Truth> {
     TRUTH.get_ptr_mut(u32::from(id) * EPOCHS + epoch % EPOCHS)
 }
 
-/// The watched interface with this ifindex.
+/// The watched interface at a spot.
 #[inline(always)]
-pub fn iface(ifindex: u32) -> Option<&'static Iface> {
-    IFACES.get(ifindex).filter(|iface| iface.id != 0)
+pub fn iface(spot: u32) -> Option<&'static Iface> {
+    IFACES.get(spot).filter(|iface| iface.id != 0)
 }
 
 /// A frame at a hook.
@@ -64,6 +64,33 @@ pub struct At {
     elsewhere: Option<u32>,
 }
 
+/// Which network namespace a hook's interface is in.
+pub trait Where {
+    /// Where the programs find it: see [`flowlog_ebpf::abi::Range`].
+    fn spot(ifindex: u32) -> u32;
+}
+
+/// The agent's own.
+pub enum Here {}
+
+impl Where for Here {
+    #[inline(always)]
+    fn spot(ifindex: u32) -> u32 {
+        ifindex
+    }
+}
+
+/// Another one: what is attached there says which.
+pub enum Elsewhere {}
+
+impl Where for Elsewhere {
+    #[inline(always)]
+    fn spot(ifindex: u32) -> u32 {
+        // SAFETY: a map value of this CPU; hooks do not interrupt hooks, so it is what our caller has written.
+        cpu().map_or(0, |cpu| unsafe { (*cpu).base.wrapping_add(ifindex) })
+    }
+}
+
 /// What a hook does for an interface: bits of [`Iface::flags`].
 #[derive(Clone, Copy)]
 pub struct Want {
@@ -77,11 +104,11 @@ pub struct Want {
 
 /// Looks up a frame's interface and its witness counters. `None`: its packets are not counted here.
 #[inline(always)]
-pub fn counting(ifindex: u32, direction: u8, want: Want) -> Option<At> {
+pub fn counting<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At> {
     // Coarse: the time of the last timer tick, good to a few ms, at a third of the cost of the exact clock.
     // SAFETY: takes no arguments.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    let iface = *IFACES.get(ifindex)?;
+    let iface = *IFACES.get(W::spot(ifindex))?;
     if iface.flags & (want.counts | want.elsewhere) != want.counts {
         return None;
     }
@@ -90,10 +117,10 @@ pub fn counting(ifindex: u32, direction: u8, want: Want) -> Option<At> {
 
 /// As [`counting`], where packets are only noted. `None`: nobody wants this direction of this interface.
 #[inline(always)]
-pub fn noting(ifindex: u32, direction: u8, want: Want) -> Option<At> {
+pub fn noting<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At> {
     // SAFETY: takes no arguments.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    let iface = *IFACES.get(ifindex)?;
+    let iface = *IFACES.get(W::spot(ifindex))?;
     if iface.flags & (want.counts | want.notes) == 0 {
         return None;
     }
@@ -107,8 +134,8 @@ pub fn noting(ifindex: u32, direction: u8, want: Want) -> Option<At> {
 
 /// Either of the two.
 #[inline(always)]
-pub fn at(ifindex: u32, direction: u8, want: Want) -> Option<At> {
-    counting(ifindex, direction, want).or_else(|| noting(ifindex, direction, want))
+pub fn at<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At> {
+    counting::<W>(ifindex, direction, want).or_else(|| noting::<W>(ifindex, direction, want))
 }
 
 #[inline(always)]

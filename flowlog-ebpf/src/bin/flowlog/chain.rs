@@ -6,7 +6,7 @@ use flowlog_ebpf::abi::{CHAIN_MAX, EGRESS, FAMILY_V4, INGRESS, REASON_REFUSED};
 
 use crate::{
     datagram::{Whole, whole},
-    devices::{is_above, is_here, way_out},
+    devices::{find_noted, is_above, way_out},
     event::{Event, GO_ON, Identity, STOP, event, repeat},
     family::{V4, V6},
     note, refuse,
@@ -99,13 +99,18 @@ enum Passage {
 
 #[inline(always)]
 fn passage(event: &mut Event) -> Passage {
+    if !find_noted(event) {
+        // It has come from another namespace: through a cable, say.
+        return Passage::Earlier;
+    }
     let ifindex = u32::from(event.note.ifindex);
+    let netns = event.dropped.netns;
     if event.note.key.meta.direction() == EGRESS {
         if event.came_in || u32::from(event.note.iif) != event.dropped.iif {
             return Passage::Earlier;
         }
         let out = way_out(event);
-        if ifindex != out && !is_above(out, ifindex) {
+        if ifindex != out && !is_above(netns, out, ifindex) {
             return Passage::Elsewhere;
         }
         // An address alone also finds what the buffer held before. On the way out netfilter comes before our hook: a note of
@@ -116,7 +121,7 @@ fn passage(event: &mut Event) -> Passage {
     }
     // Through each interface once.
     let again = event.came_in && ifindex == event.at;
-    if again || (ifindex != event.at && !is_above(ifindex, event.at)) {
+    if again || (ifindex != event.at && !is_above(netns, ifindex, event.at)) {
         return Passage::Earlier;
     }
     event.at = ifindex;
@@ -167,8 +172,8 @@ fn unknown_noted(event: &mut Event) {
     let note = &event.note;
     let d = &event.dropped;
     let ifindex = u32::from(note.ifindex);
-    if note.key.meta.direction() == INGRESS && is_here(ifindex, d.netns) {
-        refuse::unknown(ifindex, INGRESS, with_its_datagram(event));
+    if note.key.meta.direction() == INGRESS {
+        refuse::unknown(event.spot, INGRESS, with_its_datagram(event));
         event.came_in_noted |= ifindex == d.iif;
     }
 }
@@ -181,9 +186,6 @@ fn noted(event: &mut Event) {
     let action = event.cause.action;
     let ifindex = u32::from(note.ifindex);
     let ingress = note.key.meta.direction() == INGRESS;
-    if !is_here(ifindex, d.netns) {
-        return;
-    }
     if ingress {
         event.came_in_noted |= ifindex == d.iif;
     } else if event.left_through == 0 {
@@ -194,7 +196,7 @@ fn noted(event: &mut Event) {
     // What a process of this node sends is a clone of what its socket holds: then it is no copy if nobody else has it.
     let only_sent = d.cloned && d.sent_clone && d.sharers() <= 2;
     // A bridge that takes what is not for it (promiscuous) hands it up and forwards a clone.
-    let handed_up = d.other_host && ifindex != d.dev && is_above(ifindex, d.dev);
+    let handed_up = d.other_host && ifindex != d.dev && is_above(d.netns, ifindex, d.dev);
     let copies_live_on = ingress && d.cloned && (d.group || handed_up || (bridged && !only_sent));
     let weak = event.by_address && (!ingress || action != REASON_REFUSED || !refuse::is_same_tuple(event));
     if event.family == 0 {
@@ -203,7 +205,7 @@ fn noted(event: &mut Event) {
     }
     let note = &event.note;
     if copies_live_on || event.cause.own_filter || weak {
-        return refuse::unknown(ifindex, note.key.meta.direction(), with_its_datagram(event));
+        return refuse::unknown(event.spot, note.key.meta.direction(), with_its_datagram(event));
     }
     if note.family() == FAMILY_V4 {
         refuse::noted::<V4>(event);

@@ -1,11 +1,11 @@
 //! Where a dying packet is between interfaces, and where interfaces are.
 
-use flowlog_ebpf::abi::Stacked;
+use flowlog_ebpf::abi::{Range, Stacked};
 
 use crate::{
     account,
     event::Event,
-    maps::{ABOVE, NETNS_OF},
+    maps::{ABOVE, BASES, OWN_NETNS, WATCHED},
 };
 
 /// The loopback device has this index in every network namespace.
@@ -19,7 +19,7 @@ pub fn moved_on(event: &Event) -> bool {
     let borrowed = d.dev == LOOPBACK && d.iif == 0;
     // A tunnel's packet is still on the tunnel's device until it has left through that of its route. A port or a lower device
     // is below that of the route.
-    let tunnelled = d.dst != 0 && d.dst != d.dev && d.iif == 0 && !is_above(d.dev, d.dst);
+    let tunnelled = d.dst != 0 && d.dst != d.dev && d.iif == 0 && !is_above(d.netns, d.dev, d.dst);
     d.dev != 0 && d.dev != d.iif && !borrowed && !tunnelled
 }
 
@@ -30,28 +30,41 @@ pub fn way_out(event: &mut Event) -> u32 {
     if moved_on(event) { event.dropped.dev } else { event.dropped.dst }
 }
 
-/// Whether a watched interface wants to know of this refusal.
-#[inline(always)]
-pub fn wants(ifindex: u32, refused: u16, netns: u32) -> bool {
-    ifindex != 0 && account::iface(ifindex).is_some_and(|i| i.flags & refused != 0) && is_in(ifindex, netns)
-}
-
-/// Whether the watched interface of this index is in a network namespace: indexes repeat in each of them.
-#[inline(always)]
-fn is_in(ifindex: u32, netns: u32) -> bool {
-    NETNS_OF.get(ifindex).is_some_and(|inum| *inum == netns)
-}
-
-/// As [`is_in`], for an interface whose own hook has noted the packet: without device and route (a queued fragment) nothing
-/// else says where it is.
-#[inline(always)]
-pub fn is_here(ifindex: u32, netns: u32) -> bool {
-    netns == 0 || is_in(ifindex, netns)
-}
-
-/// Whether one interface is stacked on another, directly or through others.
+/// Where the programs find an interface of a network namespace; 0: it is not watched, or there is none.
 #[inline(never)]
-pub fn is_above(lower: u32, upper: u32) -> bool {
+pub fn spot(ifindex: u32, netns: u32) -> u32 {
+    if ifindex == 0 {
+        return 0;
+    }
+    if netns == OWN_NETNS.load() {
+        return ifindex;
+    }
+    // SAFETY: read at once.
+    unsafe { BASES.get(&Range::of(netns, ifindex)) }.map_or(0, |base| base.wrapping_add(ifindex))
+}
+
+/// The spot of a watched interface that wants to know of this refusal; 0: it does not.
+#[inline(always)]
+pub fn wants(ifindex: u32, refused: u16, netns: u32) -> u32 {
+    let spot = spot(ifindex, netns);
+    if account::iface(spot).is_some_and(|i| i.flags & refused != 0) { spot } else { 0 }
+}
+
+/// Finds the interface whose hook wrote the note that is looked at. `false`: it is in another network namespace than the packet
+/// is now. A packet without device and route (a queued fragment) is where its note is.
+#[inline(always)]
+pub fn find_noted(event: &mut Event) -> bool {
+    let Some(watched) = WATCHED.get(u32::from(event.note.key.meta.iface)) else { return false };
+    event.spot = watched.spot;
+    if event.dropped.netns == 0 {
+        event.dropped.netns = watched.netns_inum;
+    }
+    event.dropped.netns == watched.netns_inum
+}
+
+/// Whether one interface is stacked on another of the same network namespace, directly or through others.
+#[inline(never)]
+pub fn is_above(netns_inum: u32, lower: u32, upper: u32) -> bool {
     // SAFETY: the value is not looked at.
-    unsafe { ABOVE.get(&Stacked { lower, upper }).is_some() }
+    unsafe { ABOVE.get(&Stacked { lower, upper, netns_inum }).is_some() }
 }

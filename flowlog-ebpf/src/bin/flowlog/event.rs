@@ -32,6 +32,8 @@ pub struct Event {
     pub dropped: Dropped,
     /// The note that is being looked at.
     pub note: Note,
+    /// The spot of the interface whose hook wrote it.
+    pub spot: u32,
     /// Its key, if it is IPv6.
     pub key6: Key<Ip6>,
     /// The headers have been looked at: [`read_headers`].
@@ -87,12 +89,14 @@ const _: () = assert!(size_of::<Event>() <= SCRATCH_WORDS * 8);
 /// Interfaces that want to know of a refusal, whether a hook of theirs has noted it or not.
 #[derive(Clone, Copy)]
 pub struct Elsewhere {
-    /// The one that it came in through.
-    pub came_in: bool,
-    /// The bridge above that.
-    pub climbed: bool,
+    /// The spot of the one that it came in through; 0: none.
+    pub came_in: u32,
+    /// The spot of the bridge above that; 0: none.
+    pub climbed: u32,
     /// The one that it was to leave through; 0: none.
     pub out: u32,
+    /// Its spot.
+    pub out_spot: u32,
 }
 
 /// What is known about who a dying buffer is.

@@ -8,20 +8,29 @@ use aya_ebpf::{
 };
 use flowlog_ebpf::abi::{
     ABOVE_MAX, BANK_SLOTS, Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, DATAGRAMS as DATAGRAM_COUNT, Datagram, Dying,
-    EPOCHS, IFINDEX_MAX, Iface, KernelOffsets, REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT,
-    Record4, Record6, Setup, Stacked, Truth, VERDICTS as VERDICT_COUNT,
+    ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface, KernelOffsets, RANGES_MAX,
+    REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Range, Record4, Record6, SPOTS, Setup, Stacked,
+    Truth, VERDICTS as VERDICT_COUNT, Watched,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
-/// Watched interfaces by ifindex.
+/// Watched interfaces, each at its spot: see [`flowlog_ebpf::abi::Range`].
 #[btf_map]
-pub static IFACES: Array<Iface, { IFINDEX_MAX as usize }, MMAPABLE> = Array::new();
+pub static IFACES: Array<Iface, { SPOTS as usize }, MMAPABLE> = Array::new();
 
-/// Network namespaces (inode numbers) of watched interfaces by ifindex: a verdict may be on a packet of any namespace.
+/// Where the interfaces of other network namespaces are in [`IFACES`]: what is added to their ifindexes.
 #[btf_map]
-pub static NETNS_OF: Array<u32, { IFINDEX_MAX as usize }, MMAPABLE> = Array::new();
+pub static BASES: HashMap<Range, u32, { RANGES_MAX as usize }> = HashMap::new();
+
+/// The hooks that run on interfaces of other network namespaces: what is attached there jumps to them.
+#[btf_map]
+pub static ELSEWHERE_TC: ProgramArray<{ TC_COUNT as usize }> = ProgramArray::new();
+
+/// The same for XDP.
+#[btf_map]
+pub static ELSEWHERE_XDP: ProgramArray<{ XDP_COUNT as usize }> = ProgramArray::new();
 
 /// Which interfaces are stacked on which, directly or through others. The stack re-labels a packet when it climbs.
 #[btf_map]
@@ -31,9 +40,9 @@ pub static ABOVE: HashMap<Stacked, u32, { ABOVE_MAX as usize }> = HashMap::new()
 #[btf_map]
 pub static DATAGRAMS: Array<Datagram, { DATAGRAM_COUNT as usize }> = Array::new();
 
-/// Current epoch by interface id, for the sweeper. Same size as [`TRUTH`] / [`EPOCHS`].
+/// Where watched interfaces are, and their current epochs, by id. Same size as [`TRUTH`] / [`EPOCHS`].
 #[btf_map]
-pub static EPOCH_OF: Array<u32, 2, MMAPABLE> = Array::new();
+pub static WATCHED: Array<Watched, 2, MMAPABLE> = Array::new();
 
 /// Witness counters, at `id * EPOCHS + epoch % EPOCHS`.
 #[btf_map]
@@ -89,6 +98,10 @@ pub static SETUP: Array<Setup, 1> = Array::new();
 /// Where members of kernel structs are. The loader sets it from the running kernel's BTF.
 #[unsafe(no_mangle)]
 pub static OFFSETS: Global<KernelOffsets> = Global::new(KernelOffsets::ZERO);
+
+/// Inode number of the agent's own network namespace.
+#[unsafe(no_mangle)]
+pub static OWN_NETNS: Global<u32> = Global::new(0);
 
 /// Arguments of the tracepoint `kfree_skb`: the fourth (Linux 6.11) is the socket that the packet was for.
 #[unsafe(no_mangle)]

@@ -74,7 +74,7 @@ pub fn noted<F: Family>(event: &mut Event) {
     let note = &event.note;
     let mut key = F::noted(&note.key, &event.key6);
     let direction = key.meta.direction();
-    let Some(iface) = account::iface(u32::from(note.ifindex)) else { return };
+    let Some(iface) = account::iface(event.spot) else { return };
     // The note belongs to a watch that has ended, or nobody wants refusals.
     if iface.id != key.meta.iface || !wanted(iface.flags, direction) {
         return;
@@ -103,8 +103,8 @@ pub fn noted<F: Family>(event: &mut Event) {
 
 /// A packet that no hook of this interface has counted was refused.
 #[inline(never)]
-pub fn unseen<F: Family>(event: &Event, ifindex: u32, direction: u8, f: &Flow<F::Addr>) {
-    let Some(iface) = account::iface(ifindex) else { return };
+pub fn unseen<F: Family>(event: &Event, spot: u32, direction: u8, f: &Flow<F::Addr>) {
+    let Some(iface) = account::iface(spot) else { return };
     let mut key = key_of(f, iface.id, Meta::pack(direction, class::REFUSED), 0, iface.epoch);
     key.meta.reason = reason_index(event.cause.reason) as u16;
     let Some(place) = enter(iface.id, iface.epoch, direction) else { return };
@@ -118,8 +118,8 @@ pub fn unseen<F: Family>(event: &Event, ifindex: u32, direction: u8, f: &Flow<F:
 
 /// It cannot be shown whether a packet was refused.
 #[inline(never)]
-pub fn unknown(ifindex: u32, direction: u8, wire: Wire) {
-    let Some(iface) = account::iface(ifindex) else { return };
+pub fn unknown(spot: u32, direction: u8, wire: Wire) {
+    let Some(iface) = account::iface(spot) else { return };
     if iface.flags & ONLY_NOTED != 0 || !wanted(iface.flags, direction) {
         return;
     }

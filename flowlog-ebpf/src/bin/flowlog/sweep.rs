@@ -14,7 +14,7 @@ use crate::{
     cache::evict,
     cpu::{self, lock, unlock},
     family::{Family, V4, V6},
-    maps::EPOCH_OF,
+    maps::WATCHED,
 };
 
 /// Loop state of one chunk.
@@ -83,7 +83,7 @@ fn visit<F: Family>(i: u32, chunk: *mut c_void, slot: impl Fn(u32) -> Option<*mu
         if meta.iface == 0 {
             return 0;
         }
-        let current = EPOCH_OF.get(u32::from(meta.iface)).is_some_and(|e| *e == meta.epoch);
+        let current = WATCHED.get(u32::from(meta.iface)).is_some_and(|w| w.epoch == meta.epoch);
         if current && chunk.all == 0 {
             return 0;
         }

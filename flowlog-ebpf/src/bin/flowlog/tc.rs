@@ -1,4 +1,5 @@
-//! The TC hooks (tcx link or clsact filter), one for each direction.
+//! The TC hooks (tcx link or clsact filter), one for each direction; and those for interfaces of other network namespaces,
+//! which what is attached there jumps to (`kernel/src/elsewhere.rs` of the agent).
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -15,7 +16,7 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, At, FOUND_V4, FOUND_V6, Hook, Seen, Want},
+    account::{self, At, Elsewhere, FOUND_V4, FOUND_V6, Here, Hook, Seen, Want, Where},
     cache::Before,
     family::{Family, V4, V6},
     frame::{Direct, Fragmented},
@@ -31,13 +32,25 @@ const LINEAR_ENOUGH: usize = 14 + 8 + 40 + 20;
 
 #[classifier]
 pub fn flowlog_tc_ingress(ctx: TcContext) -> i32 {
-    hook(&ctx, INGRESS);
+    hook::<Here>(&ctx, INGRESS);
     TC_ACT_UNSPEC
 }
 
 #[classifier]
 pub fn flowlog_tc_egress(ctx: TcContext) -> i32 {
-    hook(&ctx, EGRESS);
+    hook::<Here>(&ctx, EGRESS);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+pub fn flowlog_elsewhere_ingress(ctx: TcContext) -> i32 {
+    hook::<Elsewhere>(&ctx, INGRESS);
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+pub fn flowlog_elsewhere_egress(ctx: TcContext) -> i32 {
+    hook::<Elsewhere>(&ctx, EGRESS);
     TC_ACT_UNSPEC
 }
 
@@ -107,26 +120,26 @@ impl Carrier for Skb {
 }
 
 #[inline(always)]
-fn hook(ctx: &TcContext, direction: u8) {
+fn hook<W: Where>(ctx: &TcContext, direction: u8) {
     let skb = ctx.as_ptr().cast::<__sk_buff>();
     // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
     let ifindex = unsafe { (*skb).ifindex };
-    let done = match account::counting(ifindex, direction, want(direction)) {
+    let done = match account::counting::<W>(ifindex, direction, want(direction)) {
         Some(at) => common(skb, &at),
-        None => only_noted(skb, u32::from(direction)) != 0,
+        None => only_noted::<W>(skb, u32::from(direction)) != 0,
     };
     if !done {
-        uncommon(skb, u32::from(direction));
+        uncommon::<W>(skb, u32::from(direction));
     }
 }
 
 /// Packets that are not counted here. In a function of its own, so that those that are need not ask. Returns 0 if there is more
 /// to be done.
 #[inline(never)]
-fn only_noted(skb: *mut __sk_buff, direction: u32) -> u32 {
+fn only_noted<W: Where>(skb: *mut __sk_buff, direction: u32) -> u32 {
     // SAFETY: the context pointer; the verifier rewrites the load to the real member.
     let ifindex = unsafe { (*skb).ifindex };
-    match account::noting(ifindex, direction as u8, want(direction as u8)) {
+    match account::noting::<W>(ifindex, direction as u8, want(direction as u8)) {
         Some(at) => u32::from(common(skb, &at)),
         None => 1,
     }
@@ -156,12 +169,12 @@ fn common(skb: *mut __sk_buff, at: &At) -> bool {
 
 /// Any other frame. In functions of their own, so that its variables do not crowd registers and stack of the common case.
 #[inline(always)]
-fn uncommon(skb: *mut __sk_buff, direction: u32) {
-    let found = parse(skb);
+fn uncommon<W: Where>(skb: *mut __sk_buff, direction: u32) {
+    let found = parse::<W>(skb);
     match found as u32 {
-        FOUND_V4 => parsed::<V4>(skb, direction),
-        FOUND_V6 => parsed::<V6>(skb, direction),
-        _ => no_flow(skb, direction, found),
+        FOUND_V4 => parsed::<V4, W>(skb, direction),
+        FOUND_V6 => parsed::<V6, W>(skb, direction),
+        _ => no_flow::<W>(skb, direction, found),
     }
 }
 
@@ -177,11 +190,12 @@ fn is_headless(skb: *mut __sk_buff) -> bool {
 }
 
 #[inline(never)]
-fn parse(skb: *mut __sk_buff) -> u64 {
+fn parse<W: Where>(skb: *mut __sk_buff) -> u64 {
     // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
     let (ifindex, len, vlan_tci, data, end) =
         unsafe { ((*skb).ifindex, (*skb).len, (*skb).vlan_tci as u16, (*skb).data as usize, (*skb).data_end as usize) };
-    let link_header = account::iface(ifindex).is_none_or(|i| i.flags & NO_LINK_HEADER == 0) && !is_headless(skb);
+    let link_header =
+        account::iface(W::spot(ifindex)).is_none_or(|i| i.flags & NO_LINK_HEADER == 0) && !is_headless(skb);
     let frame = Frame { len, vlan_tci, link_header };
     if data + LINEAR_ENOUGH > end && ((end - data) as u32) < len {
         account::parse(&Fragmented { skb }, &frame)
@@ -191,21 +205,21 @@ fn parse(skb: *mut __sk_buff) -> u64 {
 }
 
 #[inline(always)]
-fn at(skb: *mut __sk_buff, direction: u32) -> Option<At> {
+fn at<W: Where>(skb: *mut __sk_buff, direction: u32) -> Option<At> {
     // SAFETY: the context pointer; the verifier rewrites the load to the real member.
-    account::at(unsafe { (*skb).ifindex }, direction as u8, want(direction as u8))
+    account::at::<W>(unsafe { (*skb).ifindex }, direction as u8, want(direction as u8))
 }
 
 #[inline(never)]
-fn parsed<F: Family>(skb: *mut __sk_buff, direction: u32) {
-    if let Some(at) = at(skb, direction) {
+fn parsed<F: Family, W: Where>(skb: *mut __sk_buff, direction: u32) {
+    if let Some(at) = at::<W>(skb, direction) {
         account::parsed::<F, Skb>(&Skb(skb), &at);
     }
 }
 
 #[inline(never)]
-fn no_flow(skb: *mut __sk_buff, direction: u32, found: u64) {
-    if let Some(at) = at(skb, direction) {
+fn no_flow<W: Where>(skb: *mut __sk_buff, direction: u32, found: u64) {
+    if let Some(at) = at::<W>(skb, direction) {
         account::no_flow(&at, found);
     }
 }

@@ -24,48 +24,52 @@ pub fn ask(event: &mut Event) -> bool {
     let d = &event.dropped;
     let action = event.cause.action;
     // Local delivery is a route to the loopback.
-    let leaves =
-        out != event.left_through && !(out == LOOPBACK && d.iif != 0) && wants(out, WANT_REFUSED_EGRESS, d.netns);
+    let leaves = out != event.left_through && !(out == LOOPBACK && d.iif != 0);
+    let out_spot = if leaves { wants(out, WANT_REFUSED_EGRESS, d.netns) } else { 0 };
     let elsewhere = Elsewhere {
-        came_in: !event.came_in_noted && wants(d.iif, WANT_REFUSED_INGRESS, d.netns),
-        climbed: action == REASON_REFUSED && d.dev != d.iif && climbs_to_bridge(event),
-        out: if leaves { out } else { 0 },
+        came_in: if event.came_in_noted { 0 } else { wants(d.iif, WANT_REFUSED_INGRESS, d.netns) },
+        climbed: if action == REASON_REFUSED && d.dev != d.iif { climbs_to_bridge(event) } else { 0 },
+        out: if out_spot == 0 { 0 } else { out },
+        out_spot,
     };
     event.elsewhere = elsewhere;
     event.is_asked = true;
-    elsewhere.came_in || elsewhere.climbed || leaves
+    elsewhere.came_in | elsewhere.climbed | out_spot != 0
 }
 
 /// The interface it came in through, if no hook of that one has noted it.
 #[inline(never)]
 pub fn judge_ingress(event: &mut Event) {
     let action = event.cause.action;
-    if event.elsewhere.climbed {
-        unseen(event, event.dropped.dev, INGRESS);
+    let Elsewhere { came_in, climbed, .. } = event.elsewhere;
+    if climbed != 0 {
+        unseen(event, climbed, INGRESS);
     }
-    if event.came_in_noted || !event.elsewhere.came_in {
+    if event.came_in_noted || came_in == 0 {
         return;
     }
     // Dropped by a tc program before ours, or by generic XDP.
     let before_hook = action == REASON_TC_INGRESS || action == REASON_XDP;
     // Its other notes are all there, so if this interface's hook had seen it, that note would be there as well.
     if before_hook || (event.oldest == Identity::Shown as u32 && action != REASON_SOCKET) {
-        return unseen(event, event.dropped.iif, INGRESS);
+        return unseen(event, came_in, INGRESS);
     }
     // A copy has been judged by its notes already.
     if event.oldest != Identity::Copy as u32 && action != REASON_SOCKET {
-        refuse::unknown(event.dropped.iif, INGRESS, event.wire);
+        refuse::unknown(came_in, INGRESS, event.wire);
     }
 }
 
-/// A packet for the host on a bridge port, refused before the bridge's own hook (the bridge family's input chain).
+/// The spot of the bridge, if it is a packet for the host on a bridge port, refused before the bridge's own hook (the bridge
+/// family's input chain).
 #[inline(always)]
-fn climbs_to_bridge(event: &Event) -> bool {
+fn climbs_to_bridge(event: &Event) -> u32 {
     let d = &event.dropped;
-    wants(d.dev, WANT_REFUSED_INGRESS, d.netns)
-        && account::iface(d.dev).is_some_and(|i| i.flags & IS_BRIDGE != 0)
-        && is_above(d.iif, d.dev)
-        && kernel::is_bridges_own(event.cause.address)
+    let spot = wants(d.dev, WANT_REFUSED_INGRESS, d.netns);
+    let climbs = account::iface(spot).is_some_and(|i| i.flags & IS_BRIDGE != 0)
+        && is_above(d.netns, d.iif, d.dev)
+        && kernel::is_bridges_own(event.cause.address);
+    if climbs { spot } else { 0 }
 }
 
 /// Whether it is the copy of a packet to many that the stack makes for this node itself (`ip_mc_output`,
@@ -88,13 +92,13 @@ fn ends_here(event: &Event, out: u32) -> bool {
         let route = d.route();
         return route.is_to_here() || !route.is_input;
     }
-    out == d.iif || is_above(d.iif, out)
+    out == d.iif || is_above(d.netns, d.iif, out)
 }
 
 /// The interface that it was to leave through.
 #[inline(never)]
 pub fn judge_egress(event: &mut Event) {
-    let out = event.elsewhere.out;
+    let Elsewhere { out, out_spot, .. } = event.elsewhere;
     let moved_on = moved_on(event);
     if out == 0 || event.left_through == out || is_looped_back(event) {
         return;
@@ -104,8 +108,8 @@ pub fn judge_egress(event: &mut Event) {
         return;
     }
     // A packet that came from a port and is now on the bridge is not (yet) headed out through the bridge device.
-    let bridge = account::iface(out).is_some_and(|i| i.flags & IS_BRIDGE != 0);
-    if moved_on && bridge && is_above(d.iif, out) {
+    let bridge = account::iface(out_spot).is_some_and(|i| i.flags & IS_BRIDGE != 0);
+    if moved_on && bridge && is_above(d.netns, d.iif, out) {
         return;
     }
     if event.later.packets == 0 && d.gso_size == 0 && event.wire.bytes > MTU_LEAST {
@@ -114,19 +118,19 @@ pub fn judge_egress(event: &mut Event) {
             fragment(event, mtu);
         }
     }
-    unseen(event, out, EGRESS);
+    unseen(event, out_spot, EGRESS);
 }
 
 /// A packet that no hook of the interface has counted was refused there.
 #[inline(never)]
-fn unseen(event: &mut Event, ifindex: u32, direction: u8) {
+fn unseen(event: &mut Event, spot: u32, direction: u8) {
     // While hooks begin and end, packets are on their way that passed none.
-    if account::iface(ifindex).is_none_or(|i| i.flags & ONLY_NOTED != 0) {
+    if account::iface(spot).is_none_or(|i| i.flags & ONLY_NOTED != 0) {
         return;
     }
     match event.family {
-        FAMILY_V4 => refuse::unseen::<V4>(event, ifindex, direction, &event.v4),
-        FAMILY_V6 => refuse::unseen::<V6>(event, ifindex, direction, &event.v6),
+        FAMILY_V4 => refuse::unseen::<V4>(event, spot, direction, &event.v4),
+        FAMILY_V6 => refuse::unseen::<V6>(event, spot, direction, &event.v6),
         // Not to be read: a hook that saw it would have counted it as malformed.
         _ => {}
     }

@@ -1,4 +1,4 @@
-//! The XDP hook: ingress only, before the kernel has made an `sk_buff`.
+//! The XDP hook: ingress only, before the kernel has made an `sk_buff`; and the one for interfaces of other network namespaces.
 
 use aya_ebpf::{
     bindings::{xdp_action::XDP_PASS, xdp_md},
@@ -12,7 +12,7 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, At, FOUND_V4, FOUND_V6, Hook, Seen, Want},
+    account::{self, At, Elsewhere, FOUND_V4, FOUND_V6, Here, Hook, Seen, Want, Where},
     cache::Before,
     family::{Family, V4, V6},
     frame::Direct,
@@ -25,7 +25,13 @@ const ONE_BUFFER_MAX: usize = 2_048;
 
 #[xdp(frags)]
 pub fn flowlog_xdp(ctx: XdpContext) -> u32 {
-    hook(&ctx);
+    hook::<Here>(&ctx);
+    XDP_PASS
+}
+
+#[xdp(frags)]
+pub fn flowlog_elsewhere_xdp(ctx: XdpContext) -> u32 {
+    hook::<Elsewhere>(&ctx);
     XDP_PASS
 }
 
@@ -51,10 +57,10 @@ impl Hook for Raw {
 }
 
 #[inline(always)]
-fn hook(ctx: &XdpContext) {
+fn hook<W: Where>(ctx: &XdpContext) {
     // SAFETY: the context pointer.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-    let Some(at) = account::counting(ifindex, INGRESS, WANT) else { return };
+    let Some(at) = account::counting::<W>(ifindex, INGRESS, WANT) else { return };
     let direct = Direct { data: ctx.data(), end: ctx.data_end() };
     let linear = direct.end - direct.data;
     if linear < ONE_BUFFER_MAX && at.iface.flags & NO_LINK_HEADER == 0 {
@@ -66,46 +72,46 @@ fn hook(ctx: &XdpContext) {
             return account::flow::<V6, Raw>(&Raw, &at, &f);
         }
     }
-    uncommon(ctx.ctx);
+    uncommon::<W>(ctx.ctx);
 }
 
 /// Any other frame. In functions of their own, so that its variables do not crowd registers and stack of the common case.
 #[inline(always)]
-fn uncommon(ctx: *mut xdp_md) {
-    let found = parse(ctx);
+fn uncommon<W: Where>(ctx: *mut xdp_md) {
+    let found = parse::<W>(ctx);
     match found as u32 {
-        FOUND_V4 => parsed::<V4>(ctx),
-        FOUND_V6 => parsed::<V6>(ctx),
-        _ => no_flow(ctx, found),
+        FOUND_V4 => parsed::<V4, W>(ctx),
+        FOUND_V6 => parsed::<V6, W>(ctx),
+        _ => no_flow::<W>(ctx, found),
     }
 }
 
 #[inline(never)]
-fn parse(ctx: *mut xdp_md) -> u64 {
+fn parse<W: Where>(ctx: *mut xdp_md) -> u64 {
     // SAFETY: the context pointer.
     let (ifindex, data, end, len) = unsafe {
         ((*ctx).ingress_ifindex, (*ctx).data as usize, (*ctx).data_end as usize, bpf_xdp_get_buff_len(ctx) as u32)
     };
-    let link_header = account::iface(ifindex).is_none_or(|i| i.flags & NO_LINK_HEADER == 0);
+    let link_header = account::iface(W::spot(ifindex)).is_none_or(|i| i.flags & NO_LINK_HEADER == 0);
     account::parse(&Direct { data, end }, &Frame { len, vlan_tci: 0, link_header })
 }
 
 #[inline(always)]
-fn at(ctx: *mut xdp_md) -> Option<At> {
+fn at<W: Where>(ctx: *mut xdp_md) -> Option<At> {
     // SAFETY: the context pointer.
-    account::counting(unsafe { (*ctx).ingress_ifindex }, INGRESS, WANT)
+    account::counting::<W>(unsafe { (*ctx).ingress_ifindex }, INGRESS, WANT)
 }
 
 #[inline(never)]
-fn parsed<F: Family>(ctx: *mut xdp_md) {
-    if let Some(at) = at(ctx) {
+fn parsed<F: Family, W: Where>(ctx: *mut xdp_md) {
+    if let Some(at) = at::<W>(ctx) {
         account::parsed::<F, Raw>(&Raw, &at);
     }
 }
 
 #[inline(never)]
-fn no_flow(ctx: *mut xdp_md, found: u64) {
-    if let Some(at) = at(ctx) {
+fn no_flow<W: Where>(ctx: *mut xdp_md, found: u64) {
+    if let Some(at) = at::<W>(ctx) {
         account::no_flow(&at, found);
     }
 }
