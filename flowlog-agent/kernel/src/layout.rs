@@ -1,10 +1,12 @@
 //! What the programs need to know about the running kernel: struct offsets and drop reasons, by name.
 
 pub(crate) mod known;
+mod moves;
 mod reasons;
 
 use flowlog_ebpf::abi::{KernelOffsets, Place};
 
+pub use self::moves::Moves;
 pub(crate) use self::reasons::Reasons;
 use super::{KernelError, btf::Btf};
 
@@ -106,7 +108,7 @@ pub(crate) fn offsets(btf: &Btf<'_>) -> Result<OffsetWords, KernelError> {
 
 #[cfg(test)]
 mod tests {
-    use flowlog_ebpf::abi::{REASON_BY_PLACE, REASON_REFUSED, REASON_TC_INGRESS};
+    use flowlog_ebpf::abi::{REASON_BY_PLACE, REASON_LOST, REASON_REFUSED, REASON_TC_INGRESS};
 
     use super::*;
 
@@ -148,7 +150,10 @@ ffffffff81900000 D do_xdp_generic_data
         assert_eq!(action("NETFILTER_DROP"), REASON_REFUSED);
         assert_eq!(action("TC_INGRESS"), REASON_TC_INGRESS);
         assert_eq!(action("NOT_SPECIFIED"), REASON_BY_PLACE);
-        for fate in ["NO_SOCKET", "IP_CSUM", "SOCKET_RCVBUFF", "QDISC_DROP", "NOMEM"] {
+        for lost in ["IP_CSUM", "SOCKET_RCVBUFF", "QDISC_DROP", "NOMEM", "IP_INNOROUTES"] {
+            assert_eq!(action(lost), REASON_LOST, "{lost}");
+        }
+        for fate in ["NO_SOCKET", "OTHERHOST", "TCP_OLD_DATA"] {
             assert_eq!(action(fate), 0, "{fate}");
         }
         offsets(&btf).expect("all offsets");

@@ -38,7 +38,9 @@ use std::{io, path::PathBuf};
 
 pub use attach::Attached;
 use aya::programs::ProgramError;
-pub use load::Kernel;
+use flowlog_model::rule::InvalidField;
+pub use layout::Moves;
+pub use load::{Kernel, Options};
 pub use pins::Pins;
 pub use programs::Programs;
 pub use ring::Ring;
@@ -63,6 +65,9 @@ pub enum KernelError {
     /// The kernel refused for lack of privilege.
     #[error("the kernel refused to {action}: {source}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
     Permission { action: String, source: io::Error },
+    /// A setting that this kernel cannot have.
+    #[error(transparent)]
+    Setting(#[from] InvalidField),
     #[error("cannot {action}: {problem}")]
     Refused {
         action: String,

@@ -8,7 +8,7 @@ use super::{
     attach::Hooks,
     btf::Btf,
     heap,
-    layout::{self, Reasons},
+    layout::{self, Moves, Reasons},
     maps::{Interfaces, SetupPod},
     notes,
     pins::{self, Pins},
@@ -21,6 +21,17 @@ use super::{
 /// The checked-in eBPF object; `cargo xtask check` proves that it is what the sources build to.
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../flowlog-ebpf/prebuilt/flowlog.bpf.o"));
+
+/// What programs are loaded with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options {
+    /// How large the maps are.
+    pub sizes: Sizes,
+    /// Inode number of the network namespace we are in.
+    pub netns_inum: u32,
+    /// Drop reasons that count as something else than by default.
+    pub moves: Moves,
+}
 
 /// Everything of ours in the kernel, by owner. Dropping it detaches everything that is not pinned.
 pub struct Kernel {
@@ -42,17 +53,16 @@ impl Kernel {
     ///
     /// `netns_inum` is the inode number of the network namespace we are in.
     pub fn load(sizes: Sizes, netns_inum: u32) -> Result<Self, KernelError> {
-        Self::load_with(sizes, netns_inum, None)
+        Self::open(&Options { sizes, netns_inum, ..Options::default() }, None)
     }
 
-    /// As [`load`](Self::load), with maps that outlive this process: those of `pins` if it has any. Programs that are
-    /// running on these maps go on running.
-    pub fn load_pinned(sizes: Sizes, netns_inum: u32, pins: Pins) -> Result<Self, KernelError> {
-        Self::load_with(sizes, netns_inum, Some(pins))
-    }
-
-    fn load_with(sizes: Sizes, netns_inum: u32, mut pins: Option<Pins>) -> Result<Self, KernelError> {
+    /// As [`load`](Self::load); with `pins`, on maps that outlive this process: those that are pinned there if there are any. Programs
+    /// that are running on these maps go on running.
+    pub fn open(options: &Options, mut pins: Option<Pins>) -> Result<Self, KernelError> {
+        let Options { sizes, netns_inum, moves } = options;
+        let (sizes, netns_inum) = (*sizes, *netns_inum);
         let Layout { offsets, reasons, drop_arguments } = kernel_layout()?;
+        let reasons = reasons.with(moves)?;
         let cpus = aya::util::nr_cpus().map_err(unreadable)?.get() as usize;
         let sequence_bits = notes::sequence_bits(cpus);
         let tick = flowlog_host::clock::tick_ns();

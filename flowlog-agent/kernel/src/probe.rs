@@ -88,12 +88,13 @@ fn btf() -> Finding {
     let resolved = Btf::vmlinux().and_then(|btf| {
         layout::offsets(&btf)?;
         let reasons = layout::Reasons::resolve(&btf)?;
-        Ok((reasons.actions.iter().filter(|a| **a != 0).count(), reasons.unknown()))
+        Ok((reasons.counts(), reasons.unknown()))
     });
     match resolved {
         Ok((_, Some(unknown))) => finding("type information (BTF)", State::Limited, unknown),
-        Ok((refusals, None)) => {
-            finding("type information (BTF)", State::Ok, format!("{refusals} drop reasons mean REJECT"))
+        Ok(((refusals, losses), None)) => {
+            let detail = format!("{refusals} drop reasons mean REJECT, {losses} that a packet was lost");
+            finding("type information (BTF)", State::Ok, detail)
         }
         Err(error) => finding("type information (BTF)", State::Missing, error.to_string()),
     }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use flowlog_control::{api::serve::ApiOptions, flow_logs::flow_log::Settings, inventory::load::Places};
 use flowlog_ebpf::abi::RING_BYTES_MIN;
 use flowlog_host::trust::{self, Kind, TrustError};
-use flowlog_kernel::{Sizes, pins::PIN_DIR_DEFAULT};
+use flowlog_kernel::{Moves, Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
     CaptureSpec, HookKind, S3Options,
     interface::Selector,
@@ -49,6 +49,8 @@ pub(crate) struct Config {
     pub flows_max: usize,
     /// Interfaces that were captured here are looked for in other network namespaces, too: the agent keeps what that takes.
     pub follow_namespaces: bool,
+    /// Drop reasons that count as something else than by default.
+    pub reasons: Moves,
     /// How to reach buckets.
     pub s3: S3Options,
     /// Rules from a store, managed through the API; `None`: only those above.
@@ -187,6 +189,7 @@ impl RawConfig {
         let pin_dir = self.pin_dir.unwrap_or_else(|| PathBuf::from(PIN_DIR_DEFAULT));
         let pin_dir = (!self.no_pin).then_some(pin_dir);
         let follow_namespaces = self.follow_namespaces;
+        let reasons = Moves::new(&self.reasons.rejected, &self.reasons.lost, &self.reasons.ignored)?;
         Ok(Config {
             captures,
             node_id,
@@ -196,6 +199,7 @@ impl RawConfig {
             sizes,
             flows_max,
             follow_namespaces,
+            reasons,
             s3: self.s3,
             manage,
         })

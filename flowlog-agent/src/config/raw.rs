@@ -27,6 +27,9 @@ pub(crate) struct RawConfig {
     pub spool: RawSpool,
     #[serde(default)]
     pub kernel: RawSizes,
+    /// What drop reasons count as.
+    #[serde(default)]
+    pub reasons: RawReasons,
     #[serde(default)]
     pub s3: S3Options,
     /// What is on this node.
@@ -52,6 +55,21 @@ pub(crate) struct RawSizes {
     pub ring_bytes: Option<u32>,
     /// Interfaces that can be watched.
     pub interfaces_max: Option<u16>,
+}
+
+/// The table `[reasons]` of the file: names of drop reasons, as in docs/reasons.md.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawReasons {
+    /// Packets that die for these are REJECT.
+    #[serde(default)]
+    pub rejected: Vec<String>,
+    /// Packets that die for these are ACCEPT, and lost.
+    #[serde(default)]
+    pub lost: Vec<String>,
+    /// Packets that die for these are ACCEPT, and nothing else is said of them.
+    #[serde(default)]
+    pub ignored: Vec<String>,
 }
 
 /// The table `[spool]` of the file.

@@ -38,6 +38,9 @@ pub const REASON_BY_PLACE: u8 = 5;
 /// As [`REASON_REFUSED`] if a cgroup's program dropped it, and not the filter of the socket that would have got it.
 pub const REASON_SOCKET: u8 = 6;
 
+/// The packet was let through, and dies on its way: not refused, but lost ([`class::LOST`](super::class::LOST)).
+pub const REASON_LOST: u8 = 7;
+
 /// Entries of the `REASONS` array (one byte each): 4 subsystems of 256 reasons.
 pub const REASONS: u32 = 1_024;
 

@@ -2,7 +2,7 @@
 //!
 //! * [`schema`]: the columns, their types, and what they mean;
 //! * [`rows`]: building them;
-//! * [`labels`]: column chunks of those with few different values;
+//! * [`labels`]: column chunks of those with few different values; [`sparse`]: of those that few rows have a value in;
 //! * [`parquet`]: the file; encodings, chosen by measurement;
 //! * [`key`]: where the object goes.
 //!
@@ -13,6 +13,7 @@ mod labels;
 pub mod parquet;
 pub mod rows;
 pub mod schema;
+mod sparse;
 
 pub use crate::window::ObjectInfo;
 use crate::window::Settled;

@@ -15,13 +15,14 @@ use super::{
     ObjectInfo, RowCounts,
     labels::{Label, Labels, NULL},
     schema::{self, ColumnId},
+    sparse::LostColumns,
 };
-use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled, info::GAP};
+use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Lost, Settled, info::GAP};
 
 /// The rows a rule wants of a window.
 pub struct Rows<'a> {
     /// All flows of the window.
-    table: &'a FlowTable,
+    pub(super) table: &'a FlowTable,
     /// Numbers of the flows with the wanted verdict.
     flows: Vec<u32>,
     /// The books of the whole window, before the rule's choice.
@@ -83,7 +84,7 @@ impl<'a> Rows<'a> {
             let mut b = Builder::new(info, rows_max.min(flows.len()));
             for number in flows.by_ref() {
                 if let Some(flow) = self.table.flow(*number) {
-                    b.flow(&flow, reason_name);
+                    b.flow(&flow, self.table.lost(*number, &flow), reason_name);
                 }
                 if b.rows == rows_max || b.dictionary_bytes() >= dictionary_bytes {
                     break;
@@ -156,8 +157,8 @@ pub(crate) enum Column {
 }
 
 /// Labels of a set that is found out on the way.
-struct Found<K> {
-    labels: Labels,
+pub(super) struct Found<K> {
+    pub(super) labels: Labels,
     codes: HashMap<K, u32>,
 }
 
@@ -169,7 +170,7 @@ impl<K> Default for Found<K> {
 
 impl<K: Hash + Eq> Found<K> {
     #[inline]
-    fn push(&mut self, key: K, label: impl FnOnce(&K) -> Option<Label>) {
+    pub(super) fn push(&mut self, key: K, label: impl FnOnce(&K) -> Option<Label>) {
         let code = match self.codes.entry(key) {
             Entry::Occupied(e) => *e.get(),
             Entry::Vacant(e) => {
@@ -281,6 +282,7 @@ struct Builder<'a> {
     end_ns: Vec<i64>,
     reason: Found<Option<u16>>,
     skip: Known,
+    lost: LostColumns,
     rows: usize,
 }
 
@@ -335,6 +337,7 @@ impl<'a> Builder<'a> {
             end_ns: longs(),
             reason: Found::default(),
             skip: Known::new(&SKIP),
+            lost: LostColumns::default(),
             rows: 0,
         }
     }
@@ -343,7 +346,7 @@ impl<'a> Builder<'a> {
         self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes())
     }
 
-    fn flow(&mut self, flow: &Flow, reason_name: &dyn Fn(u16) -> Option<String>) {
+    fn flow(&mut self, flow: &Flow, lost: Option<Lost>, reason_name: &dyn Fn(u16) -> Option<String>) {
         let totals = &flow.totals;
         let (src, dst, v6) = match flow.addresses {
             Addresses::V4(src, dst) => (Address::V4(src), Address::V4(dst), false),
@@ -378,6 +381,9 @@ impl<'a> Builder<'a> {
         let reason = flow.refused.then_some(flow.reason);
         self.reason.push(reason, |r| r.and_then(reason_name).map(Label::Text));
         self.skip.0.push(NULL);
+        if let Some(lost) = lost {
+            self.lost.push(self.rows, lost, reason_name);
+        }
         self.rows += 1;
     }
 
@@ -487,6 +493,9 @@ impl<'a> Builder<'a> {
             ColumnId::Sequence => long(signed(info.span.sequence)),
             ColumnId::WindowMarks => text(info.marks().as_deref()),
             ColumnId::SkipReason => labels(&mut self.skip.0),
+            ColumnId::LostPackets => Column::Labels(self.lost.packets.take(n)),
+            ColumnId::LostBytes => Column::Labels(self.lost.bytes.take(n)),
+            ColumnId::LostReason => Column::Labels(self.lost.reason.take(n)),
         }
     }
 }

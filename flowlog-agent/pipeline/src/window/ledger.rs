@@ -287,6 +287,6 @@ pub(crate) fn truth_words(truth: &Truth) -> Vec<Words> {
 
 fn truth_of(words: Vec<Words>) -> Truth {
     let mut truth = Truth::default();
-    truth.counts_mut().zip(words).for_each(|(c, w)| *c = count(w));
+    truth.add(words.into_iter().map(count));
     truth
 }

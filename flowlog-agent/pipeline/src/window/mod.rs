@@ -25,4 +25,4 @@ pub use clock::{Span, WindowClock};
 pub use info::ObjectInfo;
 pub use ledger::{Closed, Event, Ledger, Part};
 pub use settle::Settled;
-pub use table::{Addresses, Flow, FlowTable, Totals};
+pub use table::{Addresses, Flow, FlowTable, Lost, Totals};

@@ -107,6 +107,16 @@ pub unsafe fn has_filter(sk: *const u8) -> bool {
     unsafe { member::<u64>(sk, OFFSETS.load().sk_filter) != 0 }
 }
 
+/// The number a hook gave a buffer, 0 if none.
+///
+/// # Safety
+/// `skb` must be the `struct sk_buff *` argument of the tracepoint.
+#[inline(always)]
+pub unsafe fn number(skb: *const u8) -> u16 {
+    // SAFETY: the offset comes from this kernel's BTF for exactly this struct and member.
+    unsafe { member(skb, OFFSETS.load().skb_tc_index) }
+}
+
 /// Whether a buffer is on a bridge device because the bridge has decided that it is for the host. Its first note to itself
 /// (`struct br_input_skb_cb`, `net/bridge/br_private.h`) is the bridge; before that decision it is not written yet.
 #[inline(always)]

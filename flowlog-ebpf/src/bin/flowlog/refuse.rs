@@ -36,16 +36,17 @@ struct Refusal {
 const SETS: u32 = 4;
 
 /// Where refusals of an interface are counted, on this CPU.
-struct Place {
+pub struct Place {
     cpu: *mut Cpu,
     /// The CPU's caches are ours.
-    locked: bool,
-    truth: *mut VerdictTruth,
+    pub locked: bool,
+    /// The set of counters that is ours.
+    pub truth: *mut VerdictTruth,
 }
 
 /// Takes the CPU's caches and finds the counters. What it returns must be given back by [`leave`].
 #[inline(always)]
-fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
+pub fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
     let truth = account::truth(id, epoch)?;
     let cpu = cpu::cpu()?;
     let locked = lock(cpu);
@@ -56,7 +57,7 @@ fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
 }
 
 #[inline(always)]
-fn leave(place: &Place) {
+pub fn leave(place: &Place) {
     if place.locked {
         unlock(place.cpu);
     }
