@@ -39,7 +39,7 @@ use std::{io, path::PathBuf};
 pub use attach::Attached;
 use aya::programs::ProgramError;
 use flowlog_model::rule::InvalidField;
-pub use layout::Moves;
+pub use layout::{Mark, MarkFrom, Moves, Reasons};
 pub use load::{Kernel, Options};
 pub use pins::Pins;
 pub use programs::Programs;

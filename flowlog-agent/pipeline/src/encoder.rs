@@ -12,7 +12,7 @@ use flowlog_model::rule::Location;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::{
-    encode::{self, Object, RowCounts, key::object_key},
+    encode::{self, Names, Object, RowCounts, key::object_key},
     error::CaptureError,
     spool::Spool,
     window::{Balance, Closed, FlowTable, LossReason, Settled, settle},
@@ -42,8 +42,7 @@ pub struct Encoded {
 
 /// The dependencies of the encoder.
 pub struct Tools {
-    /// The name of a drop reason.
-    pub reason_name: Box<dyn Fn(u16) -> Option<String> + Send>,
+    pub names: Names,
     /// Gives freed memory back to the system.
     pub give_back: fn(),
 }
@@ -132,7 +131,7 @@ fn encode_windows(
     while let Some((closed, _permit)) = windows.blocking_recv() {
         fault::point("encode");
         let no_room = |bytes| spool.no_room(bytes, clock::now().wall.secs());
-        let (mut encoded, object) = encode_window(closed, &no_room, &*tools.reason_name);
+        let (mut encoded, object) = encode_window(closed, &no_room, &tools.names);
         if let Some(object) = &object {
             encoded.is_aside = store(spool, &encoded.location, object);
         }
@@ -152,7 +151,7 @@ fn encode_windows(
 pub(crate) fn encode_window(
     closed: Closed,
     no_room: &dyn Fn(u64) -> Option<String>,
-    reason_name: &dyn Fn(u16) -> Option<String>,
+    names: &Names,
 ) -> (Encoded, Option<Object>) {
     let Closed { info, table, truth, hook } = closed;
     let rule = info.rule.name.as_str();
@@ -163,7 +162,7 @@ pub(crate) fn encode_window(
     });
     complain(rule, interface, &settled);
     let write = |settled: &Settled| {
-        let written = guarded(|| encode::encode(&info, settled, reason_name));
+        let written = guarded(|| encode::encode(&info, settled, names));
         written.and_then(|result| result.map_err(|error| error.to_string()))
     };
     let totals = |reason, why: &str| {
@@ -335,7 +334,7 @@ mod tests {
         let fs = Arc::new(Disk::open(dir.path()).expect("disk"));
         let (spool, _) = Spool::open(fs, Limits::default()).expect("open");
         std::fs::write(dir.path().join("spool/s3:%2F%2Fblocked"), b"in the way").expect("write");
-        let tools = Tools { reason_name: Box::new(|_| None), give_back: || {} };
+        let tools = Tools { names: Names::none(), give_back: || {} };
         let mut encoder = Encoder::start(spool.clone(), tools, 1_000).expect("start");
         let to = |target: &str| Rule { target: target.parse().expect("a target"), ..Rule::sample(60) };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");

@@ -119,7 +119,8 @@ pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelS
     let boot_id = boot_id.trim().to_owned();
     refuse_other_pins(config, found.head.as_ref(), &boot_id)?;
     let netns = netns::own().map_err(system("find the network namespace"))?.inum;
-    let options = Options { sizes: config.sizes, netns_inum: netns, moves: config.reasons.clone() };
+    let options =
+        Options { sizes: config.sizes, netns_inum: netns, moves: config.reasons.clone(), mark: config.marks.mark };
     let pins = config.pin_dir.as_ref().map(|dir| Pins::open(dir, config.sizes)).transpose()?;
     let mut kernel = Kernel::open(&options, pins)?;
     let ring = kernel.take_ring()?;

@@ -102,12 +102,12 @@ fn of_client(error: &ClientError) -> u8 {
 
 fn of_agent(error: &AgentError) -> u8 {
     match error {
-        AgentError::Kernel(KernelError::Setting(_)) => EX_CONFIG,
         AgentError::Kernel(KernelError::Permission { .. })
         | AgentError::Confine(ConfineError::CannotFollow { .. })
         | AgentError::Target { source: BucketError::Denied { .. }, .. } => EX_NOPERM,
         AgentError::LeftBehind { .. } => EX_TEMPFAIL,
-        AgentError::NetDev(_)
+        AgentError::Kernel(KernelError::Setting(_))
+        | AgentError::NetDev(_)
         | AgentError::Target { .. }
         | AgentError::Memory(_)
         | AgentError::Spool(_)

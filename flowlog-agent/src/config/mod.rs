@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod documents;
+mod marks;
 mod raw;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use flowlog_model::{
     rule::{Action, Directions, InvalidField, Location, Name, Rule, Side, Target, key_part, window_secs},
 };
 use flowlog_pipeline::spool::Limits;
+pub(crate) use marks::Marks;
 pub(crate) use raw::{RawConfig, RawFlowLog, RawSizes};
 
 /// Default window: 10 minutes, as cloud flow logs have it.
@@ -51,6 +53,8 @@ pub(crate) struct Config {
     pub follow_namespaces: bool,
     /// Drop reasons that count as something else than by default.
     pub reasons: Moves,
+    /// Which mark of a refused packet is recorded, and which rules are known by it.
+    pub marks: Marks,
     /// How to reach buckets.
     pub s3: S3Options,
     /// Rules from a store, managed through the API; `None`: only those above.
@@ -189,6 +193,7 @@ impl RawConfig {
         let pin_dir = self.pin_dir.unwrap_or_else(|| PathBuf::from(PIN_DIR_DEFAULT));
         let pin_dir = (!self.no_pin).then_some(pin_dir);
         let follow_namespaces = self.follow_namespaces;
+        let marks = Marks::check(&self.rule_mark, &self.verdict_marks)?;
         let reasons = Moves::new(&self.reasons.rejected, &self.reasons.lost, &self.reasons.ignored)?;
         Ok(Config {
             captures,
@@ -200,6 +205,7 @@ impl RawConfig {
             flows_max,
             follow_namespaces,
             reasons,
+            marks,
             s3: self.s3,
             manage,
         })

@@ -113,7 +113,8 @@ pub struct Stats {
     /// OR of all TCP flag octets, and [`FLAGS_UNSURE`]. As wide as everything around it: a load of eight bytes must wait for
     /// a narrower store.
     pub tcp_flags: u32,
-    /// Upper half of the flow hash: recognises a slot that another flow took over.
+    /// Of refused packets: the mark that the firewall had given them, as far as it is wanted; 0: none. Packets of one flow with two
+    /// marks make two records. Of others it means nothing.
     pub tag: u32,
 }
 

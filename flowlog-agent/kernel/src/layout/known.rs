@@ -59,7 +59,7 @@ pub(crate) const CORE: &[Known] = &[
     Known {
         name: "NOT_SPECIFIED",
         action: REASON_BY_PLACE,
-        why: "no reason was given; REJECT only for drops inside generic XDP, which gives none",
+        why: "no reason was given; REJECT only for drops inside generic XDP, which gives none, and IP_INNOROUTES for those of IPv4's routes to nowhere",
     },
     // Nobody there, or nothing to do with this host.
     fate("NO_SOCKET", "no socket listens there"),
@@ -98,7 +98,7 @@ pub(crate) const CORE: &[Known] = &[
     lost("IP_OUTNOROUTES", "no route to send it by"),
     lost(
         "IP_INNOROUTES",
-        "no route for what came in; an `unreachable`, `blackhole` or `prohibit` route is told by nothing else",
+        "no route for what came in; IPv4's `unreachable`, `blackhole` and `prohibit` routes give no reason on a node that forwards, and are told by their place",
     ),
     lost("IP_INADDRERRORS", "an address that cannot be reached from here"),
     lost("IP_LOCAL_SOURCE", "its source is this host's own address"),

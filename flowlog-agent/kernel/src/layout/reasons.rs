@@ -132,6 +132,22 @@ impl Reasons {
         self.names.get(usize::from(index))?.as_deref()
     }
 
+    /// The part of the kernel that refuses packets for a reason, for the column `verdict_rule`; `None`: nothing is known of it.
+    #[must_use]
+    pub fn subsystem(&self, index: u16) -> Option<&'static str> {
+        Some(match self.name(index)? {
+            "NETFILTER_DROP" => "netfilter",
+            "BPF_CGROUP_EGRESS" | "SOCKET_FILTER" => "cgroup",
+            "SECURITY_HOOK" => "security",
+            "XFRM_POLICY" => "xfrm",
+            "IP_RPFILTER" => "rp_filter",
+            "TC_INGRESS" | "TC_EGRESS" => "tc",
+            "XDP" => "xdp",
+            name if name.starts_with("OVS_") => "openvswitch",
+            _ => return None,
+        })
+    }
+
     /// Reasons of this kernel that this release does not know, in words; `None`: it knows all. They are not refusals.
     #[must_use]
     pub fn unknown(&self) -> Option<String> {

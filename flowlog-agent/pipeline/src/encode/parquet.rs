@@ -17,7 +17,7 @@ use parquet::{
 };
 
 use super::{
-    ObjectInfo,
+    Names, ObjectInfo,
     labels::{self, Compressor},
     rows::{self, Column, Rows},
     schema::{self, ColumnId},
@@ -45,18 +45,13 @@ pub const CHOSEN: Profile =
 ///
 /// # Errors
 /// The writer's own; none are known for columns of [`schema::COLUMNS`].
-pub fn write(
-    info: &ObjectInfo,
-    rows: &Rows<'_>,
-    reason_name: &dyn Fn(u16) -> Option<String>,
-    profile: Profile,
-) -> Result<Vec<u8>, ParquetError> {
+pub fn write(info: &ObjectInfo, rows: &Rows<'_>, names: &Names, profile: Profile) -> Result<Vec<u8>, ParquetError> {
     let schema = ArrowSchemaConverter::new().convert(&schema::schema())?;
-    let lost = lost_words(rows, reason_name);
+    let lost = lost_words(rows, &names.reason);
     let properties = Arc::new(properties(info, &rows.balance, lost, profile)?);
     let mut compressor = Compressor::new(compression(profile)?, profile.zstd_level)?;
     let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), properties)?;
-    for columns in rows.groups(info, reason_name, profile.row_group_rows, profile.dictionary_bytes) {
+    for columns in rows.groups(info, names, profile.row_group_rows, profile.dictionary_bytes) {
         let mut group = file.next_row_group()?;
         for (number, column) in columns.into_iter().enumerate() {
             match column {

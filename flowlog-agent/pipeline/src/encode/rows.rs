@@ -12,10 +12,10 @@ use flowlog_model::{
 use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{
-    ObjectInfo, RowCounts,
+    Names, ObjectInfo, RowCounts,
     labels::{Label, Labels, NULL},
     schema::{self, ColumnId},
-    sparse::LostColumns,
+    sparse::{LostColumns, RuleColumns},
 };
 use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Lost, Settled, info::GAP};
 
@@ -75,7 +75,7 @@ impl<'a> Rows<'a> {
     pub(crate) fn groups<'b>(
         &'b self,
         info: &'b ObjectInfo,
-        reason_name: &'b dyn Fn(u16) -> Option<String>,
+        names: &'b Names,
         rows_max: usize,
         dictionary_bytes: usize,
     ) -> impl Iterator<Item = Vec<Column>> + 'b {
@@ -84,7 +84,7 @@ impl<'a> Rows<'a> {
             let mut b = Builder::new(info, rows_max.min(flows.len()));
             for number in flows.by_ref() {
                 if let Some(flow) = self.table.flow(*number) {
-                    b.flow(&flow, self.table.lost(*number, &flow), reason_name);
+                    b.flow(&flow, self.table.lost(*number, &flow), names);
                 }
                 if b.rows == rows_max || b.dictionary_bytes() >= dictionary_bytes {
                     break;
@@ -283,6 +283,7 @@ struct Builder<'a> {
     reason: Found<Option<u16>>,
     skip: Known,
     lost: LostColumns,
+    rule: RuleColumns,
     rows: usize,
 }
 
@@ -338,6 +339,7 @@ impl<'a> Builder<'a> {
             reason: Found::default(),
             skip: Known::new(&SKIP),
             lost: LostColumns::default(),
+            rule: RuleColumns::default(),
             rows: 0,
         }
     }
@@ -346,7 +348,7 @@ impl<'a> Builder<'a> {
         self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes())
     }
 
-    fn flow(&mut self, flow: &Flow, lost: Option<Lost>, reason_name: &dyn Fn(u16) -> Option<String>) {
+    fn flow(&mut self, flow: &Flow, lost: Option<Lost>, names: &Names) {
         let totals = &flow.totals;
         let (src, dst, v6) = match flow.addresses {
             Addresses::V4(src, dst) => (Address::V4(src), Address::V4(dst), false),
@@ -379,10 +381,13 @@ impl<'a> Builder<'a> {
         self.family.0.push(u32::from(v6));
         self.vlan.push((flow.vlan != 0).then_some(flow.vlan));
         let reason = flow.refused.then_some(flow.reason);
-        self.reason.push(reason, |r| r.and_then(reason_name).map(Label::Text));
+        self.reason.push(reason, |r| r.and_then(&names.reason).map(Label::Text));
         self.skip.0.push(NULL);
         if let Some(lost) = lost {
-            self.lost.push(self.rows, lost, reason_name);
+            self.lost.push(self.rows, lost, &names.reason);
+        }
+        if flow.refused {
+            self.rule.push(self.rows, self.info, flow, names);
         }
         self.rows += 1;
     }
@@ -496,6 +501,8 @@ impl<'a> Builder<'a> {
             ColumnId::LostPackets => Column::Labels(self.lost.packets.take(n)),
             ColumnId::LostBytes => Column::Labels(self.lost.bytes.take(n)),
             ColumnId::LostReason => Column::Labels(self.lost.reason.take(n)),
+            ColumnId::RuleMark => Column::Labels(self.rule.mark.take(n)),
+            ColumnId::VerdictRule => Column::Labels(self.rule.name.take(n)),
         }
     }
 }

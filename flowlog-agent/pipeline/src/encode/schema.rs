@@ -86,6 +86,8 @@ columns! {
     LostPackets: "lost_packets", Int64, true, "of an ACCEPT row's packets, those that died on their way after the firewall had let them through; null if none is known";
     LostBytes: "lost_bytes", Int64, true, "layer-3 bytes of those";
     LostReason: "lost_reason", Utf8, true, "the kernel's drop reason that most of those died for, such as QDISC_DROP";
+    RuleMark: "rule_mark", Int64, true, "the mark that the firewall had given a refused packet or its connection; null if none";
+    VerdictRule: "verdict_rule", Utf8, true, "what refused it: the name that `verdict_marks` has for the mark, else the part of the kernel, such as netfilter, with the program where it can be known";
 }
 
 /// The Arrow schema of [`COLUMNS`].

@@ -2,11 +2,14 @@
 
 use std::hash::Hash;
 
+use flowlog_model::rule::Direction;
+
 use super::{
+    Names, ObjectInfo,
     labels::{Label, Labels, NULL},
     rows::Found,
 };
-use crate::window::Lost;
+use crate::window::{Flow, Lost};
 
 /// One such column.
 pub(super) struct Sparse<K>(Found<K>);
@@ -55,6 +58,24 @@ impl LostColumns {
         self.packets.push(row, lost.count.packets, long);
         self.bytes.push(row, lost.count.bytes, long);
         self.reason.push(row, lost.reason, |r| reason_name(*r).map(Label::Text));
+    }
+}
+
+/// Which rule has refused flows.
+#[derive(Default)]
+pub(super) struct RuleColumns {
+    pub(super) mark: Sparse<u32>,
+    /// By drop reason, mark and direction.
+    pub(super) name: Sparse<(u16, u32, Direction)>,
+}
+
+impl RuleColumns {
+    pub(super) fn push(&mut self, row: usize, info: &ObjectInfo, flow: &Flow, names: &Names) {
+        if flow.mark != 0 {
+            self.mark.push(row, flow.mark, |mark| Some(Label::Long(i64::from(*mark))));
+        }
+        let key = (flow.reason, flow.mark, flow.direction);
+        self.name.push(row, key, |_| (names.rule)(info, flow).map(Label::Text));
     }
 }
 

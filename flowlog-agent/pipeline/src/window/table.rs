@@ -65,6 +65,8 @@ pub struct Flow {
     /// Way through the interface.
     pub direction: Direction,
     pub refused: bool,
+    /// The firewall's mark, if it was refused; 0: none.
+    pub mark: u32,
     pub totals: Totals,
 }
 
@@ -107,6 +109,8 @@ struct FlowKey<A> {
     proto: u8,
     /// Bit 0: direction, as in [`Meta::flags`]; bits 1 and 3: what it is a count of.
     flags: u8,
+    /// The firewall's mark, of what was refused.
+    mark: u32,
 }
 
 const _: () = {
@@ -120,16 +124,16 @@ const UNSURE: u8 = 1 << 2;
 const LOST: u8 = 1 << 3;
 
 impl<A: Copy> FlowKey<A> {
-    /// The entry that a record of this class adds to.
-    fn of(key: &Key<A>, of_class: u8) -> Self {
+    /// The entry that a record of this class and tag adds to.
+    fn of(key: &Key<A>, of_class: u8, tag: u32) -> Self {
         let Meta { sport, dport, vlan, proto, .. } = key.meta;
-        let (what, reason) = match of_class {
-            class::PASSED => (0, 0),
-            class::LOST => (LOST, key.meta.reason),
-            _ => (REFUSED, key.meta.reason),
+        let (what, reason, mark) = match of_class {
+            class::PASSED => (0, 0, 0),
+            class::LOST => (LOST, key.meta.reason, 0),
+            _ => (REFUSED, key.meta.reason, tag),
         };
         let flags = key.meta.direction() | what;
-        Self { src: key.src, dst: key.dst, sport, dport, vlan, reason, proto, flags }
+        Self { src: key.src, dst: key.dst, sport, dport, vlan, reason, proto, flags, mark }
     }
 
     /// The accepted flow that this one was lost of.
@@ -151,6 +155,7 @@ struct Entry<A> {
     proto: u8,
     flags: u8,
     tcp_flags: u8,
+    mark: u32,
     first_ns: u64,
     last_ns: u64,
     bytes: i64,
@@ -223,10 +228,10 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
     fn add(&mut self, record: &Record<A>, lost: &mut [Count; 2]) {
         let Record { key, stats } = record;
         let of_class = key.meta.class();
-        self.entry(FlowKey::of(key, of_class)).merge(stats);
+        self.entry(FlowKey::of(key, of_class, stats.tag)).merge(stats);
         match of_class {
             class::REFUSED_COUNTED => {
-                let passed = self.entry(FlowKey::of(key, class::PASSED));
+                let passed = self.entry(FlowKey::of(key, class::PASSED, 0));
                 passed.packets -= signed(stats.packets);
                 passed.bytes -= signed(stats.bytes);
                 // Counts can be taken back, flags cannot.
@@ -269,7 +274,7 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
 
 impl<A: Copy> Entry<A> {
     fn new(key: FlowKey<A>) -> Self {
-        let FlowKey { src, dst, sport, dport, vlan, reason, proto, flags } = key;
+        let FlowKey { src, dst, sport, dport, vlan, reason, proto, flags, mark } = key;
         Self {
             src,
             dst,
@@ -280,6 +285,7 @@ impl<A: Copy> Entry<A> {
             proto,
             flags,
             tcp_flags: 0,
+            mark,
             first_ns: u64::MAX,
             last_ns: 0,
             bytes: 0,
@@ -288,8 +294,8 @@ impl<A: Copy> Entry<A> {
     }
 
     fn key(&self) -> FlowKey<A> {
-        let Self { src, dst, sport, dport, vlan, reason, proto, flags, .. } = *self;
-        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !UNSURE }
+        let Self { src, dst, sport, dport, vlan, reason, proto, flags, mark, .. } = *self;
+        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !UNSURE, mark }
     }
 
     fn merge(&mut self, stats: &Stats) {
@@ -326,7 +332,7 @@ impl<A: Copy> Entry<A> {
                 bytes: self.bytes.cast_unsigned(),
                 packets: self.packets.cast_unsigned(),
                 tcp_flags: u32::from(self.tcp_flags) | unsure,
-                tag: 0,
+                tag: self.mark,
             },
         }
     }
@@ -351,6 +357,7 @@ impl<A: Copy> Entry<A> {
             proto,
             direction: self.direction(),
             refused: flags & REFUSED != 0,
+            mark: self.mark,
             totals: Totals { first_ns, last_ns, bytes, packets, tcp_flags, flags_unsure },
         };
         (flow, Count { packets: counted(-self.packets), bytes: counted(-self.bytes) })

@@ -6,7 +6,10 @@ use flowlog_ebpf::{
     packet::{Bytes, ETH_P_8021AD, ETH_P_8021Q, VLAN_TAGS_MAX},
 };
 
-use crate::{frame::forget, maps::OFFSETS};
+use crate::{
+    frame::forget,
+    maps::{MARK, OFFSETS},
+};
 
 /// Kernel memory that the verifier knows nothing about; a bad address reads as "not there".
 #[inline(always)]
@@ -72,6 +75,30 @@ fn gso(shinfo: u64, o: &KernelOffsets) -> (u32, u32) {
     }
     let one = |offset: u32| u32::from(probe_or_zero::<u16>(shinfo + u64::from(offset)));
     (one(o.shinfo_gso_size), one(o.shinfo_gso_segs))
+}
+
+/// Bits of `skb->_nfct` that are no part of the pointer (`NFCT_INFOMASK` of `include/linux/skbuff.h`).
+const NFCT_INFO: u64 = 7;
+
+/// The mark of a packet or of its connection, whichever is wanted.
+///
+/// # Safety
+/// `skb` must be the `struct sk_buff *` argument of the tracepoint.
+#[inline(always)]
+unsafe fn mark(skb: *const u8) -> u32 {
+    let place = MARK.load();
+    if place.mask == 0 {
+        return 0;
+    }
+    // SAFETY: offsets come from this kernel's BTF for exactly these structs and members.
+    let mark = unsafe {
+        if place.is_connection == 0 {
+            member::<u32>(skb, place.skb)
+        } else {
+            probe_or_zero((member::<u64>(skb, place.skb) & !NFCT_INFO) + u64::from(place.connection))
+        }
+    };
+    mark & place.mask
 }
 
 /// A VLAN tag behind the ethertype that announces it: control information, and the next ethertype (IEEE 802.1Q).
@@ -189,6 +216,8 @@ pub struct Dropped {
     pub gso_size: u32,
     /// GSO segments, 0 if not known.
     pub gso_segs: u32,
+    /// The mark that the firewall gave it, as far as it is wanted; 0: none.
+    pub mark: u32,
     pub headers: Linear,
 }
 
@@ -295,6 +324,7 @@ impl Dropped {
                 l3_available,
                 gso_size,
                 gso_segs,
+                mark: mark(skb),
                 headers: Linear { address: network, len: l3_available.wrapping_sub(data_len) as usize },
             });
         }

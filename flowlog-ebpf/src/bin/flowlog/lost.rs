@@ -59,11 +59,11 @@ pub fn noted<F: Family>(event: &mut Event) {
 /// Counts it, in a record of its own kind.
 #[inline(always)]
 fn record<F: Family>(place: &Place, key: &Key<F::Addr>, wire: Wire, now_ns: u64) {
-    let (index, tag) = split(F::hash(key), REFUSED_MASK.load());
-    let packet = One { wire, tcp_flags: 0, tag, now_ns };
+    let (index, _) = split(F::hash(key), REFUSED_MASK.load());
+    let packet = One { wire, tcp_flags: 0, tag: 0, now_ns };
     let recorded = match (place.locked, F::refused(index)) {
         // SAFETY: a slot of this CPU, and we hold the flag.
-        (true, Some(slot)) => unsafe { count::<F>(slot, key, &packet).is_some() },
+        (true, Some(slot)) => unsafe { count::<F, false>(slot, key, &packet).is_some() },
         _ => emit_alone::<F>(key, &packet),
     };
     // SAFETY: pointers into the map value.

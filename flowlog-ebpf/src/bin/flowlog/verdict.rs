@@ -33,7 +33,7 @@ use crate::{
     chain, cpu,
     event::{Cause, Event, GO_ON, Identity, STOP, event, read_headers, repeat},
     kernel::{self, Dropped},
-    maps::{DROP_ARGUMENTS, DYING, REASONS, VERDICTS, XDP_PLACE},
+    maps::{DROP_ARGUMENTS, DYING, REASONS, ROUTE_PLACE, VERDICTS, XDP_PLACE},
     unnoted,
 };
 
@@ -94,12 +94,20 @@ pub fn flowlog_verdict_nested(ctx: BtfTracePointContext) -> i32 {
 /// The reason and its `REASON_*`, if the packet was refused or lost on its way, and has not just come to its end.
 #[inline(always)]
 fn refusal(ctx: &BtfTracePointContext) -> Option<(u32, u8)> {
-    let reason: u32 = ctx.arg(2);
-    let action = *REASONS.get(reason_index(reason))?;
+    let mut reason: u32 = ctx.arg(2);
+    let mut action = *REASONS.get(reason_index(reason))?;
     if action == REASON_BY_PLACE {
         let place: u64 = ctx.arg(1);
         let [first, last, xdp] = XDP_PLACE.load();
-        return (place >= first && place <= last).then_some((xdp as u32, REASON_XDP));
+        if place >= first && place <= last {
+            return Some((xdp as u32, REASON_XDP));
+        }
+        let [first, last, no_route] = ROUTE_PLACE.load();
+        if place < first || place > last {
+            return None;
+        }
+        reason = no_route as u32;
+        action = *REASONS.get(reason_index(reason))?;
     }
     if action == REASON_LOST {
         // Most that die so passed no hook of ours, and leave here.
