@@ -153,7 +153,7 @@ pub(crate) fn encode_window(
     no_room: &dyn Fn(u64) -> Option<String>,
     names: &Names,
 ) -> (Encoded, Option<Object>) {
-    let Closed { info, table, truth, hook } = closed;
+    let Closed { info, table, truth, hook, .. } = closed;
     let rule = info.rule.name.as_str();
     let interface = info.interface_id.as_str();
     let settled = guarded(|| settle::settle(table, truth.as_ref(), hook)).unwrap_or_else(|words| {
@@ -254,6 +254,7 @@ mod tests {
     use flowlog_ebpf::abi::{Count, Key, Meta, Record4, Stats, Truth, class};
     use flowlog_model::{
         HookKind, MonoNs, Now, WallNs,
+        interface::Netns,
         rule::{Rule, Side},
     };
 
@@ -267,7 +268,7 @@ mod tests {
         disk::real::Disk,
         encode::schema::COLUMNS,
         spool::Limits,
-        window::{ObjectInfo, WindowClock},
+        window::{Foreign, ObjectInfo, WindowClock},
     };
 
     /// A window with a flow of 7 accepted packets and one of 3 refused ones.
@@ -294,26 +295,29 @@ mod tests {
             flushed_early: false,
             late: false,
             gap: None,
+            foreign: Foreign::default(),
         };
-        Closed { info, table, truth: Some(truth), hook: HookKind::Tc }
+        Closed { info, table, truth: Some(truth), hook: HookKind::Tc, place: (1, Netns::at(1, None)) }
     }
 
-    fn encode(no_room: &dyn Fn(u64) -> Option<String>, reason: &dyn Fn(u16) -> Option<String>) -> (Encoded, Object) {
-        let (encoded, object) = encode_window(closed(Rule::sample(60), "n", "n-eth0"), no_room, reason);
+    fn encode(no_room: &dyn Fn(u64) -> Option<String>, reason: fn(u16) -> Option<String>) -> (Encoded, Object) {
+        let names = Names { reason: Box::new(reason), ..Names::none() };
+        let (encoded, object) = encode_window(closed(Rule::sample(60), "n", "n-eth0"), no_room, &names);
         (encoded, object.expect("an object"))
     }
 
     fn skip_reasons(object: &Object) -> Vec<String> {
         let reader = SerializedFileReader::new(bytes::Bytes::from(object.bytes.clone())).expect("an object");
-        let reason = |row: Row| row.get_string(COLUMNS.len() - 1).expect("a reason").clone();
+        let column = COLUMNS.iter().position(|c| c.name == "skip_reason").expect("a column");
+        let reason = |row: Row| row.get_string(column).expect("a reason").clone();
         reader.get_row_iter(None).expect("rows").map(|row| reason(row.expect("a row"))).collect()
     }
 
     #[test]
     fn a_window_that_cannot_be_encoded_leaves_its_totals_and_ends_nothing() {
-        let (whole, _) = encode(&|_| None, &|_| None);
+        let (whole, _) = encode(&|_| None, |_| None);
         assert_eq!((whole.rows.accepted, whole.rows.rejected, whole.rows.skipped), (1, 1, 0));
-        let (encoded, object) = encode(&|_| None, &|_| panic!("a bug of ours"));
+        let (encoded, object) = encode(&|_| None, |_| panic!("a bug of ours"));
         assert!(encoded.is_encoded && encoded.key == whole.key && object.key == whole.key);
         assert_eq!((encoded.rows.accepted, encoded.rows.rejected, encoded.rows.skipped), (0, 0, 2));
         assert_eq!((encoded.balance.lost.packets, encoded.balance.difference()), (10, (0, 0)));
@@ -322,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_window_too_large_for_the_spool_leaves_its_totals_and_does_not_wait_for_room() {
-        let size = encode(&|_| None, &|_| None).1.bytes.len() as u64;
+        let size = encode(&|_| None, |_| None).1.bytes.len() as u64;
         let (encoded, object) = encode(&|bytes| (bytes >= size).then(|| "full".to_owned()), &|_| None);
         assert_eq!((encoded.rows.accepted, encoded.rows.skipped, encoded.balance.lost.packets), (0, 2, 10));
         assert_eq!(skip_reasons(&object), ["spool_full"; 2]);
@@ -362,7 +366,7 @@ mod tests {
             for hive_layout in [true, false] {
                 let target = target.parse().expect("a target");
                 let rule = Rule { name: long.parse().expect("a name"), target, hive_layout, ..Rule::sample(60) };
-                let (encoded, object) = encode_window(closed(rule, &long, &other), &|_| None, &|_| None);
+                let (encoded, object) = encode_window(closed(rule, &long, &other), &|_| None, |_| None);
                 assert!(!store(&spool, &encoded.location, &object.expect("an object")));
                 assert!(spool.has(&encoded.location, &encoded.key).expect("list"));
             }

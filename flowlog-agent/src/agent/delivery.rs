@@ -26,8 +26,19 @@ fn names(reasons: Reasons, marks: BTreeMap<u32, String>) -> Names {
     let of_rules = reasons.clone();
     Names {
         reason: Box::new(move |index| reasons.name(index).map(str::to_owned)),
-        rule: Box::new(move |_, flow| {
-            marks.get(&flow.mark).cloned().or_else(|| of_rules.subsystem(flow.reason).map(str::to_owned))
+        rule: Box::new(move |info, flow| {
+            if let Some(name) = marks.get(&flow.mark) {
+                return Some(name.clone());
+            }
+            let subsystem = of_rules.subsystem(flow.reason)?;
+            let programs: &[String] = match subsystem {
+                "tc" => &info.foreign.tc[flow.direction.index()],
+                "xdp" => &info.foreign.xdp,
+                _ => &[],
+            };
+            // Of several nobody knows which it was.
+            let separator = if programs.is_empty() { "" } else { ":" };
+            Some(format!("{subsystem}{separator}{}", programs.join("+")))
         }),
     }
 }

@@ -129,3 +129,27 @@ fn what_is_refused_without_a_mark_names_the_part_of_the_kernel() {
     assert_eq!(net.router.nft_counter("ip t", "refused").unwrap(), sum(PACKETS));
     assert_eq!(refused(&landed), [(-1, "netfilter".to_owned(), sum(PACKETS))], "{:#?}", landed.rows);
 }
+
+/// Ids of the programs of others on `in0`, as `ip` and `tc` and the test's own descriptors have them.
+#[test]
+fn a_program_that_drops_is_named_by_its_id_and_a_filter_by_its_name_too() {
+    let cases = [
+        (Place::TcxFirst, "tc_drop", "tc"),
+        (Place::TcxLast, "tc_drop", "tc"),
+        (Place::Clsact, "tc_drop", "tc"),
+        (Place::XdpGeneric, "xdp_drop", "xdp"),
+    ];
+    for (place, program, subsystem) in cases {
+        let net = Routed::new().unwrap();
+        let agent = Agent::start(&net.router, &["in0", "out0"], &[]).unwrap();
+        let other = Other::attach_to(&net.router, c"in0", program, TcAttachType::Ingress, place).unwrap();
+        // What the test kit drops: UDP to port 7.
+        net.client.run(|| traffic::udp("10.3.0.2:7", PACKETS, PAYLOAD)).unwrap();
+        let landed = agent.stop().unwrap();
+        assert_eq!(other.counters().unwrap().1, PACKETS as u64, "{place:?}");
+        let id = other.id(program).unwrap();
+        let name = if place == Place::Clsact { format!(":{program}") } else { String::new() };
+        let expected = [(-1, format!("{subsystem}:{id}{name}"), sum(PACKETS))];
+        assert_eq!(refused(&landed), expected, "{place:?}: {:#?}", landed.rows);
+    }
+}

@@ -1,11 +1,13 @@
 //! What the kernel says about interfaces. Asks rtnetlink; changes nothing.
 //!
+//! * [`foreign`]: programs of others at the hooks;
 //! * [`links`]: tells when one comes, goes or changes;
 //! * [`netns`]: other network namespaces;
 //! * [`rtnetlink`]: the questions and their answers;
 //! * [`traffic_control`]: who else uses the field that our hooks number packets in;
 //! * [`xdp`]: whether a driver runs XDP itself.
 
+pub mod foreign;
 pub mod links;
 pub mod netns;
 mod rtnetlink;

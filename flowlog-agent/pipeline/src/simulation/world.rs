@@ -24,6 +24,7 @@ use crate::{
         Filesystem,
         sim::{Fault, Killed, Random, SimDisk},
     },
+    encode::Names,
     encode::Object,
     encoder::{Encoded, encode_window},
     error::CaptureError,

@@ -373,7 +373,7 @@ fn run(hook: HookKind, acts: &[Act], fault: Option<(u8, Fault)>) -> (Model, Vec<
     let mut model = Model::new(hook, fault);
     let last = [Act::Turn, Act::Close];
     let closed: Vec<_> = acts.iter().chain(&last).filter_map(|act| model.act(act)).collect();
-    let settled = closed.into_iter().map(|(epoch, Closed { info, table, truth, hook })| {
+    let settled = closed.into_iter().map(|(epoch, Closed { info, table, truth, hook, .. })| {
         (epoch, info.late, settle::settle(table, truth.as_ref(), hook))
     });
     let settled = settled.collect();
