@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn a_window_too_large_for_the_spool_leaves_its_totals_and_does_not_wait_for_room() {
         let size = encode(&|_| None, |_| None).1.bytes.len() as u64;
-        let (encoded, object) = encode(&|bytes| (bytes >= size).then(|| "full".to_owned()), &|_| None);
+        let (encoded, object) = encode(&|bytes| (bytes >= size).then(|| "full".to_owned()), |_| None);
         assert_eq!((encoded.rows.accepted, encoded.rows.skipped, encoded.balance.lost.packets), (0, 2, 10));
         assert_eq!(skip_reasons(&object), ["spool_full"; 2]);
     }
@@ -366,7 +366,7 @@ mod tests {
             for hive_layout in [true, false] {
                 let target = target.parse().expect("a target");
                 let rule = Rule { name: long.parse().expect("a name"), target, hive_layout, ..Rule::sample(60) };
-                let (encoded, object) = encode_window(closed(rule, &long, &other), &|_| None, |_| None);
+                let (encoded, object) = encode_window(closed(rule, &long, &other), &|_| None, &Names::none());
                 assert!(!store(&spool, &encoded.location, &object.expect("an object")));
                 assert!(spool.has(&encoded.location, &encoded.key).expect("list"));
             }

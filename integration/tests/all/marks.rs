@@ -130,7 +130,6 @@ fn what_is_refused_without_a_mark_names_the_part_of_the_kernel() {
     assert_eq!(refused(&landed), [(-1, "netfilter".to_owned(), sum(PACKETS))], "{:#?}", landed.rows);
 }
 
-/// Ids of the programs of others on `in0`, as `ip` and `tc` and the test's own descriptors have them.
 #[test]
 fn a_program_that_drops_is_named_by_its_id_and_a_filter_by_its_name_too() {
     let cases = [
