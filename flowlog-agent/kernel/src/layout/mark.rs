@@ -74,9 +74,9 @@ mod tests {
         let btf = Btf::vmlinux().expect("this kernel has BTF");
         let place = |from| Mark { from, mask: 0xff }.place(&btf).expect("a place");
         assert_eq!(place(MarkFrom::Nothing), [0; 4]);
-        let [mask, packet, connection, _] = place(MarkFrom::Packet);
-        assert_eq!((mask, connection), (0xff, 0));
-        let [_, pointer, connection, mark] = place(MarkFrom::Connection);
-        assert!(packet != pointer && connection == 1 && mark > 0, "{packet} {pointer} {connection} {mark}");
+        let packet = place(MarkFrom::Packet);
+        assert_eq!((packet[0], packet[2]), (0xff, 0));
+        let connection = place(MarkFrom::Connection);
+        assert!(packet[1] != connection[1] && connection[2] == 1 && connection[3] > 0, "{packet:?} {connection:?}");
     }
 }

@@ -122,8 +122,8 @@ impl Reasons {
     /// How many reasons mean REJECT, and how many that a packet was lost.
     #[must_use]
     pub(crate) fn counts(&self) -> (usize, usize) {
-        let lost = self.actions.iter().filter(|a| **a == REASON_LOST).count();
-        (self.actions.iter().filter(|a| **a != 0).count() - lost, lost)
+        let those = |wanted: fn(u8) -> bool| self.actions.iter().map(|a| usize::from(wanted(*a))).sum();
+        (those(|a| a != 0 && a != REASON_LOST), those(|a| a == REASON_LOST))
     }
 
     /// Name of a reason as records carry it (`abi::reason_index`), for `reject_reason` and `lost_reason`.

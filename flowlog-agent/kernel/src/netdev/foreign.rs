@@ -34,6 +34,7 @@ const PROGRAMS_MAX: usize = 64;
 
 /// Who else is at the hooks of the interface with this index, in the namespace we are in; without programs with these ids, which are
 /// our own. `ID` or `ID:NAME` of a program, the kind of another filter.
+#[must_use]
 pub fn tc(index: u32, direction: Direction, own: &[u32]) -> Vec<String> {
     let links = tcx(index, BPF_TCX[direction.index()]).unwrap_or_default();
     let links = links.into_iter().filter(|id| !own.contains(id)).map(|id| id.to_string());
@@ -42,6 +43,7 @@ pub fn tc(index: u32, direction: Direction, own: &[u32]) -> Vec<String> {
 }
 
 /// The same of XDP.
+#[must_use]
 pub fn xdp(index: u32, own: &[u32]) -> Vec<String> {
     let mut request = LinkMessage::default();
     request.header.index = index;
@@ -70,7 +72,7 @@ pub fn xdp(index: u32, own: &[u32]) -> Vec<String> {
 struct Query {
     target_ifindex: u32,
     attach_type: u32,
-    query_flags: u32,
+    flags: u32,
     attach_flags: u32,
     prog_ids: u64,
     prog_cnt: u32,

@@ -1,13 +1,14 @@
 //! From a settled window to the bytes and the key of one Parquet object.
 //!
 //! * [`schema`]: the columns, their types, and what they mean;
-//! * [`rows`]: building them;
+//! * [`rows`]: building them; [`address`]: one of their values;
 //! * [`labels`]: column chunks of those with few different values; [`sparse`]: of those that few rows have a value in;
 //! * [`parquet`]: the file; encodings, chosen by measurement;
 //! * [`key`]: where the object goes.
 //!
 //! Pure: bytes in memory, no I/O, no clock.
 
+mod address;
 pub(crate) mod key;
 mod labels;
 pub mod parquet;
@@ -18,12 +19,15 @@ mod sparse;
 pub use crate::window::ObjectInfo;
 use crate::window::{Flow, Settled};
 
+/// Names what refused a flow.
+pub type RuleName = dyn Fn(&ObjectInfo, &Flow) -> Option<String> + Send;
+
 /// What there is to know of the node that wrote the records.
 pub struct Names {
     /// The name of a drop reason.
     pub reason: Box<dyn Fn(u16) -> Option<String> + Send>,
     /// What refused a flow: for the column `verdict_rule`.
-    pub rule: Box<dyn Fn(&ObjectInfo, &Flow) -> Option<String> + Send>,
+    pub rule: Box<RuleName>,
 }
 
 impl Names {

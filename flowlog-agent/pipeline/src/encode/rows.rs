@@ -1,9 +1,6 @@
 //! Building the columns of an object.
 
-use std::{
-    hash::Hash,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::hash::Hash;
 
 use flowlog_model::{
     MonoNs, NS_PER_SEC,
@@ -13,6 +10,7 @@ use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{
     Names, ObjectInfo, RowCounts,
+    address::Address,
     labels::{Label, Labels, NULL},
     schema::{self, ColumnId},
     sparse::{LostColumns, RuleColumns},
@@ -236,28 +234,6 @@ impl Known {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Address {
-    None,
-    V4(u32),
-    V6([u64; 2]),
-}
-
-impl Address {
-    fn label(&self) -> Option<Label> {
-        match self {
-            Self::None => None,
-            Self::V4(a) => Some(Label::Text(Ipv4Addr::from(a.to_ne_bytes()).to_string())),
-            Self::V6([hi, lo]) => {
-                let mut bytes = [0; 16];
-                bytes[..8].copy_from_slice(&hi.to_ne_bytes());
-                bytes[8..].copy_from_slice(&lo.to_ne_bytes());
-                Some(Label::Text(Ipv6Addr::from(bytes).to_string()))
-            }
-        }
-    }
-}
-
 /// Columns that are being built.
 struct Builder<'a> {
     info: &'a ObjectInfo,
@@ -348,7 +324,7 @@ impl<'a> Builder<'a> {
         self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes())
     }
 
-    fn flow(&mut self, flow: &Flow, lost: Option<Lost>, names: &Names) {
+    fn flow(&mut self, flow: &Flow, died: Option<Lost>, names: &Names) {
         let totals = &flow.totals;
         let (src, dst, v6) = match flow.addresses {
             Addresses::V4(src, dst) => (Address::V4(src), Address::V4(dst), false),
@@ -383,8 +359,8 @@ impl<'a> Builder<'a> {
         let reason = flow.refused.then_some(flow.reason);
         self.reason.push(reason, |r| r.and_then(&names.reason).map(Label::Text));
         self.skip.0.push(NULL);
-        if let Some(lost) = lost {
-            self.lost.push(self.rows, lost, &names.reason);
+        if let Some(died) = died {
+            self.lost.push(self.rows, died, &names.reason);
         }
         if flow.refused {
             self.rule.push(self.rows, self.info, flow, names);
