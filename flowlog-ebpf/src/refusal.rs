@@ -36,6 +36,13 @@ impl Noted {
         }
     }
 
+    /// Whether an ACCEPT record has it, so that a record beside that can say what became of it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_in_record(self) -> bool {
+        self.place != PLACE_NOWHERE && self.place != PLACE_LOST
+    }
+
     /// Whether a hook has counted it in the window in which it is refused.
     #[must_use]
     #[inline(always)]
@@ -69,6 +76,7 @@ mod tests {
         for (noted, taken_back, class, seen) in table {
             assert_eq!((noted.class(taken_back), noted.was_seen()), (class, seen), "{noted:?}");
             assert!(noted.may_be_in_slot() || !taken_back, "{noted:?}");
+            assert_eq!(noted.is_in_record(), !matches!(noted.place, PLACE_NOWHERE | PLACE_LOST), "{noted:?}");
         }
         assert!(!noted(PLACE_SLOT, true, false).may_be_in_slot() && !noted(PLACE_SLOT, false, true).may_be_in_slot());
     }

@@ -84,6 +84,15 @@ impl Other {
         })
     }
 
+    /// The kernel's id of the program.
+    ///
+    /// # Errors
+    /// If there is no such program, or the kernel does not say.
+    pub fn id(&self, program: &str) -> anyhow::Result<u32> {
+        let program = self.ebpf.program(program).ok_or_else(|| anyhow::anyhow!("no {program}"))?;
+        Ok(program.info()?.id())
+    }
+
     /// Packets it has seen, and dropped.
     ///
     /// # Errors

@@ -44,6 +44,14 @@ pub struct Row {
     /// Marks of the window.
     pub marks: String,
     pub interface: String,
+    /// Packets and bytes of these that were lost after they had passed, 0 if null.
+    pub lost: Sum,
+    /// What most of those died for.
+    pub lost_reason: String,
+    /// Firewall mark of what was refused, -1 if null.
+    pub mark: i64,
+    /// What refused it.
+    pub rule: String,
 }
 
 /// Sum of packets and bytes.
@@ -63,15 +71,7 @@ impl Objects {
     /// # Errors
     /// If an object is not readable Parquet.
     pub fn below(dir: &Path) -> anyhow::Result<Self> {
-        let mut files = Vec::<PathBuf>::new();
-        let mut todo = vec![dir.to_owned()];
-        while let Some(d) = todo.pop() {
-            for entry in std::fs::read_dir(&d).with_context(|| d.display().to_string())? {
-                let path = entry?.path();
-                if path.is_dir() { todo.push(path) } else { files.push(path) }
-            }
-        }
-        files.sort();
+        let files = files(dir)?;
         let mut objects = Self::default();
         for file in files {
             objects.keys.push(file.strip_prefix(dir)?.to_string_lossy().into_owned());
@@ -108,6 +108,34 @@ impl Objects {
         let l = self.lost();
         (a.0 + r.0 + l.0, a.1 + r.1 + l.1)
     }
+}
+
+/// All files below a directory, in order.
+fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::<PathBuf>::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(d) = todo.pop() {
+        for entry in std::fs::read_dir(&d).with_context(|| d.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() { todo.push(path) } else { files.push(path) }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// What the metadata of each object below `dir` say under a key.
+///
+/// # Errors
+/// If an object is not readable Parquet, or has no such key.
+pub fn metadata(dir: &Path, key: &str) -> anyhow::Result<Vec<String>> {
+    let of = |file: &PathBuf| {
+        let reader = SerializedFileReader::new(File::open(file)?).with_context(|| file.display().to_string())?;
+        let pairs = reader.metadata().file_metadata().key_value_metadata().context("metadata")?;
+        let value = pairs.iter().find(|pair| pair.key == key).and_then(|pair| pair.value.clone());
+        value.with_context(|| format!("no {key} in {}", file.display()))
+    };
+    files(dir)?.iter().map(of).collect()
 }
 
 fn convert(row: &ParquetRow) -> Row {
@@ -147,5 +175,9 @@ fn convert(row: &ParquetRow) -> Row {
         window_start: number("window_start"),
         marks: text("window_marks"),
         interface: text("interface_id"),
+        lost: (count("lost_packets"), count("lost_bytes")),
+        lost_reason: text("lost_reason"),
+        mark: number("rule_mark"),
+        rule: text("verdict_rule"),
     }
 }

@@ -260,3 +260,28 @@ impl Queue {
         Ok(())
     }
 }
+
+/// Has a socket mark its packets as not to be cut, whatever it has heard of the way (`IP_PMTUDISC_PROBE`).
+///
+/// # Errors
+/// Anything the kernel says.
+pub fn never_fragment(socket: &std::net::UdpSocket) -> io::Result<()> {
+    option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)
+}
+
+/// A UDP socket with the smallest receive buffer there is.
+///
+/// # Errors
+/// If there is no such address.
+pub fn small(address: &str) -> io::Result<std::net::UdpSocket> {
+    let socket = std::net::UdpSocket::bind(address)?;
+    option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 1)?;
+    Ok(socket)
+}
+
+fn option(fd: i32, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: a number that outlives the call, with its size.
+    let set = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

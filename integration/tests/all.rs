@@ -32,6 +32,10 @@ mod lights;
 mod limits;
 #[path = "all/links.rs"]
 mod links;
+#[path = "all/lost.rs"]
+mod lost;
+#[path = "all/marks.rs"]
+mod marks;
 #[path = "all/namespaces.rs"]
 mod namespaces;
 #[path = "all/numbers.rs"]

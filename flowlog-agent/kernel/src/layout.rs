@@ -1,11 +1,18 @@
 //! What the programs need to know about the running kernel: struct offsets and drop reasons, by name.
 
 pub(crate) mod known;
+mod mark;
+mod moves;
 mod reasons;
 
 use flowlog_ebpf::abi::{KernelOffsets, Place};
 
-pub(crate) use self::reasons::Reasons;
+pub(crate) use self::mark::MarkWords;
+pub use self::{
+    mark::{Mark, MarkFrom},
+    moves::Moves,
+    reasons::Reasons,
+};
 use super::{KernelError, btf::Btf};
 
 /// Functions whose unexplained drops are generic XDP's.
@@ -14,16 +21,42 @@ const XDP_FUNCTIONS: [&str; 2] = ["do_xdp_generic", "netif_receive_generic_xdp"]
 const RANGE_MAX: u64 = 64 << 10;
 const KALLSYMS: &str = "/proc/kallsyms";
 
-/// `XDP_PLACE` of the programs: kernel text of generic XDP and the reason to record for a drop there. An empty range if the symbols
-/// cannot be read: such drops are then not seen, which the log says.
+/// The function of unexplained drops by routes to nowhere: `unreachable`, `prohibit` and `blackhole` of IPv4, on a node that forwards.
+const ROUTE_FUNCTIONS: [&str; 1] = ["ip_error"];
+
+/// Kernel text whose drops have no reason of their own, and the reason to record for them: first address, last address, reason.
+pub(crate) struct Places {
+    /// `XDP_PLACE` of the programs.
+    pub xdp: [u64; 3],
+    /// `ROUTE_PLACE` of the programs.
+    pub route: [u64; 3],
+}
+
+/// Finds them. An empty range if the symbols cannot be read: such drops are then not seen, which the log says.
 #[must_use]
-pub(crate) fn xdp_place(reasons: &Reasons) -> [u64; 3] {
-    let reason = reasons.names.iter().position(|n| n.as_deref() == Some("XDP")).unwrap_or(0);
-    let (first, last) = xdp_text().unwrap_or_else(|problem| {
-        tracing::warn!("drops by generic XDP programs will count as ACCEPT: {problem}");
-        (1, 0)
-    });
-    [first, last, reason as u64]
+pub(crate) fn places(reasons: &Reasons) -> Places {
+    let symbols = symbols();
+    let place = |functions: &[&str], reason: &str, what: &str| {
+        let text = symbols.as_ref().map_err(Clone::clone).and_then(|symbols| named_range(symbols, functions));
+        let (first, last) = text.unwrap_or_else(|problem| {
+            tracing::warn!("{what}: {problem}");
+            (1, 0)
+        });
+        let reason = reasons.names.iter().position(|n| n.as_deref() == Some(reason)).unwrap_or(0);
+        [first, last, reason as u64]
+    };
+    Places {
+        xdp: place(&XDP_FUNCTIONS, "XDP", "drops by generic XDP programs will count as ACCEPT"),
+        route: place(&ROUTE_FUNCTIONS, "IP_INNOROUTES", "drops by routes to nowhere will not count as lost"),
+    }
+}
+
+fn symbols() -> Result<String, String> {
+    std::fs::read_to_string(KALLSYMS).map_err(|e| format!("cannot read {KALLSYMS}: {e}"))
+}
+
+fn named_range(symbols: &str, functions: &[&str]) -> Result<(u64, u64), String> {
+    text_range(symbols, functions).map_err(|problem| format!("{KALLSYMS}: {problem}"))
 }
 
 /// First and last address of the kernel's generic XDP.
@@ -31,8 +64,7 @@ pub(crate) fn xdp_place(reasons: &Reasons) -> [u64; 3] {
 /// # Errors
 /// In words: what is in the way, and what to do.
 pub(crate) fn xdp_text() -> Result<(u64, u64), String> {
-    let symbols = std::fs::read_to_string(KALLSYMS).map_err(|e| format!("cannot read {KALLSYMS}: {e}"))?;
-    text_range(&symbols, &XDP_FUNCTIONS).map_err(|problem| format!("{KALLSYMS}: {problem}"))
+    symbols().and_then(|symbols| named_range(&symbols, &XDP_FUNCTIONS))
 }
 
 /// First and last address of the functions, which must lie together: from the first one's start to the start of
@@ -40,8 +72,8 @@ pub(crate) fn xdp_text() -> Result<(u64, u64), String> {
 fn text_range(symbols: &str, functions: &[&str]) -> Result<(u64, u64), String> {
     let is_wanted = |name: &str| {
         let rest = functions.iter().find_map(|f| name.strip_prefix(f));
-        // Compilers add `.isra.0` and the like.
-        rest.is_some_and(|r| r.is_empty() || r.starts_with('.'))
+        // Compilers add `.isra.0` and the like, and put what is seldom done elsewhere.
+        rest.is_some_and(|r| r.is_empty() || (r.starts_with('.') && !r.contains(".cold")))
     };
     let mut is_hidden = true;
     let mut first = u64::MAX;
@@ -106,7 +138,7 @@ pub(crate) fn offsets(btf: &Btf<'_>) -> Result<OffsetWords, KernelError> {
 
 #[cfg(test)]
 mod tests {
-    use flowlog_ebpf::abi::{REASON_BY_PLACE, REASON_REFUSED, REASON_TC_INGRESS};
+    use flowlog_ebpf::abi::{REASON_BY_PLACE, REASON_LOST, REASON_REFUSED, REASON_TC_INGRESS};
 
     use super::*;
 
@@ -148,7 +180,10 @@ ffffffff81900000 D do_xdp_generic_data
         assert_eq!(action("NETFILTER_DROP"), REASON_REFUSED);
         assert_eq!(action("TC_INGRESS"), REASON_TC_INGRESS);
         assert_eq!(action("NOT_SPECIFIED"), REASON_BY_PLACE);
-        for fate in ["NO_SOCKET", "IP_CSUM", "SOCKET_RCVBUFF", "QDISC_DROP", "NOMEM"] {
+        for lost in ["IP_CSUM", "SOCKET_RCVBUFF", "QDISC_DROP", "NOMEM", "IP_INNOROUTES"] {
+            assert_eq!(action(lost), REASON_LOST, "{lost}");
+        }
+        for fate in ["NO_SOCKET", "OTHERHOST", "TCP_OLD_DATA"] {
             assert_eq!(action(fate), 0, "{fate}");
         }
         offsets(&btf).expect("all offsets");

@@ -42,7 +42,9 @@ use std::{io, path::PathBuf};
 
 pub use attach::Attached;
 use aya::programs::ProgramError;
-pub use load::Kernel;
+use flowlog_model::rule::InvalidField;
+pub use layout::{Mark, MarkFrom, Moves, Reasons};
+pub use load::{Kernel, Options};
 pub use pins::Pins;
 pub use programs::Programs;
 pub use ring::Ring;
@@ -67,6 +69,9 @@ pub enum KernelError {
     /// The kernel refused for lack of privilege.
     #[error("the kernel refused to {action}: {source}; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
     Permission { action: String, source: io::Error },
+    /// A setting that this kernel cannot have.
+    #[error(transparent)]
+    Setting(#[from] InvalidField),
     #[error("cannot {action}: {problem}")]
     Refused {
         action: String,

@@ -8,7 +8,7 @@ use super::{
     attach::Hooks,
     btf::Btf,
     heap,
-    layout::{self, Reasons},
+    layout::{self, Mark, Moves, Reasons},
     maps::{Interfaces, SetupPod},
     notes,
     pins::{self, Pins},
@@ -21,6 +21,19 @@ use super::{
 /// The checked-in eBPF object; `cargo xtask check` proves that it is what the sources build to.
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../flowlog-ebpf/prebuilt/flowlog.bpf.o"));
+
+/// What programs are loaded with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options {
+    /// How large the maps are.
+    pub sizes: Sizes,
+    /// Inode number of the network namespace we are in.
+    pub netns_inum: u32,
+    /// Drop reasons that count as something else than by default.
+    pub moves: Moves,
+    /// Which mark of a refused packet is recorded.
+    pub mark: Mark,
+}
 
 /// Everything of ours in the kernel, by owner. Dropping it detaches everything that is not pinned.
 pub struct Kernel {
@@ -42,17 +55,16 @@ impl Kernel {
     ///
     /// `netns_inum` is the inode number of the network namespace we are in.
     pub fn load(sizes: Sizes, netns_inum: u32) -> Result<Self, KernelError> {
-        Self::load_with(sizes, netns_inum, None)
+        Self::open(&Options { sizes, netns_inum, ..Options::default() }, None)
     }
 
-    /// As [`load`](Self::load), with maps that outlive this process: those of `pins` if it has any. Programs that are
-    /// running on these maps go on running.
-    pub fn load_pinned(sizes: Sizes, netns_inum: u32, pins: Pins) -> Result<Self, KernelError> {
-        Self::load_with(sizes, netns_inum, Some(pins))
-    }
-
-    fn load_with(sizes: Sizes, netns_inum: u32, mut pins: Option<Pins>) -> Result<Self, KernelError> {
-        let Layout { offsets, reasons, drop_arguments } = kernel_layout()?;
+    /// As [`load`](Self::load); with `pins`, on maps that outlive this process: those that are pinned there if there are any. Programs
+    /// that are running on these maps go on running.
+    pub fn open(options: &Options, mut pins: Option<Pins>) -> Result<Self, KernelError> {
+        let Options { sizes, netns_inum, moves, mark } = options;
+        let (sizes, netns_inum) = (*sizes, *netns_inum);
+        let Layout { offsets, reasons, drop_arguments, mark } = kernel_layout(*mark)?;
+        let reasons = reasons.with(moves)?;
         let cpus = aya::util::nr_cpus().map_err(unreadable)?.get() as usize;
         let sequence_bits = notes::sequence_bits(cpus);
         let tick = flowlog_host::clock::tick_ns();
@@ -68,7 +80,7 @@ impl Kernel {
             None => wanted,
         };
         let seed = setup.seed;
-        let xdp_place = layout::xdp_place(&reasons);
+        let layout::Places { xdp, route } = layout::places(&reasons);
         let passed_mask = sizes.passed_slots - 1;
         let refused_mask = sizes.refused_slots - 1;
         let wake = u64::from(sizes.ring_bytes / 4);
@@ -88,8 +100,10 @@ impl Kernel {
             .override_global("REFUSED_MASK", &refused_mask, true)
             .override_global("RING_WAKE_BYTES", &wake, true)
             .override_global("SEED", &seed, true)
-            .override_global("XDP_PLACE", &xdp_place, true)
             .override_global("OWN_NETNS", &netns_inum, true)
+            .override_global("XDP_PLACE", &xdp, true)
+            .override_global("ROUTE_PLACE", &route, true)
+            .override_global("MARK", &mark, true)
             .override_global("DROP_ARGUMENTS", &drop_arguments, true)
             .override_global("SEQUENCE_BITS", &sequence_bits, true)
             .override_global("TICK_NS", &tick, true)
@@ -142,12 +156,13 @@ fn unreadable((what, error): (&str, std::io::Error)) -> KernelError {
 }
 
 /// What the programs must know about this kernel. Its type information (20 MiB) is gone when this returns.
-fn kernel_layout() -> Result<Layout, KernelError> {
+fn kernel_layout(mark: Mark) -> Result<Layout, KernelError> {
     let btf = Btf::vmlinux()?;
     let drop_arguments = btf
         .tracepoint_arguments("kfree_skb")
         .ok_or(KernelError::MissingType { name: "btf_trace_kfree_skb".to_owned() })?;
-    Ok(Layout { offsets: layout::offsets(&btf)?, reasons: Reasons::resolve(&btf)?, drop_arguments })
+    let mark = mark.place(&btf)?;
+    Ok(Layout { offsets: layout::offsets(&btf)?, reasons: Reasons::resolve(&btf)?, drop_arguments, mark })
 }
 
 struct Layout {
@@ -155,6 +170,7 @@ struct Layout {
     reasons: Reasons,
     /// Arguments of the tracepoint `kfree_skb`.
     drop_arguments: u32,
+    mark: layout::MarkWords,
 }
 
 /// What a set of pins was made for; it must be what we would make one for.

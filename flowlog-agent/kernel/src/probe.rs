@@ -15,7 +15,7 @@ use super::{
     attach::{has_tcx, kernel_at_least},
     btf::Btf,
     confine::{self, capabilities::NEEDED},
-    layout,
+    layout::{self, Moves},
     pins::{PIN_DIR_DEFAULT, is_bpffs},
     refusal,
 };
@@ -59,10 +59,10 @@ pub fn finding(what: impl Into<String>, state: State, detail: impl Into<String>)
     Finding { what: what.into(), state, detail: detail.into() }
 }
 
-/// Checks the machine and the given interfaces.
+/// Checks the machine and the given interfaces, and whether drop reasons can be moved like this.
 #[must_use]
-pub fn machine(interfaces: &[String]) -> Vec<Finding> {
-    let mut all = vec![kernel_version(), btf()];
+pub fn machine(interfaces: &[String], moves: &Moves) -> Vec<Finding> {
+    let mut all = vec![kernel_version(), btf(moves)];
     all.extend(capabilities());
     all.push(filters());
     all.extend(programs());
@@ -84,16 +84,17 @@ fn kernel_version() -> Finding {
     }
 }
 
-fn btf() -> Finding {
+fn btf(moves: &Moves) -> Finding {
     let resolved = Btf::vmlinux().and_then(|btf| {
         layout::offsets(&btf)?;
-        let reasons = layout::Reasons::resolve(&btf)?;
-        Ok((reasons.actions.iter().filter(|a| **a != 0).count(), reasons.unknown()))
+        let reasons = layout::Reasons::resolve(&btf)?.with(moves)?;
+        Ok((reasons.counts(), reasons.unknown().or_else(|| reasons.absent())))
     });
     match resolved {
         Ok((_, Some(unknown))) => finding("type information (BTF)", State::Limited, unknown),
-        Ok((refusals, None)) => {
-            finding("type information (BTF)", State::Ok, format!("{refusals} drop reasons mean REJECT"))
+        Ok(((refusals, losses), None)) => {
+            let detail = format!("{refusals} drop reasons mean REJECT, {losses} that a packet was lost");
+            finding("type information (BTF)", State::Ok, detail)
         }
         Err(error) => finding("type information (BTF)", State::Missing, error.to_string()),
     }

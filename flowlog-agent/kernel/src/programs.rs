@@ -141,6 +141,12 @@ impl Programs {
             .collect()
     }
 
+    /// The kernel's ids of our own.
+    #[must_use]
+    pub fn ids(&self) -> Vec<u32> {
+        self.ebpf.programs().filter_map(|(_, program)| Some(program.info().ok()?.id())).collect()
+    }
+
     /// A loaded program, to be measured by `cargo xtask bench` or looked at by tests.
     pub fn fd(&self, name: &str) -> Result<&ProgramFd, KernelError> {
         let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;

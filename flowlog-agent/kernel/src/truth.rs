@@ -60,9 +60,6 @@ fn truth_index(id: IfaceId, epoch: Epoch) -> u32 {
 }
 
 fn add(mut sum: Truth, cpu: &Truth) -> Truth {
-    for (a, b) in sum.counts_mut().zip(cpu.counts()) {
-        a.packets += b.packets;
-        a.bytes += b.bytes;
-    }
+    sum.add(cpu.counts());
     sum
 }

@@ -12,7 +12,7 @@ use flowlog_model::rule::Location;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::{
-    encode::{self, Object, RowCounts, key::object_key},
+    encode::{self, Names, Object, RowCounts, key::object_key},
     error::CaptureError,
     spool::Spool,
     window::{Balance, Closed, FlowTable, LossReason, Settled, settle},
@@ -42,8 +42,7 @@ pub struct Encoded {
 
 /// The dependencies of the encoder.
 pub struct Tools {
-    /// The name of a drop reason.
-    pub reason_name: Box<dyn Fn(u16) -> Option<String> + Send>,
+    pub names: Names,
     /// Gives freed memory back to the system.
     pub give_back: fn(),
 }
@@ -132,7 +131,7 @@ fn encode_windows(
     while let Some((closed, _permit)) = windows.blocking_recv() {
         fault::point("encode");
         let no_room = |bytes| spool.no_room(bytes, clock::now().wall.secs());
-        let (mut encoded, object) = encode_window(closed, &no_room, &*tools.reason_name);
+        let (mut encoded, object) = encode_window(closed, &no_room, &tools.names);
         if let Some(object) = &object {
             encoded.is_aside = store(spool, &encoded.location, object);
         }
@@ -152,9 +151,9 @@ fn encode_windows(
 pub(crate) fn encode_window(
     closed: Closed,
     no_room: &dyn Fn(u64) -> Option<String>,
-    reason_name: &dyn Fn(u16) -> Option<String>,
+    names: &Names,
 ) -> (Encoded, Option<Object>) {
-    let Closed { info, table, truth, hook } = closed;
+    let Closed { info, table, truth, hook, .. } = closed;
     let rule = info.rule.name.as_str();
     let interface = info.interface_id.as_str();
     let settled = guarded(|| settle::settle(table, truth.as_ref(), hook)).unwrap_or_else(|words| {
@@ -163,7 +162,7 @@ pub(crate) fn encode_window(
     });
     complain(rule, interface, &settled);
     let write = |settled: &Settled| {
-        let written = guarded(|| encode::encode(&info, settled, reason_name));
+        let written = guarded(|| encode::encode(&info, settled, names));
         written.and_then(|result| result.map_err(|error| error.to_string()))
     };
     let totals = |reason, why: &str| {
@@ -255,6 +254,7 @@ mod tests {
     use flowlog_ebpf::abi::{Count, Key, Meta, Record4, Stats, Truth, class};
     use flowlog_model::{
         HookKind, MonoNs, Now, WallNs,
+        interface::Netns,
         rule::{Rule, Side},
     };
 
@@ -268,7 +268,7 @@ mod tests {
         disk::real::Disk,
         encode::schema::COLUMNS,
         spool::Limits,
-        window::{ObjectInfo, WindowClock},
+        window::{Foreign, ObjectInfo, WindowClock},
     };
 
     /// A window with a flow of 7 accepted packets and one of 3 refused ones.
@@ -295,26 +295,29 @@ mod tests {
             flushed_early: false,
             late: false,
             gap: None,
+            foreign: Foreign::default(),
         };
-        Closed { info, table, truth: Some(truth), hook: HookKind::Tc }
+        Closed { info, table, truth: Some(truth), hook: HookKind::Tc, place: (1, Netns::at(1, None)) }
     }
 
-    fn encode(no_room: &dyn Fn(u64) -> Option<String>, reason: &dyn Fn(u16) -> Option<String>) -> (Encoded, Object) {
-        let (encoded, object) = encode_window(closed(Rule::sample(60), "n", "n-eth0"), no_room, reason);
+    fn encode(no_room: &dyn Fn(u64) -> Option<String>, reason: fn(u16) -> Option<String>) -> (Encoded, Object) {
+        let names = Names { reason: Box::new(reason), ..Names::none() };
+        let (encoded, object) = encode_window(closed(Rule::sample(60), "n", "n-eth0"), no_room, &names);
         (encoded, object.expect("an object"))
     }
 
     fn skip_reasons(object: &Object) -> Vec<String> {
         let reader = SerializedFileReader::new(bytes::Bytes::from(object.bytes.clone())).expect("an object");
-        let reason = |row: Row| row.get_string(COLUMNS.len() - 1).expect("a reason").clone();
+        let column = COLUMNS.iter().position(|c| c.name == "skip_reason").expect("a column");
+        let reason = |row: Row| row.get_string(column).expect("a reason").clone();
         reader.get_row_iter(None).expect("rows").map(|row| reason(row.expect("a row"))).collect()
     }
 
     #[test]
     fn a_window_that_cannot_be_encoded_leaves_its_totals_and_ends_nothing() {
-        let (whole, _) = encode(&|_| None, &|_| None);
+        let (whole, _) = encode(&|_| None, |_| None);
         assert_eq!((whole.rows.accepted, whole.rows.rejected, whole.rows.skipped), (1, 1, 0));
-        let (encoded, object) = encode(&|_| None, &|_| panic!("a bug of ours"));
+        let (encoded, object) = encode(&|_| None, |_| panic!("a bug of ours"));
         assert!(encoded.is_encoded && encoded.key == whole.key && object.key == whole.key);
         assert_eq!((encoded.rows.accepted, encoded.rows.rejected, encoded.rows.skipped), (0, 0, 2));
         assert_eq!((encoded.balance.lost.packets, encoded.balance.difference()), (10, (0, 0)));
@@ -323,8 +326,8 @@ mod tests {
 
     #[test]
     fn a_window_too_large_for_the_spool_leaves_its_totals_and_does_not_wait_for_room() {
-        let size = encode(&|_| None, &|_| None).1.bytes.len() as u64;
-        let (encoded, object) = encode(&|bytes| (bytes >= size).then(|| "full".to_owned()), &|_| None);
+        let size = encode(&|_| None, |_| None).1.bytes.len() as u64;
+        let (encoded, object) = encode(&|bytes| (bytes >= size).then(|| "full".to_owned()), |_| None);
         assert_eq!((encoded.rows.accepted, encoded.rows.skipped, encoded.balance.lost.packets), (0, 2, 10));
         assert_eq!(skip_reasons(&object), ["spool_full"; 2]);
     }
@@ -335,7 +338,7 @@ mod tests {
         let fs = Arc::new(Disk::open(dir.path()).expect("disk"));
         let (spool, _) = Spool::open(fs, Limits::default()).expect("open");
         std::fs::write(dir.path().join("spool/s3:%2F%2Fblocked"), b"in the way").expect("write");
-        let tools = Tools { reason_name: Box::new(|_| None), give_back: || {} };
+        let tools = Tools { names: Names::none(), give_back: || {} };
         let mut encoder = Encoder::start(spool.clone(), tools, 1_000).expect("start");
         let to = |target: &str| Rule { target: target.parse().expect("a target"), ..Rule::sample(60) };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
@@ -363,7 +366,7 @@ mod tests {
             for hive_layout in [true, false] {
                 let target = target.parse().expect("a target");
                 let rule = Rule { name: long.parse().expect("a name"), target, hive_layout, ..Rule::sample(60) };
-                let (encoded, object) = encode_window(closed(rule, &long, &other), &|_| None, &|_| None);
+                let (encoded, object) = encode_window(closed(rule, &long, &other), &|_| None, &Names::none());
                 assert!(!store(&spool, &encoded.location, &object.expect("an object")));
                 assert!(spool.has(&encoded.location, &encoded.key).expect("list"));
             }

@@ -10,6 +10,8 @@ use flowlog_model::{
     sweep::{Cursor, Scope, Swept},
 };
 
+use crate::window::Foreign;
+
 /// Errors of the kernel's side.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -103,6 +105,10 @@ pub trait Node: Source {
     fn set_stacked(&mut self, stacked: &BTreeSet<Stacked>) -> Result<usize, SourceError>;
     /// Who else uses the field that packets are numbered in, at and around these interfaces.
     fn number_users(&self, devs: &[&NetDev]) -> NumberUsers;
+    /// Who else is at the hooks of an interface.
+    fn foreign(&self, _ifindex: u32, _netns: &Netns) -> Foreign {
+        Foreign::default()
+    }
     /// Packets may die without the number that they were given.
     fn set_numbers_missing(&mut self, missing: bool);
     /// Whether hooks and maps outlive this process.

@@ -1,10 +1,14 @@
 //! Everything between a closed window and the store: the encoder, the spool, the uploads.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-use flowlog_kernel::heap;
+use flowlog_kernel::{Reasons, heap};
 use flowlog_pipeline::{
     disk::Filesystem,
+    encode::Names,
     encoder::{Encoded, Encoder, Tools},
     journal::replay::Pending,
     reporter::Reporter,
@@ -16,6 +20,28 @@ use tokio::sync::{Notify, watch};
 
 use super::{Capture, error::AgentError, thread};
 use crate::config::Config;
+
+/// What drop reasons are called, and what refused a flow: the rule that is known by the mark, else the part of the kernel.
+fn names(reasons: Reasons, marks: BTreeMap<u32, String>) -> Names {
+    let of_rules = reasons.clone();
+    Names {
+        reason: Box::new(move |index| reasons.name(index).map(str::to_owned)),
+        rule: Box::new(move |info, flow| {
+            if let Some(name) = marks.get(&flow.mark) {
+                return Some(name.clone());
+            }
+            let subsystem = of_rules.subsystem(flow.reason)?;
+            let programs: &[String] = match subsystem {
+                "tc" => &info.foreign.tc[flow.direction.index()],
+                "xdp" => &info.foreign.xdp,
+                _ => &[],
+            };
+            // Of several nobody knows which it was.
+            let separator = if programs.is_empty() { "" } else { ":" };
+            Some(format!("{subsystem}{separator}{}", programs.join("+")))
+        }),
+    }
+}
 
 /// See the module's head.
 pub(super) struct Delivery {
@@ -48,8 +74,8 @@ impl Delivery {
         // What it has not delivered is in the spool.
         thread::with_a_runtime("upload", || uploader.run(woken))?;
         let reasons = capture.node().kernel.reasons().clone();
-        let reason_name = Box::new(move |index| reasons.name(index).map(str::to_owned));
-        let tools = Tools { reason_name, give_back: heap::give_back };
+        let names = names(reasons, config.marks.names.clone());
+        let tools = Tools { names, give_back: heap::give_back };
         let encoder = Encoder::start(spool.clone(), tools, config.flows_max)?;
         let reporter = Reporter::new(fs);
         Ok(Self { spool, encoder, progress, wake, queue: VecDeque::new(), encoded: Vec::new(), reporter })

@@ -6,7 +6,7 @@ use flowlog_ebpf::abi::{Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
-    netdev::{self, Namespaces, NetDevError, netns, traffic_control},
+    netdev::{self, Namespaces, NetDevError, foreign, netns, traffic_control},
     sweep::wait_for_programs,
 };
 use flowlog_model::{
@@ -15,7 +15,10 @@ use flowlog_model::{
     rule::{Action, Direction},
     sweep::{Cursor, Scope, Swept},
 };
-use flowlog_pipeline::source::{Node, NumberUsers, Source, SourceError, Watch};
+use flowlog_pipeline::{
+    source::{Node, NumberUsers, Source, SourceError, Watch},
+    window::Foreign,
+};
 
 /// See the module's head.
 pub(super) struct KernelSource {
@@ -225,6 +228,16 @@ impl Node for KernelSource {
             }
         }
         users
+    }
+
+    fn foreign(&self, ifindex: u32, netns: &Netns) -> Foreign {
+        let own = self.kernel.programs.ids();
+        let look = || Foreign {
+            tc: Direction::BOTH.map(|direction| foreign::tc(ifindex, direction, &own)),
+            xdp: foreign::xdp(ifindex, &own),
+        };
+        // A namespace that is gone, or that may not be entered, says nothing.
+        netns::enter(netns, look).unwrap_or_default()
     }
 
     fn set_numbers_missing(&mut self, missing: bool) {

@@ -87,6 +87,9 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
     if let Some(unknown) = capture.node().kernel.reasons().unknown() {
         tracing::warn!("this kernel has {unknown}");
     }
+    if let Some(absent) = capture.node().kernel.reasons().absent() {
+        tracing::warn!("this kernel has {absent}");
+    }
     #[cfg(feature = "faults")]
     start::try_to_execute();
     tracing::info!(interfaces = config.captures.len(), pinned = capture.is_pinned(), "capturing");

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use flowlog_host::{clock, lock};
 use flowlog_kernel::{
-    Kernel, Pins,
+    Kernel, Options, Pins,
     netdev::{self, Namespaces, NetDevError, netns},
 };
 use flowlog_model::{
@@ -131,10 +131,10 @@ pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelS
     let boot_id = boot_id.trim().to_owned();
     refuse_other_pins(config, found.head.as_ref(), &boot_id)?;
     let netns = netns::own().map_err(system("find the network namespace"))?.inum;
-    let mut kernel = match &config.pin_dir {
-        Some(dir) => Kernel::load_pinned(config.sizes, netns, Pins::open(dir, config.sizes)?)?,
-        None => Kernel::load(config.sizes, netns)?,
-    };
+    let options =
+        Options { sizes: config.sizes, netns_inum: netns, moves: config.reasons.clone(), mark: config.marks.mark };
+    let pins = config.pin_dir.as_ref().map(|dir| Pins::open(dir, config.sizes)).transpose()?;
+    let mut kernel = Kernel::open(&options, pins)?;
     let ring = kernel.take_ring()?;
     let ring_id = ring.id()?;
     let begun = clock::now();

@@ -28,7 +28,7 @@ pub(super) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     // First, because the programs are loaded to see whether they are accepted.
     let (config, here) = memory::checked(raw)?;
     let (_, cpus) = config.sizes.memory_bytes_here();
-    let mut findings = probe::machine(&args.interfaces);
+    let mut findings = probe::machine(&args.interfaces, &config.reasons);
     findings.push(fitting(&here, cpus));
     for Finding { what, state, detail } in &findings {
         say!("{:<7} {what:<28} {detail}", state.to_string())?;

@@ -106,7 +106,8 @@ fn of_agent(error: &AgentError) -> u8 {
         | AgentError::Confine(ConfineError::CannotFollow { .. })
         | AgentError::Target { source: BucketError::Denied { .. }, .. } => EX_NOPERM,
         AgentError::LeftBehind { .. } => EX_TEMPFAIL,
-        AgentError::NetDev(_)
+        AgentError::Kernel(KernelError::Setting(_))
+        | AgentError::NetDev(_)
         | AgentError::Target { .. }
         | AgentError::Memory(_)
         | AgentError::Spool(_)

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod documents;
+mod marks;
 mod raw;
 
 use std::path::PathBuf;
@@ -9,13 +10,14 @@ use std::path::PathBuf;
 use flowlog_control::{api::serve::ApiOptions, flow_logs::flow_log::Settings, inventory::load::Places};
 use flowlog_ebpf::abi::RING_BYTES_MIN;
 use flowlog_host::trust::{self, Kind, TrustError};
-use flowlog_kernel::{Sizes, pins::PIN_DIR_DEFAULT};
+use flowlog_kernel::{Moves, Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
     CaptureSpec, HookKind, S3Options,
     interface::{NetnsName, Selector},
     rule::{Action, Directions, InvalidField, Location, Name, Rule, Side, Target, key_part, window_secs},
 };
 use flowlog_pipeline::spool::Limits;
+pub(crate) use marks::Marks;
 pub(crate) use raw::{RawConfig, RawFlowLog, RawSizes};
 
 /// Default window: 10 minutes, as cloud flow logs have it.
@@ -51,6 +53,10 @@ pub(crate) struct Config {
     pub follow_namespaces: bool,
     /// Interfaces of other network namespaces may be captured: followed ones, or those whose namespace is named.
     pub enters_namespaces: bool,
+    /// Drop reasons that count as something else than by default.
+    pub reasons: Moves,
+    /// Which mark of a refused packet is recorded, and which rules are known by it.
+    pub marks: Marks,
     /// How to reach buckets.
     pub s3: S3Options,
     /// Rules from a store, managed through the API; `None`: only those above.
@@ -195,6 +201,8 @@ impl RawConfig {
         let pin_dir = (!self.no_pin).then_some(pin_dir);
         let follow_namespaces = self.follow_namespaces;
         let enters_namespaces = follow_namespaces || captures.iter().any(|c| c.interface.netns.is_some());
+        let marks = Marks::check(&self.rule_mark, &self.verdict_marks)?;
+        let reasons = Moves::new(&self.reasons.rejected, &self.reasons.lost, &self.reasons.ignored)?;
         Ok(Config {
             captures,
             node_id,
@@ -205,6 +213,8 @@ impl RawConfig {
             flows_max,
             follow_namespaces,
             enters_namespaces,
+            reasons,
+            marks,
             s3: self.s3,
             manage,
         })

@@ -1,6 +1,6 @@
 //! The configuration file, as written: TOML, unknown keys refused. Checking it is in [`super`].
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use flowlog_model::S3Options;
 use serde::Deserialize;
@@ -27,6 +27,15 @@ pub(crate) struct RawConfig {
     pub spool: RawSpool,
     #[serde(default)]
     pub kernel: RawSizes,
+    /// What drop reasons count as.
+    #[serde(default)]
+    pub reasons: RawReasons,
+    /// Which mark of a refused packet is recorded.
+    #[serde(default)]
+    pub rule_mark: RawMark,
+    /// Names of rules by their mark, which is a number in quotes: decimal, or hexadecimal behind `0x`.
+    #[serde(default)]
+    pub verdict_marks: BTreeMap<String, String>,
     #[serde(default)]
     pub s3: S3Options,
     /// What is on this node.
@@ -52,6 +61,31 @@ pub(crate) struct RawSizes {
     pub ring_bytes: Option<u32>,
     /// Interfaces that can be watched.
     pub interfaces_max: Option<u16>,
+}
+
+/// The table `[reasons]` of the file: names of drop reasons, as in docs/reasons.md.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawReasons {
+    /// Packets that die for these are REJECT.
+    #[serde(default)]
+    pub rejected: Vec<String>,
+    /// Packets that die for these are ACCEPT, and lost.
+    #[serde(default)]
+    pub lost: Vec<String>,
+    /// Packets that die for these are ACCEPT, and nothing else is said of them.
+    #[serde(default)]
+    pub ignored: Vec<String>,
+}
+
+/// The table `[rule_mark]` of the file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawMark {
+    /// `packet`, `connection` or `nothing`.
+    pub from: Option<String>,
+    /// Bits of it that count.
+    pub mask: Option<u32>,
 }
 
 /// The table `[spool]` of the file.

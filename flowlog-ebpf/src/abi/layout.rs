@@ -49,6 +49,23 @@ pub const REASON_BY_PLACE: u8 = 5;
 /// As [`REASON_REFUSED`] if a cgroup's program dropped it, and not the filter of the socket that would have got it.
 pub const REASON_SOCKET: u8 = 6;
 
+/// The packet was let through, and dies on its way: not refused, but lost ([`class::LOST`](super::class::LOST)).
+pub const REASON_LOST: u8 = 7;
+
+/// Where a dying packet has the mark that the firewall gave it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MarkPlace {
+    /// The bits of it that count; 0: none.
+    pub mask: u32,
+    /// Offset in `struct sk_buff` of the mark, or of what leads to it.
+    pub skb: u32,
+    /// 0: the mark is there. 1: there is a pointer to `struct nf_conn`, with flags in its lowest bits.
+    pub is_connection: u32,
+    /// Offset in `struct nf_conn` of the mark.
+    pub connection: u32,
+}
+
 /// Entries of the `REASONS` array (one byte each): 4 subsystems of 256 reasons.
 pub const REASONS: u32 = 1_024;
 

@@ -31,6 +31,8 @@ pub mod class {
     pub const REFUSED_LOST: u8 = 3;
     /// Refused after the window in which it passed the hook was closed: the row stands, nothing to subtract.
     pub const REFUSED_LATE: u8 = 4;
+    /// Accepted, and died on its way: it is, and stays, in a PASSED record of the same window.
+    pub const LOST: u8 = 5;
 }
 
 /// The part of a flow key that does not depend on the address family.
@@ -45,7 +47,7 @@ pub struct Meta {
     pub vlan: u16,
     /// Id of the watched interface, 1-based; 0 marks an empty slot.
     pub iface: u16,
-    /// `enum skb_drop_reason` of the running kernel (subsystem in the upper bits cut off); 0 if not refused.
+    /// `enum skb_drop_reason` of the running kernel (subsystem in the upper bits cut off); 0 if neither refused nor lost.
     pub reason: u16,
     /// Number of the upper-layer protocol (IANA), as in [`Flow::proto`](crate::packet::Flow::proto).
     pub proto: u8,
@@ -111,7 +113,8 @@ pub struct Stats {
     /// OR of all TCP flag octets, and [`FLAGS_UNSURE`]. As wide as everything around it: a load of eight bytes must wait for
     /// a narrower store.
     pub tcp_flags: u32,
-    /// Upper half of the flow hash: recognises a slot that another flow took over.
+    /// Of refused packets: the mark that the firewall had given them, as far as it is wanted; 0: none. Packets of one flow with two
+    /// marks make two records. Of others it means nothing.
     pub tag: u32,
 }
 

@@ -28,7 +28,7 @@ pub struct HookTruth {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VerdictTruth {
-    /// All refused packets. The other counters are parts of this one, except `unknown`.
+    /// All refused packets. The other counters are parts of this one, up to `late`.
     pub refused: Count,
     /// Of these: a hook had counted it (in `HookTruth::seen` of the same window).
     pub seen: Count,
@@ -43,6 +43,12 @@ pub struct VerdictTruth {
     /// Not refused as far as could be shown, and not known to be accepted: the buffer that died may or may not have been all
     /// there was of the packet. In none of the others.
     pub unknown: Count,
+    /// Accepted, in a record of this window, and died on the way ([`class::LOST`](super::class::LOST)).
+    pub died: Count,
+    /// Of these: the ring was full; no record says so.
+    pub died_untold: Count,
+    /// Died on the way after the window of its record was closed. In none of the others.
+    pub died_late: Count,
 }
 
 /// Witness counters of one interface and epoch on one CPU.
@@ -57,28 +63,37 @@ pub struct Truth {
 }
 
 impl Truth {
-    /// All counters, in the order of their declaration.
+    /// All counters: of the hooks, of refusals, of packets that died. Journals have them in this order, and older ones fewer.
     pub fn counts(&self) -> impl Iterator<Item = Count> + '_ {
         let hooks = self.hook.iter().flat_map(|h| [h.seen, h.non_ip, h.malformed, h.lost]);
-        let verdicts = self
-            .verdict
-            .iter()
-            .flatten()
-            .flat_map(|v| [v.refused, v.seen, v.lost, v.lost_counted, v.lost_twice, v.late, v.unknown]);
-        hooks.chain(verdicts)
+        let verdicts = || self.verdict.iter().flatten();
+        let refused =
+            verdicts().flat_map(|v| [v.refused, v.seen, v.lost, v.lost_counted, v.lost_twice, v.late, v.unknown]);
+        hooks.chain(refused).chain(verdicts().flat_map(|v| [v.died, v.died_untold, v.died_late]))
     }
 
-    /// All counters, in the same order.
-    pub fn counts_mut(&mut self) -> impl Iterator<Item = &mut Count> {
-        let hooks = self.hook.iter_mut().flat_map(|h| [&mut h.seen, &mut h.non_ip, &mut h.malformed, &mut h.lost]);
-        let verdicts = self.verdict.iter_mut().flatten().flat_map(|v| {
+    /// Adds to all counters, in the same order; those that there is nothing for stay.
+    pub fn add(&mut self, counts: impl IntoIterator<Item = Count>) {
+        let mut counts = counts.into_iter();
+        let mut plus = |to: &mut Count| {
+            let more = counts.next().unwrap_or_default();
+            to.packets += more.packets;
+            to.bytes += more.bytes;
+        };
+        for h in &mut self.hook {
+            [&mut h.seen, &mut h.non_ip, &mut h.malformed, &mut h.lost].into_iter().for_each(&mut plus);
+        }
+        for v in self.verdict.iter_mut().flatten() {
             let lost = [&mut v.lost, &mut v.lost_counted, &mut v.lost_twice];
-            [&mut v.refused, &mut v.seen].into_iter().chain(lost).chain([&mut v.late, &mut v.unknown])
-        });
-        hooks.chain(verdicts)
+            let all = [&mut v.refused, &mut v.seen].into_iter().chain(lost).chain([&mut v.late, &mut v.unknown]);
+            all.for_each(&mut plus);
+        }
+        for v in self.verdict.iter_mut().flatten() {
+            [&mut v.died, &mut v.died_untold, &mut v.died_late].into_iter().for_each(&mut plus);
+        }
     }
 }
 
 const _: () = {
-    assert!(size_of::<Truth>() == 2 * 64 + 4 * 112);
+    assert!(size_of::<Truth>() == 2 * 64 + 4 * 160);
 };

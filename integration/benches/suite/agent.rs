@@ -10,7 +10,7 @@ use flowlog_model::{HookKind, MonoNs};
 use flowlog_pipeline::{
     disk::real::Disk,
     encode::{
-        self, ObjectInfo,
+        self, Names, ObjectInfo,
         parquet::{CHOSEN, Profile, write},
         rows::{CHOSEN as ORDER, Order, Rows},
     },
@@ -156,11 +156,6 @@ fn settled(records: &[Record]) -> Settled {
     Settled { table, ..Settled::default() }
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "the encoder's signature")]
-fn reason(_: u16) -> Option<String> {
-    Some("NETFILTER_DROP".to_owned())
-}
-
 /// The AWS v2 text line of a flow.
 fn line(out: &mut impl std::io::Write, f: &Flow) -> std::io::Result<()> {
     let v6 = |a: [u64; 2]| {
@@ -200,7 +195,7 @@ fn parquet(records: &[Record], profile: Profile) -> anyhow::Result<(f64, Vec<u8>
 fn parquet_as(info: &ObjectInfo, records: &[Record], order: Order, profile: Profile) -> anyhow::Result<(f64, Vec<u8>)> {
     let settled = settled(records);
     // Choosing, sorting and encoding: everything between a settled window and an object.
-    let (s, bytes) = seconds(|| write(info, &Rows::select(info, &settled, order), &reason, profile));
+    let (s, bytes) = seconds(|| write(info, &Rows::select(info, &settled, order), &Names::none(), profile));
     Ok((s, bytes?))
 }
 
@@ -320,7 +315,7 @@ fn close(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
             let before = memory::live();
             let (s, stored) = seconds(|| -> anyhow::Result<()> {
                 let settled = settle(open, Some(&Truth::default()), HookKind::Tc);
-                let object = encode::encode(&records::info(), &settled, &reason)?.expect("rows");
+                let object = encode::encode(&records::info(), &settled, &Names::none())?.expect("rows");
                 spool.hold(&target.location, &object)?;
                 Ok(())
             });

@@ -17,7 +17,7 @@ use flowlog_model::{
 };
 use flowlog_pipeline::{
     encode::ObjectInfo,
-    window::{FlowTable, WindowClock, block::Record},
+    window::{FlowTable, Foreign, WindowClock, block::Record},
 };
 
 /// Length of the window.
@@ -127,5 +127,6 @@ pub(crate) fn info() -> ObjectInfo {
         flushed_early: false,
         late: false,
         gap: None,
+        foreign: Foreign::default(),
     }
 }

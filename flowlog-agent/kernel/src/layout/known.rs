@@ -1,24 +1,30 @@
-//! Every drop reason of the kernels that flowlog is tested on, by name: whether it makes a packet REJECT, and why.
+//! Every drop reason of the kernels that flowlog is tested on, by name: whether it makes a packet REJECT or lost, and why.
 //!
-//! A firewall's or policy's decision is REJECT. Everything else is the packet's own fate: the row stays ACCEPT.
+//! A firewall's or policy's decision is REJECT. Everything else is the packet's own fate: the row stays ACCEPT, and says that the
+//! packet was lost if the node was to carry it on or to hand it over and could not.
 //! `docs/reasons.md` shows this table; a test compares the two.
 
 use flowlog_ebpf::abi::{
-    REASON_BY_PLACE, REASON_REFUSED, REASON_SOCKET, REASON_TC_EGRESS, REASON_TC_INGRESS, REASON_XDP,
+    REASON_BY_PLACE, REASON_LOST, REASON_REFUSED, REASON_SOCKET, REASON_TC_EGRESS, REASON_TC_INGRESS, REASON_XDP,
 };
 
 /// What is known about a reason.
 pub(crate) struct Known {
     /// As the kernel calls it.
     pub name: &'static str,
-    /// `REASON_*`; 0: not a refusal.
+    /// `REASON_*`; 0: neither a refusal nor a loss.
     pub action: u8,
     /// One short phrase, for `docs/reasons.md`.
     #[cfg_attr(not(test), allow(dead_code, reason = "the test that compares the document with this table reads it"))]
     pub why: &'static str,
 }
 
-/// A reason that is not a refusal.
+/// A loss: the node was to carry the packet on, or to hand it over, and could not.
+const fn lost(name: &'static str, why: &'static str) -> Known {
+    Known { name, action: REASON_LOST, why }
+}
+
+/// Neither a refusal nor a loss: the packet has arrived, or was for nobody here.
 const fn fate(name: &'static str, why: &'static str) -> Known {
     Known { name, action: 0, why }
 }
@@ -53,7 +59,7 @@ pub(crate) const CORE: &[Known] = &[
     Known {
         name: "NOT_SPECIFIED",
         action: REASON_BY_PLACE,
-        why: "no reason was given; REJECT only for drops inside generic XDP, which gives none",
+        why: "no reason was given; REJECT only for drops inside generic XDP, which gives none, and IP_INNOROUTES for those of IPv4's routes to nowhere",
     },
     // Nobody there, or nothing to do with this host.
     fate("NO_SOCKET", "no socket listens there"),
@@ -64,22 +70,22 @@ pub(crate) const CORE: &[Known] = &[
     fate("INVALID_PROTO", "not a message that its protocol allows"),
     fate("IPV6DISABLED", "IPv6 is off on the interface"),
     fate("SOCKET_CLOSE", "its socket was closed"),
-    fate("NO_TX_TARGET", "no port to send it on to"),
+    lost("NO_TX_TARGET", "no port to send it on to"),
     // Headers, checksums and sizes that are wrong.
-    fate("PKT_TOO_SMALL", "too short for its headers"),
-    fate("PKT_TOO_BIG", "larger than the MTU or the protocol's limit"),
-    fate("TCP_CSUM", "wrong checksum"),
-    fate("UDP_CSUM", "wrong checksum"),
-    fate("ICMP_CSUM", "wrong checksum"),
-    fate("IP_CSUM", "wrong checksum"),
-    fate("SKB_CSUM", "the checksum could not be computed"),
-    fate("IP_INHDR", "a wrong IP header"),
-    fate("IPV6_BAD_EXTHDR", "a wrong extension header"),
-    fate("IPV6_TOO_MANY_EXTHDRS", "more extension headers than the kernel follows"),
-    fate("HDR_TRUNC", "its headers could not be read"),
-    fate("DEV_HDR", "a device's own header is wrong"),
-    fate("SKB_GSO_SEG", "it could not be segmented"),
-    fate("SKB_BAD_GSO", "its segmentation data are wrong"),
+    lost("PKT_TOO_SMALL", "too short for its headers"),
+    lost("PKT_TOO_BIG", "larger than the MTU or the protocol's limit"),
+    lost("TCP_CSUM", "wrong checksum"),
+    lost("UDP_CSUM", "wrong checksum"),
+    lost("ICMP_CSUM", "wrong checksum"),
+    lost("IP_CSUM", "wrong checksum"),
+    lost("SKB_CSUM", "the checksum could not be computed"),
+    lost("IP_INHDR", "a wrong IP header, or no hops left: the kernel has one reason for both"),
+    lost("IPV6_BAD_EXTHDR", "a wrong extension header"),
+    lost("IPV6_TOO_MANY_EXTHDRS", "more extension headers than the kernel follows"),
+    lost("HDR_TRUNC", "its headers could not be read"),
+    lost("DEV_HDR", "a device's own header is wrong"),
+    lost("SKB_GSO_SEG", "it could not be segmented"),
+    lost("SKB_BAD_GSO", "its segmentation data are wrong"),
     fate("IPV6_NDISC_FRAG", "a fragment of neighbour discovery"),
     fate("IPV6_NDISC_HOP_LIMIT", "neighbour discovery from beyond the link"),
     fate("IPV6_NDISC_BAD_CODE", "neighbour discovery with a wrong code"),
@@ -89,37 +95,37 @@ pub(crate) const CORE: &[Known] = &[
     fate("CANFD_RX_INVALID_FRAME", "not an IP packet: CAN"),
     fate("CANXL_RX_INVALID_FRAME", "not an IP packet: CAN"),
     // Routes and addresses: no rule is about this packet, there is nowhere to send it.
-    fate("IP_OUTNOROUTES", "no route to send it by"),
-    fate(
+    lost("IP_OUTNOROUTES", "no route to send it by"),
+    lost(
         "IP_INNOROUTES",
-        "no route for what came in; an `unreachable`, `blackhole` or `prohibit` route is told by nothing else",
+        "no route for what came in; IPv4's `unreachable`, `blackhole` and `prohibit` routes give no reason on a node that forwards, and are told by their place",
     ),
-    fate("IP_INADDRERRORS", "an address that cannot be reached from here"),
-    fate("IP_LOCAL_SOURCE", "its source is this host's own address"),
-    fate("IP_INVALID_SOURCE", "a source that no host can have"),
-    fate("IP_INVALID_DEST", "a destination that no host can have"),
-    fate("IP_LOCALNET", "a loopback address on a wire"),
-    fate("NEIGH_CREATEFAIL", "no entry for the next hop could be made"),
-    fate("NEIGH_FAILED", "the next hop does not answer"),
-    fate("NEIGH_QUEUEFULL", "too many packets wait for the next hop's address"),
-    fate("NEIGH_DEAD", "the next hop's entry was removed"),
-    fate("NEIGH_HH_FILLFAIL", "the next hop's header could not be written"),
+    lost("IP_INADDRERRORS", "an address that cannot be reached from here"),
+    lost("IP_LOCAL_SOURCE", "its source is this host's own address"),
+    lost("IP_INVALID_SOURCE", "a source that no host can have"),
+    lost("IP_INVALID_DEST", "a destination that no host can have"),
+    lost("IP_LOCALNET", "a loopback address on a wire"),
+    lost("NEIGH_CREATEFAIL", "no entry for the next hop could be made"),
+    lost("NEIGH_FAILED", "the next hop does not answer"),
+    lost("NEIGH_QUEUEFULL", "too many packets wait for the next hop's address"),
+    lost("NEIGH_DEAD", "the next hop's entry was removed"),
+    lost("NEIGH_HH_FILLFAIL", "the next hop's header could not be written"),
     fate("ARP_PVLAN_DISABLE", "an ARP message between ports of a private VLAN"),
-    fate("MAC_INVALID_SOURCE", "a hardware address that cannot be a source"),
+    lost("MAC_INVALID_SOURCE", "a hardware address that cannot be a source"),
     fate("MAC_IEEE_MAC_CONTROL", "a link's own control frame"),
     fate("LOCAL_MAC", "its source is the device's own hardware address"),
     fate("BRIDGE_INGRESS_STP_STATE", "the spanning tree keeps the port shut"),
-    fate("RECURSION_LIMIT", "it went through too many stacked devices"),
+    lost("RECURSION_LIMIT", "it went through too many stacked devices"),
     // Tunnels.
-    fate("VXLAN_INVALID_HDR", "a wrong VXLAN header"),
-    fate("VXLAN_VNI_NOT_FOUND", "no VXLAN device for its network identifier"),
-    fate("VXLAN_ENTRY_EXISTS", "the VXLAN table has its source elsewhere"),
-    fate("IP_TUNNEL_ECN", "congestion marks of its two headers contradict each other"),
-    fate("TUNNEL_TXINFO", "a tunnel device was not told where to send it"),
+    lost("VXLAN_INVALID_HDR", "a wrong VXLAN header"),
+    lost("VXLAN_VNI_NOT_FOUND", "no VXLAN device for its network identifier"),
+    lost("VXLAN_ENTRY_EXISTS", "the VXLAN table has its source elsewhere"),
+    lost("IP_TUNNEL_ECN", "congestion marks of its two headers contradict each other"),
+    lost("TUNNEL_TXINFO", "a tunnel device was not told where to send it"),
     // Fragments.
     fate("DUP_FRAG", "a fragment that was there already"),
-    fate("FRAG_REASM_TIMEOUT", "the other fragments did not come"),
-    fate("FRAG_TOO_FAR", "too many other fragments in between"),
+    lost("FRAG_REASM_TIMEOUT", "the other fragments did not come"),
+    lost("FRAG_TOO_FAR", "too many other fragments in between"),
     // Protocol state of TCP, and what peers agreed on.
     fate("TCP_AUTH_HDR", "authentication options that contradict each other"),
     fate("TCP_MD5NOTFOUND", "the signature that the peers agreed on is missing"),
@@ -130,7 +136,7 @@ pub(crate) const CORE: &[Known] = &[
     fate("TCP_AOKEYNOTFOUND", "a signature by an unknown key"),
     fate("TCP_AOFAILURE", "a wrong signature"),
     fate("PSP_INPUT", "not encrypted as its connection demands"),
-    fate("PSP_OUTPUT", "could not be encrypted as its connection demands"),
+    lost("PSP_OUTPUT", "could not be encrypted as its connection demands"),
     fate("TCP_MINTTL", "fewer hops left than its socket demands"),
     fate("TCP_FLAGS", "flags that do not go together"),
     fate("TCP_ZEROWINDOW", "the receiver's window is shut"),
@@ -152,42 +158,42 @@ pub(crate) const CORE: &[Known] = &[
     fate("TCP_OLD_ACK", "an old acknowledgement"),
     fate("TCP_TOO_OLD_ACK", "a very old acknowledgement"),
     fate("TCP_ACK_UNSENT_DATA", "acknowledges what was not sent"),
-    fate("TCP_OFO_QUEUE_PRUNE", "out of order, and memory was needed"),
+    lost("TCP_OFO_QUEUE_PRUNE", "out of order, and memory was needed"),
     fate("TCP_OFO_DROP", "out of order, and received before"),
     fate("TCP_ABORT_ON_DATA", "data for a connection whose program has gone"),
-    fate("TCP_LISTEN_OVERFLOW", "more connections than the listener's backlog"),
+    lost("TCP_LISTEN_OVERFLOW", "more connections than the listener's backlog"),
     // Queues and memory that are full.
-    fate("SOCKET_RCVBUFF", "the receiving socket's buffer is full"),
-    fate("SOCKET_BACKLOG", "the receiving socket's backlog is full"),
-    fate("PROTO_MEM", "the protocol's memory is used up"),
-    fate("PFMEMALLOC", "it was received in memory kept for swapping"),
-    fate("NOMEM", "no memory"),
-    fate("FULL_RING", "a ring is full"),
-    fate("CPU_BACKLOG", "the CPU's backlog is full"),
-    fate("QDISC_DROP", "a qdisc's queue: full, or shortened on purpose"),
-    fate("QDISC_OVERLIMIT", "a qdisc's queue is full"),
-    fate("QDISC_CONGESTED", "a qdisc signals congestion"),
-    fate("QDISC_BURST_DROP", "a qdisc's list for bursts is full"),
-    fate("FQ_BAND_LIMIT", "a band of fq is full"),
-    fate("FQ_HORIZON_LIMIT", "to be sent too far in the future"),
-    fate("FQ_FLOW_LIMIT", "a flow of fq has too much queued"),
-    fate("CAKE_FLOOD", "cake shortens the queue of a flow that does not slow down"),
-    fate("DUALPI2_STEP_DROP", "dualpi2 signals congestion"),
-    fate("MACVLAN_BROADCAST_BACKLOG", "macvlan's queue for group frames is full"),
-    fate("IPVLAN_MULTICAST_BACKLOG", "ipvlan's queue for group frames is full"),
-    fate("QUEUE_PURGE", "a queue was emptied, as when a device or socket goes"),
+    lost("SOCKET_RCVBUFF", "the receiving socket's buffer is full"),
+    lost("SOCKET_BACKLOG", "the receiving socket's backlog is full"),
+    lost("PROTO_MEM", "the protocol's memory is used up"),
+    lost("PFMEMALLOC", "it was received in memory kept for swapping"),
+    lost("NOMEM", "no memory"),
+    lost("FULL_RING", "a ring is full"),
+    lost("CPU_BACKLOG", "the CPU's backlog is full"),
+    lost("QDISC_DROP", "a qdisc's queue: full, or shortened on purpose"),
+    lost("QDISC_OVERLIMIT", "a qdisc's queue is full"),
+    lost("QDISC_CONGESTED", "a qdisc signals congestion"),
+    lost("QDISC_BURST_DROP", "a qdisc's list for bursts is full"),
+    lost("FQ_BAND_LIMIT", "a band of fq is full"),
+    lost("FQ_HORIZON_LIMIT", "to be sent too far in the future"),
+    lost("FQ_FLOW_LIMIT", "a flow of fq has too much queued"),
+    lost("CAKE_FLOOD", "cake shortens the queue of a flow that does not slow down"),
+    lost("DUALPI2_STEP_DROP", "dualpi2 signals congestion"),
+    lost("MACVLAN_BROADCAST_BACKLOG", "macvlan's queue for group frames is full"),
+    lost("IPVLAN_MULTICAST_BACKLOG", "ipvlan's queue for group frames is full"),
+    lost("QUEUE_PURGE", "a queue was emptied, as when a device or socket goes"),
     // Devices and their users. The user of a tap decides what it wants to receive; that is not the node's policy.
-    fate("DEV_READY", "the device is not up"),
-    fate("SKB_UCOPY_FAULT", "a program's memory could not be read"),
+    lost("DEV_READY", "the device is not up"),
+    lost("SKB_UCOPY_FAULT", "a program's memory could not be read"),
     fate("TAP_FILTER", "the program that owns the tap filters what it receives"),
     fate("TAP_TXFILTER", "not for a hardware address that the tap's owner wants"),
     fate("PACKET_SOCK_ERROR", "a packet socket could not take its copy"),
     fate("UNIX_DISCONNECT", "not an IP packet: a Unix socket"),
     fate("UNIX_SKIP_OOB", "not an IP packet: a Unix socket"),
     // Filters that are broken: no rule says so.
-    fate("TC_COOKIE_ERROR", "tc's own state could not be kept"),
-    fate("TC_CHAIN_NOTFOUND", "a tc filter goes to a chain that is not there"),
-    fate("TC_RECLASSIFY_LOOP", "tc filters go round in a circle"),
+    lost("TC_COOKIE_ERROR", "tc's own state could not be kept"),
+    lost("TC_CHAIN_NOTFOUND", "a tc filter goes to a chain that is not there"),
+    lost("TC_RECLASSIFY_LOOP", "tc filters go round in a circle"),
 ];
 
 /// Members of `enum ovs_drop_reason` of the module `openvswitch` (Linux 6.6).
@@ -208,27 +214,32 @@ pub(crate) const OPEN_VSWITCH: &[Known] = &[
         action: REASON_REFUSED,
         why: "a meter's rate is exceeded; policing by tc is REJECT as well",
     },
-    fate("OVS_DROP_ACTION_ERROR", "an action failed"),
-    fate("OVS_DROP_RECURSION_LIMIT", "actions call each other too deeply"),
-    fate("OVS_DROP_DEFERRED_LIMIT", "too many actions are put off"),
-    fate("OVS_DROP_FRAG_L2_TOO_LONG", "its link header is too long to fragment it"),
-    fate("OVS_DROP_FRAG_INVALID_PROTO", "not a protocol that can be fragmented"),
-    fate("OVS_DROP_CONNTRACK", "connection tracking failed"),
-    fate("OVS_DROP_IP_TTL", "no hops left"),
+    lost("OVS_DROP_ACTION_ERROR", "an action failed"),
+    lost("OVS_DROP_RECURSION_LIMIT", "actions call each other too deeply"),
+    lost("OVS_DROP_DEFERRED_LIMIT", "too many actions are put off"),
+    lost("OVS_DROP_FRAG_L2_TOO_LONG", "its link header is too long to fragment it"),
+    lost("OVS_DROP_FRAG_INVALID_PROTO", "not a protocol that can be fragmented"),
+    lost("OVS_DROP_CONNTRACK", "connection tracking failed"),
+    lost("OVS_DROP_IP_TTL", "no hops left"),
 ];
 
 /// Members of `enum qdisc_drop_reason` (Linux 7.x).
 pub(crate) const QDISC: &[Known] = &[
-    fate("QDISC_DROP_GENERIC", "a qdisc's queue: full, or shortened on purpose"),
-    fate("QDISC_DROP_OVERLIMIT", "a qdisc's queue is full"),
-    fate("QDISC_DROP_CONGESTED", "a qdisc signals congestion"),
-    fate("QDISC_DROP_MAXFLOWS", "more flows than the qdisc keeps"),
-    fate("QDISC_DROP_FLOOD_PROTECTION", "a flow that does not slow down has its queue shortened"),
-    fate("QDISC_DROP_BAND_LIMIT", "a band is full"),
-    fate("QDISC_DROP_HORIZON_LIMIT", "to be sent too far in the future"),
-    fate("QDISC_DROP_FLOW_LIMIT", "a flow has too much queued"),
-    fate("QDISC_DROP_L4S_STEP_NON_ECN", "dualpi2 signals congestion"),
+    lost("QDISC_DROP_GENERIC", "a qdisc's queue: full, or shortened on purpose"),
+    lost("QDISC_DROP_OVERLIMIT", "a qdisc's queue is full"),
+    lost("QDISC_DROP_CONGESTED", "a qdisc signals congestion"),
+    lost("QDISC_DROP_MAXFLOWS", "more flows than the qdisc keeps"),
+    lost("QDISC_DROP_FLOOD_PROTECTION", "a flow that does not slow down has its queue shortened"),
+    lost("QDISC_DROP_BAND_LIMIT", "a band is full"),
+    lost("QDISC_DROP_HORIZON_LIMIT", "to be sent too far in the future"),
+    lost("QDISC_DROP_FLOW_LIMIT", "a flow has too much queued"),
+    lost("QDISC_DROP_L4S_STEP_NON_ECN", "dualpi2 signals congestion"),
 ];
+
+/// All reasons that are known.
+pub(crate) fn all() -> impl Iterator<Item = &'static Known> {
+    [CORE, OPEN_VSWITCH, QDISC].into_iter().flatten()
+}
 
 /// Members that are no reasons: marks, bounds, masks, and what is not dropped.
 pub(crate) const NO_REASONS: &[&str] = &[

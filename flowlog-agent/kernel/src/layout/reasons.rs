@@ -1,13 +1,14 @@
 //! Drop reasons of the running kernel: names to numbers.
 
-use flowlog_ebpf::abi::{REASONS, reason_index};
+use flowlog_ebpf::abi::{REASON_LOST, REASONS, reason_index};
 
 use super::{
     super::{KernelError, btf::Btf},
     known::{CORE, Known, NO_REASONS, OPEN_VSWITCH, QDISC, SUBSYSTEMS},
+    moves::{self, Moves},
 };
 
-const PREFIX: &str = "SKB_DROP_REASON_";
+pub(super) const PREFIX: &str = "SKB_DROP_REASON_";
 const SUBSYSTEM_PREFIX: &str = "SKB_DROP_REASON_SUBSYS_";
 /// The upper half of a reason is its subsystem (`SKB_DROP_REASON_SUBSYS_SHIFT`).
 const SUBSYSTEM_SHIFT: u32 = 16;
@@ -22,10 +23,12 @@ const OPEN_VSWITCH_ENUM: &str = "ovs_drop_reason";
 /// Drop reasons of the running kernel.
 #[derive(Clone, Debug, Default)]
 pub struct Reasons {
-    /// Indexed by `abi::reason_index`: 0 or `REASON_*`.
+    /// Indexed by `abi::reason_index`: 0 (neither refused nor lost) or `REASON_*`.
     pub actions: Vec<u8>,
     pub(super) names: Vec<Option<String>>,
     unknown: Vec<String>,
+    /// Reasons that the operator has moved and this kernel does not have.
+    absent: Vec<String>,
 }
 
 impl Reasons {
@@ -50,7 +53,12 @@ impl Reasons {
     }
 
     fn none() -> Self {
-        Self { actions: vec![0; REASONS as usize], names: vec![None; REASONS as usize], unknown: Vec::new() }
+        Self {
+            actions: vec![0; REASONS as usize],
+            names: vec![None; REASONS as usize],
+            unknown: Vec::new(),
+            absent: Vec::new(),
+        }
     }
 
     fn add(&mut self, members: Vec<(String, u32)>, known: &[Known]) {
@@ -86,10 +94,58 @@ impl Reasons {
         self.unknown.extend(unknown.cloned());
     }
 
-    /// Name of a reason as records carry it (`abi::reason_index`), for the column `reject_reason`.
+    /// Has reasons count as the operator wants it.
+    ///
+    /// # Errors
+    /// [`KernelError::Setting`] for a name that neither this kernel has nor one that is known.
+    pub(crate) fn with(mut self, moves: &Moves) -> Result<Self, KernelError> {
+        for (name, action) in moves.actions() {
+            if let Some(index) = self.names.iter().position(|n| n.as_deref() == Some(name)) {
+                self.actions[index] = action;
+            } else if moves::known(name).is_some() {
+                self.absent.push(name.to_owned());
+            } else {
+                return Err(Moves::unheard_of(name, self.names.iter().flatten().map(String::as_str)).into());
+            }
+        }
+        Ok(self)
+    }
+
+    /// Reasons that the operator has moved and this kernel does not have, in words; `None`: it has all.
+    #[must_use]
+    pub fn absent(&self) -> Option<String> {
+        (!self.absent.is_empty()).then(|| {
+            format!("no drop reasons {}; what `[reasons]` says of them changes nothing here", self.absent.join(", "))
+        })
+    }
+
+    /// How many reasons mean REJECT, and how many that a packet was lost.
+    #[must_use]
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let those = |wanted: fn(u8) -> bool| self.actions.iter().map(|a| usize::from(wanted(*a))).sum();
+        (those(|a| a != 0 && a != REASON_LOST), those(|a| a == REASON_LOST))
+    }
+
+    /// Name of a reason as records carry it (`abi::reason_index`), for `reject_reason` and `lost_reason`.
     #[must_use]
     pub fn name(&self, index: u16) -> Option<&str> {
         self.names.get(usize::from(index))?.as_deref()
+    }
+
+    /// The part of the kernel that refuses packets for a reason, for the column `verdict_rule`; `None`: nothing is known of it.
+    #[must_use]
+    pub fn subsystem(&self, index: u16) -> Option<&'static str> {
+        Some(match self.name(index)? {
+            "NETFILTER_DROP" => "netfilter",
+            "BPF_CGROUP_EGRESS" | "SOCKET_FILTER" => "cgroup",
+            "SECURITY_HOOK" => "security",
+            "XFRM_POLICY" => "xfrm",
+            "IP_RPFILTER" => "rp_filter",
+            "TC_INGRESS" | "TC_EGRESS" => "tc",
+            "XDP" => "xdp",
+            name if name.starts_with("OVS_") => "openvswitch",
+            _ => return None,
+        })
     }
 
     /// Reasons of this kernel that this release does not know, in words; `None`: it knows all. They are not refusals.
@@ -107,15 +163,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     use flowlog_ebpf::abi::{REASON_BY_PLACE, REASON_REFUSED};
+    use known::all as table;
 
-    use super::*;
+    use super::{super::known, *};
 
     const KERNELS: &str = include_str!("kernels.txt");
     const DOCS: &str = include_str!("../../../../docs/reasons.md");
-
-    fn table() -> impl Iterator<Item = &'static Known> {
-        [CORE, OPEN_VSWITCH, QDISC].into_iter().flatten()
-    }
 
     /// Name and kernels of every reason that a tested kernel has.
     fn of_kernels() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -136,6 +189,7 @@ mod tests {
         let row = |known: &Known| {
             let verdict = match known.action {
                 0 => "ACCEPT",
+                REASON_LOST => "ACCEPT, lost",
                 REASON_BY_PLACE => "by place",
                 _ => "REJECT",
             };
@@ -144,6 +198,26 @@ mod tests {
         };
         let shown: Vec<&str> = DOCS.lines().filter(|l| l.starts_with("| `")).collect();
         assert_eq!(shown, table().map(row).collect::<Vec<_>>(), "docs/reasons.md");
+    }
+
+    #[test]
+    fn moved_reasons_count_as_the_operator_says_and_names_are_checked_against_the_kernel() {
+        let reasons = || {
+            let mut reasons = Reasons::none();
+            let member = |name: &str, value| (format!("SKB_DROP_REASON_{name}"), value);
+            reasons.add(vec![member("NO_SOCKET", 3), member("NOMEM", 4), member("OMINOUS", 5)], CORE);
+            reasons
+        };
+        let lost = |name: &str| Moves::new(&[], &[name.to_owned()], &["NOMEM".to_owned()]).expect("sound");
+        assert_eq!(reasons().actions[3..6], [0, REASON_LOST, 0]);
+        let moved = reasons().with(&lost("NO_SOCKET")).expect("a reason of this kernel");
+        assert_eq!((&moved.actions[3..6], moved.counts(), moved.absent()), (&[REASON_LOST, 0, 0][..], (0, 1), None));
+        // One that only this kernel has, and one that only others have.
+        assert_eq!(reasons().with(&lost("OMINOUS")).expect("of this kernel").actions[5], REASON_LOST);
+        let absent = reasons().with(&lost("TCP_CSUM")).expect("of another kernel").absent().expect("said");
+        assert!(absent.starts_with("no drop reasons TCP_CSUM;"), "{absent}");
+        let error = reasons().with(&lost("NO_SOKET")).expect_err("of no kernel").to_string();
+        assert!(error.starts_with("reasons `NO_SOKET`: no kernel has") && error.contains("`NO_SOCKET`"), "{error}");
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! What the kernel says about interfaces, by rtnetlink.
 //!
 //! * [`elsewhere`]: interfaces of other network namespaces; [`links`]: tells when one comes, goes or changes;
+//! * [`foreign`]: programs of others at the hooks;
 //! * [`netns`]: other network namespaces;
 //! * [`rtnetlink`]: the questions and their answers;
 //! * [`traffic_control`]: who else uses the field that our hooks number packets in;
 //! * [`xdp`]: whether a driver runs XDP itself.
 
 mod elsewhere;
+pub mod foreign;
 pub mod links;
 pub mod netns;
 pub(crate) mod rtnetlink;

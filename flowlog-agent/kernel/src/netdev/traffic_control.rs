@@ -22,11 +22,11 @@ const READING_FILTERS: [&str; 4] = ["tcindex", "basic", "cgroup", "flow"];
 /// Queueing disciplines with the hooks that our filters are on.
 const HOOKS: [&str; 2] = ["clsact", "ingress"];
 /// Upper half of the handle of both.
-const HOOKS_MAJOR: u16 = 0xffff;
+pub(super) const HOOKS_MAJOR: u16 = 0xffff;
 /// Lower half of the parent of filters on ingress and on egress (`include/uapi/linux/pkt_sched.h`).
-const HOOK_MINORS: [u16; 2] = [0xfff2, 0xfff3];
+pub(super) const HOOK_MINORS: [u16; 2] = [0xfff2, 0xfff3];
 /// Our own filters' names begin with this.
-const OWN: &str = "flowlog_";
+pub(super) const OWN: &str = "flowlog_";
 
 /// The place of filters for one direction.
 pub(crate) fn hook(direction: Direction) -> TcHandle {
@@ -102,7 +102,7 @@ fn filters(index: i32, parent: TcHandle, hooked: bool, found: &mut Users) -> io:
     Ok(())
 }
 
-fn kind(message: &TcMessage) -> Option<&str> {
+pub(super) fn kind(message: &TcMessage) -> Option<&str> {
     message.attributes.iter().find_map(|a| match a {
         TcAttribute::Kind(kind) => Some(kind.as_str()),
         _ => None,

@@ -172,8 +172,12 @@ impl<N: Node> Capture<N> {
 
     /// Windows closed since the last call.
     pub fn take_closed(&mut self) -> Vec<Closed> {
-        let closed = self.books.take_closed();
-        for window in &closed {
+        let mut closed = self.books.take_closed();
+        for window in &mut closed {
+            if window.truth.is_some_and(|t| t.verdict.iter().flatten().any(|v| v.refused.packets > 0)) {
+                let (ifindex, netns) = &window.place;
+                window.info.foreign = self.books.source.foreign(*ifindex, netns);
+            }
             self.watcher.hooked.window_closed(&self.books, window);
         }
         closed

@@ -75,6 +75,18 @@ impl Labels {
         Self { rows, ..labels }
     }
 
+    /// How many rows there are so far.
+    #[must_use]
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The code of each row; none while every row has the same.
+    #[cfg(test)]
+    pub(crate) fn codes(&self) -> Vec<u32> {
+        self.codes.clone()
+    }
+
     /// Bytes of the dictionary.
     #[must_use]
     pub(crate) fn dictionary_bytes(&self) -> usize {

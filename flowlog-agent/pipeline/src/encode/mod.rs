@@ -1,21 +1,42 @@
 //! From a settled window to the bytes and the key of one Parquet object.
 //!
 //! * [`schema`]: the columns, their types, and what they mean;
-//! * [`rows`]: building them;
-//! * [`labels`]: column chunks of those with few different values;
+//! * [`rows`]: building them; [`address`]: one of their values;
+//! * [`labels`]: column chunks of those with few different values; [`sparse`]: of those that few rows have a value in;
 //! * [`parquet`]: the file; encodings, chosen by measurement;
 //! * [`key`]: where the object goes.
 //!
 //! Pure: bytes in memory, no I/O, no clock.
 
+mod address;
 pub(crate) mod key;
 mod labels;
 pub mod parquet;
 pub mod rows;
 pub mod schema;
+mod sparse;
 
 pub use crate::window::ObjectInfo;
-use crate::window::Settled;
+use crate::window::{Flow, Settled};
+
+/// Names what refused a flow.
+pub type RuleName = dyn Fn(&ObjectInfo, &Flow) -> Option<String> + Send;
+
+/// What there is to know of the node that wrote the records.
+pub struct Names {
+    /// The name of a drop reason.
+    pub reason: Box<dyn Fn(u16) -> Option<String> + Send>,
+    /// What refused a flow: for the column `verdict_rule`.
+    pub rule: Box<RuleName>,
+}
+
+impl Names {
+    /// Nothing is known.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { reason: Box::new(|_| None), rule: Box::new(|_, _| None) }
+    }
+}
 
 /// An object ready to be stored.
 #[derive(Clone, Debug)]
@@ -45,20 +66,14 @@ pub struct EncodeError {
 }
 
 /// Encodes a window; `None` if there is nothing to say (no rows, and the rule wants no NODATA rows).
-///
-/// `reason_name` gives the name of a drop reason.
-pub fn encode(
-    info: &ObjectInfo,
-    settled: &Settled,
-    reason_name: &dyn Fn(u16) -> Option<String>,
-) -> Result<Option<Object>, EncodeError> {
+pub fn encode(info: &ObjectInfo, settled: &Settled, names: &Names) -> Result<Option<Object>, EncodeError> {
     let rows = rows::Rows::select(info, settled, rows::CHOSEN);
     if rows.is_empty() && !info.rule.nodata {
         return Ok(None);
     }
     let key = key::object_key(info);
     let counts = rows.counts();
-    match parquet::write(info, &rows, reason_name, parquet::CHOSEN) {
+    match parquet::write(info, &rows, names, parquet::CHOSEN) {
         Ok(bytes) => Ok(Some(Object { key, bytes, rows: counts })),
         Err(source) => Err(EncodeError { key, source }),
     }

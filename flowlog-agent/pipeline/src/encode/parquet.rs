@@ -1,7 +1,7 @@
 //! Writing rows as Parquet. Encodings and sizes were chosen by `cargo xtask bench agent`; docs/performance.md keeps the
 //! figures.
 
-use std::sync::Arc;
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use parquet::{
     arrow::ArrowSchemaConverter,
@@ -17,7 +17,7 @@ use parquet::{
 };
 
 use super::{
-    ObjectInfo,
+    Names, ObjectInfo,
     labels::{self, Compressor},
     rows::{self, Column, Rows},
     schema::{self, ColumnId},
@@ -45,17 +45,13 @@ pub const CHOSEN: Profile =
 ///
 /// # Errors
 /// The writer's own; none are known for columns of [`schema::COLUMNS`].
-pub fn write(
-    info: &ObjectInfo,
-    rows: &Rows<'_>,
-    reason_name: &dyn Fn(u16) -> Option<String>,
-    profile: Profile,
-) -> Result<Vec<u8>, ParquetError> {
+pub fn write(info: &ObjectInfo, rows: &Rows<'_>, names: &Names, profile: Profile) -> Result<Vec<u8>, ParquetError> {
     let schema = ArrowSchemaConverter::new().convert(&schema::schema())?;
-    let properties = Arc::new(properties(info, &rows.balance, profile)?);
+    let lost = lost_words(rows, &names.reason);
+    let properties = Arc::new(properties(info, &rows.balance, lost, profile)?);
     let mut compressor = Compressor::new(compression(profile)?, profile.zstd_level)?;
     let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), properties)?;
-    for columns in rows.groups(info, reason_name, profile.row_group_rows, profile.dictionary_bytes) {
+    for columns in rows.groups(info, names, profile.row_group_rows, profile.dictionary_bytes) {
         let mut group = file.next_row_group()?;
         for (number, column) in columns.into_iter().enumerate() {
             match column {
@@ -84,13 +80,18 @@ fn compression(profile: Profile) -> Result<Compression, ParquetError> {
     })
 }
 
-fn properties(info: &ObjectInfo, balance: &Balance, profile: Profile) -> Result<WriterProperties, ParquetError> {
+fn properties(
+    info: &ObjectInfo,
+    balance: &Balance,
+    lost: String,
+    profile: Profile,
+) -> Result<WriterProperties, ParquetError> {
     let mut builder = WriterProperties::builder()
         .set_compression(compression(profile)?)
         .set_dictionary_page_size_limit(profile.dictionary_bytes)
         .set_max_row_group_row_count(Some(profile.row_group_rows))
         .set_created_by(concat!("flowlog version ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_key_value_metadata(Some(metadata(info, balance)));
+        .set_key_value_metadata(Some(metadata(info, balance, lost)));
     let bytes = profile.delta_bytes.then_some(ColumnId::Bytes);
     for column in [ColumnId::StartNs, ColumnId::EndNs].into_iter().chain(bytes) {
         let column = ColumnPath::from(column.name());
@@ -104,7 +105,25 @@ fn properties(info: &ObjectInfo, balance: &Balance, profile: Profile) -> Result<
 /// Key of a balance entry in the object's metadata.
 pub const BALANCE_KEY: &str = "flowlog.balance";
 
-fn metadata(info: &ObjectInfo, balance: &Balance) -> Vec<KeyValue> {
+/// Key of what was lost after it had passed, by reason.
+pub const LOST_KEY: &str = "flowlog.lost";
+
+/// `REASON=packets/bytes` pairs of both directions, the most packets first, separated by spaces.
+fn lost_words(rows: &Rows<'_>, reason_name: &dyn Fn(u16) -> Option<String>) -> String {
+    let mut all = BTreeMap::<u16, (u64, u64)>::new();
+    for (reason, count) in rows.table.losses() {
+        let (packets, bytes) = all.entry(reason).or_default();
+        *packets += count.packets;
+        *bytes += count.bytes;
+    }
+    let mut all: Vec<_> = all.into_iter().collect();
+    all.sort_unstable_by_key(|(reason, (packets, _))| (Reverse(*packets), *reason));
+    let name = |reason| reason_name(reason).unwrap_or_else(|| reason.to_string());
+    let words = all.into_iter().map(|(reason, (packets, bytes))| format!("{}={packets}/{bytes}", name(reason)));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn metadata(info: &ObjectInfo, balance: &Balance, lost: String) -> Vec<KeyValue> {
     let pair = |key: &str, value: String| KeyValue::new(format!("flowlog.{key}"), value);
     vec![
         pair("schema_version", schema::SCHEMA_VERSION.to_owned()),
@@ -118,5 +137,6 @@ fn metadata(info: &ObjectInfo, balance: &Balance) -> Vec<KeyValue> {
         pair("marks", info.marks().unwrap_or_default()),
         pair("order", rows::CHOSEN.words().to_owned()),
         KeyValue::new(BALANCE_KEY.to_owned(), balance.to_string()),
+        KeyValue::new(LOST_KEY.to_owned(), lost),
     ]
 }

@@ -1,9 +1,6 @@
 //! Building the columns of an object.
 
-use std::{
-    hash::Hash,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::hash::Hash;
 
 use flowlog_model::{
     MonoNs, NS_PER_SEC,
@@ -12,16 +9,18 @@ use flowlog_model::{
 use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{
-    ObjectInfo, RowCounts,
+    Names, ObjectInfo, RowCounts,
+    address::Address,
     labels::{Label, Labels, NULL},
     schema::{self, ColumnId},
+    sparse::{LostColumns, RuleColumns},
 };
-use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled, info::GAP};
+use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Lost, Settled, info::GAP};
 
 /// The rows a rule wants of a window.
 pub struct Rows<'a> {
     /// All flows of the window.
-    table: &'a FlowTable,
+    pub(super) table: &'a FlowTable,
     /// Numbers of the flows with the wanted verdict.
     flows: Vec<u32>,
     /// The books of the whole window, before the rule's choice.
@@ -74,7 +73,7 @@ impl<'a> Rows<'a> {
     pub(crate) fn groups<'b>(
         &'b self,
         info: &'b ObjectInfo,
-        reason_name: &'b dyn Fn(u16) -> Option<String>,
+        names: &'b Names,
         rows_max: usize,
         dictionary_bytes: usize,
     ) -> impl Iterator<Item = Vec<Column>> + 'b {
@@ -83,7 +82,7 @@ impl<'a> Rows<'a> {
             let mut b = Builder::new(info, rows_max.min(flows.len()));
             for number in flows.by_ref() {
                 if let Some(flow) = self.table.flow(*number) {
-                    b.flow(&flow, reason_name);
+                    b.flow(&flow, self.table.lost(*number, &flow), names);
                 }
                 if b.rows == rows_max || b.dictionary_bytes() >= dictionary_bytes {
                     break;
@@ -156,8 +155,8 @@ pub(crate) enum Column {
 }
 
 /// Labels of a set that is found out on the way.
-struct Found<K> {
-    labels: Labels,
+pub(super) struct Found<K> {
+    pub(super) labels: Labels,
     codes: HashMap<K, u32>,
 }
 
@@ -169,7 +168,7 @@ impl<K> Default for Found<K> {
 
 impl<K: Hash + Eq> Found<K> {
     #[inline]
-    fn push(&mut self, key: K, label: impl FnOnce(&K) -> Option<Label>) {
+    pub(super) fn push(&mut self, key: K, label: impl FnOnce(&K) -> Option<Label>) {
         let code = match self.codes.entry(key) {
             Entry::Occupied(e) => *e.get(),
             Entry::Vacant(e) => {
@@ -235,28 +234,6 @@ impl Known {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Address {
-    None,
-    V4(u32),
-    V6([u64; 2]),
-}
-
-impl Address {
-    fn label(&self) -> Option<Label> {
-        match self {
-            Self::None => None,
-            Self::V4(a) => Some(Label::Text(Ipv4Addr::from(a.to_ne_bytes()).to_string())),
-            Self::V6([hi, lo]) => {
-                let mut bytes = [0; 16];
-                bytes[..8].copy_from_slice(&hi.to_ne_bytes());
-                bytes[8..].copy_from_slice(&lo.to_ne_bytes());
-                Some(Label::Text(Ipv6Addr::from(bytes).to_string()))
-            }
-        }
-    }
-}
-
 /// Columns that are being built.
 struct Builder<'a> {
     info: &'a ObjectInfo,
@@ -281,6 +258,8 @@ struct Builder<'a> {
     end_ns: Vec<i64>,
     reason: Found<Option<u16>>,
     skip: Known,
+    lost: LostColumns,
+    rule: RuleColumns,
     rows: usize,
 }
 
@@ -335,6 +314,8 @@ impl<'a> Builder<'a> {
             end_ns: longs(),
             reason: Found::default(),
             skip: Known::new(&SKIP),
+            lost: LostColumns::default(),
+            rule: RuleColumns::default(),
             rows: 0,
         }
     }
@@ -343,7 +324,7 @@ impl<'a> Builder<'a> {
         self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes())
     }
 
-    fn flow(&mut self, flow: &Flow, reason_name: &dyn Fn(u16) -> Option<String>) {
+    fn flow(&mut self, flow: &Flow, died: Option<Lost>, names: &Names) {
         let totals = &flow.totals;
         let (src, dst, v6) = match flow.addresses {
             Addresses::V4(src, dst) => (Address::V4(src), Address::V4(dst), false),
@@ -376,8 +357,14 @@ impl<'a> Builder<'a> {
         self.family.0.push(u32::from(v6));
         self.vlan.push((flow.vlan != 0).then_some(flow.vlan));
         let reason = flow.refused.then_some(flow.reason);
-        self.reason.push(reason, |r| r.and_then(reason_name).map(Label::Text));
+        self.reason.push(reason, |r| r.and_then(&names.reason).map(Label::Text));
         self.skip.0.push(NULL);
+        if let Some(died) = died {
+            self.lost.push(self.rows, died, &names.reason);
+        }
+        if flow.refused {
+            self.rule.push(self.rows, self.info, flow, names);
+        }
         self.rows += 1;
     }
 
@@ -487,6 +474,11 @@ impl<'a> Builder<'a> {
             ColumnId::Sequence => long(signed(info.span.sequence)),
             ColumnId::WindowMarks => text(info.marks().as_deref()),
             ColumnId::SkipReason => labels(&mut self.skip.0),
+            ColumnId::LostPackets => Column::Labels(self.lost.packets.take(n)),
+            ColumnId::LostBytes => Column::Labels(self.lost.bytes.take(n)),
+            ColumnId::LostReason => Column::Labels(self.lost.reason.take(n)),
+            ColumnId::RuleMark => Column::Labels(self.rule.mark.take(n)),
+            ColumnId::VerdictRule => Column::Labels(self.rule.name.take(n)),
         }
     }
 }

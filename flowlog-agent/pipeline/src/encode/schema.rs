@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema};
 
 /// Version of this schema, in the object's metadata. A new column raises it; a column never changes its meaning.
-pub(crate) const SCHEMA_VERSION: &str = "1";
+pub(crate) const SCHEMA_VERSION: &str = "2";
 
 /// Version of the record format, as in the first column: 2 is AWS's default format, whose names and meanings the
 /// first 14 columns have.
@@ -83,6 +83,11 @@ columns! {
     Sequence: "sequence", Int64, false, "part of the window: 0, or the millisecond it began at";
     WindowMarks: "window_marks", Utf8, true, "begins_late, ends_early, ends_late, flushed_early, late (holds packets of an earlier window), gap; null: a whole window";
     SkipReason: "skip_reason", Utf8, true, "why packets are in no row: ring_full, malformed, spool_full, not_encoded; verdict_unknown: they are in ACCEPT rows, and it is not known whether they were refused; gap: capture stood still";
+    LostPackets: "lost_packets", Int64, true, "of an ACCEPT row's packets, those that died on their way after the firewall had let them through; null if none is known";
+    LostBytes: "lost_bytes", Int64, true, "layer-3 bytes of those";
+    LostReason: "lost_reason", Utf8, true, "the kernel's drop reason that most of those died for, such as QDISC_DROP";
+    RuleMark: "rule_mark", Int64, true, "the mark that the firewall had given a refused packet or its connection; null if none";
+    VerdictRule: "verdict_rule", Utf8, true, "what refused it: the name that `verdict_marks` has for the mark, else the part of the kernel, such as netfilter, with the program where it can be known";
 }
 
 /// The Arrow schema of [`COLUMNS`].

@@ -24,6 +24,7 @@ use crate::{
         Filesystem,
         sim::{Fault, Killed, Random, SimDisk},
     },
+    encode::Names,
     encode::Object,
     encoder::{Encoded, encode_window},
     error::CaptureError,
@@ -306,7 +307,7 @@ impl Process {
     fn encode(&mut self, now: Now) -> Result<(), CaptureError> {
         for closed in self.closed.drain(..) {
             let no_room = |bytes| self.spool.no_room(bytes, now.wall.secs());
-            self.objects.push(encode_window(closed, &no_room, &|_| None));
+            self.objects.push(encode_window(closed, &no_room, &Names::none()));
         }
         while let Some((encoded, object)) = self.objects.first() {
             if let Some(object) = object {

@@ -72,13 +72,22 @@ pub struct Balance {
     pub deficit: Count,
     /// Refused packets that may be in no REJECT row, since the ring was full for them or for their refusal: so many at most.
     pub untold: Count,
+    /// In ACCEPT rows, and died on their way.
+    pub died: Count,
+    /// Of these: in the column `lost_packets` of their rows.
+    pub died_rows: Count,
+    /// Of these: in no column, since the ring was full or the rows had no room.
+    pub died_untold: Count,
+    /// Died on their way after the window of their row was closed. In none of the others.
+    pub died_late: Count,
     /// The programs' own counts went down with the host: there is nothing to compare the rows with.
     pub unverified: bool,
 }
 
 impl Balance {
     /// Packets and bytes in rows and losses, less what programs saw: 0. Where that adds up although rows are wrong, it is
-    /// the deficit that evens it out, or what is in REJECT rows beyond what was refused (or, below zero, is not).
+    /// the deficit that evens it out, or what is in REJECT rows beyond what was refused (or, below zero, is not), or what rows call
+    /// lost beyond what died.
     #[must_use]
     pub(crate) fn difference(&self) -> (i128, i128) {
         if self.unverified {
@@ -90,7 +99,8 @@ impl Balance {
                 - (n(&self.seen) - n(&self.non_ip) + n(&self.refused_unseen));
             let rejected = n(&self.rejected_rows) + n(&self.refused_lost) - n(&self.refused);
             let rejected = if (-n(&self.untold)..=0).contains(&rejected) { 0 } else { rejected };
-            [sum, -n(&self.deficit), rejected].into_iter().find(|d| *d != 0).unwrap_or(0)
+            let died = n(&self.died_rows) + n(&self.died_untold) - n(&self.died);
+            [sum, -n(&self.deficit), rejected, died].into_iter().find(|d| *d != 0).unwrap_or(0)
         });
         (packets, bytes)
     }
@@ -121,6 +131,10 @@ impl std::fmt::Display for Balance {
             ("refused_lost", self.refused_lost),
             (LossReason::VerdictUnknown.as_str(), self.verdict_unknown),
             ("deficit", self.deficit),
+            ("died", self.died),
+            ("died_rows", self.died_rows),
+            ("died_untold", self.died_untold),
+            ("died_late", self.died_late),
         ];
         for (name, count) in parts {
             write!(f, "{name}={}/{} ", count.packets, count.bytes)?;

@@ -23,6 +23,17 @@ pub struct ObjectInfo {
     pub late: bool,
     /// Packets may have passed uncounted, from and to (Unix seconds): the host went down, or hooks were gone.
     pub gap: Option<(i64, i64)>,
+    /// Who else was at the hooks of the interface when the window was over.
+    pub foreign: Foreign,
+}
+
+/// Programs and filters of others at the hooks of an interface, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Foreign {
+    /// On tc, by direction.
+    pub tc: [Vec<String>; 2],
+    /// On XDP.
+    pub xdp: Vec<String>,
 }
 
 /// Packets may have passed uncounted: a mark of a window, and `skip_reason` of the row that says when.
@@ -67,6 +78,7 @@ mod tests {
             flushed_early: false,
             late: false,
             gap: None,
+            foreign: Foreign::default(),
         };
         assert_eq!(whole.marks(), None);
         span.begins_late = true;

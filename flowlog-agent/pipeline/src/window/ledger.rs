@@ -6,10 +6,13 @@
 use std::collections::BTreeMap;
 
 use flowlog_ebpf::abi::{Count, Truth};
-use flowlog_model::{Epoch, HookKind, IfaceId, Now, WatchSpec, interface::Mac};
+use flowlog_model::{
+    Epoch, HookKind, IfaceId, Now, WatchSpec,
+    interface::{Mac, Netns},
+};
 use serde::{Deserialize, Serialize};
 
-use super::{FlowTable, ObjectInfo, Span, WindowClock, settle};
+use super::{FlowTable, Foreign, ObjectInfo, Span, WindowClock, settle};
 use crate::window::block::Records;
 
 /// Counters on disk: packets and bytes.
@@ -85,6 +88,8 @@ pub struct Closed {
     /// The programs' own count; `None` if it is lost.
     pub truth: Option<Truth>,
     pub hook: HookKind,
+    /// Where the interface is that it is of: its index, and the namespace that the index is of.
+    pub place: (u32, Netns),
 }
 
 /// A window that has ended and whose last records are on their way.
@@ -126,7 +131,18 @@ impl Watched {
         let WatchSpec { rule, node_id, account_id, interface_id, side, .. } = self.spec.clone();
         let span = *span;
         let flushed_early = *flushed_early;
-        Some(ObjectInfo { rule, node_id, account_id, interface_id, side, span, flushed_early, late: false, gap: None })
+        Some(ObjectInfo {
+            rule,
+            node_id,
+            account_id,
+            interface_id,
+            side,
+            span,
+            flushed_early,
+            late: false,
+            gap: None,
+            foreign: Foreign::default(),
+        })
     }
 
     fn add(&mut self, record: &crate::window::block::Record) {
@@ -243,7 +259,8 @@ impl Ledger {
         let late = late_refusals || late_deficits || w.late_records > 0;
         w.late_records = 0;
         let gap = gap.or(w.gap.take());
-        Some(Closed { info: ObjectInfo { late, gap, ..info }, table, truth, hook })
+        let place = (w.spec.ifindex, Netns::at(w.spec.netns_inum, w.spec.netns.as_deref()));
+        Some(Closed { info: ObjectInfo { late, gap, ..info }, table, truth, hook, place })
     }
 
     /// Hands out events and blocks that make this ledger out of an empty one.
@@ -287,6 +304,6 @@ pub(crate) fn truth_words(truth: &Truth) -> Vec<Words> {
 
 fn truth_of(words: Vec<Words>) -> Truth {
     let mut truth = Truth::default();
-    truth.counts_mut().zip(words).for_each(|(c, w)| *c = count(w));
+    truth.add(words.into_iter().map(count));
     truth
 }

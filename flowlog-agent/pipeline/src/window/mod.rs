@@ -22,7 +22,7 @@ pub(crate) mod table;
 
 pub use balance::{Balance, Loss, LossReason, names as balance_names};
 pub use clock::{Span, WindowClock};
-pub use info::ObjectInfo;
+pub use info::{Foreign, ObjectInfo};
 pub use ledger::{Closed, Event, Ledger, Part};
 pub use settle::Settled;
-pub use table::{Addresses, Flow, FlowTable, Totals};
+pub use table::{Addresses, Flow, FlowTable, Lost, Totals};

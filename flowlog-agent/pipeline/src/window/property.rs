@@ -31,6 +31,11 @@ enum Act {
         which: usize,
         full: bool,
     },
+    /// Something that a hook has counted dies on its way; `full`: the ring is.
+    Die {
+        which: usize,
+        full: bool,
+    },
     /// Something is refused that no hook has seen.
     RefuseUnseen {
         flow: u16,
@@ -54,6 +59,7 @@ fn acts() -> impl Strategy<Value = Act> {
         6 => (0..FLOWS, 1..5u16, prop::bool::weighted(0.1))
             .prop_map(|(flow, packets, lost)| Act::Pass { flow, packets, lost }),
         5 => (any::<usize>(), prop::bool::weighted(0.1)).prop_map(|(which, full)| Act::Refuse { which, full }),
+        3 => (any::<usize>(), prop::bool::weighted(0.1)).prop_map(|(which, full)| Act::Die { which, full }),
         1 => (0..FLOWS, 1..5u16).prop_map(|(flow, packets)| Act::RefuseUnseen { flow, packets }),
         4 => any::<usize>().prop_map(|which| Act::Evict { which }),
         1 => Just(Act::Turn),
@@ -96,6 +102,8 @@ struct Model {
     slots: BTreeMap<Slot, u64>,
     truth: BTreeMap<u32, Truth>,
     noted: Vec<Noted>,
+    /// Lost packets in the rows of each epoch, by flow.
+    died: BTreeMap<u32, BTreeMap<u16, i64>>,
     /// Rows of each epoch: packets by flow and verdict.
     rows: BTreeMap<u32, BTreeMap<(u16, bool), i64>>,
     epoch: u32,
@@ -143,6 +151,7 @@ impl Model {
             slots: BTreeMap::new(),
             truth: BTreeMap::new(),
             noted: Vec::new(),
+            died: BTreeMap::new(),
             rows: BTreeMap::new(),
             epoch: 1,
             clock,
@@ -242,6 +251,30 @@ impl Model {
         }
     }
 
+    fn die(&mut self, noted: &Noted, full: bool) {
+        let Noted { flow, packets, epoch: passed_in, lost } = *noted;
+        let n = u64::from(packets);
+        let noted_here = self.hook != HookKind::Xdp;
+        // What is in no record has no row to be lost from.
+        if lost && noted_here {
+            return;
+        }
+        let late = noted_here && passed_in != self.epoch && !(self.ended && passed_in == self.epoch - 1);
+        let epoch = if late || !noted_here { self.epoch } else { passed_in };
+        let verdict = &mut self.truth(epoch).verdict[0][usize::from(packets % 2 == 0)];
+        if late {
+            add(&mut verdict.died_late, n);
+            return;
+        }
+        add(&mut verdict.died, n);
+        if full {
+            add(&mut verdict.died_untold, n);
+        } else {
+            *self.slots.entry((flow, class::LOST, epoch)).or_default() += n;
+            *self.died.entry(epoch).or_default().entry(flow).or_default() += i64::from(packets);
+        }
+    }
+
     fn act(&mut self, act: &Act) -> Option<(u32, Closed)> {
         match *act {
             Act::Pass { flow, packets, lost } => {
@@ -262,6 +295,12 @@ impl Model {
                     // A note is used once.
                     let noted = self.noted.swap_remove(which % self.noted.len());
                     self.refuse(&noted, full);
+                }
+            }
+            Act::Die { which, full } => {
+                if !self.noted.is_empty() {
+                    let noted = self.noted.swap_remove(which % self.noted.len());
+                    self.die(&noted, full);
                 }
             }
             Act::RefuseUnseen { flow, packets } => {
@@ -334,7 +373,7 @@ fn run(hook: HookKind, acts: &[Act], fault: Option<(u8, Fault)>) -> (Model, Vec<
     let mut model = Model::new(hook, fault);
     let last = [Act::Turn, Act::Close];
     let closed: Vec<_> = acts.iter().chain(&last).filter_map(|act| model.act(act)).collect();
-    let settled = closed.into_iter().map(|(epoch, Closed { info, table, truth, hook })| {
+    let settled = closed.into_iter().map(|(epoch, Closed { info, table, truth, hook, .. })| {
         (epoch, info.late, settle::settle(table, truth.as_ref(), hook))
     });
     let settled = settled.collect();
@@ -351,6 +390,18 @@ fn rows(settled: &Settled) -> BTreeMap<(u16, bool), i64> {
     rows
 }
 
+/// Lost packets by flow.
+fn died(settled: &Settled) -> BTreeMap<u16, i64> {
+    let numbers = settled.table.numbers().filter_map(|n| Some((n, settled.table.flow(n)?)));
+    let lost = numbers.filter_map(|(n, flow)| Some((flow, settled.table.lost(n, &flow)?)));
+    lost.map(|(flow, lost)| {
+        assert!(!flow.refused && lost.count.packets <= flow.totals.packets && lost.reason == REASON, "{flow:?}");
+        assert_eq!(lost.count.bytes, lost.count.packets * 100);
+        (flow.sport, i64::try_from(lost.count.packets).expect("few"))
+    })
+    .collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -363,6 +414,7 @@ proptest! {
             let mut expected = model.rows.get(&epoch).cloned().unwrap_or_default();
             expected.retain(|_, n| *n != 0);
             prop_assert_eq!(rows(&settled), expected, "epoch {}", epoch);
+            prop_assert_eq!(died(&settled), model.died.get(&epoch).cloned().unwrap_or_default(), "epoch {}", epoch);
         }
     }
 
@@ -373,6 +425,7 @@ proptest! {
             prop_assert_eq!(settled.balance.difference(), (0, 0), "epoch {}: {}", epoch, settled.balance);
             let short = model.rows.get(&epoch).is_some_and(|rows| rows.values().any(|n| *n < 0));
             prop_assert_eq!(late, short, "epoch {}", epoch);
+            died(&settled);
         }
     }
 
@@ -381,6 +434,7 @@ proptest! {
         acts in vec(acts(), 1..60),
         class in prop::sample::select(vec![
             class::PASSED, class::REFUSED, class::REFUSED_COUNTED, class::REFUSED_LOST, class::REFUSED_LATE,
+            class::LOST,
         ]),
         fault in prop::sample::select(vec![Fault::Missing, Fault::Doubled, Fault::OtherFlow]),
     ) {

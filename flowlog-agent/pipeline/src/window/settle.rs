@@ -14,6 +14,12 @@
 //! REJECT rows + losses of refused packets = refused
 //! ```
 //!
+//! and of what was let through and died on its way, which stays in the ACCEPT rows:
+//!
+//! ```text
+//! lost_packets of the rows + packets whose death could not be told = died
+//! ```
+//!
 //! A flow from which more was taken back than it had is in no row. What is missing, its deficit, is in the balance by
 //! name, and makes the difference another number than 0.
 
@@ -59,6 +65,8 @@ impl Settled {
                 }
             }
         }
+        let told = std::mem::take(&mut balance.died_rows);
+        plus(&mut balance.died_untold, told);
         balance.accepted_rows = Count::default();
         balance.rejected_rows = Count::default();
         Self { table: FlowTable::default(), losses, balance, short: self.short.clone() }
@@ -99,10 +107,17 @@ pub fn settle(mut table: FlowTable, truth: Option<&Truth>, hook: HookKind) -> Se
         plus(&mut b.non_ip, hook.non_ip);
         plus(&mut b.refused, verdict.refused);
         plus(&mut b.refused_unseen, minus(verdict.refused, verdict.seen));
+        plus(&mut b.died, verdict.died);
+        plus(&mut b.died_untold, verdict.died_untold);
+        plus(&mut b.died_late, verdict.died_late);
     }
-    for flow in table.flows() {
+    for number in table.numbers() {
+        let Some(flow) = table.flow(number) else { continue };
         let count = Count { packets: flow.totals.packets, bytes: flow.totals.bytes };
         plus(if flow.refused { &mut b.rejected_rows } else { &mut b.accepted_rows }, count);
+        if let Some(lost) = table.lost(number, &flow) {
+            plus(&mut b.died_rows, lost.count);
+        }
     }
     for loss in &losses {
         plus(if loss.reason == LossReason::VerdictUnknown { &mut b.verdict_unknown } else { &mut b.lost }, loss.count);
@@ -123,6 +138,18 @@ pub fn settle(mut table: FlowTable, truth: Option<&Truth>, hook: HookKind) -> Se
             short.push((flow, deficit));
         }
     }
+    for (flow, more) in table.overdrawn() {
+        // No note says in which window an XDP hook counted a packet, nor that it found the ring full for a fragment.
+        if hook == HookKind::Xdp || truth.hook[flow.direction.index()].lost.packets > 0 {
+            b.died = minus(b.died, more);
+            plus(&mut b.died_late, more);
+            continue;
+        }
+        plus(&mut b.deficit, more);
+        if short.len() < SHORT_MAX {
+            short.push((flow, more));
+        }
+    }
     Settled { table, losses, balance: b, short }
 }
 
@@ -137,6 +164,9 @@ fn both(sets: &[VerdictTruth; 2]) -> VerdictTruth {
     plus(&mut sum.late, other.late);
     plus(&mut sum.unknown, other.unknown);
     plus(&mut sum.lost_twice, other.lost_twice);
+    plus(&mut sum.died, other.died);
+    plus(&mut sum.died_untold, other.died_untold);
+    plus(&mut sum.died_late, other.died_late);
     sum
 }
 

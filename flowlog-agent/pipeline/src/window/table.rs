@@ -6,6 +6,8 @@
 //! Verdicts are settled on the way in: a refused packet that a hook had counted is subtracted from its accepted flow,
 //! which may then stand below zero until its own record arrives.
 
+mod lost;
+
 use std::hash::{BuildHasher as _, Hash};
 
 use flowlog_ebpf::{
@@ -18,6 +20,7 @@ use flowlog_ebpf::{
 use flowlog_model::rule::Direction;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+pub use self::lost::Lost;
 use crate::window::block;
 
 /// Counters of one flow in one window.
@@ -62,6 +65,8 @@ pub struct Flow {
     /// Way through the interface.
     pub direction: Direction,
     pub refused: bool,
+    /// The firewall's mark, if it was refused; 0: none.
+    pub mark: u32,
     pub totals: Totals,
 }
 
@@ -102,8 +107,10 @@ struct FlowKey<A> {
     vlan: u16,
     reason: u16,
     proto: u8,
-    /// Bit 0: direction, as in [`Meta::flags`]; bit 1: refused.
+    /// Bit 0: direction, as in [`Meta::flags`]; bits 1 and 3: what it is a count of.
     flags: u8,
+    /// The firewall's mark, of what was refused.
+    mark: u32,
 }
 
 const _: () = {
@@ -113,13 +120,25 @@ const _: () = {
 const REFUSED: u8 = 1 << 1;
 /// Bit of [`Entry::flags`] that is no part of the key: [`Totals::flags_unsure`].
 const UNSURE: u8 = 1 << 2;
+/// What was lost of the accepted flow with the same key but for this bit and the reason.
+const LOST: u8 = 1 << 3;
 
 impl<A: Copy> FlowKey<A> {
-    fn of(key: &Key<A>, refused: bool) -> Self {
+    /// The entry that a record of this class and tag adds to.
+    fn of(key: &Key<A>, of_class: u8, tag: u32) -> Self {
         let Meta { sport, dport, vlan, proto, .. } = key.meta;
-        let flags = key.meta.direction() | if refused { REFUSED } else { 0 };
-        let reason = if refused { key.meta.reason } else { 0 };
-        Self { src: key.src, dst: key.dst, sport, dport, vlan, reason, proto, flags }
+        let (what, reason, mark) = match of_class {
+            class::PASSED => (0, 0, 0),
+            class::LOST => (LOST, key.meta.reason, 0),
+            _ => (REFUSED, key.meta.reason, tag),
+        };
+        let flags = key.meta.direction() | what;
+        Self { src: key.src, dst: key.dst, sport, dport, vlan, reason, proto, flags, mark }
+    }
+
+    /// The accepted flow that this one was lost of.
+    fn accepted(self) -> Self {
+        Self { reason: 0, flags: self.flags & !LOST, ..self }
     }
 }
 
@@ -136,6 +155,7 @@ struct Entry<A> {
     proto: u8,
     flags: u8,
     tcp_flags: u8,
+    mark: u32,
     first_ns: u64,
     last_ns: u64,
     bytes: i64,
@@ -158,11 +178,13 @@ struct Table<A> {
     chunks: Vec<Vec<Entry<A>>>,
     index: HashTable<u32>,
     hasher: DefaultHashBuilder,
+    /// Once it is sealed: flows of which some was lost, each with the entry that says how much; in order.
+    lost: Vec<(u32, u32)>,
 }
 
 impl<A> Default for Table<A> {
     fn default() -> Self {
-        Self { chunks: Vec::new(), index: HashTable::new(), hasher: DefaultHashBuilder::default() }
+        Self { chunks: Vec::new(), index: HashTable::new(), hasher: DefaultHashBuilder::default(), lost: Vec::new() }
     }
 }
 
@@ -177,11 +199,21 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
 
     /// The flow with this key; a new one has counted nothing.
     fn entry(&mut self, key: FlowKey<A>) -> &mut Entry<A> {
-        let Self { chunks, index, hasher } = self;
+        let id = self.number(key) as usize;
+        &mut self.chunks[id / CHUNK][id % CHUNK]
+    }
+
+    fn at(&self, id: u32) -> Option<&Entry<A>> {
+        self.chunks.get(id as usize / CHUNK)?.get(id as usize % CHUNK)
+    }
+
+    /// Where the flow with this key is.
+    fn number(&mut self, key: FlowKey<A>) -> u32 {
+        let Self { chunks, index, hasher, .. } = self;
         let at = |chunks: &[Vec<Entry<A>>], id: u32| chunks[id as usize / CHUNK][id as usize % CHUNK].key();
         let hash = hasher.hash_one(key);
         let found = index.find(hash, |id| at(chunks, *id) == key).copied();
-        let id = found.unwrap_or_else(|| {
+        found.unwrap_or_else(|| {
             if chunks.last().is_none_or(|last| last.len() == CHUNK) {
                 chunks.push(Vec::with_capacity(CHUNK));
             }
@@ -190,17 +222,16 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
             chunks[chunk].push(Entry::new(key));
             index.insert_unique(hash, id, |id| hasher.hash_one(at(chunks, *id)));
             id
-        });
-        &mut chunks[id as usize / CHUNK][id as usize % CHUNK]
+        })
     }
 
     fn add(&mut self, record: &Record<A>, lost: &mut [Count; 2]) {
         let Record { key, stats } = record;
         let of_class = key.meta.class();
-        self.entry(FlowKey::of(key, of_class != class::PASSED)).merge(stats);
+        self.entry(FlowKey::of(key, of_class, stats.tag)).merge(stats);
         match of_class {
             class::REFUSED_COUNTED => {
-                let passed = self.entry(FlowKey::of(key, false));
+                let passed = self.entry(FlowKey::of(key, class::PASSED, 0));
                 passed.packets -= signed(stats.packets);
                 passed.bytes -= signed(stats.bytes);
                 // Counts can be taken back, flags cannot.
@@ -212,6 +243,18 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
                 lost.bytes += stats.bytes;
             }
             _ => {}
+        }
+    }
+
+    /// Frees the index: nothing is added any more. Drops chunks' spare room, too.
+    fn seal(&mut self) {
+        if self.index.is_empty() {
+            return;
+        }
+        self.find_lost();
+        self.index = HashTable::new();
+        if let Some(last) = self.chunks.last_mut() {
+            last.shrink_to_fit();
         }
     }
 
@@ -227,19 +270,11 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
             each(&bytes);
         }
     }
-
-    /// Frees the index: nothing is added any more. Drops chunks' spare room, too.
-    fn seal(&mut self) {
-        self.index = HashTable::new();
-        if let Some(last) = self.chunks.last_mut() {
-            last.shrink_to_fit();
-        }
-    }
 }
 
 impl<A: Copy> Entry<A> {
     fn new(key: FlowKey<A>) -> Self {
-        let FlowKey { src, dst, sport, dport, vlan, reason, proto, flags } = key;
+        let FlowKey { src, dst, sport, dport, vlan, reason, proto, flags, mark } = key;
         Self {
             src,
             dst,
@@ -250,6 +285,7 @@ impl<A: Copy> Entry<A> {
             proto,
             flags,
             tcp_flags: 0,
+            mark,
             first_ns: u64::MAX,
             last_ns: 0,
             bytes: 0,
@@ -258,8 +294,8 @@ impl<A: Copy> Entry<A> {
     }
 
     fn key(&self) -> FlowKey<A> {
-        let Self { src, dst, sport, dport, vlan, reason, proto, flags, .. } = *self;
-        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !UNSURE }
+        let Self { src, dst, sport, dport, vlan, reason, proto, flags, mark, .. } = *self;
+        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !UNSURE, mark }
     }
 
     fn merge(&mut self, stats: &Stats) {
@@ -277,7 +313,11 @@ impl<A: Copy> Entry<A> {
     /// The one record that makes this entry when it is added to an empty table.
     fn record(&self, iface: u16, epoch: u32) -> Record<A> {
         let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, .. } = *self;
-        let class = if flags & REFUSED == 0 { class::PASSED } else { class::REFUSED };
+        let class = match flags & (REFUSED | LOST) {
+            0 => class::PASSED,
+            LOST => class::LOST,
+            _ => class::REFUSED,
+        };
         let unsure = if flags & UNSURE == 0 { 0 } else { FLAGS_UNSURE };
         let flags = Meta::pack(flags & 1, class);
         Record {
@@ -292,9 +332,13 @@ impl<A: Copy> Entry<A> {
                 bytes: self.bytes.cast_unsigned(),
                 packets: self.packets.cast_unsigned(),
                 tcp_flags: u32::from(self.tcp_flags) | unsure,
-                tag: 0,
+                tag: self.mark,
             },
         }
+    }
+
+    fn direction(&self) -> Direction {
+        Direction::BOTH[usize::from(self.flags & 1)]
     }
 
     /// The flow as a row shows it, and its deficit: what was taken back beyond what it had.
@@ -311,8 +355,9 @@ impl<A: Copy> Entry<A> {
             vlan,
             reason,
             proto,
-            direction: Direction::BOTH[usize::from(flags & 1)],
+            direction: self.direction(),
             refused: flags & REFUSED != 0,
+            mark: self.mark,
             totals: Totals { first_ns, last_ns, bytes, packets, tcp_flags, flags_unsure },
         };
         (flow, Count { packets: counted(-self.packets), bytes: counted(-self.bytes) })
@@ -342,7 +387,7 @@ impl FlowTable {
         self.v6.add(record, &mut self.refused_lost);
     }
 
-    /// Number of different flows.
+    /// Number of different flows, and of reasons for which some of them were lost.
     #[must_use]
     pub fn flow_count(&self) -> usize {
         self.v4.len() + self.v6.len()
@@ -384,7 +429,7 @@ impl FlowTable {
         upto(self.v4.len()).chain(upto(self.v6.len()).map(|id| id | V6))
     }
 
-    /// One flow; `None` if all its packets were taken back, or there is no such number.
+    /// One flow; `None` if all its packets were taken back, or there is no such number, or it says what was lost of another.
     #[must_use]
     pub(crate) fn flow(&self, number: u32) -> Option<Flow> {
         self.settled(number).map(|(flow, _)| flow).filter(|f| f.totals.packets > 0)
@@ -392,12 +437,12 @@ impl FlowTable {
 
     /// One flow and what was taken back from it beyond what it had.
     fn settled(&self, number: u32) -> Option<(Flow, Count)> {
-        let id = (number & !V6) as usize;
-        Some(if number & V6 == 0 {
-            self.v4.chunks.get(id / CHUNK)?.get(id % CHUNK)?.settle(Addresses::V4)
+        let id = number & !V6;
+        if number & V6 == 0 {
+            self.v4.at(id).filter(|e| e.flags & LOST == 0).map(|e| e.settle(Addresses::V4))
         } else {
-            self.v6.chunks.get(id / CHUNK)?.get(id % CHUNK)?.settle(Addresses::V6)
-        })
+            self.v6.at(id).filter(|e| e.flags & LOST == 0).map(|e| e.settle(Addresses::V6))
+        }
     }
 
     /// Flows from which more was taken back than they had, and how much: packets or bytes that no record has brought.

@@ -238,7 +238,7 @@ fn enter<F: Family>(at: &At, key: &Key<F::Addr>, wire: Wire, tcp_flags: u8) -> (
     let (counted, place) = match F::passed(index) {
         Some(slot) if lock(at.cpu) => {
             // SAFETY: a slot of this CPU, and we hold the flag.
-            let counted = unsafe { count::<F>(slot, key, &one) };
+            let counted = unsafe { count::<F, false>(slot, key, &one) };
             unlock(at.cpu);
             (counted, PLACE_SLOT << PLACE_BITS | index)
         }

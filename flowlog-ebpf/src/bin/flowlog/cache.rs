@@ -12,7 +12,7 @@ use crate::{block, family::Family, wire::Wire};
 pub struct One {
     pub wire: Wire,
     pub tcp_flags: u8,
-    /// Upper half of the flow hash.
+    /// See [`Stats::tag`].
     pub tag: u32,
     pub now_ns: u64,
 }
@@ -72,15 +72,20 @@ pub struct Before {
     pub last_ns: u64,
 }
 
-/// Counts one packet in a slot, evicting another flow's record first. `None`: the ring is full, nothing counted.
+/// Counts one packet in a slot, evicting another flow's record first; with `TAGGED`, also one with another tag. `None`: the ring is
+/// full, nothing counted.
 ///
 /// # Safety
 /// As [`evict`].
 #[inline(always)]
-pub unsafe fn count<F: Family>(slot: *mut Record<F::Addr>, key: &Key<F::Addr>, p: &One) -> Option<Before> {
+pub unsafe fn count<F: Family, const TAGGED: bool>(
+    slot: *mut Record<F::Addr>,
+    key: &Key<F::Addr>,
+    p: &One,
+) -> Option<Before> {
     // SAFETY: by the contract above.
     unsafe {
-        if F::same(&raw const (*slot).key, key) {
+        if F::same(&raw const (*slot).key, key) && (!TAGGED || (*slot).stats.tag == p.tag) {
             let s = &mut (*slot).stats;
             s.packets += u64::from(p.wire.packets);
             s.bytes += u64::from(p.wire.bytes);

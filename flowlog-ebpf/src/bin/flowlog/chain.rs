@@ -2,14 +2,14 @@
 
 use core::ffi::c_void;
 
-use flowlog_ebpf::abi::{CHAIN_MAX, EGRESS, FAMILY_V4, INGRESS, REASON_REFUSED};
+use flowlog_ebpf::abi::{CHAIN_MAX, EGRESS, FAMILY_V4, INGRESS, REASON_LOST, REASON_REFUSED};
 
 use crate::{
     datagram::{Whole, whole},
     devices::{find_noted, is_above, way_out},
     event::{Event, GO_ON, Identity, STOP, event, repeat},
     family::{V4, V6},
-    note, refuse,
+    lost, note, refuse,
     wire::Wire,
 };
 
@@ -178,7 +178,7 @@ fn unknown_noted(event: &mut Event) {
     }
 }
 
-/// The packet of the note was refused, as far as that can be said.
+/// The packet of the note was refused or lost, as far as that can be said.
 #[inline(never)]
 fn noted(event: &mut Event) {
     let note = &event.note;
@@ -198,6 +198,16 @@ fn noted(event: &mut Event) {
     // A bridge that takes what is not for it (promiscuous) hands it up and forwards a clone.
     let handed_up = d.other_host && ifindex != d.dev && is_above(d.netns, ifindex, d.dev);
     let copies_live_on = ingress && d.cloned && (d.group || handed_up || (bridged && !only_sent));
+    if action == REASON_LOST {
+        if copies_live_on {
+            // Nobody knows which of them was the packet.
+        } else if note.family() == FAMILY_V4 {
+            lost::noted::<V4>(event);
+        } else {
+            lost::noted::<V6>(event);
+        }
+        return;
+    }
     let weak = event.by_address && (!ingress || action != REASON_REFUSED || !refuse::is_same_tuple(event));
     if event.family == 0 {
         // For what comes after the notes, should the headers not be where they can be read now: at the hook they were.

@@ -6,7 +6,10 @@ use flowlog_ebpf::{
     packet::{Bytes, ETH_P_8021AD, ETH_P_8021Q, VLAN_TAGS_MAX},
 };
 
-use crate::{frame::forget, maps::OFFSETS};
+use crate::{
+    frame::forget,
+    maps::{MARK, OFFSETS},
+};
 
 /// Kernel memory that the verifier knows nothing about; a bad address reads as "not there".
 #[inline(always)]
@@ -74,6 +77,30 @@ fn gso(shinfo: u64, o: &KernelOffsets) -> (u32, u32) {
     (one(o.shinfo_gso_size), one(o.shinfo_gso_segs))
 }
 
+/// Bits of `skb->_nfct` that are no part of the pointer (`NFCT_INFOMASK` of `include/linux/skbuff.h`).
+const NFCT_INFO: u64 = 7;
+
+/// The mark of a packet or of its connection, whichever is wanted.
+///
+/// # Safety
+/// `skb` must be the `struct sk_buff *` argument of the tracepoint.
+#[inline(always)]
+unsafe fn mark(skb: *const u8) -> u32 {
+    let place = MARK.load();
+    if place.mask == 0 {
+        return 0;
+    }
+    // SAFETY: offsets come from this kernel's BTF for exactly these structs and members.
+    let mark = unsafe {
+        if place.is_connection == 0 {
+            member::<u32>(skb, place.skb)
+        } else {
+            probe_or_zero((member::<u64>(skb, place.skb) & !NFCT_INFO) + u64::from(place.connection))
+        }
+    };
+    mark & place.mask
+}
+
 /// A VLAN tag behind the ethertype that announces it: control information, and the next ethertype (IEEE 802.1Q).
 const TAG_BYTES: u64 = 4;
 /// Packet type of a broadcast: `PACKET_BROADCAST` of `include/uapi/linux/if_packet.h`.
@@ -105,6 +132,16 @@ const PKT_TYPE: u8 = 7;
 pub unsafe fn has_filter(sk: *const u8) -> bool {
     // SAFETY: the offset comes from this kernel's BTF for exactly this struct and member.
     unsafe { member::<u64>(sk, OFFSETS.load().sk_filter) != 0 }
+}
+
+/// The number a hook gave a buffer, 0 if none.
+///
+/// # Safety
+/// `skb` must be the `struct sk_buff *` argument of the tracepoint.
+#[inline(always)]
+pub unsafe fn number(skb: *const u8) -> u16 {
+    // SAFETY: the offset comes from this kernel's BTF for exactly this struct and member.
+    unsafe { member(skb, OFFSETS.load().skb_tc_index) }
 }
 
 /// Whether a buffer is on a bridge device because the bridge has decided that it is for the host. Its first note to itself
@@ -179,6 +216,8 @@ pub struct Dropped {
     pub gso_size: u32,
     /// GSO segments, 0 if not known.
     pub gso_segs: u32,
+    /// The mark that the firewall gave it, as far as it is wanted; 0: none.
+    pub mark: u32,
     pub headers: Linear,
 }
 
@@ -285,6 +324,7 @@ impl Dropped {
                 l3_available,
                 gso_size,
                 gso_segs,
+                mark: mark(skb),
                 headers: Linear { address: network, len: l3_available.wrapping_sub(data_len) as usize },
             });
         }

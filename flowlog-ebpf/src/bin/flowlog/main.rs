@@ -11,6 +11,7 @@
 //! * [`chain`]: what the notes of a dying packet say; [`unnoted`]: what is known where there are none;
 //! * [`event`], [`devices`], [`datagram`]: what is known of a dying packet; the devices it was between; fragments;
 //! * [`refuse`]: counts a refusal, and takes it out of what had passed;
+//! * [`lost`]: counts what was let through and died on its way;
 //! * [`sweep`]: evicts what is left of a closed window, run by the agent;
 //! * [`frame`]: reading a frame's bytes;
 //! * [`kernel`]: reading kernel memory. The only file that knows kernel struct offsets.
@@ -51,6 +52,8 @@ mod frame;
 #[cfg(target_arch = "bpf")]
 #[allow(clippy::struct_excessive_bools, reason = "what `Dropped` says of a packet is true or not, each for itself")]
 mod kernel;
+#[cfg(target_arch = "bpf")]
+mod lost;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use flowlog_ebpf::abi::{
     ABOVE_MAX, BANK_SLOTS, Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, DATAGRAMS as DATAGRAM_COUNT, Datagram, Dying,
-    ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface, KernelOffsets, RANGES_MAX,
+    ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface, KernelOffsets, MarkPlace, RANGES_MAX,
     REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Range, Record4, Record6, SPOTS, Setup, Stacked,
     Truth, VERDICTS as VERDICT_COUNT, Watched,
 };
@@ -115,6 +115,14 @@ pub static SEQUENCE_BITS: Global<u32> = Global::new(8);
 /// reason of their own.
 #[unsafe(no_mangle)]
 pub static XDP_PLACE: Global<[u64; 3]> = Global::new([0; 3]);
+
+/// Kernel text of IPv4's routes to nowhere, likewise.
+#[unsafe(no_mangle)]
+pub static ROUTE_PLACE: Global<[u64; 3]> = Global::new([1, 0, 0]);
+
+/// Where a refused packet's mark is.
+#[unsafe(no_mangle)]
+pub static MARK: Global<MarkPlace> = Global::new(MarkPlace { mask: 0, skb: 0, is_connection: 0, connection: 0 });
 
 /// Length of the kernel's timer tick in ns.
 #[unsafe(no_mangle)]

@@ -30,22 +30,28 @@ struct Refusal {
     class: u8,
     /// A hook has counted it in the same window.
     seen: bool,
+    /// The firewall's mark.
+    mark: u32,
 }
+
+/// Spreads marks over the slots (2^32 divided by the golden ratio).
+const MARK_SPREAD: u32 = 0x9e37_79b9;
 
 /// Sets of counters: two for each direction.
 const SETS: u32 = 4;
 
 /// Where refusals of an interface are counted, on this CPU.
-struct Place {
+pub struct Place {
     cpu: *mut Cpu,
     /// The CPU's caches are ours.
-    locked: bool,
-    truth: *mut VerdictTruth,
+    pub locked: bool,
+    /// The set of counters that is ours.
+    pub truth: *mut VerdictTruth,
 }
 
 /// Takes the CPU's caches and finds the counters. What it returns must be given back by [`leave`].
 #[inline(always)]
-fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
+pub fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
     let truth = account::truth(id, epoch)?;
     let cpu = cpu::cpu()?;
     let locked = lock(cpu);
@@ -56,7 +62,7 @@ fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
 }
 
 #[inline(always)]
-fn leave(place: &Place) {
+pub fn leave(place: &Place) {
     if place.locked {
         unlock(place.cpu);
     }
@@ -96,7 +102,7 @@ pub fn noted<F: Family>(event: &mut Event) {
     key.meta.reason = reason;
     let note = &event.note;
     let seen = counted.was_seen();
-    let one = Refusal { wire, tcp_flags: note.tcp_flags, now_ns: note.now_ns, class, seen };
+    let one = Refusal { wire, tcp_flags: note.tcp_flags, now_ns: note.now_ns, class, seen, mark: event.dropped.mark };
     record_all::<F>(&place, &mut key, &one, event);
     leave(&place);
 }
@@ -111,7 +117,14 @@ pub fn unseen<F: Family>(event: &Event, spot: u32, direction: u8, f: &Flow<F::Ad
     // Tracing programs have no coarse clock, and the exact one costs 20 ns. The agent takes all times for coarse ones.
     // SAFETY: takes no arguments.
     let now_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(TICK_NS.load());
-    let one = Refusal { wire: event.wire, tcp_flags: f.tcp_flags, now_ns, class: class::REFUSED, seen: false };
+    let one = Refusal {
+        wire: event.wire,
+        tcp_flags: f.tcp_flags,
+        now_ns,
+        class: class::REFUSED,
+        seen: false,
+        mark: event.dropped.mark,
+    };
     record_all::<F>(&place, &mut key, &one, event);
     leave(&place);
 }
@@ -192,12 +205,14 @@ fn record_all<F: Family>(place: &Place, key: &mut Key<F::Addr>, one: &Refusal, e
 /// Counts it, in a record of its own kind.
 #[inline(always)]
 fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal) {
-    let Refusal { wire, tcp_flags, now_ns, class, seen } = *one;
-    let (index, tag) = split(F::hash(key), REFUSED_MASK.load());
-    let packet = One { wire, tcp_flags, tag, now_ns };
+    let Refusal { wire, tcp_flags, now_ns, class, seen, mark } = *one;
+    // What has another mark has another slot: two rules that refuse one flow in turns do not evict each other.
+    let hash = F::hash(key) ^ u64::from(mark.wrapping_mul(MARK_SPREAD));
+    let (index, _) = split(hash, REFUSED_MASK.load());
+    let packet = One { wire, tcp_flags, tag: mark, now_ns };
     let recorded = match (place.locked, F::refused(index)) {
         // SAFETY: a slot of this CPU, and we hold the flag.
-        (true, Some(slot)) => unsafe { count::<F>(slot, key, &packet).is_some() },
+        (true, Some(slot)) => unsafe { count::<F, true>(slot, key, &packet).is_some() },
         _ => emit_alone::<F>(key, &packet),
     };
     let truth = place.truth;

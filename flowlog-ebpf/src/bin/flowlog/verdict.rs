@@ -1,12 +1,15 @@
 //! The verdict programs: which packets did the node's own firewall refuse, on which watched interface?
 //!
 //! The tracepoint `kfree_skb` fires for every packet that dies, with the reason. Packets that die for a reason that
-//! is not a firewall's leave at the first look-up.
+//! is neither a firewall's nor a loss leave at the first look-up.
 //!
 //! A refused packet was refused on its way *in* through every interface it climbed through, and on its way *out* through
 //! the one it was headed for; each gets its own REJECT count. Where a hook had counted it as passed is in the notes whose
 //! chain begins with the packet's number ([`crate::note`]); that count is taken back: from its cache slot while it is still
 //! there, else by the agent (see `abi::class`).
+//!
+//! A packet that was let through and is lost on its way goes the same way along its notes; it stays in the ACCEPT records that
+//! have it, and a record beside them says how it died ([`crate::lost`]).
 //!
 //! What cannot be shown is not guessed. A buffer of which copies may live on, or that may be a copy with which the stack
 //! went on, or whose note is gone, counts as [`flowlog_ebpf::abi::VerdictTruth::unknown`].
@@ -22,14 +25,15 @@ use core::ffi::c_void;
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use flowlog_ebpf::abi::{
-    CHAIN_MAX, Dying, HANDLED, REASON_BY_PLACE, REASON_SOCKET, REASON_XDP, VERDICT_FIRST, VERDICT_NESTED, reason_index,
+    CHAIN_MAX, Dying, HANDLED, REASON_BY_PLACE, REASON_LOST, REASON_SOCKET, REASON_XDP, VERDICT_FIRST, VERDICT_NESTED,
+    reason_index,
 };
 
 use crate::{
     chain, cpu,
     event::{Cause, Event, GO_ON, Identity, STOP, event, read_headers, repeat},
     kernel::{self, Dropped},
-    maps::{DROP_ARGUMENTS, DYING, REASONS, VERDICTS, XDP_PLACE},
+    maps::{DROP_ARGUMENTS, DYING, REASONS, ROUTE_PLACE, VERDICTS, XDP_PLACE},
     unnoted,
 };
 
@@ -87,15 +91,29 @@ pub fn flowlog_verdict_nested(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// The reason and its `REASON_*`, if the packet was refused and did not just die.
+/// The reason and its `REASON_*`, if the packet was refused or lost on its way, and has not just come to its end.
 #[inline(always)]
 fn refusal(ctx: &BtfTracePointContext) -> Option<(u32, u8)> {
-    let reason: u32 = ctx.arg(2);
-    let action = *REASONS.get(reason_index(reason))?;
+    let mut reason: u32 = ctx.arg(2);
+    let mut action = *REASONS.get(reason_index(reason))?;
     if action == REASON_BY_PLACE {
         let place: u64 = ctx.arg(1);
         let [first, last, xdp] = XDP_PLACE.load();
-        return (place >= first && place <= last).then_some((xdp as u32, REASON_XDP));
+        if place >= first && place <= last {
+            return Some((xdp as u32, REASON_XDP));
+        }
+        let [first, last, no_route] = ROUTE_PLACE.load();
+        if place < first || place > last {
+            return None;
+        }
+        reason = no_route as u32;
+        action = *REASONS.get(reason_index(reason))?;
+    }
+    if action == REASON_LOST {
+        // Most that die so passed no hook of ours, and leave here.
+        let skb: *const u8 = ctx.arg(0);
+        // SAFETY: the tracepoint's first argument, a `struct sk_buff *`.
+        return (unsafe { kernel::number(skb) } != 0).then_some((reason, action));
     }
     (action != 0).then_some((reason, action))
 }
@@ -159,6 +177,10 @@ unsafe extern "C" fn judge(_i: u32, context: *mut c_void) -> i64 {
         if event.links != 0 {
             return GO_ON;
         }
+    }
+    // Of what was lost, only those count who have had it.
+    if event.cause.action == REASON_LOST {
+        return STOP;
     }
     if event.identity == Identity::Judged as u32 || !(event.is_asked || unnoted::ask(event)) {
         return STOP;

@@ -1,0 +1,96 @@
+//! Columns that few rows have a value in: rows without one cost nothing until the first that has.
+
+use std::hash::Hash;
+
+use flowlog_model::rule::Direction;
+
+use super::{
+    Names, ObjectInfo,
+    labels::{Label, Labels, NULL},
+    rows::Found,
+};
+use crate::window::{Flow, Lost};
+
+/// One such column.
+pub(super) struct Sparse<K>(Found<K>);
+
+impl<K> Default for Sparse<K> {
+    fn default() -> Self {
+        Self(Found::default())
+    }
+}
+
+impl<K: Hash + Eq> Sparse<K> {
+    /// Gives the row of this number a value. Rows come in order.
+    pub(super) fn push(&mut self, row: usize, value: K, label: impl FnOnce(&K) -> Option<Label>) {
+        self.fill(row);
+        self.0.push(value, label);
+    }
+
+    /// The column, `rows` long.
+    pub(super) fn take(&mut self, rows: usize) -> Labels {
+        if self.0.labels.rows() == 0 {
+            return Labels::same(None, rows);
+        }
+        self.fill(rows);
+        std::mem::take(&mut self.0.labels)
+    }
+
+    /// No value for the rows up to this one.
+    fn fill(&mut self, row: usize) {
+        while self.0.labels.rows() < row {
+            self.0.labels.push(NULL);
+        }
+    }
+}
+
+/// What was lost of flows that had passed.
+#[derive(Default)]
+pub(super) struct LostColumns {
+    pub(super) packets: Sparse<u64>,
+    pub(super) bytes: Sparse<u64>,
+    pub(super) reason: Sparse<u16>,
+}
+
+impl LostColumns {
+    pub(super) fn push(&mut self, row: usize, lost: Lost, reason_name: &dyn Fn(u16) -> Option<String>) {
+        let long = |n: &u64| Some(Label::Long(i64::try_from(*n).unwrap_or(i64::MAX)));
+        self.packets.push(row, lost.count.packets, long);
+        self.bytes.push(row, lost.count.bytes, long);
+        self.reason.push(row, lost.reason, |r| reason_name(*r).map(Label::Text));
+    }
+}
+
+/// Which rule has refused flows.
+#[derive(Default)]
+pub(super) struct RuleColumns {
+    pub(super) mark: Sparse<u32>,
+    /// By drop reason, mark and direction.
+    pub(super) name: Sparse<(u16, u32, Direction)>,
+}
+
+impl RuleColumns {
+    pub(super) fn push(&mut self, row: usize, info: &ObjectInfo, flow: &Flow, names: &Names) {
+        if flow.mark != 0 {
+            self.mark.push(row, flow.mark, |mark| Some(Label::Long(i64::from(*mark))));
+        }
+        let key = (flow.reason, flow.mark, flow.direction);
+        self.name.push(row, key, |_| (names.rule)(info, flow).map(Label::Text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_without_a_value_are_null_wherever_they_are() {
+        let mut column = Sparse::<u64>::default();
+        assert_eq!(column.take(3).codes(), Vec::<u32>::new(), "no code for rows that are all the same");
+        let label = |n: &u64| Some(Label::Long(i64::try_from(*n).expect("small")));
+        column.push(2, 70, label);
+        column.push(4, 80, label);
+        column.push(5, 70, label);
+        assert_eq!(column.take(7).codes(), [NULL, NULL, 0, NULL, 1, 0, NULL]);
+    }
+}
