@@ -6,7 +6,7 @@ use flowlog_ebpf::abi::{Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
-    netdev::{self, NetDevError, netns, traffic_control},
+    netdev::{self, NetDevError, foreign_xdp, netns, traffic_control},
     sweep::wait_for_programs,
 };
 use flowlog_model::{
@@ -14,6 +14,7 @@ use flowlog_model::{
     interface::{Counters, NetDev, Netns},
     rule::{Action, Direction},
     sweep::{Cursor, Scope, Swept},
+    xdp::XdpReading,
 };
 use flowlog_pipeline::source::{Node, NumberUsers, Source, SourceError, Watch};
 
@@ -109,6 +110,12 @@ impl Source for KernelSource {
 
     fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), SourceError> {
         self.kernel.truth.clear(id, epoch).map_err(failed)
+    }
+
+    fn xdp(&self, spec: &WatchSpec) -> Option<XdpReading> {
+        let there = Netns::at(spec.netns_inum, spec.netns.as_deref());
+        let own = self.kernel.programs.id("flowlog_xdp").ok();
+        foreign_xdp::read(&there, spec.ifindex, own).ok()
     }
 
     fn seek(&mut self, position: u64) -> bool {

@@ -127,5 +127,6 @@ pub(crate) fn info() -> ObjectInfo {
         flushed_early: false,
         late: false,
         gap: None,
+        xdp: XdpWindow::default(),
     }
 }

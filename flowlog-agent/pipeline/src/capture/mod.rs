@@ -72,7 +72,10 @@ impl<N: Node> Capture<N> {
             }
         }
         match watcher.watch_first(books, &found, numbering.no_numbers()) {
-            Ok(looked) => watcher.note_look(books, looked, found, sought),
+            Ok(looked) => {
+                watcher.look_at_xdp(books, &found)?;
+                watcher.note_look(books, looked, found, sought);
+            }
             Err(error) => {
                 if first {
                     // A capture that fails half-way is taken back: its pins would keep it. What it counted is in the journal.
@@ -245,6 +248,7 @@ impl<N: Node> Capture<N> {
             watcher.note_gone(&books.ledger, &found, now);
             watcher.watch_all(books, &found, numbering.no_numbers())?
         };
+        watcher.look_at_xdp(books, &found)?;
         watcher.note_look(books, looked, found, sought);
         Ok(())
     }

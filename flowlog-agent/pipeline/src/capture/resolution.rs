@@ -131,7 +131,16 @@ mod tests {
     fn dev(name: &str, index: u32) -> NetDev {
         let mac = Some(Mac([2, 0, 0, 0, 0, u8::try_from(index).expect("small")]));
         let netns = Netns::at(1, None);
-        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, above: Vec::new(), netns }
+        NetDev {
+            name: name.to_owned(),
+            index,
+            mac,
+            link_header: true,
+            bridge: false,
+            above: Vec::new(),
+            netns,
+            xdp: Vec::new(),
+        }
     }
 
     fn capture(id: &str, interface: Selector) -> CaptureSpec {

@@ -8,6 +8,7 @@ use flowlog_model::{
     rule::WINDOW_SECS_MAX,
     status::CaptureState,
     sweep::Scope,
+    xdp::XdpMode,
 };
 
 use super::{
@@ -89,6 +90,8 @@ pub(super) struct Watcher {
     absent: BTreeMap<String, Absent>,
     /// Captures whose interface is there and cannot be hooked, and why.
     troubles: BTreeMap<String, String>,
+    /// XDP programs that were on each interface when they were looked at.
+    xdp: BTreeMap<IfaceId, Vec<(XdpMode, u32)>>,
 }
 
 impl Watcher {
@@ -104,6 +107,7 @@ impl Watcher {
             looked: now,
             absent: BTreeMap::new(),
             troubles: BTreeMap::new(),
+            xdp: BTreeMap::new(),
         }
     }
 
@@ -281,6 +285,26 @@ impl Watcher {
         let now = books.source.now();
         books.beat(now)?;
         Ok(looked)
+    }
+
+    /// Looks at other people's XDP where programs have come, changed or gone, and where nobody has looked yet.
+    pub(super) fn look_at_xdp<N: Node>(
+        &mut self,
+        books: &mut Books<N>,
+        found: &Resolution,
+    ) -> Result<(), CaptureError> {
+        let mut changed = Vec::new();
+        let mut now = BTreeMap::new();
+        for (id, w) in books.ledger.watched().filter(|(id, _)| self.hooked.has(*id)) {
+            let Some(Resolved { dev, .. }) = found.wanted.get(&w.spec.interface_id) else { continue };
+            if w.xdp.is_unread() || self.xdp.get(&id) != Some(&dev.xdp) {
+                changed.push(id);
+            }
+            now.insert(id, dev.xdp.clone());
+        }
+        books.look_at_xdp(&changed)?;
+        self.xdp = now;
+        Ok(())
     }
 
     /// Stops watching what is not wanted.

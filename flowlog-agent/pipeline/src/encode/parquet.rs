@@ -106,7 +106,7 @@ pub const BALANCE_KEY: &str = "flowlog.balance";
 
 fn metadata(info: &ObjectInfo, balance: &Balance) -> Vec<KeyValue> {
     let pair = |key: &str, value: String| KeyValue::new(format!("flowlog.{key}"), value);
-    vec![
+    let mut pairs = vec![
         pair("schema_version", schema::SCHEMA_VERSION.to_owned()),
         pair("rule", info.rule.name.as_str().to_owned()),
         pair("rule_id", info.rule.label()),
@@ -118,5 +118,10 @@ fn metadata(info: &ObjectInfo, balance: &Balance) -> Vec<KeyValue> {
         pair("marks", info.marks().unwrap_or_default()),
         pair("order", rows::CHOSEN.words().to_owned()),
         KeyValue::new(BALANCE_KEY.to_owned(), balance.to_string()),
-    ]
+    ];
+    if !info.xdp.is_empty() {
+        pairs.push(pair("xdp", info.xdp.programs_words()));
+        pairs.push(pair("xdp_packets", info.xdp.counts_words()));
+    }
+    pairs
 }

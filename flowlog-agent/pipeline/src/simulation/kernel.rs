@@ -10,6 +10,7 @@ use flowlog_ebpf::abi::{self, Count, EPOCHS, FAMILY_V4, Key, Meta, Record4, Stat
 use flowlog_model::{
     MonoNs, Now, WallNs,
     interface::{Mac, NetDev, Netns},
+    xdp::{Named, XdpCounters, XdpMode, XdpProgram, XdpReading},
 };
 
 use crate::{disk::sim::Random, source::Watch, window::block};
@@ -31,6 +32,16 @@ pub(crate) struct Sent {
     pub all: Tally,
     /// Of these: given back to the kernel as durable.
     pub safe: Tally,
+    /// What somebody's XDP program had dropped when the agent looked first, and last; by interface id, boot and index.
+    pub xdp: BTreeMap<(String, u32, u32), (u64, u64)>,
+}
+
+impl Sent {
+    /// Packets that somebody's XDP program dropped on an interface while the agent looked.
+    pub(crate) fn xdp_dropped(&self, interface: &str) -> u64 {
+        let of = self.xdp.iter().filter(|((i, ..), _)| i == interface);
+        of.map(|(_, (first, last))| last - first).sum()
+    }
 }
 
 pub(super) struct InRing {
@@ -59,6 +70,8 @@ pub(crate) struct State {
     pub(super) hooks: BTreeSet<u32>,
     /// What the programs know of interfaces, by index; stays when one goes.
     pub(super) watches: BTreeMap<u32, Watch>,
+    /// What somebody's XDP program has dropped, by index.
+    xdp: BTreeMap<u32, u64>,
     /// Current epoch by interface id.
     pub(super) epoch_of: BTreeMap<u16, u32>,
     pub(super) truth: BTreeMap<(u16, u32), Truth>,
@@ -98,6 +111,7 @@ impl SimKernel {
             last_index: 1,
             hooks: BTreeSet::new(),
             watches: BTreeMap::new(),
+            xdp: BTreeMap::new(),
             epoch_of: BTreeMap::new(),
             truth: BTreeMap::new(),
             slots: vec![None; SLOTS],
@@ -120,6 +134,11 @@ impl SimKernel {
         let mut state = self.lock();
         for _ in 0..state.random.below(most + 1) {
             state.packet();
+        }
+        let indexes: Vec<u32> = state.devices.iter().map(|d| d.dev.index).collect();
+        for index in indexes.into_iter().filter(|_| most > 0) {
+            let dropped = state.random.below(3);
+            *state.xdp.entry(index).or_default() += dropped;
         }
     }
 
@@ -194,6 +213,7 @@ impl SimKernel {
         state.boot += 1;
         state.hooks.clear();
         state.watches.clear();
+        state.xdp.clear();
         state.epoch_of.clear();
         state.truth.clear();
         state.slots = vec![None; SLOTS];
@@ -204,6 +224,18 @@ impl SimKernel {
 }
 
 impl State {
+    /// What there is to see of somebody's XDP program on an interface.
+    pub(super) fn xdp(&mut self, ifindex: u32) -> Option<XdpReading> {
+        let device = self.devices.iter().find(|d| d.dev.index == ifindex)?;
+        let dropped = self.xdp.get(&ifindex).copied().unwrap_or(0);
+        let seen = self.sent.xdp.entry((interface(device.nic), self.boot, ifindex)).or_insert((dropped, dropped));
+        seen.1 = dropped;
+        let program = XdpProgram { mode: XdpMode::Driver, id: 9, name: None };
+        let counted = Some([("rx_queue_0_xdp_drops".to_owned(), dropped)].into());
+        let counters = XdpCounters { driver: "veth".to_owned(), dropped: counted, forwarded: Some(Named::new()) };
+        Some(XdpReading { programs: vec![program], counters })
+    }
+
     /// A new interface; it has the name that it always had.
     fn appear(&mut self, nic: u16) {
         self.last_index += 1;
@@ -215,6 +247,7 @@ impl State {
             bridge: false,
             above: Vec::new(),
             netns: Netns::at(1, None),
+            xdp: Vec::new(),
         };
         self.devices.push(Device { nic, dev, is_stubborn: false });
     }

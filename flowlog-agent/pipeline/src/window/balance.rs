@@ -3,6 +3,8 @@
 use flowlog_ebpf::abi::Count;
 use flowlog_model::rule::Direction;
 
+use super::xdp::{XDP_DROPPED, XDP_FORWARDED};
+
 /// Why packets are in no row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossReason {
@@ -74,6 +76,11 @@ pub struct Balance {
     pub untold: Count,
     /// The programs' own counts went down with the host: there is nothing to compare the rows with.
     pub unverified: bool,
+    /// Packets that somebody else's XDP program dropped before any hook, by the driver's count. No hook saw them, so they are
+    /// in no other entry and not in the difference. Drivers count no bytes of them: 0.
+    pub xdp_dropped: Count,
+    /// The same, of those that it sent back or redirected.
+    pub xdp_forwarded: Count,
 }
 
 impl Balance {
@@ -121,6 +128,8 @@ impl std::fmt::Display for Balance {
             ("refused_lost", self.refused_lost),
             (LossReason::VerdictUnknown.as_str(), self.verdict_unknown),
             ("deficit", self.deficit),
+            (XDP_DROPPED, self.xdp_dropped),
+            (XDP_FORWARDED, self.xdp_forwarded),
         ];
         for (name, count) in parts {
             write!(f, "{name}={}/{} ", count.packets, count.bytes)?;

@@ -2,7 +2,7 @@
 
 use flowlog_model::rule::{Rule, Side};
 
-use super::Span;
+use super::{Span, XdpWindow};
 
 /// Everything an object says besides its rows.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct ObjectInfo {
     pub late: bool,
     /// Packets may have passed uncounted, from and to (Unix seconds): the host went down, or hooks were gone.
     pub gap: Option<(i64, i64)>,
+    /// What other people's XDP programs did.
+    pub xdp: XdpWindow,
 }
 
 /// Packets may have passed uncounted: a mark of a window, and `skip_reason` of the row that says when.
@@ -67,6 +69,7 @@ mod tests {
             flushed_early: false,
             late: false,
             gap: None,
+            xdp: XdpWindow::default(),
         };
         assert_eq!(whole.marks(), None);
         span.begins_late = true;
