@@ -110,6 +110,12 @@ impl Resolution {
         ledger.watched().count() == self.wanted.len() && ledger.watched().all(|(_, w)| self.wants(&w.spec))
     }
 
+    /// The interface of a watch, as it was found.
+    #[must_use]
+    pub(crate) fn device(&self, spec: &WatchSpec) -> Option<&NetDev> {
+        self.wanted.get(&spec.interface_id).map(|wanted| &wanted.dev)
+    }
+
     /// Whether a spec is among what is wanted.
     #[must_use]
     pub(crate) fn wants(&self, spec: &WatchSpec) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flowlog_model::{
-    CaptureSpec, Epoch, IfaceId, Now, WatchSpec,
+    CaptureSpec, Epoch, IfaceId, MonoNs, Now, WatchSpec,
     interface::{Bound, NetDev, Selector},
     rule::WINDOW_SECS_MAX,
     status::CaptureState,
@@ -24,6 +24,8 @@ use crate::{
 
 /// Interfaces that are hooked before the ring gets its turn: the kernel takes 12 ms for each hook (a grace period).
 const NEW_PER_LOOK: usize = 8;
+/// The kernel does not tell of XDP programs that are attached by a link: so often somebody looks. It costs one list of the interfaces.
+const XDP_LOOK_NS: u64 = 4_000_000_000;
 /// For so long an interface that is gone may be on its way to another namespace.
 const GONE_RECENTLY_SECS: i64 = 5;
 
@@ -92,6 +94,8 @@ pub(super) struct Watcher {
     troubles: BTreeMap<String, String>,
     /// XDP programs that were on each interface when they were looked at.
     xdp: BTreeMap<IfaceId, Vec<(XdpMode, u32)>>,
+    /// When that was.
+    xdp_looked: MonoNs,
 }
 
 impl Watcher {
@@ -108,6 +112,7 @@ impl Watcher {
             absent: BTreeMap::new(),
             troubles: BTreeMap::new(),
             xdp: BTreeMap::new(),
+            xdp_looked: now.mono,
         }
     }
 
@@ -287,24 +292,31 @@ impl Watcher {
         Ok(looked)
     }
 
-    /// Looks at other people's XDP where programs have come, changed or gone, and where nobody has looked yet.
-    pub(super) fn look_at_xdp<N: Node>(
+    /// Looks at other people's XDP where programs have come, changed or gone, and where nobody has looked yet. `device` finds the
+    /// interface of a watch.
+    pub(super) fn look_at_xdp<'a, N: Node>(
         &mut self,
         books: &mut Books<N>,
-        found: &Resolution,
+        device: impl Fn(&WatchSpec) -> Option<&'a NetDev>,
     ) -> Result<(), CaptureError> {
         let mut changed = Vec::new();
         let mut now = BTreeMap::new();
         for (id, w) in books.ledger.watched().filter(|(id, _)| self.hooked.has(*id)) {
-            let Some(Resolved { dev, .. }) = found.wanted.get(&w.spec.interface_id) else { continue };
-            if w.xdp.is_unread() || self.xdp.get(&id) != Some(&dev.xdp) {
+            let before = self.xdp.remove(&id);
+            let found = device(&w.spec).map(|dev| dev.xdp.clone());
+            if found.is_some() && (w.xdp.is_unread() || found != before) {
                 changed.push(id);
             }
-            now.insert(id, dev.xdp.clone());
+            now.extend(found.or(before).map(|programs| (id, programs)));
         }
-        books.look_at_xdp(&changed)?;
         self.xdp = now;
-        Ok(())
+        self.xdp_looked = books.source.now().mono;
+        Ok(books.look_at_xdp(&changed)?)
+    }
+
+    /// Whether it is time to look at XDP without having been told.
+    pub(super) fn is_xdp_due(&self, now: Now) -> bool {
+        now.mono.0.saturating_sub(self.xdp_looked.0) >= XDP_LOOK_NS
     }
 
     /// Stops watching what is not wanted.

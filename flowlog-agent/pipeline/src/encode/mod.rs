@@ -1,7 +1,7 @@
 //! From a settled window to the bytes and the key of one Parquet object.
 //!
 //! * [`schema`]: the columns, their types, and what they mean;
-//! * [`rows`]: building them;
+//! * [`rows`]: building them; [`order`]: what comes first;
 //! * [`labels`]: column chunks of those with few different values;
 //! * [`parquet`]: the file; encodings, chosen by measurement;
 //! * [`key`]: where the object goes.
@@ -10,6 +10,7 @@
 
 pub(crate) mod key;
 mod labels;
+mod order;
 pub mod parquet;
 pub mod rows;
 pub mod schema;

@@ -38,21 +38,23 @@ impl fmt::Display for XdpCount {
 
 impl XdpCount {
     /// Adds what has been counted between two looks. A counter that was not there, is not there any more or shows less than before
-    /// has begun anew somewhere in between: what it had added is not known, and nothing is made up.
-    fn add(&mut self, before: Option<&Named>, now: Option<&Named>) {
+    /// has begun anew somewhere in between: what it had added is not known, and nothing is made up. `is_native`: somebody's program may
+    /// have added something.
+    fn add(&mut self, before: Option<&Named>, now: Option<&Named>, is_native: bool) {
         let (Some(before), Some(now)) = (before, now) else {
-            self.is_partial = true;
+            // There was a counter, or there is one now.
+            self.is_partial |= is_native && before.or(now).is_some();
             return;
         };
+        let mut is_whole = before.keys().all(|name| now.contains_key(name));
         for (name, now) in now {
-            match now.checked_sub(before.get(name).copied().unwrap_or(0)) {
-                Some(more) if more == 0 || before.contains_key(name) => {
-                    self.packets = self.packets.saturating_add(more)
-                }
-                _ => self.is_partial = true,
+            match (before.get(name), *now) {
+                (None, 0) => {}
+                (Some(before), now) if now >= *before => self.packets = self.packets.saturating_add(now - before),
+                _ => is_whole = false,
             }
         }
-        self.is_partial |= before.keys().any(|name| !now.contains_key(name));
+        self.is_partial |= is_native && !is_whole;
     }
 }
 
@@ -94,13 +96,24 @@ impl XdpWindow {
 
     /// What the counters have come to since the last look is not known.
     pub(crate) fn lose(&mut self) {
-        let native = self.programs.iter().any(|p| p.mode != XdpMode::Generic);
-        self.dropped.is_partial |= native;
-        self.forwarded.is_partial |= !self.programs.is_empty();
+        let is_native = self.programs.iter().any(|p| p.mode != XdpMode::Generic);
+        self.dropped.is_partial |= is_native;
+        self.forwarded.is_partial |= is_native;
     }
 
-    fn note(&mut self, programs: &[XdpProgram]) {
+    /// What a look finds: programs, and whether there are counters of what they do. The driver's are about neither what the card drops
+    /// nor what the stack's program forwards.
+    fn note(&mut self, found: &XdpReading) {
+        let XdpReading { programs, counters } = found;
+        self.driver.clone_from(&counters.driver);
         for program in programs {
+            let (dropped, forwarded) = match program.mode {
+                XdpMode::Driver => (counters.dropped.is_some(), counters.forwarded.is_some()),
+                XdpMode::Generic => (true, false),
+                XdpMode::Offload => (false, false),
+            };
+            self.dropped.is_partial |= !dropped;
+            self.forwarded.is_partial |= !forwarded;
             if self.programs.contains(program) {
                 continue;
             }
@@ -155,21 +168,12 @@ impl XdpTally {
 
     /// The programs, and what has been counted since the last look.
     pub(crate) fn look(&mut self, now: XdpReading) {
-        let window = &mut self.window;
-        window.note(&now.programs);
-        window.driver.clone_from(&now.counters.driver);
+        self.window.note(&now);
         if let Some(last) = &self.last {
-            let both = || last.programs.iter().chain(&now.programs);
-            let native = both().any(|p| p.mode != XdpMode::Generic);
-            let generic = both().any(|p| p.mode == XdpMode::Generic);
-            let offload = both().any(|p| p.mode == XdpMode::Offload);
-            let was = (window.dropped.is_partial, window.forwarded.is_partial);
-            window.dropped.add(last.counters.dropped.as_ref(), now.counters.dropped.as_ref());
-            window.forwarded.add(last.counters.forwarded.as_ref(), now.counters.forwarded.as_ref());
-            // Counters that come and go are nothing to say while there is no program that they could be about. The driver's are
-            // about neither what the card drops nor what the stack's program forwards.
-            window.dropped.is_partial = was.0 || (window.dropped.is_partial && native) || offload;
-            window.forwarded.is_partial = was.1 || (window.forwarded.is_partial && native) || offload || generic;
+            // Counters that come and go are nothing to say while there is no program that they could be about.
+            let is_native = last.programs.iter().chain(&now.programs).any(|p| p.mode == XdpMode::Driver);
+            self.window.dropped.add(last.counters.dropped.as_ref(), now.counters.dropped.as_ref(), is_native);
+            self.window.forwarded.add(last.counters.forwarded.as_ref(), now.counters.forwarded.as_ref(), is_native);
         }
         self.last = Some(now);
     }
@@ -185,8 +189,7 @@ impl XdpTally {
     pub(crate) fn turn(&mut self) -> XdpWindow {
         let mut next = XdpWindow::default();
         if let Some(last) = &self.last {
-            next.note(&last.programs);
-            next.driver.clone_from(&last.counters.driver);
+            next.note(last);
         }
         std::mem::replace(&mut self.window, next)
     }
