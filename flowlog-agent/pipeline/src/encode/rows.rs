@@ -11,13 +11,13 @@ use flowlog_model::{
 };
 use hashbrown::{HashMap, hash_map::Entry};
 
+pub use super::order::{CHOSEN, Order};
 use super::{
     ObjectInfo, RowCounts,
     labels::{Label, Labels, NULL},
     order::by_service,
     schema::{self, ColumnId},
 };
-pub use super::order::{CHOSEN, Order};
 use crate::window::{
     Addresses, Balance, Flow, FlowTable, Loss, LossReason, Settled,
     info::GAP,
