@@ -101,6 +101,7 @@ mod tests {
         let doc = include_str!("../../../../docs/xdp.md");
         let rows: Vec<Vec<&str>> = doc
             .lines()
+            .skip_while(|l| !l.starts_with("| driver |"))
             .filter(|l| l.starts_with("| `"))
             .map(|l| l.trim_matches('|').split('|').map(str::trim).collect())
             .collect();
