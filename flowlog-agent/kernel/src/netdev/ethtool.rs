@@ -84,7 +84,8 @@ impl Room {
         let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         let mut request = Request { name, data: self.0, rest: [0; 2] };
         // SAFETY: the request is what this ioctl takes, and what it points at has room for whatever the kernel answers.
-        Ok(unsafe { ioctl(&socket, Updater::<SIOCETHTOOL, Request>::new(&mut request))? })
+        unsafe { ioctl(&socket, Updater::<SIOCETHTOOL, Request>::new(&mut request))? };
+        Ok(())
     }
 }
 
@@ -123,8 +124,8 @@ pub(super) fn statistics(interface: &str, wanted: impl Fn(&str) -> bool) -> io::
         let names: Vec<String> = (0..n).map(|i| room.text(STRINGS_AT + i * TEXT_BYTES)).collect();
         room.ask(interface, &[ETHTOOL_GSTATS, count])?;
         if is_same && room.word(4) == count {
-            let values = room.bytes()[STATS_AT..].chunks_exact(8);
-            let values = values.map(|b| u64::from_ne_bytes(b.try_into().unwrap_or_default()));
+            let (values, _) = room.bytes()[STATS_AT..].as_chunks::<8>();
+            let values = values.iter().map(|b| u64::from_ne_bytes(*b));
             return Ok(Statistics { driver, counters: names.into_iter().zip(values).collect() });
         }
     }
