@@ -48,7 +48,8 @@ impl Objects {
     #[must_use]
     pub fn on(&self, interface: &str) -> Self {
         let id = format!("node-{interface}");
-        Self { keys: Vec::new(), rows: self.rows.iter().filter(|r| r.interface == id).cloned().collect() }
+        let rows = self.rows.iter().filter(|r| r.interface == id).cloned().collect();
+        Self { keys: Vec::new(), rows, metadata: Vec::new() }
     }
 
     /// What is in the OK rows of UDP to this port, with this action.

@@ -84,13 +84,27 @@ impl Other {
         })
     }
 
-    /// The kernel's id of the program.
+    /// What became of packets by the count of `xdp_mixed` itself, at the number of each action: aborted, dropped, passed,
+    /// sent back, redirected.
     ///
     /// # Errors
-    /// If there is no such program, or the kernel does not say.
+    /// If the map cannot be read.
+    pub fn actions(&self) -> anyhow::Result<[u64; 5]> {
+        let map = self.ebpf.map("ACTIONS").ok_or_else(|| anyhow::anyhow!("no map"))?;
+        let map: PerCpuArray<_, u64> = map.try_into()?;
+        let mut actions = [0; 5];
+        for (at, packets) in actions.iter_mut().enumerate() {
+            *packets = map.get(&u32::try_from(at)?, 0)?.iter().sum();
+        }
+        Ok(actions)
+    }
+
+    /// The kernel's id of a program of it.
+    ///
+    /// # Errors
+    /// If it is not loaded.
     pub fn id(&self, program: &str) -> anyhow::Result<u32> {
-        let program = self.ebpf.program(program).ok_or_else(|| anyhow::anyhow!("no {program}"))?;
-        Ok(program.info()?.id())
+        Ok(self.ebpf.program(program).ok_or_else(|| anyhow::anyhow!("no {program}"))?.info()?.id())
     }
 
     /// Packets it has seen, and dropped.

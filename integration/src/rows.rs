@@ -1,6 +1,7 @@
 //! What landed, read back from Parquet.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
 };
@@ -63,6 +64,8 @@ pub struct Objects {
     pub keys: Vec<String>,
     /// All rows of all objects.
     pub rows: Vec<Row>,
+    /// What each object says besides its rows: in the order of the keys.
+    pub metadata: Vec<BTreeMap<String, String>>,
 }
 
 impl Objects {
@@ -76,6 +79,8 @@ impl Objects {
         for file in files {
             objects.keys.push(file.strip_prefix(dir)?.to_string_lossy().into_owned());
             let reader = SerializedFileReader::new(File::open(&file)?).with_context(|| file.display().to_string())?;
+            let said = reader.metadata().file_metadata().key_value_metadata().cloned().unwrap_or_default();
+            objects.metadata.push(said.into_iter().map(|kv| (kv.key, kv.value.unwrap_or_default())).collect());
             for row in reader.get_row_iter(None)? {
                 objects.rows.push(convert(&row?));
             }

@@ -14,6 +14,8 @@ mod codes;
 mod confined;
 #[path = "all/elsewhere.rs"]
 mod elsewhere;
+#[path = "all/foreign_xdp.rs"]
+mod foreign_xdp;
 #[path = "all/fragments.rs"]
 mod fragments;
 #[path = "all/handover.rs"]

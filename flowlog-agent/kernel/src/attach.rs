@@ -75,6 +75,8 @@ enum Held {
     /// In another network namespace.
     Entry {
         _link: OwnedFd,
+        /// The kernel's id of the program.
+        id: u32,
     },
     /// The same as a clsact filter.
     Filter(EntryFilter),
@@ -107,6 +109,13 @@ impl Hooks {
     #[must_use]
     pub(crate) fn are_pinned(&self) -> bool {
         self.pins.is_some()
+    }
+
+    /// The kernel's ids of our programs on interfaces of other network namespaces.
+    #[must_use]
+    pub fn entry_ids(&self) -> Vec<u32> {
+        let id = |h: &Hook| if let Held::Entry { id, .. } = h.link { Some(id) } else { None };
+        self.held.iter().filter_map(id).collect()
     }
 
     /// Hooks one direction of an interface. A hook of an earlier agent is given our program in place: no packet is missed. `base` is what

@@ -15,6 +15,7 @@ use std::{
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
+const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
 /// Longest name of a program, with its end.
@@ -82,6 +83,21 @@ struct UpdateAttr {
     old_prog_fd: u32,
 }
 
+#[repr(C)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The beginning of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    program_type: u32,
+    id: u32,
+}
+
 /// The system call; what it returns where it succeeds.
 fn call<T>(command: u32, attr: &T) -> io::Result<i32> {
     // SAFETY: a `repr(C)` beginning of `union bpf_attr` without padding, with its size; the kernel takes what is behind it for zero.
@@ -124,6 +140,14 @@ pub(super) fn load(kind: ProgramKind, name: &str, instructions: &[Instruction]) 
     )
 }
 
+/// The kernel's id of a program.
+pub(super) fn id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = ProgramInfo::default();
+    let info_len = u32::try_from(size_of::<ProgramInfo>()).map_err(io::Error::other)?;
+    call(BPF_OBJ_GET_INFO_BY_FD, &InfoAttr { bpf_fd: number(program), info_len, info: address(&raw mut info) })?;
+    Ok(info.id)
+}
+
 /// Attaches a program to an interface of the network namespace we are in.
 pub(super) fn link(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     let prog_fd = number(program);
@@ -153,4 +177,5 @@ const _: () = {
     assert!(size_of::<Instruction>() == 8);
     assert!(size_of::<LoadAttr>() == 72);
     assert!(size_of::<ObjectAttr>() == 16 && size_of::<LinkAttr>() == 16 && size_of::<UpdateAttr>() == 16);
+    assert!(size_of::<InfoAttr>() == 16 && size_of::<ProgramInfo>() == 8);
 };

@@ -8,6 +8,10 @@ use aya::{
     sys::{is_map_supported, is_program_supported},
 };
 
+use flowlog_model::{
+    interface::NetDev,
+    xdp::{XdpMode, XdpReading, words},
+};
 use rustix::thread::CapabilitySet;
 
 use super::{
@@ -195,6 +199,20 @@ fn pinning() -> Finding {
     }
 }
 
+/// What somebody else's XDP programs on an interface hide; `None`: there are none.
+fn foreign_xdp(dev: &NetDev) -> Option<String> {
+    let XdpReading { programs, counters } = netdev::foreign_xdp::read(&dev.netns, dev.index, None).ok()?;
+    if programs.is_empty() {
+        return None;
+    }
+    let counted = match (programs.iter().all(|p| p.mode == XdpMode::Generic), counters.dropped.is_some()) {
+        (true, _) => "what it drops will be REJECT, what it forwards is in no row",
+        (false, true) => "what it drops and forwards is counted by the driver, and is in no flow",
+        (false, false) => "what it drops and forwards is in no flow, and its driver does not count it",
+    };
+    Some(format!("somebody else's XDP program is on it ({}): {counted}", words(&programs)))
+}
+
 fn interface(name: &str) -> Finding {
     let what = format!("interface {name}");
     match netdev::find(name) {
@@ -210,7 +228,11 @@ fn interface(name: &str) -> Finding {
                 Some(false) => "generic",
                 None => "native if the driver has it, else generic (this kernel does not say)",
             };
-            finding(what, State::Ok, format!("index {}, driver {driver}{kind}; xdp: {xdp}", dev.index))
+            let detail = format!("index {}, driver {driver}{kind}; xdp: {xdp}", dev.index);
+            match foreign_xdp(&dev) {
+                None => finding(what, State::Ok, detail),
+                Some(words) => finding(what, State::Limited, format!("{detail}; {words}")),
+            }
         }
     }
 }

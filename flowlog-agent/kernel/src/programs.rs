@@ -153,6 +153,13 @@ impl Programs {
         program.fd().map_err(|e| KernelError::from_chain(format!("use program `{name}`"), &e))
     }
 
+    /// The kernel's id of a program.
+    pub fn id(&self, name: &str) -> Result<u32, KernelError> {
+        let program = self.ebpf.program(name).ok_or_else(|| missing(name))?;
+        let info = program.info().map_err(|e| KernelError::from_chain(format!("read program `{name}`"), &e))?;
+        Ok(info.id())
+    }
+
     /// Runs a hook program once on `frame` with `BPF_PROG_TEST_RUN`, as if it had come in on the loopback device
     /// (ifindex 1). `sk_buff` is the `struct __sk_buff` handed to a TC program, `None` for XDP. Returns the
     /// program's verdict.

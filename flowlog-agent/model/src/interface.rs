@@ -10,6 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::rule::InvalidField;
+use crate::xdp::XdpMode;
 
 /// Where ip-netns(8) keeps the network namespaces that have names.
 pub const NETNS_NAMED: &str = "/run/netns";
@@ -71,6 +72,8 @@ pub struct NetDev {
     pub above: Vec<u32>,
     /// Network namespace it is in.
     pub netns: Netns,
+    /// XDP programs on it, ours as well: who runs each, and its id.
+    pub xdp: Vec<(XdpMode, u32)>,
 }
 
 impl NetDev {
@@ -449,7 +452,16 @@ mod tests {
 
     fn dev(name: &str, index: u32, netns: Netns) -> NetDev {
         let mac = Some(Mac([2, 0, 0, 0, 0, 7]));
-        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, above: Vec::new(), netns }
+        NetDev {
+            name: name.to_owned(),
+            index,
+            mac,
+            link_header: true,
+            bridge: false,
+            above: Vec::new(),
+            netns,
+            xdp: Vec::new(),
+        }
     }
 
     #[test]

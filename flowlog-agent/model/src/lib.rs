@@ -3,6 +3,7 @@
 //! * [`rule`]: what a customer asks for;
 //! * [`interface`]: network interfaces, and which one is meant;
 //! * [`capture`]: a rule on an interface, asked for and watched;
+//! * [`xdp`]: other people's XDP programs;
 //! * [`sweep`]: emptying the kernel's caches;
 //! * [`status`]: what there is to say about all of it;
 //! * [`s3`]: how buckets are reached;
@@ -22,6 +23,7 @@ pub mod status;
 pub mod sweep;
 pub mod text;
 pub(crate) mod time;
+pub mod xdp;
 
 pub use capture::{CaptureSpec, HookKind, WatchSpec};
 pub use ids::{Epoch, FlowLogId, IfaceId};

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::FlowLogId;
+use crate::{FlowLogId, xdp::XdpProgram};
 
 /// What an agent says about itself and its rules: `status.json` has this form.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -65,6 +65,18 @@ pub struct RuleStatus {
     pub counts: Counts,
     /// How the delivery of its objects is doing.
     pub delivery: RouteStatus,
+    /// Other people's XDP programs on it.
+    #[serde(default)]
+    pub xdp: XdpStatus,
+}
+
+/// Other people's XDP programs on an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XdpStatus {
+    /// Which there are.
+    pub programs: Vec<XdpProgram>,
+    /// Why it is not known how many packets they drop or forward, if it is not.
+    pub uncounted: Option<String>,
 }
 
 /// Whether an interface is being captured.
@@ -112,6 +124,12 @@ pub struct Counts {
     /// Windows of which not even the totals could be written.
     #[serde(default)]
     pub windows_without_object: u64,
+    /// Packets that somebody else's XDP program dropped before any hook.
+    #[serde(default)]
+    pub xdp_dropped_packets: u64,
+    /// Packets that it sent back or redirected.
+    #[serde(default)]
+    pub xdp_forwarded_packets: u64,
 }
 
 /// How a route is doing.

@@ -26,6 +26,7 @@ use crate::{
         Closed, Event, Ledger, Span, WindowClock,
         ledger::{Watched, truth_words},
     },
+    xdp,
 };
 
 /// Blocks taken before a grace period: all that the default ring holds, and an end in any flood.
@@ -199,6 +200,7 @@ impl<S: Source> Books<S> {
         let mut turns = Vec::with_capacity(due.len());
         for &(id, flushed_early) in due {
             let Some(w) = self.ledger.get(id) else { continue };
+            turns.extend(xdp::look(&self.source, id, w));
             let mut clock = w.clock.clone();
             let closed = clock.turn(now);
             turns.push(Event::Turn { id, closed, next: *clock.current(), flushed_early });
@@ -267,6 +269,16 @@ impl<S: Source> Books<S> {
             self.make_room(BLOCKS_BEFORE_WAIT)?;
         }
         Ok(())
+    }
+
+    /// Looks at other people's XDP programs on some interfaces, between the windows' ends.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub(crate) fn look_at_xdp(&mut self, ids: &[IfaceId]) -> Result<(), JournalError> {
+        let watched = ids.iter().filter_map(|id| Some((*id, self.ledger.get(*id)?)));
+        let news: Vec<Event> = watched.filter_map(|(id, w)| xdp::look(&self.source, id, w)).collect();
+        if news.is_empty() { Ok(()) } else { self.record(&news) }
     }
 
     fn make_room(&mut self, most: usize) -> Result<(), JournalError> {

@@ -160,6 +160,8 @@ pub(crate) fn encode_window(
         tracing::error!(rule, interface, words, "the flows of this window cannot be settled: only its counters stay");
         guarded(|| settle::settle(FlowTable::default(), truth.as_ref(), hook)).unwrap_or_default()
     });
+    let mut settled = settled;
+    settled.note_xdp(&info.xdp);
     complain(rule, interface, &settled);
     let write = |settled: &Settled| {
         let written = guarded(|| encode::encode(&info, settled, names));
@@ -268,7 +270,7 @@ mod tests {
         disk::real::Disk,
         encode::schema::COLUMNS,
         spool::Limits,
-        window::{Foreign, ObjectInfo, WindowClock},
+        window::{Foreign, ObjectInfo, WindowClock, XdpWindow},
     };
 
     /// A window with a flow of 7 accepted packets and one of 3 refused ones.
@@ -296,6 +298,7 @@ mod tests {
             late: false,
             gap: None,
             foreign: Foreign::default(),
+            xdp: XdpWindow::default(),
         };
         Closed { info, table, truth: Some(truth), hook: HookKind::Tc, place: (1, Netns::at(1, None)) }
     }

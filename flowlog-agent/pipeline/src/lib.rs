@@ -21,3 +21,4 @@ pub mod source;
 pub mod spool;
 pub mod upload;
 pub mod window;
+mod xdp;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use flowlog_host::clock;
 use flowlog_model::{
     rule::Rule,
-    status::{Counts, Leaving, RouteState, RouteStatus, RuleStatus, Status},
+    status::{Counts, Leaving, RouteState, RouteStatus, RuleStatus, Status, XdpStatus},
 };
 use tokio::sync::watch;
 
@@ -51,6 +51,8 @@ impl Reporter {
         counts.accepted_packets += encoded.balance.accepted_rows.packets;
         counts.rejected_packets += encoded.balance.rejected_rows.packets;
         counts.lost_packets += encoded.balance.lost.packets;
+        counts.xdp_dropped_packets += encoded.balance.xdp_dropped.packets;
+        counts.xdp_forwarded_packets += encoded.balance.xdp_forwarded.packets;
         counts.windows_put_aside += u64::from(encoded.is_aside);
         counts.windows_without_object += u64::from(!encoded.is_encoded);
     }
@@ -77,6 +79,7 @@ impl Reporter {
                 flows: w.map_or(0, |w| w.flows()),
                 counts: self.counts.get(&interface_id).copied().unwrap_or_default(),
                 delivery: deliveries.take(route_of(rule), stem(&interface_id, capture.node_id())),
+                xdp: w.map(|w| xdp_of(w)).unwrap_or_default(),
                 interface_id,
             }
         });
@@ -108,6 +111,11 @@ impl Reporter {
         self.fs.create("", &partial)?.append(&json)?;
         self.fs.rename(("", &partial), ("", FILE))
     }
+}
+
+/// Other people's XDP programs on an interface.
+fn xdp_of(w: &Watched) -> XdpStatus {
+    XdpStatus { programs: w.xdp.programs().to_vec(), uncounted: w.xdp.uncounted() }
 }
 
 /// The route of a rule.

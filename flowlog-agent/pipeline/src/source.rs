@@ -8,6 +8,7 @@ use flowlog_model::{
     interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::Direction,
     sweep::{Cursor, Scope, Swept},
+    xdp::XdpReading,
 };
 
 use crate::window::Foreign;
@@ -44,6 +45,8 @@ pub trait Source {
     fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, SourceError>;
     /// Makes an epoch's counters ready for reuse.
     fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), SourceError>;
+    /// Other people's XDP programs on an interface, and what its driver has counted; `None`: it is gone.
+    fn xdp(&self, spec: &WatchSpec) -> Option<XdpReading>;
     /// Goes on reading at a position; `false`: the ring does not have it.
     fn seek(&mut self, position: u64) -> bool;
     /// Drops everything that is in the kernel: nobody knows what it belongs to.

@@ -6,7 +6,7 @@ use flowlog_ebpf::abi::{Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
-    netdev::{self, Namespaces, NetDevError, foreign, netns, traffic_control},
+    netdev::{self, Namespaces, NetDevError, foreign, foreign_xdp, netns, traffic_control},
     sweep::wait_for_programs,
 };
 use flowlog_model::{
@@ -14,6 +14,7 @@ use flowlog_model::{
     interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::{Action, Direction},
     sweep::{Cursor, Scope, Swept},
+    xdp::XdpReading,
 };
 use flowlog_pipeline::{
     source::{Node, NumberUsers, Source, SourceError, Watch},
@@ -114,6 +115,16 @@ impl Source for KernelSource {
 
     fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), SourceError> {
         self.kernel.truth.clear(id, epoch).map_err(failed)
+    }
+
+    fn xdp(&self, spec: &WatchSpec) -> Option<XdpReading> {
+        let there = spec.namespace();
+        if spec.hook == HookKind::Xdp && there.path.is_some() {
+            // What is attached there is an entry of ours.
+            return None;
+        }
+        let own = self.kernel.programs.id("flowlog_xdp").ok();
+        foreign_xdp::read(&there, spec.ifindex, own).ok()
     }
 
     fn seek(&mut self, position: u64) -> bool {
@@ -231,7 +242,7 @@ impl Node for KernelSource {
     }
 
     fn foreign(&self, ifindex: u32, netns: &Netns) -> Foreign {
-        let own = self.kernel.programs.ids();
+        let own = [self.kernel.programs.ids(), self.kernel.hooks.entry_ids()].concat();
         let look = || Foreign {
             tc: Direction::BOTH.map(|direction| foreign::tc(ifindex, direction, &own)),
             xdp: foreign::xdp(ifindex, &own),

@@ -216,6 +216,7 @@ async fn main_loop(
             }
             _ = tick.tick() => {
                 capture.check_hooks();
+                trouble.note(capture.look_at_xdp(clock::now()).map_err(AgentError::from))?;
                 delivery.report(capture, trouble.words());
             }
             ended = delivery.encoder.encoded() => ended?,

@@ -28,7 +28,7 @@ use super::{
     client::{Client, ClientArgs, ClientError, read, word},
     exit::Failure,
     out::{self, for_people, say},
-    status::Output,
+    status::{self, Output},
 };
 
 #[derive(clap::Args)]
@@ -256,7 +256,7 @@ fn table(s: &Summary) -> String {
     line("attached to", format!("{} {}", word(&f.parent.kind), f.parent.id));
     line("contract", f.contract.to_string());
     line("created by", f.created.by.clone());
-    for RuleStatus { capture, counts, delivery, .. } in &s.captures {
+    for RuleStatus { capture, counts, delivery, xdp, .. } in &s.captures {
         match capture {
             CaptureState::Attached { interface, ifindex, netns } => {
                 let netns = netns.as_ref().map(|n| format!(", in network namespace {n}")).unwrap_or_default();
@@ -267,6 +267,9 @@ fn table(s: &Summary) -> String {
         }
         let Counts { accepted_packets, rejected_packets, lost_packets, .. } = counts;
         line("packets", format!("{accepted_packets} accepted, {rejected_packets} rejected, {lost_packets} lost"));
+        if let Some(words) = status::xdp_words(xdp, counts) {
+            line("xdp", words);
+        }
         let or_none = |words: Option<&str>| words.unwrap_or("-").to_owned();
         line("last object", or_none(delivery.last_key.as_deref()));
         line("delivered", format!("{}, {} waiting", delivery.delivered, delivery.waiting));

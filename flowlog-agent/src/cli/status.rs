@@ -5,7 +5,10 @@ use std::{fmt::Write as _, path::Path, process::ExitCode};
 use anyhow::Context as _;
 use clap::ValueEnum;
 use flowlog_host::lock;
-use flowlog_model::status::{CaptureState, Counts, Leaving, RouteState, RuleStatus, Status};
+use flowlog_model::{
+    status::{CaptureState, Counts, Leaving, RouteState, RuleStatus, Status, XdpStatus},
+    xdp::words,
+};
 use flowlog_pipeline::reporter::FILE;
 use serde::Serialize;
 
@@ -75,7 +78,7 @@ fn table(status: &Status, running: bool) -> String {
         "{:<20} {:<14} {:<10} {:>12} {:>12} {:>8} {:>8}  LAST OBJECT, OR ERROR",
         "RULE", "INTERFACE", "STATE", "ACCEPTED", "REJECTED", "LOST", "WAITING"
     );
-    for RuleStatus { rule, interface, capture, counts, delivery, .. } in &status.rules {
+    for RuleStatus { rule, interface, capture, counts, delivery, xdp, .. } in &status.rules {
         let attached = matches!(capture, CaptureState::Attached { .. });
         let (state, trouble) = match &delivery.state {
             RouteState::Idle if attached => ("capturing".to_owned(), None),
@@ -89,6 +92,9 @@ fn table(status: &Status, running: bool) -> String {
             "{rule:<20} {interface:<14} {state:<10} {accepted_packets:>12} {rejected_packets:>12} {lost_packets:>8} {:>8}  {last}",
             delivery.waiting,
         );
+        if let Some(words) = xdp_words(xdp, counts) {
+            let _ = writeln!(out, "{:<20} {words}", "");
+        }
     }
     for Leaving { folder, interface_id, delivery, .. } in &status.leaving {
         let last = delivery.state.error().unwrap_or("has ended; the rest is being delivered");
@@ -99,6 +105,20 @@ fn table(status: &Status, running: bool) -> String {
         );
     }
     out
+}
+
+/// What there is to say about other people's XDP programs; `None`: there are none.
+pub(super) fn xdp_words(xdp: &XdpStatus, counts: &Counts) -> Option<String> {
+    let Counts { xdp_dropped_packets: dropped, xdp_forwarded_packets: forwarded, .. } = counts;
+    if xdp.programs.is_empty() && (*dropped, *forwarded) == (0, 0) {
+        return None;
+    }
+    let programs = match words(&xdp.programs) {
+        none if none.is_empty() => "gone".to_owned(),
+        programs => programs,
+    };
+    let uncounted = xdp.uncounted.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+    Some(format!("xdp of somebody else: {programs}; {dropped} packets dropped, {forwarded} forwarded{uncounted}"))
 }
 
 /// The word for a state, as it is in JSON.

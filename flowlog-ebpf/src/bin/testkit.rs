@@ -12,9 +12,10 @@ mod programs {
     use aya_ebpf::{
         bindings::{
             TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
-            xdp_action::{XDP_DROP, XDP_PASS},
+            xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
         },
         btf_maps::PerCpuArray,
+        helpers::generated::bpf_redirect,
         macros::{btf_map, cgroup_skb, classifier, xdp},
         programs::{SkBuffContext, TcContext, XdpContext},
     };
@@ -23,11 +24,26 @@ mod programs {
     #[btf_map]
     static COUNTERS: PerCpuArray<u64, 2> = PerCpuArray::new();
 
+    /// Packets by what became of them: at the number of the action (`enum xdp_action`).
+    #[btf_map]
+    static ACTIONS: PerCpuArray<u64, 5> = PerCpuArray::new();
+
     fn bump(index: u32) {
         if let Some(c) = COUNTERS.get_ptr_mut(index) {
             // SAFETY: a map value of this CPU.
             unsafe { *c += 1 };
         }
+    }
+
+    /// Port that UDP over IPv4 without options goes to, if it is below 256; else 0.
+    #[inline(always)]
+    fn udp_port(data: usize, end: usize) -> u8 {
+        if data + 42 > end {
+            return 0;
+        }
+        // SAFETY: within the packet.
+        let byte = |at: usize| unsafe { *((data + at) as *const u8) };
+        if byte(12) == 8 && byte(13) == 0 && byte(23) == 17 && byte(36) == 0 { byte(37) } else { 0 }
     }
 
     /// UDP over IPv4 without options, to port 7.
@@ -100,6 +116,25 @@ mod programs {
             return XDP_DROP;
         }
         XDP_PASS
+    }
+
+    /// Drops what goes to port 7, sends back what goes to 9, redirects what goes to 11 (out of the interface it came in through),
+    /// and fails at what goes to 13.
+    #[xdp]
+    pub fn xdp_mixed(ctx: XdpContext) -> u32 {
+        let action = match udp_port(ctx.data(), ctx.data_end()) {
+            7 => XDP_DROP,
+            9 => XDP_TX,
+            // SAFETY: a helper that keeps a number for what follows; the context pointer.
+            11 => unsafe { bpf_redirect((*ctx.ctx).ingress_ifindex, 0) as u32 },
+            13 => XDP_ABORTED,
+            _ => XDP_PASS,
+        };
+        if let Some(c) = ACTIONS.get_ptr_mut(if action > XDP_REDIRECT { XDP_ABORTED } else { action }) {
+            // SAFETY: a map value of this CPU.
+            unsafe { *c += 1 };
+        }
+        action
     }
 
     #[unsafe(link_section = "license")]

@@ -17,7 +17,7 @@ use flowlog_model::{
 };
 use flowlog_pipeline::{
     encode::ObjectInfo,
-    window::{FlowTable, Foreign, WindowClock, block::Record},
+    window::{FlowTable, Foreign, WindowClock, XdpWindow, block::Record},
 };
 
 /// Length of the window.
@@ -128,5 +128,6 @@ pub(crate) fn info() -> ObjectInfo {
         late: false,
         gap: None,
         foreign: Foreign::default(),
+        xdp: XdpWindow::default(),
     }
 }

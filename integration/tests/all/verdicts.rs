@@ -77,8 +77,8 @@ impl Routed {
         let counter = self.router.nft_counter(&format!("{family} t"), "refused");
         let counter = counter.or_else(|_| self.router.nft_counter(family, "refused")).unwrap();
         let of = |name: &str| Objects {
-            keys: Vec::new(),
             rows: landed.rows.iter().filter(|r| r.interface == format!("node-{name}")).cloned().collect(),
+            ..Objects::default()
         };
         (of("in0"), of("out0"), counter)
     }
@@ -297,7 +297,7 @@ impl Bridged {
 
 fn of<'a>(landed: &'a Objects, interface: &str) -> Objects {
     let rows = landed.rows.iter().filter(|r: &&'a _| r.interface == format!("node-{interface}")).cloned().collect();
-    Objects { keys: Vec::new(), rows }
+    Objects { rows, ..Objects::default() }
 }
 
 #[test]

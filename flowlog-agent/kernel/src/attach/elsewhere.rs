@@ -94,7 +94,8 @@ impl Hooks {
                 link
             }
         };
-        self.hold(Some(dev), Held::Entry { _link: link }, pin);
+        let id = bpf::id(program.as_fd())?;
+        self.hold(Some(dev), Held::Entry { _link: link, id }, pin);
         Ok(())
     }
 

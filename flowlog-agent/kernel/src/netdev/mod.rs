@@ -5,15 +5,19 @@
 //! * [`netns`]: other network namespaces;
 //! * [`rtnetlink`]: the questions and their answers;
 //! * [`traffic_control`]: who else uses the field that our hooks number packets in;
-//! * [`xdp`]: whether a driver runs XDP itself.
+//! * [`xdp`]: whether a driver runs XDP itself;
+//! * [`foreign_xdp`]: other people's XDP programs; [`xdp_counters`], [`ethtool`]: what drivers count of XDP.
 
 mod elsewhere;
+mod ethtool;
 pub mod foreign;
+pub mod foreign_xdp;
 pub mod links;
 pub mod netns;
 pub(crate) mod rtnetlink;
 pub mod traffic_control;
 pub(crate) mod xdp;
+mod xdp_counters;
 
 use std::{io, path::PathBuf};
 

@@ -5,11 +5,14 @@ use std::{
     io,
 };
 
-use flowlog_model::interface::{Counters, Mac, NetDev, Netns};
+use flowlog_model::{
+    interface::{Counters, Mac, NetDev, Netns},
+    xdp::XdpMode,
+};
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 
@@ -39,6 +42,15 @@ pub(super) fn counters(index: u32) -> io::Result<Counters> {
         _ => None,
     });
     stats.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no counters"))
+}
+
+/// Name of one interface, and the XDP programs on it.
+pub(super) fn programs(index: u32) -> io::Result<(String, Vec<(XdpMode, u32)>)> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let found = ask(request, false)?.iter().find_map(|link| Some((name(link)?, xdp(link))));
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such interface"))
 }
 
 /// Interfaces that are stacked on an interface, by its index.
@@ -81,24 +93,48 @@ fn kind(link: &LinkMessage) -> Option<&InfoKind> {
 }
 
 fn device(link: &LinkMessage, uppers: &Uppers, netns: &Netns) -> Option<NetDev> {
-    let name = link.attributes.iter().find_map(|a| match a {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    })?;
     let mac = link.attributes.iter().find_map(|a| match a {
         LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
         _ => None,
     });
     let index = link.header.index;
     Some(NetDev {
-        name,
+        name: name(link)?,
         index,
         mac,
         link_header: matches!(link.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback),
         bridge: matches!(kind(link), Some(InfoKind::Bridge)),
         above: above(index, uppers),
         netns: netns.clone(),
+        xdp: xdp(link),
     })
+}
+
+fn name(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })
+}
+
+/// The XDP programs of an interface: one, or, as "multi", one for each mode.
+fn xdp(link: &LinkMessage) -> Vec<(XdpMode, u32)> {
+    let said = link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::Xdp(said) => Some(said),
+        _ => None,
+    });
+    let said = said.map(Vec::as_slice).unwrap_or_default();
+    let mut programs: Vec<(XdpMode, u32)> = said
+        .iter()
+        .filter_map(|part| match part {
+            LinkXdp::DrvProgId(id) => Some((XdpMode::Driver, *id)),
+            LinkXdp::SkbProgId(id) => Some((XdpMode::Generic, *id)),
+            LinkXdp::HwProgId(id) => Some((XdpMode::Offload, *id)),
+            _ => None,
+        })
+        .collect();
+    programs.sort_unstable();
+    programs
 }
 
 fn ask(request: LinkMessage, dump: bool) -> io::Result<Vec<LinkMessage>> {

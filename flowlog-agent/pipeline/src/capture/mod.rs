@@ -72,7 +72,10 @@ impl<N: Node> Capture<N> {
             }
         }
         match watcher.watch_first(books, &found, numbering.no_numbers()) {
-            Ok(looked) => watcher.note_look(books, looked, found, sought),
+            Ok(looked) => {
+                watcher.look_at_xdp(books, |spec| found.device(spec))?;
+                watcher.note_look(books, looked, found, sought);
+            }
             Err(error) => {
                 if first {
                     // A capture that fails half-way is taken back: its pins would keep it. What it counted is in the journal.
@@ -249,8 +252,22 @@ impl<N: Node> Capture<N> {
             watcher.note_gone(&books.ledger, &found, now);
             watcher.watch_all(books, &found, numbering.no_numbers())?
         };
+        watcher.look_at_xdp(books, |spec| found.device(spec))?;
         watcher.note_look(books, looked, found, sought);
         Ok(())
+    }
+
+    /// Looks whether other people's XDP programs have come or gone, if it is time to do so without having been told.
+    ///
+    /// # Errors
+    /// If the journal cannot say so. Interfaces that cannot be looked at are no error: they are looked at again.
+    pub fn look_at_xdp(&mut self, now: Now) -> Result<(), CaptureError> {
+        let Self { books, watcher, .. } = self;
+        if !watcher.is_xdp_due(now) {
+            return Ok(());
+        }
+        let Ok(devices) = books.source.interfaces() else { return Ok(()) };
+        watcher.look_at_xdp(books, |spec| still_there(&devices, spec))
     }
 
     /// As [`look_at_interfaces`](Self::look_at_interfaces), if it is time to do so without having been told.

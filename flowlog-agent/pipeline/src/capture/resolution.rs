@@ -106,6 +106,12 @@ impl Resolution {
         ledger.watched().count() == self.wanted.len() && ledger.watched().all(|(_, w)| self.wants(&w.spec))
     }
 
+    /// The interface of a watch, as it was found.
+    #[must_use]
+    pub(crate) fn device(&self, spec: &WatchSpec) -> Option<&NetDev> {
+        self.wanted.get(&spec.interface_id).map(|wanted| &wanted.dev)
+    }
+
     /// Whether a spec is among what is wanted.
     #[must_use]
     pub(crate) fn wants(&self, spec: &WatchSpec) -> bool {
@@ -127,7 +133,16 @@ mod tests {
     fn dev(name: &str, index: u32) -> NetDev {
         let mac = Some(Mac([2, 0, 0, 0, 0, u8::try_from(index).expect("small")]));
         let netns = Netns::at(1, None);
-        NetDev { name: name.to_owned(), index, mac, link_header: true, bridge: false, above: Vec::new(), netns }
+        NetDev {
+            name: name.to_owned(),
+            index,
+            mac,
+            link_header: true,
+            bridge: false,
+            above: Vec::new(),
+            netns,
+            xdp: Vec::new(),
+        }
     }
 
     fn none() -> BTreeMap<NetnsName, u32> {

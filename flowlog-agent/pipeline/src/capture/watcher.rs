@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flowlog_model::{
-    CaptureSpec, Epoch, IfaceId, Now, WatchSpec,
+    CaptureSpec, Epoch, IfaceId, MonoNs, Now, WatchSpec,
     interface::{Bound, By, Elsewhere, NetDev, NetnsName},
     rule::WINDOW_SECS_MAX,
     status::CaptureState,
     sweep::Scope,
+    xdp::XdpMode,
 };
 
 use super::{
@@ -23,6 +24,8 @@ use crate::{
 
 /// Interfaces that are hooked before the ring gets its turn: the kernel takes 12 ms for each hook (a grace period).
 const NEW_PER_LOOK: usize = 8;
+/// The kernel does not tell of XDP programs that are attached by a link: so often somebody looks. It costs one list of the interfaces.
+const XDP_LOOK_NS: u64 = 4_000_000_000;
 /// For so long an interface that is gone may be on its way to another namespace.
 const GONE_RECENTLY_SECS: i64 = 5;
 
@@ -89,6 +92,10 @@ pub(super) struct Watcher {
     absent: BTreeMap<String, Absent>,
     /// Captures whose interface is there and cannot be hooked, and why.
     troubles: BTreeMap<String, String>,
+    /// XDP programs that were on each interface when they were looked at.
+    xdp: BTreeMap<IfaceId, Vec<(XdpMode, u32)>>,
+    /// When that was.
+    xdp_looked: MonoNs,
 }
 
 impl Watcher {
@@ -104,6 +111,8 @@ impl Watcher {
             looked: now,
             absent: BTreeMap::new(),
             troubles: BTreeMap::new(),
+            xdp: BTreeMap::new(),
+            xdp_looked: now.mono,
         }
     }
 
@@ -291,6 +300,33 @@ impl Watcher {
         let now = books.source.now();
         books.beat(now)?;
         Ok(looked)
+    }
+
+    /// Looks at other people's XDP where programs have come, changed or gone, and where nobody has looked yet. `device` finds the
+    /// interface of a watch.
+    pub(super) fn look_at_xdp<'a, N: Node>(
+        &mut self,
+        books: &mut Books<N>,
+        device: impl Fn(&WatchSpec) -> Option<&'a NetDev>,
+    ) -> Result<(), CaptureError> {
+        let mut changed = Vec::new();
+        let mut now = BTreeMap::new();
+        for (id, w) in books.ledger.watched().filter(|(id, _)| self.hooked.has(*id)) {
+            let before = self.xdp.remove(&id);
+            let found = device(&w.spec).map(|dev| dev.xdp.clone());
+            if found.is_some() && (w.xdp.is_unread() || found != before) {
+                changed.push(id);
+            }
+            now.extend(found.or(before).map(|programs| (id, programs)));
+        }
+        self.xdp = now;
+        self.xdp_looked = books.source.now().mono;
+        Ok(books.look_at_xdp(&changed)?)
+    }
+
+    /// Whether it is time to look at XDP without having been told.
+    pub(super) fn is_xdp_due(&self, now: Now) -> bool {
+        now.mono.0.saturating_sub(self.xdp_looked.0) >= XDP_LOOK_NS
     }
 
     /// Stops watching what is not wanted.

@@ -125,7 +125,7 @@ fn lost_words(rows: &Rows<'_>, reason_name: &dyn Fn(u16) -> Option<String>) -> S
 
 fn metadata(info: &ObjectInfo, balance: &Balance, lost: String) -> Vec<KeyValue> {
     let pair = |key: &str, value: String| KeyValue::new(format!("flowlog.{key}"), value);
-    vec![
+    let mut pairs = vec![
         pair("schema_version", schema::SCHEMA_VERSION.to_owned()),
         pair("rule", info.rule.name.as_str().to_owned()),
         pair("rule_id", info.rule.label()),
@@ -138,5 +138,10 @@ fn metadata(info: &ObjectInfo, balance: &Balance, lost: String) -> Vec<KeyValue>
         pair("order", rows::CHOSEN.words().to_owned()),
         KeyValue::new(BALANCE_KEY.to_owned(), balance.to_string()),
         KeyValue::new(LOST_KEY.to_owned(), lost),
-    ]
+    ];
+    if !info.xdp.is_empty() {
+        pairs.push(pair("xdp", info.xdp.programs_words()));
+        pairs.push(pair("xdp_packets", info.xdp.counts_words()));
+    }
+    pairs
 }

@@ -8,14 +8,20 @@ use flowlog_model::{
 };
 use hashbrown::{HashMap, hash_map::Entry};
 
+pub use super::order::{CHOSEN, Order};
 use super::{
     Names, ObjectInfo, RowCounts,
     address::Address,
     labels::{Label, Labels, NULL},
+    order::by_service,
     schema::{self, ColumnId},
     sparse::{LostColumns, RuleColumns},
 };
-use crate::window::{Addresses, Balance, Flow, FlowTable, Loss, LossReason, Lost, Settled, info::GAP};
+use crate::window::{
+    Addresses, Balance, Flow, FlowTable, Loss, LossReason, Lost, Settled,
+    info::GAP,
+    xdp::{XDP_DROPPED, XDP_FORWARDED},
+};
 
 /// The rows a rule wants of a window.
 pub struct Rows<'a> {
@@ -26,6 +32,8 @@ pub struct Rows<'a> {
     /// The books of the whole window, before the rule's choice.
     pub balance: Balance,
     losses: Vec<Loss>,
+    /// Packets that only somebody else's XDP program has seen.
+    xdp: Vec<Xdp>,
     /// Whether there is a row for a gap.
     gap: bool,
     counts: RowCounts,
@@ -44,7 +52,8 @@ impl<'a> Rows<'a> {
         };
         // Packets of unknown verdict are reported to rules that want one action only as well.
         losses.retain(|l| wanted(l.refused) || l.reason == LossReason::VerdictUnknown);
-        let mut counts = RowCounts { skipped: losses.len(), ..RowCounts::default() };
+        let xdp: Vec<Xdp> = Xdp::of(info).filter(|x| wanted(x.refused)).collect();
+        let mut counts = RowCounts { skipped: losses.len() + xdp.len(), ..RowCounts::default() };
         let mut keyed = Vec::with_capacity(table.flow_count());
         for number in table.numbers() {
             let Some(flow) = table.flow(number).filter(|f| wanted(f.refused)) else { continue };
@@ -55,13 +64,13 @@ impl<'a> Rows<'a> {
         keyed.sort_unstable();
         let flows = keyed.into_iter().map(|(_, number)| number).collect();
         counts.skipped += usize::from(info.gap.is_some());
-        Self { table, flows, balance: *balance, losses, gap: info.gap.is_some(), counts }
+        Self { table, flows, balance: *balance, losses, xdp, gap: info.gap.is_some(), counts }
     }
 
     /// Whether there is nothing but, perhaps, a NODATA row.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
-        self.flows.is_empty() && self.losses.is_empty() && !self.gap
+        self.flows.is_empty() && self.losses.is_empty() && self.xdp.is_empty() && !self.gap
     }
 
     #[must_use]
@@ -98,53 +107,36 @@ impl<'a> Rows<'a> {
             }
             (b.rows > 0).then(|| b.finish())
         });
+        // A group of its own: drivers count no bytes.
+        let xdp = (!self.xdp.is_empty()).then(|| {
+            let mut b = Builder::new(info, self.xdp.len());
+            self.xdp.iter().for_each(|xdp| b.xdp(xdp));
+            b.finish()
+        });
         // A group of its own: unlike any other row it has no count of packets.
         let gap = info.gap.map(|(from, to)| {
             let mut b = Builder::new(info, 1);
             b.gap(from, to);
             b.finish()
         });
-        flow_groups.chain(rest.flatten()).chain(gap)
+        flow_groups.chain(rest.flatten()).chain(xdp).chain(gap)
     }
 }
 
-/// Order of the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// By the time of a flow's first packet.
-    Start,
-    /// By direction, family, service (protocol and lower port) and the address at the other end: rows of one customer's
-    /// interface then differ least from their neighbours.
-    Service,
+/// Packets that somebody else's XDP program dropped or forwarded on their way in.
+struct Xdp {
+    refused: bool,
+    packets: u64,
 }
 
-impl Order {
-    /// For the metadata. Parquet's own field for it knows orders of columns only.
-    pub(crate) const fn words(self) -> &'static str {
-        match self {
-            Self::Start => "flows: start",
-            Self::Service => "flows: flow_direction, type, protocol, the lower port, the address at the other end",
-        }
+impl Xdp {
+    /// Those of a window, if the rule wants what comes in.
+    fn of(info: &ObjectInfo) -> impl Iterator<Item = Self> {
+        let wanted = info.rule.directions.includes(info.side.owners(Direction::Ingress));
+        let counts = [(true, info.xdp.dropped.packets), (false, info.xdp.forwarded.packets)];
+        let found = counts.into_iter().filter(move |(_, packets)| wanted && *packets > 0);
+        found.map(|(refused, packets)| Self { refused, packets })
     }
-}
-
-/// What objects are written in.
-pub const CHOSEN: Order = Order::Service;
-
-/// [`Order::Service`] in one word: all of an IPv4 address, 32 bits of the first half of an IPv6 address.
-fn by_service(f: &Flow) -> u64 {
-    let egress = f.direction == Direction::Egress;
-    let (v6, peer) = match f.addresses {
-        Addresses::V4(src, dst) => (false, u32::from_be(if egress { dst } else { src })),
-        Addresses::V6(src, dst) => {
-            let [hi, lo] = if egress { dst } else { src };
-            // A network's hosts differ in the second half, networks in the first.
-            let mixed = u64::from_be(hi) ^ u64::from_be(lo).rotate_left(16);
-            (true, u32::try_from(mixed & u64::from(u32::MAX)).unwrap_or_default())
-        }
-    };
-    let service = u64::from(f.sport.min(f.dport));
-    u64::from(egress) << 57 | u64::from(v6) << 56 | u64::from(f.proto) << 48 | service << 32 | u64::from(peer)
 }
 
 /// The values of one column in one row group.
@@ -279,10 +271,12 @@ impl LogStatus {
     const NAMES: [&str; 3] = ["OK", "SKIPDATA", "NODATA"];
 }
 /// Values of `skip_reason`, by code: losses first.
-const SKIP: [&str; LossReason::ALL.len() + 1] = {
+const SKIP: [&str; LossReason::ALL.len() + 3] = {
     let [a, b, c, d, e] = LossReason::ALL;
-    [a.as_str(), b.as_str(), c.as_str(), d.as_str(), e.as_str(), GAP]
+    [a.as_str(), b.as_str(), c.as_str(), d.as_str(), e.as_str(), GAP, XDP_DROPPED, XDP_FORWARDED]
 };
+/// The code of a gap; those of XDP follow.
+const SKIP_GAP: usize = LossReason::ALL.len();
 
 fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
@@ -420,11 +414,20 @@ impl<'a> Builder<'a> {
         self.skip.0.push(loss.reason as u32);
     }
 
+    fn xdp(&mut self, xdp: &Xdp) {
+        self.no_flow(LogStatus::SkipData);
+        self.packets.push(signed(xdp.packets));
+        self.action.0.push(u32::from(xdp.refused));
+        self.direction.0.push(0);
+        let code = SKIP_GAP + if xdp.refused { 1 } else { 2 };
+        self.skip.0.push(u32::try_from(code).unwrap_or(NULL));
+    }
+
     fn gap(&mut self, from: i64, to: i64) {
         self.no_flow_between(LogStatus::SkipData, from, to);
         self.action.0.push(NULL);
         self.direction.0.push(NULL);
-        self.skip.0.push(u32::try_from(SKIP.len() - 1).unwrap_or(NULL));
+        self.skip.0.push(u32::try_from(SKIP_GAP).unwrap_or(NULL));
     }
 
     fn finish(mut self) -> Vec<Column> {

@@ -82,7 +82,7 @@ columns! {
     WindowStart: "window_start", Int64, false, "start of the window, Unix seconds";
     Sequence: "sequence", Int64, false, "part of the window: 0, or the millisecond it began at";
     WindowMarks: "window_marks", Utf8, true, "begins_late, ends_early, ends_late, flushed_early, late (holds packets of an earlier window), gap; null: a whole window";
-    SkipReason: "skip_reason", Utf8, true, "why packets are in no row: ring_full, malformed, spool_full, not_encoded; verdict_unknown: they are in ACCEPT rows, and it is not known whether they were refused; gap: capture stood still";
+    SkipReason: "skip_reason", Utf8, true, "why packets are in no row: ring_full, malformed, spool_full, not_encoded; verdict_unknown: they are in ACCEPT rows, and it is not known whether they were refused; gap: capture stood still; xdp_dropped, xdp_forwarded: somebody else's XDP program took them before any hook, by the driver's count, which has no bytes";
     LostPackets: "lost_packets", Int64, true, "of an ACCEPT row's packets, those that died on their way after the firewall had let them through; null if none is known";
     LostBytes: "lost_bytes", Int64, true, "layer-3 bytes of those";
     LostReason: "lost_reason", Utf8, true, "the kernel's drop reason that most of those died for, such as QDISC_DROP";

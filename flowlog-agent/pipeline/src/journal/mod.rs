@@ -11,6 +11,8 @@
 //!   closed in them and whose objects are not durable yet. They are removed when there are none.
 //! * A new segment is begun at every start, when the old one has grown to a multiple of what is alive, and after any
 //!   error: what was written to a file whose write or sync failed counts as not written (a later sync proves nothing).
+//! * What a start reads of the last segment may be in memory only (its last sync failed, and then the process died): if a window was
+//!   closed in it whose object is still to come, it is written anew before anything relies on it.
 //! * A torn end is cut: entries carry a checksum, and reading a segment ends at the first that does not match.
 //! * Order: first durable here, then true. Blocks are released from the ring after [`commit`](Journal::commit), events
 //!   are applied after [`record`](Journal::record).
@@ -20,7 +22,11 @@
 pub mod entry;
 pub mod replay;
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io::{self, Read as _},
+    sync::Arc,
+};
 
 use entry::{Frame, Head};
 use flowlog_host::fault;
@@ -38,6 +44,10 @@ const SEGMENT_BYTES_MIN: u64 = 16 << 20;
 /// A segment is replaced when it is this many times as large as what it must hold: a quarter of all writes is then
 /// copying.
 const SEGMENT_GROWTH: u64 = 4;
+/// Name of a segment that is being written anew.
+const ANEW: &str = "anew";
+/// Bytes that are copied at a time.
+const COPY_BYTES: usize = 1 << 20;
 /// A flow in a snapshot, at most.
 const FLOW_BYTES: u64 = 88;
 
@@ -105,8 +115,32 @@ impl Journal {
             buffer: Vec::new(),
             position,
         };
+        // A process that was killed on the way may have left it.
+        let _ = journal.fs.remove(DIR, ANEW);
+        if let Some(last) = found.segments.last().filter(|last| found.pending.iter().any(|p| p.segment == **last)) {
+            journal.write_anew(*last)?;
+        }
         journal.rotate(ledger)?;
         Ok(journal)
+    }
+
+    /// Makes all of a segment durable that can be read of it. To sync it again would prove nothing.
+    fn write_anew(&self, number: u64) -> Result<(), JournalError> {
+        let failed = || failed("write the last segment anew in");
+        let mut old = self.fs.open(DIR, &name(number)).map_err(failed())?;
+        let mut new = self.fs.create(DIR, ANEW).map_err(failed())?;
+        let mut bytes = vec![0; COPY_BYTES];
+        loop {
+            match old.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(n) => new.append(&bytes[..n]).map_err(failed())?,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(failed()(e)),
+            }
+        }
+        new.sync().map_err(failed())?;
+        self.fs.rename((DIR, ANEW), (DIR, &name(number))).map_err(failed())?;
+        self.fs.sync_dir(DIR).map_err(failed())
     }
 
     /// Adds a block that ends at `position` of the ring. It is durable after the next [`commit`](Self::commit); the

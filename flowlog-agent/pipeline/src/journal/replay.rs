@@ -54,6 +54,8 @@ pub fn recover(fs: &dyn Filesystem) -> Result<Recovered, JournalError> {
     for item in fs.list(DIR).map_err(failed("list the segments of"))? {
         match u64::from_str_radix(&item.name, 16) {
             Ok(number) if item.kind == Kind::File && item.name == super::name(number) => found.segments.push(number),
+            // Of a start that was killed: the next one removes it.
+            _ if item.name == super::ANEW => {}
             _ => found.foreign.push(item.name),
         }
     }

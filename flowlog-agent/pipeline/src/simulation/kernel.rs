@@ -10,6 +10,7 @@ use flowlog_ebpf::abi::{self, Count, EPOCHS, FAMILY_V4, Key, Meta, Record4, Stat
 use flowlog_model::{
     MonoNs, Now, WallNs,
     interface::{IfKey, Mac, NetDev, Netns},
+    xdp::{Named, XdpCounters, XdpMode, XdpProgram, XdpReading},
 };
 
 use crate::{disk::sim::Random, source::Watch, window::block};
@@ -31,6 +32,16 @@ pub(crate) struct Sent {
     pub all: Tally,
     /// Of these: given back to the kernel as durable.
     pub safe: Tally,
+    /// What somebody's XDP program had dropped when the agent looked first, and last; by interface id, boot and index.
+    pub xdp: BTreeMap<(String, u32, IfKey), (u64, u64)>,
+}
+
+impl Sent {
+    /// Packets that somebody's XDP program dropped on an interface while the agent looked.
+    pub(crate) fn xdp_dropped(&self, interface: &str) -> u64 {
+        let of = self.xdp.iter().filter(|((i, ..), _)| i == interface);
+        of.map(|(_, (first, last))| last - first).sum()
+    }
 }
 
 pub(super) struct InRing {
@@ -60,6 +71,8 @@ pub(crate) struct State {
     pub(super) hooks: BTreeSet<IfKey>,
     /// What the programs know of interfaces; stays when one goes.
     pub(super) watches: BTreeMap<IfKey, Watch>,
+    /// What somebody's XDP program has dropped.
+    xdp: BTreeMap<IfKey, u64>,
     /// Current epoch by interface id.
     pub(super) epoch_of: BTreeMap<u16, u32>,
     pub(super) truth: BTreeMap<(u16, u32), Truth>,
@@ -99,6 +112,7 @@ impl SimKernel {
             last_index: BTreeMap::new(),
             hooks: BTreeSet::new(),
             watches: BTreeMap::new(),
+            xdp: BTreeMap::new(),
             epoch_of: BTreeMap::new(),
             truth: BTreeMap::new(),
             slots: vec![None; SLOTS],
@@ -121,6 +135,11 @@ impl SimKernel {
         let mut state = self.lock();
         for _ in 0..state.random.below(most + 1) {
             state.packet();
+        }
+        let all: Vec<IfKey> = state.devices.iter().map(|d| d.dev.key()).collect();
+        for key in all.into_iter().filter(|_| most > 0) {
+            let dropped = state.random.below(3);
+            *state.xdp.entry(key).or_default() += dropped;
         }
     }
 
@@ -195,6 +214,7 @@ impl SimKernel {
         state.boot += 1;
         state.hooks.clear();
         state.watches.clear();
+        state.xdp.clear();
         state.epoch_of.clear();
         state.truth.clear();
         state.slots = vec![None; SLOTS];
@@ -212,6 +232,18 @@ impl State {
         *last
     }
 
+    /// What there is to see of somebody's XDP program on an interface.
+    pub(super) fn xdp(&mut self, of: IfKey) -> Option<XdpReading> {
+        let device = self.devices.iter().find(|d| d.dev.key() == of)?;
+        let dropped = self.xdp.get(&of).copied().unwrap_or(0);
+        let seen = self.sent.xdp.entry((interface(device.nic), self.boot, of)).or_insert((dropped, dropped));
+        seen.1 = dropped;
+        let program = XdpProgram { mode: XdpMode::Driver, id: 9, name: None };
+        let counted = Some([("rx_queue_0_xdp_drops".to_owned(), dropped)].into());
+        let counters = XdpCounters { driver: "veth".to_owned(), dropped: counted, forwarded: Some(Named::new()) };
+        Some(XdpReading { programs: vec![program], counters })
+    }
+
     /// A new interface; it has the name that it always had.
     fn appear(&mut self, nic: u16) {
         let dev = NetDev {
@@ -222,6 +254,7 @@ impl State {
             bridge: false,
             above: Vec::new(),
             netns: Netns::at(1, None),
+            xdp: Vec::new(),
         };
         self.devices.push(Device { nic, dev, is_stubborn: false });
     }

@@ -35,6 +35,8 @@ struct Landed {
     /// Packets in SKIPDATA rows, by interface id.
     skipped: BTreeMap<String, u64>,
     gaps: usize,
+    /// Packets in rows of other people's XDP, by interface id.
+    xdp: BTreeMap<String, u64>,
 }
 
 fn read(contents: &[(String, bytes::Bytes)]) -> Landed {
@@ -59,6 +61,9 @@ fn read(contents: &[(String, bytes::Bytes)]) -> Landed {
             match text("log_status").as_str() {
                 "OK" => *landed.rows.entry((text("interface_id"), text("srcaddr"))).or_default() += packets,
                 "SKIPDATA" if text("skip_reason") == "gap" => landed.gaps += 1,
+                "SKIPDATA" if text("skip_reason") == "xdp_dropped" => {
+                    *landed.xdp.entry(text("interface_id")).or_default() += packets;
+                }
                 "SKIPDATA" => *landed.skipped.entry(text("interface_id")).or_default() += packets,
                 _ => {}
             }
@@ -88,6 +93,10 @@ fn run(seed: u64) {
             assert!((safe..=all).contains(&found), "{interface}: {found} found, {safe} acknowledged, {all} sent");
         }
     }
+    for (interface, packets) in &landed.xdp {
+        let dropped = sent.xdp_dropped(interface);
+        assert!(*packets <= dropped, "{interface}: {packets} dropped by XDP in rows, {dropped} in all");
+    }
     // Of an interface that was not there nothing can be missing.
     assert!(landed.gaps > 0 || cuts == 0 || was_restless, "{cuts} power cuts and no gap");
     assert!(landed.gaps == 0 || cuts > 0 || was_restless, "a gap, and no reason for one");
@@ -115,6 +124,19 @@ fn nothing_is_lost_or_doubled_in_a_thousand_simulated_lives() {
             });
         }
     });
+}
+
+#[test]
+fn what_xdp_programs_drop_is_in_one_window_however_often_the_agent_starts() {
+    for seed in 0..20 {
+        let Life { sent, contents, .. } = World::calm(seed).run();
+        let landed = read(&contents);
+        for interface in ["nic-1", "nic-2"] {
+            let dropped = sent.xdp_dropped(interface);
+            assert!(dropped > 0, "{sent:?}");
+            assert_eq!(landed.xdp.get(interface), Some(&dropped), "seed {seed}, {interface}");
+        }
+    }
 }
 
 #[test]

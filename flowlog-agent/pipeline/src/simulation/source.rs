@@ -12,6 +12,7 @@ use flowlog_model::{
     interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::Direction,
     sweep::{Cursor, Scope, Swept},
+    xdp::XdpReading,
 };
 
 use super::kernel::{SLOTS, SimKernel, interface};
@@ -114,6 +115,11 @@ impl Source for SimSource {
         self.step();
         self.kernel.lock().truth.remove(&(id.0, epoch.0 % EPOCHS));
         Ok(())
+    }
+
+    fn xdp(&self, spec: &WatchSpec) -> Option<XdpReading> {
+        self.step();
+        self.kernel.lock().xdp(spec.key())
     }
 
     fn seek(&mut self, position: u64) -> bool {

@@ -3,6 +3,8 @@
 use flowlog_ebpf::abi::Count;
 use flowlog_model::rule::Direction;
 
+use super::xdp::{XDP_DROPPED, XDP_FORWARDED};
+
 /// Why packets are in no row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossReason {
@@ -82,6 +84,11 @@ pub struct Balance {
     pub died_late: Count,
     /// The programs' own counts went down with the host: there is nothing to compare the rows with.
     pub unverified: bool,
+    /// Packets that somebody else's XDP program dropped before any hook, by the driver's count. No hook saw them, so they are
+    /// in no other entry and not in the difference. Drivers count no bytes of them: 0.
+    pub xdp_dropped: Count,
+    /// The same, of those that it sent back or redirected.
+    pub xdp_forwarded: Count,
 }
 
 impl Balance {
@@ -135,6 +142,8 @@ impl std::fmt::Display for Balance {
             ("died_rows", self.died_rows),
             ("died_untold", self.died_untold),
             ("died_late", self.died_late),
+            (XDP_DROPPED, self.xdp_dropped),
+            (XDP_FORWARDED, self.xdp_forwarded),
         ];
         for (name, count) in parts {
             write!(f, "{name}={}/{} ", count.packets, count.bytes)?;

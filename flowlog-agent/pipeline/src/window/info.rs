@@ -2,7 +2,7 @@
 
 use flowlog_model::rule::{Rule, Side};
 
-use super::Span;
+use super::{Span, XdpWindow};
 
 /// Everything an object says besides its rows.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct ObjectInfo {
     pub gap: Option<(i64, i64)>,
     /// Who else was at the hooks of the interface when the window was over.
     pub foreign: Foreign,
+    /// What other people's XDP programs did.
+    pub xdp: XdpWindow,
 }
 
 /// Programs and filters of others at the hooks of an interface, in words.
@@ -79,6 +81,7 @@ mod tests {
             late: false,
             gap: None,
             foreign: Foreign::default(),
+            xdp: XdpWindow::default(),
         };
         assert_eq!(whole.marks(), None);
         span.begins_late = true;

@@ -9,10 +9,11 @@ use flowlog_ebpf::abi::{Count, Truth};
 use flowlog_model::{
     Epoch, HookKind, IfaceId, Now, WatchSpec,
     interface::{Mac, Netns},
+    xdp::XdpReading,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{FlowTable, Foreign, ObjectInfo, Span, WindowClock, settle};
+use super::{FlowTable, Foreign, ObjectInfo, Span, WindowClock, XdpWindow, settle, xdp::XdpTally};
 use crate::window::block::Records;
 
 /// Counters on disk: packets and bytes.
@@ -78,6 +79,10 @@ pub enum Event {
         /// Late records seen so far.
         late_records: u64,
     },
+    /// A look at the XDP of an interface: its counts belong to the open window. `None`: it could not be looked at.
+    Xdp { id: IfaceId, reading: Option<Box<XdpReading>> },
+    /// In a snapshot: what such looks have come to, in the open window and in one that has ended but is not closed.
+    XdpTally { id: IfaceId, open: Box<XdpTally>, closing: Option<Box<XdpWindow>> },
 }
 
 /// A window that is over: everything an object is made from.
@@ -98,6 +103,7 @@ pub(crate) struct Closing {
     span: Span,
     table: FlowTable,
     flushed_early: bool,
+    xdp: XdpWindow,
 }
 
 #[derive(Debug)]
@@ -110,6 +116,8 @@ pub(crate) struct Watched {
     late_records: u64,
     /// Time in which nothing was counted, until a closed window reports it.
     gap: Option<(i64, i64)>,
+    /// What other people's XDP programs do.
+    pub xdp: XdpTally,
 }
 
 impl Watched {
@@ -127,7 +135,7 @@ impl Watched {
     /// What is known about the window that has ended but is not closed.
     #[must_use]
     pub(crate) fn closing_info(&self) -> Option<ObjectInfo> {
-        let Closing { span, flushed_early, .. } = self.closing.as_ref()?;
+        let Closing { span, flushed_early, xdp, .. } = self.closing.as_ref()?;
         let WatchSpec { rule, node_id, account_id, interface_id, side, .. } = self.spec.clone();
         let span = *span;
         let flushed_early = *flushed_early;
@@ -142,6 +150,7 @@ impl Watched {
             late: false,
             gap: None,
             foreign: Foreign::default(),
+            xdp: xdp.clone(),
         })
     }
 
@@ -213,12 +222,14 @@ impl Ledger {
                 let spec = *spec;
                 let clock = WindowClock::resume(spec.rule.window_secs, span);
                 let table = FlowTable::default();
-                self.watched.insert(id, Watched { spec, clock, epoch, table, closing: None, late_records: 0, gap });
+                let xdp = XdpTally::default();
+                let watched = Watched { spec, clock, epoch, table, closing: None, late_records: 0, gap, xdp };
+                self.watched.insert(id, watched);
             }
             Event::Turn { id, closed, next, flushed_early } => {
                 let w = self.watched.get_mut(&id)?;
                 let table = std::mem::take(&mut w.table);
-                w.closing = Some(Closing { span: closed, table, flushed_early });
+                w.closing = Some(Closing { span: closed, table, flushed_early, xdp: w.xdp.turn() });
                 w.clock = WindowClock::resume(w.spec.rule.window_secs, next);
                 w.epoch = w.epoch.next();
             }
@@ -233,7 +244,8 @@ impl Ledger {
             }
             Event::Closing { id, span, flushed_early } => {
                 let w = self.watched.get_mut(&id)?;
-                w.closing = Some(Closing { span, table: FlowTable::default(), flushed_early });
+                let xdp = XdpWindow::default();
+                w.closing = Some(Closing { span, table: FlowTable::default(), flushed_early, xdp });
             }
             Event::Carry { id, refused_lost: [open, closing], late_records } => {
                 let w = self.watched.get_mut(&id)?;
@@ -243,6 +255,20 @@ impl Ledger {
                     c.table.set_refused_lost(closing.map(count));
                 }
             }
+            Event::Xdp { id, reading } => {
+                let xdp = &mut self.watched.get_mut(&id)?.xdp;
+                match reading {
+                    Some(reading) => xdp.look(*reading),
+                    None => xdp.lose(),
+                }
+            }
+            Event::XdpTally { id, open, closing } => {
+                let w = self.watched.get_mut(&id)?;
+                w.xdp = *open;
+                if let Some((c, xdp)) = w.closing.as_mut().zip(closing) {
+                    c.xdp = *xdp;
+                }
+            }
             Event::Done { .. } | Event::Beat { .. } => {}
         }
         None
@@ -250,7 +276,11 @@ impl Ledger {
 
     fn close(&mut self, id: IfaceId, truth: Option<Vec<Words>>, gap: Option<(i64, i64)>) -> Option<Closed> {
         let w = self.watched.get_mut(&id)?;
-        let info = w.closing_info()?;
+        let mut info = w.closing_info()?;
+        if truth.is_none() {
+            // The host went down, and the driver's counters with it.
+            info.xdp.lose();
+        }
         let truth = truth.map(truth_of);
         let late_refusals = truth.is_some_and(|t| t.verdict.iter().flatten().any(|v| v.late.packets > 0));
         let table = w.closing.take()?.table;
@@ -272,7 +302,7 @@ impl Ledger {
             let epoch = w.epoch;
             event(each, Event::Watch { id, spec: Box::new(w.spec.clone()), span, epoch, gap: w.gap });
             w.table.blocks(id.0, epoch.0, |b| each(Part::Block(b)));
-            if let Some(Closing { span, table, flushed_early }) = &w.closing {
+            if let Some(Closing { span, table, flushed_early, .. }) = &w.closing {
                 event(each, Event::Closing { id, span: *span, flushed_early: *flushed_early });
                 table.blocks(id.0, epoch.previous().0, |b| each(Part::Block(b)));
             }
@@ -280,6 +310,8 @@ impl Ledger {
             let closing = w.closing.as_ref().map_or_else(Default::default, |c| lost(&c.table));
             let refused_lost = [lost(&w.table), closing];
             event(each, Event::Carry { id, refused_lost, late_records: w.late_records });
+            let closing = w.closing.as_ref().map(|c| Box::new(c.xdp.clone()));
+            event(each, Event::XdpTally { id, open: Box::new(w.xdp.clone()), closing });
         }
     }
 }

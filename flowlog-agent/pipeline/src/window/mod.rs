@@ -6,6 +6,7 @@
 //! * [`table`]: merging records by flow;
 //! * [`info`]: what is known about a window besides its flows;
 //! * [`ledger`]: all of it together, as a function of the events so far;
+//! * [`xdp`]: what other people's XDP programs did in a window;
 //! * [`settle`]: takes refused packets out of the accepted ones, and checks that nothing is missing (promise P1).
 //!
 //! Pure: no I/O, no clock; time is an argument.
@@ -19,6 +20,7 @@ pub(crate) mod ledger;
 mod property;
 pub mod settle;
 pub(crate) mod table;
+pub mod xdp;
 
 pub use balance::{Balance, Loss, LossReason, names as balance_names};
 pub use clock::{Span, WindowClock};
@@ -26,3 +28,4 @@ pub use info::{Foreign, ObjectInfo};
 pub use ledger::{Closed, Event, Ledger, Part};
 pub use settle::Settled;
 pub use table::{Addresses, Flow, FlowTable, Lost, Totals};
+pub use xdp::XdpWindow;

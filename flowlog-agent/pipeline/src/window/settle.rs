@@ -27,7 +27,10 @@ use flowlog_ebpf::abi::{Count, Truth, VerdictTruth};
 use flowlog_model::{HookKind, rule::Direction};
 
 pub use super::balance::{Balance, Loss, LossReason};
-use super::table::{Flow, FlowTable};
+use super::{
+    XdpWindow,
+    table::{Flow, FlowTable},
+};
 
 #[derive(Debug, Default)]
 pub struct Settled {
@@ -43,6 +46,13 @@ pub struct Settled {
 const SHORT_MAX: usize = 8;
 
 impl Settled {
+    /// Enters what other people's XDP programs did into the books.
+    pub(crate) fn note_xdp(&mut self, xdp: &XdpWindow) {
+        let packets = |packets| Count { packets, bytes: 0 };
+        self.balance.xdp_dropped = packets(xdp.dropped.packets);
+        self.balance.xdp_forwarded = packets(xdp.forwarded.packets);
+    }
+
     /// The same window without its flows: for each direction and verdict, one loss with their total, for `reason`.
     #[must_use]
     pub(crate) fn totals_only(&self, reason: LossReason) -> Self {
