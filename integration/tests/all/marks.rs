@@ -8,8 +8,10 @@ use aya::programs::TcAttachType;
 use integration::{
     agent::{Agent, binary},
     claims::{BYTES, NONE, PACKETS, PAYLOAD, sum},
+    features,
     others::{Other, Place},
     rows::{Objects, Sum},
+    skip_unless,
     stacks::Routed,
     traffic,
 };
@@ -132,6 +134,7 @@ fn what_is_refused_without_a_mark_names_the_part_of_the_kernel() {
 
 #[test]
 fn a_program_that_drops_is_named_by_its_id_and_a_filter_by_its_name_too() {
+    skip_unless!(features::tcx(), "programs before ours need tcx links (Linux 6.6)");
     let cases = [
         (Place::TcxFirst, "tc_drop", "tc"),
         (Place::TcxLast, "tc_drop", "tc"),
