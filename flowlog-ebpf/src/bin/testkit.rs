@@ -126,7 +126,7 @@ mod programs {
             7 => XDP_DROP,
             9 => XDP_TX,
             // SAFETY: a helper that keeps a number for what follows; the context pointer.
-            11 => unsafe { bpf_redirect((*ctx.ctx).ingress_ifindex, 0) as u32 },
+            11 => unsafe { bpf_redirect((*ctx.ctx).ingress_ifindex, 0).cast_unsigned() as u32 },
             13 => XDP_ABORTED,
             _ => XDP_PASS,
         };

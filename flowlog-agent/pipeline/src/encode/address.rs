@@ -6,13 +6,13 @@ use super::labels::Label;
 
 /// An address as it lies in a packet, by family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Address {
+pub(super) enum RowAddress {
     None,
     V4(u32),
     V6([u64; 2]),
 }
 
-impl Address {
+impl RowAddress {
     /// As a row shows it.
     pub(super) fn label(&self) -> Option<Label> {
         match self {

@@ -11,7 +11,7 @@ use hashbrown::{HashMap, hash_map::Entry};
 pub use super::order::{CHOSEN, Order};
 use super::{
     Names, ObjectInfo, RowCounts,
-    address::Address,
+    address::RowAddress,
     labels::{Label, Labels, NULL},
     order::by_service,
     schema::{self, ColumnId},
@@ -229,8 +229,8 @@ impl Known {
 /// Columns that are being built.
 struct Builder<'a> {
     info: &'a ObjectInfo,
-    src: Found<Address>,
-    dst: Found<Address>,
+    src: Found<RowAddress>,
+    dst: Found<RowAddress>,
     sport: Numbers,
     dport: Numbers,
     protocol: Numbers,
@@ -321,13 +321,13 @@ impl<'a> Builder<'a> {
     fn flow(&mut self, flow: &Flow, died: Option<Lost>, names: &Names) {
         let totals = &flow.totals;
         let (src, dst, v6) = match flow.addresses {
-            Addresses::V4(src, dst) => (Address::V4(src), Address::V4(dst), false),
-            Addresses::V6(src, dst) => (Address::V6(src), Address::V6(dst), true),
+            Addresses::V4(src, dst) => (RowAddress::V4(src), RowAddress::V4(dst), false),
+            Addresses::V6(src, dst) => (RowAddress::V6(src), RowAddress::V6(dst), true),
         };
         let icmp = flow.is_icmp();
         let type_and_code = flow.icmp();
-        self.src.push(src, Address::label);
-        self.dst.push(dst, Address::label);
+        self.src.push(src, RowAddress::label);
+        self.dst.push(dst, RowAddress::label);
         self.sport.push(Some(if icmp { 0 } else { flow.sport }));
         self.dport.push(Some(if icmp { 0 } else { flow.dport }));
         self.protocol.push(Some(u16::from(flow.proto)));
@@ -370,7 +370,7 @@ impl<'a> Builder<'a> {
 
     fn no_flow_between(&mut self, status: LogStatus, from: i64, to: i64) {
         for found in [&mut self.src, &mut self.dst] {
-            found.push(Address::None, Address::label);
+            found.push(RowAddress::None, RowAddress::label);
         }
         for numbers in [
             &mut self.sport,

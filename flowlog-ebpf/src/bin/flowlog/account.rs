@@ -71,9 +71,9 @@ pub trait Where {
 }
 
 /// The agent's own.
-pub enum Here {}
+pub enum OwnNetns {}
 
-impl Where for Here {
+impl Where for OwnNetns {
     #[inline(always)]
     fn spot(ifindex: u32) -> u32 {
         ifindex
@@ -81,9 +81,9 @@ impl Where for Here {
 }
 
 /// Another one: what is attached there says which.
-pub enum Elsewhere {}
+pub enum OtherNetns {}
 
-impl Where for Elsewhere {
+impl Where for OtherNetns {
     #[inline(always)]
     fn spot(ifindex: u32) -> u32 {
         // SAFETY: a map value of this CPU; hooks do not interrupt hooks, so it is what our caller has written.

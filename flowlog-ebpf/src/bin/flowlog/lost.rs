@@ -46,10 +46,10 @@ pub fn noted<F: Family>(event: &mut Event) {
         record::<F>(&place, &key, wire, now_ns);
         if event.later.packets != 0 {
             // Later fragments carry no ports.
-            let none = absent(event.later_proto);
+            let no_ports = absent(event.later_proto);
             key.meta.proto = event.later_proto;
-            key.meta.sport = none;
-            key.meta.dport = none;
+            key.meta.sport = no_ports;
+            key.meta.dport = no_ports;
             record::<F>(&place, &key, event.later, now_ns);
         }
     }

@@ -1,5 +1,5 @@
 //! The TC hooks (tcx link or clsact filter), one for each direction; and those for interfaces of other network namespaces,
-//! which what is attached there jumps to (`kernel/src/elsewhere.rs` of the agent).
+//! which what is attached there jumps to (`kernel/src/entry.rs` of the agent).
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -16,7 +16,7 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, At, Elsewhere, FOUND_V4, FOUND_V6, Here, Hook, Seen, Want, Where},
+    account::{self, At, FOUND_V4, FOUND_V6, Hook, OtherNetns, OwnNetns, Seen, Want, Where},
     cache::Before,
     family::{Family, V4, V6},
     frame::{Direct, Fragmented},
@@ -32,25 +32,25 @@ const LINEAR_ENOUGH: usize = 14 + 8 + 40 + 20;
 
 #[classifier]
 pub fn flowlog_tc_ingress(ctx: TcContext) -> i32 {
-    hook::<Here>(&ctx, INGRESS);
+    hook::<OwnNetns>(&ctx, INGRESS);
     TC_ACT_UNSPEC
 }
 
 #[classifier]
 pub fn flowlog_tc_egress(ctx: TcContext) -> i32 {
-    hook::<Here>(&ctx, EGRESS);
+    hook::<OwnNetns>(&ctx, EGRESS);
     TC_ACT_UNSPEC
 }
 
 #[classifier]
 pub fn flowlog_elsewhere_ingress(ctx: TcContext) -> i32 {
-    hook::<Elsewhere>(&ctx, INGRESS);
+    hook::<OtherNetns>(&ctx, INGRESS);
     TC_ACT_UNSPEC
 }
 
 #[classifier]
 pub fn flowlog_elsewhere_egress(ctx: TcContext) -> i32 {
-    hook::<Elsewhere>(&ctx, EGRESS);
+    hook::<OtherNetns>(&ctx, EGRESS);
     TC_ACT_UNSPEC
 }
 

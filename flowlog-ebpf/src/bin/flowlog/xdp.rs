@@ -12,7 +12,7 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    account::{self, At, Elsewhere, FOUND_V4, FOUND_V6, Here, Hook, Seen, Want, Where},
+    account::{self, At, FOUND_V4, FOUND_V6, Hook, OtherNetns, OwnNetns, Seen, Want, Where},
     cache::Before,
     family::{Family, V4, V6},
     frame::Direct,
@@ -25,13 +25,13 @@ const ONE_BUFFER_MAX: usize = 2_048;
 
 #[xdp(frags)]
 pub fn flowlog_xdp(ctx: XdpContext) -> u32 {
-    hook::<Here>(&ctx);
+    hook::<OwnNetns>(&ctx);
     XDP_PASS
 }
 
 #[xdp(frags)]
 pub fn flowlog_elsewhere_xdp(ctx: XdpContext) -> u32 {
-    hook::<Elsewhere>(&ctx);
+    hook::<OtherNetns>(&ctx);
     XDP_PASS
 }
 
