@@ -162,11 +162,16 @@ impl SimKernel {
                 told = true;
             }
         }
-        for device in &mut state.devices {
-            device.is_stubborn = false;
-            let settled = NetDev { name: name(device.nic), netns: Netns::at(1, None), ..device.dev.clone() };
-            told |= settled != device.dev;
-            device.dev = settled;
+        for at in 0..state.devices.len() {
+            if state.devices[at].dev.netns.name().is_some() {
+                state.move_to(at, Netns::at(1, None));
+                told = true;
+            }
+            let Device { nic, dev, is_stubborn } = &mut state.devices[at];
+            *is_stubborn = false;
+            let settled = name(*nic);
+            told |= settled != dev.name;
+            dev.name = settled;
         }
         told
     }
@@ -185,18 +190,11 @@ impl SimKernel {
         let nic = NICS[usize::try_from(state.random.below(NICS.len() as u64)).unwrap_or(0)];
         let what = state.random.below(5);
         let Some(at) = state.devices.iter().position(|d| d.nic == nic) else { return state.appear(nic) };
-        let key = state.devices[at].dev.key();
         match what {
             0 => state.disappear(at),
             1 => {
-                // The hooks of an interface do not go with it to another namespace. Indexes begin anew there.
                 let away = state.devices[at].dev.netns.name().is_some();
-                state.hooks.remove(&key);
-                let netns = if away { Netns::at(1, None) } else { Netns::at(2, Some("blue")) };
-                let index = state.next_index(netns.inum);
-                let dev = &mut state.devices[at].dev;
-                dev.netns = netns;
-                dev.index = index;
+                state.move_to(at, if away { Netns::at(1, None) } else { Netns::at(2, Some("blue")) });
             }
             2 => state.devices[at].dev.name.push('x'),
             3 => state.devices[at].is_stubborn ^= true,
@@ -230,6 +228,16 @@ impl State {
         let last = self.last_index.entry(netns_inum).or_insert(1);
         *last += 1;
         *last
+    }
+
+    /// Moves an interface to another namespace. Its hooks do not go with it, and indexes begin anew there.
+    fn move_to(&mut self, at: usize, netns: Netns) {
+        let key = self.devices[at].dev.key();
+        self.hooks.remove(&key);
+        let index = self.next_index(netns.inum);
+        let dev = &mut self.devices[at].dev;
+        dev.netns = netns;
+        dev.index = index;
     }
 
     /// What there is to see of somebody's XDP program on an interface.
