@@ -3,7 +3,12 @@
 //! Every test compares with the kernel's own counter of such deaths, and ends with [`Agent::stop`], which fails if the books of a
 //! window do not balance, lost packets included.
 
-use std::{net::UdpSocket, path::Path, process::Command};
+use std::{
+    io::Read as _,
+    net::{TcpListener, TcpStream, UdpSocket},
+    path::Path,
+    process::Command,
+};
 
 use integration::{
     agent::{Agent, binary},
@@ -187,6 +192,33 @@ fn a_copy_that_dies_and_a_packet_that_has_arrived_are_not_lost() {
     assert_eq!(net.router.snmp("Udp", "NoPorts").unwrap(), PACKETS as u64);
     assert_eq!(lost(&landed, "in0", "ingress"), (NONE, String::new(), sum(4_000 + PACKETS)), "{:#?}", landed.rows);
     assert_eq!(lost(&landed, "out0", "egress"), (NONE, String::new(), sum(4_000)));
+}
+
+/// A packet keeps its number on its way into another namespace of the node. What a socket there throws away has neither device nor route
+/// any more, and came in through an interface whose index may be that of one here.
+#[test]
+fn what_a_socket_of_another_namespace_throws_away_was_not_lost_here() {
+    let net = Routed::new().unwrap();
+    let index = |ns: &Netns, name: &str| ns.exec(&format!("cat /sys/class/net/{name}/ifindex")).unwrap();
+    assert_eq!(index(&net.router, "in0"), index(&net.server, "eth0"), "the first interfaces of two namespaces");
+    let agent = Agent::start(&net.router, &["in0", "out0"], &[]).unwrap();
+    let listener = net.server.run(|| TcpListener::bind("10.3.0.2:80").unwrap());
+    for _ in 0..PACKETS {
+        let mut stream = net.client.run(|| TcpStream::connect("10.3.0.2:80").unwrap());
+        drop(net.server.run(|| listener.accept().unwrap()));
+        // The server's socket is nobody's any more when the client's end comes: it is queued, and goes with the socket.
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        drop(stream);
+    }
+    until("no connection is left at the server", || {
+        let open = net.server.exec("cat /proc/net/tcp").unwrap();
+        open.lines().skip(1).all(|l| matches!(l.split_whitespace().nth(3), Some("0A" | "06")))
+    });
+    let landed = agent.stop().unwrap();
+    let tcp = |r: &rows::Row| r.protocol == 6;
+    assert!(landed.sum(tcp).0 >= 4 * PACKETS as u64, "{:#?}", landed.rows);
+    let lost: Vec<_> = landed.rows.iter().filter(|r| tcp(r) && r.lost != NONE).collect();
+    assert!(lost.is_empty(), "{lost:#?}");
 }
 
 /// Starts the agent on `in0` with a configuration that says this of reasons.

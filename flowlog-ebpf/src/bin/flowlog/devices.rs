@@ -1,6 +1,6 @@
 //! Where a dying packet is between interfaces, and where interfaces are.
 
-use flowlog_ebpf::abi::{Range, Stacked};
+use flowlog_ebpf::abi::{EGRESS, REASON_LOST, Range, Stacked};
 
 use crate::{
     account,
@@ -50,13 +50,19 @@ pub fn wants(ifindex: u32, refused: u16, netns: u32) -> u32 {
     if account::iface(spot).is_some_and(|i| i.flags & refused != 0) { spot } else { 0 }
 }
 
-/// Finds the interface whose hook wrote the note that is looked at. `false`: it is in another network namespace than the packet
-/// is now. A packet without device and route (a queued fragment) is where its note is.
+/// Finds the interface whose hook wrote the note that is looked at. `false`: the packet is in another network namespace by now, or may be.
+///
+/// A packet without device and route is in a queue on its way in: a fragment, or what a socket has received. With a note of its way out it
+/// has left. A refused one is where its note is: firewalls refuse queued fragments. One that was lost may have been handed on to a socket of
+/// another namespace, by a way that no hook has noted: nobody knows.
 #[inline(always)]
 pub fn find_noted(event: &mut Event) -> bool {
     let Some(watched) = WATCHED.get(u32::from(event.note.key.meta.iface)) else { return false };
     event.spot = watched.spot;
     if event.dropped.netns == 0 {
+        if event.cause.action == REASON_LOST || event.note.key.meta.direction() == EGRESS {
+            return false;
+        }
         event.dropped.netns = watched.netns_inum;
     }
     event.dropped.netns == watched.netns_inum
