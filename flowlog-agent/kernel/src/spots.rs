@@ -62,7 +62,9 @@ impl Spots {
         };
         let IfKey { netns_inum, index } = interface;
         if index == 0 || index >= IFINDEX_MAX {
-            return refuse(format!("this build watches indexes below {IFINDEX_MAX}; reboot to start again from 1"));
+            return refuse(format!(
+                "this build watches indexes below {IFINDEX_MAX}; make the interface with a lower one (`ip link add … index N`), or in a new network namespace"
+            ));
         }
         if let Some(spot) = self.find(interface) {
             return Ok((spot, spot.wrapping_sub(index)));

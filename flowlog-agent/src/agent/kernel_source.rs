@@ -177,10 +177,10 @@ impl Node for KernelSource {
             // Where XDP counts, and where nothing is counted, a TC hook notes who the packets are.
             let kind = if spec.hook == HookKind::Xdp { HookKind::Tc } else { spec.hook };
             let hook = hooks.attach(programs, place, direction, kind).map_err(failed)?;
-            tracing::info!(interface = dev.name, %direction, %hook, "attached");
+            tracing::info!(interface = dev.name, netns = dev.netns.name(), %direction, %hook, "attached");
             if counts && spec.hook == HookKind::Xdp && direction == Direction::Ingress {
                 let hook = hooks.attach(programs, place, direction, HookKind::Xdp).map_err(failed)?;
-                tracing::info!(interface = dev.name, %direction, %hook, "attached");
+                tracing::info!(interface = dev.name, netns = dev.netns.name(), %direction, %hook, "attached");
             }
             if counts {
                 counted.push(direction);

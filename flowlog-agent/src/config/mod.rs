@@ -180,6 +180,14 @@ impl RawConfig {
                 let rule = "has two flow logs; an interface takes one";
                 return Err(InvalidField::new("interface", c.interface.to_string(), rule).into());
             }
+            let id = c.id(&node_id);
+            if let Some(other) = captures[..i].iter().find(|other| other.id(&node_id) == id) {
+                let rule = format!(
+                    "is the id of interface {} and of interface {} in keys and rows; give one of them an `interface_id`",
+                    other.interface, c.interface
+                );
+                return Err(InvalidField::new("interface_id", id, rule).into());
+            }
         }
         let sizes = self.kernel.check(captures.len())?;
         let flows_max = self.flows_max.unwrap_or(FLOWS_MAX_DEFAULT);
@@ -368,6 +376,12 @@ mod tests {
             (log("hook = 'magic'"), "hook `magic`: use"),
             (log("[kernel]\ncache_slots = 1000"), "kernel.cache_slots `1000`: must be a power of two"),
             ("[[flow_log]]\ninterfaces = ['a','a']\ntarget = '/x'".to_owned(), "interface `a`: has two flow logs"),
+            (
+                "node_id = 'n'\n[[flow_log]]\ninterfaces = ['z-1']\nnetns = 'q'\ntarget = '/x'\n\
+                 [[flow_log]]\ninterfaces = ['1']\nnetns = 'q-z'\ntarget = '/x'"
+                    .to_owned(),
+                "interface_id `n-q-z-1`: is the id of interface z-1 of network namespace q and of",
+            ),
             ("node_id = 'x'".to_owned(), "name at least one interface"),
         ] {
             let error = parse(&text).expect_err(&text);

@@ -97,6 +97,24 @@ fn what_a_native_program_drops_and_forwards_is_counted_and_the_books_close() {
 }
 
 #[test]
+fn what_cannot_be_sent_back_is_dropped_and_the_books_close() {
+    let pair = Pair::new().unwrap();
+    quiet(&pair);
+    // The other end runs no XDP, so it takes nothing that is sent back.
+    let other = mixed(&pair.a);
+    let before = pair.a.statistic("eth0", "rx_packets").unwrap();
+    let agent = Agent::start(&pair.a, &["eth0"], &["--direction", "ingress"]).unwrap();
+    send(&pair, 9, SENT_BACK);
+    send(&pair, 8, PASSED);
+    pair.wait_until_quiet();
+    let landed = agent.stop().unwrap();
+    let received = pair.a.statistic("eth0", "rx_packets").unwrap() - before;
+    assert_eq!(other.actions().unwrap()[3], SENT_BACK as u64, "the program has tried to send them back");
+    assert_eq!((skipped(&landed, "xdp_dropped"), skipped(&landed, "xdp_forwarded")), (SENT_BACK as u64, 0));
+    assert_eq!(booked(&landed, "seen") + booked(&landed, "xdp_dropped"), received, "what the interface counted");
+}
+
+#[test]
 fn programs_that_come_change_and_go_are_said_and_all_they_drop_is_counted() {
     let pair = Pair::new().unwrap();
     quiet(&pair);

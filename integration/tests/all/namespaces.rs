@@ -177,6 +177,8 @@ fn a_namespace_is_found_by_its_path_and_what_is_not_there_is_said_by_name() {
     assert!(said.contains("`no-such-place`") && said.contains("/run/netns/no-such-place"), "{said}");
     let said = refused(pair.a.name(), "eth7");
     assert!(said.contains("`eth7`") && said.contains(pair.a.name()) && said.contains("eth0"), "{said}");
+    let said = refused("/etc/passwd", "eth0");
+    assert!(said.contains("there is no network namespace at /etc/passwd"), "{said}");
     let said = refused("../x", "eth0");
     assert!(said.contains("netns `../x`"), "{said}");
 }

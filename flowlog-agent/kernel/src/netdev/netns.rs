@@ -12,6 +12,8 @@ use std::{
 use flowlog_model::interface::{NETNS_NAMED, Netns};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+/// `NSFS_MAGIC` of `include/uapi/linux/magic.h`: files that stand for namespaces.
+const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// Namespaces that are looked into at most: each costs a dump of its interfaces.
 const NAMESPACES_MAX: usize = 4_096;
 
@@ -35,8 +37,11 @@ pub fn of_process(pid: i32) -> io::Result<Netns> {
 /// The one that a file stands for.
 ///
 /// # Errors
-/// If there is no such file.
+/// If there is no such file, or it stands for no namespace.
 pub(crate) fn at(path: &Path) -> io::Result<Netns> {
+    if rustix::fs::statfs(path)?.f_type != NSFS_MAGIC {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "it is no network namespace"));
+    }
     Ok(Netns { inum: inum(path)?, path: Some(path.to_owned()) })
 }
 

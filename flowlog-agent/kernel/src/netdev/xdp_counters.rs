@@ -19,7 +19,8 @@ pub(crate) struct Names {
 /// See the module's head.
 #[rustfmt::skip]
 pub(crate) const DRIVERS: &[Names] = &[
-    Names { driver: "veth", dropped: &["rx_queue_#_xdp_drops"], forwarded: &["rx_queue_#_xdp_tx", "rx_queue_#_xdp_redirect"] },
+    // What it could not send back is dropped.
+    Names { driver: "veth", dropped: &["rx_queue_#_xdp_drops", "rx_queue_#_xdp_tx_errors"], forwarded: &["rx_queue_#_xdp_tx", "rx_queue_#_xdp_redirect"] },
     // Before Linux 6.10 as veth, then shorter.
     Names {
         driver: "virtio_net", dropped: &["rx#_xdp_drops", "rx_queue_#_xdp_drops"],

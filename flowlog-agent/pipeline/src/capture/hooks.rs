@@ -122,7 +122,7 @@ pub(super) fn judge<N: Node>(node: &mut N, (id, spec): (IfaceId, &WatchSpec), de
     let new = node.flags(dev.key()) & abi::ONLY_NOTED != 0;
     node.set_flags(id, dev.key(), flags(spec, dev) | no_numbers);
     if new {
-        tracing::info!(interface = dev.name, index = dev.index, "watching");
+        tracing::info!(interface = dev.name, netns = dev.netns.name(), index = dev.index, "watching");
     }
 }
 

@@ -241,7 +241,8 @@ impl Watcher {
                 if let Some(netns) = moved.filter(|netns| w.spec.netns.as_ref() != Some(netns)) {
                     tracing::warn!(interface, netns, "the interface is in another namespace");
                 } else {
-                    tracing::warn!(interface, "the interface is gone; waiting for it to come back");
+                    let netns = w.spec.netns.as_deref();
+                    tracing::warn!(interface, netns, "the interface is gone; waiting for it to come back");
                 }
                 self.gone.insert(w.spec.interface_id.clone(), Gone { since_secs, spec: w.spec.clone() });
             }
@@ -397,7 +398,8 @@ impl Watcher {
             let Some(Resolved { dev, .. }) = found.wanted.get(&w.spec.interface_id) else { continue };
             judge(source, (id, &w.spec), dev, no_numbers);
             if self.gone.remove(&w.spec.interface_id).is_some() {
-                tracing::info!(interface = dev.name, index = dev.index, "the interface is back");
+                let netns = dev.netns.name();
+                tracing::info!(interface = dev.name, netns, index = dev.index, "the interface is back");
             }
         }
     }

@@ -56,7 +56,7 @@ macro_rules! columns {
 columns! {
     Version: "version", Int32, false, "format of the first 14 columns: 2";
     AccountId: "account_id", Utf8, true, "contract of the interface's owner";
-    InterfaceId: "interface_id", Utf8, false, "id of the interface; NODE-INTERFACE without an inventory";
+    InterfaceId: "interface_id", Utf8, false, "id of the interface; NODE-INTERFACE or NODE-NETNS-INTERFACE without an inventory";
     SrcAddr: "srcaddr", Utf8, true, "source address as seen on the interface";
     DstAddr: "dstaddr", Utf8, true, "destination address as seen on the interface";
     SrcPort: "srcport", Int32, true, "source port; 0 for ICMP, later fragments and protocols without ports";
