@@ -60,10 +60,12 @@ pub const ETH_P_8021Q: u16 = 0x8100;
 pub const ETH_P_8021AD: u16 = 0x88a8;
 const VLAN_ID: u16 = 0x0fff;
 
-const ICMP: u8 = 1;
+/// Protocol number of ICMP.
+pub const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
+/// Protocol number of `ICMPv6`.
+pub const ICMPV6: u8 = 58;
 const DCCP: u8 = 33;
 const SCTP: u8 = 132;
 const UDPLITE: u8 = 136;
@@ -311,6 +313,13 @@ fn blur<B: Bytes + ?Sized>(bytes: &B, number: u16, with: u32) -> u16 {
 #[must_use]
 pub const fn absent(proto: u8) -> u16 {
     if proto == ICMP || proto == ICMPV6 { NOT_THERE } else { 0 }
+}
+
+/// Whether packets of a protocol have ports, in all but the later fragments.
+#[inline(always)]
+#[must_use]
+pub const fn has_ports(proto: u8) -> bool {
+    matches!(proto, TCP | UDP | SCTP | DCCP | UDPLITE)
 }
 
 /// Whether a number in a chain of IPv6 headers is that of an extension header.

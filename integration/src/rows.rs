@@ -53,6 +53,8 @@ pub struct Row {
     pub mark: i64,
     /// What refused it.
     pub rule: String,
+    /// Source and destination on the other side of a translation, each as `ADDRESS PORT`; empty if null.
+    pub other_side: [String; 2],
 }
 
 /// Sum of packets and bytes.
@@ -184,5 +186,8 @@ fn convert(row: &ParquetRow) -> Row {
         lost_reason: text("lost_reason"),
         mark: number("rule_mark"),
         rule: text("verdict_rule"),
+        other_side: [("pkt_srcaddr", "pkt_srcport"), ("pkt_dstaddr", "pkt_dstport")].map(|(address, port)| {
+            if text(address).is_empty() { String::new() } else { format!("{} {}", text(address), number(port)) }
+        }),
     }
 }

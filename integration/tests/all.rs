@@ -40,6 +40,8 @@ mod lost;
 mod marks;
 #[path = "all/namespaces.rs"]
 mod namespaces;
+#[path = "all/nat.rs"]
+mod nat;
 #[path = "all/numbers.rs"]
 mod numbers;
 #[path = "all/objects.rs"]

@@ -157,6 +157,12 @@ impl<'b> Btf<'b> {
         self.member_bits(self.id(KIND_STRUCT, structure)?, member).map(|bits| bits / 8)
     }
 
+    /// Bytes of a struct.
+    #[must_use]
+    pub(crate) fn size(&self, structure: &str) -> Option<u32> {
+        self.field(self.id(KIND_STRUCT, structure)?, 2)
+    }
+
     /// Byte of `structure.member` that holds a bit-field's lowest bit, and which bit of that byte it is.
     #[must_use]
     pub(crate) fn bit_field(&self, structure: &str, member: &str) -> Option<(u32, u32)> {

@@ -1,5 +1,6 @@
 //! What the programs need to know about the running kernel: struct offsets and drop reasons, by name.
 
+pub(crate) mod connection;
 pub(crate) mod known;
 mod mark;
 mod moves;

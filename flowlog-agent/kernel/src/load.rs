@@ -48,6 +48,7 @@ pub struct Kernel {
     pub sweeper: Sweeper,
     sizes: Sizes,
     reasons: Reasons,
+    knows_connections: bool,
 }
 
 impl Kernel {
@@ -63,7 +64,7 @@ impl Kernel {
     pub fn open(options: &Options, mut pins: Option<Pins>) -> Result<Self, KernelError> {
         let Options { sizes, netns_inum, moves, mark } = options;
         let (sizes, netns_inum) = (*sizes, *netns_inum);
-        let Layout { offsets, reasons, drop_arguments, mark } = kernel_layout(*mark)?;
+        let Layout { offsets, reasons, drop_arguments, mark, connection } = kernel_layout(*mark)?;
         let reasons = reasons.with(moves)?;
         let cpus = aya::util::nr_cpus().map_err(unreadable)?.get() as usize;
         let sequence_bits = notes::sequence_bits(cpus);
@@ -104,6 +105,7 @@ impl Kernel {
             .override_global("XDP_PLACE", &xdp, true)
             .override_global("ROUTE_PLACE", &route, true)
             .override_global("MARK", &mark, true)
+            .override_global("CONNECTION", &connection, true)
             .override_global("DROP_ARGUMENTS", &drop_arguments, true)
             .override_global("SEQUENCE_BITS", &sequence_bits, true)
             .override_global("TICK_NS", &tick, true)
@@ -123,8 +125,9 @@ impl Kernel {
         if let Some(pins) = &mut pins {
             pins.complete()?;
         }
+        let knows_connections = connection.iter().any(|word| *word != 0);
         let sweeper = Sweeper::new(aya::util::online_cpus().map_err(unreadable)?, sizes);
-        Ok(Self { programs, hooks: Hooks::new(pins), interfaces, truth, sweeper, sizes, reasons })
+        Ok(Self { programs, hooks: Hooks::new(pins), interfaces, truth, sweeper, sizes, reasons, knows_connections })
     }
 
     /// Whether hooks and maps outlive this process.
@@ -137,6 +140,12 @@ impl Kernel {
     #[must_use]
     pub fn reasons(&self) -> &Reasons {
         &self.reasons
+    }
+
+    /// Whether the programs can ask connection tracking for the other side of a translation.
+    #[must_use]
+    pub fn knows_connections(&self) -> bool {
+        self.knows_connections
     }
 
     /// Sizes it was loaded with.
@@ -162,7 +171,8 @@ fn kernel_layout(mark: Mark) -> Result<Layout, KernelError> {
         .tracepoint_arguments("kfree_skb")
         .ok_or(KernelError::MissingType { name: "btf_trace_kfree_skb".to_owned() })?;
     let mark = mark.place(&btf)?;
-    Ok(Layout { offsets: layout::offsets(&btf)?, reasons: Reasons::resolve(&btf)?, drop_arguments, mark })
+    let connection = layout::connection::place(&btf);
+    Ok(Layout { offsets: layout::offsets(&btf)?, reasons: Reasons::resolve(&btf)?, drop_arguments, mark, connection })
 }
 
 struct Layout {
@@ -171,6 +181,7 @@ struct Layout {
     /// Arguments of the tracepoint `kfree_skb`.
     drop_arguments: u32,
     mark: layout::MarkWords,
+    connection: layout::connection::ConnectionWords,
 }
 
 /// What a set of pins was made for; it must be what we would make one for.

@@ -62,6 +62,8 @@ pub struct CaptureSpec {
     pub side: Side,
     /// It need not exist at the start: it is captured when it appears.
     pub wait: bool,
+    /// Rows have the other side of address translations.
+    pub translations: bool,
     /// What is captured, and where its objects go.
     pub rule: Rule,
     /// What its flow log is called now, if that is not the rule's name.
@@ -111,6 +113,9 @@ pub struct WatchSpec {
     /// Its hardware address: what it is found by in another namespace.
     #[serde(default)]
     pub mac: Option<Mac>,
+    /// Rows have the other side of address translations.
+    #[serde(default)]
+    pub translations: bool,
 }
 
 impl WatchSpec {
@@ -135,9 +140,9 @@ impl WatchSpec {
     /// Whether it is the same rule on the same interface, which may have another name by now.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        let Self { interface: _, ifindex, hook, rule, node_id, account_id, interface_id, side, netns_inum, .. } = other;
+        let Self { ifindex, hook, rule, node_id, account_id, interface_id, side, netns_inum, translations, .. } = other;
         (self.ifindex, self.hook, self.side, self.netns_inum) == (*ifindex, *hook, *side, *netns_inum)
             && (&self.rule, &self.node_id, &self.account_id) == (rule, node_id, account_id)
-            && self.interface_id == *interface_id
+            && (&self.interface_id, self.translations) == (interface_id, *translations)
     }
 }

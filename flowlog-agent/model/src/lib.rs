@@ -4,6 +4,7 @@
 //! * [`interface`]: network interfaces, and which one is meant;
 //! * [`capture`]: a rule on an interface, asked for and watched;
 //! * [`xdp`]: other people's XDP programs;
+//! * [`translation`]: packets' addresses and ports, as connection tracking knows them;
 //! * [`sweep`]: emptying the kernel's caches;
 //! * [`status`]: what there is to say about all of it;
 //! * [`s3`]: how buckets are reached;
@@ -23,6 +24,7 @@ pub mod status;
 pub mod sweep;
 pub mod text;
 pub(crate) mod time;
+pub mod translation;
 pub mod xdp;
 
 pub use capture::{CaptureSpec, HookKind, WatchSpec};

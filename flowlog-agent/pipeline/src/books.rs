@@ -25,6 +25,7 @@ use crate::{
     window::{
         Closed, Event, Ledger, Span, WindowClock,
         ledger::{Watched, truth_words},
+        table::told::answered,
     },
     xdp,
 };
@@ -222,6 +223,7 @@ impl<S: Source> Books<S> {
             return Ok(());
         }
         self.settle_epochs(&closing, scope)?;
+        self.ask_connections(&closing);
         let mut events = Vec::with_capacity(closing.len());
         for &(id, epoch) in &closing {
             let truth = Some(truth_words(&self.source.truth(id, epoch)?));
@@ -230,6 +232,24 @@ impl<S: Source> Books<S> {
         fault::point("window_close");
         self.record(&events)?;
         Ok(closing.iter().try_for_each(|(id, epoch)| self.source.clear_truth(*id, *epoch))?)
+    }
+
+    /// Asks connection tracking for the other side of flows that have come in, where no word of their answers has gone out. What it says
+    /// is in the journal as if it had come through the ring.
+    fn ask_connections(&mut self, closing: &[(IfaceId, Epoch)]) {
+        let Self { source, ledger, journal, .. } = self;
+        for &(id, epoch) in closing {
+            let Some(w) = ledger.get(id) else { continue };
+            let questions = w.questions();
+            if questions.0.is_empty() {
+                continue;
+            }
+            let answers = source.connections(&w.spec, &questions.0);
+            for block in answered((id.0, epoch.0), &questions, &answers) {
+                ledger.block(&block);
+                journal.block(&block, source.position());
+            }
+        }
     }
 
     /// Windows closed since the last call.

@@ -8,6 +8,7 @@ use flowlog_model::{
     interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::Direction,
     sweep::{Cursor, Scope, Swept},
+    translation::Tuple,
     xdp::XdpReading,
 };
 
@@ -47,6 +48,11 @@ pub trait Source {
     fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), SourceError>;
     /// Other people's XDP programs on an interface, and what its driver has counted; `None`: it is gone.
     fn xdp(&self, spec: &WatchSpec) -> Option<XdpReading>;
+    /// What connection tracking, where this interface is, has on the other side of packets with these tuples: an answer to each
+    /// question, which is the same tuple if nothing is translated. `None`: it does not know.
+    fn connections(&self, _spec: &WatchSpec, questions: &[Tuple]) -> Vec<Option<Tuple>> {
+        vec![None; questions.len()]
+    }
     /// Goes on reading at a position; `false`: the ring does not have it.
     fn seek(&mut self, position: u64) -> bool;
     /// Drops everything that is in the kernel: nobody knows what it belongs to.

@@ -6,7 +6,7 @@ use flowlog_ebpf::abi::{Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
-    netdev::{self, Namespaces, NetDevError, foreign, foreign_xdp, netns, traffic_control},
+    netdev::{self, Namespaces, NetDevError, connections, foreign, foreign_xdp, netns, traffic_control},
     sweep::wait_for_programs,
 };
 use flowlog_model::{
@@ -14,6 +14,7 @@ use flowlog_model::{
     interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::{Action, Direction},
     sweep::{Cursor, Scope, Swept},
+    translation::Tuple,
     xdp::XdpReading,
 };
 use flowlog_pipeline::{
@@ -125,6 +126,14 @@ impl Source for KernelSource {
         }
         let own = self.kernel.programs.id("flowlog_xdp").ok();
         foreign_xdp::read(&there, spec.ifindex, own).ok()
+    }
+
+    fn connections(&self, spec: &WatchSpec, questions: &[Tuple]) -> Vec<Option<Tuple>> {
+        let answers = netns::enter(&spec.namespace(), || connections::ask(questions)).flatten();
+        answers.unwrap_or_else(|error| {
+            tracing::warn!(interface = spec.interface, %error, "cannot ask connection tracking: `pkt_*` of some rows stay empty");
+            vec![None; questions.len()]
+        })
     }
 
     fn seek(&mut self, position: u64) -> bool {

@@ -145,6 +145,9 @@ struct CaptureArgs {
     /// Interfaces need not exist yet: they are captured when they appear.
     #[arg(long)]
     wait: bool,
+    /// Fill the columns `pkt_*`: addresses and ports on the other side of an address translation.
+    #[arg(long)]
+    translations: bool,
     /// Write no object for a window without traffic.
     #[arg(long)]
     no_nodata: bool,
@@ -214,6 +217,7 @@ impl CaptureArgs {
             window: Some(self.window),
             hook: Some(self.hook),
             wait: Some(self.wait),
+            translations: Some(self.translations),
             nodata: Some(!self.no_nodata),
             subsecond: Some(self.subsecond),
             layout: Some(self.layout),

@@ -294,6 +294,7 @@ impl RawFlowLog {
                 hook,
                 side: Side::Host,
                 wait: self.wait.unwrap_or(false),
+                translations: self.translations.unwrap_or(false),
                 rule: rule.clone(),
                 called: None,
             })

@@ -161,6 +161,8 @@ pub(crate) struct RawFlowLog {
     pub hook: Option<String>,
     /// The interface need not exist at the start.
     pub wait: Option<bool>,
+    /// Rows have the other side of address translations.
+    pub translations: Option<bool>,
     /// Write an object for a window without traffic.
     pub nodata: Option<bool>,
     /// Times to the nanosecond as well as to the second.

@@ -66,6 +66,8 @@ pub const XDP_INGRESS: u16 = 1 << 7;
 /// In the flags of index 0 of `IFACES`, which is no interface: somebody on this node reads `skb->tc_index`, so packets get
 /// no numbers.
 pub const NO_NUMBERS: u16 = 1 << 8;
+/// Of translated packets, the addresses and ports on the other side of the translation are wanted ([`class::TOLD`](super::class::TOLD)).
+pub const WANT_TRANSLATIONS: u16 = 1 << 9;
 
 /// A watched interface, at its spot in the `IFACES` array. All zero: not watched.
 #[repr(C)]
@@ -73,7 +75,7 @@ pub const NO_NUMBERS: u16 = 1 << 8;
 pub struct Iface {
     /// Id used in keys and truth counters; 0: not watched.
     pub id: u16,
-    /// `WANT_*`, [`NO_LINK_HEADER`], [`IS_BRIDGE`], [`ONLY_NOTED`], [`XDP_INGRESS`].
+    /// `WANT_*` ([`WANT_TRANSLATIONS`] among them), [`NO_LINK_HEADER`], [`IS_BRIDGE`], [`ONLY_NOTED`], [`XDP_INGRESS`].
     pub flags: u16,
     /// The epoch that packets are counted in now.
     pub epoch: u32,

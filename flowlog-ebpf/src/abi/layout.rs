@@ -66,6 +66,20 @@ pub struct MarkPlace {
     pub connection: u32,
 }
 
+/// Where connection tracking keeps what it knows of a packet. All zero: this kernel has none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionPlace {
+    /// Offset in `struct sk_buff` of the pointer to `struct nf_conn`, with flags in its lowest bits.
+    pub skb: u32,
+    /// Offset in `struct nf_conn` of its status.
+    pub status: u32,
+    /// Offset there of the tuple of the packet that began it; 0: there is nothing to be found.
+    pub tuples: u32,
+    /// Bytes from there to the tuple of the answers.
+    pub stride: u32,
+}
+
 /// Entries of the `REASONS` array (one byte each): 4 subsystems of 256 reasons.
 pub const REASONS: u32 = 1_024;
 

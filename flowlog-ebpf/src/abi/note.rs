@@ -143,6 +143,15 @@ pub struct Ends6 {
 /// Words of [`Cpu::parsed`]: a `packet::Flow` of either family.
 pub const PARSED_WORDS: usize = 10;
 
+/// Words of a `struct nf_conntrack_tuple`.
+pub const TUPLE_WORDS: usize = 10;
+
+/// Words of [`Cpu::side`].
+pub const SIDE_WORDS: usize = 5;
+
+/// Entries of [`Cpu::told`]: flows without ports that come in turns. Must be a power of two.
+pub const TOLD: usize = 64;
+
 /// Scratch state of one CPU: in one map value, since every look-up costs a nanosecond. A per-CPU value has at most 32 KiB.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +173,13 @@ pub struct Cpu {
     /// What the parser found, for hooks. The verifier forgets what lies in a map: it then walks what follows once, and not
     /// once for every kind of packet.
     pub parsed: [u64; PARSED_WORDS],
+    /// The two tuples of a packet's connection, as the kernel has them (`struct nf_conntrack_tuple`): that of packets like it before
+    /// any translation, then that of the answers to it.
+    pub tuples: [[u32; TUPLE_WORDS]; 2],
+    /// What the packet has on the other side of a translation: as in [`Side`](super::Side), in its order.
+    pub side: [u64; SIDE_WORDS],
+    /// What was told last of translations, by hash, so that it need not be told again and again.
+    pub told: [u64; TOLD],
     /// Addresses of noted IPv6 packets, at the same index as the notes.
     pub ends6: [Ends6; NOTES as usize],
     /// Notes, at the lower bits of their numbers, modulo how many there are.
@@ -196,7 +212,10 @@ const _: () = {
     assert!(core::mem::offset_of!(Note, now_ns) == 24);
     assert!(core::mem::offset_of!(Note, key) == 40);
     assert!(size_of::<Datagram>() == 40);
-    assert!(size_of::<Cpu>() == 24 + 8 * PARSED_WORDS + NOTES as usize * (32 + 64) && size_of::<Cpu>() <= 32 << 10);
+    assert!(
+        size_of::<Cpu>() == 24 + 8 * (PARSED_WORDS + TUPLE_WORDS + SIDE_WORDS + TOLD) + NOTES as usize * (32 + 64)
+            && size_of::<Cpu>() <= 32 << 10
+    );
     assert!(core::mem::offset_of!(Cpu, next) == 8);
     assert!(core::mem::offset_of!(Cpu, base) == 16);
     assert!(size_of::<Ends6>() == 32 && core::mem::offset_of!(Key<Ip6>, meta) == 32);

@@ -33,6 +33,9 @@ pub mod class {
     pub const REFUSED_LATE: u8 = 4;
     /// Accepted, and died on its way: it is, and stays, in a PASSED record of the same window.
     pub const LOST: u8 = 5;
+    /// No packets: says what the packets of the flow with this key have, or had, on the other side of an address translation
+    /// ([`Side`](super::Side)). The drop reason is 0.
+    pub const TOLD: u8 = 6;
 }
 
 /// The part of a flow key that does not depend on the address family.
@@ -116,6 +119,39 @@ pub struct Stats {
     /// Of refused packets: the mark that the firewall had given them, as far as it is wanted; 0: none. Packets of one flow with two
     /// marks make two records. Of others it means nothing.
     pub tag: u32,
+}
+
+/// Addresses and ports on the other side of a translation: what a record of the class [`class::TOLD`] has in the place of its
+/// counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Side {
+    /// Source address in network order; an IPv4 address is in the first four bytes.
+    pub src: Ip6,
+    /// Destination address, likewise.
+    pub dst: Ip6,
+    /// Source port, host order; ICMP type and code are as in the key, which no translation changes.
+    pub sport: u16,
+    /// Destination port, host order.
+    pub dport: u16,
+}
+
+impl Side {
+    /// In the place of counters.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(&self) -> Stats {
+        let Self { src, dst, sport, dport } = *self;
+        let tcp_flags = (sport as u32) << 16 | dport as u32;
+        Stats { first_ns: src[0], last_ns: src[1], bytes: dst[0], packets: dst[1], tcp_flags, tag: 0 }
+    }
+
+    /// What [`pack`](Self::pack) has packed.
+    #[must_use]
+    pub const fn unpack(stats: &Stats) -> Self {
+        let Stats { first_ns, last_ns, bytes, packets, tcp_flags, tag: _ } = *stats;
+        let sport = (tcp_flags >> 16) as u16;
+        Self { src: [first_ns, last_ns], dst: [bytes, packets], sport, dport: tcp_flags as u16 }
+    }
 }
 
 /// Bit of [`Stats::tcp_flags`]: a packet was taken back whose flags may be among these.

@@ -60,16 +60,20 @@ pub struct Truth {
     /// By direction, then by whether the program had the CPU's caches to itself: one that has interrupted another
     /// counts into a set of its own, so that no addition is lost.
     pub verdict: [[VerdictTruth; 2]; 2],
+    /// New records of interfaces that want translations ([`WANT_TRANSLATIONS`](super::WANT_TRANSLATIONS)) without a word about the
+    /// other side: there was no way to say it. By whether the program had the CPU's caches to itself; no bytes.
+    pub untold: [Count; 2],
 }
 
 impl Truth {
-    /// All counters: of the hooks, of refusals, of packets that died. Journals have them in this order, and older ones fewer.
+    /// All counters: of the hooks, of refusals, of packets that died, of records without a word about translations. Journals have them in this order, and older ones fewer.
     pub fn counts(&self) -> impl Iterator<Item = Count> + '_ {
         let hooks = self.hook.iter().flat_map(|h| [h.seen, h.non_ip, h.malformed, h.lost]);
         let verdicts = || self.verdict.iter().flatten();
         let refused =
             verdicts().flat_map(|v| [v.refused, v.seen, v.lost, v.lost_counted, v.lost_twice, v.late, v.unknown]);
-        hooks.chain(refused).chain(verdicts().flat_map(|v| [v.died, v.died_untold, v.died_late]))
+        let died = verdicts().flat_map(|v| [v.died, v.died_untold, v.died_late]);
+        hooks.chain(refused).chain(died).chain(self.untold)
     }
 
     /// Adds to all counters, in the same order; those that there is nothing for stay.
@@ -91,9 +95,10 @@ impl Truth {
         for v in self.verdict.iter_mut().flatten() {
             [&mut v.died, &mut v.died_untold, &mut v.died_late].into_iter().for_each(&mut plus);
         }
+        self.untold.iter_mut().for_each(&mut plus);
     }
 }
 
 const _: () = {
-    assert!(size_of::<Truth>() == 2 * 64 + 4 * 160);
+    assert!(size_of::<Truth>() == 2 * 64 + 4 * 160 + 2 * 16);
 };

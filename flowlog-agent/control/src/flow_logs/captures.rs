@@ -10,7 +10,7 @@ use flowlog_model::{
 };
 
 use super::flow_log::{Checked, FlowLog, State};
-use crate::inventory::{BucketRegistry, Contract, Interface, Inventory};
+use crate::inventory::{BucketRegistry, Contract, Interface, Inventory, Resource};
 
 /// Where objects of a flow log go.
 #[must_use]
@@ -18,13 +18,18 @@ pub(crate) fn target(checked: &Checked, contract: &Contract, buckets: &BucketReg
     Target { location: buckets.location(contract, &checked.bucket), prefix: checked.prefix.clone() }
 }
 
+/// The parent of a flow log, if it is in the inventory.
+fn parent<'a>(flow_log: &FlowLog, inventory: &'a Inventory) -> Option<&'a Resource> {
+    let parent = flow_log.parent;
+    let same = |r: &&Resource| r.kind == parent.kind && r.contract == flow_log.contract;
+    inventory.resources.get(&parent.id).filter(same)
+}
+
 /// Interfaces of a flow log's parent now, and which side of them we see. A parent that is not in the inventory keeps the
 /// ids it had: its capture waits.
 #[must_use]
 pub(crate) fn interfaces(flow_log: &FlowLog, inventory: &Inventory) -> (Vec<Interface>, Side) {
-    let parent = flow_log.parent;
-    let same = |r: &&crate::inventory::Resource| r.kind == parent.kind && r.contract == flow_log.contract;
-    if let Some(resource) = inventory.resources.get(&parent.id).filter(same) {
+    if let Some(resource) = parent(flow_log, inventory) {
         return (resource.interfaces.clone(), resource.side);
     }
     let absent = |i: &Interface| Interface { id: i.id.clone(), selector: Selector::absent() };
@@ -70,6 +75,7 @@ pub(super) fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<Capt
         hive_layout: settings.hive_layout,
     };
     let (interfaces, side) = interfaces(flow_log, inventory);
+    let translations = parent(flow_log, inventory).is_some_and(|r| r.translations);
     let capture = |i: Interface| CaptureSpec {
         interface: i.selector,
         interface_id: Some(i.id),
@@ -77,6 +83,7 @@ pub(super) fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<Capt
         hook: settings.hook,
         side,
         wait: true,
+        translations,
         rule: rule.clone(),
         called: Some(checked.name.as_str().to_owned()),
     };
@@ -90,7 +97,7 @@ mod tests {
     use super::*;
     use crate::{
         flow_logs::flow_log::{Parent, tests::sample},
-        inventory::{BucketPlace, Kind, Resource},
+        inventory::{BucketPlace, Kind},
     };
 
     fn nic(n: u128, name: &str) -> Resource {
@@ -102,6 +109,7 @@ mod tests {
             datacenter: Uuid::from_u128(3),
             server: Some(Uuid::from_u128(4)),
             side: Side::Guest,
+            translations: false,
             interfaces: vec![Interface { id: n.to_string(), selector: Selector::name(name) }],
         }
     }

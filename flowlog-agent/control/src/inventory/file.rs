@@ -69,6 +69,8 @@ struct Nic {
     interface: Selector,
     /// A guest's, unless said otherwise.
     side: Option<Side>,
+    /// Rows have the other side of address translations; not unless said otherwise.
+    translations: Option<bool>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -82,6 +84,8 @@ struct Gateway {
     public_interfaces: Vec<Selector>,
     /// The appliance's own, unless said otherwise.
     side: Option<Side>,
+    /// Rows have the other side of address translations, unless said otherwise.
+    translations: Option<bool>,
 }
 
 /// A directory, or how the server is reached. (`deny_unknown_fields` and `flatten` agree at one level only, serde-rs/serde#2384: there is a
@@ -195,7 +199,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
 
 impl Nic {
     fn check(&self) -> Result<Resource, String> {
-        let Self { id, name, server, datacenter, contract, interface, side } = self.clone();
+        let Self { id, name, server, datacenter, contract, interface, side, translations } = self.clone();
         let problem = |words: String| format!("nic {id}: {words}");
         check_name(&name).and_then(|()| check_selector(&interface)).map_err(problem)?;
         Ok(Resource {
@@ -206,6 +210,7 @@ impl Nic {
             datacenter,
             server: Some(server),
             side: side.unwrap_or(Side::Guest),
+            translations: translations.unwrap_or(false),
             interfaces: vec![Interface { id: id.to_string(), selector: interface }],
         })
     }
@@ -213,7 +218,7 @@ impl Nic {
 
 impl Gateway {
     fn check(&self, kind: Kind) -> Result<Resource, String> {
-        let Self { id, name, datacenter, contract, public_interfaces, side } = self.clone();
+        let Self { id, name, datacenter, contract, public_interfaces, side, translations } = self.clone();
         let problem = |words: String| format!("{kind} {id}: {words}");
         check_name(&name).map_err(problem)?;
         public_interfaces.iter().try_for_each(check_selector).map_err(problem)?;
@@ -237,7 +242,8 @@ impl Gateway {
             return Err(problem(format!("public_interfaces: {} is there twice", twice.1.selector)));
         }
         let side = side.unwrap_or(Side::Host);
-        Ok(Resource { id, kind, name, contract, datacenter, server: None, side, interfaces })
+        let translations = translations.unwrap_or(true);
+        Ok(Resource { id, kind, name, contract, datacenter, server: None, side, translations, interfaces })
     }
 }
 

@@ -121,6 +121,9 @@ pub struct Resource {
     pub server: Option<Uuid>,
     /// Which side of its interfaces this node sees.
     pub side: Side,
+    /// Rows have the other side of address translations.
+    #[serde(default)]
+    pub translations: bool,
     /// Its interfaces: one, or the public ones of a gateway or balancer.
     pub interfaces: Vec<Interface>,
 }

@@ -3,10 +3,10 @@
 use flowlog_ebpf::abi::MarkPlace;
 use flowlog_model::rule::InvalidField;
 
-use super::super::{KernelError, btf::Btf};
-
-/// The module that has connections, where it is one.
-const MODULE: &str = "nf_conntrack";
+use super::{
+    super::{KernelError, btf::Btf},
+    connection::MODULE,
+};
 
 /// Which mark of a refused packet is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

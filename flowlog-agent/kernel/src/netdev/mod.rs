@@ -1,6 +1,7 @@
 //! What the kernel says about interfaces, by rtnetlink.
 //!
 //! * [`elsewhere`]: interfaces of other network namespaces; [`links`]: tells when one comes, goes or changes;
+//! * [`connections`]: what connection tracking knows of packets;
 //! * [`foreign`]: programs of others at the hooks;
 //! * [`netns`]: other network namespaces;
 //! * [`rtnetlink`]: the questions and their answers;
@@ -8,6 +9,7 @@
 //! * [`xdp`]: whether a driver runs XDP itself;
 //! * [`foreign_xdp`]: other people's XDP programs; [`xdp_counters`], [`ethtool`]: what drivers count of XDP.
 
+pub mod connections;
 mod elsewhere;
 mod ethtool;
 pub mod foreign;

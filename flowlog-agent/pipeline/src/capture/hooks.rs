@@ -133,7 +133,9 @@ pub(super) fn end_accounting<N: Node>(books: &mut Books<N>, ids: &[IfaceId], dev
     for (id, w) in ending() {
         let refused = abi::WANT_REFUSED_INGRESS | abi::WANT_REFUSED_EGRESS;
         let kept = match still_there(devices, &w.spec) {
-            Some(dev) => flags(&w.spec, dev) & (refused | abi::NO_LINK_HEADER | abi::IS_BRIDGE),
+            Some(dev) => {
+                flags(&w.spec, dev) & (refused | abi::NO_LINK_HEADER | abi::IS_BRIDGE | abi::WANT_TRANSLATIONS)
+            }
             None => 0,
         };
         node.set_flags(id, w.spec.key(), kept | abi::ONLY_NOTED | no_numbers);
@@ -191,4 +193,5 @@ fn flags(spec: &WatchSpec, dev: &NetDev) -> u16 {
         | if by_xdp { abi::XDP_INGRESS } else { 0 }
         | if dev.link_header { 0 } else { abi::NO_LINK_HEADER }
         | if dev.bridge { abi::IS_BRIDGE } else { 0 }
+        | if spec.translations { abi::WANT_TRANSLATIONS } else { 0 }
 }

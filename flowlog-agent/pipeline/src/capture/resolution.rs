@@ -96,6 +96,7 @@ fn spec(capture: &CaptureSpec, node_id: &str, dev: &NetDev) -> WatchSpec {
         netns_inum: dev.netns.inum,
         netns: dev.netns.name(),
         mac: dev.mac,
+        translations: capture.translations,
     }
 }
 
@@ -157,6 +158,7 @@ mod tests {
             hook: HookKind::Tc,
             side: Side::Guest,
             wait: true,
+            translations: false,
             rule: Rule::sample(60),
             called: None,
         }

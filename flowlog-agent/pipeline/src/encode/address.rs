@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::labels::Label;
+use crate::window::Addresses;
 
 /// An address as it lies in a packet, by family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -13,6 +14,14 @@ pub(super) enum RowAddress {
 }
 
 impl RowAddress {
+    /// Source and destination.
+    pub(super) const fn both(of: Addresses) -> (Self, Self) {
+        match of {
+            Addresses::V4(src, dst) => (Self::V4(src), Self::V4(dst)),
+            Addresses::V6(src, dst) => (Self::V6(src), Self::V6(dst)),
+        }
+    }
+
     /// As a row shows it.
     pub(super) fn label(&self) -> Option<Label> {
         match self {

@@ -22,7 +22,7 @@ use super::{
     rows::{self, Column, Rows},
     schema::{self, ColumnId},
 };
-use crate::window::Balance;
+use crate::window::{Balance, Untold};
 
 /// How an object is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,8 @@ pub const CHOSEN: Profile =
 pub fn write(info: &ObjectInfo, rows: &Rows<'_>, names: &Names, profile: Profile) -> Result<Vec<u8>, ParquetError> {
     let schema = ArrowSchemaConverter::new().convert(&schema::schema())?;
     let lost = lost_words(rows, &names.reason);
-    let properties = Arc::new(properties(info, &rows.balance, lost, profile)?);
+    let more = [(LOST_KEY, Some(lost)), (TRANSLATIONS_KEY, info.translations.then(|| translations_words(rows)))];
+    let properties = Arc::new(properties(info, &rows.balance, more, profile)?);
     let mut compressor = Compressor::new(compression(profile)?, profile.zstd_level)?;
     let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), properties)?;
     for columns in rows.groups(info, names, profile.row_group_rows, profile.dictionary_bytes) {
@@ -83,7 +84,7 @@ fn compression(profile: Profile) -> Result<Compression, ParquetError> {
 fn properties(
     info: &ObjectInfo,
     balance: &Balance,
-    lost: String,
+    more: [(&str, Option<String>); 2],
     profile: Profile,
 ) -> Result<WriterProperties, ParquetError> {
     let mut builder = WriterProperties::builder()
@@ -91,7 +92,7 @@ fn properties(
         .set_dictionary_page_size_limit(profile.dictionary_bytes)
         .set_max_row_group_row_count(Some(profile.row_group_rows))
         .set_created_by(concat!("flowlog version ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_key_value_metadata(Some(metadata(info, balance, lost)));
+        .set_key_value_metadata(Some(metadata(info, balance, more)));
     let bytes = profile.delta_bytes.then_some(ColumnId::Bytes);
     for column in [ColumnId::StartNs, ColumnId::EndNs].into_iter().chain(bytes) {
         let column = ColumnPath::from(column.name());
@@ -123,7 +124,18 @@ fn lost_words(rows: &Rows<'_>, reason_name: &dyn Fn(u16) -> Option<String>) -> S
     words.collect::<Vec<_>>().join(" ")
 }
 
-fn metadata(info: &ObjectInfo, balance: &Balance, lost: String) -> Vec<KeyValue> {
+/// Key of what is known of address translations, if that is wanted.
+pub const TRANSLATIONS_KEY: &str = "flowlog.translations";
+
+/// Rows by what is known of their other side: `known`, `several` (rows of several connections, whose other sides differ), `unknown`; and
+/// `not_kept`, translations that later windows will not know of.
+fn translations_words(rows: &Rows<'_>) -> String {
+    let (known, several) = rows.translated;
+    let Untold { unknown, not_kept } = rows.table.untold();
+    format!("known={known} several={several} unknown={unknown} not_kept={not_kept}")
+}
+
+fn metadata(info: &ObjectInfo, balance: &Balance, more: [(&str, Option<String>); 2]) -> Vec<KeyValue> {
     let pair = |key: &str, value: String| KeyValue::new(format!("flowlog.{key}"), value);
     let mut pairs = vec![
         pair("schema_version", schema::SCHEMA_VERSION.to_owned()),
@@ -137,8 +149,8 @@ fn metadata(info: &ObjectInfo, balance: &Balance, lost: String) -> Vec<KeyValue>
         pair("marks", info.marks().unwrap_or_default()),
         pair("order", rows::CHOSEN.words().to_owned()),
         KeyValue::new(BALANCE_KEY.to_owned(), balance.to_string()),
-        KeyValue::new(LOST_KEY.to_owned(), lost),
     ];
+    pairs.extend(more.into_iter().filter_map(|(key, value)| Some(KeyValue::new(key.to_owned(), value?))));
     if !info.xdp.is_empty() {
         pairs.push(pair("xdp", info.xdp.programs_words()));
         pairs.push(pair("xdp_packets", info.xdp.counts_words()));

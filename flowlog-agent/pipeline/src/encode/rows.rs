@@ -15,10 +15,10 @@ use super::{
     labels::{Label, Labels, NULL},
     order::by_service,
     schema::{self, ColumnId},
-    sparse::{LostColumns, RuleColumns},
+    sparse::{LostColumns, OtherSideColumns, RuleColumns},
 };
 use crate::window::{
-    Addresses, Balance, Flow, FlowTable, Loss, LossReason, Lost, Settled,
+    Addresses, Balance, Flow, FlowTable, Loss, LossReason, Lost, OtherSide, Settled,
     info::GAP,
     xdp::{XDP_DROPPED, XDP_FORWARDED},
 };
@@ -37,6 +37,8 @@ pub struct Rows<'a> {
     /// Whether there is a row for a gap.
     gap: bool,
     counts: RowCounts,
+    /// Flows whose other side is known, and those of several connections with different ones.
+    pub(super) translated: (usize, usize),
 }
 
 impl<'a> Rows<'a> {
@@ -54,17 +56,23 @@ impl<'a> Rows<'a> {
         losses.retain(|l| wanted(l.refused) || l.reason == LossReason::VerdictUnknown);
         let xdp: Vec<Xdp> = Xdp::of(info).filter(|x| wanted(x.refused)).collect();
         let mut counts = RowCounts { skipped: losses.len() + xdp.len(), ..RowCounts::default() };
+        let mut translated = (0, 0);
         let mut keyed = Vec::with_capacity(table.flow_count());
         for number in table.numbers() {
             let Some(flow) = table.flow(number).filter(|f| wanted(f.refused)) else { continue };
             *(if flow.refused { &mut counts.rejected } else { &mut counts.accepted }) += 1;
+            match table.other_side(&flow) {
+                Some(OtherSide::Is(..)) => translated.0 += 1,
+                Some(OtherSide::Several) => translated.1 += 1,
+                None => {}
+            }
             let key = if order == Order::Start { flow.totals.first_ns } else { by_service(&flow) };
             keyed.push((key, number));
         }
         keyed.sort_unstable();
         let flows = keyed.into_iter().map(|(_, number)| number).collect();
         counts.skipped += usize::from(info.gap.is_some());
-        Self { table, flows, balance: *balance, losses, xdp, gap: info.gap.is_some(), counts }
+        Self { table, flows, balance: *balance, losses, xdp, gap: info.gap.is_some(), counts, translated }
     }
 
     /// Whether there is nothing but, perhaps, a NODATA row.
@@ -91,6 +99,10 @@ impl<'a> Rows<'a> {
             let mut b = Builder::new(info, rows_max.min(flows.len()));
             for number in flows.by_ref() {
                 if let Some(flow) = self.table.flow(*number) {
+                    if let Some(OtherSide::Is(addresses, sport, dport)) = self.table.other_side(&flow) {
+                        let port = |n| if flow.is_icmp() { 0 } else { n };
+                        b.other_side.push(b.rows, addresses, port(sport), port(dport));
+                    }
                     b.flow(&flow, self.table.lost(*number, &flow), names);
                 }
                 if b.rows == rows_max || b.dictionary_bytes() >= dictionary_bytes {
@@ -252,6 +264,7 @@ struct Builder<'a> {
     skip: Known,
     lost: LostColumns,
     rule: RuleColumns,
+    other_side: OtherSideColumns,
     rows: usize,
 }
 
@@ -310,20 +323,20 @@ impl<'a> Builder<'a> {
             skip: Known::new(&SKIP),
             lost: LostColumns::default(),
             rule: RuleColumns::default(),
+            other_side: OtherSideColumns::default(),
             rows: 0,
         }
     }
 
     fn dictionary_bytes(&self) -> usize {
-        self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes())
+        let addresses = self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes());
+        addresses.max(self.other_side.dictionary_bytes())
     }
 
     fn flow(&mut self, flow: &Flow, died: Option<Lost>, names: &Names) {
         let totals = &flow.totals;
-        let (src, dst, v6) = match flow.addresses {
-            Addresses::V4(src, dst) => (RowAddress::V4(src), RowAddress::V4(dst), false),
-            Addresses::V6(src, dst) => (RowAddress::V6(src), RowAddress::V6(dst), true),
-        };
+        let (src, dst) = RowAddress::both(flow.addresses);
+        let v6 = matches!(flow.addresses, Addresses::V6(..));
         let icmp = flow.is_icmp();
         let type_and_code = flow.icmp();
         self.src.push(src, RowAddress::label);
@@ -482,6 +495,10 @@ impl<'a> Builder<'a> {
             ColumnId::LostReason => Column::Labels(self.lost.reason.take(n)),
             ColumnId::RuleMark => Column::Labels(self.rule.mark.take(n)),
             ColumnId::VerdictRule => Column::Labels(self.rule.name.take(n)),
+            ColumnId::PktSrcAddr => Column::Labels(self.other_side.src.take(n)),
+            ColumnId::PktDstAddr => Column::Labels(self.other_side.dst.take(n)),
+            ColumnId::PktSrcPort => Column::Labels(self.other_side.sport.take(n)),
+            ColumnId::PktDstPort => Column::Labels(self.other_side.dport.take(n)),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema};
 
 /// Version of this schema, in the object's metadata. A new column raises it; a column never changes its meaning.
-pub(crate) const SCHEMA_VERSION: &str = "2";
+pub(crate) const SCHEMA_VERSION: &str = "3";
 
 /// Version of the record format, as in the first column: 2 is AWS's default format, whose names and meanings the
 /// first 14 columns have.
@@ -88,6 +88,10 @@ columns! {
     LostReason: "lost_reason", Utf8, true, "the kernel's drop reason that most of those died for, such as QDISC_DROP";
     RuleMark: "rule_mark", Int64, true, "the mark that the firewall had given a refused packet or its connection; null if none";
     VerdictRule: "verdict_rule", Utf8, true, "what refused it: the name that `verdict_marks` has for the mark, else the part of the kernel, such as netfilter, with the program where it can be known";
+    PktSrcAddr: "pkt_srcaddr", Utf8, true, "with `--translations`: source address on the other side of an address translation; null if there is none, or it is not known";
+    PktDstAddr: "pkt_dstaddr", Utf8, true, "destination address on that side; likewise";
+    PktSrcPort: "pkt_srcport", Int32, true, "source port on that side; likewise, and 0 as in srcport";
+    PktDstPort: "pkt_dstport", Int32, true, "destination port on that side; likewise";
 }
 
 /// The Arrow schema of [`COLUMNS`].

@@ -6,10 +6,11 @@ use flowlog_model::rule::Direction;
 
 use super::{
     Names, ObjectInfo,
+    address::RowAddress,
     labels::{Label, Labels, NULL},
     rows::Found,
 };
-use crate::window::{Flow, Lost};
+use crate::window::{Addresses, Flow, Lost};
 
 /// One such column.
 pub(super) struct Sparse<K>(Found<K>);
@@ -25,6 +26,10 @@ impl<K: Hash + Eq> Sparse<K> {
     pub(super) fn push(&mut self, row: usize, value: K, label: impl FnOnce(&K) -> Option<Label>) {
         self.fill(row);
         self.0.push(value, label);
+    }
+
+    pub(super) fn dictionary_bytes(&self) -> usize {
+        self.0.labels.dictionary_bytes()
     }
 
     /// The column, `rows` long.
@@ -76,6 +81,30 @@ impl RuleColumns {
         }
         let key = (flow.reason, flow.mark, flow.direction);
         self.name.push(row, key, |_| (names.rule)(info, flow).map(Label::Text));
+    }
+}
+
+/// What translated flows have on the other side.
+#[derive(Default)]
+pub(super) struct OtherSideColumns {
+    pub(super) src: Sparse<RowAddress>,
+    pub(super) dst: Sparse<RowAddress>,
+    pub(super) sport: Sparse<u16>,
+    pub(super) dport: Sparse<u16>,
+}
+
+impl OtherSideColumns {
+    pub(super) fn push(&mut self, row: usize, addresses: Addresses, sport: u16, dport: u16) {
+        let (src, dst) = RowAddress::both(addresses);
+        self.src.push(row, src, RowAddress::label);
+        self.dst.push(row, dst, RowAddress::label);
+        let port = |n: &u16| Some(Label::Int(i32::from(*n)));
+        self.sport.push(row, sport, port);
+        self.dport.push(row, dport, port);
+    }
+
+    pub(super) fn dictionary_bytes(&self) -> usize {
+        self.src.dictionary_bytes().max(self.dst.dictionary_bytes())
     }
 }
 

@@ -196,6 +196,7 @@ mod tests {
             netns_inum: 1,
             netns: None,
             mac: None,
+            translations: false,
         };
         let span = *WindowClock::new(60, NOW).current();
         Event::Watch { id: IfaceId(id), spec: Box::new(spec), span, epoch: Epoch(1), gap: None }

@@ -343,6 +343,7 @@ fn spec(nic: u16) -> CaptureSpec {
         hook: HookKind::Tc,
         side: Side::Host,
         wait: true,
+        translations: false,
         rule: Rule { nodata: false, ..Rule::sample(1) },
         called: None,
     }

@@ -117,6 +117,10 @@ impl Words<'_> {
 pub(crate) trait Address: Sized {
     fn read(words: &mut Words<'_>) -> Option<Self>;
     fn write(&self, out: &mut Vec<u8>);
+    /// Wide enough for either family, as in [`flowlog_ebpf::abi::Side`].
+    fn wide(self) -> Ip6;
+    /// An address that was made [`wide`](Self::wide).
+    fn narrow(wide: Ip6) -> Self;
 }
 
 impl Address for Ip4 {
@@ -127,6 +131,15 @@ impl Address for Ip4 {
     fn write(&self, out: &mut Vec<u8>) {
         out.extend(self.to_ne_bytes());
     }
+
+    fn wide(self) -> Ip6 {
+        [u64::from(self), 0]
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "an IPv4 address is in the lower half")]
+    fn narrow([low, _]: Ip6) -> Self {
+        low as Self
+    }
 }
 
 impl Address for Ip6 {
@@ -136,6 +149,14 @@ impl Address for Ip6 {
 
     fn write(&self, out: &mut Vec<u8>) {
         out.extend(self.iter().flat_map(|half| half.to_ne_bytes()));
+    }
+
+    fn wide(self) -> Ip6 {
+        self
+    }
+
+    fn narrow(wide: Ip6) -> Self {
+        wide
     }
 }
 

@@ -27,6 +27,8 @@ pub struct ObjectInfo {
     pub foreign: Foreign,
     /// What other people's XDP programs did.
     pub xdp: XdpWindow,
+    /// Its rows have the other side of address translations.
+    pub translations: bool,
 }
 
 /// Programs and filters of others at the hooks of an interface, in words.
@@ -82,6 +84,7 @@ mod tests {
             gap: None,
             foreign: Foreign::default(),
             xdp: XdpWindow::default(),
+            translations: false,
         };
         assert_eq!(whole.marks(), None);
         span.begins_late = true;

@@ -9,11 +9,19 @@ use flowlog_ebpf::abi::{Count, Truth};
 use flowlog_model::{
     Epoch, HookKind, IfaceId, Now, WatchSpec,
     interface::{Mac, Netns},
+    translation::Tuple,
     xdp::XdpReading,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{FlowTable, Foreign, ObjectInfo, Span, WindowClock, XdpWindow, settle, xdp::XdpTally};
+use super::{
+    FlowTable, Foreign, ObjectInfo, Span, WindowClock, XdpWindow, settle,
+    table::{
+        KEPT_MAX,
+        told::{Kept, is_kept},
+    },
+    xdp::XdpTally,
+};
 use crate::window::block::Records;
 
 /// Counters on disk: packets and bytes.
@@ -118,12 +126,23 @@ pub(crate) struct Watched {
     gap: Option<(i64, i64)>,
     /// What other people's XDP programs do.
     pub xdp: XdpTally,
+    /// Translations of earlier windows.
+    kept: Kept,
 }
 
 impl Watched {
+    /// Flows, and translations of flows, in windows that are not closed.
     #[must_use]
     pub(crate) fn flows(&self) -> usize {
-        self.table.flow_count() + self.closing.as_ref().map_or(0, |c| c.table.flow_count())
+        let of = |table: &FlowTable| table.flow_count() + table.told();
+        of(&self.table) + self.closing.as_ref().map_or(0, |c| of(&c.table))
+    }
+
+    /// What connection tracking is to be asked of the window that has ended but is not closed.
+    #[must_use]
+    pub(crate) fn questions(&self) -> (Vec<Tuple>, Vec<u16>) {
+        let closing = self.closing.as_ref().filter(|_| self.spec.translations);
+        closing.map(|c| c.table.questions(&self.kept)).unwrap_or_default()
     }
 
     /// Epoch of a window that has ended but is not closed.
@@ -136,7 +155,7 @@ impl Watched {
     #[must_use]
     pub(crate) fn closing_info(&self) -> Option<ObjectInfo> {
         let Closing { span, flushed_early, xdp, .. } = self.closing.as_ref()?;
-        let WatchSpec { rule, node_id, account_id, interface_id, side, .. } = self.spec.clone();
+        let WatchSpec { rule, node_id, account_id, interface_id, side, translations, .. } = self.spec.clone();
         let span = *span;
         let flushed_early = *flushed_early;
         Some(ObjectInfo {
@@ -151,10 +170,14 @@ impl Watched {
             gap: None,
             foreign: Foreign::default(),
             xdp: xdp.clone(),
+            translations,
         })
     }
 
     fn add(&mut self, record: &crate::window::block::Record) {
+        if is_kept(record) {
+            return self.kept.add(record);
+        }
         let epoch = Epoch(record.meta().epoch);
         match &mut self.closing {
             Some(closing) if epoch == self.epoch.previous() => closing.table.add(record),
@@ -223,7 +246,8 @@ impl Ledger {
                 let clock = WindowClock::resume(spec.rule.window_secs, span);
                 let table = FlowTable::default();
                 let xdp = XdpTally::default();
-                let watched = Watched { spec, clock, epoch, table, closing: None, late_records: 0, gap, xdp };
+                let kept = Kept::default();
+                let watched = Watched { spec, clock, epoch, table, closing: None, late_records: 0, gap, xdp, kept };
                 self.watched.insert(id, watched);
             }
             Event::Turn { id, closed, next, flushed_early } => {
@@ -275,6 +299,7 @@ impl Ledger {
     }
 
     fn close(&mut self, id: IfaceId, truth: Option<Vec<Words>>, gap: Option<(i64, i64)>) -> Option<Closed> {
+        let kept: usize = self.watched.iter().filter(|(other, _)| **other != id).map(|(_, w)| w.kept.len()).sum();
         let w = self.watched.get_mut(&id)?;
         let mut info = w.closing_info()?;
         if truth.is_none() {
@@ -283,7 +308,11 @@ impl Ledger {
         }
         let truth = truth.map(truth_of);
         let late_refusals = truth.is_some_and(|t| t.verdict.iter().flatten().any(|v| v.late.packets > 0));
-        let table = w.closing.take()?.table;
+        let mut table = w.closing.take()?.table;
+        if w.spec.translations {
+            let untold = truth.is_none_or(|t| t.untold.iter().any(|n| n.packets > 0));
+            w.kept = table.join(&w.kept, untold, KEPT_MAX.saturating_sub(kept));
+        }
         let hook = w.spec.hook;
         let late_deficits = hook == HookKind::Xdp && table.deficits().any(|(flow, _)| settle::is_late(hook, &flow));
         let late = late_refusals || late_deficits || w.late_records > 0;
@@ -309,6 +338,7 @@ impl Ledger {
             let lost = |t: &FlowTable| t.refused_lost().map(|c| (c.packets, c.bytes));
             let closing = w.closing.as_ref().map_or_else(Default::default, |c| lost(&c.table));
             let refused_lost = [lost(&w.table), closing];
+            w.kept.blocks(id.0, epoch.0, |b| each(Part::Block(b)));
             event(each, Event::Carry { id, refused_lost, late_records: w.late_records });
             let closing = w.closing.as_ref().map(|c| Box::new(c.xdp.clone()));
             event(each, Event::XdpTally { id, open: Box::new(w.xdp.clone()), closing });

@@ -27,5 +27,5 @@ pub use clock::{Span, WindowClock};
 pub use info::{Foreign, ObjectInfo};
 pub use ledger::{Closed, Event, Ledger, Part};
 pub use settle::Settled;
-pub use table::{Addresses, Flow, FlowTable, Lost, Totals};
+pub use table::{Addresses, Flow, FlowTable, KEPT_MAX, Lost, OtherSide, Totals, Untold};
 pub use xdp::XdpWindow;

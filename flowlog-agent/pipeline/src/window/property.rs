@@ -137,6 +137,7 @@ fn spec(hook: HookKind) -> WatchSpec {
         netns_inum: 1,
         netns: None,
         mac: None,
+        translations: false,
     }
 }
 

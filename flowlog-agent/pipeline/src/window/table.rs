@@ -7,6 +7,7 @@
 //! which may then stand below zero until its own record arrives.
 
 mod lost;
+pub(crate) mod told;
 
 use std::hash::{BuildHasher as _, Hash};
 
@@ -20,7 +21,10 @@ use flowlog_ebpf::{
 use flowlog_model::rule::Direction;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-pub use self::lost::Lost;
+pub use self::{
+    lost::Lost,
+    told::{KEPT_MAX, OtherSide, Untold},
+};
 use crate::window::block;
 
 /// Counters of one flow in one window.
@@ -180,11 +184,19 @@ struct Table<A> {
     hasher: DefaultHashBuilder,
     /// Once it is sealed: flows of which some was lost, each with the entry that says how much; in order.
     lost: Vec<(u32, u32)>,
+    /// What flows have on the other side of a translation.
+    told: told::Translations<A>,
 }
 
 impl<A> Default for Table<A> {
     fn default() -> Self {
-        Self { chunks: Vec::new(), index: HashTable::new(), hasher: DefaultHashBuilder::default(), lost: Vec::new() }
+        Self {
+            chunks: Vec::new(),
+            index: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            lost: Vec::new(),
+            told: told::Translations::default(),
+        }
     }
 }
 
@@ -228,6 +240,9 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
     fn add(&mut self, record: &Record<A>, lost: &mut [Count; 2]) {
         let Record { key, stats } = record;
         let of_class = key.meta.class();
+        if of_class == class::TOLD {
+            return self.told.add(record);
+        }
         self.entry(FlowKey::of(key, of_class, stats.tag)).merge(stats);
         match of_class {
             class::REFUSED_COUNTED => {
@@ -371,6 +386,8 @@ pub struct FlowTable {
     v6: Table<Ip6>,
     /// Refused packets that the hook had counted as lost, by direction.
     refused_lost: [Count; 2],
+    /// Once all records are in: what is not known of translations.
+    untold: Untold,
 }
 
 /// Bit of a flow's number that says IPv6.
@@ -403,6 +420,7 @@ impl FlowTable {
     pub(crate) fn blocks(&self, iface: u16, epoch: u32, mut each: impl FnMut(&[u8])) {
         self.v4.blocks(FAMILY_V4, iface, epoch, &mut each);
         self.v6.blocks(FAMILY_V6, iface, epoch, &mut each);
+        self.told_blocks(iface, epoch, &mut each);
     }
 
     /// Takes over what another table had counted as refused and lost.

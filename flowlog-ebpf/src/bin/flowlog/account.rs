@@ -4,17 +4,18 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use flowlog_ebpf::{
     abi::{
         Cpu, EPOCHS, HookTruth, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS, PLACE_LOST,
-        PLACE_NOWHERE, PLACE_RECORD, PLACE_SLOT, PLACE_XDP, Truth, class,
+        PLACE_NOWHERE, PLACE_RECORD, PLACE_SLOT, PLACE_XDP, Truth, WANT_TRANSLATIONS, class,
     },
     packet::{self, Bytes, Flow, Frame, Packet},
 };
 
 use crate::{
-    cache::{Before, One, count, emit_alone, split},
+    cache::{Before, News, One, count, emit_alone, split},
     cpu::{cpu, lock, unlock},
     family::Family,
     frame::computed,
     maps::{IFACES, PASSED_MASK, TRUTH},
+    told,
     wire::{Wire, bump},
 };
 
@@ -37,6 +38,14 @@ pub trait Hook {
     /// Notes a packet for the verdict program; nothing where there is no buffer yet (XDP). Before it is counted: then the
     /// registers still hold what there is to write.
     fn note<F: Family>(&self, at: &At, packet: &Seen<'_, F::Addr>) -> Self::Begun;
+    /// Tells what a packet has on the other side of a translation, beside the record with this key; nothing where there is no
+    /// buffer yet.
+    ///
+    /// # Safety
+    /// `key` must be that of a cache slot of this CPU, and the caller must hold `busy`.
+    unsafe fn tell<F: Family>(begun: &Self::Begun, key: *const Key<F::Addr>, is_new: bool);
+    /// Nothing was told beside a record, although it may be wanted.
+    fn not_told(at: &At);
     /// Notes where it was counted.
     fn complete<F: Family>(begun: Self::Begun, place: u32, before: Before);
     /// Wire packets and bytes of a packet with these lengths.
@@ -183,7 +192,7 @@ const _: () = assert!(size_of::<Flow<Ip6>>() <= PARSED_WORDS * 8);
 #[inline(always)]
 pub fn parsed<F: Family, H: Hook>(hook: &H, at: &At) {
     // SAFETY: what the parser has just written there, for this family.
-    flow::<F, H>(hook, at, unsafe { &*(&raw const (*at.cpu).parsed).cast() });
+    flow::<F, H, false>(hook, at, unsafe { &*(&raw const (*at.cpu).parsed).cast() });
 }
 
 /// Accounts for a frame of which [`parse`] has `found` that it is no flow. Every frame of a watched interface and direction
@@ -212,17 +221,39 @@ pub fn key_of<A: Copy>(f: &Flow<A>, iface: u16, flags: u8, reason: u16, epoch: u
     Key { src: f.src, dst: f.dst, meta }
 }
 
-/// Accounts for one IP packet.
+/// Accounts for one IP packet; `COMMON`: it is TCP or UDP, and has ports.
 #[inline(always)]
-pub fn flow<F: Family, H: Hook>(hook: &H, at: &At, f: &Flow<F::Addr>) {
+pub fn flow<F: Family, H: Hook, const COMMON: bool>(hook: &H, at: &At, f: &Flow<F::Addr>) {
     let wire = hook.wire(f.l3_len, f.headers);
     let key = key_of(f, at.iface.id, Meta::pack(at.direction, class::PASSED), 0, at.iface.epoch);
     let begun = hook.note::<F>(at, &Seen { flow: f, key: &key, wire });
     let (place, before) = match at.elsewhere {
-        None => enter::<F>(at, &key, wire, f.tcp_flags),
+        None => enter::<F, H, COMMON>(at, &key, (wire, f.tcp_flags), &begun),
         Some(place) => (place << PLACE_BITS, NO_SLOT),
     };
     H::complete::<F>(begun, place, before);
+}
+
+/// A packet whose record may be new.
+struct Fresh<'a, H: Hook, const COMMON: bool> {
+    at: &'a At,
+    key: &'a Meta,
+    begun: &'a H::Begun,
+}
+
+impl<F: Family, H: Hook, const COMMON: bool> News<F> for Fresh<'_, H, COMMON> {
+    #[inline(always)]
+    fn always(&self) -> bool {
+        !COMMON && told::is_shared(self.key)
+    }
+
+    #[inline(always)]
+    unsafe fn tell(self, key: *const Key<F::Addr>, is_new: bool) {
+        if self.at.iface.flags & WANT_TRANSLATIONS != 0 {
+            // SAFETY: by the contract.
+            unsafe { H::tell::<F>(self.begun, key, is_new) };
+        }
+    }
 }
 
 /// What was in the slot before, for a packet that is in no slot.
@@ -230,7 +261,12 @@ const NO_SLOT: Before = Before { tcp_flags: 0, last_ns: 0 };
 
 /// Counts a packet; returns where (`PLACE_*` and slot, as in [`flowlog_ebpf::abi::Note::place`]), and what was there before.
 #[inline(always)]
-fn enter<F: Family>(at: &At, key: &Key<F::Addr>, wire: Wire, tcp_flags: u8) -> (u32, Before) {
+fn enter<F: Family, H: Hook, const COMMON: bool>(
+    at: &At,
+    key: &Key<F::Addr>,
+    (wire, tcp_flags): (Wire, u8),
+    begun: &H::Begun,
+) -> (u32, Before) {
     // SAFETY: a pointer into the map value.
     unsafe { bump(&raw mut (*at.truth).seen, wire) };
     let (index, tag) = split(F::hash(key), PASSED_MASK.load());
@@ -238,11 +274,15 @@ fn enter<F: Family>(at: &At, key: &Key<F::Addr>, wire: Wire, tcp_flags: u8) -> (
     let (counted, place) = match F::passed(index) {
         Some(slot) if lock(at.cpu) => {
             // SAFETY: a slot of this CPU, and we hold the flag.
-            let counted = unsafe { count::<F, false>(slot, key, &one) };
+            let counted =
+                unsafe { count::<F, false>(slot, key, &one, Fresh::<H, COMMON> { at, key: &key.meta, begun }) };
             unlock(at.cpu);
             (counted, PLACE_SLOT << PLACE_BITS | index)
         }
-        _ => (emit_alone::<F>(key, &one).then_some(NO_SLOT), PLACE_RECORD << PLACE_BITS),
+        _ => {
+            H::not_told(at);
+            (emit_alone::<F>(key, &one).then_some(NO_SLOT), PLACE_RECORD << PLACE_BITS)
+        }
     };
     let Some(before) = counted else {
         // SAFETY: a pointer into the map value.

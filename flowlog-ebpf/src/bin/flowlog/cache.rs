@@ -6,7 +6,7 @@
 
 use flowlog_ebpf::abi::{Key, Record, Stats};
 
-use crate::{block, family::Family, wire::Wire};
+use crate::{block, family::Family, told::IDLE_NS, wire::Wire};
 
 /// One packet as the cache takes it.
 pub struct One {
@@ -31,14 +31,14 @@ impl One {
     }
 }
 
-/// Copies a record word by word. (A plain assignment becomes a call of `memmove`, which here is a loop over bytes.)
+/// Copies a record, or a part of one, word by word. (A plain assignment becomes a call of `memmove`, which here is a loop over bytes.)
 ///
 /// # Safety
-/// Both must point to records, aligned to 8.
+/// Both must be aligned to 8, and `T` a multiple of that.
 #[inline(always)]
-unsafe fn copy<A>(from: *const Record<A>, to: *mut Record<A>) {
-    for word in 0..size_of::<Record<A>>() / 8 {
-        // SAFETY: within the record. Volatile, so that LLVM does not see the assignment through.
+pub unsafe fn copy<T>(from: *const T, to: *mut T) {
+    for word in 0..size_of::<T>() / 8 {
+        // SAFETY: within the value. Volatile, so that LLVM does not see the assignment through.
         unsafe { to.cast::<u64>().add(word).write_volatile(from.cast::<u64>().add(word).read_volatile()) };
     }
 }
@@ -72,6 +72,30 @@ pub struct Before {
     pub last_ns: u64,
 }
 
+/// What is to be done when a slot has a new record, or one that has had no packet for [`IDLE_NS`] has one again.
+pub trait News<F: Family> {
+    /// Whether it is to be done for each packet, if it is one of a record that is not new.
+    fn always(&self) -> bool;
+    /// Does it.
+    ///
+    /// # Safety
+    /// As [`evict`], with the key of the slot.
+    unsafe fn tell(self, key: *const Key<F::Addr>, is_new: bool);
+}
+
+/// Nothing.
+pub struct Nothing;
+
+impl<F: Family> News<F> for Nothing {
+    #[inline(always)]
+    fn always(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    unsafe fn tell(self, _key: *const Key<F::Addr>, _is_new: bool) {}
+}
+
 /// Counts one packet in a slot, evicting another flow's record first; with `TAGGED`, also one with another tag. `None`: the ring is
 /// full, nothing counted.
 ///
@@ -82,6 +106,7 @@ pub unsafe fn count<F: Family, const TAGGED: bool>(
     slot: *mut Record<F::Addr>,
     key: &Key<F::Addr>,
     p: &One,
+    news: impl News<F>,
 ) -> Option<Before> {
     // SAFETY: by the contract above.
     unsafe {
@@ -92,6 +117,9 @@ pub unsafe fn count<F: Family, const TAGGED: bool>(
             let before = Before { tcp_flags: u64::from(s.tcp_flags), last_ns: s.last_ns };
             s.last_ns = p.now_ns;
             s.tcp_flags = before.tcp_flags as u32 | u32::from(p.tcp_flags);
+            if news.always() || p.now_ns.wrapping_sub(before.last_ns) > IDLE_NS {
+                news.tell(&raw const (*slot).key, false);
+            }
             return Some(before);
         }
         if !evict::<F>(slot) {
@@ -99,6 +127,7 @@ pub unsafe fn count<F: Family, const TAGGED: bool>(
         }
         (*slot).key = *key;
         (*slot).stats = p.stats();
+        news.tell(&raw const (*slot).key, true);
     }
     Some(Before { tcp_flags: 0, last_ns: p.now_ns })
 }

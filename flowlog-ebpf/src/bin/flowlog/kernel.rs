@@ -2,13 +2,13 @@
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use flowlog_ebpf::{
-    abi::KernelOffsets,
+    abi::{KernelOffsets, TUPLE_WORDS},
     packet::{Bytes, ETH_P_8021AD, ETH_P_8021Q, VLAN_TAGS_MAX},
 };
 
 use crate::{
     frame::forget,
-    maps::{MARK, OFFSETS},
+    maps::{CONNECTION, MARK, OFFSETS},
 };
 
 /// Kernel memory that the verifier knows nothing about; a bad address reads as "not there".
@@ -79,6 +79,41 @@ fn gso(shinfo: u64, o: &KernelOffsets) -> (u32, u32) {
 
 /// Bits of `skb->_nfct` that are no part of the pointer (`NFCT_INFOMASK` of `include/linux/skbuff.h`).
 const NFCT_INFO: u64 = 7;
+
+/// From here on, those bits say that the packet is an answer (`IP_CT_IS_REPLY` of `include/uapi/linux/netfilter/nf_conntrack_common.h`).
+const IS_REPLY: u64 = 3;
+/// Bits of a connection's status: it is to be translated (`IPS_NAT_MASK` of the same).
+const STATUS_NAT: u64 = 1 << 4 | 1 << 5;
+
+/// Reads the tuples of the connection that a packet belongs to: of packets like it before any translation, then of the answers to it.
+/// `false`: there is none, or none that is translated, and nothing is known of the tuples then.
+///
+/// # Safety
+/// `skb` must be the address of an `sk_buff`, and `to` a place for both in a map value.
+#[inline(always)]
+pub unsafe fn translated(skb: u64, to: *mut [[u32; TUPLE_WORDS]; 2]) -> bool {
+    let place = CONNECTION.load();
+    if place.tuples == 0 {
+        return false;
+    }
+    let pointer: u64 = probe_or_zero(skb + u64::from(place.skb));
+    let connection = pointer & !NFCT_INFO;
+    let status: u64 = probe_or_zero(connection + u64::from(place.status));
+    if status & STATUS_NAT == 0 {
+        return false;
+    }
+    let first = connection + u64::from(place.tuples);
+    let second = first + u64::from(place.stride);
+    let (own, answers) = if pointer & NFCT_INFO >= IS_REPLY { (second, first) } else { (first, second) };
+    let bytes = (4 * TUPLE_WORDS) as u32;
+    // SAFETY: by the contract there is room for both; the helper survives any address and then fills in zeros.
+    unsafe {
+        let to = to.cast::<[u32; TUPLE_WORDS]>();
+        bpf_probe_read_kernel(to.cast(), bytes, own as *const _);
+        bpf_probe_read_kernel(to.add(1).cast(), bytes, answers as *const _);
+    }
+    true
+}
 
 /// The mark of a packet or of its connection, whichever is wanted.
 ///

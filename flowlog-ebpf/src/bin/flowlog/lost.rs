@@ -8,7 +8,7 @@ use flowlog_ebpf::{
 
 use crate::{
     account,
-    cache::{One, count, emit_alone, split},
+    cache::{Nothing, One, count, emit_alone, split},
     event::Event,
     family::Family,
     maps::REFUSED_MASK,
@@ -63,7 +63,7 @@ fn record<F: Family>(place: &Place, key: &Key<F::Addr>, wire: Wire, now_ns: u64)
     let packet = One { wire, tcp_flags: 0, tag: 0, now_ns };
     let recorded = match (place.locked, F::refused(index)) {
         // SAFETY: a slot of this CPU, and we hold the flag.
-        (true, Some(slot)) => unsafe { count::<F, false>(slot, key, &packet).is_some() },
+        (true, Some(slot)) => unsafe { count::<F, false>(slot, key, &packet, Nothing).is_some() },
         _ => emit_alone::<F>(key, &packet),
     };
     // SAFETY: pointers into the map value.

@@ -12,6 +12,7 @@
 //! * [`event`], [`devices`], [`datagram`]: what is known of a dying packet; the devices it was between; fragments;
 //! * [`refuse`]: counts a refusal, and takes it out of what had passed;
 //! * [`lost`]: counts what was let through and died on its way;
+//! * [`told`]: says what translated packets have on the other side;
 //! * [`sweep`]: evicts what is left of a closed window, run by the agent;
 //! * [`frame`]: reading a frame's bytes;
 //! * [`kernel`]: reading kernel memory. The only file that knows kernel struct offsets.
@@ -64,6 +65,8 @@ mod refuse;
 mod sweep;
 #[cfg(target_arch = "bpf")]
 mod tc;
+#[cfg(target_arch = "bpf")]
+mod told;
 #[cfg(target_arch = "bpf")]
 mod unnoted;
 #[cfg(target_arch = "bpf")]

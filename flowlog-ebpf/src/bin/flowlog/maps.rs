@@ -7,10 +7,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use flowlog_ebpf::abi::{
-    ABOVE_MAX, BANK_SLOTS, Block4, Block6, CACHE_SLOTS_DEFAULT, Cpu, DATAGRAMS as DATAGRAM_COUNT, Datagram, Dying,
-    ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface, KernelOffsets, MarkPlace, RANGES_MAX,
-    REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Range, Record4, Record6, SPOTS, Setup, Stacked,
-    Truth, VERDICTS as VERDICT_COUNT, Watched,
+    ABOVE_MAX, BANK_SLOTS, Block4, Block6, CACHE_SLOTS_DEFAULT, ConnectionPlace, Cpu, DATAGRAMS as DATAGRAM_COUNT,
+    Datagram, Dying, ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface, KernelOffsets, MarkPlace,
+    RANGES_MAX, REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Range, Record4, Record6, SPOTS,
+    Setup, Stacked, Truth, VERDICTS as VERDICT_COUNT, Watched,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
@@ -123,6 +123,11 @@ pub static ROUTE_PLACE: Global<[u64; 3]> = Global::new([1, 0, 0]);
 /// Where a refused packet's mark is.
 #[unsafe(no_mangle)]
 pub static MARK: Global<MarkPlace> = Global::new(MarkPlace { mask: 0, skb: 0, is_connection: 0, connection: 0 });
+
+/// Where connection tracking keeps what it knows of a packet.
+#[unsafe(no_mangle)]
+pub static CONNECTION: Global<ConnectionPlace> =
+    Global::new(ConnectionPlace { skb: 0, status: 0, tuples: 0, stride: 0 });
 
 /// Length of the kernel's timer tick in ns.
 #[unsafe(no_mangle)]

@@ -63,6 +63,16 @@ pub struct Begun {
     datagram: Option<u32>,
 }
 
+impl Begun {
+    /// The address of the packet's buffer.
+    #[inline(always)]
+    pub fn address(&self) -> u64 {
+        // Volatile: what was written there is a pointer to the compiler, and must be read as a number.
+        // SAFETY: what `begin` has found.
+        unsafe { (&raw const (*self.note).address).read_volatile() }
+    }
+}
+
 /// Notes a packet, but for where it is counted.
 #[inline(always)]
 pub fn begin<F: Family, C: Carrier>(carrier: &C, at: &At, packet: &Seen<'_, F::Addr>) -> Begun {

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use flowlog_ebpf::{
     abi::{
         Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Key, Meta, ONLY_NOTED, PLACE_BITS, Record, VerdictTruth,
-        WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, class, reason_index,
+        WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, WANT_TRANSLATIONS, class, reason_index,
     },
     packet::{Flow, Fragment, absent},
     refusal::Noted,
@@ -12,13 +12,13 @@ use flowlog_ebpf::{
 
 use crate::{
     account::{self, key_of},
-    cache::{One, count, emit_alone, split},
+    cache::{News, One, count, emit_alone, split},
     cpu::{self, lock, unlock},
     event::Event,
     family::Family,
     frame::opaque,
     maps::{PASSED_MASK, REFUSED_MASK, TICK_NS},
-    note,
+    note, told,
     wire::{Wire, bump},
 };
 
@@ -32,6 +32,35 @@ struct Refusal {
     seen: bool,
     /// The firewall's mark.
     mark: u32,
+    /// The address of its buffer, if what it has on the other side of a translation is wanted; else 0.
+    translated: u64,
+}
+
+/// A refused packet whose record may be new.
+struct Fresh {
+    translated: u64,
+    is_shared: bool,
+}
+
+impl<F: Family> News<F> for Fresh {
+    #[inline(always)]
+    fn always(&self) -> bool {
+        self.is_shared
+    }
+
+    #[inline(always)]
+    unsafe fn tell(self, key: *const Key<F::Addr>, is_new: bool) {
+        if self.translated != 0 {
+            // SAFETY: by the contract.
+            unsafe { told::tell::<F>(key, self.translated, u32::from(is_new)) };
+        }
+    }
+}
+
+/// The address of a buffer whose other side is wanted; else 0.
+#[inline(always)]
+fn translated(event: &Event, flags: u16) -> u64 {
+    if flags & WANT_TRANSLATIONS == 0 { 0 } else { event.cause.address }
 }
 
 /// Spreads marks over the slots (2^32 divided by the golden ratio).
@@ -93,6 +122,7 @@ pub fn noted<F: Family>(event: &mut Event) {
     }
     let wire = Wire { packets: u32::from(note.packets), bytes: note.bytes };
     let id = iface.id;
+    let flags = iface.flags;
     let epoch = key.meta.epoch;
     let reason = reason_index(event.cause.reason) as u16;
     let Some(place) = enter(id, epoch, direction) else { return };
@@ -102,7 +132,9 @@ pub fn noted<F: Family>(event: &mut Event) {
     key.meta.reason = reason;
     let note = &event.note;
     let seen = counted.was_seen();
-    let one = Refusal { wire, tcp_flags: note.tcp_flags, now_ns: note.now_ns, class, seen, mark: event.dropped.mark };
+    let mark = event.dropped.mark;
+    let translated = translated(event, flags);
+    let one = Refusal { wire, tcp_flags: note.tcp_flags, now_ns: note.now_ns, class, seen, mark, translated };
     record_all::<F>(&place, &mut key, &one, event);
     leave(&place);
 }
@@ -124,6 +156,7 @@ pub fn unseen<F: Family>(event: &Event, spot: u32, direction: u8, f: &Flow<F::Ad
         class: class::REFUSED,
         seen: false,
         mark: event.dropped.mark,
+        translated: translated(event, iface.flags),
     };
     record_all::<F>(&place, &mut key, &one, event);
     leave(&place);
@@ -205,15 +238,22 @@ fn record_all<F: Family>(place: &Place, key: &mut Key<F::Addr>, one: &Refusal, e
 /// Counts it, in a record of its own kind.
 #[inline(always)]
 fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal) {
-    let Refusal { wire, tcp_flags, now_ns, class, seen, mark } = *one;
+    let Refusal { wire, tcp_flags, now_ns, class, seen, mark, translated } = *one;
     // What has another mark has another slot: two rules that refuse one flow in turns do not evict each other.
     let hash = F::hash(key) ^ u64::from(mark.wrapping_mul(MARK_SPREAD));
     let (index, _) = split(hash, REFUSED_MASK.load());
     let packet = One { wire, tcp_flags, tag: mark, now_ns };
     let recorded = match (place.locked, F::refused(index)) {
         // SAFETY: a slot of this CPU, and we hold the flag.
-        (true, Some(slot)) => unsafe { count::<F, true>(slot, key, &packet).is_some() },
-        _ => emit_alone::<F>(key, &packet),
+        (true, Some(slot)) => unsafe {
+            count::<F, true>(slot, key, &packet, Fresh { translated, is_shared: told::is_shared(&key.meta) }).is_some()
+        },
+        _ => {
+            if translated != 0 {
+                told::not_told(u32::from(key.meta.iface), key.meta.epoch);
+            }
+            emit_alone::<F>(key, &packet)
+        }
     };
     let truth = place.truth;
     // SAFETY: pointers into the map value.

@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use flowlog_ebpf::{
     abi::{
-        EGRESS, INGRESS, NO_LINK_HEADER, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS,
-        XDP_INGRESS,
+        EGRESS, INGRESS, Key, NO_LINK_HEADER, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS,
+        WANT_TRANSLATIONS, XDP_INGRESS,
     },
     packet::{self, Frame, common4, common6},
 };
@@ -21,6 +21,7 @@ use crate::{
     family::{Family, V4, V6},
     frame::{Direct, Fragmented},
     note::{self, Carrier},
+    told,
     wire::Wire,
 };
 
@@ -73,6 +74,19 @@ impl Hook for Skb {
     #[inline(always)]
     fn note<F: Family>(&self, at: &At, packet: &Seen<'_, F::Addr>) -> note::Begun {
         note::begin::<F, Self>(self, at, packet)
+    }
+
+    #[inline(always)]
+    unsafe fn tell<F: Family>(begun: &note::Begun, key: *const Key<F::Addr>, is_new: bool) {
+        // SAFETY: by the contract.
+        unsafe { told::tell::<F>(key, begun.address(), u32::from(is_new)) };
+    }
+
+    #[inline(always)]
+    fn not_told(at: &At) {
+        if at.iface.flags & WANT_TRANSLATIONS != 0 {
+            told::not_told(u32::from(at.iface.id), at.iface.epoch);
+        }
     }
 
     #[inline(always)]
@@ -156,11 +170,11 @@ fn common(skb: *mut __sk_buff, at: &At) -> bool {
     let direct = Direct { data, end };
     if link_header {
         if let Some(f) = direct.head().and_then(|h| common4(h, frame)) {
-            account::flow::<V4, Skb>(&Skb(skb), at, &f);
+            account::flow::<V4, Skb, true>(&Skb(skb), at, &f);
             return true;
         }
         if let Some(f) = direct.head().and_then(|h| common6(h, frame)) {
-            account::flow::<V6, Skb>(&Skb(skb), at, &f);
+            account::flow::<V6, Skb, true>(&Skb(skb), at, &f);
             return true;
         }
     }

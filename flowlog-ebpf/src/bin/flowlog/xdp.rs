@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use flowlog_ebpf::{
-    abi::{INGRESS, NO_LINK_HEADER, WANT_INGRESS},
+    abi::{INGRESS, Key, NO_LINK_HEADER, WANT_INGRESS},
     packet::{Frame, common4, common6},
 };
 
@@ -48,6 +48,12 @@ impl Hook for Raw {
     fn note<F: Family>(&self, _at: &At, _packet: &Seen<'_, F::Addr>) {}
 
     #[inline(always)]
+    unsafe fn tell<F: Family>((): &(), _key: *const Key<F::Addr>, _is_new: bool) {}
+
+    #[inline(always)]
+    fn not_told(_at: &At) {}
+
+    #[inline(always)]
     fn complete<F: Family>((): (), _place: u32, _before: Before) {}
 
     #[inline(always)]
@@ -66,10 +72,10 @@ fn hook<W: Where>(ctx: &XdpContext) {
     if linear < ONE_BUFFER_MAX && at.iface.flags & NO_LINK_HEADER == 0 {
         let frame = Frame { len: linear as u32, vlan_tci: 0, link_header: true };
         if let Some(f) = direct.head().and_then(|h| common4(h, frame)) {
-            return account::flow::<V4, Raw>(&Raw, &at, &f);
+            return account::flow::<V4, Raw, true>(&Raw, &at, &f);
         }
         if let Some(f) = direct.head().and_then(|h| common6(h, frame)) {
-            return account::flow::<V6, Raw>(&Raw, &at, &f);
+            return account::flow::<V6, Raw, true>(&Raw, &at, &f);
         }
     }
     uncommon::<W>(ctx.ctx);

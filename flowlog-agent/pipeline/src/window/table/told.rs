@@ -1,0 +1,426 @@
+//! What translated flows have on the other side: what the programs have told of flows on their way out and of what was refused, and
+//! what follows from it for flows on their way in.
+//!
+//! On the way in a hook comes before connection tracking. So a flow that comes in has the reverse of what was told of its answers; in
+//! this window, or in one before ([`Kept`]). A flow whose answers have gone out and of which nothing was told is not translated. What is
+//! left is asked for, once, and what is not known then is counted.
+
+use std::{
+    hash::{BuildHasher as _, Hash},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use flowlog_ebpf::{
+    abi::{EGRESS, FAMILY_V4, FAMILY_V6, INGRESS, Ip4, Ip6, Key, Meta, Record, Side, Stats, class},
+    packet::{ICMP, ICMPV6, NOT_THERE, has_ports},
+};
+use flowlog_model::{rule::Direction, translation::Tuple};
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use super::{Addresses, Entry, Flow, FlowKey, FlowTable, LOST, REFUSED, SNAPSHOT_RECORDS, Table};
+use crate::window::block::{self, Address};
+
+/// Translations that are known from earlier windows, of all interfaces together: 6 MiB at most (`agent/memory.rs`).
+pub const KEPT_MAX: usize = 1 << 16;
+/// Flows of an ending window that connection tracking is asked about: 20 ms.
+pub(crate) const ASKED_MAX: usize = 4_096;
+
+/// Bit of [`Stats::tag`] of a record in a snapshot: it was kept from an earlier window.
+const EARLIER: u32 = 1 << 0;
+/// The same: different things were told.
+const SEVERAL: u32 = 1 << 1;
+
+/// Packets on one side of a translation, as far as their rows tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Packets<A> {
+    src: A,
+    dst: A,
+    sport: u16,
+    dport: u16,
+    vlan: u16,
+    proto: u8,
+    /// `INGRESS` or `EGRESS`.
+    direction: u8,
+}
+
+impl<A: Copy> Packets<A> {
+    fn of_entry(e: &Entry<A>) -> Self {
+        let Entry { src, dst, sport, dport, vlan, proto, flags, .. } = *e;
+        Self { src, dst, sport, dport, vlan, proto, direction: flags & 1 }
+    }
+
+    /// Their answers; `None`: it is not known which packets these are.
+    fn answers(self) -> Option<Self> {
+        let Self { src, dst, sport, dport, vlan, proto, direction } = self;
+        let (sport, dport) = match proto {
+            ICMP | ICMPV6 if sport == NOT_THERE => (sport, dport),
+            ICMP | ICMPV6 => (answer_to(proto, sport)?, dport),
+            _ => (dport, sport),
+        };
+        Some(Self { src: dst, dst: src, sport, dport, vlan, proto, direction: direction ^ 1 })
+    }
+
+    /// Whether connection tracking finds them by what is known of them.
+    fn can_be_asked(self) -> bool {
+        has_ports(self.proto) && (self.sport, self.dport) != (0, 0)
+    }
+
+    fn accepted(self) -> FlowKey<A> {
+        let Self { src, dst, sport, dport, vlan, proto, direction } = self;
+        FlowKey { src, dst, sport, dport, vlan, reason: 0, proto, flags: direction, mark: 0 }
+    }
+}
+
+/// Type of the ICMP message that answers one of this type, either way (`nf_conntrack_proto_icmp.c`, `nf_conntrack_proto_icmpv6.c`).
+fn answer_to(proto: u8, kind: u16) -> Option<u16> {
+    const PAIRS: [(u16, u16); 4] = [(8, 0), (13, 14), (15, 16), (17, 18)];
+    const PAIRS6: [(u16, u16); 2] = [(128, 129), (139, 140)];
+    let pairs: &[_] = if proto == ICMP { &PAIRS } else { &PAIRS6 };
+    pairs.iter().find_map(|(a, b)| if kind == *a { Some(*b) } else { (kind == *b).then_some(*a) })
+}
+
+/// What packets have on the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ends<A> {
+    src: A,
+    dst: A,
+    sport: u16,
+    dport: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Told<A> {
+    of: Packets<A>,
+    side: Ends<A>,
+    /// Different things were told: the row is of several connections.
+    several: bool,
+}
+
+impl<A: Copy> Told<A> {
+    /// What it says of the answers.
+    fn reversed(self, of: Packets<A>) -> Self {
+        let Ends { src, dst, sport, dport } = self.side;
+        Self { of, side: Ends { src: dst, dst: src, sport: dport, dport: sport }, several: self.several }
+    }
+}
+
+/// All that was told of one address family, in the order in which it was.
+#[derive(Debug)]
+pub(super) struct Translations<A> {
+    all: Vec<Told<A>>,
+    index: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+}
+
+impl<A> Default for Translations<A> {
+    fn default() -> Self {
+        Self { all: Vec::new(), index: HashTable::new(), hasher: DefaultHashBuilder::default() }
+    }
+}
+
+impl<A: Address + Copy + Eq + Hash> Translations<A> {
+    fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// What was told of these packets.
+    fn get(&self, of: Packets<A>) -> Option<Told<A>> {
+        let hash = self.hasher.hash_one(of);
+        let id = self.index.find(hash, |id| self.all[*id as usize].of == of)?;
+        Some(self.all[*id as usize])
+    }
+
+    /// What follows for these packets.
+    fn find(&self, of: Packets<A>) -> Option<Told<A>> {
+        let from_answers = || Some(self.get(of.answers()?)?.reversed(of));
+        self.get(of).or_else(|| if of.direction == INGRESS { from_answers() } else { None })
+    }
+
+    fn tell(&mut self, told: Told<A>) {
+        let Self { all, index, hasher } = self;
+        let hash = hasher.hash_one(told.of);
+        if let Some(id) = index.find(hash, |id| all[*id as usize].of == told.of) {
+            let known = &mut all[*id as usize];
+            known.several |= told.several || known.side != told.side;
+            return;
+        }
+        let id = u32::try_from(all.len()).expect("fewer flows than `flows_max` allows");
+        all.push(told);
+        index.insert_unique(hash, id, |id| hasher.hash_one(all[*id as usize].of));
+    }
+
+    /// Adds a record of the class `TOLD`.
+    pub(super) fn add(&mut self, record: &Record<A>) {
+        let Record { key, stats } = record;
+        let Meta { sport, dport, vlan, proto, .. } = key.meta;
+        let direction = key.meta.direction();
+        let of = Packets { src: key.src, dst: key.dst, sport, dport, vlan, proto, direction };
+        let Side { src, dst, sport, dport } = Side::unpack(stats);
+        let side = Ends { src: A::narrow(src), dst: A::narrow(dst), sport, dport };
+        self.tell(Told { of, side, several: stats.tag & SEVERAL != 0 });
+    }
+
+    /// Hands out blocks of records that say it all again, with `tag` set in each.
+    fn blocks(&self, (family, iface, epoch): (u32, u16, u32), tag: u32, each: &mut impl FnMut(&[u8])) {
+        let mut bytes = Vec::new();
+        for some in self.all.chunks(SNAPSHOT_RECORDS) {
+            let records: Vec<Record<A>> = some.iter().map(|told| told.record(iface, epoch, tag)).collect();
+            bytes.clear();
+            block::write(&mut bytes, family, &records);
+            each(&bytes);
+        }
+    }
+
+    /// The last ones, as many as there is room for; how many that leaves out.
+    fn last(&self, room: usize) -> (Self, u64) {
+        let mut kept = Self::default();
+        let left_out = self.all.len().saturating_sub(room);
+        self.all[left_out..].iter().for_each(|told| kept.tell(*told));
+        (kept, left_out as u64)
+    }
+}
+
+impl<A: Address + Copy> Told<A> {
+    fn record(&self, iface: u16, epoch: u32, tag: u32) -> Record<A> {
+        let Packets { src, dst, sport, dport, vlan, proto, direction } = self.of;
+        let flags = Meta::pack(direction, class::TOLD);
+        let key = Key { src, dst, meta: Meta { sport, dport, vlan, iface, reason: 0, proto, flags, epoch } };
+        let Ends { src, dst, sport, dport } = self.side;
+        let tag = tag | if self.several { SEVERAL } else { 0 };
+        Record { key, stats: Stats { tag, ..Side { src: src.wide(), dst: dst.wide(), sport, dport }.pack() } }
+    }
+}
+
+/// A flow whose packets have come in, and what is on their other side is not known from this window.
+struct Open<A> {
+    packets: Packets<A>,
+    /// It is from an earlier one.
+    kept: Option<Told<A>>,
+}
+
+impl<A: Address + Copy + Eq + Hash> Table<A> {
+    fn open<'a>(&'a self, kept: &'a Translations<A>, untold: bool) -> impl Iterator<Item = Open<A>> + 'a {
+        let flows = self.chunks.iter().flatten().filter(|e| e.flags & LOST == 0 && e.packets > 0);
+        flows.filter_map(move |e| {
+            let packets = Packets::of_entry(e);
+            let goes_out = e.flags & 1 == EGRESS;
+            if (goes_out && !untold) || self.told.find(packets).is_some() {
+                return None;
+            }
+            let kept = kept.find(packets);
+            // What was refused had its connection with it; of what goes out without a word, and of what is an answer to that, there
+            // is none to tell. (Unless words were lost.)
+            let answered = || packets.answers().is_some_and(|a| self.has(a.accepted()));
+            let is_known = !untold && (e.flags & REFUSED != 0 || answered());
+            (kept.is_some() || !is_known).then_some(Open { packets, kept })
+        })
+    }
+
+    fn has(&self, key: FlowKey<A>) -> bool {
+        let at = |id: u32| self.chunks[id as usize / super::CHUNK][id as usize % super::CHUNK].key();
+        self.index.find(self.hasher.hash_one(key), |id| at(*id) == key).is_some()
+    }
+
+    /// See [`FlowTable::join`].
+    fn join(&mut self, kept: &Translations<A>, untold: bool) -> u64 {
+        let mut unknown = 0;
+        let mut known = Vec::new();
+        for open in self.open(kept, untold) {
+            match open.kept {
+                Some(told) => known.push(told),
+                None => unknown += 1,
+            }
+        }
+        known.into_iter().for_each(|told| self.told.tell(told));
+        unknown
+    }
+
+    fn questions<'a>(&'a self, kept: &'a Translations<A>) -> impl Iterator<Item = Packets<A>> + 'a {
+        self.open(kept, false).filter(|o| o.kept.is_none() && o.packets.can_be_asked()).map(|o| o.packets)
+    }
+}
+
+/// Translations from earlier windows of an interface.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    v4: Translations<Ip4>,
+    v6: Translations<Ip6>,
+}
+
+impl Kept {
+    pub(crate) fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// As [`FlowTable::blocks`].
+    pub(crate) fn blocks(&self, iface: u16, epoch: u32, mut each: impl FnMut(&[u8])) {
+        self.v4.blocks((FAMILY_V4, iface, epoch), EARLIER, &mut each);
+        self.v6.blocks((FAMILY_V6, iface, epoch), EARLIER, &mut each);
+    }
+
+    /// Adds a record of a snapshot.
+    pub(crate) fn add(&mut self, record: &block::Record) {
+        match record {
+            block::Record::V4(r) => self.v4.add(r),
+            block::Record::V6(r) => self.v6.add(r),
+        }
+    }
+}
+
+/// Whether a record of a snapshot was kept from an earlier window.
+pub(crate) fn is_kept(record: &block::Record) -> bool {
+    let tag = match record {
+        block::Record::V4(r) => r.stats.tag,
+        block::Record::V6(r) => r.stats.tag,
+    };
+    record.meta().class() == class::TOLD && tag & EARLIER != 0
+}
+
+/// What is known of translations besides what the rows say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Untold {
+    /// Flows whose other side, if there is one, is not known.
+    pub unknown: u64,
+    /// Translations for which there was no room in [`KEPT_MAX`].
+    pub not_kept: u64,
+}
+
+/// A flow on the other side of its translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherSide {
+    /// Addresses, source port and destination port.
+    Is(Addresses, u16, u16),
+    /// The row is of several connections, whose other sides are not the same.
+    Several,
+}
+
+impl FlowTable {
+    /// How many translations are in the table.
+    #[must_use]
+    pub(crate) fn told(&self) -> usize {
+        self.v4.told.len() + self.v6.told.len()
+    }
+
+    /// What was not told.
+    #[must_use]
+    pub fn untold(&self) -> Untold {
+        self.untold
+    }
+
+    pub(super) fn told_blocks(&self, iface: u16, epoch: u32, each: &mut impl FnMut(&[u8])) {
+        self.v4.told.blocks((FAMILY_V4, iface, epoch), 0, each);
+        self.v6.told.blocks((FAMILY_V6, iface, epoch), 0, each);
+    }
+
+    /// All records are in: takes what is missing from earlier windows, and counts what is not known then. `untold`: the programs could
+    /// not say all. Returns what later windows may need, no more than there is room for.
+    pub(crate) fn join(&mut self, kept: &Kept, untold: bool, room: usize) -> Kept {
+        let unknown = self.v4.join(&kept.v4, untold) + self.v6.join(&kept.v6, untold);
+        let (v4, left4) = self.v4.told.last(room);
+        let (v6, left6) = self.v6.told.last(room - v4.len());
+        self.untold = Untold { unknown, not_kept: left4 + left6 };
+        Kept { v4, v6 }
+    }
+
+    /// What connection tracking is to be asked, and in which VLAN the packets are.
+    pub(crate) fn questions(&self, kept: &Kept) -> (Vec<Tuple>, Vec<u16>) {
+        let v4 = self.v4.questions(&kept.v4).map(|p| (tuple(&p, Addresses::V4), p.vlan));
+        let v6 = self.v6.questions(&kept.v6).map(|p| (tuple(&p, Addresses::V6), p.vlan));
+        v4.chain(v6).take(ASKED_MAX).unzip()
+    }
+
+    /// What a flow has on the other side; `None`: the same, or it is not known.
+    #[must_use]
+    pub fn other_side(&self, flow: &Flow) -> Option<OtherSide> {
+        match flow.addresses {
+            Addresses::V4(src, dst) => side_of(&self.v4.told, (src, dst), flow, Addresses::V4),
+            Addresses::V6(src, dst) => side_of(&self.v6.told, (src, dst), flow, Addresses::V6),
+        }
+    }
+}
+
+fn side_of<A: Address + Copy + Eq + Hash>(
+    told: &Translations<A>,
+    (src, dst): (A, A),
+    flow: &Flow,
+    addresses: impl Fn(A, A) -> Addresses,
+) -> Option<OtherSide> {
+    let Flow { sport, dport, vlan, proto, direction, .. } = *flow;
+    let direction = if direction == Direction::Egress { EGRESS } else { INGRESS };
+    let found = told.find(Packets { src, dst, sport, dport, vlan, proto, direction })?;
+    if found.several {
+        return Some(OtherSide::Several);
+    }
+    let Ends { src: other_src, dst: other_dst, sport: other_sport, dport: other_dport } = found.side;
+    // Connection tracking has said that nothing is translated.
+    let is_same =
+        other_src == src && other_dst == dst && (flow.is_icmp() || (other_sport, other_dport) == (sport, dport));
+    (!is_same).then(|| OtherSide::Is(addresses(other_src, other_dst), other_sport, other_dport))
+}
+
+/// As connection tracking knows them.
+fn tuple<A: Copy>(of: &Packets<A>, addresses: impl Fn(A, A) -> Addresses) -> Tuple {
+    let (src, dst) = match addresses(of.src, of.dst) {
+        Addresses::V4(src, dst) => (v4(src), v4(dst)),
+        Addresses::V6(src, dst) => (v6(src), v6(dst)),
+    };
+    Tuple { src, dst, sport: of.sport, dport: of.dport, proto: of.proto }
+}
+
+fn v4(address: Ip4) -> IpAddr {
+    Ipv4Addr::from(address.to_ne_bytes()).into()
+}
+
+fn v6([hi, lo]: Ip6) -> IpAddr {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&hi.to_ne_bytes());
+    bytes[8..].copy_from_slice(&lo.to_ne_bytes());
+    Ipv6Addr::from(bytes).into()
+}
+
+fn wide(address: IpAddr) -> Ip6 {
+    match address {
+        IpAddr::V4(a) => Ip4::from_ne_bytes(a.octets()).wide(),
+        IpAddr::V6(a) => {
+            let octets = a.octets();
+            let half = |at: usize| octets[at..].first_chunk().map_or(0, |b| u64::from_ne_bytes(*b));
+            [half(0), half(8)]
+        }
+    }
+}
+
+/// Blocks of records that say what connection tracking has answered of packets that came in.
+pub(crate) fn answered(
+    (iface, epoch): (u16, u32),
+    (questions, vlans): &(Vec<Tuple>, Vec<u16>),
+    answers: &[Option<Tuple>],
+) -> Vec<Vec<u8>> {
+    let all = questions.iter().zip(vlans).zip(answers);
+    let (mut four, mut six) = (Vec::new(), Vec::new());
+    for ((asked, vlan), other) in all.filter_map(|(asked, answer)| Some((asked, answer.as_ref()?))) {
+        let flags = Meta::pack(INGRESS, class::TOLD);
+        let Tuple { sport, dport, proto, .. } = *asked;
+        let meta = Meta { sport, dport, vlan: *vlan, iface, reason: 0, proto, flags, epoch };
+        let side = Side { src: wide(other.src), dst: wide(other.dst), sport: other.sport, dport: other.dport };
+        let (src, dst) = (wide(asked.src), wide(asked.dst));
+        let stats = side.pack();
+        if asked.src.is_ipv4() {
+            let key = Key { src: Ip4::narrow(src), dst: Ip4::narrow(dst), meta };
+            four.push(Record { key, stats });
+        } else {
+            six.push(Record { key: Key { src, dst, meta }, stats });
+        }
+    }
+    let mut blocks = blocks(FAMILY_V4, &four);
+    blocks.extend(self::blocks(FAMILY_V6, &six));
+    blocks
+}
+
+fn blocks<A: Address>(family: u32, records: &[Record<A>]) -> Vec<Vec<u8>> {
+    let block = |some: &[Record<A>]| {
+        let mut bytes = Vec::new();
+        block::write(&mut bytes, family, some);
+        bytes
+    };
+    records.chunks(SNAPSHOT_RECORDS).map(block).collect()
+}
