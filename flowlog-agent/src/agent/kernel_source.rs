@@ -111,7 +111,12 @@ impl Source for KernelSource {
     }
 
     fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, SourceError> {
-        self.kernel.truth.get(id, epoch).map_err(failed)
+        let mut truth = self.kernel.truth.get(id, epoch).map_err(failed)?;
+        if !self.kernel.knows_connections() {
+            // Whatever there was to tell, nobody could.
+            truth.untold[0].packets += 1;
+        }
+        Ok(truth)
     }
 
     fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), SourceError> {

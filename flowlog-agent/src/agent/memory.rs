@@ -8,6 +8,7 @@ use flowlog_kernel::{
     limits::{Limit, limits},
     pins,
 };
+use flowlog_pipeline::window::KEPT_MAX;
 
 use crate::config::{Config, FLOWS_MAX_DEFAULT, FLOWS_MAX_MIN, RawConfig};
 
@@ -20,6 +21,9 @@ const OPEN_BYTES: u64 = 80;
 const WRITTEN_BYTES: u64 = 80;
 /// The same in the columns that it is written from.
 const COLUMNS_BYTES: u64 = 140;
+/// A translation that is kept from an earlier window, IPv6 (`pipeline/src/window/table/told.rs`: 80 bytes and its place in the index).
+/// Translations of a window count as its flows.
+const KEPT_BYTES: u64 = 92;
 /// All of a flow.
 const FLOW_BYTES: u64 = OPEN_BYTES + WRITTEN_BYTES + COLUMNS_BYTES;
 
@@ -28,13 +32,20 @@ const FLOW_BYTES: u64 = OPEN_BYTES + WRITTEN_BYTES + COLUMNS_BYTES;
 pub(crate) struct Need {
     /// The kernel's maps; 0 if they are there already.
     maps: u64,
+    /// Translations that are kept; 0 if nobody wants any.
+    kept: u64,
     /// Flows in open windows at most.
     flows_max: usize,
 }
 
 impl Need {
     pub(crate) fn total(&self) -> u64 {
-        AGENT_BYTES.saturating_add(self.maps).saturating_add(self.flows(FLOW_BYTES))
+        self.agent().saturating_add(self.maps).saturating_add(self.flows(FLOW_BYTES))
+    }
+
+    /// The agent itself, and what it keeps.
+    fn agent(&self) -> u64 {
+        AGENT_BYTES + self.kept
     }
 
     fn flows(&self, bytes_each: u64) -> u64 {
@@ -45,7 +56,7 @@ impl Need {
 impl std::fmt::Display for Need {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let windows = self.flows(OPEN_BYTES + WRITTEN_BYTES);
-        let [total, maps, agent] = [self.total(), self.maps, AGENT_BYTES].map(mib);
+        let [total, maps, agent] = [self.total(), self.maps, self.agent()].map(mib);
         let [windows, encoder] = [windows, self.flows(COLUMNS_BYTES)].map(mib);
         write!(
             f,
@@ -87,17 +98,18 @@ pub(crate) fn checked(raw: RawConfig) -> anyhow::Result<(Config, Here)> {
     let mut config = raw.check()?;
     let limits = limits();
     let (maps, _) = config.sizes.memory_bytes_here();
+    let kept = if config.may_want_translations() { KEPT_MAX as u64 * KEPT_BYTES } else { 0 };
     if follows {
-        config.flows_max = flows_max(&limits, maps);
+        config.flows_max = flows_max(&limits, maps + kept);
     }
     // Pinned maps are there, and have been counted to whoever made them.
     let pinned = config.pin_dir.as_deref().is_some_and(|dir| pins::made_for(dir).is_ok_and(|made| made.is_some()));
-    let need = Need { maps: if pinned { 0 } else { maps }, flows_max: config.flows_max };
+    let need = Need { maps: if pinned { 0 } else { maps }, kept, flows_max: config.flows_max };
     ensure_fits(need, &limits).map_err(super::AgentError::from)?;
     Ok((config, Here { need, limit: tightest(&limits).cloned() }))
 }
 
-/// How many flows fit beside maps of this size, where nobody has said how many there may be: a service with a limit gets along with it by
+/// How many flows fit beside maps, and what is kept, of this size, where nobody has said how many there may be: a service with a limit gets along with it by
 /// writing windows earlier.
 fn flows_max(limits: &[Limit], maps: u64) -> usize {
     let Some(limit) = tightest(limits) else { return FLOWS_MAX_DEFAULT };
@@ -110,7 +122,7 @@ fn flows_max(limits: &[Limit], maps: u64) -> usize {
 /// With figures and the remedy.
 fn ensure_fits(need: Need, limits: &[Limit]) -> Result<(), MemoryError> {
     let Some(Limit { file, bytes }) = tightest(limits).filter(|l| need.total() > l.bytes) else { return Ok(()) };
-    let fitting = flows_within(*bytes, need.maps);
+    let fitting = flows_within(*bytes, need.maps.saturating_add(need.kept));
     let remedy = if fitting < FLOWS_MAX_MIN {
         "lower `kernel.cache_slots`, `kernel.ring_bytes` or `kernel.interfaces_max`".to_owned()
     } else {
@@ -154,7 +166,7 @@ mod tests {
             (0, 1_000, &[32], None, ""),
             (u64::MAX / MIB, usize::MAX, &[1], Some("/0"), "lower `kernel.cache_slots`"),
         ] {
-            let need = Need { maps: maps * MIB, flows_max: flows };
+            let need = Need { maps: maps * MIB, kept: 0, flows_max: flows };
             let refused = ensure_fits(need, &limits(allowed)).err();
             let case = format!("maps {maps}, flows {flows}, {allowed:?}: {refused:?}");
             let by = refused.as_ref().map(|e| e.file.display().to_string());
@@ -175,14 +187,16 @@ mod tests {
             let limits = limits(allowed);
             let flows_max = flows_max(&limits, maps * MIB);
             assert_eq!(flows_max, expected, "{allowed:?}");
-            let fits = ensure_fits(Need { maps: maps * MIB, flows_max }, &limits).is_ok();
+            let fits = ensure_fits(Need { maps: maps * MIB, kept: 0, flows_max }, &limits).is_ok();
             assert_eq!(fits, flows_max > FLOWS_MAX_MIN, "{allowed:?}");
         }
     }
 
     #[test]
     fn the_sentence_has_every_figure_the_limit_and_the_remedy() {
-        let need = Need { maps: 17 * MIB, flows_max: 60_000 };
+        let need = Need { maps: 17 * MIB, kept: 0, flows_max: 60_000 };
+        let kept = Need { kept: 6 * MIB, ..need };
+        assert!(kept.to_string().starts_with("72 MiB:") && kept.to_string().ends_with("37 for the agent"), "{kept}");
         let words = ensure_fits(need, &limits(&[64])).expect_err("too much").to_string();
         assert_eq!(
             words,

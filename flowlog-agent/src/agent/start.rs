@@ -135,6 +135,11 @@ pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelS
         Options { sizes: config.sizes, netns_inum: netns, moves: config.reasons.clone(), mark: config.marks.mark };
     let pins = config.pin_dir.as_ref().map(|dir| Pins::open(dir, config.sizes)).transpose()?;
     let mut kernel = Kernel::open(&options, pins)?;
+    if config.may_want_translations() && !kernel.knows_connections() {
+        tracing::warn!(
+            "this kernel has no connection tracking: what is translated will not be known; load the module nf_conntrack, and start again"
+        );
+    }
     let ring = kernel.take_ring()?;
     let ring_id = ring.id()?;
     let begun = clock::now();

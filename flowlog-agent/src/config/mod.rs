@@ -63,6 +63,14 @@ pub(crate) struct Config {
     pub manage: Option<Manage>,
 }
 
+impl Config {
+    /// Whether anybody wants the other side of address translations. Rules from a store may at any time.
+    #[must_use]
+    pub(crate) fn may_want_translations(&self) -> bool {
+        self.manage.is_some() || self.captures.iter().any(|c| c.translations)
+    }
+}
+
 /// Where rules come from that are not in the configuration, and how they are managed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Manage {
