@@ -60,11 +60,12 @@ pub const ETH_P_8021Q: u16 = 0x8100;
 pub const ETH_P_8021AD: u16 = 0x88a8;
 const VLAN_ID: u16 = 0x0fff;
 
-/// Protocol number of ICMP.
+/// Number of ICMP (IANA).
 pub const ICMP: u8 = 1;
-const TCP: u8 = 6;
+/// Number of TCP (IANA).
+pub const TCP: u8 = 6;
 const UDP: u8 = 17;
-/// Protocol number of `ICMPv6`.
+/// Number of `ICMPv6` (IANA).
 pub const ICMPV6: u8 = 58;
 const DCCP: u8 = 33;
 const SCTP: u8 = 132;
@@ -129,7 +130,7 @@ pub struct Flow<A> {
     pub tcp_flags: u8,
     /// Layer-3 length from the IP header (link padding excluded); from the frame where the header says 0.
     pub l3_len: u32,
-    /// Length of IP + TCP/UDP headers: what every segment of a GSO packet repeats.
+    /// Length of IP + TCP/UDP headers: what every segment of a GSO packet repeats, unless it is in a tunnel's packet.
     pub headers: u32,
     /// Length of the IP header, extension headers included.
     pub ip_header: u32,
@@ -166,8 +167,8 @@ pub enum Part {
 /// Wire packets and wire layer-3 bytes of a packet that the kernel carries unsegmented.
 ///
 /// `gso_segs` is what the kernel says; packets from a guest (`SKB_GSO_DODGY`) say 0 and are computed from `gso_size`.
-/// Encapsulated GSO (VXLAN and the like) repeats inner headers that are not counted: the packets are right, the
-/// bytes miss the inner headers of all but the first segment.
+/// `headers` are those that each segment repeats: of a packet inside a tunnel's packet the inner ones as well, which only the kernel
+/// knows ([`Flow::headers`] are the outer ones).
 #[inline(always)]
 #[must_use]
 pub fn wire(l3_len: u32, headers: u32, gso_size: u32, gso_segs: u32) -> (u32, u32) {

@@ -269,6 +269,15 @@ pub fn never_fragment(socket: &std::net::UdpSocket) -> io::Result<()> {
     option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)
 }
 
+/// Has a UDP socket hand what is sent at once to the kernel as one buffer, which is cut into datagrams of `bytes` later
+/// (`UDP_SEGMENT`).
+///
+/// # Errors
+/// Anything the kernel says.
+pub fn segmented(socket: &std::net::UdpSocket, bytes: u16) -> io::Result<()> {
+    option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, i32::from(bytes))
+}
+
 /// A UDP socket with the smallest receive buffer there is.
 ///
 /// # Errors

@@ -74,6 +74,8 @@ mod translation;
 mod trouble;
 #[path = "all/trusted.rs"]
 mod trusted;
+#[path = "all/tunnels.rs"]
+mod tunnels;
 #[path = "all/verdicts.rs"]
 mod verdicts;
 #[path = "all/ways.rs"]

@@ -63,4 +63,8 @@ kernel_offsets! {
     rt_is_input: Member("rtable", "rt_is_input"),
     rt_type: Member("rtable", "rt_type"),
     skb_sk: Member("sk_buff", "sk"),
+    skb_encapsulation: BitByte("sk_buff", "encapsulation"),
+    skb_encapsulation_shift: BitShift("sk_buff", "encapsulation"),
+    skb_inner_transport: Member("sk_buff", "inner_transport_header"),
+    shinfo_gso_type: Member("skb_shared_info", "gso_type"),
 }

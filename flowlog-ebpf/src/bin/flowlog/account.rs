@@ -48,8 +48,8 @@ pub trait Hook {
     fn not_told(at: &At);
     /// Notes where it was counted.
     fn complete<F: Family>(begun: Self::Begun, place: u32, before: Before);
-    /// Wire packets and bytes of a packet with these lengths.
-    fn wire(&self, l3_len: u32, headers: u32) -> Wire;
+    /// Wire packets and bytes of a packet.
+    fn wire<A>(&self, f: &Flow<A>) -> Wire;
 }
 
 /// What a hook knows of a packet.
@@ -224,7 +224,7 @@ pub fn key_of<A: Copy>(f: &Flow<A>, iface: u16, flags: u8, reason: u16, epoch: u
 /// Accounts for one IP packet; `COMMON`: it is TCP or UDP, and has ports.
 #[inline(always)]
 pub fn flow<F: Family, H: Hook, const COMMON: bool>(hook: &H, at: &At, f: &Flow<F::Addr>) {
-    let wire = hook.wire(f.l3_len, f.headers);
+    let wire = hook.wire(f);
     let key = key_of(f, at.iface.id, Meta::pack(at.direction, class::PASSED), 0, at.iface.epoch);
     let begun = hook.note::<F>(at, &Seen { flow: f, key: &key, wire });
     let (place, before) = match at.elsewhere {

@@ -8,7 +8,12 @@ use flowlog_ebpf::{
     packet::{self, Flow, Frame, Packet, Part},
 };
 
-use crate::{kernel::Dropped, maps::DYING, note, wire::Wire};
+use crate::{
+    kernel::{Dropped, tunnel_headers},
+    maps::DYING,
+    note,
+    wire::Wire,
+};
 
 /// What the tracepoint says besides the buffer itself.
 #[derive(Clone, Copy)]
@@ -139,14 +144,14 @@ pub fn read_headers(event: &mut Event) {
     event.is_read = true;
     let d = &event.dropped;
     let frame = Frame { len: d.l3_available, vlan_tci: d.vlan_tci, link_header: false };
-    let (family, part, (packets, bytes)) = match packet::parse(&d.headers, frame) {
+    let (family, part, proto, l3_len, headers) = match packet::parse(&d.headers, frame) {
         Packet::V4(f) => {
             event.v4 = f;
-            (FAMILY_V4, f.fragment.part, packet::wire(f.l3_len, f.headers, d.gso_size, d.gso_segs))
+            (FAMILY_V4, f.fragment.part, f.proto, f.l3_len, f.headers)
         }
         Packet::V6(f) => {
             event.v6 = f;
-            (FAMILY_V6, f.fragment.part, packet::wire(f.l3_len, f.headers, d.gso_size, d.gso_segs))
+            (FAMILY_V6, f.fragment.part, f.proto, f.l3_len, f.headers)
         }
         Packet::NonIp(_) | Packet::Malformed(_) => {
             event.part = Part::Whole;
@@ -158,6 +163,9 @@ pub fn read_headers(event: &mut Event) {
     };
     event.family = family;
     event.part = part;
+    let tunnel = if d.gso_size == 0 || proto == packet::TCP { 0 } else { tunnel_headers(event.cause.address) };
+    let headers = if tunnel == 0 { headers } else { tunnel };
+    let (packets, bytes) = packet::wire(l3_len, headers, d.gso_size, d.gso_segs);
     event.wire = Wire { packets, bytes };
 }
 

@@ -77,6 +77,43 @@ fn gso(shinfo: u64, o: &KernelOffsets) -> (u32, u32) {
     (one(o.shinfo_gso_size), one(o.shinfo_gso_segs))
 }
 
+/// The segments are TCP: `SKB_GSO_TCPV4` and `SKB_GSO_TCPV6` of `include/linux/skbuff.h`.
+const GSO_TCP: u32 = 1 << 0 | 1 << 4;
+/// They are SCTP: `SKB_GSO_SCTP`.
+const GSO_SCTP: u32 = 1 << 14;
+/// They are UDP: `SKB_GSO_UDP_L4`.
+const GSO_UDP: u32 = 1 << 17;
+
+/// What each segment of the GSO packet at `skb` repeats, if it is inside a tunnel's packet: from the outermost IP header to the end of the
+/// innermost transport header. 0: it is in none. The kernel adds it up in the same way (`skb_gso_transport_seglen`).
+///
+/// A function of its own, for hooks and verdicts: few packets come here, and the stack of those that do not is none of its business.
+#[inline(never)]
+pub fn tunnel_headers(skb: u64) -> u32 {
+    let o = &OFFSETS.load();
+    let bits: u8 = probe_or_zero(skb + u64::from(o.skb_encapsulation));
+    if bits >> (o.skb_encapsulation_shift & 7) & 1 == 0 {
+        return 0;
+    }
+    let head: u64 = probe_or_zero(skb + u64::from(o.skb_head));
+    let end: u32 = probe_or_zero(skb + u64::from(o.skb_end));
+    let outer: u16 = probe_or_zero(skb + u64::from(o.skb_network_header));
+    let inner: u16 = probe_or_zero(skb + u64::from(o.skb_inner_transport));
+    let kind: u32 = probe_or_zero(head + u64::from(end) + u64::from(o.shinfo_gso_type));
+    // The upper half of a TCP header's byte 12 has its length, in words.
+    let tcp: u8 = probe_or_zero(head + u64::from(inner) + 12);
+    let upper = if kind & GSO_TCP != 0 {
+        u32::from(tcp >> 4) << 2
+    } else if kind & GSO_UDP != 0 {
+        8
+    } else if kind & GSO_SCTP != 0 {
+        12
+    } else {
+        0
+    };
+    u32::from(inner).wrapping_sub(u32::from(outer)) + upper
+}
+
 /// Bits of `skb->_nfct` that are no part of the pointer (`NFCT_INFOMASK` of `include/linux/skbuff.h`).
 const NFCT_INFO: u64 = 7;
 

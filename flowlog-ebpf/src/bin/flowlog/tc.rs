@@ -12,7 +12,7 @@ use flowlog_ebpf::{
         EGRESS, INGRESS, Key, NO_LINK_HEADER, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS,
         WANT_TRANSLATIONS, XDP_INGRESS,
     },
-    packet::{self, Frame, common4, common6},
+    packet::{self, Flow, Frame, common4, common6},
 };
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     cache::Before,
     family::{Family, V4, V6},
     frame::{Direct, Fragmented},
+    kernel,
     note::{self, Carrier},
     told,
     wire::Wire,
@@ -95,15 +96,27 @@ impl Hook for Skb {
     }
 
     #[inline(always)]
-    fn wire(&self, l3_len: u32, headers: u32) -> Wire {
+    fn wire<A>(&self, f: &Flow<A>) -> Wire {
         // SAFETY: the context pointer; the verifier rewrites the loads to the real members.
         let gso_size = unsafe { (*self.0).gso_size };
         if gso_size == 0 {
-            return Wire { packets: 1, bytes: l3_len };
+            return Wire { packets: 1, bytes: f.l3_len };
         }
+        // No tunnel's packets are TCP, which most GSO packets are.
+        let headers = if f.proto == packet::TCP { f.headers } else { tunnelled(self.0, f.headers) };
         // SAFETY: as above.
-        let (packets, bytes) = packet::wire(l3_len, headers, gso_size, unsafe { (*self.0).gso_segs });
+        let (packets, bytes) = packet::wire(f.l3_len, headers, gso_size, unsafe { (*self.0).gso_segs });
         Wire { packets, bytes }
+    }
+}
+
+/// What each segment of a GSO packet repeats: `headers`, if it is not inside a tunnel's packet.
+#[inline(always)]
+fn tunnelled(skb: *mut __sk_buff, headers: u32) -> u32 {
+    // To the kernel the context is the buffer itself.
+    match kernel::tunnel_headers(skb as u64) {
+        0 => headers,
+        tunnel => tunnel,
     }
 }
 

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use flowlog_ebpf::{
     abi::{INGRESS, Key, NO_LINK_HEADER, WANT_INGRESS},
-    packet::{Frame, common4, common6},
+    packet::{Flow, Frame, common4, common6},
 };
 
 use crate::{
@@ -57,8 +57,8 @@ impl Hook for Raw {
     fn complete<F: Family>((): (), _place: u32, _before: Before) {}
 
     #[inline(always)]
-    fn wire(&self, l3_len: u32, _headers: u32) -> Wire {
-        Wire { packets: 1, bytes: l3_len }
+    fn wire<A>(&self, f: &Flow<A>) -> Wire {
+        Wire { packets: 1, bytes: f.l3_len }
     }
 }
 
