@@ -191,7 +191,7 @@ pub const HANDLED: usize = 64;
 
 /// Words of [`Dying::scratch`] for each program: what would not fit on the stack (512 bytes for all frames together before
 /// Linux 6.13).
-pub const SCRATCH_WORDS: usize = 64;
+pub const SCRATCH_WORDS: usize = 80;
 
 /// Scratch state of the verdict programs on one CPU.
 #[repr(C)]

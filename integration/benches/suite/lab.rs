@@ -10,7 +10,7 @@ use aya::{
     programs::{Program, ProgramFd, TestRun as _, TestRunOptions},
 };
 use flowlog_ebpf::{
-    abi::{Iface, WANT_EGRESS, WANT_INGRESS},
+    abi::{Iface, WANT_EGRESS, WANT_INGRESS, WANT_TRANSLATIONS},
     bench::{Drive, ORDER_ENTRIES, PROGRAMS_MAX},
 };
 use flowlog_kernel::{Kernel, Ring, Sizes};
@@ -24,6 +24,9 @@ static OBJECT: &[u8] =
 
 /// `BPF_PROG_TEST_RUN` presents its packet as one of the loopback device.
 const LOOPBACK: u32 = 1;
+const INTERFACE: IfKey = IfKey { netns_inum: 1, index: LOOPBACK };
+/// What is wanted of it.
+const FLAGS: u16 = WANT_INGRESS | WANT_EGRESS;
 /// Length of the packets. (IPv6 and TCP alone are 74 bytes.)
 const FRAME_BYTES: usize = 74;
 /// Packets in one call: no more records than the default ring holds.
@@ -49,6 +52,15 @@ pub(crate) struct Subject {
     pub name: String,
     pub hook: Hook,
     slot: u32,
+    /// The other side of translations is wanted of the interface.
+    translations: bool,
+}
+
+impl Subject {
+    /// The same program on an interface that wants the other side of translations.
+    pub(crate) fn with_translations(&self) -> Self {
+        Self { name: format!("{}, translations wanted", self.name), translations: true, ..self.clone() }
+    }
 }
 
 pub(crate) struct Lab {
@@ -92,9 +104,7 @@ impl Lab {
         let mut bench = load_bench()?;
         let mut kernel = Kernel::load(Sizes::default(), 1)?;
         let ring = kernel.take_ring()?;
-        let flags = WANT_INGRESS | WANT_EGRESS;
-        let loopback = IfKey { netns_inum: 1, index: LOOPBACK };
-        kernel.interfaces.watch(loopback, Iface { id: 1, flags, epoch: 1, oldest: 1, spare: 0 })?;
+        kernel.interfaces.watch(INTERFACE, Iface { id: 1, flags: FLAGS, epoch: 1, oldest: 1, spare: 0 })?;
         let mut map = |name: &str| bench.take_map(name).with_context(|| format!("map {name}"));
         let drive = map("DRIVE")?.try_into()?;
         let order = map("ORDER")?.try_into()?;
@@ -153,6 +163,8 @@ impl Lab {
     }
 
     fn drive(&mut self, subject: &Subject, kind: Kind, new_flows: bool, cpu_shift: u32) -> anyhow::Result<()> {
+        let flags = FLAGS | if subject.translations { WANT_TRANSLATIONS } else { 0 };
+        self.kernel.interfaces.set_flags(flowlog_model::IfaceId(1), INTERFACE, flags);
         let (packet, _) = frame(kind, &Ends::nowhere(), FRAME_BYTES);
         let (offset, shift) = kind.word();
         let word = packet.get(offset..offset + 8).and_then(|w| w.try_into().ok()).context("a frame")?;
@@ -248,5 +260,5 @@ fn enter(
     let array = if hook == Hook::Tc { tc } else { xdp };
     array.set(slot, fd, 0).with_context(|| format!("enter `{name}` into the driver's table"))?;
     *slots += 1;
-    Ok(Subject { name: name.to_owned(), hook, slot })
+    Ok(Subject { name: name.to_owned(), hook, slot, translations: false })
 }

@@ -87,6 +87,23 @@ pub struct Event {
     pub search: note::Search,
     /// Numbers of the next notes, 16 bits each.
     pub links: u64,
+    /// The last record that is new.
+    pub telling: Telling,
+    /// The way in has been judged, where there is no note.
+    pub is_ingress_judged: bool,
+    /// All has been judged.
+    pub is_judged: bool,
+}
+
+/// A record that is new, of which it is to be told what its packets have on the other side of a translation.
+#[repr(C)]
+pub struct Telling {
+    /// Its key; of IPv4 in the first bytes.
+    pub key: Key<Ip6>,
+    /// Its `FAMILY_*`; 0: there is none.
+    pub family: u32,
+    /// 0: it is not new, but may be another connection's by now.
+    pub is_new: u32,
 }
 
 const _: () = assert!(size_of::<Event>() <= SCRATCH_WORDS * 8);
@@ -133,6 +150,9 @@ impl Event {
         self.unsure = Wire { packets: 0, bytes: 0 };
         self.came_in_noted = false;
         self.left_through = 0;
+        self.telling.family = 0;
+        self.is_ingress_judged = false;
+        self.is_judged = false;
     }
 }
 

@@ -12,9 +12,9 @@ use flowlog_ebpf::{
 
 use crate::{
     account::{self, key_of},
-    cache::{News, One, count, emit_alone, split},
+    cache::{News, One, copy, count, emit_alone, split},
     cpu::{self, lock, unlock},
-    event::Event,
+    event::{Event, Telling},
     family::Family,
     frame::opaque,
     maps::{PASSED_MASK, REFUSED_MASK, TICK_NS},
@@ -32,13 +32,15 @@ struct Refusal {
     seen: bool,
     /// The firewall's mark.
     mark: u32,
-    /// The address of its buffer, if what it has on the other side of a translation is wanted; else 0.
-    translated: u64,
+    /// What it has on the other side of a translation is wanted.
+    tells: bool,
 }
 
-/// A refused packet whose record may be new.
+/// A refused packet whose record may be new. What is to be told of it is told later ([`Telling`]), in one place for all records: the
+/// verifier walks it once.
 struct Fresh {
-    translated: u64,
+    /// Where it is written down; null: it is not wanted.
+    telling: *mut Telling,
     is_shared: bool,
 }
 
@@ -50,17 +52,15 @@ impl<F: Family> News<F> for Fresh {
 
     #[inline(always)]
     unsafe fn tell(self, key: *const Key<F::Addr>, is_new: bool) {
-        if self.translated != 0 {
-            // SAFETY: by the contract.
-            unsafe { told::tell::<F>(key, self.translated, u32::from(is_new)) };
+        if !self.telling.is_null() {
+            // SAFETY: of the event that is being judged, in map memory; by the contract for the key.
+            unsafe {
+                copy(key, (&raw mut (*self.telling).key).cast());
+                (*self.telling).family = F::FAMILY;
+                (*self.telling).is_new = u32::from(is_new);
+            }
         }
     }
-}
-
-/// The address of a buffer whose other side is wanted; else 0.
-#[inline(always)]
-fn translated(event: &Event, flags: u16) -> u64 {
-    if flags & WANT_TRANSLATIONS == 0 { 0 } else { event.cause.address }
 }
 
 /// Spreads marks over the slots (2^32 divided by the golden ratio).
@@ -133,17 +133,26 @@ pub fn noted<F: Family>(event: &mut Event) {
     let note = &event.note;
     let seen = counted.was_seen();
     let mark = event.dropped.mark;
-    let translated = translated(event, flags);
-    let one = Refusal { wire, tcp_flags: note.tcp_flags, now_ns: note.now_ns, class, seen, mark, translated };
+    let tells = flags & WANT_TRANSLATIONS != 0;
+    let one = Refusal { wire, tcp_flags: note.tcp_flags, now_ns: note.now_ns, class, seen, mark, tells };
     record_all::<F>(&place, &mut key, &one, event);
     leave(&place);
 }
 
 /// A packet that no hook of this interface has counted was refused.
+///
+/// # Safety
+/// `event` must be the one that is being judged, and `headers` what its headers say.
 #[inline(never)]
-pub fn unseen<F: Family>(event: &Event, spot: u32, direction: u8, f: &Flow<F::Addr>) {
+pub unsafe fn unseen<F: Family>(event: *mut Event, spot: u32, direction: u8, headers: *const Flow<F::Addr>) {
     let Some(iface) = account::iface(spot) else { return };
-    let mut key = key_of(f, iface.id, Meta::pack(direction, class::REFUSED), 0, iface.epoch);
+    // SAFETY: by the contract; the reference ends before that to the event begins.
+    let (mut key, tcp_flags) = unsafe {
+        let f = &*headers;
+        (key_of(f, iface.id, Meta::pack(direction, class::REFUSED), 0, iface.epoch), f.tcp_flags)
+    };
+    // SAFETY: by the contract.
+    let event = unsafe { &mut *event };
     key.meta.reason = reason_index(event.cause.reason) as u16;
     let Some(place) = enter(iface.id, iface.epoch, direction) else { return };
     // Tracing programs have no coarse clock, and the exact one costs 20 ns. The agent takes all times for coarse ones.
@@ -151,12 +160,12 @@ pub fn unseen<F: Family>(event: &Event, spot: u32, direction: u8, f: &Flow<F::Ad
     let now_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(TICK_NS.load());
     let one = Refusal {
         wire: event.wire,
-        tcp_flags: f.tcp_flags,
+        tcp_flags,
         now_ns,
         class: class::REFUSED,
         seen: false,
         mark: event.dropped.mark,
-        translated: translated(event, iface.flags),
+        tells: iface.flags & WANT_TRANSLATIONS != 0,
     };
     record_all::<F>(&place, &mut key, &one, event);
     leave(&place);
@@ -224,21 +233,23 @@ pub fn is_same_tuple(event: &Event) -> bool {
 
 /// Counts it, and the later fragments of its datagram, which carry no ports.
 #[inline(always)]
-fn record_all<F: Family>(place: &Place, key: &mut Key<F::Addr>, one: &Refusal, event: &Event) {
-    record::<F>(place, key, one);
+fn record_all<F: Family>(place: &Place, key: &mut Key<F::Addr>, one: &Refusal, event: &mut Event) {
+    let telling = if one.tells { &raw mut event.telling } else { core::ptr::null_mut() };
+    record::<F>(place, key, one, telling);
     if event.later.packets != 0 {
         let none = absent(event.later_proto);
         key.meta.proto = event.later_proto;
         key.meta.sport = none;
         key.meta.dport = none;
-        record::<F>(place, key, &Refusal { wire: event.later, tcp_flags: 0, ..*one });
+        // Of one record of an event it can be told.
+        record::<F>(place, key, &Refusal { wire: event.later, tcp_flags: 0, ..*one }, core::ptr::null_mut());
     }
 }
 
 /// Counts it, in a record of its own kind.
 #[inline(always)]
-fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal) {
-    let Refusal { wire, tcp_flags, now_ns, class, seen, mark, translated } = *one;
+fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal, telling: *mut Telling) {
+    let Refusal { wire, tcp_flags, now_ns, class, seen, mark, .. } = *one;
     // What has another mark has another slot: two rules that refuse one flow in turns do not evict each other.
     let hash = F::hash(key) ^ u64::from(mark.wrapping_mul(MARK_SPREAD));
     let (index, _) = split(hash, REFUSED_MASK.load());
@@ -246,10 +257,10 @@ fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal) {
     let recorded = match (place.locked, F::refused(index)) {
         // SAFETY: a slot of this CPU, and we hold the flag.
         (true, Some(slot)) => unsafe {
-            count::<F, true>(slot, key, &packet, Fresh { translated, is_shared: told::is_shared(&key.meta) }).is_some()
+            count::<F, true>(slot, key, &packet, Fresh { telling, is_shared: told::is_shared(&key.meta) }).is_some()
         },
         _ => {
-            if translated != 0 {
+            if !telling.is_null() {
                 told::not_told(u32::from(key.meta.iface), key.meta.epoch);
             }
             emit_alone::<F>(key, &packet)

@@ -5,7 +5,7 @@
 //! when the same key may be another connection by now: a packet that others of its flow follow costs nothing.
 
 use flowlog_ebpf::{
-    abi::{Count, FAMILY_V4, Key, Meta, SIDE_WORDS, Stats, TOLD, TUPLE_WORDS, class},
+    abi::{Count, FAMILY_V4, Ip4, Key, Meta, SIDE_WORDS, Stats, TOLD, TUPLE_WORDS, class},
     packet::has_ports,
 };
 
@@ -13,7 +13,8 @@ use crate::{
     account, block,
     cache::copy,
     cpu,
-    family::Family,
+    event::{Event, Telling},
+    family::{Family, V4, V6},
     kernel,
     wire::{Wire, bump},
 };
@@ -62,7 +63,7 @@ pub fn not_told(id: u32, epoch: u32) -> u32 {
 /// the stack left.
 ///
 /// # Safety
-/// `key` must be that of a cache slot of this CPU, and the caller must hold `busy`.
+/// `key` must be in map memory that is this CPU's, and the caller must hold `busy`.
 #[inline(never)]
 pub unsafe fn tell<F: Family>(key: *const Key<F::Addr>, skb: u64, is_new: u32) -> u32 {
     let Some(cpu) = cpu::cpu() else { return 0 };
@@ -73,6 +74,38 @@ pub unsafe fn tell<F: Family>(key: *const Key<F::Addr>, skb: u64, is_new: u32) -
         }
     }
     0
+}
+
+/// Tells what a refused packet has on the other side, of the last record of it that is new.
+#[inline(never)]
+pub fn refused(event: &mut Event) {
+    let telling = &event.telling;
+    let Some(cpu) = cpu::cpu() else { return };
+    if !cpu::lock(cpu) {
+        let Meta { iface, epoch, .. } = meta(telling);
+        count_untold(iface, epoch, NOT_OURS);
+        return;
+    }
+    let key = &raw const telling.key;
+    // SAFETY: a key of that family, in map memory; we hold the flag.
+    unsafe {
+        if telling.family == FAMILY_V4 {
+            tell::<V4>(key.cast(), event.cause.address, telling.is_new);
+        } else {
+            tell::<V6>(key, event.cause.address, telling.is_new);
+        }
+    }
+    cpu::unlock(cpu);
+}
+
+#[inline(always)]
+fn meta(telling: &Telling) -> Meta {
+    if telling.family == FAMILY_V4 {
+        // SAFETY: a key of that family.
+        unsafe { (*(&raw const telling.key).cast::<Key<Ip4>>()).meta }
+    } else {
+        telling.key.meta
+    }
 }
 
 /// A tuple of the connection, and how its parts are read.

@@ -128,10 +128,14 @@ fn unseen(event: &mut Event, spot: u32, direction: u8) {
     if account::iface(spot).is_none_or(|i| i.flags & ONLY_NOTED != 0) {
         return;
     }
-    match event.family {
-        FAMILY_V4 => refuse::unseen::<V4>(event, spot, direction, &event.v4),
-        FAMILY_V6 => refuse::unseen::<V6>(event, spot, direction, &event.v6),
-        // Not to be read: a hook that saw it would have counted it as malformed.
-        _ => {}
+    let event: *mut Event = event;
+    // SAFETY: the event that we were given, and a part of it.
+    unsafe {
+        match (*event).family {
+            FAMILY_V4 => refuse::unseen::<V4>(event, spot, direction, &raw const (*event).v4),
+            FAMILY_V6 => refuse::unseen::<V6>(event, spot, direction, &raw const (*event).v6),
+            // Not to be read: a hook that saw it would have counted it as malformed.
+            _ => {}
+        }
     }
 }

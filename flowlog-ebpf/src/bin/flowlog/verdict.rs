@@ -34,7 +34,7 @@ use crate::{
     event::{Cause, Event, GO_ON, Identity, STOP, event, read_headers, repeat},
     kernel::{self, Dropped},
     maps::{DROP_ARGUMENTS, DYING, REASONS, ROUTE_PLACE, VERDICTS, XDP_PLACE},
-    unnoted,
+    told, unnoted,
 };
 
 const ETH_P_IP: u16 = 0x0800;
@@ -158,8 +158,8 @@ fn dropped(skb: *const u8, dying: *mut Dying, which: usize, cause: Cause) {
     }
 }
 
-/// Steps of [`judge`]: each note that is followed, the headers, and what is left.
-const STEPS_MAX: u32 = CHAIN_MAX + 3;
+/// Steps of [`judge`]: each note that is followed, and what is told of it; the headers; and what is left.
+const STEPS_MAX: u32 = 2 * CHAIN_MAX + 6;
 
 /// A step of the judgement: the next note; behind the last one, the interfaces that have none. The headers are a step of their own,
 /// in front of whatever needs them. One loop, so that the verifier walks each of them once.
@@ -167,6 +167,14 @@ unsafe extern "C" fn judge(_i: u32, context: *mut c_void) -> i64 {
     // SAFETY: `bpf_loop` hands back the pointer it was given.
     let which = unsafe { *context.cast::<u64>() };
     let Some(event) = event(which as usize) else { return STOP };
+    if event.telling.family != 0 {
+        told::refused(event);
+        event.telling.family = 0;
+        return GO_ON;
+    }
+    if event.is_judged {
+        return STOP;
+    }
     if event.needs_headers {
         event.needs_headers = false;
         read_headers(event);
@@ -174,7 +182,7 @@ unsafe extern "C" fn judge(_i: u32, context: *mut c_void) -> i64 {
     }
     if event.links != 0 {
         chain::link(event);
-        if event.links != 0 {
+        if event.links != 0 || event.telling.family != 0 {
             return GO_ON;
         }
     }
@@ -189,7 +197,12 @@ unsafe extern "C" fn judge(_i: u32, context: *mut c_void) -> i64 {
         event.needs_headers = true;
         return GO_ON;
     }
-    unnoted::judge_ingress(event);
-    unnoted::judge_egress(event);
-    STOP
+    if event.is_ingress_judged {
+        unnoted::judge_egress(event);
+        event.is_judged = true;
+    } else {
+        unnoted::judge_ingress(event);
+        event.is_ingress_judged = true;
+    }
+    GO_ON
 }
