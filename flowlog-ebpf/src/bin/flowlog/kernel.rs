@@ -135,6 +135,9 @@ pub unsafe fn translated(skb: u64, to: *mut [[u32; TUPLE_WORDS]; 2]) -> bool {
     }
     let pointer: u64 = probe_or_zero(skb + u64::from(place.skb));
     let connection = pointer & !NFCT_INFO;
+    if connection == 0 {
+        return false;
+    }
     let status: u64 = probe_or_zero(connection + u64::from(place.status));
     if status & STATUS_NAT == 0 {
         return false;
