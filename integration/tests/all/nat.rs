@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Display,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     time::Duration,
@@ -41,8 +42,8 @@ const REFUSED: &str = "table inet t {
 const PATIENCE: Duration = Duration::from_secs(5);
 const TRANSLATIONS: &[&str] = &["--translations"];
 
-fn end(address: impl ToString, port: impl ToString) -> String {
-    format!("{} {}", address.to_string(), port.to_string())
+fn end(address: impl Display + Copy, port: impl Display + Copy) -> String {
+    format!("{address} {port}")
 }
 
 fn reversed([src, dst]: Tuple) -> Tuple {
@@ -320,11 +321,7 @@ fn a_host_that_pings_is_known_and_two_that_ping_the_same_host_are_not_taken_for_
         }
         let landed = agent.stop().unwrap();
         let rows = icmp(&landed);
-        assert_eq!(
-            rows.iter().map(|r| r.packets).collect::<Vec<_>>(),
-            vec![2 * u64::from(hosts_pinging); 2],
-            "{rows:#?}"
-        );
+        assert_eq!(rows.iter().map(|r| r.packets).collect::<Vec<_>>(), [2 * u64::from(hosts_pinging); 2], "{rows:#?}");
         for row in &rows {
             let other = match (hosts_pinging, row.direction.as_str()) {
                 (1, "egress") => [end("10.2.0.2", 0), end(SERVER, 0)],

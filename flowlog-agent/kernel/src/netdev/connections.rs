@@ -136,7 +136,9 @@ fn question(out: &mut Vec<u8>, number: u32, of: &Tuple) {
     ];
     let nest = |of: &[(u16, Vec<u8>)]| {
         let mut inner = Vec::new();
-        of.iter().for_each(|(kind, value)| push(&mut inner, *kind, value));
+        for (kind, value) in of {
+            push(&mut inner, *kind, value);
+        }
         inner
     };
     let mut tuple = Vec::new();

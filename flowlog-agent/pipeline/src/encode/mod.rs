@@ -2,7 +2,7 @@
 //!
 //! * [`schema`]: the columns, their types, and what they mean;
 //! * [`rows`]: building them; [`address`]: one of their values; [`order`]: what comes first;
-//! * [`labels`]: column chunks of those with few different values; [`sparse`]: of those that few rows have a value in;
+//! * [`labels`]: column chunks of those with few different values; [`numbers`]: which 16-bit numbers have; [`sparse`]: of those that few rows have a value in;
 //! * [`parquet`]: the file; encodings, chosen by measurement;
 //! * [`key`]: where the object goes.
 //!
@@ -11,6 +11,7 @@
 mod address;
 pub(crate) mod key;
 mod labels;
+mod numbers;
 mod order;
 pub mod parquet;
 pub mod rows;

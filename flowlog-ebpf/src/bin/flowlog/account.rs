@@ -3,8 +3,8 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use flowlog_ebpf::{
     abi::{
-        Cpu, EPOCHS, HookTruth, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS, PLACE_LOST,
-        PLACE_NOWHERE, PLACE_RECORD, PLACE_SLOT, PLACE_XDP, Truth, WANT_TRANSLATIONS, class,
+        Cpu, HookTruth, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS, PLACE_LOST, PLACE_NOWHERE,
+        PLACE_RECORD, PLACE_SLOT, PLACE_XDP, WANT_TRANSLATIONS, class,
     },
     packet::{self, Bytes, Flow, Frame, Packet},
 };
@@ -14,16 +14,10 @@ use crate::{
     cpu::{cpu, lock, unlock},
     family::Family,
     frame::computed,
-    maps::{IFACES, PASSED_MASK, TRUTH},
+    maps::{IFACES, PASSED_MASK},
     told,
-    wire::{Wire, bump},
+    wire::{Wire, bump, truth},
 };
-
-/// Witness counters of an interface and epoch on this CPU.
-#[inline(always)]
-pub fn truth(id: u16, epoch: u32) -> Option<*mut Truth> {
-    TRUTH.get_ptr_mut(u32::from(id) * EPOCHS + epoch % EPOCHS)
-}
 
 /// The watched interface at a spot.
 #[inline(always)]

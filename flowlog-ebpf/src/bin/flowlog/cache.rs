@@ -6,7 +6,11 @@
 
 use flowlog_ebpf::abi::{Key, Record, Stats};
 
-use crate::{block, family::Family, told::IDLE_NS, wire::Wire};
+use crate::{block, family::Family, wire::Wire};
+
+/// A record that has had no packet for so long may be another connection's by now: half of what connection tracking keeps one that
+/// has ended at least (10 s, `nf_conntrack_tcp_timeout_close`).
+pub const IDLE_NS: u64 = 5_000_000_000;
 
 /// One packet as the cache takes it.
 pub struct One {

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use flowlog_ebpf::{
     abi::{
-        Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Key, Meta, ONLY_NOTED, PLACE_BITS, Record, VerdictTruth,
+        Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Ip4, Key, Meta, ONLY_NOTED, PLACE_BITS, Record, VerdictTruth,
         WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, WANT_TRANSLATIONS, class, reason_index,
     },
     packet::{Flow, Fragment, absent},
@@ -15,11 +15,11 @@ use crate::{
     cache::{News, One, copy, count, emit_alone, split},
     cpu::{self, lock, unlock},
     event::{Event, Telling},
-    family::Family,
+    family::{Family, V4, V6},
     frame::opaque,
     maps::{PASSED_MASK, REFUSED_MASK, TICK_NS},
     note, told,
-    wire::{Wire, bump},
+    wire::{Wire, bump, truth},
 };
 
 /// What is known of a refused packet, but for its key.
@@ -81,7 +81,7 @@ pub struct Place {
 /// Takes the CPU's caches and finds the counters. What it returns must be given back by [`leave`].
 #[inline(always)]
 pub fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
-    let truth = account::truth(id, epoch)?;
+    let truth = truth(id, epoch)?;
     let cpu = cpu::cpu()?;
     let locked = lock(cpu);
     let set = opaque(u32::from(direction & 1) * 2 + u32::from(!locked)) & (SETS - 1);
@@ -243,6 +243,38 @@ fn record_all<F: Family>(place: &Place, key: &mut Key<F::Addr>, one: &Refusal, e
         key.meta.dport = none;
         // Of one record of an event it can be told.
         record::<F>(place, key, &Refusal { wire: event.later, tcp_flags: 0, ..*one }, core::ptr::null_mut());
+    }
+}
+
+/// Tells what a refused packet has on the other side, of the last record of it that is new.
+#[inline(never)]
+pub fn tell(event: &mut Event) {
+    let telling = &event.telling;
+    let Some(cpu) = cpu::cpu() else { return };
+    if !lock(cpu) {
+        let Meta { iface, epoch, .. } = meta(telling);
+        told::not_told(u32::from(iface), epoch);
+        return;
+    }
+    let key = &raw const telling.key;
+    // SAFETY: a key of that family, in map memory; we hold the flag.
+    unsafe {
+        if telling.family == FAMILY_V4 {
+            told::tell::<V4>(key.cast(), event.cause.address, telling.is_new);
+        } else {
+            told::tell::<V6>(key, event.cause.address, telling.is_new);
+        }
+    }
+    unlock(cpu);
+}
+
+#[inline(always)]
+fn meta(telling: &Telling) -> Meta {
+    if telling.family == FAMILY_V4 {
+        // SAFETY: a key of that family.
+        unsafe { (*(&raw const telling.key).cast::<Key<Ip4>>()).meta }
+    } else {
+        telling.key.meta
     }
 }
 

@@ -5,23 +5,18 @@
 //! when the same key may be another connection by now: a packet that others of its flow follow costs nothing.
 
 use flowlog_ebpf::{
-    abi::{Count, FAMILY_V4, Ip4, Key, Meta, SIDE_WORDS, Stats, TOLD, TUPLE_WORDS, class},
+    abi::{Count, FAMILY_V4, Key, Meta, SIDE_WORDS, Stats, TOLD, TUPLE_WORDS, class},
     packet::has_ports,
 };
 
 use crate::{
-    account, block,
+    block,
     cache::copy,
     cpu,
-    event::{Event, Telling},
-    family::{Family, V4, V6},
+    family::Family,
     kernel,
-    wire::{Wire, bump},
+    wire::{Wire, bump, truth},
 };
-
-/// A record that has had no packet for so long may be another connection's by now: half of what connection tracking keeps one that
-/// has ended at least (10 s, `nf_conntrack_tcp_timeout_close`).
-pub const IDLE_NS: u64 = 5_000_000_000;
 
 /// Words of a `struct nf_conntrack_tuple` at which the parts of it are: the addresses; source port and address family; destination port
 /// and protocol.
@@ -46,7 +41,7 @@ const NOT_OURS: usize = 1;
 
 #[inline(always)]
 fn count_untold(id: u16, epoch: u32, set: usize) {
-    let Some(truth) = account::truth(id, epoch) else { return };
+    let Some(truth) = truth(id, epoch) else { return };
     // SAFETY: a map value; the index is below the array's length.
     unsafe { bump((&raw mut (*truth).untold).cast::<Count>().add(set), Wire { packets: 1, bytes: 0 }) };
 }
@@ -74,38 +69,6 @@ pub unsafe fn tell<F: Family>(key: *const Key<F::Addr>, skb: u64, is_new: u32) -
         }
     }
     0
-}
-
-/// Tells what a refused packet has on the other side, of the last record of it that is new.
-#[inline(never)]
-pub fn refused(event: &mut Event) {
-    let telling = &event.telling;
-    let Some(cpu) = cpu::cpu() else { return };
-    if !cpu::lock(cpu) {
-        let Meta { iface, epoch, .. } = meta(telling);
-        count_untold(iface, epoch, NOT_OURS);
-        return;
-    }
-    let key = &raw const telling.key;
-    // SAFETY: a key of that family, in map memory; we hold the flag.
-    unsafe {
-        if telling.family == FAMILY_V4 {
-            tell::<V4>(key.cast(), event.cause.address, telling.is_new);
-        } else {
-            tell::<V6>(key, event.cause.address, telling.is_new);
-        }
-    }
-    cpu::unlock(cpu);
-}
-
-#[inline(always)]
-fn meta(telling: &Telling) -> Meta {
-    if telling.family == FAMILY_V4 {
-        // SAFETY: a key of that family.
-        unsafe { (*(&raw const telling.key).cast::<Key<Ip4>>()).meta }
-    } else {
-        telling.key.meta
-    }
 }
 
 /// A tuple of the connection, and how its parts are read.

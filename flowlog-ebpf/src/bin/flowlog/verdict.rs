@@ -34,7 +34,7 @@ use crate::{
     event::{Cause, Event, GO_ON, Identity, STOP, event, read_headers, repeat},
     kernel::{self, Dropped},
     maps::{DROP_ARGUMENTS, DYING, REASONS, ROUTE_PLACE, VERDICTS, XDP_PLACE},
-    told, unnoted,
+    refuse, unnoted,
 };
 
 const ETH_P_IP: u16 = 0x0800;
@@ -168,7 +168,7 @@ unsafe extern "C" fn judge(_i: u32, context: *mut c_void) -> i64 {
     let which = unsafe { *context.cast::<u64>() };
     let Some(event) = event(which as usize) else { return STOP };
     if event.telling.family != 0 {
-        told::refused(event);
+        refuse::tell(event);
         event.telling.family = 0;
         return GO_ON;
     }

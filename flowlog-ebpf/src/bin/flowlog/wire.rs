@@ -1,6 +1,8 @@
-//! How much a packet is on the wire, and adding it to a counter.
+//! How much a packet is on the wire, and adding it to a counter; where the counters are.
 
-use flowlog_ebpf::abi::Count;
+use flowlog_ebpf::abi::{Count, EPOCHS, Truth};
+
+use crate::maps::TRUTH;
 
 /// Packets and bytes of one packet as the kernel carries it.
 #[derive(Clone, Copy)]
@@ -20,4 +22,10 @@ pub unsafe fn bump(count: *mut Count, wire: Wire) {
         (*count).packets += u64::from(wire.packets);
         (*count).bytes += u64::from(wire.bytes);
     }
+}
+
+/// Witness counters of an interface and epoch on this CPU.
+#[inline(always)]
+pub fn truth(id: u16, epoch: u32) -> Option<*mut Truth> {
+    TRUTH.get_ptr_mut(u32::from(id) * EPOCHS + epoch % EPOCHS)
 }
