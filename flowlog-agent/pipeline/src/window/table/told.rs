@@ -178,7 +178,9 @@ impl<A: Address + Copy + Eq + Hash> Translations<A> {
     fn last(&self, room: usize) -> (Self, u64) {
         let mut kept = Self::default();
         let left_out = self.all.len().saturating_sub(room);
-        self.all[left_out..].iter().for_each(|told| kept.tell(*told));
+        for told in &self.all[left_out..] {
+            kept.tell(*told);
+        }
         (kept, left_out as u64)
     }
 }
@@ -234,7 +236,9 @@ impl<A: Address + Copy + Eq + Hash> Table<A> {
                 None => unknown += 1,
             }
         }
-        known.into_iter().for_each(|told| self.told.tell(told));
+        for told in known {
+            self.told.tell(told);
+        }
         unknown
     }
 
@@ -354,11 +358,10 @@ fn side_of<A: Address + Copy + Eq + Hash>(
     if found.several {
         return Some(OtherSide::Several);
     }
-    let Ends { src: other_src, dst: other_dst, sport: other_sport, dport: other_dport } = found.side;
+    let side = found.side;
     // Connection tracking has said that nothing is translated.
-    let is_same =
-        other_src == src && other_dst == dst && (flow.is_icmp() || (other_sport, other_dport) == (sport, dport));
-    (!is_same).then(|| OtherSide::Is(addresses(other_src, other_dst), other_sport, other_dport))
+    let is_same = (side.src, side.dst) == (src, dst) && (flow.is_icmp() || (side.sport, side.dport) == (sport, dport));
+    (!is_same).then(|| OtherSide::Is(addresses(side.src, side.dst), side.sport, side.dport))
 }
 
 /// As connection tracking knows them.

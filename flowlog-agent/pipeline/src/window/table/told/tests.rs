@@ -27,7 +27,9 @@ fn told(ends: (u8, u8), (src, dst): (u8, u8)) -> Record4 {
 
 fn table(records: &[Record4]) -> FlowTable {
     let mut table = FlowTable::default();
-    records.iter().for_each(|r| table.add4(r));
+    for record in records {
+        table.add4(record);
+    }
     table
 }
 
@@ -35,20 +37,20 @@ fn sides(table: &FlowTable) -> Vec<Option<OtherSide>> {
     table.flows().map(|f| table.other_side(&f)).collect()
 }
 
-fn is(src: u8, dst: u8) -> Option<OtherSide> {
-    Some(OtherSide::Is(Addresses::V4(ip(src), ip(dst)), src.into(), dst.into()))
+fn is(src: u8, dst: u8) -> OtherSide {
+    OtherSide::Is(Addresses::V4(ip(src), ip(dst)), src.into(), dst.into())
 }
 
 #[test]
 fn what_was_told_of_answers_holds_for_what_comes_in_and_in_the_next_window() {
     let mut first = table(&[passed(EGRESS, (1, 9)), told((1, 9), (5, 9)), passed(INGRESS, (9, 1))]);
     let kept = first.join(&Kept::default(), false, KEPT_MAX);
-    assert_eq!(sides(&first), [is(5, 9), is(9, 5)]);
+    assert_eq!(sides(&first), [Some(is(5, 9)), Some(is(9, 5))]);
     assert_eq!((first.untold(), kept.len()), (Untold::default(), 1));
     let mut second = table(&[passed(INGRESS, (9, 1))]);
     assert_eq!(second.questions(&kept).0, []);
     let kept = second.join(&kept, false, KEPT_MAX);
-    assert_eq!((sides(&second), second.untold(), kept.len()), (vec![is(9, 5)], Untold::default(), 1));
+    assert_eq!((sides(&second), second.untold(), kept.len()), (vec![Some(is(9, 5))], Untold::default(), 1));
     // It has not been heard of for a whole window.
     let kept = table(&[]).join(&kept, false, KEPT_MAX);
     let mut fourth = table(&[passed(INGRESS, (9, 1))]);
@@ -64,7 +66,7 @@ fn what_there_is_no_room_for_is_counted_and_the_latest_is_kept() {
     assert_eq!((kept.len(), first.untold().not_kept), (1, 1));
     let mut second = table(&[passed(INGRESS, (9, 2)), passed(INGRESS, (9, 1))]);
     second.join(&kept, false, KEPT_MAX);
-    assert_eq!(sides(&second), [is(9, 6), None]);
+    assert_eq!(sides(&second), [Some(is(9, 6)), None]);
 }
 
 #[test]
@@ -97,5 +99,5 @@ fn an_answer_of_connection_tracking_is_as_if_it_had_been_told() {
         block::Records::parse(&block).expect("a block").for_each(|r| window.add(&r));
     }
     window.join(&Kept::default(), false, KEPT_MAX);
-    assert_eq!((sides(&window), window.untold().unknown), (vec![is(9, 5), None, None], 1));
+    assert_eq!((sides(&window), window.untold().unknown), (vec![Some(is(9, 5)), None, None], 1));
 }
