@@ -44,6 +44,8 @@ mod namespaces;
 mod numbers;
 #[path = "all/objects.rs"]
 mod objects;
+#[path = "all/order.rs"]
+mod order;
 #[path = "all/packets.rs"]
 mod packets;
 #[path = "all/pins.rs"]

@@ -217,6 +217,7 @@ async fn main_loop(
             _ = tick.tick() => {
                 capture.check_hooks();
                 trouble.note(capture.look_at_xdp(clock::now()).map_err(AgentError::from))?;
+                capture.look_at_hiding(clock::now());
                 delivery.report(capture, trouble.words());
             }
             ended = delivery.encoder.encoded() => ended?,

@@ -1,6 +1,9 @@
 //! What is known about a window besides its flows.
 
-use flowlog_model::rule::{Rule, Side};
+use flowlog_model::{
+    hiding::Hiding,
+    rule::{Rule, Side},
+};
 
 use super::{Span, XdpWindow};
 
@@ -27,6 +30,8 @@ pub struct ObjectInfo {
     pub foreign: Foreign,
     /// What other people's XDP programs did.
     pub xdp: XdpWindow,
+    /// What else may have kept packets from the hooks.
+    pub hiding: Hiding,
 }
 
 /// Programs and filters of others at the hooks of an interface, in words.
@@ -82,6 +87,7 @@ mod tests {
             gap: None,
             foreign: Foreign::default(),
             xdp: XdpWindow::default(),
+            hiding: Hiding::default(),
         };
         assert_eq!(whole.marks(), None);
         span.begins_late = true;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use flowlog_ebpf::abi::{Count, Truth};
 use flowlog_model::{
     Epoch, HookKind, IfaceId, Now, WatchSpec,
+    hiding::Hiding,
     interface::{Mac, Netns},
     xdp::XdpReading,
 };
@@ -151,6 +152,7 @@ impl Watched {
             gap: None,
             foreign: Foreign::default(),
             xdp: xdp.clone(),
+            hiding: Hiding::default(),
         })
     }
 

@@ -2,6 +2,7 @@
 //!
 //! * [`maps`]: every map and load-time constant;
 //! * [`tc`], [`xdp`]: the hooks. Parse a frame, hand it to [`account`];
+//! * [`again`]: what is in a hook's place while the hook is put in front of other people's programs;
 //! * [`account`]: truth counters, and what becomes of a packet; [`wire`]: how much it is; [`family`]: what differs between IPv4 and
 //!   IPv6;
 //! * [`cache`], [`cpu`]: the flow cache, and who may change it;
@@ -29,6 +30,8 @@
 
 #[cfg(target_arch = "bpf")]
 mod account;
+#[cfg(target_arch = "bpf")]
+mod again;
 #[cfg(target_arch = "bpf")]
 mod block;
 #[cfg(target_arch = "bpf")]

@@ -24,7 +24,8 @@ pub static IFACES: Array<Iface, { SPOTS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static BASES: HashMap<Range, u32, { RANGES_MAX as usize }> = HashMap::new();
 
-/// The hooks that run on interfaces of other network namespaces: what is attached there jumps to them.
+/// The hooks that run on interfaces of other network namespaces: what is attached there jumps to them. And what is jumped to while a hook is
+/// put in front of other people's programs ([`crate::again`]).
 #[btf_map]
 pub static ELSEWHERE_TC: ProgramArray<{ TC_COUNT as usize }> = ProgramArray::new();
 
