@@ -218,7 +218,7 @@ fn foreign_xdp(dev: &NetDev) -> Option<String> {
 /// What else may keep packets from hooks on an interface; `None`: nothing.
 fn hiding(dev: &NetDev) -> Option<String> {
     let in_front = Direction::BOTH.map(|direction| netdev::foreign::in_front_of_flowlog(dev.index, direction));
-    let found = Hiding { in_front, offload: Vec::new() };
+    let found = Hiding { in_front, offload: netdev::offload::of(&dev.name, dev.index) };
     let (front, offload) = (found.front_words(), found.offload_words());
     let front = (!front.is_empty()).then(|| {
         format!("somebody else is in front of flowlog's hook ({front}): what they take for themselves is in no flow; `restore_order` puts the hook in front again")

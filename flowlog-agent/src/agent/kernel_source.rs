@@ -6,7 +6,7 @@ use flowlog_ebpf::abi::{self, Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
-    netdev::{self, Namespaces, NetDevError, foreign, foreign_xdp, netns, traffic_control},
+    netdev::{self, Namespaces, NetDevError, foreign, foreign_xdp, netns, offload, traffic_control},
     sweep::wait_for_programs,
 };
 use flowlog_model::{
@@ -263,7 +263,7 @@ impl Node for KernelSource {
         let own = self.own();
         let look = || Hiding {
             in_front: Direction::BOTH.map(|direction| foreign::in_front(spec.ifindex, direction, &own)),
-            offload: Vec::new(),
+            offload: offload::of(&spec.interface, spec.ifindex),
         };
         netns::enter(&spec.namespace(), look).ok()
     }

@@ -1,7 +1,7 @@
 //! What the kernel says about interfaces, by rtnetlink.
 //!
 //! * [`elsewhere`]: interfaces of other network namespaces; [`links`]: tells when one comes, goes or changes;
-//! * [`foreign`]: programs of others at the hooks;
+//! * [`foreign`]: programs of others at the hooks; [`offload`]: what hardware carries past them;
 //! * [`netns`]: other network namespaces;
 //! * [`rtnetlink`]: the questions and their answers;
 //! * [`traffic_control`]: who else uses the field that our hooks number packets in;
@@ -14,6 +14,7 @@ pub mod foreign;
 pub mod foreign_xdp;
 pub mod links;
 pub mod netns;
+pub mod offload;
 pub(crate) mod rtnetlink;
 pub mod traffic_control;
 pub(crate) mod xdp;
