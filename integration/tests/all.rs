@@ -6,6 +6,8 @@
 mod accounting;
 #[path = "all/api.rs"]
 mod api;
+#[path = "all/behind.rs"]
+mod behind;
 #[path = "all/cloud.rs"]
 mod cloud;
 #[path = "all/codes.rs"]

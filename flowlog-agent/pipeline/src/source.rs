@@ -121,6 +121,10 @@ pub trait Node: Source {
     fn go_first(&mut self, _spec: &WatchSpec, _direction: Direction) -> Result<bool, SourceError> {
         Ok(false)
     }
+    /// Tells the programs which neighbours are behind these interfaces, as far as they are ports of bridges; returns how many had no room.
+    fn set_behind(&mut self, _specs: &[WatchSpec]) -> Result<usize, SourceError> {
+        Ok(0)
+    }
     /// Packets may die without the number that they were given.
     fn set_numbers_missing(&mut self, missing: bool);
     /// Whether hooks and maps outlive this process.

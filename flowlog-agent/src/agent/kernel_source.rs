@@ -1,12 +1,12 @@
 //! The real kernel as the pipeline's port: programs, ring, hooks, interfaces.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flowlog_ebpf::abi::{self, Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
-    netdev::{self, Namespaces, NetDevError, foreign, foreign_xdp, netns, offload, traffic_control},
+    netdev::{self, Namespaces, NetDevError, foreign, foreign_xdp, neighbours, netns, offload, traffic_control},
     sweep::wait_for_programs,
 };
 use flowlog_model::{
@@ -276,6 +276,21 @@ impl Node for KernelSource {
         let Kernel { hooks, programs, interfaces, .. } = &mut self.kernel;
         let base = interfaces.claim(spec.key()).map_err(failed)?;
         hooks.go_first(programs, (spec.key(), &spec.interface), base, direction).map_err(failed)
+    }
+
+    fn set_behind(&mut self, specs: &[WatchSpec]) -> Result<usize, SourceError> {
+        let mut ports = BTreeMap::<u32, (Netns, BTreeSet<u32>)>::new();
+        for spec in specs {
+            let there = ports.entry(spec.netns_inum).or_insert_with(|| (spec.namespace(), BTreeSet::new()));
+            there.1.insert(spec.ifindex);
+        }
+        let mut found = BTreeMap::new();
+        for (netns_inum, (netns, ports)) in &ports {
+            // What is gone has no neighbours.
+            let neighbours = netns::enter(netns, || neighbours::behind(ports)).flatten().unwrap_or_default();
+            found.insert(*netns_inum, neighbours);
+        }
+        self.kernel.interfaces.set_behind(&found).map_err(failed)
     }
 
     fn set_numbers_missing(&mut self, missing: bool) {

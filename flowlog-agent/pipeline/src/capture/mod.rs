@@ -5,10 +5,12 @@
 //! * [`hooks`]: the hooks on them, and the moment from which packets count;
 //! * [`hook_check`]: does an attached hook run? [`hidden`]: what keeps packets from it;
 //! * [`resolution`]: which interface each capture means;
+//! * [`behind`]: which neighbours are behind which ports;
 //! * [`numbering`]: what the programs must know to tell packets apart.
 //!
 //! Each part owns what it remembers, and is handed the books when it needs them. [`Capture`] says in which order they act.
 
+mod behind;
 mod hidden;
 mod hook_check;
 mod hooks;
@@ -18,6 +20,7 @@ mod watcher;
 
 use std::collections::BTreeMap;
 
+use behind::Behind;
 use flowlog_model::{CaptureSpec, IfaceId, Now, hiding::Hiding, status::CaptureState, sweep::Scope};
 use hidden::Hidden;
 use hooks::{devices, end_accounting, still_there, take_over};
@@ -50,6 +53,7 @@ pub struct Capture<N> {
     watcher: Watcher,
     numbering: Numbering,
     hidden: Hidden,
+    behind: Behind,
     flows_max: usize,
     /// The last windows are closed.
     is_closed: bool,
@@ -79,6 +83,7 @@ impl<N: Node> Capture<N> {
                 watcher.look_at_xdp(books, |spec| found.device(spec))?;
                 watcher.note_look(books, looked, found, sought);
                 capture.look_at_hidden();
+                capture.look_behind(capture.books.source.now())?;
             }
             Err(error) => {
                 if first {
@@ -117,7 +122,8 @@ impl<N: Node> Capture<N> {
         let (books, pending, spans) = Books::open(node, inherited, now)?;
         let watcher = Watcher::new(captures, node_id, spans, now);
         let hidden = Hidden::new(now);
-        Ok((Self { books, watcher, numbering: Numbering::default(), hidden, flows_max, is_closed: false }, pending))
+        let (numbering, behind) = (Numbering::default(), Behind::default());
+        Ok((Self { books, watcher, numbering, hidden, behind, flows_max, is_closed: false }, pending))
     }
 
     /// The kernel's side, to look at.
@@ -263,7 +269,21 @@ impl<N: Node> Capture<N> {
         };
         watcher.look_at_xdp(books, |spec| found.device(spec))?;
         watcher.note_look(books, looked, found, sought);
-        Ok(())
+        self.behind.expect();
+        self.look_behind(now)
+    }
+
+    /// Neighbours have come, gone or moved: they are looked at soon.
+    pub fn neighbours_changed(&mut self) {
+        self.behind.expect();
+    }
+
+    /// Looks which neighbours are behind which ports, if that may have changed.
+    ///
+    /// # Errors
+    /// If the kernel does not take it.
+    pub fn look_behind(&mut self, now: Now) -> Result<(), CaptureError> {
+        Ok(self.behind.look(&mut self.books, now)?)
     }
 
     /// Looks whether other people's XDP programs have come or gone, if it is time to do so without having been told.
@@ -310,6 +330,12 @@ impl<N: Node> Capture<N> {
     #[must_use]
     pub fn look_in_ns(&self, now: Now) -> u64 {
         self.watcher.look_in_ns(now)
+    }
+
+    /// Time until [`look_behind`](Self::look_behind) has something to do.
+    #[must_use]
+    pub fn look_behind_in_ns(&self, now: Now) -> u64 {
+        self.behind.look_in_ns(now)
     }
 
     /// Whether the wanted watches stand, as far as their interfaces are there and can be hooked.

@@ -10,7 +10,8 @@
 //! * [`block`]: evicted records on their way into the ring;
 //! * [`verdict`]: learns from `kfree_skb` which packets the node's firewall refused;
 //! * [`chain`]: what the notes of a dying packet say; [`unnoted`]: what is known where there are none;
-//! * [`event`], [`devices`], [`datagram`]: what is known of a dying packet; the devices it was between; fragments;
+//! * [`event`], [`devices`], [`datagram`]: what is known of a dying packet; the devices it was between; fragments; [`behind`]: the port that a bridge
+//!   would have picked;
 //! * [`refuse`]: counts a refusal, and takes it out of what had passed;
 //! * [`lost`]: counts what was let through and died on its way;
 //! * [`sweep`]: evicts what is left of a closed window, run by the agent;
@@ -32,6 +33,8 @@
 mod account;
 #[cfg(target_arch = "bpf")]
 mod again;
+#[cfg(target_arch = "bpf")]
+mod behind;
 #[cfg(target_arch = "bpf")]
 mod block;
 #[cfg(target_arch = "bpf")]
