@@ -246,9 +246,10 @@ fn interface(name: &str) -> Finding {
             };
             let detail = format!("index {}, driver {driver}{kind}; xdp: {xdp}", dev.index);
             let limits: Vec<String> = foreign_xdp(&dev).into_iter().chain(hiding(&dev)).collect();
-            match limits.is_empty() {
-                true => finding(what, State::Ok, detail),
-                false => finding(what, State::Limited, format!("{detail}; {}", limits.join("; "))),
+            if limits.is_empty() {
+                finding(what, State::Ok, detail)
+            } else {
+                finding(what, State::Limited, format!("{detail}; {}", limits.join("; ")))
             }
         }
     }

@@ -299,7 +299,7 @@ mod tests {
             gap: None,
             foreign: Foreign::default(),
             xdp: XdpWindow::default(),
-            hiding: Hiding::default(),
+            hiding: flowlog_model::hiding::Hiding::default(),
         };
         Closed { info, table, truth: Some(truth), hook: HookKind::Tc, place: (1, Netns::at(1, None)) }
     }

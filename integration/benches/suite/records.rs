@@ -129,6 +129,6 @@ pub(crate) fn info() -> ObjectInfo {
         gap: None,
         foreign: Foreign::default(),
         xdp: XdpWindow::default(),
-        hiding: Hiding::default(),
+        hiding: flowlog_model::hiding::Hiding::default(),
     }
 }

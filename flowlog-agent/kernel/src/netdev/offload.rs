@@ -1,4 +1,4 @@
-//! What carries packets of an interface past our hooks: hardware that a driver has taught rules of tc (tc(8), "in_hw"; so does Open vSwitch with offload), and
+//! What carries packets of an interface past our hooks: hardware that a driver has taught rules of tc (tc(8), `in_hw`; so do virtual switches with offload), and
 //! flow tables of nftables (nft(8), "flags offload").
 //!
 //! A flow table without that flag is the kernel's own short cut: it is taken behind our hook on the way in, and past no hook on the way out.
@@ -73,9 +73,9 @@ fn in_hardware(filter: &TcMessage) -> Option<&'static str> {
 /// `NLA_TYPE_MASK` of `include/uapi/linux/netlink.h`: without the marks of nested and big-endian attributes.
 const NLA_TYPE_MASK: u16 = 0x3fff;
 /// `NFNL_SUBSYS_NFTABLES` in the upper half, and `NFT_MSG_GETFLOWTABLE` of `include/uapi/linux/netfilter/nf_tables.h`.
-const GET_FLOW_TABLE: u16 = 10 << 8 | 23;
+const GET_FLOW_TABLE: u16 = 0x0a17;
 /// The answer: `NFT_MSG_NEWFLOWTABLE`.
-const NEW_FLOW_TABLE: u16 = 10 << 8 | 22;
+const NEW_FLOW_TABLE: u16 = 0x0a16;
 /// `NLM_F_REQUEST | NLM_F_DUMP`.
 const DUMP: u16 = 0x301;
 /// `NLMSG_ERROR` and `NLMSG_DONE`.
@@ -230,7 +230,8 @@ mod tests {
         bytes[8] = 1;
         bytes.extend(attribute(1, format!("{kind}\0").as_bytes()));
         bytes.extend(attribute(2, &attribute(flags_at, &flags.to_ne_bytes())));
-        let header = NetlinkHeader { message_type: 44, ..NetlinkHeader::default() };
+        let mut header = NetlinkHeader::default();
+        header.message_type = 44;
         match RouteNetlinkMessage::deserialize(&header, &bytes).expect("a message") {
             RouteNetlinkMessage::NewTrafficFilter(filter) => filter,
             other => panic!("{other:?}"),
