@@ -31,6 +31,15 @@ pub enum Place {
     XdpGeneric,
 }
 
+/// Names of the programs of tcx links on `eth0`, in the order in which they run.
+///
+/// # Errors
+/// What the kernel says.
+pub fn order(ns: &Netns, side: TcAttachType) -> anyhow::Result<Vec<String>> {
+    let (_, programs) = ns.run(|| SchedClassifier::query_tcx(c"eth0", side))?;
+    Ok(programs.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect())
+}
+
 /// One attached program; detached on drop.
 pub struct Other {
     ebpf: Ebpf,

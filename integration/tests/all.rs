@@ -6,6 +6,8 @@
 mod accounting;
 #[path = "all/api.rs"]
 mod api;
+#[path = "all/behind.rs"]
+mod behind;
 #[path = "all/cloud.rs"]
 mod cloud;
 #[path = "all/codes.rs"]
@@ -46,6 +48,8 @@ mod nat;
 mod numbers;
 #[path = "all/objects.rs"]
 mod objects;
+#[path = "all/order.rs"]
+mod order;
 #[path = "all/packets.rs"]
 mod packets;
 #[path = "all/pins.rs"]

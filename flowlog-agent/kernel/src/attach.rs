@@ -4,12 +4,13 @@
 //! `TCX_NEXT`, so everything after them still runs.
 
 mod elsewhere;
+mod order;
 
 use std::{fmt, mem::ManuallyDrop, os::fd::OwnedFd, path::PathBuf};
 
 use aya::{
     programs::{
-        BtfTracePoint, LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        BtfTracePoint, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttach, TcError, TcHandle, qdisc_add_clsact},
         xdp::XdpLink,
@@ -22,7 +23,10 @@ use flowlog_model::{
     rule::Direction,
 };
 
-use self::elsewhere::{EntryFilter, pin_name};
+use self::{
+    elsewhere::{EntryFilter, pin_name},
+    order::Tcx,
+};
 use super::{
     KernelError,
     netdev::netns,
@@ -72,7 +76,9 @@ enum Held {
         _link: FdLink,
     },
     Clsact(SchedClassifierLink),
-    /// In another network namespace.
+    /// On tcx, in any namespace.
+    Tcx(Tcx),
+    /// On XDP in another network namespace.
     Entry {
         _link: OwnedFd,
         /// The kernel's id of the program.
@@ -111,10 +117,13 @@ impl Hooks {
         self.pins.is_some()
     }
 
-    /// The kernel's ids of our programs on interfaces of other network namespaces.
+    /// The kernel's ids of our programs on tcx, and on XDP in other network namespaces.
     #[must_use]
-    pub fn entry_ids(&self) -> Vec<u32> {
-        let id = |h: &Hook| if let Held::Entry { id, .. } = h.link { Some(id) } else { None };
+    pub fn ids(&self) -> Vec<u32> {
+        let id = |h: &Hook| match &h.link {
+            Held::Entry { id, .. } | Held::Tcx(Tcx { id, .. }) => Some(*id),
+            _ => None,
+        };
         self.held.iter().filter_map(id).collect()
     }
 
@@ -179,23 +188,9 @@ impl Hooks {
         dev: &NetDev,
         direction: Direction,
     ) -> Result<Attached, KernelError> {
-        let (name, attach_type) = tc_program(direction);
-        let (pin, earlier) = self.earlier(&format!("{}-{direction}", pin_name(dev)));
-        let failed = |e: &(dyn std::error::Error + 'static)| attach_error(&dev.name, &format!("tcx {direction}"), e);
-        let program: &mut SchedClassifier = programs.get(name)?;
-        let earlier = earlier.and_then(|l| SchedClassifierLink::try_from(l).ok());
-        if let Some(link) = earlier
-            && let Ok(id) = program.attach_to_link(link)
-        {
-            let link = program.take_link(id).map_err(|e| failed(&e))?;
-            let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
-            self.hold(Some(dev), Held::Link { _link: link }, pin);
-            return Ok(Attached::Tcx);
-        }
-        let first = TcAttach::Tcx { attach_type, order: LinkOrder::first() };
-        let link = program.attach(dev.index, first).and_then(|id| program.take_link(id)).map_err(|e| failed(&e))?;
-        let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
-        self.keep(Some(dev), link, pin)?;
+        let program = programs.descriptor(tc_program(direction).0)?;
+        let linked = self.link_tcx(dev, direction, program);
+        linked.map_err(|e| attach_error(&dev.name, &format!("tcx {direction}"), &e))?;
         Ok(Attached::Tcx)
     }
 
@@ -323,7 +318,7 @@ impl Drop for Hooks {
                         let _ = ManuallyDrop::new(link);
                     }
                     Held::Filter(filter) => filter.leave(),
-                    Held::Link { .. } | Held::Entry { .. } => {}
+                    Held::Link { .. } | Held::Tcx(_) | Held::Entry { .. } => {}
                 }
             }
         }

@@ -13,7 +13,9 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
-use flowlog_ebpf::abi::{Cpu, ELSEWHERE_EGRESS, ELSEWHERE_INGRESS, ELSEWHERE_XDP_INGRESS};
+use flowlog_ebpf::abi::{
+    Cpu, ELSEWHERE_AGAIN_EGRESS, ELSEWHERE_AGAIN_INGRESS, ELSEWHERE_EGRESS, ELSEWHERE_INGRESS, ELSEWHERE_XDP_INGRESS,
+};
 use flowlog_model::rule::Direction;
 
 use super::bpf::{self, Instruction, ProgramKind};
@@ -36,6 +38,8 @@ const XDP_GO_ON: i32 = 2;
 pub(super) enum Way {
     Tc(Direction),
     Xdp,
+    /// What is in the place of [`Self::Tc`] while another entry is put in front.
+    Again(Direction),
 }
 
 impl Way {
@@ -45,6 +49,8 @@ impl Way {
             Self::Tc(Direction::Ingress) => "flowlog_elsewhere_ingress",
             Self::Tc(Direction::Egress) => "flowlog_elsewhere_egress",
             Self::Xdp => "flowlog_elsewhere_xdp",
+            Self::Again(Direction::Ingress) => "flowlog_elsewhere_again_ingress",
+            Self::Again(Direction::Egress) => "flowlog_elsewhere_again_egress",
         }
     }
 
@@ -54,14 +60,16 @@ impl Way {
             Self::Tc(Direction::Ingress) => ("ELSEWHERE_TC", ELSEWHERE_INGRESS),
             Self::Tc(Direction::Egress) => ("ELSEWHERE_TC", ELSEWHERE_EGRESS),
             Self::Xdp => ("ELSEWHERE_XDP", ELSEWHERE_XDP_INGRESS),
+            Self::Again(Direction::Ingress) => ("ELSEWHERE_TC", ELSEWHERE_AGAIN_INGRESS),
+            Self::Again(Direction::Egress) => ("ELSEWHERE_TC", ELSEWHERE_AGAIN_EGRESS),
         }
     }
 
     /// What the kernel calls its entries.
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Tc(Direction::Ingress) => "flowlog_in",
-            Self::Tc(Direction::Egress) => "flowlog_out",
+            Self::Tc(Direction::Ingress) | Self::Again(Direction::Ingress) => "flowlog_in",
+            Self::Tc(Direction::Egress) | Self::Again(Direction::Egress) => "flowlog_out",
             Self::Xdp => "flowlog_in_xdp",
         }
     }
@@ -79,7 +87,7 @@ pub(super) struct Maps<'a> {
 /// Makes an entry: its interfaces are at `base` plus their index.
 pub(super) fn load(way: Way, base: u32, maps: Maps<'_>) -> io::Result<OwnedFd> {
     let (kind, go_on) = match way {
-        Way::Tc(_) => (ProgramKind { program_type: SCHED_CLS, flags: 0, attach_type: 0 }, TC_GO_ON),
+        Way::Tc(_) | Way::Again(_) => (ProgramKind { program_type: SCHED_CLS, flags: 0, attach_type: 0 }, TC_GO_ON),
         Way::Xdp => (ProgramKind { program_type: XDP, flags: XDP_HAS_FRAGS, attach_type: ATTACH_XDP }, XDP_GO_ON),
     };
     bpf::load(kind, way.name(), &instructions(base, maps, way.place().1, go_on)?)

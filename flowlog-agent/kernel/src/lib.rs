@@ -5,7 +5,7 @@
 //! * [`sizes`]: how large the maps are; [`programs`]: the programs;
 //! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs; [`entry`], [`bpf`]: what is attached in other network namespaces;
 //!   [`pins`]: what outlives the agent, and where;
-//! * [`maps`]: interfaces and epochs; [`spots`]: where the programs find interfaces; [`truth`]: the truth counters; [`notes`]: what tells packets apart;
+//! * [`maps`]: interfaces and epochs; [`spots`]: where the programs find interfaces; [`truth`]: the truth counters; [`notes`]: what tells packets apart; [`behind`]: which next hops are behind which ports;
 //! * [`ring`]: blocks of records, as bytes; [`sweep`]: closing an epoch on every CPU;
 //! * [`heap`]: giving freed memory back; [`limits`]: how much there may be;
 //! * [`confine`]: what the process gives up before it works;
@@ -16,6 +16,7 @@
 #![deny(unsafe_code)] // allowed, with reasons, only in the files that need it
 
 pub mod attach;
+mod behind;
 mod bpf;
 pub(crate) mod btf;
 pub mod confine;

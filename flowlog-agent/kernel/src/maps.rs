@@ -5,16 +5,18 @@
 #![allow(unsafe_code, reason = "plain-old-data markers for the shared structs")]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     os::fd::AsFd as _,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::{Ebpf, Pod};
-use flowlog_ebpf::abi::{self, Iface, SPOTS, Setup, Stacked};
+use flowlog_ebpf::abi::{self, Iface, NextHop, SPOTS, Setup, Stacked};
 use flowlog_model::{Epoch, IfaceId, interface::IfKey};
 
-use super::{KernelError, mapping::Mapping, notes::Above, spots::Spots};
+use super::{
+    KernelError, behind::Behind, mapping::Mapping, netdev::neighbours::NeighbourBehind, notes::Above, spots::Spots,
+};
 
 /// [`Setup`], marked as plain old data for the loader.
 #[repr(transparent)]
@@ -74,6 +76,7 @@ pub struct Interfaces {
     watched: Mapped,
     spots: Spots,
     above: Above,
+    behind: Behind,
 }
 
 impl Interfaces {
@@ -83,6 +86,7 @@ impl Interfaces {
             watched: Mapped::new(ebpf, "WATCHED")?,
             spots: Spots::open(ebpf, own_netns_inum)?,
             above: Above::open(ebpf)?,
+            behind: Behind::open(ebpf)?,
         })
     }
 
@@ -180,6 +184,25 @@ impl Interfaces {
     /// Which interfaces are stacked on which, as far as there is room; returns how many pairs there is none for.
     pub fn set_above(&mut self, pairs: &BTreeSet<Stacked>) -> Result<usize, KernelError> {
         self.above.set(pairs)
+    }
+
+    /// Makes the programs know which next hops are behind which ports: bridge, address, port, in the namespace with this number. Returns how many
+    /// there is no room for.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_behind(&mut self, found: &BTreeMap<u32, Vec<NeighbourBehind>>) -> Result<usize, KernelError> {
+        let mut wanted = BTreeMap::new();
+        for (netns_inum, neighbours) in found {
+            for n in neighbours {
+                let at = IfKey { netns_inum: *netns_inum, index: n.port };
+                let Some(spot) = self.spots.find(at) else { continue };
+                let of = |address| NextHop { address, bridge: n.bridge, netns_inum: *netns_inum };
+                wanted.insert(of([0; 4]), 0);
+                wanted.insert(of(n.address), spot);
+            }
+        }
+        self.behind.set(&wanted)
     }
 
     /// Whether the numbers that hooks write into packets may be missing when the packets die: see [`abi::NO_NUMBERS`].

@@ -9,7 +9,9 @@ use aya::{
 };
 
 use flowlog_model::{
+    hiding::Hiding,
     interface::NetDev,
+    rule::Direction,
     xdp::{XdpMode, XdpReading, words},
 };
 use rustix::thread::CapabilitySet;
@@ -213,6 +215,20 @@ fn foreign_xdp(dev: &NetDev) -> Option<String> {
     Some(format!("somebody else's XDP program is on it ({}): {counted}", words(&programs)))
 }
 
+/// What else may keep packets from hooks on an interface; `None`: nothing.
+fn hiding(dev: &NetDev) -> Option<String> {
+    let in_front = Direction::BOTH.map(|direction| netdev::foreign::in_front_of_flowlog(dev.index, direction));
+    let found = Hiding { in_front, offload: netdev::offload::of(&dev.name, dev.index) };
+    let (front, offload) = (found.front_words(), found.offload_words());
+    let front = (!front.is_empty()).then(|| {
+        format!("somebody else is in front of flowlog's hook ({front}): what they take for themselves is in no flow; `restore_order` puts the hook in front again")
+    });
+    let offload = (!offload.is_empty())
+        .then(|| format!("packets may be carried past every hook ({offload}): they are in no flow"));
+    let all: Vec<String> = front.into_iter().chain(offload).collect();
+    (!all.is_empty()).then(|| all.join("; "))
+}
+
 fn interface(name: &str) -> Finding {
     let what = format!("interface {name}");
     match netdev::find(name) {
@@ -229,9 +245,11 @@ fn interface(name: &str) -> Finding {
                 None => "native if the driver has it, else generic (this kernel does not say)",
             };
             let detail = format!("index {}, driver {driver}{kind}; xdp: {xdp}", dev.index);
-            match foreign_xdp(&dev) {
-                None => finding(what, State::Ok, detail),
-                Some(words) => finding(what, State::Limited, format!("{detail}; {words}")),
+            let limits: Vec<String> = foreign_xdp(&dev).into_iter().chain(hiding(&dev)).collect();
+            if limits.is_empty() {
+                finding(what, State::Ok, detail)
+            } else {
+                finding(what, State::Limited, format!("{detail}; {}", limits.join("; ")))
             }
         }
     }

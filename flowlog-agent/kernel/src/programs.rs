@@ -1,6 +1,6 @@
 //! The loaded programs: verifying them, handing them out, running one once.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::{
     Ebpf,
@@ -10,7 +10,7 @@ use aya::{
         Xdp,
     },
 };
-use flowlog_ebpf::abi::{VERDICT_FIRST, VERDICT_NESTED};
+use flowlog_ebpf::abi::{OWN_EGRESS, OWN_INGRESS, VERDICT_FIRST, VERDICT_NESTED};
 use flowlog_model::rule::Direction;
 
 use super::{
@@ -94,20 +94,50 @@ impl Programs {
             let name = way.hook();
             let refused = |e: ProgramError| KernelError::from_chain(format!("load program `{name}`"), &e);
             match way {
-                Way::Tc(_) => self.get::<SchedClassifier>(name)?.load().map_err(refused)?,
+                Way::Tc(_) | Way::Again(_) => self.get::<SchedClassifier>(name)?.load().map_err(refused)?,
                 Way::Xdp => self.get::<Xdp>(name)?.load().map_err(refused)?,
             }
             heap::give_back();
-            let fd = self.fd(name)?.try_clone().map_err(|e| KernelError::Refused {
-                action: format!("use program `{name}`"),
-                problem: e.to_string(),
-            })?;
-            let put = |e: aya::maps::MapError| KernelError::from_chain(format!("fill map {array}"), &e);
-            let map = self.ebpf.map_mut(array).ok_or_else(|| missing(array))?;
-            ProgramArray::try_from(map).and_then(|mut hooks| hooks.set(at, &fd, 0)).map_err(put)?;
+            self.put(name, array, at)?;
             self.elsewhere.push(way);
         }
         Ok(entry::Maps { cpu: self.map_fd("CPU")?, hooks: self.map_fd(array)? })
+    }
+
+    /// Puts a loaded program where others jump to.
+    fn put(&mut self, name: &str, array: &'static str, at: u32) -> Result<(), KernelError> {
+        let failed = |e: std::io::Error| KernelError::Refused {
+            action: format!("use program `{name}`"),
+            problem: e.to_string(),
+        };
+        let fd = self.fd(name)?.try_clone().map_err(failed)?;
+        let refused = |e: aya::maps::MapError| KernelError::from_chain(format!("fill map {array}"), &e);
+        let map = self.ebpf.map_mut(array).ok_or_else(|| missing(array))?;
+        ProgramArray::try_from(map).and_then(|mut hooks| hooks.set(at, &fd, 0)).map_err(refused)
+    }
+
+    /// What is in the place of a hook of our own namespace while that is put in front of others. Loaded when it is first needed: it seldom
+    /// is.
+    pub(super) fn again(&mut self, direction: Direction) -> Result<OwnedFd, KernelError> {
+        let (name, hook, at) = match direction {
+            Direction::Ingress => ("flowlog_again_ingress", "flowlog_tc_ingress", OWN_INGRESS),
+            Direction::Egress => ("flowlog_again_egress", "flowlog_tc_egress", OWN_EGRESS),
+        };
+        if self.fd(name).is_err() {
+            self.get::<SchedClassifier>(name)?
+                .load()
+                .map_err(|e| KernelError::from_chain(format!("load program `{name}`"), &e))?;
+        }
+        self.put(hook, "ELSEWHERE_TC", at)?;
+        self.descriptor(name)
+    }
+
+    /// A descriptor of a loaded program.
+    pub(super) fn descriptor(&self, name: &str) -> Result<OwnedFd, KernelError> {
+        self.fd(name)?
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| KernelError::Refused { action: format!("use program `{name}`"), problem: e.to_string() })
     }
 
     fn map_fd(&self, name: &str) -> Result<BorrowedFd<'_>, KernelError> {
@@ -122,8 +152,10 @@ impl Programs {
     /// # Errors
     /// If the kernel refuses one.
     pub fn load_all(&mut self) -> Result<(), KernelError> {
-        let all = [Way::Tc(Direction::Ingress), Way::Tc(Direction::Egress), Way::Xdp];
-        all.into_iter().try_for_each(|way| self.elsewhere(way).map(drop))
+        let both = |way: fn(Direction) -> Way| Direction::BOTH.map(way);
+        let all = both(Way::Tc).into_iter().chain([Way::Xdp]).chain(both(Way::Again));
+        all.into_iter().try_for_each(|way| self.elsewhere(way).map(drop))?;
+        Direction::BOTH.into_iter().try_for_each(|direction| self.again(direction).map(drop))
     }
 
     /// Instructions the verifier walked, by program: the measure of a program's complexity.

@@ -59,6 +59,7 @@ impl Sizes {
             spec("ELSEWHERE_TC", ProgramArray, 4, abi::ELSEWHERE_TC),
             spec("ELSEWHERE_XDP", ProgramArray, 4, abi::ELSEWHERE_XDP),
             spec("ABOVE", Hash, 4, abi::ABOVE_MAX),
+            spec("BEHIND", Hash, 4, abi::BEHIND_MAX),
             spec("DATAGRAMS", Array, size_of::<abi::Datagram>(), abi::DATAGRAMS),
             spec("WATCHED", Array, size_of::<abi::Watched>(), interfaces),
             spec("TRUTH", PerCpuArray, size_of::<abi::Truth>(), interfaces * EPOCHS),

@@ -3,7 +3,7 @@
 //! * [`rule`]: what a customer asks for;
 //! * [`interface`]: network interfaces, and which one is meant;
 //! * [`capture`]: a rule on an interface, asked for and watched;
-//! * [`xdp`]: other people's XDP programs;
+//! * [`xdp`]: other people's XDP programs; [`hiding`]: what else may keep packets from hooks;
 //! * [`translation`]: packets' addresses and ports, as connection tracking knows them;
 //! * [`sweep`]: emptying the kernel's caches;
 //! * [`status`]: what there is to say about all of it;
@@ -16,6 +16,7 @@
 #![warn(missing_docs)] // every other crate reads these
 
 pub mod capture;
+pub mod hiding;
 pub mod ids;
 pub mod interface;
 pub mod rule;

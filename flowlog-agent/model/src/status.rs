@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FlowLogId, xdp::XdpProgram};
+use crate::{FlowLogId, hiding::Hiding, xdp::XdpProgram};
 
 /// What an agent says about itself and its rules: `status.json` has this form.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -68,6 +68,9 @@ pub struct RuleStatus {
     /// Other people's XDP programs on it.
     #[serde(default)]
     pub xdp: XdpStatus,
+    /// What else may keep packets from its hooks.
+    #[serde(default)]
+    pub hiding: Hiding,
 }
 
 /// Other people's XDP programs on an interface.

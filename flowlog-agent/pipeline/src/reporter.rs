@@ -80,6 +80,7 @@ impl Reporter {
                 counts: self.counts.get(&interface_id).copied().unwrap_or_default(),
                 delivery: deliveries.take(route_of(rule), stem(&interface_id, capture.node_id())),
                 xdp: w.map(|w| xdp_of(w)).unwrap_or_default(),
+                hiding: capture.hiding(&interface_id),
                 interface_id,
             }
         });

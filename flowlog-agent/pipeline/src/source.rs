@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, error::Error};
 use flowlog_ebpf::abi::{Stacked, Truth};
 use flowlog_model::{
     Epoch, IfaceId, Now, WatchSpec,
+    hiding::Hiding,
     interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::Direction,
     sweep::{Cursor, Scope, Swept},
@@ -117,6 +118,18 @@ pub trait Node: Source {
     /// Who else is at the hooks of an interface.
     fn foreign(&self, _ifindex: u32, _netns: &Netns) -> Foreign {
         Foreign::default()
+    }
+    /// What may keep packets from the hooks of a watched interface; `None`: it cannot be looked at.
+    fn hiding(&self, _spec: &WatchSpec) -> Option<Hiding> {
+        Some(Hiding::default())
+    }
+    /// Puts the hook of one direction of a watched interface in front of others, if that is wanted; whether it is there now.
+    fn go_first(&mut self, _spec: &WatchSpec, _direction: Direction) -> Result<bool, SourceError> {
+        Ok(false)
+    }
+    /// Tells the programs which neighbours are behind these interfaces, as far as they are ports of bridges; returns how many had no room.
+    fn set_behind(&mut self, _specs: &[WatchSpec]) -> Result<usize, SourceError> {
+        Ok(0)
     }
     /// Packets may die without the number that they were given.
     fn set_numbers_missing(&mut self, missing: bool);

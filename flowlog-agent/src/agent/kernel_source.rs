@@ -1,16 +1,19 @@
 //! The real kernel as the pipeline's port: programs, ring, hooks, interfaces.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use flowlog_ebpf::abi::{Iface, Stacked, Truth};
+use flowlog_ebpf::abi::{self, Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
-    netdev::{self, Namespaces, NetDevError, connections, foreign, foreign_xdp, netns, traffic_control},
+    netdev::{
+        self, Namespaces, NetDevError, connections, foreign, foreign_xdp, neighbours, netns, offload, traffic_control,
+    },
     sweep::wait_for_programs,
 };
 use flowlog_model::{
     Epoch, HookKind, IfaceId, Now, WatchSpec,
+    hiding::Hiding,
     interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::{Action, Direction},
     sweep::{Cursor, Scope, Swept},
@@ -28,6 +31,8 @@ pub(super) struct KernelSource {
     pub(super) ring: Ring,
     /// Whether interfaces are looked for in other network namespaces.
     pub(super) follow_namespaces: bool,
+    /// Hooks are put in front again where others went in front of them.
+    pub(super) restore_order: bool,
     /// What is known of these.
     pub(super) namespaces: Namespaces,
 }
@@ -45,6 +50,11 @@ fn unknown(error: NetDevError) -> SourceError {
 }
 
 impl KernelSource {
+    /// The kernel's ids of our own programs.
+    fn own(&self) -> Vec<u32> {
+        [self.kernel.programs.ids(), self.kernel.hooks.ids()].concat()
+    }
+
     /// Drops everything that is in the kernel.
     fn empty(&mut self) -> Result<(), KernelError> {
         if !self.kernel.is_pinned() {
@@ -256,13 +266,47 @@ impl Node for KernelSource {
     }
 
     fn foreign(&self, ifindex: u32, netns: &Netns) -> Foreign {
-        let own = [self.kernel.programs.ids(), self.kernel.hooks.entry_ids()].concat();
+        let own = self.own();
         let look = || Foreign {
             tc: Direction::BOTH.map(|direction| foreign::tc(ifindex, direction, &own)),
             xdp: foreign::xdp(ifindex, &own),
         };
         // A namespace that is gone, or that may not be entered, says nothing.
         netns::enter(netns, look).unwrap_or_default()
+    }
+
+    fn hiding(&self, spec: &WatchSpec) -> Option<Hiding> {
+        let own = self.own();
+        let look = || Hiding {
+            in_front: Direction::BOTH.map(|direction| foreign::in_front(spec.ifindex, direction, &own)),
+            offload: offload::of(&spec.interface, spec.ifindex),
+        };
+        netns::enter(&spec.namespace(), look).ok()
+    }
+
+    fn go_first(&mut self, spec: &WatchSpec, direction: Direction) -> Result<bool, SourceError> {
+        // Without numbers, packets that pass both could not be told from those that do not.
+        if !self.restore_order || self.flags(spec.key()) & abi::NO_NUMBERS != 0 {
+            return Ok(false);
+        }
+        let Kernel { hooks, programs, interfaces, .. } = &mut self.kernel;
+        let base = interfaces.claim(spec.key()).map_err(failed)?;
+        hooks.go_first(programs, (spec.key(), &spec.interface), base, direction).map_err(failed)
+    }
+
+    fn set_behind(&mut self, specs: &[WatchSpec]) -> Result<usize, SourceError> {
+        let mut ports = BTreeMap::<u32, (Netns, BTreeSet<u32>)>::new();
+        for spec in specs {
+            let there = ports.entry(spec.netns_inum).or_insert_with(|| (spec.namespace(), BTreeSet::new()));
+            there.1.insert(spec.ifindex);
+        }
+        let mut found = BTreeMap::new();
+        for (netns_inum, (netns, ports)) in &ports {
+            // What is gone has no neighbours.
+            let neighbours = netns::enter(netns, || neighbours::behind(ports)).flatten().unwrap_or_default();
+            found.insert(*netns_inum, neighbours);
+        }
+        self.kernel.interfaces.set_behind(&found).map_err(failed)
     }
 
     fn set_numbers_missing(&mut self, missing: bool) {

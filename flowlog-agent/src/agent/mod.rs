@@ -203,12 +203,15 @@ async fn main_loop(
     let mut trouble = Trouble::default();
     loop {
         let now = clock::now();
-        let deadline = Duration::from_nanos(capture.due_in_ns(now).min(capture.look_in_ns(now)));
+        let deadline = Duration::from_nanos(
+            capture.due_in_ns(now).min(capture.look_in_ns(now)).min(capture.look_behind_in_ns(now)),
+        );
         tokio::select! {
             biased;
             () = stop.asked() => return Ok(()),
             woken = wakeups.next() => woken.map_err(system("watch the ring"))?,
             () = links.changed() => trouble.note(capture.look_at_interfaces().map_err(AgentError::from))?,
+            () = links.neighbours_changed() => capture.neighbours_changed(),
             want = Orders::next(orders) => {
                 if let Some(orders) = orders {
                     trouble.note(orders.begin(want, capture))?;
@@ -217,6 +220,7 @@ async fn main_loop(
             _ = tick.tick() => {
                 capture.check_hooks();
                 trouble.note(capture.look_at_xdp(clock::now()).map_err(AgentError::from))?;
+                capture.look_at_hiding(clock::now());
                 delivery.report(capture, trouble.words());
             }
             ended = delivery.encoder.encoded() => ended?,
@@ -254,6 +258,7 @@ fn work(capture: &mut Capture, delivery: &mut Delivery) -> Result<(), AgentError
     let now = clock::now();
     capture.turn_due(now)?;
     capture.look_again(now)?;
+    capture.look_behind(now)?;
     delivery.release(capture)?;
     Ok(capture.beat(now, BEAT_NS)?)
 }

@@ -145,7 +145,13 @@ pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelS
     let begun = clock::now();
     let head = Head { format: FORMAT, boot_id, ring_id, pin_dir: config.pin_dir.clone(), begun };
     Ok((
-        KernelSource { kernel, ring, follow_namespaces: config.follow_namespaces, namespaces: Namespaces::default() },
+        KernelSource {
+            kernel,
+            ring,
+            follow_namespaces: config.follow_namespaces,
+            restore_order: config.restore_order,
+            namespaces: Namespaces::default(),
+        },
         head,
     ))
 }

@@ -166,6 +166,9 @@ struct CaptureArgs {
     /// Follow interfaces that are moved to other network namespaces; needs `CAP_SYS_ADMIN` and `CAP_SYS_PTRACE` for good.
     #[arg(long)]
     follow_namespaces: bool,
+    /// Put tcx hooks in front again where somebody else's program went in front of them.
+    #[arg(long)]
+    restore_order: bool,
     /// Network namespace that the interfaces are in: a name of `ip netns`, or a path; needs what `--follow-namespaces` needs.
     #[arg(long, value_name = "NAME")]
     netns: Option<String>,
@@ -227,6 +230,7 @@ impl CaptureArgs {
             node_id: self.node_id,
             no_pin: self.no_pin,
             follow_namespaces: self.follow_namespaces,
+            restore_order: self.restore_order,
             flows_max: self.flows_max,
             flow_logs: vec![log],
             ..RawConfig::default()

@@ -256,7 +256,7 @@ fn table(s: &Summary) -> String {
     line("attached to", format!("{} {}", word(&f.parent.kind), f.parent.id));
     line("contract", f.contract.to_string());
     line("created by", f.created.by.clone());
-    for RuleStatus { capture, counts, delivery, xdp, .. } in &s.captures {
+    for RuleStatus { capture, counts, delivery, xdp, hiding, .. } in &s.captures {
         match capture {
             CaptureState::Attached { interface, ifindex, netns } => {
                 let netns = netns.as_ref().map(|n| format!(", in network namespace {n}")).unwrap_or_default();
@@ -269,6 +269,9 @@ fn table(s: &Summary) -> String {
         line("packets", format!("{accepted_packets} accepted, {rejected_packets} rejected, {lost_packets} lost"));
         if let Some(words) = status::xdp_words(xdp, counts) {
             line("xdp", words);
+        }
+        for words in status::hiding_words(hiding) {
+            line("hidden", words);
         }
         let or_none = |words: Option<&str>| words.unwrap_or("-").to_owned();
         line("last object", or_none(delivery.last_key.as_deref()));

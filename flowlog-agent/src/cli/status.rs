@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use flowlog_host::lock;
 use flowlog_model::{
+    hiding::Hiding,
     status::{CaptureState, Counts, Leaving, RouteState, RuleStatus, Status, XdpStatus},
     xdp::words,
 };
@@ -78,7 +79,7 @@ fn table(status: &Status, running: bool) -> String {
         "{:<20} {:<14} {:<10} {:>12} {:>12} {:>8} {:>8}  LAST OBJECT, OR ERROR",
         "RULE", "INTERFACE", "STATE", "ACCEPTED", "REJECTED", "LOST", "WAITING"
     );
-    for RuleStatus { rule, interface, capture, counts, delivery, xdp, .. } in &status.rules {
+    for RuleStatus { rule, interface, capture, counts, delivery, xdp, hiding, .. } in &status.rules {
         let attached = matches!(capture, CaptureState::Attached { .. });
         let (state, trouble) = match &delivery.state {
             RouteState::Idle if attached => ("capturing".to_owned(), None),
@@ -93,6 +94,9 @@ fn table(status: &Status, running: bool) -> String {
             delivery.waiting,
         );
         if let Some(words) = xdp_words(xdp, counts) {
+            let _ = writeln!(out, "{:<20} {words}", "");
+        }
+        for words in hiding_words(hiding) {
             let _ = writeln!(out, "{:<20} {words}", "");
         }
     }
@@ -119,6 +123,19 @@ pub(super) fn xdp_words(xdp: &XdpStatus, counts: &Counts) -> Option<String> {
     };
     let uncounted = xdp.uncounted.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
     Some(format!("xdp of somebody else: {programs}; {dropped} packets dropped, {forwarded} forwarded{uncounted}"))
+}
+
+/// What there is to say about what else may keep packets from the hooks.
+pub(super) fn hiding_words(hiding: &Hiding) -> Vec<String> {
+    let (front, offload) = (hiding.front_words(), hiding.offload_words());
+    let mut all = Vec::new();
+    if !front.is_empty() {
+        all.push(format!("in front of our hooks: {front}"));
+    }
+    if !offload.is_empty() {
+        all.push(format!("past our hooks: {offload}"));
+    }
+    all
 }
 
 /// The word for a state, as it is in JSON.

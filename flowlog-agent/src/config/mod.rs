@@ -53,6 +53,8 @@ pub(crate) struct Config {
     pub follow_namespaces: bool,
     /// Interfaces of other network namespaces may be captured: followed ones, or those whose namespace is named.
     pub enters_namespaces: bool,
+    /// Our tcx hooks are put in front again where somebody else's program went in front of them.
+    pub restore_order: bool,
     /// Drop reasons that count as something else than by default.
     pub reasons: Moves,
     /// Which mark of a refused packet is recorded, and which rules are known by it.
@@ -229,6 +231,7 @@ impl RawConfig {
             flows_max,
             follow_namespaces,
             enters_namespaces,
+            restore_order: self.restore_order,
             reasons,
             marks,
             s3: self.s3,

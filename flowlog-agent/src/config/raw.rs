@@ -22,6 +22,9 @@ pub(crate) struct RawConfig {
     /// See [`super::Config::follow_namespaces`].
     #[serde(default)]
     pub follow_namespaces: bool,
+    /// See [`super::Config::restore_order`].
+    #[serde(default)]
+    pub restore_order: bool,
     /// Limits of the spool.
     #[serde(default)]
     pub spool: RawSpool,

@@ -112,7 +112,24 @@ pub struct Stacked {
     pub netns_inum: u32,
 }
 
+/// Next hops behind bridges' ports that the programs can know.
+pub const BEHIND_MAX: u32 = 16_384;
+
+/// A next hop of packets that are routed to a bridge: key of the `BEHIND` map, whose value is the spot of the watched port that it is behind. With the
+/// address 0 the value means nothing: the bridge has such ports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NextHop {
+    /// Its address, as it lies in a packet; an IPv4 address in the first word.
+    pub address: [u32; 4],
+    /// Ifindex of the bridge.
+    pub bridge: u32,
+    /// Inode number of the bridge's network namespace.
+    pub netns_inum: u32,
+}
+
 const _: () = {
+    assert!(size_of::<NextHop>() == 24);
     assert!(size_of::<Iface>() == 16);
     assert!(core::mem::offset_of!(Iface, epoch) == 4);
     assert!(core::mem::offset_of!(Iface, oldest) == 8);

@@ -27,8 +27,17 @@ pub const VERDICTS: u32 = 2;
 pub const ELSEWHERE_INGRESS: u32 = 0;
 /// The same for packets on their way out.
 pub const ELSEWHERE_EGRESS: u32 = 1;
+/// Index of the program that entries jump to in the place of the hook for packets on their way in, while another entry is put in front
+/// (`flowlog_elsewhere_again_ingress`).
+pub const ELSEWHERE_AGAIN_INGRESS: u32 = 2;
+/// The same for packets on their way out.
+pub const ELSEWHERE_AGAIN_EGRESS: u32 = 3;
+/// Index of the hook of our own namespace for packets on their way in: `flowlog_again_ingress` jumps to it.
+pub const OWN_INGRESS: u32 = 4;
+/// The same for packets on their way out.
+pub const OWN_EGRESS: u32 = 5;
 /// Entries of the `ELSEWHERE_TC` array.
-pub const ELSEWHERE_TC: u32 = 2;
+pub const ELSEWHERE_TC: u32 = 6;
 /// Index in the `ELSEWHERE_XDP` array of the hook, and the only one.
 pub const ELSEWHERE_XDP_INGRESS: u32 = 0;
 /// Entries of the `ELSEWHERE_XDP` array.

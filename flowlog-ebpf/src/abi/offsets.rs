@@ -67,4 +67,7 @@ kernel_offsets! {
     skb_encapsulation_shift: BitShift("sk_buff", "encapsulation"),
     skb_inner_transport: Member("sk_buff", "inner_transport_header"),
     shinfo_gso_type: Member("skb_shared_info", "gso_type"),
+    rt_gw_family: Member("rtable", "rt_gw_family"),
+    rt_gw: Member("rtable", "rt_gw4"),
+    rt6_gateway: Member("rt6_info", "rt6i_gateway"),
 }

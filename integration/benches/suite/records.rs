@@ -130,5 +130,6 @@ pub(crate) fn info() -> ObjectInfo {
         foreign: Foreign::default(),
         xdp: XdpWindow::default(),
         translations: false,
+        hiding: flowlog_model::hiding::Hiding::default(),
     }
 }

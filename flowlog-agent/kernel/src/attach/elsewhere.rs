@@ -22,14 +22,9 @@ use crate::{
     KernelError, bpf,
     entry::{self, Way},
     netdev::{netns, rtnetlink, traffic_control},
-    pins,
     programs::Programs,
 };
 
-/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`, by direction.
-const ATTACH_TCX: [u32; 2] = [46, 47];
-/// `BPF_F_BEFORE`: without another program named, before all.
-const FIRST: u32 = 1 << 3;
 /// `XDP_FLAGS_DRV_MODE` and `XDP_FLAGS_SKB_MODE` of `include/uapi/linux/if_link.h`.
 const XDP_MODES: [(u32, Attached); 2] = [(1 << 2, Attached::XdpNative), (1 << 1, Attached::XdpGeneric)];
 /// All protocols: `ETH_P_ALL` of `include/uapi/linux/if_ether.h`.
@@ -54,11 +49,10 @@ impl Hooks {
         let program = entry::load(way, base, programs.elsewhere(way)?).map_err(|e| failed(&e))?;
         let tcx = kind != HookKind::Clsact && has_tcx();
         match way {
-            Way::Xdp => self.link_xdp(dev, &program),
+            Way::Xdp | Way::Again(_) => self.link_xdp(dev, &program),
             Way::Tc(_) if kind == HookKind::Tcx && !tcx => Err(no_tcx(dev, direction)),
             Way::Tc(_) if tcx => {
-                let new = || bpf::link(program.as_fd(), dev.index, ATTACH_TCX[direction.index()], FIRST);
-                self.link(dev, &format!("{direction}"), &program, new).map_err(|e| failed(&e))?;
+                self.link_tcx(dev, direction, program).map_err(|e| failed(&e))?;
                 Ok(Attached::Tcx)
             }
             Way::Tc(_) => {
@@ -71,40 +65,16 @@ impl Hooks {
         }
     }
 
-    /// Puts a program in the place of an earlier agent's, or where `new` puts it.
-    fn link(
-        &mut self,
-        dev: &NetDev,
-        hook: &str,
-        program: &OwnedFd,
-        new: impl FnOnce() -> io::Result<OwnedFd>,
-    ) -> io::Result<()> {
-        let pin = self.pins.as_ref().map(|p| p.link(&format!("{}-{hook}", pin_name(dev))));
-        let earlier = pin.as_ref().and_then(|path| bpf::pinned(path).ok());
-        // One whose interface is gone is refused.
-        let earlier = earlier.filter(|link| bpf::replace(link.as_fd(), program.as_fd()).is_ok());
-        let link = match (earlier, &pin) {
-            (Some(link), _) => link,
-            (None, None) => new()?,
-            (None, Some(path)) => {
-                let link = new()?;
-                // A dead one may be in the way.
-                pins::remove(path).map_err(io::Error::other)?;
-                bpf::pin(link.as_fd(), path)?;
-                link
-            }
-        };
-        let id = bpf::id(program.as_fd())?;
-        self.hold(Some(dev), Held::Entry { _link: link, id }, pin);
-        Ok(())
-    }
-
     fn link_xdp(&mut self, dev: &NetDev, program: &OwnedFd) -> Result<Attached, KernelError> {
         let mut problem = None;
         for (mode, attached) in XDP_MODES {
             let new = || bpf::link(program.as_fd(), dev.index, entry::ATTACH_XDP, mode);
             match self.link(dev, "xdp", program, new) {
-                Ok(()) => return Ok(attached),
+                Ok((link, pin)) => {
+                    let id = bpf::id(program.as_fd()).map_err(|e| attach_error(&dev.name, "xdp", &e))?;
+                    self.hold(Some(dev), Held::Entry { _link: link, id }, pin);
+                    return Ok(attached);
+                }
                 Err(e) => {
                     problem.get_or_insert(e);
                 }

@@ -17,6 +17,7 @@ use netlink_packet_route::{
 };
 
 use super::{
+    foreign_xdp,
     rtnetlink::ask_any,
     traffic_control::{HOOK_MINORS, HOOKS_MAJOR, OWN, kind},
 };
@@ -40,6 +41,36 @@ pub fn tc(index: u32, direction: Direction, own: &[u32]) -> Vec<String> {
     let links = links.into_iter().filter(|id| !own.contains(id)).map(|id| id.to_string());
     // It has none, or has gone meanwhile.
     links.chain(filters(index, HOOK_MINORS[direction.index()]).unwrap_or_default()).collect()
+}
+
+/// Who is in front of our hook on the interface with this index, in the namespace we are in; `own` are the ids of our programs. Nobody, if there is no hook
+/// of ours. tcx links run before all filters.
+#[must_use]
+pub fn in_front(index: u32, direction: Direction, own: &[u32]) -> Vec<String> {
+    let links = tcx(index, BPF_TCX[direction.index()]).unwrap_or_default();
+    let named = |ids: &[u32]| ids.iter().map(|id| with_name(*id)).collect::<Vec<_>>();
+    if let Some(place) = links.iter().position(|id| own.contains(id)) {
+        return named(&links[..place]);
+    }
+    let filters = all_filters(index, HOOK_MINORS[direction.index()]).unwrap_or_default();
+    match filters.iter().position(Option::is_none) {
+        Some(place) => named(&links).into_iter().chain(filters.into_iter().take(place).flatten()).collect(),
+        None => Vec::new(),
+    }
+}
+
+/// Who is in front of any hook of flowlog's, by the names of its programs: for whoever may ask for them and holds none.
+#[must_use]
+pub fn in_front_of_flowlog(index: u32, direction: Direction) -> Vec<String> {
+    let links = tcx(index, BPF_TCX[direction.index()]).unwrap_or_default();
+    let is_own = |id: &&u32| foreign_xdp::name(**id).is_some_and(|name| name.starts_with(OWN));
+    let own: Vec<u32> = links.iter().filter(is_own).copied().collect();
+    in_front(index, direction, &own)
+}
+
+/// `ID`, or `ID:NAME` where that may be asked for.
+fn with_name(id: u32) -> String {
+    foreign_xdp::name(id).map_or_else(|| id.to_string(), |name| format!("{id}:{name}"))
 }
 
 /// The same of XDP.
@@ -103,6 +134,11 @@ fn tcx(index: u32, attach_type: u32) -> io::Result<Vec<u32>> {
 
 /// Filters of others at a hook.
 fn filters(index: u32, minor: u16) -> io::Result<Vec<String>> {
+    Ok(all_filters(index, minor)?.into_iter().flatten().collect())
+}
+
+/// All filters at a hook, in the order in which they run; ours is `None`.
+fn all_filters(index: u32, minor: u16) -> io::Result<Vec<Option<String>>> {
     let mut request = TcMessage::default();
     request.header.index = index.cast_signed();
     request.header.parent = TcHandle { major: HOOKS_MAJOR, minor };
@@ -112,12 +148,12 @@ fn filters(index: u32, minor: u16) -> io::Result<Vec<String>> {
         RouteNetlinkMessage::NewTrafficFilter(f) if f.header.handle != TcHandle::default() => Some(f),
         _ => None,
     });
-    Ok(filters.filter_map(|f| word(&f)).collect())
+    Ok(filters.map(|f| word(&f)).collect())
 }
 
 /// What a filter is called; `None`: it is ours.
 fn word(filter: &TcMessage) -> Option<String> {
-    let kind = kind(filter)?;
+    let kind = kind(filter).unwrap_or("filter");
     if kind != "bpf" {
         return Some(kind.to_owned());
     }
@@ -154,6 +190,9 @@ mod tests {
                 assert_eq!(tc(index, direction, &[]), Vec::<String>::new());
             }
             assert_eq!(xdp(index, &[]), Vec::<String>::new());
+            for direction in Direction::BOTH {
+                assert_eq!(in_front(index, direction, &[7]), Vec::<String>::new());
+            }
         }
     }
 }

@@ -34,7 +34,7 @@ pub(crate) fn foreign(attached: &[(XdpMode, u32)], own: Option<u32>) -> Vec<XdpP
 }
 
 /// The name of a program. Asking for programs of others takes `CAP_SYS_ADMIN`, which an agent mostly has given up.
-fn name(id: u32) -> Option<String> {
+pub(super) fn name(id: u32) -> Option<String> {
     let mut known = loaded_programs().filter_map(Result::ok);
     let name = known.find(|p| p.id() == id)?.name_as_str()?.to_owned();
     (!name.is_empty()).then_some(name)

@@ -1,5 +1,5 @@
-//! Tells when interfaces, queueing disciplines or filters come, go or change: the kernel's own announcements
-//! (`RTNLGRP_LINK`, `RTNLGRP_TC`, rtnetlink(7)), of our own network namespace and of those that have a number in it
+//! Tells when interfaces, queueing disciplines, filters or neighbours come, go or change: the kernel's own announcements
+//! (`RTNLGRP_LINK`, `RTNLGRP_TC`, `RTNLGRP_NEIGH`, rtnetlink(7)), of our own network namespace and of those that have a number in it
 //! (`NETLINK_LISTEN_ALL_NSID`, netlink(7)).
 #![allow(unsafe_code, reason = "recvmsg and setsockopt: the number of a namespace comes beside the message")]
 
@@ -15,6 +15,10 @@ use tokio::sync::Notify;
 
 /// `RTMGRP_LINK` of `include/uapi/linux/rtnetlink.h`.
 const RTMGRP_LINK: u32 = 1;
+/// `RTMGRP_NEIGH` of the same header: neighbours, and stations that bridges have learned.
+const RTMGRP_NEIGH: u32 = 4;
+/// `RTM_NEWNEIGH` and `RTM_DELNEIGH`.
+const NEIGHBOUR_MESSAGES: [u16; 2] = [28, 29];
 /// `RTMGRP_TC` of the same header.
 const RTMGRP_TC: u32 = 8;
 /// `RTNLGRP_NSID` of the same header, as a bit: numbers of namespaces come and go.
@@ -55,7 +59,10 @@ impl Changes {
 
 /// A subscription. What changed is not looked at: whoever is woken looks at the interfaces themselves, and so is right
 /// even if announcements were lost.
-pub struct LinkWatch(Arc<Notify>);
+pub struct LinkWatch {
+    links: Arc<Notify>,
+    neighbours: Arc<Notify>,
+}
 
 impl LinkWatch {
     /// Subscribes, in the network namespace of the calling thread. A thread waits, and ends with the process. Without `CAP_NET_BROADCAST`
@@ -66,24 +73,35 @@ impl LinkWatch {
     pub fn new(changes: Changes) -> io::Result<Self> {
         // No protocol: 0 is `NETLINK_ROUTE`.
         let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-        rustix::net::bind(&socket, &netlink::SocketAddrNetlink::new(0, RTMGRP_LINK | RTMGRP_TC | RTMGRP_NSID))?;
+        rustix::net::bind(
+            &socket,
+            &netlink::SocketAddrNetlink::new(0, RTMGRP_LINK | RTMGRP_TC | RTMGRP_NEIGH | RTMGRP_NSID),
+        )?;
         {
             let mut announced = changes.lock();
             announced.is_heard = listen_to_all(&socket);
             announced.is_unsure = true;
         }
-        let wake = Arc::new(Notify::new());
-        let waiting = wake.clone();
+        let [wake, wake_for_neighbours] = [(); 2].map(|()| Arc::new(Notify::new()));
+        let watch = Self { links: wake.clone(), neighbours: wake_for_neighbours.clone() };
         std::thread::Builder::new().name("links".to_owned()).spawn(move || {
             loop {
                 match receive(&socket) {
+                    // Of any namespace. They come often, and say nothing of interfaces.
+                    Ok(Announcement { kind, .. }) if NEIGHBOUR_MESSAGES.contains(&kind) => {
+                        wake_for_neighbours.notify_one();
+                        continue;
+                    }
                     Ok(Announcement { netns: Some(number), kind }) if !NSID_MESSAGES.contains(&kind) => {
                         changes.lock().changed.insert(number);
                     }
                     Ok(Announcement { kind, .. }) if NSID_MESSAGES.contains(&kind) => changes.lock().is_unsure = true,
                     Ok(_) => {}
                     // More than the socket holds came at once: all the more reason to look.
-                    Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => changes.lock().is_unsure = true,
+                    Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                        changes.lock().is_unsure = true;
+                        wake_for_neighbours.notify_one();
+                    }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     Err(error) => {
                         changes.lock().is_heard = false;
@@ -94,12 +112,17 @@ impl LinkWatch {
                 wake.notify_one();
             }
         })?;
-        Ok(Self(waiting))
+        Ok(watch)
     }
 
     /// Waits until an interface has changed.
     pub async fn changed(&self) {
-        self.0.notified().await;
+        self.links.notified().await;
+    }
+
+    /// Waits until a neighbour or a station has come, gone or moved.
+    pub async fn neighbours_changed(&self) {
+        self.neighbours.notified().await;
     }
 }
 

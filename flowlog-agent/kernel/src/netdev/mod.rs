@@ -2,7 +2,8 @@
 //!
 //! * [`elsewhere`]: interfaces of other network namespaces; [`links`]: tells when one comes, goes or changes;
 //! * [`connections`]: what connection tracking knows of packets;
-//! * [`foreign`]: programs of others at the hooks;
+//! * [`foreign`]: programs of others at the hooks; [`offload`]: what hardware carries past them;
+//! * [`neighbours`]: which are behind which ports of bridges;
 //! * [`netns`]: other network namespaces;
 //! * [`rtnetlink`]: the questions and their answers;
 //! * [`traffic_control`]: who else uses the field that our hooks number packets in;
@@ -15,7 +16,9 @@ mod ethtool;
 pub mod foreign;
 pub mod foreign_xdp;
 pub mod links;
+pub mod neighbours;
 pub mod netns;
+pub mod offload;
 pub(crate) mod rtnetlink;
 pub mod traffic_control;
 pub(crate) mod xdp;

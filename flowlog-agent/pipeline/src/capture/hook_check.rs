@@ -58,7 +58,8 @@ impl HookCheck {
             self.state = State::Runs;
             self.ran = true;
         } else if passed > PACKETS_UNSEEN_MAX {
-            tracing::warn!(interface, %direction, passed, "hook is attached but sees nothing: another program ends the chain before it");
+            let in_front = node.hiding(spec).map(|found| found.front_words());
+            tracing::warn!(interface, %direction, passed, in_front, "hook is attached but sees nothing: another program ends the chain before it");
             self.state = State::Dead;
         }
     }

@@ -3,12 +3,15 @@
 //!
 //! * [`watcher`]: which interfaces are watched, as they come, go and move;
 //! * [`hooks`]: the hooks on them, and the moment from which packets count;
-//! * [`hook_check`]: does an attached hook run?
+//! * [`hook_check`]: does an attached hook run? [`hidden`]: what keeps packets from it;
 //! * [`resolution`]: which interface each capture means;
+//! * [`behind`]: which neighbours are behind which ports;
 //! * [`numbering`]: what the programs must know to tell packets apart.
 //!
 //! Each part owns what it remembers, and is handed the books when it needs them. [`Capture`] says in which order they act.
 
+mod behind;
+mod hidden;
 mod hook_check;
 mod hooks;
 mod numbering;
@@ -17,7 +20,9 @@ mod watcher;
 
 use std::collections::BTreeMap;
 
-use flowlog_model::{CaptureSpec, IfaceId, Now, status::CaptureState, sweep::Scope};
+use behind::Behind;
+use flowlog_model::{CaptureSpec, IfaceId, Now, hiding::Hiding, status::CaptureState, sweep::Scope};
+use hidden::Hidden;
 use hooks::{devices, end_accounting, still_there, take_over};
 use numbering::Numbering;
 use resolution::Absent;
@@ -47,6 +52,8 @@ pub struct Capture<N> {
     books: Books<N>,
     watcher: Watcher,
     numbering: Numbering,
+    hidden: Hidden,
+    behind: Behind,
     flows_max: usize,
     /// The last windows are closed.
     is_closed: bool,
@@ -75,6 +82,8 @@ impl<N: Node> Capture<N> {
             Ok(looked) => {
                 watcher.look_at_xdp(books, |spec| found.device(spec))?;
                 watcher.note_look(books, looked, found, sought);
+                capture.look_at_hidden();
+                capture.look_behind(capture.books.source.now())?;
             }
             Err(error) => {
                 if first {
@@ -112,7 +121,9 @@ impl<N: Node> Capture<N> {
         let now = node.now();
         let (books, pending, spans) = Books::open(node, inherited, now)?;
         let watcher = Watcher::new(captures, node_id, spans, now);
-        Ok((Self { books, watcher, numbering: Numbering::default(), flows_max, is_closed: false }, pending))
+        let hidden = Hidden::new(now);
+        let (numbering, behind) = (Numbering::default(), Behind::default());
+        Ok((Self { books, watcher, numbering, hidden, behind, flows_max, is_closed: false }, pending))
     }
 
     /// The kernel's side, to look at.
@@ -170,6 +181,8 @@ impl<N: Node> Capture<N> {
             .map(|(id, w)| (id, !w.clock.is_due(now)))
             .collect();
         let unfinished = ledger.watched().any(|(_, w)| w.closing_epoch().is_some());
+        let ids: Vec<IfaceId> = due.iter().map(|(id, _)| *id).filter(|id| self.watcher.hooked.has(*id)).collect();
+        self.hidden.look_at(&mut self.books, &ids);
         if due.is_empty() && !unfinished { Ok(()) } else { self.books.turn(&due, now, Scope::Closed) }
     }
 
@@ -181,6 +194,7 @@ impl<N: Node> Capture<N> {
                 let (ifindex, netns) = &window.place;
                 window.info.foreign = self.books.source.foreign(*ifindex, netns);
             }
+            window.info.hiding = self.hidden.turn(&window.info.interface_id);
             self.watcher.hooked.window_closed(&self.books, window);
         }
         closed
@@ -193,6 +207,7 @@ impl<N: Node> Capture<N> {
     pub fn finish(&mut self, now: Now) -> Result<(), CaptureError> {
         let ids: Vec<IfaceId> = self.books.ledger.watched().map(|(id, _)| id).collect();
         if !self.is_closed {
+            self.look_at_hidden();
             let devices = devices(&self.books)?;
             end_accounting(&mut self.books, &ids, &devices, self.numbering.no_numbers());
             self.books.source.detach_all()?;
@@ -254,7 +269,21 @@ impl<N: Node> Capture<N> {
         };
         watcher.look_at_xdp(books, |spec| found.device(spec))?;
         watcher.note_look(books, looked, found, sought);
-        Ok(())
+        self.behind.expect();
+        self.look_behind(now)
+    }
+
+    /// Neighbours have come, gone or moved: they are looked at soon.
+    pub fn neighbours_changed(&mut self) {
+        self.behind.expect();
+    }
+
+    /// Looks which neighbours are behind which ports, if that may have changed.
+    ///
+    /// # Errors
+    /// If the kernel does not take it.
+    pub fn look_behind(&mut self, now: Now) -> Result<(), CaptureError> {
+        Ok(self.behind.look(&mut self.books, now)?)
     }
 
     /// Looks whether other people's XDP programs have come or gone, if it is time to do so without having been told.
@@ -270,6 +299,24 @@ impl<N: Node> Capture<N> {
         watcher.look_at_xdp(books, |spec| still_there(&devices, spec))
     }
 
+    /// Looks what may keep packets from the hooks, if it is time to.
+    pub fn look_at_hiding(&mut self, now: Now) {
+        if self.hidden.is_due(now) {
+            self.look_at_hidden();
+        }
+    }
+
+    fn look_at_hidden(&mut self) {
+        let Self { books, watcher, hidden, .. } = self;
+        hidden.look(books, |id| watcher.hooked.has(id));
+    }
+
+    /// What may keep packets from the hooks of an interface.
+    #[must_use]
+    pub(crate) fn hiding(&self, interface_id: &str) -> Hiding {
+        self.hidden.now(interface_id)
+    }
+
     /// As [`look_at_interfaces`](Self::look_at_interfaces), if it is time to do so without having been told.
     ///
     /// # Errors
@@ -283,6 +330,12 @@ impl<N: Node> Capture<N> {
     #[must_use]
     pub fn look_in_ns(&self, now: Now) -> u64 {
         self.watcher.look_in_ns(now)
+    }
+
+    /// Time until [`look_behind`](Self::look_behind) has something to do.
+    #[must_use]
+    pub fn look_behind_in_ns(&self, now: Now) -> u64 {
+        self.behind.look_in_ns(now)
     }
 
     /// Whether the wanted watches stand, as far as their interfaces are there and can be hooked.

@@ -155,5 +155,7 @@ fn metadata(info: &ObjectInfo, balance: &Balance, more: [(&str, Option<String>);
         pairs.push(pair("xdp", info.xdp.programs_words()));
         pairs.push(pair("xdp_packets", info.xdp.counts_words()));
     }
+    let hidden = [("in_front", info.hiding.front_words()), ("offload", info.hiding.offload_words())];
+    pairs.extend(hidden.into_iter().filter(|(_, words)| !words.is_empty()).map(|(key, words)| pair(key, words)));
     pairs
 }

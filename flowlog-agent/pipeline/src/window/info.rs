@@ -1,6 +1,9 @@
 //! What is known about a window besides its flows.
 
-use flowlog_model::rule::{Rule, Side};
+use flowlog_model::{
+    hiding::Hiding,
+    rule::{Rule, Side},
+};
 
 use super::{Span, XdpWindow};
 
@@ -29,6 +32,8 @@ pub struct ObjectInfo {
     pub xdp: XdpWindow,
     /// Its rows have the other side of address translations.
     pub translations: bool,
+    /// What else may have kept packets from the hooks.
+    pub hiding: Hiding,
 }
 
 /// Programs and filters of others at the hooks of an interface, in words.
@@ -85,6 +90,7 @@ mod tests {
             foreign: Foreign::default(),
             xdp: XdpWindow::default(),
             translations: false,
+            hiding: Hiding::default(),
         };
         assert_eq!(whole.marks(), None);
         span.begins_late = true;

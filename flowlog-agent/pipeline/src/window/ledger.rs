@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use flowlog_ebpf::abi::{Count, Truth};
 use flowlog_model::{
     Epoch, HookKind, IfaceId, Now, WatchSpec,
+    hiding::Hiding,
     interface::{Mac, Netns},
     translation::Tuple,
     xdp::XdpReading,
@@ -171,6 +172,7 @@ impl Watched {
             foreign: Foreign::default(),
             xdp: xdp.clone(),
             translations,
+            hiding: Hiding::default(),
         })
     }
 

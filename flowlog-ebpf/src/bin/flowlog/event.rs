@@ -119,6 +119,8 @@ pub struct Elsewhere {
     pub out: u32,
     /// Its spot.
     pub out_spot: u32,
+    /// It is a bridge with watched ports.
+    pub is_bridge: bool,
 }
 
 /// What is known about who a dying buffer is.

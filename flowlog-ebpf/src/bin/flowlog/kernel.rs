@@ -196,6 +196,9 @@ const RTN_LOCAL: u16 = 2;
 const RTN_BROADCAST: u16 = 3;
 /// Type of a route to a multicast group: `RTN_MULTICAST` of `include/uapi/linux/rtnetlink.h`.
 const RTN_MULTICAST: u16 = 5;
+/// Address families of gateways (`include/linux/socket.h`).
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 /// `pkt_type` has three bits.
 const PKT_TYPE: u8 = 7;
 
@@ -307,6 +310,25 @@ impl Dropped {
     #[inline(always)]
     pub fn sharers(&self) -> u32 {
         probe_or_zero::<u32>(self.shinfo + u64::from(OFFSETS.load().shinfo_dataref)) & DATAREF
+    }
+
+    /// The gateway of its IPv4 route, 0 if there is none; one that is an IPv6 address in all four words.
+    #[inline(always)]
+    pub fn gateway4(&self) -> [u32; 4] {
+        let o = &OFFSETS.load();
+        let family: u8 = probe_or_zero(self.route + u64::from(o.rt_gw_family));
+        let gateway: [u32; 4] = probe_or_zero(self.route + u64::from(o.rt_gw));
+        match family {
+            AF_INET => [gateway[0], 0, 0, 0],
+            AF_INET6 => gateway,
+            _ => [0; 4],
+        }
+    }
+
+    /// The gateway of its IPv6 route, 0 if there is none.
+    #[inline(always)]
+    pub fn gateway6(&self) -> [u32; 4] {
+        probe_or_zero(self.route + u64::from(OFFSETS.load().rt6_gateway))
     }
 
     /// What its IPv4 route says. Of an IPv6 packet it means nothing.

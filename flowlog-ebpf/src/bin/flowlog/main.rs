@@ -2,6 +2,7 @@
 //!
 //! * [`maps`]: every map and load-time constant;
 //! * [`tc`], [`xdp`]: the hooks. Parse a frame, hand it to [`account`];
+//! * [`again`]: what is in a hook's place while the hook is put in front of other people's programs;
 //! * [`account`]: truth counters, and what becomes of a packet; [`wire`]: how much it is; [`family`]: what differs between IPv4 and
 //!   IPv6;
 //! * [`cache`], [`cpu`]: the flow cache, and who may change it;
@@ -9,7 +10,8 @@
 //! * [`block`]: evicted records on their way into the ring;
 //! * [`verdict`]: learns from `kfree_skb` which packets the node's firewall refused;
 //! * [`chain`]: what the notes of a dying packet say; [`unnoted`]: what is known where there are none;
-//! * [`event`], [`devices`], [`datagram`]: what is known of a dying packet; the devices it was between; fragments;
+//! * [`event`], [`devices`], [`datagram`]: what is known of a dying packet; the devices it was between; fragments; [`behind`]: the port that a bridge
+//!   would have picked;
 //! * [`refuse`]: counts a refusal, and takes it out of what had passed;
 //! * [`lost`]: counts what was let through and died on its way;
 //! * [`told`]: says what translated packets have on the other side;
@@ -30,6 +32,10 @@
 
 #[cfg(target_arch = "bpf")]
 mod account;
+#[cfg(target_arch = "bpf")]
+mod again;
+#[cfg(target_arch = "bpf")]
+mod behind;
 #[cfg(target_arch = "bpf")]
 mod block;
 #[cfg(target_arch = "bpf")]

@@ -7,10 +7,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use flowlog_ebpf::abi::{
-    ABOVE_MAX, BANK_SLOTS, Block4, Block6, CACHE_SLOTS_DEFAULT, ConnectionPlace, Cpu, DATAGRAMS as DATAGRAM_COUNT,
-    Datagram, Dying, ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface, KernelOffsets, MarkPlace,
-    RANGES_MAX, REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT, Range, Record4, Record6, SPOTS,
-    Setup, Stacked, Truth, VERDICTS as VERDICT_COUNT, Watched,
+    ABOVE_MAX, BANK_SLOTS, BEHIND_MAX, Block4, Block6, CACHE_SLOTS_DEFAULT, ConnectionPlace, Cpu,
+    DATAGRAMS as DATAGRAM_COUNT, Datagram, Dying, ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface,
+    KernelOffsets, MarkPlace, NextHop, RANGES_MAX, REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT,
+    Range, Record4, Record6, SPOTS, Setup, Stacked, Truth, VERDICTS as VERDICT_COUNT, Watched,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
@@ -24,7 +24,8 @@ pub static IFACES: Array<Iface, { SPOTS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static BASES: HashMap<Range, u32, { RANGES_MAX as usize }> = HashMap::new();
 
-/// The hooks that run on interfaces of other network namespaces: what is attached there jumps to them.
+/// The hooks that run on interfaces of other network namespaces: what is attached there jumps to them. And what is jumped to while a hook is
+/// put in front of other people's programs ([`crate::again`]).
 #[btf_map]
 pub static ELSEWHERE_TC: ProgramArray<{ TC_COUNT as usize }> = ProgramArray::new();
 
@@ -35,6 +36,10 @@ pub static ELSEWHERE_XDP: ProgramArray<{ XDP_COUNT as usize }> = ProgramArray::n
 /// Which interfaces are stacked on which, directly or through others. The stack re-labels a packet when it climbs.
 #[btf_map]
 pub static ABOVE: HashMap<Stacked, u32, { ABOVE_MAX as usize }> = HashMap::new();
+
+/// Which next hops are behind which watched ports of bridges.
+#[btf_map]
+pub static BEHIND: HashMap<NextHop, u32, { BEHIND_MAX as usize }> = HashMap::new();
 
 /// Datagrams in fragments, at their hash.
 #[btf_map]

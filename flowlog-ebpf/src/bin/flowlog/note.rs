@@ -125,6 +125,21 @@ pub fn complete<F: Family>(begun: Begun, place: u32, before: Before) {
     }
 }
 
+/// Whether the packet at `address` with this number has just been noted, at a hook on this CPU, as one of the watch `id`. (An address alone says
+/// nothing: the next packet may be in the same buffer.)
+#[inline(always)]
+pub fn is_noted(cpu: *mut Cpu, number: u16, address: u64, id: u16, direction: u8) -> bool {
+    if number == 0 || !is_own(number, cpu) {
+        return false;
+    }
+    // SAFETY: a map value of this CPU; hooks do not interrupt hooks.
+    let sequence = u32::from(number & unsafe { (*cpu).sequence });
+    // SAFETY: as above; the index is below the array's length.
+    let note = unsafe { &*(&raw const (*cpu).notes).cast::<Note>().add(index(sequence)) };
+    let is_its = note.number == number && note.address == address;
+    is_its && note.key.meta.iface == id && note.key.meta.direction() == direction
+}
+
 /// Adds a fragment to its datagram; returns where that is. Two CPUs that do it at once leave sums that do not add up, which is
 /// noticed.
 #[inline(never)]

@@ -7,6 +7,7 @@ use flowlog_ebpf::abi::{
 
 use crate::{
     account,
+    behind::{is_bridge, port},
     datagram::fragment,
     devices::{LOOPBACK, is_above, moved_on, wants, way_out},
     event::{Elsewhere, Event, Identity},
@@ -24,17 +25,19 @@ pub fn ask(event: &mut Event) -> bool {
     let d = &event.dropped;
     let action = event.cause.action;
     // Local delivery is a route to the loopback.
-    let leaves = out != event.left_through && !(out == LOOPBACK && d.iif != 0);
-    let out_spot = if leaves { wants(out, WANT_REFUSED_EGRESS, d.netns) } else { 0 };
+    let leaves = !(out == LOOPBACK && d.iif != 0);
+    let is_bridge = leaves && is_bridge(out, d.netns);
+    let out_spot = if leaves && out != event.left_through { wants(out, WANT_REFUSED_EGRESS, d.netns) } else { 0 };
     let elsewhere = Elsewhere {
         came_in: if event.came_in_noted { 0 } else { wants(d.iif, WANT_REFUSED_INGRESS, d.netns) },
         climbed: if action == REASON_REFUSED && d.dev != d.iif { climbs_to_bridge(event) } else { 0 },
-        out: if out_spot == 0 { 0 } else { out },
+        out: if out_spot == 0 && !is_bridge { 0 } else { out },
         out_spot,
+        is_bridge,
     };
     event.elsewhere = elsewhere;
     event.is_asked = true;
-    elsewhere.came_in | elsewhere.climbed | out_spot != 0
+    elsewhere.came_in | elsewhere.climbed | elsewhere.out != 0
 }
 
 /// The interface it came in through, if no hook of that one has noted it.
@@ -98,9 +101,9 @@ fn ends_here(event: &Event, out: u32) -> bool {
 /// The interface that it was to leave through.
 #[inline(never)]
 pub fn judge_egress(event: &mut Event) {
-    let Elsewhere { out, out_spot, .. } = event.elsewhere;
+    let Elsewhere { out, out_spot, is_bridge, .. } = event.elsewhere;
     let moved_on = moved_on(event);
-    if out == 0 || event.left_through == out || is_looped_back(event) {
+    if out == 0 || (event.left_through == out && !is_bridge) || is_looped_back(event) {
         return;
     }
     let d = &event.dropped;
@@ -108,7 +111,7 @@ pub fn judge_egress(event: &mut Event) {
         return;
     }
     // A packet that came from a port and is now on the bridge is not (yet) headed out through the bridge device.
-    let bridge = account::iface(out_spot).is_some_and(|i| i.flags & IS_BRIDGE != 0);
+    let bridge = is_bridge || account::iface(out_spot).is_some_and(|i| i.flags & IS_BRIDGE != 0);
     if moved_on && bridge && is_above(d.netns, d.iif, out) {
         return;
     }
@@ -118,7 +121,15 @@ pub fn judge_egress(event: &mut Event) {
             fragment(event, mtu);
         }
     }
-    unseen(event, out_spot, EGRESS);
+    if event.left_through != out {
+        unseen(event, out_spot, EGRESS);
+    }
+    if is_bridge {
+        let port = port(event, out);
+        if port != 0 {
+            unseen(event, port, EGRESS);
+        }
+    }
 }
 
 /// A packet that no hook of the interface has counted was refused there.
