@@ -53,6 +53,14 @@ pub struct Row {
     pub mark: i64,
     /// What refused it.
     pub rule: String,
+    /// Whether its source opened the connection.
+    pub initiator: Option<bool>,
+    /// `begin`, `continue`, `end`, `whole` or empty.
+    pub state: String,
+    /// `fin`, `rst`, `idle` or empty.
+    pub end: String,
+    /// Time of the handshake, -1 if null.
+    pub rtt_us: i64,
 }
 
 /// Sum of packets and bytes.
@@ -184,5 +192,13 @@ fn convert(row: &ParquetRow) -> Row {
         lost_reason: text("lost_reason"),
         mark: number("rule_mark"),
         rule: text("verdict_rule"),
+        initiator: match field("initiator") {
+            Field::Bool(is) => Some(is),
+            Field::Null => None,
+            other => panic!("initiator: {other:?}"),
+        },
+        state: text("flow_state"),
+        end: text("end_cause"),
+        rtt_us: number("rtt_us"),
     }
 }

@@ -1,12 +1,9 @@
 //! Building the columns of an object.
 
-use std::hash::Hash;
-
 use flowlog_model::{
     MonoNs, NS_PER_SEC,
     rule::{Action, Direction},
 };
-use hashbrown::{HashMap, hash_map::Entry};
 
 pub use super::order::{CHOSEN, Order};
 use super::{
@@ -15,10 +12,12 @@ use super::{
     labels::{Label, Labels, NULL},
     order::by_service,
     schema::{self, ColumnId},
-    sparse::{LostColumns, RuleColumns},
+    sparse::{ConnectionColumns, LostColumns, RuleColumns},
+    values::{Column, Found, Known, Numbers},
 };
 use crate::window::{
-    Addresses, Balance, Flow, FlowTable, Loss, LossReason, Lost, Settled,
+    Addresses, Balance, Connection, Flow, FlowTable, Loss, LossReason, Lost, Settled,
+    connection::Stretch,
     info::GAP,
     xdp::{XDP_DROPPED, XDP_FORWARDED},
 };
@@ -87,10 +86,13 @@ impl<'a> Rows<'a> {
         dictionary_bytes: usize,
     ) -> impl Iterator<Item = Vec<Column>> + 'b {
         let mut flows = self.flows.iter();
+        let stretch = Stretch::of(&info.span, info.flushed_early);
         let flow_groups = std::iter::from_fn(move || {
             let mut b = Builder::new(info, rows_max.min(flows.len()));
             for number in flows.by_ref() {
                 if let Some(flow) = self.table.flow(*number) {
+                    let connection = Connection::of(&flow, self.table.twin(*number).as_ref(), stretch);
+                    b.connection.push(b.rows, &connection);
                     b.flow(&flow, self.table.lost(*number, &flow), names);
                 }
                 if b.rows == rows_max || b.dictionary_bytes() >= dictionary_bytes {
@@ -139,93 +141,6 @@ impl Xdp {
     }
 }
 
-/// The values of one column in one row group.
-pub(crate) enum Column {
-    Labels(Labels),
-    /// Many, and none missing.
-    Longs(Vec<i64>),
-}
-
-/// Labels of a set that is found out on the way.
-pub(super) struct Found<K> {
-    pub(super) labels: Labels,
-    codes: HashMap<K, u32>,
-}
-
-impl<K> Default for Found<K> {
-    fn default() -> Self {
-        Self { labels: Labels::default(), codes: HashMap::new() }
-    }
-}
-
-impl<K: Hash + Eq> Found<K> {
-    #[inline]
-    pub(super) fn push(&mut self, key: K, label: impl FnOnce(&K) -> Option<Label>) {
-        let code = match self.codes.entry(key) {
-            Entry::Occupied(e) => *e.get(),
-            Entry::Vacant(e) => {
-                let code = label(e.key()).map_or(NULL, |l| self.labels.label(l));
-                *e.insert(code)
-            }
-        };
-        self.labels.push(code);
-    }
-}
-
-/// Labels that are 16-bit numbers.
-struct Numbers {
-    labels: Labels,
-    codes: Codes,
-}
-
-/// Codes of 16-bit numbers.
-enum Codes {
-    /// An array of 256 KiB costs more than it saves.
-    Few(HashMap<u16, u32>),
-    /// Looked up in an array.
-    Many(Box<[u32]>),
-}
-
-/// Rows above which the array is worth it.
-const FEW_ROWS: usize = 4_096;
-
-impl Numbers {
-    fn new(rows: usize) -> Self {
-        let codes = if rows <= FEW_ROWS {
-            Codes::Few(HashMap::new())
-        } else {
-            Codes::Many(vec![NULL; 1 << 16].into_boxed_slice())
-        };
-        Self { labels: Labels::default(), codes }
-    }
-
-    #[inline]
-    fn push(&mut self, number: Option<u16>) {
-        let Some(number) = number else { return self.labels.push(NULL) };
-        let code = match &mut self.codes {
-            Codes::Few(codes) => codes.entry(number).or_insert(NULL),
-            Codes::Many(codes) => &mut codes[usize::from(number)],
-        };
-        if *code == NULL {
-            *code = self.labels.label(Label::Int(i32::from(number)));
-        }
-        self.labels.push(*code);
-    }
-}
-
-/// Labels of a set that is known: the code is the index.
-struct Known(Labels);
-
-impl Known {
-    fn new(values: &[&str]) -> Self {
-        let mut labels = Labels::default();
-        for value in values {
-            labels.label(Label::Text((*value).to_owned()));
-        }
-        Self(labels)
-    }
-}
-
 /// Columns that are being built.
 struct Builder<'a> {
     info: &'a ObjectInfo,
@@ -252,6 +167,7 @@ struct Builder<'a> {
     skip: Known,
     lost: LostColumns,
     rule: RuleColumns,
+    connection: ConnectionColumns,
     rows: usize,
 }
 
@@ -310,6 +226,7 @@ impl<'a> Builder<'a> {
             skip: Known::new(&SKIP),
             lost: LostColumns::default(),
             rule: RuleColumns::default(),
+            connection: ConnectionColumns::default(),
             rows: 0,
         }
     }
@@ -482,6 +399,10 @@ impl<'a> Builder<'a> {
             ColumnId::LostReason => Column::Labels(self.lost.reason.take(n)),
             ColumnId::RuleMark => Column::Labels(self.rule.mark.take(n)),
             ColumnId::VerdictRule => Column::Labels(self.rule.name.take(n)),
+            ColumnId::Initiator => Column::Bools(self.connection.initiator(n)),
+            ColumnId::FlowState => Column::Labels(self.connection.state.take(n)),
+            ColumnId::EndCause => Column::Labels(self.connection.end.take(n)),
+            ColumnId::RttUs => Column::Labels(self.connection.rtt_us.take(n)),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema};
 
 /// Version of this schema, in the object's metadata. A new column raises it; a column never changes its meaning.
-pub(crate) const SCHEMA_VERSION: &str = "2";
+pub(crate) const SCHEMA_VERSION: &str = "3";
 
 /// Version of the record format, as in the first column: 2 is AWS's default format, whose names and meanings the
 /// first 14 columns have.
@@ -88,6 +88,10 @@ columns! {
     LostReason: "lost_reason", Utf8, true, "the kernel's drop reason that most of those died for, such as QDISC_DROP";
     RuleMark: "rule_mark", Int64, true, "the mark that the firewall had given a refused packet or its connection; null if none";
     VerdictRule: "verdict_rule", Utf8, true, "what refused it: the name that `verdict_marks` has for the mark, else the part of the kernel, such as netfilter, with the program where it can be known";
+    Initiator: "initiator", Boolean, true, "whether the row's source opened the TCP connection; null if the window does not show it, or it is not TCP";
+    FlowState: "flow_state", Utf8, true, "of an ACCEPT row: begin, end, whole (both) or continue (neither), as far as the window shows it";
+    EndCause: "end_cause", Utf8, true, "how the end showed: fin, rst, or idle (no TCP, and two minutes without a packet)";
+    RttUs: "rtt_us", Int64, true, "time of the TCP handshake from SYN to SYN-ACK at this interface, microseconds; in the rows of both directions";
 }
 
 /// The Arrow schema of [`COLUMNS`].

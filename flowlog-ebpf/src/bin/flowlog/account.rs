@@ -10,7 +10,7 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    cache::{Before, One, count, emit_alone, split},
+    cache::{Before, One, count, emit_alone, slot_index},
     cpu::{cpu, lock, unlock},
     family::Family,
     frame::computed,
@@ -233,8 +233,8 @@ const NO_SLOT: Before = Before { tcp_flags: 0, last_ns: 0 };
 fn enter<F: Family>(at: &At, key: &Key<F::Addr>, wire: Wire, tcp_flags: u8) -> (u32, Before) {
     // SAFETY: a pointer into the map value.
     unsafe { bump(&raw mut (*at.truth).seen, wire) };
-    let (index, tag) = split(F::hash(key), PASSED_MASK.load());
-    let one = One { wire, tcp_flags, tag, now_ns: at.now_ns };
+    let index = slot_index(F::hash(key), PASSED_MASK.load());
+    let one = One { wire, tcp_flags, mark: 0, now_ns: at.now_ns };
     let (counted, place) = match F::passed(index) {
         Some(slot) if lock(at.cpu) => {
             // SAFETY: a slot of this CPU, and we hold the flag.
@@ -242,7 +242,7 @@ fn enter<F: Family>(at: &At, key: &Key<F::Addr>, wire: Wire, tcp_flags: u8) -> (
             unlock(at.cpu);
             (counted, PLACE_SLOT << PLACE_BITS | index)
         }
-        _ => (emit_alone::<F>(key, &one).then_some(NO_SLOT), PLACE_RECORD << PLACE_BITS),
+        _ => (emit_alone::<F, false>(key, &one).then_some(NO_SLOT), PLACE_RECORD << PLACE_BITS),
     };
     let Some(before) = counted else {
         // SAFETY: a pointer into the map value.
