@@ -55,6 +55,14 @@ pub struct Row {
     pub rule: String,
     /// Source and destination on the other side of a translation, each as `ADDRESS PORT`; empty if null.
     pub other_side: [String; 2],
+    /// Whether its source opened the connection.
+    pub initiator: Option<bool>,
+    /// `begin`, `continue`, `end`, `whole` or empty.
+    pub state: String,
+    /// `fin`, `rst`, `idle` or empty.
+    pub end: String,
+    /// Time of the handshake, -1 if null.
+    pub rtt_us: i64,
 }
 
 /// Sum of packets and bytes.
@@ -189,5 +197,13 @@ fn convert(row: &ParquetRow) -> Row {
         other_side: [("pkt_srcaddr", "pkt_srcport"), ("pkt_dstaddr", "pkt_dstport")].map(|(address, port)| {
             if text(address).is_empty() { String::new() } else { format!("{} {}", text(address), number(port)) }
         }),
+        initiator: match field("initiator") {
+            Field::Bool(is) => Some(is),
+            Field::Null => None,
+            other => panic!("initiator: {other:?}"),
+        },
+        state: text("flow_state"),
+        end: text("end_cause"),
+        rtt_us: number("rtt_us"),
     }
 }

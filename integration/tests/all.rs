@@ -14,6 +14,8 @@ mod cloud;
 mod codes;
 #[path = "all/confined.rs"]
 mod confined;
+#[path = "all/connections.rs"]
+mod connections;
 #[path = "all/elsewhere.rs"]
 mod elsewhere;
 #[path = "all/foreign_xdp.rs"]

@@ -113,11 +113,12 @@ pub struct Stats {
     pub bytes: u64,
     /// Packets as on the wire (a GSO packet counts its segments).
     pub packets: u64,
-    /// OR of all TCP flag octets, and [`FLAGS_UNSURE`]. As wide as everything around it: a load of eight bytes must wait for
-    /// a narrower store.
+    /// OR of all TCP flag octets, and the bits [`FLAGS_UNSURE`], [`OPENS`] and [`ANSWERS`]. As wide as everything around it: a
+    /// load of eight bytes must wait for a narrower store.
     pub tcp_flags: u32,
     /// Of refused packets: the mark that the firewall had given them, as far as it is wanted; 0: none. Packets of one flow with two
-    /// marks make two records. Of others it means nothing.
+    /// marks make two records. Of what passed, with [`OPENS`] or [`ANSWERS`]: when that packet passed, `CLOCK_MONOTONIC` in
+    /// microseconds, the lower 32 bits (they come again after 71 minutes). Of others it means nothing.
     pub tag: u32,
 }
 
@@ -156,6 +157,25 @@ impl Side {
 
 /// Bit of [`Stats::tcp_flags`]: a packet was taken back whose flags may be among these.
 pub const FLAGS_UNSURE: u32 = 1 << 8;
+/// Bit of [`Stats::tcp_flags`]: the record's first packet was a SYN, so the flow's source opened the connection.
+pub const OPENS: u32 = 1 << 9;
+/// Bit of [`Stats::tcp_flags`]: the record's first packet was a SYN with ACK, so the flow's source was asked.
+pub const ANSWERS: u32 = 1 << 10;
+
+/// TCP's SYN and ACK, as bits of its flag octet (RFC 9293, section 3.1).
+pub const SYN: u8 = 1 << 1;
+const SYN_SHIFT: u32 = 1;
+const ACK_SHIFT: u32 = 4;
+
+/// [`OPENS`], [`ANSWERS`] or 0, for a record that begins with a packet of these TCP flags. Without a branch, which the verifier would
+/// follow twice.
+#[inline(always)]
+#[must_use]
+pub const fn handshake(tcp_flags: u8) -> u32 {
+    let flags = tcp_flags as u32;
+    let answers = flags >> ACK_SHIFT & 1;
+    (flags >> SYN_SHIFT & 1) << 9 << answers
+}
 
 /// One cache slot, and byte for byte one record in a [`Block`].
 #[repr(C)]
@@ -228,6 +248,7 @@ pub mod sweep {
 }
 
 const _: () = {
+    assert!(handshake(0x02) == OPENS && handshake(0x12) == ANSWERS && handshake(0x10) == 0 && handshake(0xc2) == OPENS);
     assert!(size_of::<Meta>() == 16);
     assert!(size_of::<Key<Ip4>>() == 24);
     assert!(size_of::<Key<Ip6>>() == 48);

@@ -125,7 +125,7 @@ fn flat(record: &Record) -> Flat {
 fn expected(g: &Golden, direction: u8) -> Option<Flat> {
     let of = |src: Vec<u64>, dst, (sport, dport, vlan, proto), flags| {
         let meta = abi::Meta { sport, dport, vlan, iface: ID.0, reason: 0, proto, flags: direction, epoch: EPOCH.0 };
-        Some((src, dst, meta, u32::from(flags), u64::from(g.packets), u64::from(g.bytes)))
+        Some((src, dst, meta, u32::from(flags) | abi::handshake(flags), u64::from(g.packets), u64::from(g.bytes)))
     };
     match &g.packet {
         Packet::V4(f) => of(words4(f.src), words4(f.dst), (f.sport, f.dport, f.vlan, f.proto), f.tcp_flags),

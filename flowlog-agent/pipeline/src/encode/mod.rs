@@ -1,7 +1,7 @@
 //! From a settled window to the bytes and the key of one Parquet object.
 //!
 //! * [`schema`]: the columns, their types, and what they mean;
-//! * [`rows`]: building them; [`address`]: one of their values; [`order`]: what comes first;
+//! * [`rows`]: building them; [`values`], [`address`]: what they are built of; [`order`]: what comes first;
 //! * [`labels`]: column chunks of those with few different values; [`numbers`]: which 16-bit numbers have; [`sparse`]: of those that few rows have a value in;
 //! * [`parquet`]: the file; encodings, chosen by measurement;
 //! * [`key`]: where the object goes.
@@ -17,6 +17,7 @@ pub mod parquet;
 pub mod rows;
 pub mod schema;
 mod sparse;
+mod values;
 
 pub use crate::window::ObjectInfo;
 use crate::window::{Flow, Settled};

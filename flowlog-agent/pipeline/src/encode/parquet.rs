@@ -6,7 +6,7 @@ use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 use parquet::{
     arrow::ArrowSchemaConverter,
     basic::{Compression, Encoding, ZstdLevel},
-    data_type::Int64Type,
+    data_type::{BoolType, DataType, Int64Type},
     errors::ParquetError,
     file::{
         metadata::KeyValue,
@@ -19,8 +19,9 @@ use parquet::{
 use super::{
     Names, ObjectInfo,
     labels::{self, Compressor},
-    rows::{self, Column, Rows},
+    rows::{self, Rows},
     schema::{self, ColumnId},
+    values::{Bools, Column},
 };
 use crate::window::{Balance, Untold};
 
@@ -60,7 +61,8 @@ pub fn write(info: &ObjectInfo, rows: &Rows<'_>, names: &Names, profile: Profile
                     let (bytes, close) = labels::chunk(&schema.column(number), &labels, &mut compressor)?;
                     group.append_column(&bytes, close)?;
                 }
-                Column::Longs(values) => longs(&mut group, &values)?,
+                Column::Longs(values) => typed::<Int64Type>(&mut group, &values, &vec![1; values.len()])?,
+                Column::Bools(Bools { values, levels }) => typed::<BoolType>(&mut group, &values, &levels)?,
             }
         }
         group.close()?;
@@ -68,9 +70,14 @@ pub fn write(info: &ObjectInfo, rows: &Rows<'_>, names: &Names, profile: Profile
     file.into_inner()
 }
 
-fn longs(group: &mut SerializedRowGroupWriter<'_, Vec<u8>>, values: &[i64]) -> Result<(), ParquetError> {
+/// Writes a column that is no dictionary: the values, and for each row whether it has one.
+fn typed<T: DataType>(
+    group: &mut SerializedRowGroupWriter<'_, Vec<u8>>,
+    values: &[T::T],
+    levels: &[i16],
+) -> Result<(), ParquetError> {
     let mut column = group.next_column()?.ok_or_else(|| ParquetError::General("one column too many".to_owned()))?;
-    column.typed::<Int64Type>().write_batch(values, Some(&vec![1; values.len()]), None)?;
+    column.typed::<T>().write_batch(values, Some(levels), None)?;
     column.close()
 }
 

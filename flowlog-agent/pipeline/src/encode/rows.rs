@@ -1,12 +1,9 @@
 //! Building the columns of an object.
 
-use std::hash::Hash;
-
 use flowlog_model::{
     MonoNs, NS_PER_SEC,
     rule::{Action, Direction},
 };
-use hashbrown::{HashMap, hash_map::Entry};
 
 pub use super::order::{CHOSEN, Order};
 use super::{
@@ -16,10 +13,12 @@ use super::{
     numbers::Numbers,
     order::by_service,
     schema::{self, ColumnId},
-    sparse::{LostColumns, OtherSideColumns, RuleColumns},
+    sparse::{ConnectionColumns, LostColumns, OtherSideColumns, RuleColumns},
+    values::{Column, Found, Known},
 };
 use crate::window::{
-    Addresses, Balance, Flow, FlowTable, Loss, LossReason, Lost, OtherSide, Settled,
+    Addresses, Balance, Connection, Flow, FlowTable, Loss, LossReason, Lost, OtherSide, Settled,
+    connection::Stretch,
     info::GAP,
     xdp::{XDP_DROPPED, XDP_FORWARDED},
 };
@@ -96,6 +95,7 @@ impl<'a> Rows<'a> {
         dictionary_bytes: usize,
     ) -> impl Iterator<Item = Vec<Column>> + 'b {
         let mut flows = self.flows.iter();
+        let stretch = Stretch::of(&info.span, info.flushed_early);
         let flow_groups = std::iter::from_fn(move || {
             let mut b = Builder::new(info, rows_max.min(flows.len()));
             for number in flows.by_ref() {
@@ -104,6 +104,8 @@ impl<'a> Rows<'a> {
                         let port = |n| if flow.is_icmp() { 0 } else { n };
                         b.other_side.push(b.rows, addresses, port(sport), port(dport));
                     }
+                    let connection = Connection::of(&flow, self.table.twin(*number).as_ref(), stretch);
+                    b.connection.push(b.rows, &connection);
                     b.flow(&flow, self.table.lost(*number, &flow), names);
                 }
                 if b.rows == rows_max || b.dictionary_bytes() >= dictionary_bytes {
@@ -152,52 +154,6 @@ impl Xdp {
     }
 }
 
-/// The values of one column in one row group.
-pub(crate) enum Column {
-    Labels(Labels),
-    /// Many, and none missing.
-    Longs(Vec<i64>),
-}
-
-/// Labels of a set that is found out on the way.
-pub(super) struct Found<K> {
-    pub(super) labels: Labels,
-    codes: HashMap<K, u32>,
-}
-
-impl<K> Default for Found<K> {
-    fn default() -> Self {
-        Self { labels: Labels::default(), codes: HashMap::new() }
-    }
-}
-
-impl<K: Hash + Eq> Found<K> {
-    #[inline]
-    pub(super) fn push(&mut self, key: K, label: impl FnOnce(&K) -> Option<Label>) {
-        let code = match self.codes.entry(key) {
-            Entry::Occupied(e) => *e.get(),
-            Entry::Vacant(e) => {
-                let code = label(e.key()).map_or(NULL, |l| self.labels.label(l));
-                *e.insert(code)
-            }
-        };
-        self.labels.push(code);
-    }
-}
-
-/// Labels of a set that is known: the code is the index.
-struct Known(Labels);
-
-impl Known {
-    fn new(values: &[&str]) -> Self {
-        let mut labels = Labels::default();
-        for value in values {
-            labels.label(Label::Text((*value).to_owned()));
-        }
-        Self(labels)
-    }
-}
-
 /// Columns that are being built.
 struct Builder<'a> {
     info: &'a ObjectInfo,
@@ -225,6 +181,7 @@ struct Builder<'a> {
     lost: LostColumns,
     rule: RuleColumns,
     other_side: OtherSideColumns,
+    connection: ConnectionColumns,
     rows: usize,
 }
 
@@ -284,6 +241,7 @@ impl<'a> Builder<'a> {
             lost: LostColumns::default(),
             rule: RuleColumns::default(),
             other_side: OtherSideColumns::default(),
+            connection: ConnectionColumns::default(),
             rows: 0,
         }
     }
@@ -459,6 +417,10 @@ impl<'a> Builder<'a> {
             ColumnId::PktDstAddr => Column::Labels(self.other_side.dst.take(n)),
             ColumnId::PktSrcPort => Column::Labels(self.other_side.sport.take(n)),
             ColumnId::PktDstPort => Column::Labels(self.other_side.dport.take(n)),
+            ColumnId::Initiator => Column::Bools(self.connection.initiator(n)),
+            ColumnId::FlowState => Column::Labels(self.connection.state.take(n)),
+            ColumnId::EndCause => Column::Labels(self.connection.end.take(n)),
+            ColumnId::RttUs => Column::Labels(self.connection.rtt_us.take(n)),
         }
     }
 }

@@ -8,9 +8,12 @@ use super::{
     Names, ObjectInfo,
     address::RowAddress,
     labels::{Label, Labels, NULL},
-    rows::Found,
+    values::{Bools, Found},
 };
-use crate::window::{Addresses, Flow, Lost};
+use crate::window::{
+    Addresses, Connection, Flow, Lost,
+    connection::{EndCause, FlowState},
+};
 
 /// One such column.
 pub(super) struct Sparse<K>(Found<K>);
@@ -105,6 +108,40 @@ impl OtherSideColumns {
 
     pub(super) fn dictionary_bytes(&self) -> usize {
         self.src.dictionary_bytes().max(self.dst.dictionary_bytes())
+    }
+}
+
+/// What flows show of their connections.
+#[derive(Default)]
+pub(super) struct ConnectionColumns {
+    initiator: Bools,
+    pub(super) state: Sparse<u8>,
+    pub(super) end: Sparse<u8>,
+    pub(super) rtt_us: Sparse<u32>,
+}
+
+impl ConnectionColumns {
+    pub(super) fn push(&mut self, row: usize, connection: &Connection) {
+        let Connection { initiator, state, end, rtt_us } = *connection;
+        self.initiator.push(initiator);
+        let name = |names: &[&str], code: u8| names.get(usize::from(code)).map(|n| Label::Text((*n).to_owned()));
+        if let Some(state) = state {
+            self.state.push(row, state as u8, |code| name(&FlowState::NAMES, *code));
+        }
+        if let Some(end) = end {
+            self.end.push(row, end as u8, |code| name(&EndCause::NAMES, *code));
+        }
+        if let Some(rtt_us) = rtt_us {
+            self.rtt_us.push(row, rtt_us, |us| Some(Label::Long(i64::from(*us))));
+        }
+    }
+
+    /// The column `initiator`, `rows` long.
+    pub(super) fn initiator(&mut self, rows: usize) -> Bools {
+        while self.initiator.rows() < rows {
+            self.initiator.push(None);
+        }
+        std::mem::take(&mut self.initiator)
     }
 }
 

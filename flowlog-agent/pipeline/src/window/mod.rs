@@ -4,6 +4,7 @@
 //! * [`balance`]: the books of a window, and its losses;
 //! * [`clock`]: when windows begin and end, whatever the wall clock does;
 //! * [`table`]: merging records by flow;
+//! * [`connection`]: what a flow shows of its connection;
 //! * [`info`]: what is known about a window besides its flows;
 //! * [`ledger`]: all of it together, as a function of the events so far;
 //! * [`xdp`]: what other people's XDP programs did in a window;
@@ -14,6 +15,7 @@
 pub(crate) mod balance;
 pub mod block;
 pub(crate) mod clock;
+pub(crate) mod connection;
 pub(crate) mod info;
 pub(crate) mod ledger;
 #[cfg(test)]
@@ -24,8 +26,9 @@ pub mod xdp;
 
 pub use balance::{Balance, Loss, LossReason, names as balance_names};
 pub use clock::{Span, WindowClock};
+pub use connection::Connection;
 pub use info::{Foreign, ObjectInfo};
 pub use ledger::{Closed, Event, Ledger, Part};
 pub use settle::Settled;
-pub use table::{Addresses, Flow, FlowTable, KEPT_MAX, Lost, OtherSide, Totals, Untold};
+pub use table::{Addresses, Flow, FlowTable, Handshake, KEPT_MAX, Lost, OtherSide, Totals, Untold};
 pub use xdp::XdpWindow;

@@ -10,7 +10,7 @@ use flowlog_ebpf::{
 };
 
 use crate::{
-    cache::{Before, News, One, count, emit_alone, split},
+    cache::{Before, News, One, count, emit_alone, slot_index},
     cpu::{cpu, lock, unlock},
     family::Family,
     frame::computed,
@@ -263,8 +263,8 @@ fn enter<F: Family, H: Hook, const COMMON: bool>(
 ) -> (u32, Before) {
     // SAFETY: a pointer into the map value.
     unsafe { bump(&raw mut (*at.truth).seen, wire) };
-    let (index, tag) = split(F::hash(key), PASSED_MASK.load());
-    let one = One { wire, tcp_flags, tag, now_ns: at.now_ns };
+    let index = slot_index(F::hash(key), PASSED_MASK.load());
+    let one = One { wire, tcp_flags, mark: 0, now_ns: at.now_ns };
     let (counted, place) = match F::passed(index) {
         Some(slot) if lock(at.cpu) => {
             // SAFETY: a slot of this CPU, and we hold the flag.
@@ -275,7 +275,7 @@ fn enter<F: Family, H: Hook, const COMMON: bool>(
         }
         _ => {
             H::not_told(at);
-            (emit_alone::<F>(key, &one).then_some(NO_SLOT), PLACE_RECORD << PLACE_BITS)
+            (emit_alone::<F, false>(key, &one).then_some(NO_SLOT), PLACE_RECORD << PLACE_BITS)
         }
     };
     let Some(before) = counted else {

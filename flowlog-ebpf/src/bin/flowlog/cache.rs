@@ -4,9 +4,12 @@
 //! ring is full the slot keeps its flow and the packet is counted as lost: a packet is always in exactly one of {a slot, a block,
 //! the ring, a loss counter}.
 
-use flowlog_ebpf::abi::{Key, Record, Stats};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use flowlog_ebpf::abi::{Key, Record, SYN, Stats, handshake};
 
 use crate::{block, family::Family, wire::Wire};
+
+const NS_PER_US: u64 = 1_000;
 
 /// A record that has had no packet for so long may be another connection's by now: half of what connection tracking keeps one that
 /// has ended at least (10 s, `nf_conntrack_tcp_timeout_close`).
@@ -16,21 +19,31 @@ pub const IDLE_NS: u64 = 5_000_000_000;
 pub struct One {
     pub wire: Wire,
     pub tcp_flags: u8,
-    /// See [`Stats::tag`].
-    pub tag: u32,
+    /// Of a refused packet, the firewall's mark: see [`Stats::tag`].
+    pub mark: u32,
     pub now_ns: u64,
 }
 
 impl One {
+    /// What a record that begins with this packet has counted. Only these ask the exact clock, which costs as much as all the rest of
+    /// a packet: those of a handshake, once a connection.
     #[inline(always)]
-    fn stats(&self) -> Stats {
+    fn stats<const MARKED: bool>(&self) -> Stats {
+        let tag = if MARKED {
+            self.mark
+        } else if self.tcp_flags & SYN != 0 {
+            // SAFETY: takes no arguments.
+            (unsafe { bpf_ktime_get_ns() } / NS_PER_US) as u32
+        } else {
+            0
+        };
         Stats {
             first_ns: self.now_ns,
             last_ns: self.now_ns,
             bytes: u64::from(self.wire.bytes),
             packets: u64::from(self.wire.packets),
-            tcp_flags: u32::from(self.tcp_flags),
-            tag: self.tag,
+            tcp_flags: u32::from(self.tcp_flags) | handshake(self.tcp_flags),
+            tag,
         }
     }
 }
@@ -100,13 +113,13 @@ impl<F: Family> News<F> for Nothing {
     unsafe fn tell(self, _key: *const Key<F::Addr>, _is_new: bool) {}
 }
 
-/// Counts one packet in a slot, evicting another flow's record first; with `TAGGED`, also one with another tag. `None`: the ring is
+/// Counts one packet in a slot, evicting another flow's record first; with `MARKED`, also one with another mark. `None`: the ring is
 /// full, nothing counted.
 ///
 /// # Safety
 /// As [`evict`].
 #[inline(always)]
-pub unsafe fn count<F: Family, const TAGGED: bool>(
+pub unsafe fn count<F: Family, const MARKED: bool>(
     slot: *mut Record<F::Addr>,
     key: &Key<F::Addr>,
     p: &One,
@@ -114,7 +127,7 @@ pub unsafe fn count<F: Family, const TAGGED: bool>(
 ) -> Option<Before> {
     // SAFETY: by the contract above.
     unsafe {
-        if F::same(&raw const (*slot).key, key) && (!TAGGED || (*slot).stats.tag == p.tag) {
+        if F::same(&raw const (*slot).key, key) && (!MARKED || (*slot).stats.tag == p.mark) {
             let s = &mut (*slot).stats;
             s.packets += u64::from(p.wire.packets);
             s.bytes += u64::from(p.wire.bytes);
@@ -130,7 +143,7 @@ pub unsafe fn count<F: Family, const TAGGED: bool>(
             return None;
         }
         (*slot).key = *key;
-        (*slot).stats = p.stats();
+        (*slot).stats = p.stats::<MARKED>();
         news.tell(&raw const (*slot).key, true);
     }
     Some(Before { tcp_flags: 0, last_ns: p.now_ns })
@@ -138,12 +151,12 @@ pub unsafe fn count<F: Family, const TAGGED: bool>(
 
 /// Sends one packet as a record of its own. `false`: the ring is full.
 #[inline(always)]
-pub fn emit_alone<F: Family>(key: &Key<F::Addr>, p: &One) -> bool {
-    block::send_one(F::FAMILY, key, &p.stats())
+pub fn emit_alone<F: Family, const MARKED: bool>(key: &Key<F::Addr>, p: &One) -> bool {
+    block::send_one(F::FAMILY, key, &p.stats::<MARKED>())
 }
 
-/// Slot and tag of a hash.
+/// The slot of a hash.
 #[inline(always)]
-pub const fn split(hash: u64, mask: u32) -> (u32, u32) {
-    (hash as u32 & mask, (hash >> 32) as u32)
+pub const fn slot_index(hash: u64, mask: u32) -> u32 {
+    hash as u32 & mask
 }

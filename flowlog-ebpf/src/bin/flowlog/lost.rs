@@ -8,7 +8,7 @@ use flowlog_ebpf::{
 
 use crate::{
     account,
-    cache::{Nothing, One, count, emit_alone, split},
+    cache::{Nothing, One, count, emit_alone, slot_index},
     event::Event,
     family::Family,
     maps::REFUSED_MASK,
@@ -59,12 +59,12 @@ pub fn noted<F: Family>(event: &mut Event) {
 /// Counts it, in a record of its own kind.
 #[inline(always)]
 fn record<F: Family>(place: &Place, key: &Key<F::Addr>, wire: Wire, now_ns: u64) {
-    let (index, _) = split(F::hash(key), REFUSED_MASK.load());
-    let packet = One { wire, tcp_flags: 0, tag: 0, now_ns };
+    let index = slot_index(F::hash(key), REFUSED_MASK.load());
+    let packet = One { wire, tcp_flags: 0, mark: 0, now_ns };
     let recorded = match (place.locked, F::refused(index)) {
         // SAFETY: a slot of this CPU, and we hold the flag.
         (true, Some(slot)) => unsafe { count::<F, false>(slot, key, &packet, Nothing).is_some() },
-        _ => emit_alone::<F>(key, &packet),
+        _ => emit_alone::<F, false>(key, &packet),
     };
     // SAFETY: pointers into the map value.
     unsafe {

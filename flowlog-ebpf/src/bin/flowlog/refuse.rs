@@ -12,7 +12,7 @@ use flowlog_ebpf::{
 
 use crate::{
     account::{self, key_of},
-    cache::{News, One, copy, count, emit_alone, split},
+    cache::{News, One, copy, count, emit_alone, slot_index},
     cpu::{self, lock, unlock},
     event::{Event, Telling},
     family::{Family, V4, V6},
@@ -284,8 +284,8 @@ fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal, telling: 
     let Refusal { wire, tcp_flags, now_ns, class, seen, mark, .. } = *one;
     // What has another mark has another slot: two rules that refuse one flow in turns do not evict each other.
     let hash = F::hash(key) ^ u64::from(mark.wrapping_mul(MARK_SPREAD));
-    let (index, _) = split(hash, REFUSED_MASK.load());
-    let packet = One { wire, tcp_flags, tag: mark, now_ns };
+    let index = slot_index(hash, REFUSED_MASK.load());
+    let packet = One { wire, tcp_flags, mark, now_ns };
     let recorded = match (place.locked, F::refused(index)) {
         // SAFETY: a slot of this CPU, and we hold the flag.
         (true, Some(slot)) => unsafe {
@@ -295,7 +295,7 @@ fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal, telling: 
             if !telling.is_null() {
                 told::not_told(u32::from(key.meta.iface), key.meta.epoch);
             }
-            emit_alone::<F>(key, &packet)
+            emit_alone::<F, true>(key, &packet)
         }
     };
     let truth = place.truth;
@@ -325,7 +325,7 @@ fn take_back<F: Family>(key: &Key<F::Addr>, event: &Event, cpu: *mut Cpu) -> boo
     if !note::is_own(note.number, cpu) {
         return false;
     }
-    let index = split(u64::from(note.place & ((1 << PLACE_BITS) - 1)), PASSED_MASK.load()).0;
+    let index = slot_index(u64::from(note.place & ((1 << PLACE_BITS) - 1)), PASSED_MASK.load());
     let Some(slot) = F::passed(index) else { return false };
     let packets = u64::from(note.packets);
     let bytes = u64::from(note.bytes);

@@ -5,7 +5,10 @@ use std::hash::Hash;
 
 use flowlog_ebpf::abi::Count;
 
-use super::{Entry, Flow, FlowKey, FlowTable, LOST, Table, V6};
+use super::{
+    Flow, FlowTable, Table, V6,
+    entry::{FlowEntry, FlowKey, LOST},
+};
 use crate::window::block;
 
 /// What was lost of an accepted flow after it had passed.
@@ -19,7 +22,7 @@ pub struct Lost {
 
 impl<A: block::Address + Copy + Eq + Hash> Table<A> {
     /// Entries that say what was lost.
-    fn losses(&self) -> impl Iterator<Item = (u32, &Entry<A>)> {
+    fn losses(&self) -> impl Iterator<Item = (u32, &FlowEntry<A>)> {
         (0u32..).zip(self.chunks.iter().flatten()).filter(|(_, e)| e.flags & LOST != 0)
     }
 
@@ -39,7 +42,7 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
     }
 }
 
-impl<A> Entry<A> {
+impl<A> FlowEntry<A> {
     /// Reason, packets and bytes of an entry that says what was lost.
     fn loss(&self) -> (u16, Count) {
         let counted = |n: i64| u64::try_from(n).unwrap_or(0);
@@ -57,8 +60,8 @@ impl FlowTable {
         let id = number & !V6;
         let v4 = if number & V6 == 0 { self.v4.lost_of(id) } else { &[] };
         let v6 = if number & V6 == 0 { &[] } else { self.v6.lost_of(id) };
-        let v4 = v4.iter().filter_map(|(_, e)| self.v4.at(*e)).map(Entry::loss);
-        v4.chain(v6.iter().filter_map(|(_, e)| self.v6.at(*e)).map(Entry::loss))
+        let v4 = v4.iter().filter_map(|(_, e)| self.v4.at(*e)).map(FlowEntry::loss);
+        v4.chain(v6.iter().filter_map(|(_, e)| self.v6.at(*e)).map(FlowEntry::loss))
     }
 
     /// What was lost of a flow after it had passed; `None`: nothing. Only once the table is sealed.

@@ -20,7 +20,10 @@ use flowlog_ebpf::{
 use flowlog_model::{rule::Direction, translation::Tuple};
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::{Addresses, Entry, Flow, FlowKey, FlowTable, LOST, REFUSED, SNAPSHOT_RECORDS, Table};
+use super::{
+    Addresses, Flow, FlowTable, SNAPSHOT_RECORDS, Table,
+    entry::{FlowEntry, FlowKey, LOST, REFUSED},
+};
 use crate::window::block::{self, Address};
 
 /// Translations that are known from earlier windows, of all interfaces together: 6 MiB at most (`agent/memory.rs`).
@@ -47,8 +50,8 @@ struct Packets<A> {
 }
 
 impl<A: Copy> Packets<A> {
-    fn of_entry(e: &Entry<A>) -> Self {
-        let Entry { src, dst, sport, dport, vlan, proto, flags, .. } = *e;
+    fn of_entry(e: &FlowEntry<A>) -> Self {
+        let FlowEntry { src, dst, sport, dport, vlan, proto, flags, .. } = *e;
         Self { src, dst, sport, dport, vlan, proto, direction: flags & 1 }
     }
 

@@ -1,0 +1,210 @@
+//! What is kept of a flow while its records come in.
+
+use flowlog_ebpf::abi::{ANSWERS, Count, FLAGS_UNSURE, Ip4, Ip6, Key, Meta, OPENS, Record, Stats, class};
+use flowlog_model::rule::Direction;
+
+use super::flow::{Addresses, Flow, Handshake, Totals};
+
+/// What tells flows of one window and interface apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct FlowKey<A> {
+    pub(super) src: A,
+    pub(super) dst: A,
+    pub(super) sport: u16,
+    pub(super) dport: u16,
+    pub(super) vlan: u16,
+    pub(super) reason: u16,
+    pub(super) proto: u8,
+    /// Bit 0: direction, as in [`Meta::flags`]; bits 1 and 3: what it is a count of.
+    pub(super) flags: u8,
+    /// The firewall's mark, of what was refused.
+    pub(super) mark: u32,
+}
+
+pub(super) const REFUSED: u8 = 1 << 1;
+/// Bit of [`FlowEntry::flags`] that is no part of the key: [`Totals::flags_unsure`].
+const UNSURE: u8 = 1 << 2;
+/// What was lost of the accepted flow with the same key but for this bit and the reason.
+pub(super) const LOST: u8 = 1 << 3;
+/// Bit of [`FlowEntry::flags`] that is no part of the key: [`Handshake::opens`].
+const OPENED: u8 = 1 << 4;
+/// Bit of [`FlowEntry::flags`] that is no part of the key: [`Handshake::answers`].
+const ANSWERED: u8 = 1 << 5;
+/// Bits of [`FlowEntry::flags`] that are no part of the key.
+const NO_KEY: u8 = UNSURE | OPENED | ANSWERED;
+
+impl<A: Copy> FlowKey<A> {
+    /// The entry that a record of this class and tag adds to.
+    pub(super) fn of(key: &Key<A>, of_class: u8, tag: u32) -> Self {
+        let Meta { sport, dport, vlan, proto, .. } = key.meta;
+        let (what, reason, mark) = match of_class {
+            class::PASSED => (0, 0, 0),
+            class::LOST => (LOST, key.meta.reason, 0),
+            _ => (REFUSED, key.meta.reason, tag),
+        };
+        let flags = key.meta.direction() | what;
+        Self { src: key.src, dst: key.dst, sport, dport, vlan, reason, proto, flags, mark }
+    }
+
+    /// The accepted flow that this one was lost of.
+    pub(super) fn accepted(self) -> Self {
+        Self { reason: 0, flags: self.flags & !LOST, ..self }
+    }
+}
+
+/// A flow as it is kept: its key, member by member so that no byte is lost to alignment, and its counts. These are below
+/// zero while more has been taken back than has arrived.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FlowEntry<A> {
+    pub(super) src: A,
+    pub(super) dst: A,
+    pub(super) sport: u16,
+    pub(super) dport: u16,
+    pub(super) vlan: u16,
+    pub(super) reason: u16,
+    pub(super) proto: u8,
+    pub(super) flags: u8,
+    pub(super) tcp_flags: u8,
+    /// The firewall's mark of what was refused; [`Handshake::at_us`] of what passed.
+    pub(super) tag: u32,
+    pub(super) first_ns: u64,
+    pub(super) last_ns: u64,
+    pub(super) bytes: i64,
+    pub(super) packets: i64,
+}
+
+const _: () = {
+    assert!(size_of::<FlowEntry<Ip4>>() == 56);
+    assert!(size_of::<FlowEntry<Ip6>>() == 80);
+};
+
+/// `bit`, if `word` has `from`.
+fn bits(word: u32, from: u32, bit: u8) -> u8 {
+    if word & from == 0 { 0 } else { bit }
+}
+
+/// Whether one of two times of which the upper bits are missing is the earlier one.
+fn is_earlier(this: u32, other: u32) -> bool {
+    this.wrapping_sub(other).cast_signed() < 0
+}
+
+impl<A: Copy> FlowEntry<A> {
+    pub(super) fn new(key: FlowKey<A>) -> Self {
+        let FlowKey { src, dst, sport, dport, vlan, reason, proto, flags, mark } = key;
+        Self {
+            src,
+            dst,
+            sport,
+            dport,
+            vlan,
+            reason,
+            proto,
+            flags,
+            tcp_flags: 0,
+            tag: mark,
+            first_ns: u64::MAX,
+            last_ns: 0,
+            bytes: 0,
+            packets: 0,
+        }
+    }
+
+    pub(super) fn key(&self) -> FlowKey<A> {
+        let Self { src, dst, sport, dport, vlan, reason, proto, flags, .. } = *self;
+        FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !NO_KEY, mark: self.mark() }
+    }
+
+    /// The firewall's mark, if it was refused; else 0.
+    fn mark(&self) -> u32 {
+        if self.flags & REFUSED == 0 { 0 } else { self.tag }
+    }
+
+    /// Takes over what a record says of a handshake. Its time is that of the first one, whatever order records come in.
+    fn merge_handshake(&mut self, stats: &Stats) {
+        let bits = bits(stats.tcp_flags, OPENS, OPENED) | bits(stats.tcp_flags, ANSWERS, ANSWERED);
+        if bits == 0 {
+            return;
+        }
+        let is_first = self.flags & (OPENED | ANSWERED) == 0 || is_earlier(stats.tag, self.tag);
+        if self.flags & REFUSED == 0 && is_first {
+            self.tag = stats.tag;
+        }
+        self.flags |= bits;
+    }
+
+    fn handshake(&self) -> Handshake {
+        let Self { flags, tag, .. } = *self;
+        let at_us = if flags & REFUSED == 0 { tag } else { 0 };
+        Handshake { opens: flags & OPENED != 0, answers: flags & ANSWERED != 0, at_us }
+    }
+
+    pub(super) fn merge(&mut self, stats: &Stats) {
+        self.first_ns = self.first_ns.min(stats.first_ns);
+        self.last_ns = self.last_ns.max(stats.last_ns);
+        // A record of a snapshot may stand below zero: see `FlowEntry::record`.
+        self.bytes += stats.bytes.cast_signed();
+        self.packets += stats.packets.cast_signed();
+        self.tcp_flags |= stats.tcp_flags.to_le_bytes()[0];
+        self.flags |= bits(stats.tcp_flags, FLAGS_UNSURE, UNSURE);
+        self.merge_handshake(stats);
+    }
+
+    /// The one record that makes this entry when it is added to an empty table.
+    pub(super) fn record(&self, iface: u16, epoch: u32) -> Record<A> {
+        let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, .. } = *self;
+        let class = match flags & (REFUSED | LOST) {
+            0 => class::PASSED,
+            LOST => class::LOST,
+            _ => class::REFUSED,
+        };
+        let also = [(UNSURE, FLAGS_UNSURE), (OPENED, OPENS), (ANSWERED, ANSWERS)];
+        let also = also.into_iter().filter(|(bit, _)| flags & bit != 0).fold(0, |all, (_, word)| all | word);
+        let flags = Meta::pack(flags & 1, class);
+        Record {
+            key: Key {
+                src: self.src,
+                dst: self.dst,
+                meta: Meta { sport, dport, vlan, iface, reason, proto, flags, epoch },
+            },
+            stats: Stats {
+                first_ns,
+                last_ns,
+                bytes: self.bytes.cast_unsigned(),
+                packets: self.packets.cast_unsigned(),
+                tcp_flags: u32::from(self.tcp_flags) | also,
+                tag: self.tag,
+            },
+        }
+    }
+
+    /// Flags of packets that were refused may be among its own.
+    pub(super) fn set_unsure(&mut self) {
+        self.flags |= UNSURE;
+    }
+
+    fn direction(&self) -> Direction {
+        Direction::BOTH[usize::from(self.flags & 1)]
+    }
+
+    /// The flow as a row shows it, and its deficit: what was taken back beyond what it had.
+    pub(super) fn settle(&self, addresses: impl Fn(A, A) -> Addresses) -> (Flow, Count) {
+        let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, tcp_flags, .. } = *self;
+        let flags_unsure = flags & UNSURE != 0;
+        let counted = |n: i64| u64::try_from(n).unwrap_or(0);
+        let packets = counted(self.packets);
+        let bytes = counted(self.bytes);
+        let flow = Flow {
+            addresses: addresses(self.src, self.dst),
+            sport,
+            dport,
+            vlan,
+            reason,
+            proto,
+            direction: self.direction(),
+            refused: flags & REFUSED != 0,
+            mark: self.mark(),
+            totals: Totals { first_ns, last_ns, bytes, packets, tcp_flags, flags_unsure, handshake: self.handshake() },
+        };
+        (flow, Count { packets: counted(-self.packets), bytes: counted(-self.bytes) })
+    }
+}

@@ -1,0 +1,60 @@
+//! The other direction of a flow: its twin, which has its addresses and ports the other way round. Twins are looked for once, when
+//! nothing is added any more, so that the index need not be kept for them. It costs four bytes a flow, and nothing where only one
+//! direction is captured.
+
+use std::hash::Hash;
+
+use super::{
+    Flow, FlowTable, Table, V6,
+    entry::{FlowKey, LOST, REFUSED},
+};
+use crate::window::block;
+
+/// In place of a twin's number: it has none.
+const NONE: u32 = u32::MAX;
+/// Bit of [`FlowKey::flags`]: the direction.
+const DIRECTION: u8 = 1;
+
+impl<A: Copy> FlowKey<A> {
+    /// The key of the packets that go the other way.
+    fn other_way(self) -> Self {
+        let Self { src, dst, sport, dport, .. } = self;
+        Self { src: dst, dst: src, sport: dport, dport: sport, flags: self.flags ^ DIRECTION, ..self }
+    }
+}
+
+impl<A: block::Address + Copy + Eq + Hash> Table<A> {
+    /// Finds the twins of accepted flows.
+    pub(super) fn find_twins(&mut self) {
+        let has =
+            |direction: u8| self.chunks.iter().flatten().any(|e| e.flags & (DIRECTION | LOST | REFUSED) == direction);
+        if !has(0) || !has(DIRECTION) {
+            return;
+        }
+        let mut twins = vec![NONE; self.len()];
+        for (id, entry) in (0u32..).zip(self.chunks.iter().flatten()) {
+            if entry.flags & (DIRECTION | LOST | REFUSED) != 0 {
+                continue;
+            }
+            if let Some(twin) = self.find(&entry.key().other_way()) {
+                twins[id as usize] = twin;
+                twins[twin as usize] = id;
+            }
+        }
+        self.twins = twins;
+    }
+
+    fn twin(&self, id: u32) -> Option<u32> {
+        self.twins.get(id as usize).copied().filter(|twin| *twin != NONE)
+    }
+}
+
+impl FlowTable {
+    /// The other direction of an accepted flow, if it has packets. Only once the table is sealed.
+    #[must_use]
+    pub(crate) fn twin(&self, number: u32) -> Option<Flow> {
+        let id = number & !V6;
+        let twin = if number & V6 == 0 { self.v4.twin(id) } else { self.v6.twin(id).map(|id| id | V6) };
+        self.flow(twin?)
+    }
+}
