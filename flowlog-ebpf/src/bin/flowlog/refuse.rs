@@ -286,17 +286,15 @@ fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal, telling: 
     let hash = F::hash(key) ^ u64::from(mark.wrapping_mul(MARK_SPREAD));
     let index = slot_index(hash, REFUSED_MASK.load());
     let packet = One { wire, tcp_flags, mark, now_ns };
-    let recorded = match (place.locked, F::refused(index)) {
+    let recorded = if let (true, Some(slot)) = (place.locked, F::refused(index)) {
+        let fresh = Fresh { telling, is_shared: told::is_shared(&key.meta) };
         // SAFETY: a slot of this CPU, and we hold the flag.
-        (true, Some(slot)) => unsafe {
-            count::<F, true>(slot, key, &packet, Fresh { telling, is_shared: told::is_shared(&key.meta) }).is_some()
-        },
-        _ => {
-            if !telling.is_null() {
-                told::not_told(u32::from(key.meta.iface), key.meta.epoch);
-            }
-            emit_alone::<F, true>(key, &packet)
+        unsafe { count::<F, true>(slot, key, &packet, fresh).is_some() }
+    } else {
+        if !telling.is_null() {
+            told::not_told(u32::from(key.meta.iface), key.meta.epoch);
         }
+        emit_alone::<F, true>(key, &packet)
     };
     let truth = place.truth;
     // SAFETY: pointers into the map value.
