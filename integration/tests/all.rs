@@ -6,6 +6,8 @@
 mod accounting;
 #[path = "all/api.rs"]
 mod api;
+#[path = "all/balancers.rs"]
+mod balancers;
 #[path = "all/behind.rs"]
 mod behind;
 #[path = "all/cloud.rs"]

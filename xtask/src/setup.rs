@@ -36,7 +36,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     cargo_deny()?;
     network_tools()?;
     python_packages()?;
-    object_server()?;
+    servers()?;
     step("setup is complete");
     Ok(())
 }
@@ -140,9 +140,11 @@ pub(crate) fn python_packages() -> anyhow::Result<()> {
     run_command(Command::new(&python).args(pip).args(packages))
 }
 
-/// A real S3 server, for the tests: Ceph's RADOS gateway.
-pub(crate) fn object_server() -> anyhow::Result<()> {
-    apt(&[("radosgw", "radosgw"), ("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common")])
+/// Real servers, for the tests: Ceph's RADOS gateway, which speaks S3, and a proxy.
+pub(crate) fn servers() -> anyhow::Result<()> {
+    let ceph = [("radosgw", "radosgw"), ("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common")];
+    apt(&ceph)?;
+    apt(&[("haproxy", "haproxy")])
 }
 
 /// What boots other kernels: an emulator, its file server, and what reads and unpacks their modules.

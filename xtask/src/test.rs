@@ -35,7 +35,7 @@ pub(crate) fn run(Args { filter }: &Args) -> anyhow::Result<()> {
     setup::require_root("test")?;
     setup::network_tools()?;
     setup::python_packages()?;
-    setup::object_server()?;
+    setup::servers()?;
     build::ensure_fresh()?;
     step("building the agent and the tests (minutes the first time)");
     run_command(cargo().args(["build", "--locked", "--package", "flowlog-agent", "--features", "faults"]))?;

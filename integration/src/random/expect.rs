@@ -136,11 +136,11 @@ pub fn expected(t: &Topology, flows: &[Flow], tracked: bool, sent: &Sent, counte
 impl Class<'_> {
     fn expect(&self, t: &Topology, tracked: bool, all: &mut Vec<Expected>) {
         let refused = self.refused.map_or(0, |r| r.1);
-        let unseen = self.refused.and_then(|(at, _)| path::refused_unseen(&self.way, at));
+        let unseen = self.refused.map_or_else(Vec::new, |(at, _)| path::refused_unseen(&self.way, at));
         for (i, point) in self.way.iter().enumerate() {
             let Point::Station(device, way) = point else { continue };
             let seen = self.refused.is_some_and(|(at, _)| i < at);
-            let is_unseen = unseen.as_ref() == Some(&(device.clone(), *way));
+            let is_unseen = unseen.contains(&(device.clone(), *way));
             let reject = if seen || is_unseen { refused } else { 0 };
             let (accept, mut reject) = self.amounts(tracked, i, refused, reject, seen);
             if is_unseen && self.flow.linear.is_some() {

@@ -207,21 +207,31 @@ fn postrouting(way: &mut Vec<Point>) {
     way.extend([Point::Hook(Hook::Postrouting), Point::Hook(Hook::PostroutingLate), Point::Fragment]);
 }
 
-/// Where a packet that dies at point `at` is a REJECT row although that interface's hook has not seen it: on its way out,
-/// where the device was known by then; or on its way in through a bridge that was about to receive it.
+/// Where a packet that dies at point `at` is a REJECT row although those interfaces' hooks have not seen it: on its way out, where the
+/// device was known by then, and on a bridge the port that it would have picked; or on its way in through a bridge that was about to
+/// receive it.
 #[must_use]
-pub fn refused_unseen(way: &[Point], at: usize) -> Option<(String, Way)> {
-    match &way[at] {
-        Point::Hook(Hook::BridgeInput) => way[at..].iter().find_map(|p| match p {
+pub fn refused_unseen(way: &[Point], at: usize) -> Vec<(String, Way)> {
+    let Point::Hook(hook) = &way[at] else { return Vec::new() };
+    if *hook == Hook::BridgeInput {
+        let in_through = way[at..].iter().find_map(|p| match p {
             Point::Station(device, Way::Ingress) => Some((device.clone(), Way::Ingress)),
             _ => None,
-        }),
-        Point::Hook(hook) if hook.knows_the_way_out() => way[at..].iter().find_map(|p| match p {
-            Point::Hook(Hook::NetdevEgress(device)) => Some((device.clone(), Way::Egress)),
-            _ => None,
-        }),
-        _ => None,
+        });
+        return in_through.into_iter().collect();
     }
+    if !hook.knows_the_way_out() {
+        return Vec::new();
+    }
+    let mut out = way[at..].iter().filter_map(|p| match p {
+        Point::Hook(Hook::NetdevEgress(device)) => Some((device.clone(), Way::Egress)),
+        _ => None,
+    });
+    let mut unseen: Vec<_> = out.next().into_iter().collect();
+    if unseen.first().is_some_and(|(device, _)| device.starts_with("br")) {
+        unseen.extend(out.next());
+    }
+    unseen
 }
 
 /// Whether fragments are whole when they come to point `at`.

@@ -197,7 +197,8 @@ fusion = datafusion.SessionContext(datafusion.SessionConfig({"datafusion.executi
 duck.sql(f"create view footers as select * from read_parquet('{data}/**/*.parquet', hive_partitioning=false)")
 duck.sql("create table rows as from footers")
 fusion.register_parquet("footers", data)
-columns = [(name, of != "VARCHAR") for name, of, *_ in duck.sql("describe rows").fetchall()]
+columns = [(name, of not in ("VARCHAR", "BOOLEAN")) for name, of, *_ in duck.sql("describe rows").fetchall()]
+booleans = {name for name, of, *_ in duck.sql("describe rows").fetchall() if of == "BOOLEAN"}
 def aggregates(name, is_number):
     yield from (f'min("{name}")', f'max("{name}")', f'count("{name}")', f'count(distinct "{name}")')
     if is_number:
@@ -211,8 +212,9 @@ questions = [(wanted, "true")]
 for name, is_number in columns:
     values = [v for v, in duck.sql(f'select distinct "{name}" from rows where "{name}" is not null order by 1 limit 3').fetchall()]
     filters = [f'"{name}" is null', f'"{name}" is not null']
-    literal = str if is_number else "'{}'".format
-    filters += [f'"{name}" = {literal(v)}' for v in values + [65536 if is_number else "zzz"]]
+    literal = str if is_number or name in booleans else "'{}'".format
+    nobodys = [] if name in booleans else [65536 if is_number else "zzz"]
+    filters += [f'"{name}" = {literal(v)}' for v in values + nobodys]
     filters += [f'"{name}" > {literal(v)}' for v in values[:1]]
     questions += [(wanted, where) for where in filters]
     # Nothing else is answered from footers alone.
@@ -237,6 +239,8 @@ fn compare(program: &str, at_least: usize) {
         pair.b.run(|| {
             traffic::udp("10.1.0.1:7", 30, 100).unwrap();
             traffic::udp("[fd01::1]:8", 20, 200).unwrap();
+            // Nobody listens: a SYN, and a reset.
+            assert!(std::net::TcpStream::connect("10.1.0.1:9").is_err());
         });
         agent.wait_for("delivered").unwrap();
         agent.wait_for("delivered").unwrap();
