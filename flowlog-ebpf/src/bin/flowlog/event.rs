@@ -89,6 +89,8 @@ pub struct Event {
     pub links: u64,
     /// The last record that is new.
     pub telling: Telling,
+    /// Interfaces that no hook has noted it on and that it was refused on: two at most, each with the direction in its lowest bit.
+    unseen: u64,
     /// The way in has been judged, where there is no note.
     pub is_ingress_judged: bool,
     /// All has been judged.
@@ -153,8 +155,24 @@ impl Event {
         self.came_in_noted = false;
         self.left_through = 0;
         self.telling.family = 0;
+        self.unseen = 0;
         self.is_ingress_judged = false;
         self.is_judged = false;
+    }
+
+    /// It was refused at this spot, where no hook has noted it: to be counted in a step of its own, as the verifier walks all of that for
+    /// each place it is called from.
+    #[inline(always)]
+    pub fn is_unseen_at(&mut self, spot: u32, direction: u8) {
+        self.unseen = self.unseen << u32::BITS | u64::from(spot << 1 | u32::from(direction));
+    }
+
+    /// The next such spot and direction.
+    #[inline(always)]
+    pub fn next_unseen(&mut self) -> Option<(u32, u8)> {
+        let next = self.unseen as u32;
+        self.unseen >>= u32::BITS;
+        (next != 0).then_some((next >> 1, (next & 1) as u8))
     }
 }
 

@@ -46,7 +46,7 @@ pub fn judge_ingress(event: &mut Event) {
     let action = event.cause.action;
     let Elsewhere { came_in, climbed, .. } = event.elsewhere;
     if climbed != 0 {
-        unseen(event, climbed, INGRESS);
+        event.is_unseen_at(climbed, INGRESS);
     }
     if event.came_in_noted || came_in == 0 {
         return;
@@ -55,7 +55,7 @@ pub fn judge_ingress(event: &mut Event) {
     let before_hook = action == REASON_TC_INGRESS || action == REASON_XDP;
     // Its other notes are all there, so if this interface's hook had seen it, that note would be there as well.
     if before_hook || (event.oldest == Identity::Shown as u32 && action != REASON_SOCKET) {
-        return unseen(event, came_in, INGRESS);
+        return event.is_unseen_at(came_in, INGRESS);
     }
     // A copy has been judged by its notes already.
     if event.oldest != Identity::Copy as u32 && action != REASON_SOCKET {
@@ -122,19 +122,19 @@ pub fn judge_egress(event: &mut Event) {
         }
     }
     if event.left_through != out {
-        unseen(event, out_spot, EGRESS);
+        event.is_unseen_at(out_spot, EGRESS);
     }
     if is_bridge {
         let port = port(event, out);
         if port != 0 {
-            unseen(event, port, EGRESS);
+            event.is_unseen_at(port, EGRESS);
         }
     }
 }
 
 /// A packet that no hook of the interface has counted was refused there.
 #[inline(never)]
-fn unseen(event: &mut Event, spot: u32, direction: u8) {
+pub fn unseen(event: &mut Event, spot: u32, direction: u8) {
     // While hooks begin and end, packets are on their way that passed none.
     if account::iface(spot).is_none_or(|i| i.flags & ONLY_NOTED != 0) {
         return;

@@ -158,8 +158,9 @@ fn dropped(skb: *const u8, dying: *mut Dying, which: usize, cause: Cause) {
     }
 }
 
-/// Steps of [`judge`]: each note that is followed, and what is told of it; the headers; and what is left.
-const STEPS_MAX: u32 = 2 * CHAIN_MAX + 6;
+/// Steps of [`judge`]: each note that is followed; the headers, twice; the question who else wants to know, the way in, the way out, and
+/// two interfaces without a note on each; what is told of all of these; and the end.
+const STEPS_MAX: u32 = 2 * (CHAIN_MAX + 4) + 6;
 
 /// A step of the judgement: the next note; behind the last one, the interfaces that have none. The headers are a step of their own,
 /// in front of whatever needs them. One loop, so that the verifier walks each of them once.
@@ -170,6 +171,10 @@ unsafe extern "C" fn judge(_i: u32, context: *mut c_void) -> i64 {
     if event.telling.family != 0 {
         refuse::tell(event);
         event.telling.family = 0;
+        return GO_ON;
+    }
+    if let Some((spot, direction)) = event.next_unseen() {
+        unnoted::unseen(event, spot, direction);
         return GO_ON;
     }
     if event.is_judged {
