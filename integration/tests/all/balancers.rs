@@ -53,7 +53,9 @@ fn serve(net: &Routed) -> Vec<(SocketAddr, SocketAddr)> {
                 (client.local_addr().unwrap(), target.parse().unwrap())
             })
         });
-        served.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in served {
+            thread.join().unwrap();
+        }
         seen.to_vec()
     })
 }
