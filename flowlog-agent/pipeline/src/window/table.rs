@@ -78,26 +78,29 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
 
     /// Where the flow with this key is, if there is one.
     fn find(&self, key: &FlowKey<A>) -> Option<u32> {
-        let hash = self.hasher.hash_one(key);
+        self.find_hashed(self.hasher.hash_one(key), key)
+    }
+
+    fn find_hashed(&self, hash: u64, key: &FlowKey<A>) -> Option<u32> {
         self.index.find(hash, |id| self.at(*id).is_some_and(|e| e.key() == *key)).copied()
     }
 
-    /// Where the flow with this key is.
+    /// Where the flow with this key is; it is there from now on.
     fn number(&mut self, key: FlowKey<A>) -> u32 {
-        let found = self.find(&key);
+        let hash = self.hasher.hash_one(key);
+        self.find_hashed(hash, &key).unwrap_or_else(|| self.insert(hash, key))
+    }
+
+    fn insert(&mut self, hash: u64, key: FlowKey<A>) -> u32 {
         let Self { chunks, index, hasher, .. } = self;
-        let at = |chunks: &[Vec<FlowEntry<A>>], id: u32| chunks[id as usize / CHUNK][id as usize % CHUNK].key();
-        found.unwrap_or_else(|| {
-            let hash = hasher.hash_one(key);
-            if chunks.last().is_none_or(|last| last.len() == CHUNK) {
-                chunks.push(Vec::with_capacity(CHUNK));
-            }
-            let chunk = chunks.len() - 1;
-            let id = u32::try_from(chunk * CHUNK + chunks[chunk].len()).expect("fewer flows than `flows_max` allows");
-            chunks[chunk].push(FlowEntry::new(key));
-            index.insert_unique(hash, id, |id| hasher.hash_one(at(chunks, *id)));
-            id
-        })
+        if chunks.last().is_none_or(|last| last.len() == CHUNK) {
+            chunks.push(Vec::with_capacity(CHUNK));
+        }
+        let chunk = chunks.len() - 1;
+        let id = u32::try_from(chunk * CHUNK + chunks[chunk].len()).expect("fewer flows than `flows_max` allows");
+        chunks[chunk].push(FlowEntry::new(key));
+        index.insert_unique(hash, id, |id| hasher.hash_one(chunks[*id as usize / CHUNK][*id as usize % CHUNK].key()));
+        id
     }
 
     fn add(&mut self, record: &Record<A>, lost: &mut [Count; 2]) {

@@ -218,15 +218,10 @@ impl<A: Address + Copy + Eq + Hash> Table<A> {
             let kept = kept.find(packets);
             // What was refused had its connection with it; of what goes out without a word, and of what is an answer to that, there
             // is none to tell. (Unless words were lost.)
-            let answered = || packets.answers().is_some_and(|a| self.has(a.accepted()));
+            let answered = || packets.answers().is_some_and(|a| self.find(&a.accepted()).is_some());
             let is_known = !untold && (e.flags & REFUSED != 0 || answered());
             (kept.is_some() || !is_known).then_some(Open { packets, kept })
         })
-    }
-
-    fn has(&self, key: FlowKey<A>) -> bool {
-        let at = |id: u32| self.chunks[id as usize / super::CHUNK][id as usize % super::CHUNK].key();
-        self.index.find(self.hasher.hash_one(key), |id| at(*id) == key).is_some()
     }
 
     /// See [`FlowTable::join`].
