@@ -66,6 +66,8 @@ mod programs;
 mod random;
 #[path = "all/readable.rs"]
 mod readable;
+#[path = "all/reuse.rs"]
+mod reuse;
 #[path = "all/rules.rs"]
 mod rules;
 #[path = "all/shares.rs"]

@@ -34,7 +34,7 @@ pub mod class {
     /// Accepted, and died on its way: it is, and stays, in a PASSED record of the same window.
     pub const LOST: u8 = 5;
     /// No packets: says what the packets of the flow with this key have, or had, on the other side of an address translation
-    /// ([`Side`](super::Side)). The drop reason is 0.
+    /// ([`Side`](super::Side)). The drop reason is 0 of what passed, else 1.
     pub const TOLD: u8 = 6;
 }
 

@@ -89,7 +89,8 @@ pub struct Before {
     pub last_ns: u64,
 }
 
-/// What is to be done when a slot has a new record, or one that has had no packet for [`IDLE_NS`] has one again.
+/// What is to be done when a slot has a new record, or one that may be another connection's by now: it has had no packet for [`IDLE_NS`], or
+/// has one that opens a TCP connection. (Address translation gives the port of a closed connection away at once.)
 pub trait News<F: Family> {
     /// Whether it is to be done for each packet, if it is one of a record that is not new.
     fn always(&self) -> bool;
@@ -134,7 +135,7 @@ pub unsafe fn count<F: Family, const MARKED: bool>(
             let before = Before { tcp_flags: u64::from(s.tcp_flags), last_ns: s.last_ns };
             s.last_ns = p.now_ns;
             s.tcp_flags = before.tcp_flags as u32 | u32::from(p.tcp_flags);
-            if news.always() || p.now_ns.wrapping_sub(before.last_ns) > IDLE_NS {
+            if news.always() || p.tcp_flags & SYN != 0 || p.now_ns.wrapping_sub(before.last_ns) > IDLE_NS {
                 news.tell(&raw const (*slot).key, false);
             }
             return Some(before);

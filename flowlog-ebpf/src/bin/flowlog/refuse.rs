@@ -41,13 +41,13 @@ struct Refusal {
 struct Fresh {
     /// Where it is written down; null: it is not wanted.
     telling: *mut Telling,
-    is_shared: bool,
 }
 
 impl<F: Family> News<F> for Fresh {
+    /// The connection of a packet that was refused is forgotten with it, and the next one's may be another.
     #[inline(always)]
     fn always(&self) -> bool {
-        self.is_shared
+        true
     }
 
     #[inline(always)]
@@ -287,9 +287,8 @@ fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal, telling: 
     let index = slot_index(hash, REFUSED_MASK.load());
     let packet = One { wire, tcp_flags, mark, now_ns };
     let recorded = if let (true, Some(slot)) = (place.locked, F::refused(index)) {
-        let fresh = Fresh { telling, is_shared: told::is_shared(&key.meta) };
         // SAFETY: a slot of this CPU, and we hold the flag.
-        unsafe { count::<F, true>(slot, key, &packet, fresh).is_some() }
+        unsafe { count::<F, true>(slot, key, &packet, Fresh { telling }).is_some() }
     } else {
         if !telling.is_null() {
             told::not_told(u32::from(key.meta.iface), key.meta.epoch);

@@ -241,7 +241,7 @@ unsafe fn send<F: Family>(key: *const Key<F::Addr>, is_new: u32) -> u32 {
         copy(key, &raw mut (*room).key);
         let meta = &raw mut (*room).key.meta;
         (*meta).flags = Meta::pack((*key).meta.flags & 1, class::TOLD);
-        (*meta).reason = 0;
+        (*meta).reason = u16::from((*key).meta.class() != class::PASSED);
         // In the order of `Side::pack`.
         let stats = (&raw mut (*room).stats).cast::<u64>();
         for word in 0..SIDE_WORDS {

@@ -47,23 +47,25 @@ struct Packets<A> {
     proto: u8,
     /// `INGRESS` or `EGRESS`.
     direction: u8,
+    /// They were refused: their connection need not be that of those that passed.
+    refused: bool,
 }
 
 impl<A: Copy> Packets<A> {
     fn of_entry(e: &FlowEntry<A>) -> Self {
         let FlowEntry { src, dst, sport, dport, vlan, proto, flags, .. } = *e;
-        Self { src, dst, sport, dport, vlan, proto, direction: flags & 1 }
+        Self { src, dst, sport, dport, vlan, proto, direction: flags & 1, refused: flags & REFUSED != 0 }
     }
 
-    /// Their answers; `None`: it is not known which packets these are.
+    /// Their answers, as they passed; `None`: it is not known which packets these are.
     fn answers(self) -> Option<Self> {
-        let Self { src, dst, sport, dport, vlan, proto, direction } = self;
+        let Self { src, dst, sport, dport, vlan, proto, direction, refused: _ } = self;
         let (sport, dport) = match proto {
             ICMP | ICMPV6 if sport == NOT_THERE => (sport, dport),
             ICMP | ICMPV6 => (answer_to(proto, sport)?, dport),
             _ => (dport, sport),
         };
-        Some(Self { src: dst, dst: src, sport, dport, vlan, proto, direction: direction ^ 1 })
+        Some(Self { src: dst, dst: src, sport, dport, vlan, proto, direction: direction ^ 1, refused: false })
     }
 
     /// Whether connection tracking finds them by what is known of them.
@@ -72,7 +74,7 @@ impl<A: Copy> Packets<A> {
     }
 
     fn accepted(self) -> FlowKey<A> {
-        let Self { src, dst, sport, dport, vlan, proto, direction } = self;
+        let Self { src, dst, sport, dport, vlan, proto, direction, refused: _ } = self;
         FlowKey { src, dst, sport, dport, vlan, reason: 0, proto, flags: direction, mark: 0 }
     }
 }
@@ -160,7 +162,8 @@ impl<A: Address + Copy + Eq + Hash> Translations<A> {
         let Record { key, stats } = record;
         let Meta { sport, dport, vlan, proto, .. } = key.meta;
         let direction = key.meta.direction();
-        let of = Packets { src: key.src, dst: key.dst, sport, dport, vlan, proto, direction };
+        let refused = key.meta.reason != 0;
+        let of = Packets { src: key.src, dst: key.dst, sport, dport, vlan, proto, direction, refused };
         let Side { src, dst, sport, dport } = Side::unpack(stats);
         let side = Ends { src: A::narrow(src), dst: A::narrow(dst), sport, dport };
         self.tell(Told { of, side, several: stats.tag & SEVERAL != 0 });
@@ -177,11 +180,12 @@ impl<A: Address + Copy + Eq + Hash> Translations<A> {
         }
     }
 
-    /// The last ones, as many as there is room for; how many that leaves out.
+    /// The last ones of what passed, as many as there is room for; how many that leaves out.
     fn last(&self, room: usize) -> (Self, u64) {
         let mut kept = Self::default();
-        let left_out = self.all.len().saturating_sub(room);
-        for told in &self.all[left_out..] {
+        let passed = || self.all.iter().filter(|told| !told.of.refused);
+        let left_out = passed().count().saturating_sub(room);
+        for told in passed().skip(left_out) {
             kept.tell(*told);
         }
         (kept, left_out as u64)
@@ -190,9 +194,10 @@ impl<A: Address + Copy + Eq + Hash> Translations<A> {
 
 impl<A: Address + Copy> Told<A> {
     fn record(&self, iface: u16, epoch: u32, tag: u32) -> Record<A> {
-        let Packets { src, dst, sport, dport, vlan, proto, direction } = self.of;
+        let Packets { src, dst, sport, dport, vlan, proto, direction, refused } = self.of;
         let flags = Meta::pack(direction, class::TOLD);
-        let key = Key { src, dst, meta: Meta { sport, dport, vlan, iface, reason: 0, proto, flags, epoch } };
+        let reason = u16::from(refused);
+        let key = Key { src, dst, meta: Meta { sport, dport, vlan, iface, reason, proto, flags, epoch } };
         let Ends { src, dst, sport, dport } = self.side;
         let tag = tag | if self.several { SEVERAL } else { 0 };
         Record { key, stats: Stats { tag, ..Side { src: src.wide(), dst: dst.wide(), sport, dport }.pack() } }
@@ -350,9 +355,9 @@ fn side_of<A: Address + Copy + Eq + Hash>(
     flow: &Flow,
     addresses: impl Fn(A, A) -> Addresses,
 ) -> Option<OtherSide> {
-    let Flow { sport, dport, vlan, proto, direction, .. } = *flow;
+    let Flow { sport, dport, vlan, proto, direction, refused, .. } = *flow;
     let direction = if direction == Direction::Egress { EGRESS } else { INGRESS };
-    let found = told.find(Packets { src, dst, sport, dport, vlan, proto, direction })?;
+    let found = told.find(Packets { src, dst, sport, dport, vlan, proto, direction, refused })?;
     if found.several {
         return Some(OtherSide::Several);
     }
