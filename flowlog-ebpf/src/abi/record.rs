@@ -113,7 +113,7 @@ pub struct Stats {
     pub bytes: u64,
     /// Packets as on the wire (a GSO packet counts its segments).
     pub packets: u64,
-    /// OR of all TCP flag octets, and the bits [`FLAGS_UNSURE`], [`OPENS`] and [`ANSWERS`]. As wide as everything around it: a
+    /// OR of all TCP flag octets, and the bits [`FLAGS_UNSURE`], [`OPENS`], [`ANSWERS`], [`ORIGINAL`] and [`REPLY`]. As wide as everything around it: a
     /// load of eight bytes must wait for a narrower store.
     pub tcp_flags: u32,
     /// Of refused packets: the mark that the firewall had given them, as far as it is wanted; 0: none. Packets of one flow with two
@@ -161,6 +161,12 @@ pub const FLAGS_UNSURE: u32 = 1 << 8;
 pub const OPENS: u32 = 1 << 9;
 /// Bit of [`Stats::tcp_flags`]: the record's first packet was a SYN with ACK, so the flow's source was asked.
 pub const ANSWERS: u32 = 1 << 10;
+
+/// Bit of [`Stats::tcp_flags`]: connection tracking says that the record's first packet went the way of the one that opened the connection.
+/// Only where translations are wanted.
+pub const ORIGINAL: u32 = 1 << 11;
+/// Bit of [`Stats::tcp_flags`]: the same, the other way.
+pub const REPLY: u32 = 1 << 12;
 
 /// TCP's SYN and ACK, as bits of its flag octet (RFC 9293, section 3.1).
 pub const SYN: u8 = 1 << 1;

@@ -87,11 +87,17 @@ fn flows<'a>(landed: &'a Objects, interface: &str) -> Vec<&'a Row> {
     landed.rows.iter().filter(|r| r.status == "OK" && [6, 17].contains(&r.protocol) && r.interface == id).collect()
 }
 
-/// Each row has the other side that connection tracking has, and there are rows of so many tuples.
+/// Each row has the other side that connection tracking has, and who opened the connection; and there are rows of so many tuples.
 fn assert_as_tracked(landed: &Objects, interface: &str, connections: &[(Tuple, Tuple)], tuples: usize) {
     let expected = other_sides(connections);
+    let opened: BTreeSet<Tuple> =
+        connections.iter().flat_map(|(o, reply)| [o.clone(), reversed(reply.clone())]).collect();
     let rows = flows(landed, interface);
+    // What comes in says nothing itself, and of what is refused it is not asked.
+    let is_known = |row: &Row| row.direction == "egress" || rows.iter().any(|r| wire(r) == reversed(wire(row)));
     for row in &rows {
+        let initiator = is_known(row).then(|| opened.contains(&wire(row)));
+        assert!(row.action == "REJECT" || row.initiator == initiator, "{row:#?}\n{connections:#?}");
         let other = expected.get(&wire(row)).cloned().unwrap_or_default();
         assert_eq!(row.other_side, other, "{row:#?}\n{connections:#?}");
     }

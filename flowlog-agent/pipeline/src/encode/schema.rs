@@ -92,7 +92,7 @@ columns! {
     PktDstAddr: "pkt_dstaddr", Utf8, true, "destination address on that side; likewise";
     PktSrcPort: "pkt_srcport", Int32, true, "source port on that side; likewise, and 0 as in srcport";
     PktDstPort: "pkt_dstport", Int32, true, "destination port on that side; likewise";
-    Initiator: "initiator", Boolean, true, "whether the row's source opened the TCP connection; null if the window does not show it, or it is not TCP";
+    Initiator: "initiator", Boolean, true, "whether the row's source opened the connection: by TCP's handshake, else by connection tracking where translations are wanted; null if neither shows it";
     FlowState: "flow_state", Utf8, true, "of an ACCEPT row: begin, end, whole (both) or continue (neither), as far as the window shows it";
     EndCause: "end_cause", Utf8, true, "how the end showed: fin, rst, or idle (no TCP, and two minutes without a packet)";
     RttUs: "rtt_us", Int64, true, "time of the TCP handshake from SYN to SYN-ACK at this interface, microseconds; in the rows of both directions";

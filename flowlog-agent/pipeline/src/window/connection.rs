@@ -3,7 +3,10 @@
 
 use flowlog_model::NS_PER_SEC;
 
-use super::{Span, table::Flow};
+use super::{
+    Span,
+    table::{Flow, Totals},
+};
 
 /// TCP's flags that end a connection (RFC 9293, section 3.1).
 const FIN: u8 = 1 << 0;
@@ -98,7 +101,7 @@ impl Connection {
         };
         let mine = opener(flow);
         let theirs = twin.and_then(opener);
-        let initiator = mine.or(theirs.map(|opens| !opens));
+        let initiator = mine.or(theirs.map(|opens| !opens)).or_else(|| tracked(flow, twin));
         let Some(flags) = flow.tcp_flags().filter(|_| !flow.refused) else {
             return Self { initiator, ..Self::default() };
         };
@@ -119,7 +122,7 @@ impl Connection {
     /// Of a protocol that opens and closes nothing: by its pauses.
     fn without_handshake(flow: &Flow, twin: Option<&Flow>, stretch: Stretch) -> Self {
         if flow.refused {
-            return Self::default();
+            return Self { initiator: tracked(flow, twin), ..Self::default() };
         }
         let first_ns = twin.map_or(flow.totals.first_ns, |t| t.totals.first_ns.min(flow.totals.first_ns));
         let last_ns = twin.map_or(flow.totals.last_ns, |t| t.totals.last_ns.max(flow.totals.last_ns));
@@ -128,8 +131,17 @@ impl Connection {
         let ends = stretch.to_ns.is_some_and(|to_ns| is_long(to_ns.saturating_sub(last_ns)));
         // Where neither shows, it may have been there before, or not.
         let state = (begins || ends).then(|| FlowState::of(begins, ends));
-        Self { state, end: ends.then_some(EndCause::Idle), ..Self::default() }
+        Self { initiator: tracked(flow, twin), state, end: ends.then_some(EndCause::Idle), rtt_us: None }
     }
+}
+
+/// Whether the flow's source opened the connection, as connection tracking has it.
+fn tracked(flow: &Flow, twin: Option<&Flow>) -> Option<bool> {
+    let said = |flow: &Flow| {
+        let Totals { is_original, is_reply, .. } = flow.totals;
+        (is_original != is_reply).then_some(is_original)
+    };
+    said(flow).or_else(|| twin.and_then(said).map(|original| !original))
 }
 
 /// Microseconds between two times of which the upper bits are missing; `None`: the second was the earlier one.
@@ -144,7 +156,7 @@ mod tests {
     use flowlog_model::{MonoNs, Now, WallNs, rule::Direction};
 
     use super::*;
-    use crate::window::{Addresses, Handshake, Totals, WindowClock};
+    use crate::window::{Addresses, Handshake, WindowClock};
 
     const SEC: u64 = 1_000_000_000;
     const UDP: u8 = 17;
@@ -258,6 +270,28 @@ mod tests {
         assert_eq!(Connection::of(&udp, Some(&twin), stretch(80, 420)).state, None, "the other direction counts");
         let cut = Stretch { to_ns: None, ..stretch(80, 420) };
         assert_eq!(Connection::of(&udp, None, cut).state, Some(Begin), "its end is in another object");
+    }
+
+    #[test]
+    fn connection_tracking_says_who_opened_where_no_handshake_does() {
+        let said = |flow: Flow, original: bool, reply: bool| Flow {
+            totals: Totals { is_original: original, is_reply: reply, ..flow.totals },
+            ..flow
+        };
+        let udp = || flow(UDP, 0, 0, 0);
+        let middle = || tcp(0x10, 0x10, 0);
+        for (flow, twin, initiator) in [
+            (said(udp(), true, false), None, Some(true)),
+            (said(udp(), false, true), None, Some(false)),
+            (udp(), Some(said(udp(), true, false)), Some(false)),
+            (said(udp(), true, true), None, None),
+            (said(middle(), false, true), None, Some(false)),
+            // The packet itself is the better witness: tracking may have begun in the middle.
+            (said(tcp(0x02, 0x02, 5), false, true), None, Some(true)),
+            (middle(), Some(said(tcp(0x12, 0x12, 5), true, false)), Some(true)),
+        ] {
+            assert_eq!(Connection::of(&flow, twin.as_ref(), stretch(0, 600)).initiator, initiator, "{flow:?}");
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub trait Hook {
     ///
     /// # Safety
     /// `key` must be that of a cache slot of this CPU, and the caller must hold `busy`.
-    unsafe fn tell<F: Family>(begun: &Self::Begun, key: *const Key<F::Addr>, is_new: bool);
+    unsafe fn tell<F: Family>(begun: &Self::Begun, key: *const Key<F::Addr>, is_new: bool) -> u32;
     /// Nothing was told beside a record, although it may be wanted.
     fn not_told(at: &At);
     /// Notes where it was counted.
@@ -242,11 +242,12 @@ impl<F: Family, H: Hook, const COMMON: bool> News<F> for Fresh<'_, H, COMMON> {
     }
 
     #[inline(always)]
-    unsafe fn tell(self, key: *const Key<F::Addr>, is_new: bool) {
-        if self.at.iface.flags & WANT_TRANSLATIONS != 0 {
-            // SAFETY: by the contract.
-            unsafe { H::tell::<F>(self.begun, key, is_new) };
+    unsafe fn tell(self, key: *const Key<F::Addr>, is_new: bool) -> u32 {
+        if self.at.iface.flags & WANT_TRANSLATIONS == 0 {
+            return 0;
         }
+        // SAFETY: by the contract.
+        unsafe { H::tell::<F>(self.begun, key, is_new) }
     }
 }
 

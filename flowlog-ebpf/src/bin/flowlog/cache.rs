@@ -94,11 +94,11 @@ pub struct Before {
 pub trait News<F: Family> {
     /// Whether it is to be done for each packet, if it is one of a record that is not new.
     fn always(&self) -> bool;
-    /// Does it.
+    /// Does it. Returns bits for [`Stats::tcp_flags`] of a new record.
     ///
     /// # Safety
     /// As [`evict`], with the key of the slot.
-    unsafe fn tell(self, key: *const Key<F::Addr>, is_new: bool);
+    unsafe fn tell(self, key: *const Key<F::Addr>, is_new: bool) -> u32;
 }
 
 /// Nothing.
@@ -111,7 +111,9 @@ impl<F: Family> News<F> for Nothing {
     }
 
     #[inline(always)]
-    unsafe fn tell(self, _key: *const Key<F::Addr>, _is_new: bool) {}
+    unsafe fn tell(self, _key: *const Key<F::Addr>, _is_new: bool) -> u32 {
+        0
+    }
 }
 
 /// Counts one packet in a slot, evicting another flow's record first; with `MARKED`, also one with another mark. `None`: the ring is
@@ -145,7 +147,7 @@ pub unsafe fn count<F: Family, const MARKED: bool>(
         }
         (*slot).key = *key;
         (*slot).stats = p.stats::<MARKED>();
-        news.tell(&raw const (*slot).key, true);
+        (*slot).stats.tcp_flags |= news.tell(&raw const (*slot).key, true);
     }
     Some(Before { tcp_flags: 0, last_ns: p.now_ns })
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use flowlog_ebpf::{
-    abi::{KernelOffsets, TUPLE_WORDS},
+    abi::{KernelOffsets, ORIGINAL, REPLY, TUPLE_WORDS},
     packet::{Bytes, ETH_P_8021AD, ETH_P_8021Q, VLAN_TAGS_MAX},
 };
 
@@ -119,21 +119,43 @@ const NFCT_INFO: u64 = 7;
 
 /// From here on, those bits say that the packet is an answer (`IP_CT_IS_REPLY` of `include/uapi/linux/netfilter/nf_conntrack_common.h`).
 const IS_REPLY: u64 = 3;
+/// What those bits say of packets that belong to a connection and not to an error about it (`enum ip_conntrack_info` of the same): one
+/// that is answered already, and one that is not; and an answer.
+const ESTABLISHED: u64 = 0;
+const NEW: u64 = 2;
 /// Bits of a connection's status: it is to be translated (`IPS_NAT_MASK` of the same).
 const STATUS_NAT: u64 = 1 << 4 | 1 << 5;
 
-/// Reads the tuples of the connection that a packet belongs to: of packets like it before any translation, then of the answers to it.
+/// The connection that the packet at this address belongs to, and how, as `skb->_nfct` has it; 0: to none, or that cannot be known.
+#[inline(always)]
+pub fn connection(skb: u64) -> u64 {
+    let place = CONNECTION.load();
+    if place.tuples == 0 {
+        return 0;
+    }
+    let pointer: u64 = probe_or_zero(skb + u64::from(place.skb));
+    if pointer & !NFCT_INFO == 0 { 0 } else { pointer }
+}
+
+/// [`ORIGINAL`], [`REPLY`] or 0, of what [`connection`] has returned.
+#[inline(always)]
+pub const fn opener(pointer: u64) -> u32 {
+    match pointer & NFCT_INFO {
+        _ if pointer == 0 => 0,
+        ESTABLISHED | NEW => ORIGINAL,
+        IS_REPLY => REPLY,
+        _ => 0,
+    }
+}
+
+/// Reads the tuples of what [`connection`] has returned: of packets like this one before any translation, then of the answers to it.
 /// `false`: there is none, or none that is translated, and nothing is known of the tuples then.
 ///
 /// # Safety
-/// `skb` must be the address of an `sk_buff`, and `to` a place for both in a map value.
+/// `to` must be a place for both in a map value.
 #[inline(always)]
-pub unsafe fn translated(skb: u64, to: *mut [[u32; TUPLE_WORDS]; 2]) -> bool {
+pub unsafe fn translated(pointer: u64, to: *mut [[u32; TUPLE_WORDS]; 2]) -> bool {
     let place = CONNECTION.load();
-    if place.tuples == 0 {
-        return false;
-    }
-    let pointer: u64 = probe_or_zero(skb + u64::from(place.skb));
     let connection = pointer & !NFCT_INFO;
     if connection == 0 {
         return false;

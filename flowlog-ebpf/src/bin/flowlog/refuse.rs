@@ -51,7 +51,7 @@ impl<F: Family> News<F> for Fresh {
     }
 
     #[inline(always)]
-    unsafe fn tell(self, key: *const Key<F::Addr>, is_new: bool) {
+    unsafe fn tell(self, key: *const Key<F::Addr>, is_new: bool) -> u32 {
         if !self.telling.is_null() {
             // SAFETY: of the event that is being judged, in map memory; by the contract for the key.
             unsafe {
@@ -60,6 +60,7 @@ impl<F: Family> News<F> for Fresh {
                 (*self.telling).is_new = u32::from(is_new);
             }
         }
+        0
     }
 }
 

@@ -78,9 +78,9 @@ impl Hook for Skb {
     }
 
     #[inline(always)]
-    unsafe fn tell<F: Family>(begun: &note::Begun, key: *const Key<F::Addr>, is_new: bool) {
+    unsafe fn tell<F: Family>(begun: &note::Begun, key: *const Key<F::Addr>, is_new: bool) -> u32 {
         // SAFETY: by the contract.
-        unsafe { told::tell::<F>(key, begun.address(), u32::from(is_new)) };
+        unsafe { told::tell::<F>(key, begun.address(), u32::from(is_new)) }
     }
 
     #[inline(always)]

@@ -54,7 +54,7 @@ pub fn not_told(id: u32, epoch: u32) -> u32 {
 }
 
 /// Tells what the packet at the address `skb` has on the other side, in a record beside the one with this key; unless that was told
-/// lately and the record is not new. In a function of its own, and with all it needs in map memory: whoever calls it has little of
+/// lately and the record is not new. Returns who opened its connection: `ORIGINAL`, `REPLY`, or 0 if that is not known. In a function of its own, and with all it needs in map memory: whoever calls it has little of
 /// the stack left.
 ///
 /// # Safety
@@ -62,13 +62,14 @@ pub fn not_told(id: u32, epoch: u32) -> u32 {
 #[inline(never)]
 pub unsafe fn tell<F: Family>(key: *const Key<F::Addr>, skb: u64, is_new: u32) -> u32 {
     let Some(cpu) = cpu::cpu() else { return 0 };
+    let connection = kernel::connection(skb);
     // SAFETY: a map value of this CPU, which is ours while we hold `busy`.
     unsafe {
-        if kernel::translated(skb, &raw mut (*cpu).tuples) && other_side::<F>(key) != 0 {
+        if kernel::translated(connection, &raw mut (*cpu).tuples) && other_side::<F>(key) != 0 {
             send::<F>(key, is_new);
         }
     }
-    0
+    kernel::opener(connection)
 }
 
 /// A tuple of the connection, and how its parts are read.

@@ -48,7 +48,9 @@ impl Hook for Raw {
     fn note<F: Family>(&self, _at: &At, _packet: &Seen<'_, F::Addr>) {}
 
     #[inline(always)]
-    unsafe fn tell<F: Family>((): &(), _key: *const Key<F::Addr>, _is_new: bool) {}
+    unsafe fn tell<F: Family>((): &(), _key: *const Key<F::Addr>, _is_new: bool) -> u32 {
+        0
+    }
 
     #[inline(always)]
     fn not_told(_at: &At) {}

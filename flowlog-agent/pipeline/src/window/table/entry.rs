@@ -1,6 +1,9 @@
 //! What is kept of a flow while its records come in.
 
-use flowlog_ebpf::abi::{ANSWERS, Count, FLAGS_UNSURE, Ip4, Ip6, Key, Meta, OPENS, Record, Stats, class};
+use flowlog_ebpf::{
+    abi::{ANSWERS, Count, FLAGS_UNSURE, Ip4, Ip6, Key, Meta, OPENS, ORIGINAL, REPLY, Record, Stats, class},
+    packet::TCP,
+};
 use flowlog_model::rule::Direction;
 
 use super::flow::{Addresses, Flow, Handshake, Totals};
@@ -30,8 +33,15 @@ pub(super) const LOST: u8 = 1 << 3;
 const OPENED: u8 = 1 << 4;
 /// Bit of [`FlowEntry::flags`] that is no part of the key: [`Handshake::answers`].
 const ANSWERED: u8 = 1 << 5;
+/// Bit of [`FlowEntry::flags`] that is no part of the key: [`Totals::is_original`].
+const FORTH: u8 = 1 << 6;
+/// Bit of [`FlowEntry::flags`] that is no part of the key: [`Totals::is_reply`].
+const BACK: u8 = 1 << 7;
 /// Bits of [`FlowEntry::flags`] that are no part of the key.
-const NO_KEY: u8 = UNSURE | OPENED | ANSWERED;
+const NO_KEY: u8 = UNSURE | OPENED | ANSWERED | FORTH | BACK;
+/// Bits of [`FlowEntry::flags`] that are bits of a record's `tcp_flags`.
+const ALSO: [(u8, u32); 5] =
+    [(UNSURE, FLAGS_UNSURE), (OPENED, OPENS), (ANSWERED, ANSWERS), (FORTH, ORIGINAL), (BACK, REPLY)];
 
 impl<A: Copy> FlowKey<A> {
     /// The entry that a record of this class and tag adds to.
@@ -132,6 +142,11 @@ impl<A: Copy> FlowEntry<A> {
         self.flags |= bits;
     }
 
+    /// Whether it may be another connection than the one before of the same addresses and ports.
+    pub(super) fn may_be_new(&self) -> bool {
+        self.proto != TCP || self.flags & (OPENED | ANSWERED) != 0
+    }
+
     fn handshake(&self) -> Handshake {
         let Self { flags, tag, .. } = *self;
         let at_us = if flags & REFUSED == 0 { tag } else { 0 };
@@ -145,7 +160,9 @@ impl<A: Copy> FlowEntry<A> {
         self.bytes += stats.bytes.cast_signed();
         self.packets += stats.packets.cast_signed();
         self.tcp_flags |= stats.tcp_flags.to_le_bytes()[0];
-        self.flags |= bits(stats.tcp_flags, FLAGS_UNSURE, UNSURE);
+        self.flags |= bits(stats.tcp_flags, FLAGS_UNSURE, UNSURE)
+            | bits(stats.tcp_flags, ORIGINAL, FORTH)
+            | bits(stats.tcp_flags, REPLY, BACK);
         self.merge_handshake(stats);
     }
 
@@ -157,8 +174,7 @@ impl<A: Copy> FlowEntry<A> {
             LOST => class::LOST,
             _ => class::REFUSED,
         };
-        let also = [(UNSURE, FLAGS_UNSURE), (OPENED, OPENS), (ANSWERED, ANSWERS)];
-        let also = also.into_iter().filter(|(bit, _)| flags & bit != 0).fold(0, |all, (_, word)| all | word);
+        let also = ALSO.into_iter().filter(|(bit, _)| flags & bit != 0).fold(0, |all, (_, word)| all | word);
         let flags = Meta::pack(flags & 1, class);
         Record {
             key: Key {
@@ -203,7 +219,17 @@ impl<A: Copy> FlowEntry<A> {
             direction: self.direction(),
             refused: flags & REFUSED != 0,
             mark: self.mark(),
-            totals: Totals { first_ns, last_ns, bytes, packets, tcp_flags, flags_unsure, handshake: self.handshake() },
+            totals: Totals {
+                first_ns,
+                last_ns,
+                bytes,
+                packets,
+                tcp_flags,
+                flags_unsure,
+                handshake: self.handshake(),
+                is_original: flags & FORTH != 0,
+                is_reply: flags & BACK != 0,
+            },
         };
         (flow, Count { packets: counted(-self.packets), bytes: counted(-self.bytes) })
     }

@@ -23,6 +23,10 @@ pub struct Totals {
     pub flags_unsure: bool,
     /// What was seen of a TCP handshake.
     pub handshake: Handshake,
+    /// Connection tracking says that packets went the way of the one that opened the connection.
+    pub is_original: bool,
+    /// The same, the other way. Both: of several connections.
+    pub is_reply: bool,
 }
 
 /// What was seen of a TCP handshake in one direction.
