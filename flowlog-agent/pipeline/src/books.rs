@@ -14,6 +14,7 @@ use flowlog_host::fault;
 use flowlog_model::{
     Epoch, IfaceId, Now,
     sweep::{Cursor, Scope, Swept},
+    translation::Tuple,
 };
 
 use crate::{
@@ -25,7 +26,7 @@ use crate::{
     window::{
         Closed, Event, Ledger, Span, WindowClock,
         ledger::{Watched, truth_words},
-        table::told::answered,
+        table::told::{Questions, answered},
     },
     xdp,
 };
@@ -223,10 +224,12 @@ impl<S: Source> Books<S> {
             return Ok(());
         }
         self.settle_epochs(&closing, scope)?;
-        self.ask_connections(&closing);
+        let not_asked = self.ask_connections(&closing);
         let mut events = Vec::with_capacity(closing.len());
-        for &(id, epoch) in &closing {
-            let truth = Some(truth_words(&self.source.truth(id, epoch)?));
+        for (&(id, epoch), not_asked) in closing.iter().zip(not_asked) {
+            let mut truth = self.source.truth(id, epoch)?;
+            truth.untold[0].packets += not_asked;
+            let truth = Some(truth_words(&truth));
             events.push(Event::Close { id, truth, gap: None });
         }
         fault::point("window_close");
@@ -234,21 +237,33 @@ impl<S: Source> Books<S> {
         Ok(closing.iter().try_for_each(|(id, epoch)| self.source.clear_truth(*id, *epoch))?)
     }
 
-    /// Asks connection tracking for the other side of flows that have come in, where no word of their answers has gone out. What it says
-    /// is in the journal as if it had come through the ring.
-    fn ask_connections(&mut self, closing: &[(IfaceId, Epoch)]) {
-        let Self { source, ledger, journal, .. } = self;
-        for &(id, epoch) in closing {
-            let Some(w) = ledger.get(id) else { continue };
-            let questions = w.questions();
-            if questions.0.is_empty() {
-                continue;
-            }
-            let answers = source.connections(&w.spec, &questions.0);
-            for block in answered((id.0, epoch.0), &questions, &answers) {
-                ledger.block(&block);
-                journal.block(&block, source.position());
-            }
+    /// Asks for the other side of flows that have come in, where no word of their answers has gone out: the load balancer, for flows to
+    /// its addresses, then connection tracking. What they say is in the journal as if it had come through the ring.
+    ///
+    /// Returns of how many flows of each window nothing is known because there were more than can be asked about.
+    fn ask_connections(&mut self, closing: &[(IfaceId, Epoch)]) -> Vec<u64> {
+        closing.iter().map(|&(id, epoch)| self.ask_of(id, epoch).unwrap_or(0)).collect()
+    }
+
+    /// See [`ask_connections`](Self::ask_connections); `None`: there is nothing to be asked of this interface.
+    fn ask_of(&mut self, id: IfaceId, epoch: Epoch) -> Option<u64> {
+        let w = self.ledger.get(id).filter(|w| w.spec.translations)?;
+        let served = w.served(&self.source.services(&w.spec));
+        let targets = self.source.targets(&w.spec, &served.tuples);
+        self.note_answers((id, epoch), &served, &targets);
+        let w = self.ledger.get(id)?;
+        let questions = w.questions();
+        if !questions.tuples.is_empty() {
+            let answers = self.source.connections(&w.spec, &questions.tuples);
+            self.note_answers((id, epoch), &questions, &answers);
+        }
+        Some(served.left_out)
+    }
+
+    fn note_answers(&mut self, (id, epoch): (IfaceId, Epoch), questions: &Questions, answers: &[Option<Tuple>]) {
+        for block in answered((id.0, epoch.0), questions, answers) {
+            self.ledger.block(&block);
+            self.journal.block(&block, self.source.position());
         }
     }
 

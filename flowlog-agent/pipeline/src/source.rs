@@ -9,7 +9,7 @@ use flowlog_model::{
     interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::Direction,
     sweep::{Cursor, Scope, Swept},
-    translation::Tuple,
+    translation::{Services, Tuple},
     xdp::XdpReading,
 };
 
@@ -52,6 +52,14 @@ pub trait Source {
     /// What connection tracking, where this interface is, has on the other side of packets with these tuples: an answer to each
     /// question, which is the same tuple if nothing is translated. `None`: it does not know.
     fn connections(&self, _spec: &WatchSpec, questions: &[Tuple]) -> Vec<Option<Tuple>> {
+        vec![None; questions.len()]
+    }
+    /// Which addresses the kernel's own load balancer serves where this interface is.
+    fn services(&self, _spec: &WatchSpec) -> Services {
+        Services::default()
+    }
+    /// Whom it has chosen for packets of clients with these tuples: an answer to each question. `None`: it does not know.
+    fn targets(&self, _spec: &WatchSpec, questions: &[Tuple]) -> Vec<Option<Tuple>> {
         vec![None; questions.len()]
     }
     /// Goes on reading at a position; `false`: the ring does not have it.

@@ -7,7 +7,8 @@ use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
     netdev::{
-        self, Namespaces, NetDevError, connections, foreign, foreign_xdp, neighbours, netns, offload, traffic_control,
+        self, Namespaces, NetDevError, connections, foreign, foreign_xdp, ipvs, neighbours, netns, offload,
+        traffic_control,
     },
     sweep::wait_for_programs,
 };
@@ -17,7 +18,7 @@ use flowlog_model::{
     interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
     rule::{Action, Direction},
     sweep::{Cursor, Scope, Swept},
-    translation::Tuple,
+    translation::{Services, Tuple},
     xdp::XdpReading,
 };
 use flowlog_pipeline::{
@@ -147,6 +148,20 @@ impl Source for KernelSource {
         let answers = netns::enter(&spec.namespace(), || connections::ask(questions)).flatten();
         answers.unwrap_or_else(|error| {
             tracing::warn!(interface = spec.interface, %error, "cannot ask connection tracking: `pkt_*` of some rows stay empty");
+            vec![None; questions.len()]
+        })
+    }
+
+    fn services(&self, spec: &WatchSpec) -> Services {
+        netns::enter(&spec.namespace(), ipvs::services).flatten().unwrap_or_else(|error| {
+            tracing::warn!(interface = spec.interface, %error, "cannot ask IPVS what it serves: `pkt_*` of some rows stay empty");
+            Services::default()
+        })
+    }
+
+    fn targets(&self, spec: &WatchSpec, questions: &[Tuple]) -> Vec<Option<Tuple>> {
+        netns::enter(&spec.namespace(), || ipvs::targets(questions)).flatten().unwrap_or_else(|error| {
+            tracing::warn!(interface = spec.interface, %error, "cannot ask IPVS for its targets: `pkt_*` of some rows stay empty");
             vec![None; questions.len()]
         })
     }

@@ -6,13 +6,14 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::{Child, Stdio},
 };
 
 use integration::{
     agent::Agent,
     claims::until,
+    features,
     net::{Netns, address},
     rows::{Objects, Row},
     stacks::Routed,
@@ -144,4 +145,77 @@ fn a_proxys_two_connections_are_rows_of_two_interfaces_that_its_own_log_joins() 
     }
     let joined: BTreeSet<_> = log.iter().map(|[client, _, target]| (client.clone(), target.clone())).collect();
     assert_eq!(joined, served.iter().map(|(client, target)| (client.to_string(), target.to_string())).collect());
+}
+
+/// Whether this kernel has the load balancer that these commands make.
+fn balances(ns: &Netns, commands: &[&str]) -> bool {
+    let has = ns.exec("test -e /proc/net/ip_vs").is_ok();
+    if !has {
+        features::skipped("this kernel has no IPVS");
+        return false;
+    }
+    for command in commands {
+        ns.exec(&format!("ipvsadm {command}")).unwrap();
+    }
+    true
+}
+
+/// The witness is the targets: each says which address of its own a client has reached.
+#[test]
+fn ipvs_with_translation_shows_the_target_of_each_connection_both_ways() {
+    let net = balancer();
+    let [a, b] = TARGETS;
+    let service = format!("-A -t {PUBLIC} -s rr");
+    let targets = [a, b].map(|t| format!("-a -t {PUBLIC} -r {t} -m"));
+    if !balances(&net.router, &[&service, &targets[0], &targets[1]]) {
+        return;
+    }
+    let agent = Agent::start(&net.router, &["out0"], TRANSLATIONS).unwrap();
+    let served = serve(&net);
+    let landed = agent.stop().unwrap();
+    let shown = |direction, side: usize| -> BTreeSet<(Ends, String)> {
+        rows(&landed, "out0", direction).into_iter().map(|r| (ends(r), r.other_side[side].clone())).collect()
+    };
+    let target = |t: &SocketAddr| format!("{} {}", t.ip(), t.port());
+    let forth = served.iter().map(|(client, t)| ((client.to_string(), PUBLIC.to_owned()), target(t)));
+    let back = served.iter().map(|(client, t)| ((PUBLIC.to_owned(), client.to_string()), target(t)));
+    assert_eq!(shown("ingress", 1), forth.collect(), "{:#?}", landed.rows);
+    assert_eq!(shown("egress", 0), back.collect(), "{:#?}", landed.rows);
+    assert_eq!(served.iter().map(|(_, t)| t.to_string()).collect::<BTreeSet<_>>(), TARGETS.map(str::to_owned).into());
+}
+
+/// The target answers the client itself, by another way: no answer passes here.
+#[test]
+fn ipvs_that_only_passes_on_shows_the_target_and_what_it_has_forgotten_is_counted() {
+    let net = balancer();
+    let commands = ["-A -u 10.3.0.1:53 -s rr", "-a -u 10.3.0.1:53 -r 10.2.0.3 -g"];
+    if !balances(&net.router, &commands) {
+        return;
+    }
+    let agent = Agent::start(&net.router, &["out0"], TRANSLATIONS).unwrap();
+    let send = || {
+        net.server.run(|| {
+            let client = UdpSocket::bind("10.3.0.2:0").unwrap();
+            client.send_to(&[0; 8], "10.3.0.1:53").unwrap();
+            client.local_addr().unwrap().port()
+        })
+    };
+    let known = send();
+    let connections = || net.router.exec("cat /proc/net/ip_vs_conn").unwrap();
+    until("a connection", || connections().contains(&format!("{known:04X}")));
+    let landed = agent.stop().unwrap();
+    let row = landed.rows.iter().find(|r| r.sport == i64::from(known)).unwrap();
+    assert_eq!((row.dst.as_str(), row.other_side[1].as_str()), ("10.3.0.1", "10.2.0.3 53"), "{row:#?}");
+    // What begins from now on is forgotten after a second without a packet.
+    let agent = Agent::start(&net.router, &["out0"], TRANSLATIONS).unwrap();
+    let forgotten = send();
+    until("a connection", || connections().contains(&format!("{forgotten:04X}")));
+    net.router.exec("ipvsadm --set 0 0 1").unwrap();
+    let third = send();
+    until("no connection", || !connections().contains(&format!("{third:04X}")));
+    let landed = agent.stop().unwrap();
+    let row = landed.rows.iter().find(|r| r.sport == i64::from(third)).unwrap();
+    assert_eq!(row.other_side.concat(), "", "{row:#?}");
+    let said = landed.metadata.iter().find_map(|m| m.get("flowlog.translations")).unwrap();
+    assert!(said.contains("unknown=1"), "{said}");
 }

@@ -32,7 +32,7 @@ const SMOKE: &[&str] = &[
 const NOT_IN_A_GUEST: &[&str] =
     &["api::", "inventory::", "objects::", "rules::", "stores::", "powercut::", "killed_fifty_times"];
 /// Modules that a kernel loads only when somebody names them. What is missing is a reason to skip, not to fail.
-const MODULES: [&str; 6] = ["openvswitch", "bonding max_bonds=0", "ipvlan", "macvlan", "vrf", "ip_vs"];
+const MODULES: [&str; 7] = ["openvswitch", "bonding max_bonds=0", "ipvlan", "macvlan", "vrf", "ip_vs", "ip_vs_rr"];
 
 /// What the console says, so that it cannot be taken for a program's output.
 const BOOTED: &str = "VM: booted";

@@ -15,6 +15,7 @@ mod elsewhere;
 mod ethtool;
 pub mod foreign;
 pub mod foreign_xdp;
+pub mod ipvs;
 pub mod links;
 pub mod neighbours;
 pub mod netns;

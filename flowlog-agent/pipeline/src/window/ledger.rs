@@ -10,7 +10,7 @@ use flowlog_model::{
     Epoch, HookKind, IfaceId, Now, WatchSpec,
     hiding::Hiding,
     interface::{Mac, Netns},
-    translation::Tuple,
+    translation::Services,
     xdp::XdpReading,
 };
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use super::{
     FlowTable, Foreign, ObjectInfo, Span, WindowClock, XdpWindow, settle,
     table::{
         KEPT_MAX,
-        told::{Kept, is_kept},
+        told::{Kept, Questions, is_kept},
     },
     xdp::XdpTally,
 };
@@ -141,9 +141,16 @@ impl Watched {
 
     /// What connection tracking is to be asked of the window that has ended but is not closed.
     #[must_use]
-    pub(crate) fn questions(&self) -> (Vec<Tuple>, Vec<u16>) {
+    pub(crate) fn questions(&self) -> Questions {
         let closing = self.closing.as_ref().filter(|_| self.spec.translations);
         closing.map(|c| c.table.questions(&self.kept)).unwrap_or_default()
+    }
+
+    /// What a load balancer with these addresses is to be asked of that window.
+    #[must_use]
+    pub(crate) fn served(&self, services: &Services) -> Questions {
+        let closing = self.closing.as_ref().filter(|_| self.spec.translations);
+        closing.map(|c| c.table.served(&self.kept, services)).unwrap_or_default()
     }
 
     /// Epoch of a window that has ended but is not closed.

@@ -5,21 +5,21 @@
 //! this window, or in one before ([`Kept`]). A flow whose answers have gone out and of which nothing was told is not translated. What is
 //! left is asked for, once, and what is not known then is counted.
 
+mod questions;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    hash::{BuildHasher as _, Hash},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::hash::{BuildHasher as _, Hash};
 
 use flowlog_ebpf::{
     abi::{EGRESS, FAMILY_V4, FAMILY_V6, INGRESS, Ip4, Ip6, Key, Meta, Record, Side, Stats, class},
     packet::{ICMP, ICMPV6, NOT_THERE, has_ports},
 };
-use flowlog_model::{rule::Direction, translation::Tuple};
+use flowlog_model::{rule::Direction, translation::Services};
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+use self::questions::tuple;
+pub(crate) use self::questions::{Questions, answered};
 use super::{
     Addresses, Flow, FlowTable, SNAPSHOT_RECORDS, Table,
     entry::{FlowEntry, FlowKey, LOST, REFUSED},
@@ -31,10 +31,15 @@ pub const KEPT_MAX: usize = 1 << 16;
 /// Flows of an ending window that connection tracking is asked about: 20 ms.
 pub(crate) const ASKED_MAX: usize = 4_096;
 
+/// Flows of an ending window that go to a load balancer's addresses and are looked for among its connections: 10 MiB while that is done.
+pub(crate) const SERVED_MAX: usize = 1 << 16;
+
 /// Bit of [`Stats::tag`] of a record in a snapshot: it was kept from an earlier window.
 const EARLIER: u32 = 1 << 0;
 /// The same: different things were told.
 const SEVERAL: u32 = 1 << 1;
+/// The same: who knows the connections does not know it.
+const UNKNOWN: u32 = 1 << 2;
 
 /// Packets on one side of a translation, as far as their rows tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,13 +107,15 @@ struct Told<A> {
     side: Ends<A>,
     /// Different things were told: the row is of several connections.
     several: bool,
+    /// Its connection has ended, and nobody has said what it was: not even that nothing was translated.
+    unknown: bool,
 }
 
 impl<A: Copy> Told<A> {
     /// What it says of the answers.
     fn reversed(self, of: Packets<A>) -> Self {
         let Ends { src, dst, sport, dport } = self.side;
-        Self { of, side: Ends { src: dst, dst: src, sport: dport, dport: sport }, several: self.several }
+        Self { of, side: Ends { src: dst, dst: src, sport: dport, dport: sport }, ..self }
     }
 }
 
@@ -140,8 +147,10 @@ impl<A: Address + Copy + Eq + Hash> Translations<A> {
 
     /// What follows for these packets.
     fn find(&self, of: Packets<A>) -> Option<Told<A>> {
-        let from_answers = || Some(self.get(of.answers()?)?.reversed(of));
-        self.get(of).or_else(|| if of.direction == INGRESS { from_answers() } else { None })
+        // What goes out was told of by the programs, unless a load balancer of its own translates it: that was asked about what came in.
+        let may_be_answered = of.direction == INGRESS || !of.refused;
+        let from_answers = || Some(self.get(of.answers().filter(|_| may_be_answered)?)?.reversed(of));
+        self.get(of).or_else(from_answers)
     }
 
     fn tell(&mut self, told: Told<A>) {
@@ -150,6 +159,7 @@ impl<A: Address + Copy + Eq + Hash> Translations<A> {
         if let Some(id) = index.find(hash, |id| all[*id as usize].of == told.of) {
             let known = &mut all[*id as usize];
             known.several |= told.several || known.side != told.side;
+            known.unknown |= told.unknown;
             return;
         }
         let id = u32::try_from(all.len()).expect("fewer flows than `flows_max` allows");
@@ -166,7 +176,7 @@ impl<A: Address + Copy + Eq + Hash> Translations<A> {
         let of = Packets { src: key.src, dst: key.dst, sport, dport, vlan, proto, direction, refused };
         let Side { src, dst, sport, dport } = Side::unpack(stats);
         let side = Ends { src: A::narrow(src), dst: A::narrow(dst), sport, dport };
-        self.tell(Told { of, side, several: stats.tag & SEVERAL != 0 });
+        self.tell(Told { of, side, several: stats.tag & SEVERAL != 0, unknown: stats.tag & UNKNOWN != 0 });
     }
 
     /// Hands out blocks of records that say it all again, with `tag` set in each.
@@ -183,7 +193,7 @@ impl<A: Address + Copy + Eq + Hash> Translations<A> {
     /// The last ones of what passed, as many as there is room for; how many that leaves out.
     fn last(&self, room: usize) -> (Self, u64) {
         let mut kept = Self::default();
-        let passed = || self.all.iter().filter(|told| !told.of.refused);
+        let passed = || self.all.iter().filter(|told| !told.of.refused && !told.unknown);
         let left_out = passed().count().saturating_sub(room);
         for told in passed().skip(left_out) {
             kept.tell(*told);
@@ -199,7 +209,7 @@ impl<A: Address + Copy> Told<A> {
         let reason = u16::from(refused);
         let key = Key { src, dst, meta: Meta { sport, dport, vlan, iface, reason, proto, flags, epoch } };
         let Ends { src, dst, sport, dport } = self.side;
-        let tag = tag | if self.several { SEVERAL } else { 0 };
+        let tag = tag | if self.several { SEVERAL } else { 0 } | if self.unknown { UNKNOWN } else { 0 };
         Record { key, stats: Stats { tag, ..Side { src: src.wide(), dst: dst.wide(), sport, dport }.pack() } }
     }
 }
@@ -231,7 +241,9 @@ impl<A: Address + Copy + Eq + Hash> Table<A> {
 
     /// See [`FlowTable::join`].
     fn join(&mut self, kept: &Translations<A>, untold: bool) -> u64 {
-        let mut unknown = 0;
+        let of_flows = self.chunks.iter().flatten().filter(|e| e.flags & LOST == 0 && e.packets > 0);
+        let mut unknown =
+            of_flows.filter_map(|e| self.told.find(Packets::of_entry(e))).filter(|t| t.unknown).count() as u64;
         let mut known = Vec::new();
         for open in self.open(kept, untold) {
             match open.kept {
@@ -247,6 +259,22 @@ impl<A: Address + Copy + Eq + Hash> Table<A> {
 
     fn questions<'a>(&'a self, kept: &'a Translations<A>) -> impl Iterator<Item = Packets<A>> + 'a {
         self.open(kept, false).filter(|o| o.kept.is_none() && o.packets.can_be_asked()).map(|o| o.packets)
+    }
+
+    /// Flows of clients, of which nothing was told, as far as `may_serve` says so of their tuples.
+    fn served<'a>(
+        &'a self,
+        kept: &'a Translations<A>,
+        may_serve: impl Fn(&Packets<A>) -> bool + 'a,
+    ) -> impl Iterator<Item = Packets<A>> + 'a {
+        let came_in =
+            self.chunks.iter().flatten().filter(|e| e.flags & (LOST | REFUSED | 1) == INGRESS && e.packets > 0);
+        came_in.filter_map(move |e| {
+            let packets = Packets::of_entry(e);
+            let is_wanted = packets.can_be_asked() && may_serve(&packets) && self.told.find(packets).is_none();
+            // A connection that goes on has the target that it had.
+            (is_wanted && (e.may_be_new() || kept.find(packets).is_none())).then_some(packets)
+        })
     }
 }
 
@@ -333,10 +361,19 @@ impl FlowTable {
     }
 
     /// What connection tracking is to be asked, and in which VLAN the packets are.
-    pub(crate) fn questions(&self, kept: &Kept) -> (Vec<Tuple>, Vec<u16>) {
+    pub(crate) fn questions(&self, kept: &Kept) -> Questions {
         let v4 = self.v4.questions(&kept.v4).map(|p| (tuple(&p, Addresses::V4), p.vlan));
         let v6 = self.v6.questions(&kept.v6).map(|p| (tuple(&p, Addresses::V6), p.vlan));
-        v4.chain(v6).take(ASKED_MAX).unzip()
+        Questions::of(v4.chain(v6), ASKED_MAX)
+    }
+
+    /// What a load balancer is to be asked that has these addresses.
+    pub(crate) fn served(&self, kept: &Kept, services: &Services) -> Questions {
+        let v4 = self.v4.served(&kept.v4, |p| services.may_serve(&tuple(p, Addresses::V4)));
+        let v6 = self.v6.served(&kept.v6, |p| services.may_serve(&tuple(p, Addresses::V6)));
+        let v4 = v4.map(|p| (tuple(&p, Addresses::V4), p.vlan));
+        let v6 = v6.map(|p| (tuple(&p, Addresses::V6), p.vlan));
+        Questions { must_be_known: true, ..Questions::of(v4.chain(v6), SERVED_MAX) }
     }
 
     /// What a flow has on the other side; `None`: the same, or it is not known.
@@ -358,6 +395,9 @@ fn side_of<A: Address + Copy + Eq + Hash>(
     let Flow { sport, dport, vlan, proto, direction, refused, .. } = *flow;
     let direction = if direction == Direction::Egress { EGRESS } else { INGRESS };
     let found = told.find(Packets { src, dst, sport, dport, vlan, proto, direction, refused })?;
+    if found.unknown {
+        return None;
+    }
     if found.several {
         return Some(OtherSide::Several);
     }
@@ -365,71 +405,4 @@ fn side_of<A: Address + Copy + Eq + Hash>(
     // Connection tracking has said that nothing is translated.
     let is_same = (side.src, side.dst) == (src, dst) && (flow.is_icmp() || (side.sport, side.dport) == (sport, dport));
     (!is_same).then(|| OtherSide::Is(addresses(side.src, side.dst), side.sport, side.dport))
-}
-
-/// As connection tracking knows them.
-fn tuple<A: Copy>(of: &Packets<A>, addresses: impl Fn(A, A) -> Addresses) -> Tuple {
-    let (src, dst) = match addresses(of.src, of.dst) {
-        Addresses::V4(src, dst) => (v4(src), v4(dst)),
-        Addresses::V6(src, dst) => (v6(src), v6(dst)),
-    };
-    Tuple { src, dst, sport: of.sport, dport: of.dport, proto: of.proto }
-}
-
-fn v4(address: Ip4) -> IpAddr {
-    Ipv4Addr::from(address.to_ne_bytes()).into()
-}
-
-fn v6([hi, lo]: Ip6) -> IpAddr {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&hi.to_ne_bytes());
-    bytes[8..].copy_from_slice(&lo.to_ne_bytes());
-    Ipv6Addr::from(bytes).into()
-}
-
-fn wide(address: IpAddr) -> Ip6 {
-    match address {
-        IpAddr::V4(a) => Ip4::from_ne_bytes(a.octets()).wide(),
-        IpAddr::V6(a) => {
-            let octets = a.octets();
-            let half = |at: usize| octets[at..].first_chunk().map_or(0, |b| u64::from_ne_bytes(*b));
-            [half(0), half(8)]
-        }
-    }
-}
-
-/// Blocks of records that say what connection tracking has answered of packets that came in.
-pub(crate) fn answered(
-    (iface, epoch): (u16, u32),
-    (questions, vlans): &(Vec<Tuple>, Vec<u16>),
-    answers: &[Option<Tuple>],
-) -> Vec<Vec<u8>> {
-    let all = questions.iter().zip(vlans).zip(answers);
-    let (mut four, mut six) = (Vec::new(), Vec::new());
-    for ((asked, vlan), other) in all.filter_map(|(asked, answer)| Some((asked, answer.as_ref()?))) {
-        let flags = Meta::pack(INGRESS, class::TOLD);
-        let Tuple { sport, dport, proto, .. } = *asked;
-        let meta = Meta { sport, dport, vlan: *vlan, iface, reason: 0, proto, flags, epoch };
-        let side = Side { src: wide(other.src), dst: wide(other.dst), sport: other.sport, dport: other.dport };
-        let (src, dst) = (wide(asked.src), wide(asked.dst));
-        let stats = side.pack();
-        if asked.src.is_ipv4() {
-            let key = Key { src: Ip4::narrow(src), dst: Ip4::narrow(dst), meta };
-            four.push(Record { key, stats });
-        } else {
-            six.push(Record { key: Key { src, dst, meta }, stats });
-        }
-    }
-    let mut blocks = blocks(FAMILY_V4, &four);
-    blocks.extend(self::blocks(FAMILY_V6, &six));
-    blocks
-}
-
-fn blocks<A: Address>(family: u32, records: &[Record<A>]) -> Vec<Vec<u8>> {
-    let block = |some: &[Record<A>]| {
-        let mut bytes = Vec::new();
-        block::write(&mut bytes, family, some);
-        bytes
-    };
-    records.chunks(SNAPSHOT_RECORDS).map(block).collect()
 }

@@ -1,6 +1,9 @@
 //! Translations that were told, joined, kept and asked for.
 
+use std::net::Ipv4Addr;
+
 use flowlog_ebpf::abi::Record4;
+use flowlog_model::translation::{Service, Tuple};
 
 use super::*;
 
@@ -48,13 +51,13 @@ fn what_was_told_of_answers_holds_for_what_comes_in_and_in_the_next_window() {
     assert_eq!(sides(&first), [Some(is(5, 9)), Some(is(9, 5))]);
     assert_eq!((first.untold(), kept.len()), (Untold::default(), 1));
     let mut second = table(&[passed(INGRESS, (9, 1))]);
-    assert_eq!(second.questions(&kept).0, []);
+    assert_eq!(second.questions(&kept).tuples, []);
     let kept = second.join(&kept, false, KEPT_MAX);
     assert_eq!((sides(&second), second.untold(), kept.len()), (vec![Some(is(9, 5))], Untold::default(), 1));
     // It has not been heard of for a whole window.
     let kept = table(&[]).join(&kept, false, KEPT_MAX);
     let mut fourth = table(&[passed(INGRESS, (9, 1))]);
-    assert_eq!(fourth.questions(&kept).0.len(), 1);
+    assert_eq!(fourth.questions(&kept).tuples.len(), 1);
     fourth.join(&kept, false, KEPT_MAX);
     assert_eq!((sides(&fourth), fourth.untold().unknown), (vec![None], 1));
 }
@@ -93,11 +96,36 @@ fn several_connections_in_one_row_are_not_taken_for_one_not_even_after_a_snapsho
 fn an_answer_of_connection_tracking_is_as_if_it_had_been_told() {
     let mut window = table(&[passed(INGRESS, (9, 1)), passed(INGRESS, (9, 2)), passed(INGRESS, (9, 3))]);
     let questions = window.questions(&Kept::default());
-    let asked = questions.0[0];
+    let asked = questions.tuples[0];
     let inside = Tuple { dst: "10.0.0.5".parse().expect("an address"), dport: 5, ..asked };
-    for block in answered((1, 1), &questions, &[Some(inside), Some(questions.0[1]), None]) {
+    for block in answered((1, 1), &questions, &[Some(inside), Some(questions.tuples[1]), None]) {
         block::Records::parse(&block).expect("a block").for_each(|r| window.add(&r));
     }
     window.join(&Kept::default(), false, KEPT_MAX);
     assert_eq!((sides(&window), window.untold().unknown), (vec![Some(is(9, 5)), None, None], 1));
+}
+
+fn service(last: u8) -> Services {
+    let address = Ipv4Addr::from(ip(last).to_ne_bytes()).into();
+    Services { at: [Service { proto: 17, address, port: last.into() }].into(), by_mark: false }
+}
+
+#[test]
+fn a_load_balancers_target_is_known_both_ways_and_what_it_has_forgotten_is_not_guessed() {
+    let both = [passed(INGRESS, (9, 1)), passed(EGRESS, (1, 9)), passed(INGRESS, (8, 1)), passed(EGRESS, (1, 8))];
+    let mut window = table(&both);
+    assert_eq!(window.served(&Kept::default(), &service(2)).tuples, []);
+    let questions = window.served(&Kept::default(), &service(1));
+    let target = Tuple { dst: "10.0.0.5".parse().expect("an address"), dport: 5, ..questions.tuples[0] };
+    for block in answered((1, 1), &questions, &[Some(target), None]) {
+        block::Records::parse(&block).expect("a block").for_each(|r| window.add(&r));
+    }
+    let mut again = FlowTable::default();
+    window.blocks(1, 1, |block| block::Records::parse(block).expect("a block").for_each(|r| again.add(&r)));
+    for window in [&mut window, &mut again] {
+        assert_eq!(window.questions(&Kept::default()).tuples, []);
+        let kept = window.join(&Kept::default(), false, KEPT_MAX);
+        assert_eq!(sides(window), [Some(is(9, 5)), Some(is(5, 9)), None, None]);
+        assert_eq!((window.untold().unknown, kept.len()), (2, 1));
+    }
 }
