@@ -36,7 +36,9 @@ impl Node {
         Ok(node)
     }
 
-    fn bpffs(&self) -> PathBuf {
+    /// Its bpf file system.
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
         self.dir.path().join("bpf")
     }
 

@@ -1,6 +1,6 @@
 //! Other people's programs on the watched interface: counters and droppers, from `testkit.bpf.o`.
 
-use std::ffi::CStr;
+use std::{ffi::CStr, path::Path};
 
 use aya::{
     Ebpf,
@@ -38,6 +38,23 @@ pub enum Place {
 pub fn order(ns: &Netns, side: TcAttachType) -> anyhow::Result<Vec<String>> {
     let (_, programs) = ns.run(|| SchedClassifier::query_tcx(c"eth0", side))?;
     Ok(programs.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect())
+}
+
+/// The id of the XDP program that the driver of `eth0` runs.
+///
+/// # Errors
+/// If it cannot be asked for.
+pub fn xdp_id(ns: &Netns) -> anyhow::Result<Option<u32>> {
+    let json: serde_json::Value = serde_json::from_str(&ns.exec("ip -j link show eth0")?)?;
+    Ok(json[0]["xdp"]["prog"]["id"].as_u64().and_then(|id| u32::try_from(id).ok()))
+}
+
+/// Takes the XDP program of `eth0` away, whoever's it is.
+///
+/// # Errors
+/// What the kernel says.
+pub fn xdp_off(ns: &Netns) -> anyhow::Result<()> {
+    ns.exec("ip link set dev eth0 xdpdrv off").map(drop)
 }
 
 /// One attached program; detached on drop.
@@ -91,6 +108,23 @@ impl Other {
             }
             Ok(Self { ebpf })
         })
+    }
+
+    /// Puts an XDP program on `eth0` as `ip link` does, over netlink, in the place of any other one; `bpffs` is for a pin that is gone at once. It
+    /// stays until somebody takes it away: see [`xdp_off`].
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn put(ns: &Netns, bpffs: &Path, program: &str) -> anyhow::Result<Self> {
+        let mut ebpf = Ebpf::load(OBJECT)?;
+        let p: &mut Xdp = ebpf.program_mut(program).ok_or_else(|| anyhow::anyhow!("no {program}"))?.try_into()?;
+        p.load()?;
+        let pin = bpffs.join("others");
+        p.pin(&pin)?;
+        let put = ns.exec(&format!("ip -force link set dev eth0 xdpdrv pinned {}", pin.display()));
+        std::fs::remove_file(&pin)?;
+        put?;
+        Ok(Self { ebpf })
     }
 
     /// What became of packets by the count of `xdp_mixed` itself, at the number of each action: aborted, dropped, passed,

@@ -92,3 +92,5 @@ mod verdicts;
 mod ways;
 #[path = "all/windows.rs"]
 mod windows;
+#[path = "all/wrapped_xdp.rs"]
+mod wrapped_xdp;

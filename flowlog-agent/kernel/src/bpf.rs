@@ -12,6 +12,7 @@ use std::{
     path::Path,
 };
 
+const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
@@ -90,6 +91,15 @@ struct InfoAttr {
     info: u64,
 }
 
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    spare: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
 /// The beginning of `struct bpf_prog_info`.
 #[repr(C)]
 #[derive(Default)]
@@ -160,6 +170,23 @@ pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resu
     call(BPF_LINK_UPDATE, &attr).map(drop)
 }
 
+/// An element of a map with keys and values of four bytes; of an array of programs, the id of the one that is there.
+pub(super) fn element(map: BorrowedFd<'_>, key: u32) -> io::Result<Option<u32>> {
+    let mut value = 0u32;
+    let attr = ElementAttr {
+        map_fd: number(map),
+        spare: 0,
+        key: address(&raw const key),
+        value: address(&raw mut value),
+        flags: 0,
+    };
+    match call(BPF_MAP_LOOKUP_ELEM, &attr) {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Pins what a descriptor stands for.
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
@@ -177,5 +204,6 @@ const _: () = {
     assert!(size_of::<Instruction>() == 8);
     assert!(size_of::<LoadAttr>() == 72);
     assert!(size_of::<ObjectAttr>() == 16 && size_of::<LinkAttr>() == 16 && size_of::<UpdateAttr>() == 16);
+    assert!(size_of::<ElementAttr>() == 32);
     assert!(size_of::<InfoAttr>() == 16 && size_of::<ProgramInfo>() == 8);
 };

@@ -6,6 +6,7 @@
 //! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs; [`entry`], [`bpf`]: what is attached in other network namespaces;
 //!   [`pins`]: what outlives the agent, and where;
 //! * [`maps`]: interfaces and epochs; [`spots`]: where the programs find interfaces; [`truth`]: the truth counters; [`notes`]: what tells packets apart; [`behind`]: which next hops are behind which ports;
+//! * [`wrap`]: other people's XDP programs, run by ours;
 //! * [`ring`]: blocks of records, as bytes; [`sweep`]: closing an epoch on every CPU;
 //! * [`heap`]: giving freed memory back; [`limits`]: how much there may be;
 //! * [`confine`]: what the process gives up before it works;
@@ -38,6 +39,7 @@ mod sizes;
 mod spots;
 pub mod sweep;
 mod truth;
+mod wrap;
 
 use std::{io, path::PathBuf};
 
@@ -50,6 +52,7 @@ pub use pins::Pins;
 pub use programs::Programs;
 pub use ring::Ring;
 pub use sizes::Sizes;
+pub use wrap::Wraps;
 
 /// What can go wrong at the kernel edge.
 #[derive(Debug, thiserror::Error)]

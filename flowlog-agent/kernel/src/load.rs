@@ -16,6 +16,7 @@ use super::{
     sizes::{MapSpec, Sizes},
     sweep::Sweeper,
     truth::TruthTable,
+    wrap::Wraps,
 };
 
 /// The checked-in eBPF object; `cargo xtask check` proves that it is what the sources build to.
@@ -40,6 +41,8 @@ pub struct Kernel {
     pub programs: Programs,
     /// What holds them in place.
     pub hooks: Hooks,
+    /// Other people's XDP programs that ours run.
+    pub wraps: Wraps,
     /// What they know of interfaces.
     pub interfaces: Interfaces,
     /// What they have counted.
@@ -127,13 +130,23 @@ impl Kernel {
         }
         let knows_connections = connection.iter().any(|word| *word != 0);
         let sweeper = Sweeper::new(aya::util::online_cpus().map_err(unreadable)?, sizes);
-        Ok(Self { programs, hooks: Hooks::new(pins), interfaces, truth, sweeper, sizes, reasons, knows_connections })
+        let wraps = Wraps::new(pins.as_ref().map(Pins::set_dir));
+        let hooks = Hooks::new(pins);
+        Ok(Self { programs, hooks, wraps, interfaces, truth, sweeper, sizes, reasons, knows_connections })
     }
 
     /// Whether hooks and maps outlive this process.
     #[must_use]
     pub fn is_pinned(&self) -> bool {
         self.hooks.are_pinned()
+    }
+
+    /// Goes on with what an earlier agent has wrapped, or takes it back: see [`Wraps`].
+    ///
+    /// # Errors
+    /// If an owner's program cannot be put back.
+    pub fn inherit_wraps(&mut self, keep: bool) -> Result<(), KernelError> {
+        self.wraps.inherit(&mut self.programs, keep)
     }
 
     /// Names of the drop reasons in records.

@@ -90,6 +90,12 @@ impl Interfaces {
         })
     }
 
+    /// Whether an interface is in our own network namespace.
+    #[must_use]
+    pub fn is_here(&self, at: IfKey) -> bool {
+        self.spots.is_own(at)
+    }
+
     /// Makes room for an interface of another namespace; what its hook must add to its index. `None`: it is of our own.
     ///
     /// # Errors

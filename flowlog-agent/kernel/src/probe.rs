@@ -23,10 +23,12 @@ use super::{
     confine::{self, capabilities::NEEDED},
     layout::{self, Moves},
     pins::{PIN_DIR_DEFAULT, is_bpffs},
-    refusal,
+    refusal, wrap,
 };
 use crate::netdev;
 
+/// Names of our programs that run other people's begin with this.
+const WRAPPER: &str = "flowlog_wrap";
 /// Oldest kernel that is tested against.
 const KERNEL_MIN: (u8, u8) = (6, 1);
 
@@ -203,16 +205,24 @@ fn pinning() -> Finding {
 
 /// What somebody else's XDP programs on an interface hide; `None`: there are none.
 fn foreign_xdp(dev: &NetDev) -> Option<String> {
-    let XdpReading { programs, counters } = netdev::foreign_xdp::read(&dev.netns, dev.index, None).ok()?;
+    let XdpReading { programs, counters, .. } = netdev::foreign_xdp::read(&dev.netns, dev.index, None, None).ok()?;
     if programs.is_empty() {
-        return None;
+        let is_wrapped =
+            dev.xdp.iter().any(|(_, id)| netdev::foreign_xdp::name(*id).is_some_and(|n| n.starts_with(WRAPPER)));
+        return is_wrapped
+            .then(|| "somebody else's XDP program on it is run by flowlog's (`xdp = \"wrap\"`)".to_owned());
     }
     let counted = match (programs.iter().all(|p| p.mode == XdpMode::Generic), counters.dropped.is_some()) {
         (true, _) => "what it drops will be REJECT, what it forwards is in no row",
         (false, true) => "what it drops and forwards is counted by the driver, and is in no flow",
         (false, false) => "what it drops and forwards is in no flow, and its driver does not count it",
     };
-    Some(format!("somebody else's XDP program is on it ({}): {counted}", words(&programs)))
+    let better = match wrap::obstacle(&dev.xdp) {
+        _ if programs.iter().all(|p| p.mode == XdpMode::Generic) => String::new(),
+        None => "; with `xdp = \"wrap\"` it would be in flows".to_owned(),
+        Some(why) => format!("; it cannot be wrapped: {why}"),
+    };
+    Some(format!("somebody else's XDP program is on it ({}): {counted}{better}", words(&programs)))
 }
 
 /// What else may keep packets from hooks on an interface; `None`: nothing.

@@ -5,8 +5,8 @@ use aya::{
     Ebpf, Pod,
     maps::{MapData, MapError, PerCpuArray, PerCpuValues},
 };
-use flowlog_ebpf::abi::{EPOCHS, Truth};
-use flowlog_model::{Epoch, IfaceId};
+use flowlog_ebpf::abi::{EPOCHS, Taken, Truth};
+use flowlog_model::{Epoch, IfaceId, xdp::XdpTaken};
 
 use super::{KernelError, programs::take};
 
@@ -17,9 +17,17 @@ pub(crate) struct TruthPod(pub Truth);
 // SAFETY: `Truth` is `repr(C)`, all `u64`, without padding (its size is asserted in `abi`).
 unsafe impl Pod for TruthPod {}
 
+/// [`Taken`], likewise.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct TakenPod(pub Taken);
+// SAFETY: `Taken` is `repr(C)`, two `u64`, without padding (its size is asserted in `abi`).
+unsafe impl Pod for TakenPod {}
+
 /// See the module's head.
 pub struct TruthTable {
     map: PerCpuArray<MapData, TruthPod>,
+    taken: PerCpuArray<MapData, TakenPod>,
     interfaces_max: u16,
 }
 
@@ -27,7 +35,9 @@ impl TruthTable {
     pub(super) fn open(ebpf: &mut Ebpf, interfaces_max: u16) -> Result<Self, KernelError> {
         let map = take(ebpf, "TRUTH")?.try_into();
         let map = map.map_err(|e: MapError| KernelError::from_chain("open map TRUTH", &e))?;
-        Ok(Self { map, interfaces_max })
+        let taken = take(ebpf, "TAKEN")?.try_into();
+        let taken = taken.map_err(|e: MapError| KernelError::from_chain("open map TAKEN", &e))?;
+        Ok(Self { map, taken, interfaces_max })
     }
 
     /// Witness counters of an interface and epoch, summed over all CPUs.
@@ -37,6 +47,20 @@ impl TruthTable {
             .get(&truth_index(id, epoch), 0)
             .map_err(|e| KernelError::from_chain("read the truth counters", &e))?;
         Ok(values.iter().fold(Truth::default(), |sum, cpu| add(sum, &cpu.0)))
+    }
+
+    /// Packets that we have seen foreign XDP programs take on an interface, summed over all CPUs, whatever the epoch.
+    pub fn taken(&self, id: IfaceId) -> Result<XdpTaken, KernelError> {
+        let values = self
+            .taken
+            .get(&u32::from(id.0), 0)
+            .map_err(|e| KernelError::from_chain("read what XDP programs took", &e))?;
+        let mut sum = XdpTaken::default();
+        for TakenPod(Taken { dropped, forwarded }) in values.iter() {
+            sum.dropped += dropped;
+            sum.forwarded += forwarded;
+        }
+        Ok(sum)
     }
 
     /// Makes an epoch's counters ready for reuse. Only after no program can write to them.

@@ -3,7 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FlowLogId, hiding::Hiding, xdp::XdpProgram};
+use crate::{
+    FlowLogId,
+    hiding::Hiding,
+    xdp::{XdpProgram, XdpView},
+};
 
 /// What an agent says about itself and its rules: `status.json` has this form.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,6 +84,9 @@ pub struct XdpStatus {
     pub programs: Vec<XdpProgram>,
     /// Why it is not known how many packets they drop or forward, if it is not.
     pub uncounted: Option<String>,
+    /// How closely it is looked at what they do.
+    #[serde(default)]
+    pub view: XdpView,
 }
 
 /// Whether an interface is being captured.

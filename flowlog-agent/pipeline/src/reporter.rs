@@ -116,7 +116,7 @@ impl Reporter {
 
 /// Other people's XDP programs on an interface.
 fn xdp_of(w: &Watched) -> XdpStatus {
-    XdpStatus { programs: w.xdp.programs().to_vec(), uncounted: w.xdp.uncounted() }
+    XdpStatus { programs: w.xdp.programs().to_vec(), uncounted: w.xdp.uncounted(), view: w.xdp.view() }
 }
 
 /// The route of a rule.

@@ -10,7 +10,7 @@ use flowlog_model::{
     rule::Direction,
     sweep::{Cursor, Scope, Swept},
     translation::{Services, Tuple},
-    xdp::XdpReading,
+    xdp::{XdpMode, XdpReading},
 };
 
 use crate::window::Foreign;
@@ -48,7 +48,7 @@ pub trait Source {
     /// Makes an epoch's counters ready for reuse.
     fn clear_truth(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), SourceError>;
     /// Other people's XDP programs on an interface, and what its driver has counted; `None`: it is gone.
-    fn xdp(&self, spec: &WatchSpec) -> Option<XdpReading>;
+    fn xdp(&self, id: IfaceId, spec: &WatchSpec) -> Option<XdpReading>;
     /// What connection tracking, where this interface is, has on the other side of packets with these tuples: an answer to each
     /// question, which is the same tuple if nothing is translated. `None`: it does not know.
     fn connections(&self, _spec: &WatchSpec, questions: &[Tuple]) -> Vec<Option<Tuple>> {
@@ -86,6 +86,14 @@ pub struct NumberUsers {
     pub reader: Option<(String, i32)>,
     /// Somebody writes it: numbers may be gone when packets die.
     pub writer: Option<(String, i32)>,
+}
+
+/// The XDP of a watched interface whose hooks are attached.
+pub struct XdpPlace {
+    pub id: IfaceId,
+    pub spec: WatchSpec,
+    /// Who runs each program that is attached, and its id.
+    pub programs: Vec<(XdpMode, u32)>,
 }
 
 /// Interfaces and hooks: what the [capture](crate::capture) needs besides.
@@ -131,6 +139,13 @@ pub trait Node: Source {
     fn hiding(&self, _spec: &WatchSpec) -> Option<Hiding> {
         Some(Hiding::default())
     }
+    /// Sees to it that what foreign XDP programs do is looked at as closely as is wanted, on these interfaces and on no others; returns those
+    /// where that has changed.
+    fn see_xdp(&mut self, _places: &[XdpPlace]) -> Vec<IfaceId> {
+        Vec::new()
+    }
+    /// The agent ends, and the capture goes on without it: foreign XDP programs are put back in their places.
+    fn leave_xdp(&mut self) {}
     /// Puts the hook of one direction of a watched interface in front of others, if that is wanted; whether it is there now.
     fn go_first(&mut self, _spec: &WatchSpec, _direction: Direction) -> Result<bool, SourceError> {
         Ok(false)

@@ -12,7 +12,7 @@ use crate::{
 
 /// The event of a look; `None` if there is nothing new.
 pub(crate) fn look<S: Source>(source: &S, id: IfaceId, w: &Watched) -> Option<Event> {
-    let Some(reading) = source.xdp(&w.spec) else {
+    let Some(reading) = source.xdp(id, &w.spec) else {
         // It has gone, and its counters with it: of interest only if there were programs.
         return (!w.xdp.programs().is_empty()).then_some(Event::Xdp { id, reading: None });
     };

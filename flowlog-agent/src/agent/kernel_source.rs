@@ -19,10 +19,10 @@ use flowlog_model::{
     rule::{Action, Direction},
     sweep::{Cursor, Scope, Swept},
     translation::{Services, Tuple},
-    xdp::XdpReading,
+    xdp::{XdpLevel, XdpReading, XdpView},
 };
 use flowlog_pipeline::{
-    source::{Node, NumberUsers, Source, SourceError, Watch},
+    source::{Node, NumberUsers, Source, SourceError, Watch, XdpPlace},
     window::Foreign,
 };
 
@@ -34,6 +34,8 @@ pub(super) struct KernelSource {
     pub(super) follow_namespaces: bool,
     /// Hooks are put in front again where others went in front of them.
     pub(super) restore_order: bool,
+    /// How closely it is looked at other people's XDP programs, if it can be.
+    pub(super) xdp_level: XdpLevel,
     /// What is known of these.
     pub(super) namespaces: Namespaces,
 }
@@ -54,6 +56,19 @@ impl KernelSource {
     /// The kernel's ids of our own programs.
     fn own(&self) -> Vec<u32> {
         [self.kernel.programs.ids(), self.kernel.hooks.ids()].concat()
+    }
+
+    /// How closely it is looked at the XDP of an interface, which has some.
+    fn view(&self, spec: &WatchSpec) -> XdpView {
+        match self.xdp_level {
+            XdpLevel::Counters => XdpView::default(),
+            XdpLevel::Wrap if !self.kernel.interfaces.is_here(spec.key()) => {
+                let why = Some("not wrapped: it is in another network namespace".to_owned());
+                XdpView { level: XdpLevel::Counters, why }
+            }
+            XdpLevel::Wrap => self.kernel.wraps.view(spec.ifindex),
+            XdpLevel::Trace => XdpView { level: XdpLevel::Counters, why: Some("`trace` is not there yet".to_owned()) },
+        }
     }
 
     /// Drops everything that is in the kernel.
@@ -134,14 +149,22 @@ impl Source for KernelSource {
         self.kernel.truth.clear(id, epoch).map_err(failed)
     }
 
-    fn xdp(&self, spec: &WatchSpec) -> Option<XdpReading> {
+    fn xdp(&self, id: IfaceId, spec: &WatchSpec) -> Option<XdpReading> {
         let there = spec.namespace();
         if spec.hook == HookKind::Xdp && there.path.is_some() {
             // What is attached there is an entry of ours.
             return None;
         }
         let own = self.kernel.programs.id("flowlog_xdp").ok();
-        foreign_xdp::read(&there, spec.ifindex, own).ok()
+        let is_here = self.kernel.interfaces.is_here(spec.key());
+        let wrapped = self.kernel.wraps.of(spec.ifindex).filter(|_| is_here);
+        let mut reading = foreign_xdp::read(&there, spec.ifindex, own, wrapped).ok()?;
+        // After the driver's counters: what these have of ours is in it.
+        reading.taken = self.kernel.truth.taken(id).ok()?;
+        if !reading.programs.is_empty() {
+            reading.view = self.view(spec);
+        }
+        Some(reading)
     }
 
     fn connections(&self, spec: &WatchSpec, questions: &[Tuple]) -> Vec<Option<Tuple>> {
@@ -229,6 +252,10 @@ impl Node for KernelSource {
     }
 
     fn unhook(&mut self, of: IfKey) -> Result<(), SourceError> {
+        let Kernel { wraps, programs, interfaces, .. } = &mut self.kernel;
+        if interfaces.is_here(of) {
+            wraps.restore(programs, of.index).map_err(failed)?;
+        }
         self.kernel.hooks.detach(of).map_err(failed)
     }
 
@@ -282,9 +309,14 @@ impl Node for KernelSource {
 
     fn foreign(&self, ifindex: u32, netns: &Netns) -> Foreign {
         let own = self.own();
+        let is_here = self.kernel.interfaces.is_here(IfKey { netns_inum: netns.inum, index: ifindex });
+        let wrapped = self.kernel.wraps.of(ifindex).filter(|_| is_here);
         let look = || Foreign {
             tc: Direction::BOTH.map(|direction| foreign::tc(ifindex, direction, &own)),
-            xdp: foreign::xdp(ifindex, &own),
+            xdp: match wrapped {
+                Some((_, theirs)) => vec![theirs.to_string()],
+                None => foreign::xdp(ifindex, &own),
+            },
         };
         // A namespace that is gone, or that may not be entered, says nothing.
         netns::enter(netns, look).unwrap_or_default()
@@ -297,6 +329,27 @@ impl Node for KernelSource {
             offload: offload::of(&spec.interface, spec.ifindex),
         };
         netns::enter(&spec.namespace(), look).ok()
+    }
+
+    fn see_xdp(&mut self, places: &[XdpPlace]) -> Vec<IfaceId> {
+        if self.xdp_level != XdpLevel::Wrap {
+            return Vec::new();
+        }
+        let own = self.kernel.programs.id("flowlog_xdp").ok();
+        let Kernel { wraps, programs, interfaces, .. } = &mut self.kernel;
+        let here = || places.iter().filter(|p| interfaces.is_here(p.spec.key()));
+        let watched: Vec<u32> = here().map(|p| p.spec.ifindex).collect();
+        wraps.restore_others(programs, &watched);
+        let foreign = here().filter(|p| !p.programs.iter().any(|(_, id)| own == Some(*id)));
+        let changed = foreign.filter(|p| wraps.see(programs, (p.spec.ifindex, &p.spec.interface), &p.programs));
+        changed.map(|p| p.id).collect()
+    }
+
+    fn leave_xdp(&mut self) {
+        let Kernel { wraps, programs, .. } = &mut self.kernel;
+        if let Err(error) = wraps.restore_all(programs) {
+            tracing::error!(%error, "flowlog's program goes on running the owner's, which is in force; `flowlog detach` tries again");
+        }
     }
 
     fn go_first(&mut self, spec: &WatchSpec, direction: Direction) -> Result<bool, SourceError> {
@@ -333,6 +386,8 @@ impl Node for KernelSource {
     }
 
     fn detach_all(&mut self) -> Result<(), SourceError> {
+        let Kernel { wraps, programs, .. } = &mut self.kernel;
+        wraps.restore_all(programs).map_err(failed)?;
         self.kernel.hooks.detach_all().map_err(failed)
     }
 

@@ -33,6 +33,7 @@ use flowlog_kernel::{
     netdev::{links::LinkWatch, netns},
     pins,
 };
+use flowlog_model::xdp::XdpLevel;
 use flowlog_pipeline::{
     capture::{self, Inherited},
     disk::Filesystem,
@@ -98,6 +99,7 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
         result?;
         capture.drain(usize::MAX);
         capture.commit()?;
+        capture.leave();
         tracing::info!(
             "stopping: the capture goes on in the kernel; the next start takes it over, `flowlog detach` ends it"
         );
@@ -149,6 +151,8 @@ pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
     // Hooks are taken away wherever their interfaces are.
     config.follow_namespaces = true;
     config.enters_namespaces = true;
+    // Owners get their XDP programs back.
+    config.xdp = XdpLevel::Counters;
     // The pinned maps have the sizes that they were made with, whatever the configuration says now.
     if let Some(made) = config.pin_dir.as_deref().map(pins::made_for).transpose()?.flatten() {
         config.sizes = made.sizes;

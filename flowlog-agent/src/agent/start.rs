@@ -10,6 +10,7 @@ use flowlog_kernel::{
 use flowlog_model::{
     CaptureSpec,
     interface::{Elsewhere, Selector, names},
+    xdp::XdpLevel,
 };
 use flowlog_pipeline::{
     capture::Setup,
@@ -140,6 +141,7 @@ pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelS
             "this kernel has no connection tracking: what is translated will not be known; load the module nf_conntrack, and start again"
         );
     }
+    kernel.inherit_wraps(config.xdp == XdpLevel::Wrap)?;
     let ring = kernel.take_ring()?;
     let ring_id = ring.id()?;
     let begun = clock::now();
@@ -150,6 +152,7 @@ pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelS
             ring,
             follow_namespaces: config.follow_namespaces,
             restore_order: config.restore_order,
+            xdp_level: config.xdp,
             namespaces: Namespaces::default(),
         },
         head,

@@ -6,6 +6,7 @@ use flowlog_kernel::{Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
     HookKind, S3Options,
     rule::{Action, Directions},
+    xdp::XdpLevel,
 };
 use flowlog_pipeline::spool::Limits;
 
@@ -169,6 +170,10 @@ struct CaptureArgs {
     /// Put tcx hooks in front again where somebody else's program went in front of them.
     #[arg(long)]
     restore_order: bool,
+    /// How closely to look at what other people's native XDP programs do: counters (the driver's), trace, or wrap (run them ourselves); the
+    /// latter two need `CAP_SYS_ADMIN` for good.
+    #[arg(long, value_name = "LEVEL", default_value = XdpLevel::default().as_str())]
+    xdp: String,
     /// Network namespace that the interfaces are in: a name of `ip netns`, or a path; needs what `--follow-namespaces` needs.
     #[arg(long, value_name = "NAME")]
     netns: Option<String>,
@@ -231,6 +236,7 @@ impl CaptureArgs {
             no_pin: self.no_pin,
             follow_namespaces: self.follow_namespaces,
             restore_order: self.restore_order,
+            xdp: Some(self.xdp),
             flows_max: self.flows_max,
             flow_logs: vec![log],
             ..RawConfig::default()

@@ -103,7 +103,7 @@ fn of_client(error: &ClientError) -> u8 {
 fn of_agent(error: &AgentError) -> u8 {
     match error {
         AgentError::Kernel(KernelError::Permission { .. })
-        | AgentError::Confine(ConfineError::CannotFollow { .. })
+        | AgentError::Confine(ConfineError::CannotFollow { .. } | ConfineError::CannotAsk { .. })
         | AgentError::Target { source: BucketError::Denied { .. }, .. } => EX_NOPERM,
         AgentError::LeftBehind { .. } => EX_TEMPFAIL,
         AgentError::Kernel(KernelError::Setting(_))

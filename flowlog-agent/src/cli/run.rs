@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use flowlog_kernel::{confine, heap};
+use flowlog_kernel::{
+    confine::{self, Keep},
+    heap,
+};
 use flowlog_model::text::printable;
 use tracing_subscriber::{EnvFilter, field::MakeExt as _, fmt::format::debug_fn};
 
@@ -17,7 +20,11 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     // Before anything is loaded: what does not fit is ended by the kernel without a word.
     let (config, _) = memory::checked(args.into_raw()?)?;
     // Before there are threads: each would keep what it was made with.
-    let confined = confine::enter(config.enters_namespaces).map_err(AgentError::from)?;
+    let confined = confine::enter(Keep {
+        enters_namespaces: config.enters_namespaces,
+        asks_for_programs: config.xdp.asks_for_programs(),
+    })
+    .map_err(AgentError::from)?;
     runtime()?.block_on(agent::run(config, &confined))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,7 @@ use flowlog_host::lock;
 use flowlog_model::{
     hiding::Hiding,
     status::{CaptureState, Counts, Leaving, RouteState, RuleStatus, Status, XdpStatus},
-    xdp::words,
+    xdp::{XdpLevel, XdpView, words},
 };
 use flowlog_pipeline::reporter::FILE;
 use serde::Serialize;
@@ -122,7 +122,12 @@ pub(super) fn xdp_words(xdp: &XdpStatus, counts: &Counts) -> Option<String> {
         programs => programs,
     };
     let uncounted = xdp.uncounted.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
-    Some(format!("xdp of somebody else: {programs}; {dropped} packets dropped, {forwarded} forwarded{uncounted}"))
+    let view = match &xdp.view {
+        XdpView { level: XdpLevel::Counters, why: None } => String::new(),
+        XdpView { level, why: None } => format!("; seen by `{}`", level.as_str()),
+        XdpView { level, why: Some(why) } => format!("; seen by `{}` only: {why}", level.as_str()),
+    };
+    Some(format!("xdp of somebody else: {programs}; {dropped} packets dropped, {forwarded} forwarded{uncounted}{view}"))
 }
 
 /// What there is to say about what else may keep packets from the hooks.

@@ -15,6 +15,7 @@ use flowlog_model::{
     CaptureSpec, HookKind, S3Options,
     interface::{NetnsName, Selector},
     rule::{Action, Directions, InvalidField, Location, Name, Rule, Side, Target, key_part, window_secs},
+    xdp::XdpLevel,
 };
 use flowlog_pipeline::spool::Limits;
 pub(crate) use marks::Marks;
@@ -55,6 +56,8 @@ pub(crate) struct Config {
     pub enters_namespaces: bool,
     /// Our tcx hooks are put in front again where somebody else's program went in front of them.
     pub restore_order: bool,
+    /// How closely it is looked at what other people's native XDP programs do.
+    pub xdp: XdpLevel,
     /// Drop reasons that count as something else than by default.
     pub reasons: Moves,
     /// Which mark of a refused packet is recorded, and which rules are known by it.
@@ -219,6 +222,11 @@ impl RawConfig {
         let pin_dir = (!self.no_pin).then_some(pin_dir);
         let follow_namespaces = self.follow_namespaces;
         let enters_namespaces = follow_namespaces || captures.iter().any(|c| c.interface.netns.is_some());
+        let xdp: XdpLevel = self.xdp.as_deref().map(str::parse).transpose()?.unwrap_or_default();
+        if xdp == XdpLevel::Wrap && pin_dir.is_none() {
+            let rule = "needs pins: without, an agent that is killed would leave an interface without its owner's program; leave `no_pin` out";
+            return Err(InvalidField::new("xdp", xdp.as_str(), rule).into());
+        }
         let marks = Marks::check(&self.rule_mark, &self.verdict_marks)?;
         let reasons = Moves::new(&self.reasons.rejected, &self.reasons.lost, &self.reasons.ignored)?;
         Ok(Config {
@@ -232,6 +240,7 @@ impl RawConfig {
             follow_namespaces,
             enters_namespaces,
             restore_order: self.restore_order,
+            xdp,
             reasons,
             marks,
             s3: self.s3,

@@ -25,6 +25,8 @@ pub(crate) struct RawConfig {
     /// See [`super::Config::restore_order`].
     #[serde(default)]
     pub restore_order: bool,
+    /// `counters`, `trace`, `wrap`: see [`super::Config::xdp`].
+    pub xdp: Option<String>,
     /// Limits of the spool.
     #[serde(default)]
     pub spool: RawSpool,

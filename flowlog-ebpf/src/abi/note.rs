@@ -168,8 +168,9 @@ pub struct Cpu {
     /// What is added to the ifindex of the frame that a hook of another namespace looks at ([`Range`](super::Range)). The program that is
     /// attached there writes it and jumps to the hook.
     pub base: u32,
-    /// Explicit padding, always 0.
-    pub spare: u32,
+    /// What a foreign XDP program is taken to have returned until it has: see [`NOT_RUN`](super::NOT_RUN). In map memory, of which the
+    /// verifier knows nothing.
+    pub action: u32,
     /// What the parser found, for hooks. The verifier forgets what lies in a map: it then walks what follows once, and not
     /// once for every kind of packet.
     pub parsed: [u64; PARSED_WORDS],

@@ -65,6 +65,17 @@ pub struct Truth {
     pub untold: [Count; 2],
 }
 
+/// Packets that foreign XDP programs took on one interface, and that are in the books of a window as ours: at the interface's id in the
+/// `TAKEN` array, for each CPU. Only added to, whatever the epoch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Dropped or aborted.
+    pub dropped: u64,
+    /// Sent back or redirected.
+    pub forwarded: u64,
+}
+
 impl Truth {
     /// All counters: of the hooks, of refusals, of packets that died, of records without a word about translations. Journals have them in this order, and older ones fewer.
     pub fn counts(&self) -> impl Iterator<Item = Count> + '_ {
@@ -100,5 +111,6 @@ impl Truth {
 }
 
 const _: () = {
+    assert!(size_of::<Taken>() == 16);
     assert!(size_of::<Truth>() == 2 * 64 + 4 * 160 + 2 * 16);
 };

@@ -122,6 +122,24 @@ mod programs {
     /// and fails at what goes to 13.
     #[xdp]
     pub fn xdp_mixed(ctx: XdpContext) -> u32 {
+        mixed(&ctx)
+    }
+
+    /// The same for frames in several buffers.
+    #[xdp(frags)]
+    pub fn xdp_mixed_frags(ctx: XdpContext) -> u32 {
+        mixed(&ctx)
+    }
+
+    /// Has the name of libxdp's.
+    #[xdp]
+    pub fn xdp_dispatcher(_ctx: XdpContext) -> u32 {
+        bump(0);
+        XDP_PASS
+    }
+
+    #[inline(always)]
+    fn mixed(ctx: &XdpContext) -> u32 {
         let action = match udp_port(ctx.data(), ctx.data_end()) {
             7 => XDP_DROP,
             9 => XDP_TX,

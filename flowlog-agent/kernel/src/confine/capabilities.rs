@@ -8,13 +8,15 @@ use rustix::{
     },
 };
 
-use super::{ConfineError, refused};
+use super::{ConfineError, Keep, refused};
 
 /// For hooks, maps and programs, as long as there is an agent.
 pub(crate) const NEEDED: CapabilitySet =
     CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN).union(CapabilitySet::PERFMON);
 /// For entering other network namespaces, and for seeing which one the processes of others are in.
 const TO_FOLLOW: CapabilitySet = CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_PTRACE);
+/// For descriptors of other people's programs.
+const TO_ASK: CapabilitySet = CapabilitySet::SYS_ADMIN;
 /// For hearing of changes there, if it is held: else they are looked into again and again.
 const TO_HEAR: CapabilitySet = CapabilitySet::NET_BROADCAST;
 /// Until the capture has begun: for the addresses in `/proc/kallsyms`, and for an API on a port below 1024.
@@ -23,9 +25,12 @@ const TO_BEGIN: CapabilitySet = CapabilitySet::SYSLOG.union(CapabilitySet::NET_B
 const BITS: u32 = 64;
 
 /// What stays of what is held.
-fn kept(held: CapabilitySet, enters_namespaces: bool) -> CapabilitySet {
+fn kept(held: CapabilitySet, keep: Keep) -> CapabilitySet {
     let mut wanted = NEEDED;
-    if enters_namespaces {
+    if keep.asks_for_programs {
+        wanted |= TO_ASK;
+    }
+    if keep.enters_namespaces {
         wanted |= TO_FOLLOW | TO_HEAR;
     }
     // Before Linux 5.8 it was needed in the place of these two, and it still does.
@@ -36,14 +41,19 @@ fn kept(held: CapabilitySet, enters_namespaces: bool) -> CapabilitySet {
 }
 
 /// Keeps what beginning a capture takes. Nothing more can be had again, not even by `execve`.
-pub(super) fn limit_to_begin(enters_namespaces: bool) -> Result<(), ConfineError> {
+pub(super) fn limit_to_begin(keep: Keep) -> Result<(), ConfineError> {
     let held = held()?;
     let missing = TO_FOLLOW - held;
-    if enters_namespaces && !missing.is_empty() {
+    if keep.enters_namespaces && !missing.is_empty() {
         return Err(ConfineError::CannotFollow { missing: names(missing) });
     }
-    let kept = kept(held, enters_namespaces);
-    if kept.contains(CapabilitySet::SYS_ADMIN) && !enters_namespaces {
+    let missing = TO_ASK - held;
+    if keep.asks_for_programs && !missing.is_empty() {
+        return Err(ConfineError::CannotAsk { missing: names(missing) });
+    }
+    let is_wanted = keep.enters_namespaces || keep.asks_for_programs;
+    let kept = kept(held, keep);
+    if kept.contains(CapabilitySet::SYS_ADMIN) && !is_wanted {
         tracing::warn!("CAP_SYS_ADMIN is kept in the place of CAP_BPF or CAP_PERFMON: grant these two instead");
     }
     bound(kept)?;
@@ -52,8 +62,8 @@ pub(super) fn limit_to_begin(enters_namespaces: bool) -> Result<(), ConfineError
 }
 
 /// Keeps what going on with a capture takes.
-pub(super) fn limit_to_go_on(enters_namespaces: bool) -> Result<(), ConfineError> {
-    hold(kept(held()?, enters_namespaces))
+pub(super) fn limit_to_go_on(keep: Keep) -> Result<(), ConfineError> {
+    hold(kept(held()?, keep))
 }
 
 fn held() -> Result<CapabilitySet, ConfineError> {
@@ -113,8 +123,11 @@ mod tests {
             (old, false, old),
             (CapabilitySet::empty(), true, CapabilitySet::empty()),
         ] {
-            assert_eq!(kept(held, follow), expected, "{held:?}, follow {follow}");
+            let keep = Keep { enters_namespaces: follow, asks_for_programs: false };
+            assert_eq!(kept(held, keep), expected, "{held:?}, follow {follow}");
         }
+        let asks = Keep { enters_namespaces: false, asks_for_programs: true };
+        assert_eq!(kept(all, asks), NEEDED | CapabilitySet::SYS_ADMIN);
         assert_eq!(names(TO_FOLLOW), "CAP_SYS_PTRACE and CAP_SYS_ADMIN");
     }
 }

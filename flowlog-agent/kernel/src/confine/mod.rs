@@ -30,6 +30,12 @@ pub enum ConfineError {
         /// The capabilities that are not held.
         missing: String,
     },
+    /// Asking for other people's programs takes more than the process was started with.
+    #[error("`xdp = \"trace\"` and `xdp = \"wrap\"` need {missing}: run as root or grant it, or leave `xdp` out")]
+    CannotAsk {
+        /// The capabilities that are not held.
+        missing: String,
+    },
     /// There are other threads, which would keep theirs.
     #[error("capabilities must be given up before there are threads, and there are {0}: this is a mistake in flowlog")]
     Threads(usize),
@@ -52,10 +58,19 @@ pub fn no_core_files() -> Result<(), ConfineError> {
     setrlimit(Resource::Core, nothing).map_err(refused("limit core files to nothing"))
 }
 
+/// What an agent has to keep for what it is configured to do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Keep {
+    /// It enters other network namespaces.
+    pub enters_namespaces: bool,
+    /// It asks the kernel for other people's programs.
+    pub asks_for_programs: bool,
+}
+
 /// A process that has given up what it does not even need to begin a capture.
 #[derive(Debug)]
 pub struct Confined {
-    enters_namespaces: bool,
+    keep: Keep,
 }
 
 /// Gives up what no agent needs, and for good: core files, privileges by `execve`, system calls of the [`filter`], and all capabilities
@@ -63,13 +78,13 @@ pub struct Confined {
 ///
 /// # Errors
 /// If the kernel refuses, there are other threads already, or what is needed to enter other network namespaces is not held.
-pub fn enter(enters_namespaces: bool) -> Result<Confined, ConfineError> {
+pub fn enter(keep: Keep) -> Result<Confined, ConfineError> {
     no_core_files()?;
     ensure_one_thread()?;
     // While it may still be changed.
-    capabilities::limit_to_begin(enters_namespaces)?;
-    filter::install(enters_namespaces)?;
-    Ok(Confined { enters_namespaces })
+    capabilities::limit_to_begin(keep)?;
+    filter::install(keep.enters_namespaces)?;
+    Ok(Confined { keep })
 }
 
 impl Confined {
@@ -79,7 +94,7 @@ impl Confined {
     /// If the kernel refuses, or there are other threads already.
     pub fn finish(&self) -> Result<(), ConfineError> {
         ensure_one_thread()?;
-        capabilities::limit_to_go_on(self.enters_namespaces)
+        capabilities::limit_to_go_on(self.keep)
     }
 }
 

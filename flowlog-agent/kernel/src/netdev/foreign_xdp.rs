@@ -13,17 +13,22 @@ use super::{NetDevError, netns, rtnetlink, xdp_counters};
 /// Our own programs' names begin with this.
 const OWN: &str = "flowlog_";
 
-/// Looks at an interface; `own` is the id of our own program, which may not have a name to us.
+/// Looks at an interface; `own` is the id of our own program, which may not have a name to us, and `wrapped` those of ours that runs a
+/// foreign one, and of that one.
 ///
 /// # Errors
 /// If it is gone.
-pub fn read(of: &Netns, index: u32, own: Option<u32>) -> Result<XdpReading, NetDevError> {
-    Ok(netns::enter(of, || look(index, own)).flatten()?)
+pub fn read(of: &Netns, index: u32, own: Option<u32>, wrapped: Option<(u32, u32)>) -> Result<XdpReading, NetDevError> {
+    Ok(netns::enter(of, || look(index, own, wrapped)).flatten()?)
 }
 
-fn look(index: u32, own: Option<u32>) -> io::Result<XdpReading> {
-    let (name, attached) = rtnetlink::programs(index)?;
-    Ok(XdpReading { programs: foreign(&attached, own), counters: xdp_counters::counters(&name) })
+fn look(index: u32, own: Option<u32>, wrapped: Option<(u32, u32)>) -> io::Result<XdpReading> {
+    let (name, mut attached) = rtnetlink::programs(index)?;
+    if let Some((ours, theirs)) = wrapped {
+        attached.iter_mut().filter(|(_, id)| *id == ours).for_each(|(_, id)| *id = theirs);
+    }
+    let programs = foreign(&attached, own);
+    Ok(XdpReading { programs, counters: xdp_counters::counters(&name), ..XdpReading::default() })
 }
 
 /// Those that are somebody else's, with their names where they may be asked for.
@@ -34,7 +39,7 @@ pub(crate) fn foreign(attached: &[(XdpMode, u32)], own: Option<u32>) -> Vec<XdpP
 }
 
 /// The name of a program. Asking for programs of others takes `CAP_SYS_ADMIN`, which an agent mostly has given up.
-pub(super) fn name(id: u32) -> Option<String> {
+pub(crate) fn name(id: u32) -> Option<String> {
     let mut known = loaded_programs().filter_map(Result::ok);
     let name = known.find(|p| p.id() == id)?.name_as_str()?.to_owned();
     (!name.is_empty()).then_some(name)

@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    os::fd::{AsRawFd as _, BorrowedFd},
 };
 
 use flowlog_model::{
     interface::{Counters, Mac, NetDev, Netns},
     xdp::XdpMode,
 };
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
@@ -18,6 +19,11 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 /// More than the kernel puts into one answer (`NLMSG_GOODSIZE` and what `min_dump_alloc` raises it to).
 const ANSWER_BYTES: usize = 64 << 10;
+
+/// The driver's program is meant; `include/uapi/linux/if_link.h`.
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+/// Only if the expected one is there.
+const XDP_FLAGS_REPLACE: u32 = 1 << 4;
 
 /// All interfaces of the namespace we are in, which is `netns`.
 pub(super) fn dump(netns: &Netns) -> io::Result<Vec<NetDev>> {
@@ -45,12 +51,24 @@ pub(super) fn counters(index: u32) -> io::Result<Counters> {
 }
 
 /// Name of one interface, and the XDP programs on it.
-pub(super) fn programs(index: u32) -> io::Result<(String, Vec<(XdpMode, u32)>)> {
+pub(crate) fn programs(index: u32) -> io::Result<(String, Vec<(XdpMode, u32)>)> {
     let mut request = LinkMessage::default();
     request.header.index = index;
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     let found = ask(request, false)?.iter().find_map(|link| Some((name(link)?, xdp(link))));
     found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such interface"))
+}
+
+/// Puts another XDP program in the place of the one that an interface's driver runs, if that is `expected`: in one step.
+pub(crate) fn replace_xdp(index: u32, expected: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    request.attributes.push(LinkAttribute::Xdp(vec![
+        LinkXdp::Fd(program.as_raw_fd()),
+        LinkXdp::Flags(XDP_FLAGS_DRV_MODE | XDP_FLAGS_REPLACE),
+        LinkXdp::ExpectedFd(expected.as_raw_fd().cast_unsigned()),
+    ]));
+    talk(RouteNetlinkMessage::SetLink(request), NLM_F_ACK).map(drop)
 }
 
 /// Interfaces that are stacked on an interface, by its index.

@@ -220,6 +220,11 @@ impl<N: Node> Capture<N> {
         Ok(self.books.source.remove_pins()?)
     }
 
+    /// The agent ends, and the capture goes on in the kernel.
+    pub fn leave(&mut self) {
+        self.books.source.leave_xdp();
+    }
+
     /// After [`finish`](Self::finish), when all objects are delivered: removes the journal.
     pub fn end(&mut self) {
         self.books.end();

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     books::{Books, Spans, first_window},
     error::CaptureError,
-    source::{Node, SourceError},
+    source::{Node, SourceError, XdpPlace},
     window::{Event, Ledger},
 };
 
@@ -322,6 +322,14 @@ impl Watcher {
         }
         self.xdp = now;
         self.xdp_looked = books.source.now().mono;
+        // First: what the driver has counted so far is what nobody of ours has seen.
+        books.look_at_xdp(&changed)?;
+        let places: Vec<XdpPlace> = books
+            .ledger
+            .watched()
+            .filter_map(|(id, w)| Some(XdpPlace { id, spec: w.spec.clone(), programs: self.xdp.get(&id)?.clone() }))
+            .collect();
+        let changed = books.source.see_xdp(&places);
         Ok(books.look_at_xdp(&changed)?)
     }
 

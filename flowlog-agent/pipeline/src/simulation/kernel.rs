@@ -249,7 +249,7 @@ impl State {
         let program = XdpProgram { mode: XdpMode::Driver, id: 9, name: None };
         let counted = Some([("rx_queue_0_xdp_drops".to_owned(), dropped)].into());
         let counters = XdpCounters { driver: "veth".to_owned(), dropped: counted, forwarded: Some(Named::new()) };
-        Some(XdpReading { programs: vec![program], counters })
+        Some(XdpReading { programs: vec![program], counters, ..XdpReading::default() })
     }
 
     /// A new interface; it has the name that it always had.

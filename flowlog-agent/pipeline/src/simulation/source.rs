@@ -117,7 +117,7 @@ impl Source for SimSource {
         Ok(())
     }
 
-    fn xdp(&self, spec: &WatchSpec) -> Option<XdpReading> {
+    fn xdp(&self, _id: IfaceId, spec: &WatchSpec) -> Option<XdpReading> {
         self.step();
         self.kernel.lock().xdp(spec.key())
     }

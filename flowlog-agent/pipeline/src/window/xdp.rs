@@ -3,10 +3,12 @@
 //! The witness are the driver's own counters. They are looked at when a watch begins, when programs come, change or go, and at
 //! the end of each window; what has been added since the last look belongs to the open window. A look is an event, so a
 //! window's counts are the same after a restart.
+//!
+//! What our own programs have seen them do (`XdpLevel`) is in rows already. Only what the driver has counted beyond that is left to say.
 
 use std::fmt;
 
-use flowlog_model::xdp::{Named, XdpMode, XdpProgram, XdpReading, words};
+use flowlog_model::xdp::{Named, XdpLevel, XdpMode, XdpProgram, XdpReading, XdpView, words};
 use serde::{Deserialize, Serialize};
 
 /// Packets that a program dropped: a `skip_reason`, and an entry of the books.
@@ -37,25 +39,50 @@ impl fmt::Display for XdpCount {
 }
 
 impl XdpCount {
-    /// Adds what has been counted between two looks. A counter that was not there, is not there any more or shows less than before
+    /// Adds what has been counted between two looks, but for what we have counted ourselves. A counter that was not there, is not there any more or shows less than before
     /// has begun anew somewhere in between: what it had added is not known, and nothing is made up. `is_native`: somebody's program may
     /// have added something.
-    fn add(&mut self, before: Option<&Named>, now: Option<&Named>, is_native: bool) {
+    fn add(
+        &mut self,
+        before: Option<&Named>,
+        now: Option<&Named>,
+        Ours { added: ours, ahead }: Ours<'_>,
+        is_native: bool,
+    ) {
         let (Some(before), Some(now)) = (before, now) else {
             // There was a counter, or there is one now.
             self.is_partial |= is_native && before.or(now).is_some();
+            *ahead = 0;
             return;
         };
+        let mut added = 0u64;
         let mut is_whole = before.keys().all(|name| now.contains_key(name));
         for (name, now) in now {
             match (before.get(name), *now) {
                 (None, 0) => {}
-                (Some(before), now) if now >= *before => self.packets = self.packets.saturating_add(now - before),
+                (Some(before), now) if now >= *before => added = added.saturating_add(now - before),
                 _ => is_whole = false,
             }
         }
         self.is_partial |= is_native && !is_whole;
+        let known = ours.saturating_add(*ahead);
+        self.packets = self.packets.saturating_add(added.saturating_sub(known));
+        // How much a counter that has begun anew is behind ours is not known.
+        *ahead = if is_whole { known.saturating_sub(added) } else { 0 };
     }
+}
+
+/// What we have counted ourselves of what a driver counts.
+struct Ours<'a> {
+    /// Since the last look.
+    added: u64,
+    /// How much more it was than the driver's count, at the last look: the driver counts a packet after us.
+    ahead: &'a mut u64,
+}
+
+/// How much a count of ours has grown. One that shows less began anew, with the maps that it is in.
+fn grown(before: u64, now: u64) -> u64 {
+    now.checked_sub(before).unwrap_or(now)
 }
 
 /// See the module's head. Empty if nobody's program was on the interface.
@@ -104,10 +131,11 @@ impl XdpWindow {
     /// What a look finds: programs, and whether there are counters of what they do. The driver's are about neither what the card drops
     /// nor what the stack's program forwards.
     fn note(&mut self, found: &XdpReading) {
-        let XdpReading { programs, counters } = found;
+        let XdpReading { programs, counters, view, .. } = found;
         self.driver.clone_from(&counters.driver);
         for program in programs {
             let (dropped, forwarded) = match program.mode {
+                XdpMode::Driver if view.level == XdpLevel::Wrap => (true, true),
                 XdpMode::Driver => (counters.dropped.is_some(), counters.forwarded.is_some()),
                 XdpMode::Generic => (true, false),
                 XdpMode::Offload => (false, false),
@@ -131,6 +159,9 @@ impl XdpWindow {
 pub struct XdpTally {
     /// The last look; `None`: nobody has looked.
     last: Option<XdpReading>,
+    /// How much more we had counted than the driver, at the last look: dropped, forwarded.
+    #[serde(default)]
+    ahead: [u64; 2],
     /// The open window.
     window: XdpWindow,
 }
@@ -140,6 +171,12 @@ impl XdpTally {
     #[must_use]
     pub(crate) fn programs(&self) -> &[XdpProgram] {
         self.last.as_ref().map_or(&[], |last| &last.programs)
+    }
+
+    /// How closely it is looked at them.
+    #[must_use]
+    pub(crate) fn view(&self) -> XdpView {
+        self.last.as_ref().map(|last| last.view.clone()).unwrap_or_default()
     }
 
     /// Whether nobody has looked yet.
@@ -159,7 +196,7 @@ impl XdpTally {
     pub(crate) fn uncounted(&self) -> Option<String> {
         let last = self.last.as_ref().filter(|last| last.programs.iter().any(|p| p.mode != XdpMode::Generic))?;
         let counters = &last.counters;
-        if counters.dropped.is_some() && counters.forwarded.is_some() {
+        if last.view.level == XdpLevel::Wrap || (counters.dropped.is_some() && counters.forwarded.is_some()) {
             return None;
         }
         let driver = if counters.driver.is_empty() { "a driver without a name" } else { &counters.driver };
@@ -172,8 +209,13 @@ impl XdpTally {
         if let Some(last) = &self.last {
             // Counters that come and go are nothing to say while there is no program that they could be about.
             let is_native = last.programs.iter().chain(&now.programs).any(|p| p.mode == XdpMode::Driver);
-            self.window.dropped.add(last.counters.dropped.as_ref(), now.counters.dropped.as_ref(), is_native);
-            self.window.forwarded.add(last.counters.forwarded.as_ref(), now.counters.forwarded.as_ref(), is_native);
+            let [dropped, forwarded] = &mut self.ahead;
+            let ours = Ours { added: grown(last.taken.dropped, now.taken.dropped), ahead: dropped };
+            let counters = (last.counters.dropped.as_ref(), now.counters.dropped.as_ref());
+            self.window.dropped.add(counters.0, counters.1, ours, is_native);
+            let ours = Ours { added: grown(last.taken.forwarded, now.taken.forwarded), ahead: forwarded };
+            let counters = (last.counters.forwarded.as_ref(), now.counters.forwarded.as_ref());
+            self.window.forwarded.add(counters.0, counters.1, ours, is_native);
         }
         self.last = Some(now);
     }
@@ -183,6 +225,7 @@ impl XdpTally {
         self.window.lose();
         // What the next one finds has been counted at some time since.
         self.last = None;
+        self.ahead = [0; 2];
     }
 
     /// A window ends and the next begins.
@@ -197,7 +240,7 @@ impl XdpTally {
 
 #[cfg(test)]
 mod tests {
-    use flowlog_model::xdp::XdpCounters;
+    use flowlog_model::xdp::{XdpCounters, XdpTaken};
 
     use super::*;
 
@@ -208,7 +251,8 @@ mod tests {
     fn look(programs: &[u32], queues: &[(&str, u64)]) -> XdpReading {
         let named: Named = queues.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
         let counters = XdpCounters { driver: "veth".to_owned(), dropped: Some(named.clone()), forwarded: Some(named) };
-        XdpReading { programs: programs.iter().map(|id| program(*id)).collect(), counters }
+        let programs = programs.iter().map(|id| program(*id)).collect();
+        XdpReading { programs, counters, ..XdpReading::default() }
     }
 
     fn dropped(tally: &mut XdpTally, reading: XdpReading) -> String {
@@ -254,10 +298,48 @@ mod tests {
     }
 
     #[test]
+    fn what_we_have_counted_ourselves_is_not_counted_again_and_what_nobody_saw_is() {
+        let ours = |driver: u64, ours: u64| XdpReading {
+            taken: XdpTaken { dropped: ours, forwarded: ours },
+            ..look(&[7], &[("a", driver)])
+        };
+        let mut tally = XdpTally::default();
+        tally.look(ours(100, 40));
+        assert_eq!(dropped(&mut tally, ours(110, 50)), "0");
+        // The driver has not yet counted five that we have; then it has.
+        assert_eq!(dropped(&mut tally, ours(115, 60)), "0");
+        assert_eq!(dropped(&mut tally, ours(120, 60)), "0");
+        assert_eq!(dropped(&mut tally, ours(123, 61)), "2", "two that we have not seen");
+        // Again behind, over several looks, with one that nobody saw in between.
+        assert_eq!(dropped(&mut tally, ours(123, 71)), "0");
+        assert_eq!(dropped(&mut tally, ours(128, 71)), "0");
+        assert_eq!(dropped(&mut tally, ours(134, 71)), "1");
+        // Maps that were made anew.
+        assert_eq!(dropped(&mut tally, ours(140, 6)), "0");
+        // A driver that was loaded again: what it had counted since is not known, nor how far it is behind.
+        assert_eq!(dropped(&mut tally, ours(3, 16)), "unknown");
+        assert_eq!(dropped(&mut tally, ours(8, 20)), "1");
+    }
+
+    #[test]
+    fn where_we_run_the_program_nothing_is_unknown_whatever_the_driver_counts() {
+        let counters = XdpCounters { driver: "tun".to_owned(), ..XdpCounters::default() };
+        let view = XdpView { level: XdpLevel::Wrap, why: None };
+        let mut tally = XdpTally::default();
+        tally.look(XdpReading { programs: vec![program(7)], counters, view, ..XdpReading::default() });
+        assert_eq!(tally.uncounted(), None);
+        assert_eq!(tally.turn().counts_words(), "dropped=0 forwarded=0 driver=tun");
+    }
+
+    #[test]
     fn what_a_driver_does_not_count_is_not_known() {
         let mut tally = XdpTally::default();
         let counters = XdpCounters { driver: "tun".to_owned(), ..XdpCounters::default() };
-        let reading = |programs: &[XdpProgram]| XdpReading { programs: programs.to_vec(), counters: counters.clone() };
+        let reading = |programs: &[XdpProgram]| XdpReading {
+            programs: programs.to_vec(),
+            counters: counters.clone(),
+            ..XdpReading::default()
+        };
         tally.look(reading(&[]));
         assert_eq!(tally.uncounted(), None, "nobody drops anything");
         tally.look(reading(&[program(7)]));

@@ -118,6 +118,13 @@ pub fn counting<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At>
     found(iface, (ifindex, direction), now_ns, None)
 }
 
+/// As [`counting`], of what was taken in front of the hook, by a program that knows the interface already, and the time.
+#[inline(always)]
+pub fn taking(iface: &Iface, direction: u8, now_ns: u64) -> Option<At> {
+    // No hook of ours has the packet, nor does anybody need its ifindex: that is for notes.
+    found(*iface, (0, direction), now_ns, None)
+}
+
 /// As [`counting`], where packets are only noted. `None`: nobody wants this direction of this interface.
 #[inline(always)]
 pub fn noting<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At> {

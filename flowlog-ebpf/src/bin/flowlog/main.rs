@@ -3,6 +3,7 @@
 //! * [`maps`]: every map and load-time constant;
 //! * [`tc`], [`xdp`]: the hooks. Parse a frame, hand it to [`account`];
 //! * [`again`]: what is in a hook's place while the hook is put in front of other people's programs;
+//! * [`wrap`]: what runs a foreign XDP program and sees what it returns; [`foreign`]: counts what such a program took;
 //! * [`account`]: truth counters, and what becomes of a packet; [`wire`]: how much it is; [`family`]: what differs between IPv4 and
 //!   IPv6;
 //! * [`cache`], [`cpu`]: the flow cache, and who may change it;
@@ -20,7 +21,7 @@
 //! * [`kernel`]: reading kernel memory. The only file that knows kernel struct offsets.
 //!
 //! No program ever changes a verdict, nor anything of a packet that somebody else reads: hooks return `TCX_NEXT` or `XDP_PASS` on every
-//! path, and write `skb->tc_index` only where the agent has found that nobody else uses it.
+//! path, what wraps a foreign program what that one has returned, and write `skb->tc_index` only where the agent has found that nobody else uses it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 // For asm statements that hide from LLVM what it would draw conclusions from; this build sets RUSTC_BOOTSTRAP anyway.
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -54,6 +55,8 @@ mod event;
 #[allow(clippy::unnecessary_wraps, reason = "`slot` is the end of a chain of options")]
 mod family;
 #[cfg(target_arch = "bpf")]
+mod foreign;
+#[cfg(target_arch = "bpf")]
 #[allow(clippy::pointers_in_nomem_asm_block, reason = "`computed` moves a pointer and follows it nowhere")]
 mod frame;
 #[cfg(target_arch = "bpf")]
@@ -79,6 +82,8 @@ mod unnoted;
 mod verdict;
 #[cfg(target_arch = "bpf")]
 mod wire;
+#[cfg(target_arch = "bpf")]
+mod wrap;
 #[cfg(target_arch = "bpf")]
 mod xdp;
 

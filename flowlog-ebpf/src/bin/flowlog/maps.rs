@@ -10,7 +10,8 @@ use flowlog_ebpf::abi::{
     ABOVE_MAX, BANK_SLOTS, BEHIND_MAX, Block4, Block6, CACHE_SLOTS_DEFAULT, ConnectionPlace, Cpu,
     DATAGRAMS as DATAGRAM_COUNT, Datagram, Dying, ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface,
     KernelOffsets, MarkPlace, NextHop, RANGES_MAX, REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT,
-    Range, Record4, Record6, SPOTS, Setup, Stacked, Truth, VERDICTS as VERDICT_COUNT, Watched,
+    Range, Record4, Record6, SPOTS, Setup, Stacked, Taken, Truth, VERDICTS as VERDICT_COUNT, WRAPPED as WRAPPED_COUNT,
+    Watched,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
@@ -32,6 +33,18 @@ pub static ELSEWHERE_TC: ProgramArray<{ TC_COUNT as usize }> = ProgramArray::new
 /// The same for XDP.
 #[btf_map]
 pub static ELSEWHERE_XDP: ProgramArray<{ XDP_COUNT as usize }> = ProgramArray::new();
+
+/// Foreign XDP programs that ours run, each at the place of its interface ([`flowlog_ebpf::abi::WRAPPED`]).
+#[btf_map]
+pub static WRAPPED: ProgramArray<{ WRAPPED_COUNT as usize }> = ProgramArray::new();
+
+/// The same for programs that take frames in several buffers: an array is either for these or for others.
+#[btf_map]
+pub static WRAPPED_FRAGS: ProgramArray<{ WRAPPED_COUNT as usize }> = ProgramArray::new();
+
+/// What foreign XDP programs took, by interface id.
+#[btf_map]
+pub static TAKEN: PerCpuArray<Taken, 2> = PerCpuArray::new();
 
 /// Which interfaces are stacked on which, directly or through others. The stack re-labels a packet when it climbs.
 #[btf_map]

@@ -3,8 +3,8 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use flowlog_ebpf::{
     abi::{
-        Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Ip4, Key, Meta, ONLY_NOTED, PLACE_BITS, Record, VerdictTruth,
-        WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, WANT_TRANSLATIONS, class, reason_index,
+        Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Iface, Ip4, Key, Meta, ONLY_NOTED, PLACE_BITS, Record,
+        VerdictTruth, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS, WANT_TRANSLATIONS, class, reason_index,
     },
     packet::{Flow, Fragment, absent},
     refusal::Noted,
@@ -170,6 +170,27 @@ pub unsafe fn unseen<F: Family>(event: *mut Event, spot: u32, direction: u8, hea
     };
     record_all::<F>(&place, &mut key, &one, event);
     leave(&place);
+}
+
+/// A packet was refused in front of every hook, by a program that has no buffer of it. `false`: nobody wants to know.
+///
+/// # Safety
+/// `headers` must be what its headers say.
+#[inline(always)]
+pub unsafe fn in_front<F: Family>(iface: &Iface, headers: *const Flow<F::Addr>, reason: u32, now_ns: u64) -> bool {
+    if iface.flags & ONLY_NOTED != 0 || !wanted(iface.flags, INGRESS) {
+        return false;
+    }
+    // SAFETY: by the contract.
+    let f = unsafe { &*headers };
+    let key = key_of(f, iface.id, Meta::pack(INGRESS, class::REFUSED), reason_index(reason) as u16, iface.epoch);
+    let wire = Wire { packets: 1, bytes: f.l3_len };
+    let (class, tcp_flags) = (class::REFUSED, f.tcp_flags);
+    let Some(place) = enter(iface.id, iface.epoch, INGRESS) else { return false };
+    let one = Refusal { wire, tcp_flags, now_ns, class, seen: false, mark: 0, tells: false };
+    record::<F>(&place, &key, &one, core::ptr::null_mut());
+    leave(&place);
+    true
 }
 
 /// It cannot be shown whether a packet was refused.

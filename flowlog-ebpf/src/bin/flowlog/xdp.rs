@@ -36,10 +36,10 @@ pub fn flowlog_elsewhere_xdp(ctx: XdpContext) -> u32 {
 }
 
 /// Every frame is counted. The TC hook notes it, once there is a buffer.
-const WANT: Want = Want { counts: WANT_INGRESS, notes: 0, elsewhere: 0 };
+pub const WANT: Want = Want { counts: WANT_INGRESS, notes: 0, elsewhere: 0 };
 
 /// A frame without an `sk_buff`: no buffer to remember, never GSO.
-struct Raw;
+pub struct Raw;
 
 impl Hook for Raw {
     type Begun = ();
@@ -94,8 +94,9 @@ fn uncommon<W: Where>(ctx: *mut xdp_md) {
     }
 }
 
+/// Parses a frame into [`flowlog_ebpf::abi::Cpu::parsed`].
 #[inline(never)]
-fn parse<W: Where>(ctx: *mut xdp_md) -> u64 {
+pub fn parse<W: Where>(ctx: *mut xdp_md) -> u64 {
     // SAFETY: the context pointer.
     let (ifindex, data, end, len) = unsafe {
         ((*ctx).ingress_ifindex, (*ctx).data as usize, (*ctx).data_end as usize, bpf_xdp_get_buff_len(ctx) as u32)
