@@ -5,6 +5,7 @@
 
 mod elsewhere;
 mod order;
+mod traced;
 
 use std::{fmt, mem::ManuallyDrop, os::fd::OwnedFd, path::PathBuf};
 
@@ -26,6 +27,7 @@ use flowlog_model::{
 use self::{
     elsewhere::{EntryFilter, pin_name},
     order::Tcx,
+    traced::Traced,
 };
 use super::{
     KernelError,
@@ -103,12 +105,14 @@ pub fn has_tcx() -> bool {
 /// All hooks that this process holds, and where they are pinned.
 pub struct Hooks {
     held: Vec<Hook>,
+    /// Other people's programs that are traced.
+    traced: Traced,
     pins: Option<Pins>,
 }
 
 impl Hooks {
     pub(super) fn new(pins: Option<Pins>) -> Self {
-        Self { held: Vec::new(), pins }
+        Self { held: Vec::new(), traced: Traced::default(), pins }
     }
 
     /// Whether they outlive this process.
@@ -284,6 +288,7 @@ impl Hooks {
 
     /// Takes all hooks away; maps and their contents stay.
     pub fn detach_all(&mut self) -> Result<(), KernelError> {
+        self.traced.end()?;
         // Hooks first: a packet that dies after its hook is gone is then merely not seen.
         let (verdicts, hooks): (Vec<Hook>, Vec<Hook>) =
             std::mem::take(&mut self.held).into_iter().partition(|h| h.dev.is_none());
@@ -295,7 +300,7 @@ impl Hooks {
         let Some(pins) = &self.pins else { return Ok(()) };
         for hook in pins.links()? {
             let path = pins.link(&hook);
-            if !self.held.iter().any(|h| h.pin.as_ref() == Some(&path)) {
+            if !self.held.iter().any(|h| h.pin.as_ref() == Some(&path)) && !self.traced.has(&path) {
                 pins::remove(&path)?;
             }
         }

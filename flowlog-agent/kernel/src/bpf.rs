@@ -1,4 +1,4 @@
-//! `bpf(2)`, for programs that are made here: aya loads and attaches those of an object file only. Sources:
+//! `bpf(2)`, for programs that are made here, and for those that trace other people's: aya loads and attaches neither. Sources:
 //! `include/uapi/linux/bpf.h`, bpf(2).
 #![allow(unsafe_code, reason = "a system call by number")]
 
@@ -16,7 +16,9 @@ const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
+const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_RAW_TRACEPOINT_OPEN: u32 = 17;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
 /// Longest name of a program, with its end.
@@ -33,8 +35,13 @@ pub(super) struct Instruction {
     pub(super) immediate: i32,
 }
 
+/// Room for what the verifier says of a program that it refuses; it is its end that counts.
+const LOG_BYTES: usize = 64 << 10;
+/// The verifier says what it has against a program, and little else (`BPF_LOG_LEVEL1`).
+const LOG_LEVEL: u32 = 1;
+
 /// How a program is loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ProgramKind {
     /// `BPF_PROG_TYPE_*`.
     pub(super) program_type: u32,
@@ -42,6 +49,14 @@ pub(super) struct ProgramKind {
     pub(super) flags: u32,
     /// `BPF_*` of `enum bpf_attach_type`; 0 where the type has none.
     pub(super) attach_type: u32,
+}
+
+/// A function of somebody's program, as programs that trace it name it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Function<'a> {
+    pub(super) program: BorrowedFd<'a>,
+    /// Its number in the program's type information.
+    pub(super) type_id: u32,
 }
 
 #[repr(C)]
@@ -59,6 +74,30 @@ struct LoadAttr {
     prog_name: [u8; NAME_BYTES],
     prog_ifindex: u32,
     expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    line_info_rec_size: u32,
+    line_info: u64,
+    line_info_cnt: u32,
+    attach_btf_id: u32,
+    attach_prog_fd: u32,
+    core_relo_cnt: u32,
+}
+
+#[repr(C)]
+struct ByIdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+#[repr(C)]
+struct OpenAttr {
+    name: u64,
+    prog_fd: u32,
+    spare: u32,
 }
 
 #[repr(C)]
@@ -106,6 +145,25 @@ struct ElementAttr {
 struct ProgramInfo {
     program_type: u32,
     id: u32,
+    /// Of no interest here, up to the type information.
+    other: [u64; 15],
+    btf_id: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    nr_func_info: u32,
+    nr_line_info: u32,
+    /// Of no interest either.
+    lines: [u64; 8],
+    verified_instructions: u32,
+    attach_btf_obj_id: u32,
+}
+
+/// `struct bpf_func_info`.
+#[repr(C)]
+#[derive(Default)]
+struct FunctionInfo {
+    offset: u32,
+    type_id: u32,
 }
 
 /// The system call; what it returns where it succeeds.
@@ -132,30 +190,95 @@ fn address<T>(of: *const T) -> u64 {
 
 /// Has the kernel verify a program.
 pub(super) fn load(kind: ProgramKind, name: &str, instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    descriptor(BPF_PROG_LOAD, &load_attr(kind, name, instructions)?)
+}
+
+/// The same for one that traces a function of another program. A refusal comes with the verifier's last words, if it has any.
+pub(super) fn load_for(
+    function: Function<'_>,
+    kind: ProgramKind,
+    name: &str,
+    instructions: &[Instruction],
+) -> Result<OwnedFd, (io::Error, String)> {
+    let silent = |error| (error, String::new());
+    let attr = LoadAttr {
+        attach_btf_id: function.type_id,
+        attach_prog_fd: number(function.program),
+        ..load_attr(kind, name, instructions).map_err(silent)?
+    };
+    descriptor(BPF_PROG_LOAD, &attr).map_err(|error| {
+        let mut log = vec![0u8; LOG_BYTES];
+        let log_size = u32::try_from(LOG_BYTES).unwrap_or(0);
+        let again = LoadAttr { log_level: LOG_LEVEL, log_size, log_buf: address(log.as_mut_ptr()), ..attr };
+        let _ = descriptor(BPF_PROG_LOAD, &again);
+        log.truncate(log.iter().position(|byte| *byte == 0).unwrap_or(0));
+        let said = String::from_utf8_lossy(&log);
+        let last = said.lines().rfind(|line| !line.is_empty() && !line.starts_with("processed "));
+        (error, last.unwrap_or_default().to_owned())
+    })
+}
+
+fn load_attr(kind: ProgramKind, name: &str, instructions: &[Instruction]) -> io::Result<LoadAttr> {
     let license = c"GPL";
     let mut prog_name = [0; NAME_BYTES];
     prog_name.iter_mut().take(NAME_BYTES - 1).zip(name.bytes()).for_each(|(to, from)| *to = from);
-    descriptor(
-        BPF_PROG_LOAD,
-        &LoadAttr {
-            prog_type: kind.program_type,
-            insn_cnt: u32::try_from(instructions.len()).map_err(io::Error::other)?,
-            insns: address(instructions.as_ptr()),
-            license: address(license.as_ptr()),
-            prog_flags: kind.flags,
-            prog_name,
-            expected_attach_type: kind.attach_type,
-            ..LoadAttr::default()
-        },
+    Ok(LoadAttr {
+        prog_type: kind.program_type,
+        insn_cnt: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        insns: address(instructions.as_ptr()),
+        license: address(license.as_ptr()),
+        prog_flags: kind.flags,
+        prog_name,
+        expected_attach_type: kind.attach_type,
+        ..LoadAttr::default()
+    })
+}
+
+/// A program by its id. Takes `CAP_SYS_ADMIN`.
+pub(super) fn program(id: u32) -> io::Result<OwnedFd> {
+    descriptor(BPF_PROG_GET_FD_BY_ID, &ByIdAttr { id, next_id: 0, open_flags: 0 })
+}
+
+fn info(program: BorrowedFd<'_>, info: &mut ProgramInfo) -> io::Result<()> {
+    let info_len = u32::try_from(size_of::<ProgramInfo>()).map_err(io::Error::other)?;
+    call(
+        BPF_OBJ_GET_INFO_BY_FD,
+        &InfoAttr { bpf_fd: number(program), info_len, info: address(std::ptr::from_mut(info)) },
     )
+    .map(drop)
 }
 
 /// The kernel's id of a program.
 pub(super) fn id(program: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut info = ProgramInfo::default();
-    let info_len = u32::try_from(size_of::<ProgramInfo>()).map_err(io::Error::other)?;
-    call(BPF_OBJ_GET_INFO_BY_FD, &InfoAttr { bpf_fd: number(program), info_len, info: address(&raw mut info) })?;
-    Ok(info.id)
+    let mut found = ProgramInfo::default();
+    info(program, &mut found)?;
+    Ok(found.id)
+}
+
+/// Instructions that the verifier walked.
+pub(super) fn verified_instructions(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut found = ProgramInfo::default();
+    info(program, &mut found)?;
+    Ok(found.verified_instructions)
+}
+
+/// The function that a program begins with; `None`: it was loaded without type information.
+pub(super) fn main_function(program: BorrowedFd<'_>) -> io::Result<Option<Function<'_>>> {
+    let mut function = FunctionInfo::default();
+    let mut found = ProgramInfo {
+        func_info_rec_size: u32::try_from(size_of::<FunctionInfo>()).map_err(io::Error::other)?,
+        func_info: address(&raw mut function),
+        nr_func_info: 1,
+        ..ProgramInfo::default()
+    };
+    info(program, &mut found)?;
+    let is_known = found.btf_id != 0 && found.nr_func_info != 0 && function.type_id != 0;
+    Ok(is_known.then_some(Function { program, type_id: function.type_id }))
+}
+
+/// Attaches a program that traces to what it was loaded for.
+pub(super) fn trace(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    descriptor(BPF_RAW_TRACEPOINT_OPEN, &OpenAttr { name: 0, prog_fd: number(program), spare: 0 })
 }
 
 /// Attaches a program to an interface of the network namespace we are in.
@@ -202,8 +325,12 @@ pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
 
 const _: () = {
     assert!(size_of::<Instruction>() == 8);
-    assert!(size_of::<LoadAttr>() == 72);
+    assert!(size_of::<LoadAttr>() == 120);
+    assert!(core::mem::offset_of!(LoadAttr, attach_btf_id) == 108);
+    assert!(size_of::<ByIdAttr>() == 12 && size_of::<OpenAttr>() == 16 && size_of::<FunctionInfo>() == 8);
+    assert!(core::mem::offset_of!(ProgramInfo, btf_id) == 128);
+    assert!(core::mem::offset_of!(ProgramInfo, verified_instructions) == 216);
     assert!(size_of::<ObjectAttr>() == 16 && size_of::<LinkAttr>() == 16 && size_of::<UpdateAttr>() == 16);
     assert!(size_of::<ElementAttr>() == 32);
-    assert!(size_of::<InfoAttr>() == 16 && size_of::<ProgramInfo>() == 8);
+    assert!(size_of::<InfoAttr>() == 16 && size_of::<ProgramInfo>() == 224);
 };

@@ -38,6 +38,7 @@ pub(crate) mod ring;
 mod sizes;
 mod spots;
 pub mod sweep;
+mod trace;
 mod truth;
 mod wrap;
 

@@ -12,16 +12,12 @@ use super::{
     maps::{Interfaces, SetupPod},
     notes,
     pins::{self, Pins},
-    programs::{Programs, take},
+    programs::{OBJECT, Programs, take},
     sizes::{MapSpec, Sizes},
     sweep::Sweeper,
     truth::TruthTable,
     wrap::Wraps,
 };
-
-/// The checked-in eBPF object; `cargo xtask check` proves that it is what the sources build to.
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../flowlog-ebpf/prebuilt/flowlog.bpf.o"));
 
 /// What programs are loaded with.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -74,7 +74,7 @@ pub fn machine(interfaces: &[String], moves: &Moves) -> Vec<Finding> {
     all.extend(capabilities());
     all.push(filters());
     all.extend(programs());
-    all.push(accepted());
+    all.extend(accepted());
     all.push(hooks());
     all.push(symbols());
     all.push(pinning());
@@ -149,14 +149,18 @@ fn programs() -> Vec<Finding> {
     ]
 }
 
-/// Whether this kernel takes our programs: the only way to know is to ask it.
-fn accepted() -> Finding {
+/// Whether this kernel takes our programs, and lets them trace those of others: the only way to know is to ask it.
+fn accepted() -> Vec<Finding> {
     const WHAT: &str = "flowlog's programs";
     if refusal::jit_is_off() {
         let detail = "the kernel's JIT compiler is off: set the sysctl net.core.bpf_jit_enable to 1";
-        return finding(WHAT, State::Missing, detail);
+        return vec![finding(WHAT, State::Missing, detail)];
     }
-    match Kernel::load(Sizes::default(), 0).and_then(|mut kernel| kernel.programs.verified_instructions()) {
+    let mut kernel = match Kernel::load(Sizes::default(), 0) {
+        Ok(kernel) => kernel,
+        Err(error) => return vec![finding(WHAT, State::Missing, error.to_string())],
+    };
+    let accepted = match kernel.programs.verified_instructions() {
         Ok(programs) => {
             let most = programs.iter().map(|(_, count)| *count).max().unwrap_or(0);
             let detail =
@@ -164,7 +168,14 @@ fn accepted() -> Finding {
             finding(WHAT, State::Ok, detail)
         }
         Err(error) => finding(WHAT, State::Missing, error.to_string()),
-    }
+    };
+    let tracing = match kernel.programs.untraceable() {
+        None => finding("tracing XDP", State::Ok, "possible (`xdp = \"trace\"`)"),
+        Some(why) => {
+            finding("tracing XDP", State::Limited, format!("{why}; `xdp = \"trace\"` stays at the driver's counters"))
+        }
+    };
+    vec![accepted, tracing]
 }
 
 /// Generic XDP gives no reason for a drop; it is told by where in the kernel it happens.

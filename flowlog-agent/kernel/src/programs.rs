@@ -17,7 +17,12 @@ use super::{
     KernelError, bpf,
     entry::{self, Way},
     heap,
+    trace::{MapFds, Pair, TraceError},
 };
+
+/// The checked-in eBPF object; `cargo xtask check` proves that it is what the sources build to.
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../flowlog-ebpf/prebuilt/flowlog.bpf.o"));
 
 /// See the module's head.
 pub struct Programs {
@@ -25,11 +30,14 @@ pub struct Programs {
     ebpf: Ebpf,
     /// Hooks for other network namespaces that are loaded, and in the arrays that entries jump through.
     elsewhere: Vec<Way>,
+    /// All maps: programs that are made for those of others are loaded later.
+    maps: MapFds,
 }
 
 impl Programs {
     /// Has the kernel verify all programs; attaches none.
     pub(super) fn load(mut ebpf: Ebpf) -> Result<Self, KernelError> {
+        let maps = all_maps(&ebpf)?;
         let refused = |name: &'static str| {
             move |e: aya::programs::ProgramError| KernelError::from_chain(format!("load program `{name}`"), &e)
         };
@@ -47,7 +55,7 @@ impl Programs {
         }
         program::<Xdp>(&mut ebpf, "flowlog_xdp")?.load().map_err(refused("flowlog_xdp"))?;
         program::<RawTracePoint>(&mut ebpf, "flowlog_sweep")?.load().map_err(refused("flowlog_sweep"))?;
-        Ok(Self { ebpf, elsewhere: Vec::new() })
+        Ok(Self { ebpf, elsewhere: Vec::new(), maps })
     }
 
     /// One of them, to be attached.
@@ -180,6 +188,18 @@ impl Programs {
         map.try_into().map_err(|e: aya::maps::MapError| KernelError::from_chain(format!("use map {array}"), &e))
     }
 
+    /// A pair of programs that trace somebody else's.
+    pub(super) fn pair_for(&self, other: BorrowedFd<'_>) -> Result<Pair, TraceError> {
+        Pair::load(OBJECT, &self.maps, other)
+    }
+
+    /// Why other people's XDP programs cannot be traced on this machine; `None`: they can. Tried on a program of our own.
+    #[must_use]
+    pub fn untraceable(&self) -> Option<String> {
+        let own = self.fd("flowlog_xdp").ok()?;
+        self.pair_for(own.as_fd()).err().map(|e| e.to_string())
+    }
+
     /// A descriptor of a loaded program.
     pub(super) fn descriptor(&self, name: &str) -> Result<OwnedFd, KernelError> {
         self.fd(name)?
@@ -213,13 +233,17 @@ impl Programs {
     /// If the kernel refuses one that was not needed so far, or does not say.
     pub fn verified_instructions(&mut self) -> Result<Vec<(String, u32)>, KernelError> {
         self.load_all()?;
-        self.ebpf
-            .programs()
+        // For what they trace a program of our own will do; some machines let nobody trace any.
+        let pair = self.fd("flowlog_xdp").ok().and_then(|own| self.pair_for(own.as_fd()).ok());
+        let traces = pair.and_then(|pair| pair.verified_instructions().ok()).into_iter().flatten();
+        let loaded = self.ebpf.programs().filter(|(_, program)| program.fd().is_ok());
+        let counts: Result<Vec<_>, KernelError> = loaded
             .map(|(name, program)| {
                 let info = program.info().map_err(|e| KernelError::from_chain("read program info", &e))?;
                 Ok((name.to_owned(), info.verified_instruction_count().unwrap_or(0)))
             })
-            .collect()
+            .collect();
+        Ok(counts?.into_iter().chain(traces).collect())
     }
 
     /// The kernel's ids of our own.
@@ -269,6 +293,25 @@ where
 {
     let p = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
     p.try_into().map_err(|e| KernelError::from_chain(format!("use program `{name}`"), &e))
+}
+
+/// Descriptors of all maps of the object.
+fn all_maps(ebpf: &Ebpf) -> Result<MapFds, KernelError> {
+    let fd = |map: &Map| match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::ProgramArray(data)
+        | Map::RingBuf(data) => data.fd().as_fd().try_clone_to_owned().map(Some),
+        _ => Ok(None),
+    };
+    let mut maps = MapFds::new();
+    for (name, map) in ebpf.maps() {
+        let fd = fd(map)
+            .map_err(|e| KernelError::Refused { action: format!("use map `{name}`"), problem: e.to_string() })?;
+        maps.extend(fd.map(|fd| (name.to_owned(), fd)));
+    }
+    Ok(maps)
 }
 
 /// Takes a map out of the object, for its owner.

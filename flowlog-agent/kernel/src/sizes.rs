@@ -60,6 +60,7 @@ impl Sizes {
             spec("ELSEWHERE_XDP", ProgramArray, 4, abi::ELSEWHERE_XDP),
             spec("WRAPPED", ProgramArray, 4, abi::WRAPPED),
             spec("WRAPPED_FRAGS", ProgramArray, 4, abi::WRAPPED),
+            spec("TRACED", PerCpuArray, size_of::<abi::Traced>(), 1),
             spec("TAKEN", PerCpuArray, size_of::<abi::Taken>(), interfaces),
             spec("ABOVE", Hash, 4, abi::ABOVE_MAX),
             spec("BEHIND", Hash, 4, abi::BEHIND_MAX),

@@ -6,6 +6,7 @@ use flowlog_ebpf::abi::{self, Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
+    attach::Hooks,
     netdev::{
         self, Namespaces, NetDevError, connections, foreign, foreign_xdp, ipvs, neighbours, netns, offload,
         traffic_control,
@@ -19,7 +20,7 @@ use flowlog_model::{
     rule::{Action, Direction},
     sweep::{Cursor, Scope, Swept},
     translation::{Services, Tuple},
-    xdp::{XdpLevel, XdpReading, XdpView},
+    xdp::{XdpLevel, XdpMode, XdpProgram, XdpReading, XdpView},
 };
 use flowlog_pipeline::{
     source::{Node, NumberUsers, Source, SourceError, Watch, XdpPlace},
@@ -59,7 +60,7 @@ impl KernelSource {
     }
 
     /// How closely it is looked at the XDP of an interface, which has some.
-    fn view(&self, spec: &WatchSpec) -> XdpView {
+    fn view(&self, spec: &WatchSpec, xdp: &[XdpProgram]) -> XdpView {
         match self.xdp_level {
             XdpLevel::Counters => XdpView::default(),
             XdpLevel::Wrap if !self.kernel.interfaces.is_here(spec.key()) => {
@@ -67,8 +68,38 @@ impl KernelSource {
                 XdpView { level: XdpLevel::Counters, why }
             }
             XdpLevel::Wrap => self.kernel.wraps.view(spec.ifindex),
-            XdpLevel::Trace => XdpView { level: XdpLevel::Counters, why: Some("`trace` is not there yet".to_owned()) },
+            XdpLevel::Trace => {
+                let mut native = xdp.iter().filter(|p| p.mode == XdpMode::Driver).map(|p| p.id);
+                let Some(id) = native.find(|id| !self.kernel.hooks.is_traced(*id)) else {
+                    let is_there = xdp.iter().any(|p| p.mode == XdpMode::Driver);
+                    return if is_there { XdpView { level: XdpLevel::Trace, why: None } } else { XdpView::default() };
+                };
+                let why = self
+                    .kernel
+                    .hooks
+                    .untraced(id)
+                    .unwrap_or("it is not traced yet, or the stack runs it on another interface");
+                XdpView { level: XdpLevel::Counters, why: Some(format!("program {id}: {why}")) }
+            }
         }
+    }
+
+    /// Traces the native programs of watched interfaces; returns the interfaces where that has changed.
+    fn trace_xdp(&mut self, places: &[XdpPlace]) -> Vec<IfaceId> {
+        let own = self.own();
+        let of = |wanted: XdpMode| places.iter().flat_map(|p| &p.programs).filter(move |(mode, _)| *mode == wanted);
+        // What the stack runs it drops with a buffer, and that is a REJECT already.
+        let generic: BTreeSet<u32> = of(XdpMode::Generic).map(|(_, id)| *id).collect();
+        let is_wanted = |id: &u32| !own.contains(id) && !generic.contains(id);
+        let wanted: BTreeSet<u32> = of(XdpMode::Driver).map(|(_, id)| *id).filter(is_wanted).collect();
+        let Kernel { hooks, programs, .. } = &mut self.kernel;
+        let is_traced = |hooks: &Hooks, id: u32| (hooks.is_traced(id), hooks.untraced(id).is_some());
+        let before: BTreeMap<u32, _> = wanted.iter().map(|id| (*id, is_traced(hooks, *id))).collect();
+        if let Err(error) = hooks.trace(programs, &wanted) {
+            tracing::warn!(%error, "what has traced somebody else's XDP program is still there");
+        }
+        let has_changed = |(_, id): &(XdpMode, u32)| before.get(id).is_some_and(|was| *was != is_traced(hooks, *id));
+        places.iter().filter(|p| p.programs.iter().any(has_changed)).map(|p| p.id).collect()
     }
 
     /// Drops everything that is in the kernel.
@@ -162,7 +193,7 @@ impl Source for KernelSource {
         // After the driver's counters: what these have of ours is in it.
         reading.taken = self.kernel.truth.taken(id).ok()?;
         if !reading.programs.is_empty() {
-            reading.view = self.view(spec);
+            reading.view = self.view(spec, &reading.programs);
         }
         Some(reading)
     }
@@ -332,8 +363,10 @@ impl Node for KernelSource {
     }
 
     fn see_xdp(&mut self, places: &[XdpPlace]) -> Vec<IfaceId> {
-        if self.xdp_level != XdpLevel::Wrap {
-            return Vec::new();
+        match self.xdp_level {
+            XdpLevel::Counters => return Vec::new(),
+            XdpLevel::Trace => return self.trace_xdp(places),
+            XdpLevel::Wrap => {}
         }
         let own = self.kernel.programs.id("flowlog_xdp").ok();
         let Kernel { wraps, programs, interfaces, .. } = &mut self.kernel;

@@ -70,4 +70,9 @@ kernel_offsets! {
     rt_gw_family: Member("rtable", "rt_gw_family"),
     rt_gw: Member("rtable", "rt_gw4"),
     rt6_gateway: Member("rt6_info", "rt6i_gateway"),
+    xdp_data: Member("xdp_buff", "data"),
+    xdp_data_end: Member("xdp_buff", "data_end"),
+    xdp_flags: Member("xdp_buff", "flags"),
+    xdp_rxq: Member("xdp_buff", "rxq"),
+    rxq_dev: Member("xdp_rxq_info", "dev"),
 }

@@ -76,6 +76,22 @@ pub struct Taken {
     pub forwarded: u64,
 }
 
+/// The frame that a foreign XDP program has on one CPU: written at its entry, read at its exit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traced {
+    /// A pointer on its way to becoming a number: the verifier refuses arithmetic on it before.
+    pub pointer: u64,
+    /// Address of the frame's `xdp_buff`; 0: there is none, or nobody wants it.
+    pub buffer: u64,
+    /// What the parser found.
+    pub found: u64,
+    /// Spot of its interface.
+    pub spot: u32,
+    /// Explicit padding, always 0.
+    pub spare: u32,
+}
+
 impl Truth {
     /// All counters: of the hooks, of refusals, of packets that died, of records without a word about translations. Journals have them in this order, and older ones fewer.
     pub fn counts(&self) -> impl Iterator<Item = Count> + '_ {
@@ -111,6 +127,6 @@ impl Truth {
 }
 
 const _: () = {
-    assert!(size_of::<Taken>() == 16);
+    assert!(size_of::<Taken>() == 16 && size_of::<Traced>() == 32);
     assert!(size_of::<Truth>() == 2 * 64 + 4 * 160 + 2 * 16);
 };

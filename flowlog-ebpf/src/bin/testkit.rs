@@ -14,7 +14,7 @@ mod programs {
             TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
             xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
         },
-        btf_maps::PerCpuArray,
+        btf_maps::{PerCpuArray, ProgramArray},
         helpers::generated::bpf_redirect,
         macros::{btf_map, cgroup_skb, classifier, xdp},
         programs::{SkBuffContext, TcContext, XdpContext},
@@ -27,6 +27,10 @@ mod programs {
     /// Packets by what became of them: at the number of the action (`enum xdp_action`).
     #[btf_map]
     static ACTIONS: PerCpuArray<u64, 5> = PerCpuArray::new();
+
+    /// What `xdp_dispatch` runs.
+    #[btf_map]
+    static RUN: ProgramArray<1> = ProgramArray::new();
 
     fn bump(index: u32) {
         if let Some(c) = COUNTERS.get_ptr_mut(index) {
@@ -153,6 +157,15 @@ mod programs {
             unsafe { *c += 1 };
         }
         action
+    }
+
+    /// Runs what is in [`RUN`], as a dispatcher does, and drops everything if there is nothing.
+    #[xdp]
+    pub fn xdp_dispatch(ctx: XdpContext) -> u32 {
+        bump(0);
+        // SAFETY: nothing here needs to be dropped.
+        unsafe { RUN.tail_call(&ctx, 0) };
+        XDP_DROP
     }
 
     #[unsafe(link_section = "license")]

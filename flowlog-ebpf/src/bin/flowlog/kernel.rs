@@ -40,6 +40,14 @@ pub struct Linear {
     len: usize,
 }
 
+impl Linear {
+    /// Bytes that there are.
+    #[inline(always)]
+    pub fn available(&self) -> u32 {
+        self.len as u32
+    }
+}
+
 impl Bytes for Linear {
     #[inline(always)]
     fn forget(&self, offset: u16) -> u16 {
@@ -75,6 +83,41 @@ fn gso(shinfo: u64, o: &KernelOffsets) -> (u32, u32) {
     }
     let one = |offset: u32| u32::from(probe_or_zero::<u16>(shinfo + u64::from(offset)));
     (one(o.shinfo_gso_size), one(o.shinfo_gso_segs))
+}
+
+/// A frame that an XDP program is about to see.
+#[derive(Clone, Copy)]
+pub struct XdpFrame {
+    /// Ifindex of the device that has received it.
+    pub ifindex: u32,
+    /// Inode of that device's network namespace.
+    pub netns: u32,
+    /// It is in several buffers, and this is the first one.
+    pub is_in_parts: bool,
+    pub headers: Linear,
+}
+
+/// A bit of `xdp_buff->flags`: `XDP_FLAGS_HAS_FRAGS` of `include/net/xdp.h`.
+const XDP_HAS_FRAGS: u32 = 1;
+
+impl XdpFrame {
+    /// Reads the `xdp_buff` at `buffer`.
+    #[inline(always)]
+    pub fn read(buffer: u64) -> Self {
+        let o = &OFFSETS.load();
+        let data: u64 = probe_or_zero(buffer + u64::from(o.xdp_data));
+        let end: u64 = probe_or_zero(buffer + u64::from(o.xdp_data_end));
+        let flags: u32 = probe_or_zero(buffer + u64::from(o.xdp_flags));
+        let queue: u64 = probe_or_zero(buffer + u64::from(o.xdp_rxq));
+        let dev: u64 = probe_or_zero(queue + u64::from(o.rxq_dev));
+        let net: u64 = probe_or_zero(dev + u64::from(o.dev_net));
+        Self {
+            ifindex: probe_or_zero(dev + u64::from(o.dev_ifindex)),
+            netns: probe_or_zero(net + u64::from(o.net_inum)),
+            is_in_parts: flags & XDP_HAS_FRAGS != 0,
+            headers: Linear { address: data, len: end.wrapping_sub(data) as usize },
+        }
+    }
 }
 
 /// The segments are TCP: `SKB_GSO_TCPV4` and `SKB_GSO_TCPV6` of `include/linux/skbuff.h`.

@@ -4,6 +4,7 @@
 //! * [`tc`], [`xdp`]: the hooks. Parse a frame, hand it to [`account`];
 //! * [`again`]: what is in a hook's place while the hook is put in front of other people's programs;
 //! * [`wrap`]: what runs a foreign XDP program and sees what it returns; [`foreign`]: counts what such a program took;
+//! * [`trace`]: what watches such a program from outside;
 //! * [`account`]: truth counters, and what becomes of a packet; [`wire`]: how much it is; [`family`]: what differs between IPv4 and
 //!   IPv6;
 //! * [`cache`], [`cpu`]: the flow cache, and who may change it;
@@ -76,6 +77,8 @@ mod sweep;
 mod tc;
 #[cfg(target_arch = "bpf")]
 mod told;
+#[cfg(target_arch = "bpf")]
+mod trace;
 #[cfg(target_arch = "bpf")]
 mod unnoted;
 #[cfg(target_arch = "bpf")]

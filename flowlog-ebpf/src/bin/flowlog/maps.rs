@@ -10,8 +10,8 @@ use flowlog_ebpf::abi::{
     ABOVE_MAX, BANK_SLOTS, BEHIND_MAX, Block4, Block6, CACHE_SLOTS_DEFAULT, ConnectionPlace, Cpu,
     DATAGRAMS as DATAGRAM_COUNT, Datagram, Dying, ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface,
     KernelOffsets, MarkPlace, NextHop, RANGES_MAX, REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT,
-    Range, Record4, Record6, SPOTS, Setup, Stacked, Taken, Truth, VERDICTS as VERDICT_COUNT, WRAPPED as WRAPPED_COUNT,
-    Watched,
+    Range, Record4, Record6, SPOTS, Setup, Stacked, Taken, Traced, Truth, VERDICTS as VERDICT_COUNT,
+    WRAPPED as WRAPPED_COUNT, Watched,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
@@ -41,6 +41,10 @@ pub static WRAPPED: ProgramArray<{ WRAPPED_COUNT as usize }> = ProgramArray::new
 /// The same for programs that take frames in several buffers: an array is either for these or for others.
 #[btf_map]
 pub static WRAPPED_FRAGS: ProgramArray<{ WRAPPED_COUNT as usize }> = ProgramArray::new();
+
+/// The frame that a foreign XDP program has on this CPU, while it is traced.
+#[btf_map]
+pub static TRACED: PerCpuArray<Traced, 1> = PerCpuArray::new();
 
 /// What foreign XDP programs took, by interface id.
 #[btf_map]

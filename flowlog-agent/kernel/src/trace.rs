@@ -1,0 +1,133 @@
+//! Programs that trace somebody else's XDP program: made for it, one at its entry and one at its exit
+//! (`flowlog-ebpf/src/bin/flowlog/trace.rs`).
+//!
+//! A program that traces another one is verified against that one's type information, so each has a pair of its own. aya loads such
+//! programs for functions of the kernel only: here they are taken out of the object, and loaded by hand on the maps that the others use.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+};
+
+use aya_obj::{Object, generated::bpf_insn};
+
+use super::{
+    bpf::{self, Function, Instruction, ProgramKind},
+    heap,
+};
+
+/// `BPF_PROG_TYPE_TRACING`.
+const TRACING: u32 = 26;
+/// `BPF_TRACE_FENTRY` of `enum bpf_attach_type`.
+const AT_ENTRY: u32 = 24;
+/// `BPF_TRACE_FEXIT` of the same.
+const AT_EXIT: u32 = 25;
+/// Name in the object, and where it is attached.
+const ENTRY: (&str, u32) = ("flowlog_entry", AT_ENTRY);
+const EXIT: (&str, u32) = ("flowlog_exit", AT_EXIT);
+
+/// Why a program cannot be traced.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TraceError {
+    #[error("it is gone, or may not be asked for: {0}")]
+    Unknown(io::Error),
+    #[error("it was loaded without type information (BTF)")]
+    NoTypes,
+    #[error("this machine lets nobody trace programs (no trampolines): {0}")]
+    Forbidden(io::Error),
+    #[error("the kernel refuses to trace it: {0}")]
+    Refused(io::Error),
+    #[error("our programs are not usable: {0}")]
+    Object(String),
+    #[error("cannot pin what traces it: {0}")]
+    Pin(String),
+}
+
+/// The maps of the object, by name.
+pub(super) type MapFds = BTreeMap<String, OwnedFd>;
+
+/// A loaded pair.
+pub(super) struct Pair {
+    entry: OwnedFd,
+    exit: OwnedFd,
+}
+
+impl Pair {
+    /// Has the kernel verify a pair for a program.
+    pub(super) fn load(object: &[u8], maps: &MapFds, of: BorrowedFd<'_>) -> Result<Self, TraceError> {
+        let function = bpf::main_function(of).map_err(TraceError::Unknown)?.ok_or(TraceError::NoTypes)?;
+        let loaded = Code::of(object, maps).and_then(|code| {
+            Ok(Self { entry: load(function, ENTRY, &code.entry)?, exit: load(function, EXIT, &code.exit)? })
+        });
+        // What was read of the object is not needed any more.
+        heap::give_back();
+        loaded
+    }
+
+    /// Attaches it: what holds the entry, and the exit. The exit comes first: until there is an entry, it counts nothing.
+    pub(super) fn attach(&self) -> Result<(OwnedFd, OwnedFd), TraceError> {
+        let exit = bpf::trace(self.exit.as_fd()).map_err(refused)?;
+        let entry = bpf::trace(self.entry.as_fd()).map_err(refused)?;
+        Ok((entry, exit))
+    }
+
+    /// Instructions that the verifier walked, by program.
+    pub(super) fn verified_instructions(&self) -> io::Result<[(String, u32); 2]> {
+        let of = |(name, _): (&str, u32), fd: &OwnedFd| {
+            bpf::verified_instructions(fd.as_fd()).map(|count| (name.to_owned(), count))
+        };
+        Ok([of(ENTRY, &self.entry)?, of(EXIT, &self.exit)?])
+    }
+}
+
+/// A program by its id.
+pub(super) fn program(id: u32) -> Result<OwnedFd, TraceError> {
+    bpf::program(id).map_err(TraceError::Unknown)
+}
+
+fn load(function: Function<'_>, (name, attach_type): (&str, u32), code: &[Instruction]) -> Result<OwnedFd, TraceError> {
+    let kind = ProgramKind { program_type: TRACING, flags: 0, attach_type };
+    bpf::load_for(function, kind, name, code).map_err(|(error, words)| {
+        if words.is_empty() {
+            return refused(error);
+        }
+        TraceError::Refused(io::Error::new(error.kind(), format!("{words} ({error})")))
+    })
+}
+
+fn refused(error: io::Error) -> TraceError {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES | libc::ENOTSUP) => TraceError::Forbidden(error),
+        _ => TraceError::Refused(error),
+    }
+}
+
+/// The instructions of both, with the maps that they use.
+struct Code {
+    entry: Vec<Instruction>,
+    exit: Vec<Instruction>,
+}
+
+impl Code {
+    fn of(object: &[u8], maps: &MapFds) -> Result<Self, TraceError> {
+        let unusable = |e: &dyn std::fmt::Display| TraceError::Object(e.to_string());
+        let mut object = Object::parse(object).map_err(|e| unusable(&e))?;
+        let sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        let own = std::mem::take(&mut object.maps);
+        let known = own.iter().filter_map(|(name, map)| Some((name.as_str(), maps.get(name)?.as_raw_fd(), map)));
+        object.relocate_maps(known, &sections).map_err(|e| unusable(&e))?;
+        object.relocate_calls(&sections).map_err(|e| unusable(&e))?;
+        let code = |(name, _): (&str, u32)| {
+            let program = object.programs.get(name).ok_or_else(|| unusable(&format!("no `{name}`")))?;
+            let function = object.functions.get(&program.function_key()).ok_or_else(|| unusable(&name))?;
+            Ok(function.instructions.iter().copied().map(instruction).collect())
+        };
+        Ok(Self { entry: code(ENTRY)?, exit: code(EXIT)? })
+    }
+}
+
+fn instruction(from: bpf_insn) -> Instruction {
+    let registers = from.dst_reg() | from.src_reg() << 4;
+    Instruction { code: from.code, registers, offset: from.off, immediate: from.imm }
+}
