@@ -6,6 +6,7 @@
 //! * [`rows`]: what landed, read back from Parquet;
 //! * [`traffic`]: byte-exact packets from raw sockets, and plain sockets;
 //! * [`others`]: other people's TC and XDP programs on the same interface;
+//! * [`driver`]: what a driver counts by itself;
 //! * [`s3`]: a real S3 server;
 //! * [`faulty`]: a bad way to it;
 //! * [`node`]: a node whose capture outlives its agents, and [`oracle`], who knows every packet;
@@ -24,6 +25,7 @@
 pub mod agent;
 pub mod cgroups;
 pub mod claims;
+pub mod driver;
 pub mod faulty;
 pub mod features;
 pub mod golden;

@@ -4,7 +4,7 @@ use std::{ffi::CStr, path::Path};
 
 use aya::{
     Ebpf,
-    maps::PerCpuArray,
+    maps::{PerCpuArray, ProgramArray},
     programs::{
         LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
         tc::{NlOptions, TcAttach, qdisc_add_clsact},
@@ -125,6 +125,20 @@ impl Other {
         std::fs::remove_file(&pin)?;
         put?;
         Ok(Self { ebpf })
+    }
+
+    /// Attaches a program to the driver of `eth0` that runs `program` by a tail call, as dispatchers do.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach_dispatched(ns: &Netns, program: &str) -> anyhow::Result<Self> {
+        let mut other = Self::attach(ns, "xdp_dispatch", TcAttachType::Ingress, Place::XdpNative)?;
+        let p: &mut Xdp = other.ebpf.program_mut(program).ok_or_else(|| anyhow::anyhow!("no {program}"))?.try_into()?;
+        p.load()?;
+        let fd = p.fd()?.try_clone()?;
+        let map = other.ebpf.map_mut("RUN").ok_or_else(|| anyhow::anyhow!("no map"))?;
+        ProgramArray::try_from(map)?.set(0, &fd, 0)?;
+        Ok(other)
     }
 
     /// What became of packets by the count of `xdp_mixed` itself, at the number of each action: aborted, dropped, passed,

@@ -78,6 +78,8 @@ mod stacking;
 mod stores;
 #[path = "all/terminal.rs"]
 mod terminal;
+#[path = "all/traced_xdp.rs"]
+mod traced_xdp;
 #[path = "all/translation.rs"]
 mod translation;
 #[path = "all/trouble.rs"]

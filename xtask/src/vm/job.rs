@@ -22,6 +22,7 @@ const SMOKE: &[&str] = &[
     "pins::a_restart_replaces",
     "programs::",
     "stacking::what_a_neighbour",
+    "traced_xdp::what_a_traced_program",
     "verdicts::bridge_forward",
     "verdicts::generic_xdp",
     "verdicts::input_drop",
