@@ -8,7 +8,7 @@ use flowlog_kernel::{
     Kernel, KernelError, Ring,
     attach::Hooks,
     netdev::{
-        self, Namespaces, NetDevError, connections, foreign, foreign_xdp, ipvs, neighbours, netns, offload,
+        self, Namespaces, NetDevError, below, connections, foreign, foreign_xdp, ipvs, neighbours, netns, offload,
         traffic_control,
     },
     sweep::wait_for_programs,
@@ -403,9 +403,9 @@ impl Node for KernelSource {
         }
         let mut found = BTreeMap::new();
         for (netns_inum, (netns, ports)) in &ports {
-            // What is gone has no neighbours.
-            let neighbours = netns::enter(netns, || neighbours::behind(ports)).flatten().unwrap_or_default();
-            found.insert(*netns_inum, neighbours);
+            // What is gone has no neighbours, and nothing above it.
+            let look = || Ok((neighbours::behind(ports)?, below::above(ports)?));
+            found.insert(*netns_inum, netns::enter(netns, look).flatten().unwrap_or_default());
         }
         self.kernel.interfaces.set_behind(&found).map_err(failed)
     }

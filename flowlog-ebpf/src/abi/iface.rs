@@ -115,20 +115,29 @@ pub struct Stacked {
 /// Next hops behind bridges' ports that the programs can know.
 pub const BEHIND_MAX: u32 = 16_384;
 
-/// A next hop of packets that are routed to a bridge: key of the `BEHIND` map, whose value is the spot of the watched port that it is behind. With the
-/// address 0 the value means nothing: the bridge has such ports.
+/// A next hop of packets that are routed to a bridge, or to a device that is stacked on an interface: key of the `BEHIND` map, whose value is the
+/// spot of the watched port that it is behind, or of the interface below; above [`SPOT_BITS`] the VLAN id that packets have there, 0: what
+/// they have already. With the address 0 the value means nothing: there are such ports.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NextHop {
     /// Its address, as it lies in a packet; an IPv4 address in the first word.
     pub address: [u32; 4],
-    /// Ifindex of the bridge.
+    /// Ifindex of the bridge, or of the stacked device.
     pub bridge: u32,
-    /// Inode number of the bridge's network namespace.
+    /// Inode number of its network namespace.
     pub netns_inum: u32,
 }
 
+/// [`NextHop::address`] of a device below which all packets go the same way.
+pub const ANY_NEXT_HOP: [u32; 4] = [u32::MAX; 4];
+
+/// Bits of a spot where a VLAN id is above it.
+pub const SPOT_BITS: u32 = 18;
+
 const _: () = {
+    // With a VLAN id and a direction they fit into 32 bits.
+    assert!(SPOTS <= 1 << SPOT_BITS && SPOT_BITS + 12 < 32);
     assert!(size_of::<NextHop>() == 24);
     assert!(size_of::<Iface>() == 16);
     assert!(core::mem::offset_of!(Iface, epoch) == 4);

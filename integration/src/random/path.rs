@@ -208,7 +208,7 @@ fn postrouting(way: &mut Vec<Point>) {
 }
 
 /// Where a packet that dies at point `at` is a REJECT row although those interfaces' hooks have not seen it: on its way out, where the
-/// device was known by then, and on a bridge the port that it would have picked; or on its way in through a bridge that was about to
+/// device was known by then, on a bridge the port that it would have picked, and below a VLAN the device; or on its way in through a bridge that was about to
 /// receive it.
 #[must_use]
 pub fn refused_unseen(way: &[Point], at: usize) -> Vec<(String, Way)> {
@@ -228,7 +228,8 @@ pub fn refused_unseen(way: &[Point], at: usize) -> Vec<(String, Way)> {
         _ => None,
     });
     let mut unseen: Vec<_> = out.next().into_iter().collect();
-    if unseen.first().is_some_and(|(device, _)| device.starts_with("br")) {
+    // A VLAN is named `DEVICE.ID`.
+    if unseen.first().is_some_and(|(device, _)| device.starts_with("br") || device.contains('.')) {
         unseen.extend(out.next());
     }
     unseen

@@ -377,3 +377,49 @@ fn a_chain_of_bond_and_vlan() {
         stack.check(&[("v5", Some(5))], watched);
     }
 }
+
+/// Refused on the way out before the device below has it: a VLAN there has its tag, a macvlan may hand packets to its neighbours.
+#[test]
+fn what_leaves_through_vlans_a_bond_and_a_macvlan_and_is_refused_counts_below() {
+    let test = "what_leaves_through_vlans_a_bond_and_a_macvlan_and_is_refused_counts_below";
+    if ["vlan", "bond", "macvlan"].into_iter().any(|kind| features::missing(test, kind)) {
+        return;
+    }
+    for hook in ["output", "postrouting"] {
+        let stack = Stack::new();
+        stack.host.exec("ip link add bond0 type bond mode active-backup").unwrap();
+        stack.host.exec("ip link set eth0 down").unwrap();
+        stack.host.exec("ip link set eth0 master bond0").unwrap();
+        stack.host.exec("ip link set bond0 up").unwrap();
+        let made =
+            [("v5", "vlan id 5"), ("v6", "vlan id 6"), ("m1", "macvlan mode vepa"), ("m2", "macvlan mode bridge")];
+        for (n, (name, kind)) in (1..).zip(made) {
+            upper(&stack.host, "bond0", name, kind).unwrap();
+            stack.address(name, n);
+        }
+        stack.host.nft(&rules("inet", hook, "drop")).unwrap();
+        let agent = Agent::start(&stack.host, &["eth0", "v5"], &[]).unwrap();
+        for n in 1..=4 {
+            for port in [7, 9] {
+                stack.host.run(|| traffic::udp(&format!("10.6.{n}.2:{port}"), PACKETS, PAYLOAD)).unwrap();
+            }
+        }
+        let landed = agent.stop().unwrap();
+        assert_eq!(stack.host.nft_counter("inet t", "refused").unwrap(), sum(4 * PACKETS));
+        assert_exact(&landed, out_of("v5"), 7, sum(PACKETS), NONE);
+        assert_exact(&landed, out_of("eth0"), 7, sum(3 * PACKETS), NONE);
+        assert_exact(&landed, out_of("eth0"), 9, NONE, sum(4 * PACKETS));
+        for port in [7, 9] {
+            let mut below: Vec<(String, i64)> = landed
+                .rows
+                .iter()
+                .filter(|r| r.interface.ends_with("eth0") && r.dport == port)
+                .map(|r| (r.dst.clone(), r.vlan))
+                .collect();
+            below.sort_unstable();
+            let all = [("10.6.1.2", 5), ("10.6.2.2", 6), ("10.6.3.2", -1), ("10.6.4.2", -1)];
+            let wanted = all.into_iter().take(if port == 7 { 3 } else { 4 });
+            assert!(wanted.eq(below.iter().map(|(to, id)| (to.as_str(), *id))), "{port}: {below:?}");
+        }
+    }
+}

@@ -1,7 +1,8 @@
 //! What the kernel says about interfaces, by rtnetlink.
 //!
 //! * [`elsewhere`]: interfaces of other network namespaces; [`links`]: tells when one comes, goes or changes;
-//! * [`connections`]: what connection tracking knows of packets;
+//! * [`below`]: what packets of stacked devices leave through;
+//! * [`connections`], [`ipvs`]: what connection tracking and the load balancer know of packets;
 //! * [`foreign`]: programs of others at the hooks; [`offload`]: what hardware carries past them;
 //! * [`neighbours`]: which are behind which ports of bridges;
 //! * [`netns`]: other network namespaces;
@@ -10,6 +11,7 @@
 //! * [`xdp`]: whether a driver runs XDP itself;
 //! * [`foreign_xdp`]: other people's XDP programs; [`xdp_counters`], [`ethtool`]: what drivers count of XDP.
 
+pub mod below;
 pub mod connections;
 mod elsewhere;
 mod ethtool;

@@ -27,15 +27,20 @@ const XDP_FLAGS_REPLACE: u32 = 1 << 4;
 
 /// All interfaces of the namespace we are in, which is `netns`.
 pub(super) fn dump(netns: &Netns) -> io::Result<Vec<NetDev>> {
-    let mut request = LinkMessage::default();
-    // Counters cost more than all the rest, and nobody wants them here.
-    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let links = ask(request, true)?;
+    let links = links()?;
     let mut uppers = Uppers::new();
     for (lower, upper) in links.iter().flat_map(stacked) {
         uppers.entry(lower).or_default().insert(upper);
     }
     Ok(links.iter().filter_map(|link| device(link, &uppers, netns)).collect())
+}
+
+/// All interfaces of the namespace we are in, as the kernel describes them.
+pub(super) fn links() -> io::Result<Vec<LinkMessage>> {
+    let mut request = LinkMessage::default();
+    // Counters cost more than all the rest, and nobody wants them here.
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    ask(request, true)
 }
 
 /// What one interface has counted.

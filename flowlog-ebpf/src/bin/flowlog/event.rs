@@ -121,7 +121,7 @@ pub struct Elsewhere {
     pub out: u32,
     /// Its spot.
     pub out_spot: u32,
-    /// It is a bridge with watched ports.
+    /// It is a bridge with watched ports, or above a watched interface.
     pub is_bridge: bool,
 }
 

@@ -140,12 +140,17 @@ pub fn noted<F: Family>(event: &mut Event) {
     leave(&place);
 }
 
-/// A packet that no hook of this interface has counted was refused.
+/// A packet that no hook of this interface has counted was refused. `vlan`: the VLAN id that it would have had there, 0: what it has.
 ///
 /// # Safety
 /// `event` must be the one that is being judged, and `headers` what its headers say.
 #[inline(never)]
-pub unsafe fn unseen<F: Family>(event: *mut Event, spot: u32, direction: u8, headers: *const Flow<F::Addr>) {
+pub unsafe fn unseen<F: Family>(
+    event: *mut Event,
+    (spot, vlan): (u32, u32),
+    direction: u8,
+    headers: *const Flow<F::Addr>,
+) {
     let Some(iface) = account::iface(spot) else { return };
     // SAFETY: by the contract; the reference ends before that to the event begins.
     let (mut key, tcp_flags) = unsafe {
@@ -155,6 +160,9 @@ pub unsafe fn unseen<F: Family>(event: *mut Event, spot: u32, direction: u8, hea
     // SAFETY: by the contract.
     let event = unsafe { &mut *event };
     key.meta.reason = reason_index(event.cause.reason) as u16;
+    if vlan != 0 {
+        key.meta.vlan = vlan as u16;
+    }
     let Some(place) = enter(iface.id, iface.epoch, direction) else { return };
     // Tracing programs have no coarse clock, and the exact one costs 20 ns. The agent takes all times for coarse ones.
     // SAFETY: takes no arguments.

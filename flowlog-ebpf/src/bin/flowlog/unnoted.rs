@@ -2,7 +2,7 @@
 
 use flowlog_ebpf::abi::{
     EGRESS, FAMILY_V4, FAMILY_V6, INGRESS, IS_BRIDGE, ONLY_NOTED, REASON_REFUSED, REASON_SOCKET, REASON_TC_INGRESS,
-    REASON_XDP, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS,
+    REASON_XDP, SPOT_BITS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS,
 };
 
 use crate::{
@@ -132,9 +132,11 @@ pub fn judge_egress(event: &mut Event) {
     }
 }
 
-/// A packet that no hook of the interface has counted was refused there.
+/// A packet that no hook of the interface has counted was refused there. Above [`SPOT_BITS`]: the VLAN id that it would have had.
 #[inline(never)]
 pub fn unseen(event: &mut Event, spot: u32, direction: u8) {
+    let vlan = spot >> SPOT_BITS;
+    let spot = spot & ((1 << SPOT_BITS) - 1);
     // While hooks begin and end, packets are on their way that passed none.
     if account::iface(spot).is_none_or(|i| i.flags & ONLY_NOTED != 0) {
         return;
@@ -143,8 +145,8 @@ pub fn unseen(event: &mut Event, spot: u32, direction: u8) {
     // SAFETY: the event that we were given, and a part of it.
     unsafe {
         match (*event).family {
-            FAMILY_V4 => refuse::unseen::<V4>(event, spot, direction, &raw const (*event).v4),
-            FAMILY_V6 => refuse::unseen::<V6>(event, spot, direction, &raw const (*event).v6),
+            FAMILY_V4 => refuse::unseen::<V4>(event, (spot, vlan), direction, &raw const (*event).v4),
+            FAMILY_V6 => refuse::unseen::<V6>(event, (spot, vlan), direction, &raw const (*event).v6),
             // Not to be read: a hook that saw it would have counted it as malformed.
             _ => {}
         }
