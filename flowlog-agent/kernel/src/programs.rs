@@ -150,8 +150,11 @@ impl Programs {
         self.descriptor(name)
     }
 
-    /// Puts a foreign program where ours of its kind jump to; returns which kind, and ours. In words why that cannot be.
-    pub(super) fn fill_wrapped(&mut self, at: u32, program: &ProgramFd) -> Result<(bool, OwnedFd), String> {
+    /// Puts a foreign program where ours of its kind jump to; returns which kind, and ours.
+    ///
+    /// # Errors
+    /// In words why that cannot be.
+    pub fn fill_wrapped(&mut self, at: u32, program: &ProgramFd) -> Result<(bool, OwnedFd), String> {
         let mut problem = String::new();
         for has_frags in [false, true] {
             // First: an array is for programs like the first that it meets.

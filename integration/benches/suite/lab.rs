@@ -10,7 +10,7 @@ use aya::{
     programs::{Program, ProgramFd, TestRun as _, TestRunOptions},
 };
 use flowlog_ebpf::{
-    abi::{Iface, WANT_EGRESS, WANT_INGRESS, WANT_TRANSLATIONS},
+    abi::{Iface, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_INGRESS, WANT_TRANSLATIONS},
     bench::{Drive, ORDER_ENTRIES, PROGRAMS_MAX},
 };
 use flowlog_kernel::{Kernel, Ring, Sizes};
@@ -52,14 +52,16 @@ pub(crate) struct Subject {
     pub name: String,
     pub hook: Hook,
     slot: u32,
-    /// The other side of translations is wanted of the interface.
-    translations: bool,
+    /// What is wanted of the interface besides [`FLAGS`].
+    flags: u16,
+    /// The program of the benchmark that it runs.
+    runs: Option<&'static str>,
 }
 
 impl Subject {
     /// The same program on an interface that wants the other side of translations.
     pub(crate) fn with_translations(&self) -> Self {
-        Self { name: format!("{}, translations wanted", self.name), translations: true, ..self.clone() }
+        Self { name: format!("{}, translations wanted", self.name), flags: WANT_TRANSLATIONS, ..self.clone() }
     }
 }
 
@@ -132,6 +134,13 @@ impl Lab {
         self.baseline(name, "tc_entry")
     }
 
+    /// flowlog's program that runs another one, a program of the benchmark.
+    pub(crate) fn wrapping(&mut self, name: &str, runs: &'static str) -> anyhow::Result<Subject> {
+        self.kernel.programs.load_all()?;
+        let subject = self.ours(name, "flowlog_wrap_frags", Hook::Xdp)?;
+        Ok(Subject { flags: WANT_REFUSED_INGRESS, runs: Some(runs), ..subject })
+    }
+
     /// A program of the benchmark's object.
     pub(crate) fn baseline(&mut self, name: &str, program: &str) -> anyhow::Result<Subject> {
         let p = self.bench.program(program).with_context(|| format!("no program `{program}`"))?;
@@ -163,8 +172,11 @@ impl Lab {
     }
 
     fn drive(&mut self, subject: &Subject, kind: Kind, new_flows: bool, cpu_shift: u32) -> anyhow::Result<()> {
-        let flags = FLAGS | if subject.translations { WANT_TRANSLATIONS } else { 0 };
-        self.kernel.interfaces.set_flags(flowlog_model::IfaceId(1), INTERFACE, flags);
+        self.kernel.interfaces.set_flags(flowlog_model::IfaceId(1), INTERFACE, FLAGS | subject.flags);
+        if let Some(name) = subject.runs {
+            let program = self.bench.program(name).with_context(|| format!("no program `{name}`"))?;
+            self.kernel.programs.fill_wrapped(LOOPBACK, program.fd()?).map_err(anyhow::Error::msg)?;
+        }
         let (packet, _) = frame(kind, &Ends::nowhere(), FRAME_BYTES);
         let (offset, shift) = kind.word();
         let word = packet.get(offset..offset + 8).and_then(|w| w.try_into().ok()).context("a frame")?;
@@ -260,5 +272,5 @@ fn enter(
     let array = if hook == Hook::Tc { tc } else { xdp };
     array.set(slot, fd, 0).with_context(|| format!("enter `{name}` into the driver's table"))?;
     *slots += 1;
-    Ok(Subject { name: name.to_owned(), hook, slot, translations: false })
+    Ok(Subject { name: name.to_owned(), hook, slot, flags: 0, runs: None })
 }

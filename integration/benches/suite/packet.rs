@@ -322,7 +322,9 @@ fn kinds(lab: &mut Lab, tc_empty: &Subject, n: u32, report: &mut Report) -> anyh
     let xdp = lab.ours("XDP", "flowlog_xdp", Hook::Xdp)?;
     let wanted = [ingress.with_translations(), egress.with_translations()];
     let tc = Programs { empty: tc_empty.clone(), all: [vec![ingress, egress, elsewhere], wanted.into()].concat() };
-    let xdp = Programs { empty: xdp_empty, all: vec![xdp] };
+    let passes = lab.wrapping("XDP wrapped, it passes", "xdp_empty")?;
+    let drops = lab.wrapping("XDP wrapped, it drops", "xdp_drop")?;
+    let xdp = Programs { empty: xdp_empty, all: vec![xdp, passes, drops] };
     for kind in Kind::ALL {
         let mut medians = Vec::new();
         for programs in [&tc, &xdp] {

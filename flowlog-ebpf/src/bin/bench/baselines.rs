@@ -6,7 +6,8 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_NOEXIST, BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC, bpf_spin_lock as SpinLock, xdp_action::XDP_PASS,
+        __sk_buff, BPF_NOEXIST, BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC, bpf_spin_lock as SpinLock,
+        xdp_action::{XDP_DROP, XDP_PASS},
     },
     btf_maps::{HashMap, LruHashMap, RingBuf},
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_spin_lock, bpf_spin_unlock},
@@ -60,6 +61,12 @@ pub fn tc_empty(_ctx: TcContext) -> i32 {
 #[xdp(frags)]
 pub fn xdp_empty(_ctx: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// The cheapest firewall.
+#[xdp(frags)]
+pub fn xdp_drop(_ctx: XdpContext) -> u32 {
+    XDP_DROP
 }
 
 /// The cheapest possible program.
