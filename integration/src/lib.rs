@@ -6,6 +6,7 @@
 //! * [`rows`]: what landed, read back from Parquet;
 //! * [`traffic`]: byte-exact packets from raw sockets, and plain sockets;
 //! * [`others`]: other people's TC and XDP programs on the same interface;
+//! * [`mixed`]: one of them that does a bit of everything, and what is sent to it;
 //! * [`driver`]: what a driver counts by itself;
 //! * [`s3`]: a real S3 server;
 //! * [`faulty`]: a bad way to it;
@@ -31,6 +32,7 @@ pub mod features;
 pub mod golden;
 pub mod http;
 pub mod managed;
+pub mod mixed;
 pub mod node;
 pub mod oracle;
 pub mod others;

@@ -4,51 +4,13 @@
 use aya::programs::TcAttachType;
 use integration::{
     agent::{Agent, run_to_end},
+    mixed::{ABORTED, DROPPED, PASSED, REDIRECTED, SENT_BACK, mixed, peer, quiet, send, send_all, skipped},
     net::{Netns, Pair, address},
     node::Node,
     others::{Other, Place},
     rows::Objects,
     taps::Cable,
-    traffic,
 };
-
-/// Packets of each kind: what `xdp_mixed` drops, sends back, redirects, fails at, and lets through.
-const DROPPED: usize = 23;
-const SENT_BACK: usize = 17;
-const REDIRECTED: usize = 11;
-const ABORTED: usize = 5;
-const PASSED: usize = 31;
-
-/// No neighbour discovery among the packets that are counted.
-fn quiet(pair: &Pair) {
-    for ns in [&pair.a, &pair.b] {
-        ns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1").unwrap();
-    }
-}
-
-/// The other end must run XDP as well: a veth takes frames only from where it polls.
-fn peer(pair: &Pair) -> Other {
-    Other::attach(&pair.b, "xdp_drop", TcAttachType::Ingress, Place::XdpNative).unwrap()
-}
-
-fn mixed(ns: &Netns) -> Other {
-    Other::attach(ns, "xdp_mixed", TcAttachType::Ingress, Place::XdpNative).unwrap()
-}
-
-fn send(pair: &Pair, port: u16, packets: usize) {
-    pair.b.run(|| traffic::udp(&format!("10.1.0.1:{port}"), packets, 100)).unwrap();
-}
-
-fn send_all(pair: &Pair) {
-    for (port, packets) in [(7, DROPPED), (9, SENT_BACK), (11, REDIRECTED), (13, ABORTED), (8, PASSED)] {
-        send(pair, port, packets);
-    }
-    pair.wait_until_quiet();
-}
-
-fn skipped(landed: &Objects, reason: &str) -> u64 {
-    landed.sum(|r| r.status == "SKIPDATA" && r.skip == reason).0
-}
 
 /// An entry of the books, over all objects.
 fn booked(landed: &Objects, entry: &str) -> u64 {

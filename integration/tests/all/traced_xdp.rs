@@ -3,40 +3,30 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aya::programs::TcAttachType;
 use integration::{
     agent::{Agent, run_to_end},
+    claims::until,
     driver, features,
-    net::{Netns, Pair},
+    mixed::{
+        ABORTED, DROPPED, PASSED, REDIRECTED, SENT_BACK, accepted, assert_balanced, mixed, peer, quiet, rejected, send,
+        send_all, skipped,
+    },
+    net::Pair,
     node::Node,
-    others::{Other, Place},
+    others::Other,
     rows::Objects,
-    traffic,
 };
-
-/// Packets of each kind: what `xdp_mixed` drops, sends back, redirects, fails at, and lets through.
-const DROPPED: usize = 23;
-const SENT_BACK: usize = 17;
-const REDIRECTED: usize = 11;
-const ABORTED: usize = 5;
-const PASSED: usize = 31;
 
 const TRACE: [&str; 4] = ["--direction", "ingress", "--xdp", "trace"];
 const TRACED: &str = "somebody else's XDP program is traced";
 const UNTRACED: &str = "somebody else's XDP program is not traced";
 
-/// Two hosts without neighbour discovery. The other end runs XDP as well: a veth takes frames only from where it polls.
+/// Two hosts that are quiet, and what the other end runs.
 fn pair() -> (Pair, Other) {
     let pair = Pair::new().unwrap();
-    for ns in [&pair.a, &pair.b] {
-        ns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1").unwrap();
-    }
-    let peer = Other::attach(&pair.b, "xdp_drop", TcAttachType::Ingress, Place::XdpNative).unwrap();
+    quiet(&pair);
+    let peer = peer(&pair);
     (pair, peer)
-}
-
-fn mixed(ns: &Netns) -> Other {
-    Other::attach(ns, "xdp_mixed", TcAttachType::Ingress, Place::XdpNative).unwrap()
 }
 
 /// Whether the agent traces the program that was there when it began; if this machine cannot, the test is skipped.
@@ -51,42 +41,18 @@ fn is_traced(agent: &mut Agent) -> bool {
     false
 }
 
-fn send(pair: &Pair, port: u16, packets: usize) {
-    pair.b.run(|| traffic::udp(&format!("10.1.0.1:{port}"), packets, 100)).unwrap();
-}
-
-fn send_all(pair: &Pair) {
-    for (port, packets) in [(7, DROPPED), (9, SENT_BACK), (11, REDIRECTED), (13, ABORTED), (8, PASSED)] {
-        send(pair, port, packets);
-    }
-    pair.wait_until_quiet();
-}
-
-fn skipped(landed: &Objects, reason: &str) -> u64 {
-    landed.sum(|r| r.status == "SKIPDATA" && r.skip == reason).0
-}
-
-/// Packets of a flow to a port, with this action.
-fn of(landed: &Objects, action: &str, port: i64) -> u64 {
-    landed.sum(|r| r.status != "SKIPDATA" && r.action == action && r.dport == port).0
-}
-
-fn assert_books_close(landed: &Objects) {
-    assert!(landed.metadata.iter().all(|m| m["flowlog.balance"].ends_with("difference=0/0")), "{:?}", landed.metadata);
-}
-
 /// All of what `send_all` has sent is in flows, and nothing of it is left to the driver's count.
 fn assert_flows_are_exact(landed: &Objects) {
-    let rejected = landed.rows.iter().filter(|r| r.action == "REJECT" && r.status != "SKIPDATA");
-    assert!(rejected.clone().all(|r| r.reason == "XDP"), "{:#?}", landed.rows);
-    assert_eq!(of(landed, "REJECT", 7), DROPPED as u64, "{:#?}", landed.rows);
-    assert_eq!(of(landed, "REJECT", 13), ABORTED as u64, "{:#?}", landed.rows);
-    assert_eq!(of(landed, "ACCEPT", 9), SENT_BACK as u64, "{:#?}", landed.rows);
-    assert_eq!(of(landed, "ACCEPT", 11), REDIRECTED as u64, "{:#?}", landed.rows);
-    assert_eq!(of(landed, "ACCEPT", 8), PASSED as u64, "{:#?}", landed.rows);
+    let refused = landed.rows.iter().filter(|r| r.action == "REJECT" && r.status != "SKIPDATA");
+    assert!(refused.clone().all(|r| r.reason == "XDP"), "{:#?}", landed.rows);
+    assert_eq!(rejected(landed, 7), DROPPED as u64, "{:#?}", landed.rows);
+    assert_eq!(rejected(landed, 13), ABORTED as u64, "{:#?}", landed.rows);
+    assert_eq!(accepted(landed, 9), SENT_BACK as u64, "{:#?}", landed.rows);
+    assert_eq!(accepted(landed, 11), REDIRECTED as u64, "{:#?}", landed.rows);
+    assert_eq!(accepted(landed, 8), PASSED as u64, "{:#?}", landed.rows);
     assert_eq!(landed.flows("REJECT").0, (DROPPED + ABORTED) as u64, "nothing else was refused: {:#?}", landed.rows);
     assert_eq!((skipped(landed, "xdp_dropped"), skipped(landed, "xdp_forwarded")), (0, 0), "{:#?}", landed.rows);
-    assert_books_close(landed);
+    assert_balanced(landed);
 }
 
 #[test]
@@ -152,10 +118,10 @@ fn a_program_that_is_replaced_under_traffic_loses_no_packet_of_the_drivers_count
     let landed = agent.stop().unwrap();
     let dropped = driver::xdp_of_veth(&pair.a, "eth0").unwrap().0 - before;
     assert!(second.actions().unwrap()[1] >= DROPPED as u64);
-    let rejected = of(&landed, "REJECT", 7);
+    let rejected = rejected(&landed, 7);
     assert_eq!(rejected + skipped(&landed, "xdp_dropped"), dropped, "{:#?}", landed.rows);
     assert!(rejected >= DROPPED as u64, "{:#?}", landed.rows);
-    assert_books_close(&landed);
+    assert_balanced(&landed);
 }
 
 #[test]
@@ -182,9 +148,9 @@ fn a_program_stays_traced_while_no_agent_runs_and_is_traced_once_after_it() {
     let landed = node.detach().unwrap();
     let dropped = other.actions().unwrap()[1];
     assert_eq!(dropped, (DROPPED + SENT_BACK + REDIRECTED + ABORTED) as u64);
-    assert_eq!(of(&landed, "REJECT", 7), dropped, "{:#?} {:?}", landed.rows, landed.metadata);
+    assert_eq!(rejected(&landed, 7), dropped, "{:#?} {:?}", landed.rows, landed.metadata);
     assert_eq!(skipped(&landed, "xdp_dropped"), 0, "{:#?} {:?}", landed.rows, landed.metadata);
-    assert_books_close(&landed);
+    assert_balanced(&landed);
     send(pair, 7, DROPPED);
     pair.wait_until_quiet();
     assert_eq!(other.actions().unwrap()[1], dropped + DROPPED as u64, "it drops on when nobody traces it any more");
@@ -205,17 +171,13 @@ fn a_machine_that_lets_nobody_trace_says_so_and_the_drivers_count_stands() {
         return;
     }
     assert!(line.starts_with("limited") && line.contains("lets nobody trace programs"), "{check}");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     let status = || run_to_end(&pair.a, &["status", "--output", "table"], dir.path()).unwrap().1;
-    while !status().contains("lets nobody trace programs") {
-        assert!(std::time::Instant::now() < deadline, "{}", status());
-        std::thread::sleep(std::time::Duration::from_millis(200));
-    }
+    until("the reason in the status", || status().contains("lets nobody trace programs"));
     send_all(&pair);
     let landed = agent.stop().unwrap();
     let [aborted, dropped, _, sent_back, redirected] = other.actions().unwrap();
     assert_eq!(skipped(&landed, "xdp_dropped"), dropped + aborted, "{:#?}", landed.rows);
     assert_eq!(skipped(&landed, "xdp_forwarded"), sent_back + redirected, "{:#?}", landed.rows);
     assert_eq!(landed.flows("REJECT").0, 0, "no hook has seen them");
-    assert_books_close(&landed);
+    assert_balanced(&landed);
 }

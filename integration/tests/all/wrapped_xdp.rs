@@ -11,56 +11,21 @@ use std::{
 use aya::programs::TcAttachType;
 use integration::{
     agent::Agent,
+    claims::until,
+    driver,
+    mixed::{
+        ABORTED, DROPPED, PASSED, REDIRECTED, SENT_BACK, accepted, assert_balanced, peer, rejected, send, send_all,
+        skipped,
+    },
     net::Pair,
     node::Node,
     others::{Other, Place, xdp_id, xdp_off},
-    rows::Objects,
-    traffic,
 };
-
-/// Packets of each kind: what `xdp_mixed` drops, sends back, redirects, fails at, and lets through.
-const DROPPED: usize = 23;
-const SENT_BACK: usize = 17;
-const REDIRECTED: usize = 11;
-const ABORTED: usize = 5;
-const PASSED: usize = 31;
 
 const WRAPPED: &str = "is run by flowlog's from now on";
 
 fn node(level: &str) -> Node {
     Node::new(&["--xdp", level, "--direction", "ingress"]).unwrap()
-}
-
-/// The other end must run XDP as well: a veth takes frames only from where it polls.
-fn peer(pair: &Pair) -> Other {
-    Other::attach(&pair.b, "xdp_drop", TcAttachType::Ingress, Place::XdpNative).unwrap()
-}
-
-fn send(pair: &Pair, port: u16, packets: usize) {
-    pair.b.run(|| traffic::udp(&format!("10.1.0.1:{port}"), packets, 100)).unwrap();
-}
-
-fn send_all(pair: &Pair) {
-    for (port, packets) in [(7, DROPPED), (9, SENT_BACK), (11, REDIRECTED), (13, ABORTED), (8, PASSED)] {
-        send(pair, port, packets);
-    }
-    pair.wait_until_quiet();
-}
-
-fn skipped(landed: &Objects, reason: &str) -> u64 {
-    landed.sum(|r| r.status == "SKIPDATA" && r.skip == reason).0
-}
-
-fn rejected(landed: &Objects, port: i64) -> u64 {
-    landed.sum(|r| r.action == "REJECT" && r.reason == "XDP" && r.dport == port).0
-}
-
-fn accepted(landed: &Objects, port: i64) -> u64 {
-    landed.sum(|r| r.action == "ACCEPT" && r.dport == port).0
-}
-
-fn ensure_balanced(landed: &Objects) {
-    assert!(landed.metadata.iter().all(|m| m["flowlog.balance"].ends_with("difference=0/0")), "{:?}", landed.metadata);
 }
 
 fn each_flow_is_counted_as_the_program_says(program: &str) {
@@ -72,8 +37,12 @@ fn each_flow_is_counted_as_the_program_says(program: &str) {
     let mut agent = node.start().unwrap();
     assert!(agent.log().contains(WRAPPED), "{}", agent.log());
     assert_ne!(xdp_id(&pair.a).unwrap(), Some(id), "ours is in its place");
-    let before = pair.a.statistic("eth0", "rx_packets").unwrap();
+    let counted = || driver::xdp_of_veth(&pair.a, "eth0").unwrap();
+    let (before, at_first) = (pair.a.statistic("eth0", "rx_packets").unwrap(), counted());
     send_all(pair);
+    let at_last = counted();
+    assert_eq!(at_last.0 - at_first.0, (DROPPED + ABORTED) as u64, "the driver agrees");
+    assert_eq!(at_last.1 - at_first.1, (SENT_BACK + REDIRECTED) as u64, "the driver agrees");
     let [aborted, dropped, passed, sent_back, redirected] = other.actions().unwrap();
     let received = pair.a.statistic("eth0", "rx_packets").unwrap() - before;
     agent.end().unwrap();
@@ -87,7 +56,7 @@ fn each_flow_is_counted_as_the_program_says(program: &str) {
     assert_eq!((accepted(&landed, 9), accepted(&landed, 11)), (sent_back, redirected), "{:#?}", landed.rows);
     assert_eq!(accepted(&landed, 8), passed, "counted once");
     assert_eq!((skipped(&landed, "xdp_dropped"), skipped(&landed, "xdp_forwarded")), (0, 0), "{:#?}", landed.rows);
-    ensure_balanced(&landed);
+    assert_balanced(&landed);
 }
 
 #[test]
@@ -164,7 +133,7 @@ fn the_owners_program_is_in_force_at_every_instant_whatever_kills_the_agent() {
     assert_eq!(dropped, sent, "the program has seen each packet");
     assert_eq!(rejected(&landed, 7) + skipped(&landed, "xdp_dropped"), dropped, "{:#?}", landed.rows);
     assert!(rejected(&landed, 7) > 0 && accepted(&landed, 7) == 0, "{:#?}", landed.rows);
-    ensure_balanced(&landed);
+    assert_balanced(&landed);
 }
 
 #[test]
@@ -202,7 +171,7 @@ fn what_its_owner_replaces_is_said_and_not_wrapped_again_before_the_next_start()
     assert_eq!(rejected(&landed, 7), (DROPPED + REDIRECTED) as u64, "{:#?}", landed.rows);
     assert_eq!(skipped(&landed, "xdp_dropped"), SENT_BACK as u64, "{:#?}", landed.rows);
     assert_eq!(accepted(&landed, 7), PASSED as u64, "{:#?}", landed.rows);
-    ensure_balanced(&landed);
+    assert_balanced(&landed);
 }
 
 #[test]
@@ -219,7 +188,7 @@ fn an_agent_that_was_killed_leaves_the_program_wrapped_and_detach_puts_it_back()
     assert_eq!(xdp_id(&pair.a).unwrap(), Some(other.id("xdp_mixed").unwrap()));
     assert_eq!(other.actions().unwrap()[1], DROPPED as u64);
     assert_eq!((rejected(&landed, 7), skipped(&landed, "xdp_dropped")), (DROPPED as u64, 0), "{:#?}", landed.rows);
-    ensure_balanced(&landed);
+    assert_balanced(&landed);
 }
 
 /// Runs an agent beside a program that cannot be wrapped, for the reason `why`.
@@ -233,21 +202,16 @@ fn refused(other: impl Fn(&Node) -> Other, why: &str) {
     assert_eq!(xdp_id(&node.pair.a).unwrap(), id, "left alone");
     send(&node.pair, 7, DROPPED);
     node.pair.wait_until_quiet();
-    let mut said = String::new();
-    for _ in 0..100 {
-        said = node.command(&["status"]).unwrap().1;
-        if said.contains(why) {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    assert!(said.contains("seen by `counters` only: not wrapped") && said.contains(why), "{said}");
+    until("the reason in the status", || {
+        let said = node.command(&["status"]).unwrap().1;
+        said.contains("seen by `counters` only: not wrapped") && said.contains(why)
+    });
     agent.end().unwrap();
     assert_eq!(xdp_id(&node.pair.a).unwrap(), id, "left alone");
     let (_, dropped) = other.counters().unwrap();
     let landed = node.detach().unwrap();
     assert_eq!(skipped(&landed, "xdp_dropped"), dropped, "{:#?}", landed.rows);
-    ensure_balanced(&landed);
+    assert_balanced(&landed);
 }
 
 #[test]
