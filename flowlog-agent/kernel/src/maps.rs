@@ -12,15 +12,13 @@ use std::{
 
 use aya::{Ebpf, Pod};
 use flowlog_ebpf::abi::{self, Iface, NextHop, SPOTS, Setup, Stacked};
-use flowlog_model::{Epoch, IfaceId, interface::IfKey};
+use flowlog_model::{
+    Epoch, IfaceId,
+    interface::{IfKey, OnTop},
+};
 
 use super::{
-    KernelError,
-    behind::Behind,
-    mapping::Mapping,
-    netdev::{below::UpperDevice, neighbours::NeighbourBehind},
-    notes::Above,
-    spots::Spots,
+    KernelError, behind::Behind, mapping::Mapping, netdev::neighbours::NeighbourBehind, notes::Above, spots::Spots,
 };
 
 /// [`Setup`], marked as plain old data for the loader.
@@ -197,26 +195,30 @@ impl Interfaces {
         self.above.set(pairs)
     }
 
-    /// Makes the programs know which next hops are behind which ports of bridges, and what is below stacked devices, in the namespace with this
-    /// number. Returns how many there is no room for.
+    /// Makes the programs know which next hops are behind which ports of bridges, by the number of the namespace, and what is below stacked
+    /// devices. Returns how many there is no room for.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn set_behind(
         &mut self,
-        found: &BTreeMap<u32, (Vec<NeighbourBehind>, Vec<UpperDevice>)>,
+        found: &BTreeMap<u32, Vec<NeighbourBehind>>,
+        on_top: &[OnTop],
     ) -> Result<usize, KernelError> {
         let mut wanted = BTreeMap::new();
-        for (netns_inum, (neighbours, above)) in found {
-            let netns_inum = *netns_inum;
-            let behind = neighbours.iter().map(|n| (n.bridge, n.address, n.port, 0));
-            let below = above.iter().map(|a| (a.upper, abi::ANY_NEXT_HOP, a.lower, a.vlan));
-            for (bridge, address, port, vlan) in behind.chain(below) {
-                let Some(spot) = self.spots.find(IfKey { netns_inum, index: port }) else { continue };
-                let of = |address| NextHop { address, bridge, netns_inum };
-                wanted.insert(of([0; 4]), 0);
-                wanted.insert(of(address), u32::from(vlan) << abi::SPOT_BITS | spot);
+        let mut want = |bridge, address, IfKey { netns_inum, index }, vlan: u16| {
+            let Some(spot) = self.spots.find(IfKey { netns_inum, index }) else { return };
+            let of = |address| NextHop { address, bridge, netns_inum };
+            wanted.insert(of([0; 4]), 0);
+            wanted.insert(of(address), u32::from(vlan) << abi::SPOT_BITS | spot);
+        };
+        for (netns_inum, neighbours) in found {
+            for n in neighbours {
+                want(n.bridge, n.address, IfKey { netns_inum: *netns_inum, index: n.port }, 0);
             }
+        }
+        for OnTop { netns_inum, upper, below } in on_top {
+            want(*upper, abi::ANY_NEXT_HOP, IfKey { netns_inum: *netns_inum, index: below.index }, below.vlan);
         }
         self.behind.set(&wanted)
     }

@@ -58,6 +58,26 @@ impl fmt::Display for IfKey {
     }
 }
 
+/// What is directly below a stacked device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Below {
+    /// Index of the device below, in the same network namespace.
+    pub index: u32,
+    /// VLAN id that packets have there; 0: what they have already.
+    pub vlan: u16,
+}
+
+/// A device whose packets leave through a watched interface below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnTop {
+    /// Inode number of the network namespace of both.
+    pub netns_inum: u32,
+    /// Index of the device.
+    pub upper: u32,
+    /// The nearest watched interface below it, and the outermost VLAN id that its packets have there.
+    pub below: Below,
+}
+
 /// An interface as found at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetDev {
@@ -73,6 +93,8 @@ pub struct NetDev {
     pub bridge: bool,
     /// Indexes of all devices stacked on this one (bridge, VLAN, bond, macvlan), directly or through others.
     pub above: Vec<u32>,
+    /// What all packets that leave through it leave through, if it is stacked on something and that is sure.
+    pub below: Option<Below>,
     /// Network namespace it is in.
     pub netns: Netns,
     /// XDP programs on it, ours as well: who runs each, and its id.

@@ -6,7 +6,7 @@ use flowlog_ebpf::abi::{Stacked, Truth};
 use flowlog_model::{
     Epoch, IfaceId, Now, WatchSpec,
     hiding::Hiding,
-    interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
+    interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName, OnTop},
     rule::Direction,
     sweep::{Cursor, Scope, Swept},
     translation::{Services, Tuple},
@@ -150,8 +150,9 @@ pub trait Node: Source {
     fn go_first(&mut self, _spec: &WatchSpec, _direction: Direction) -> Result<bool, SourceError> {
         Ok(false)
     }
-    /// Tells the programs which neighbours are behind these interfaces, as far as they are ports of bridges; returns how many had no room.
-    fn set_behind(&mut self, _specs: &[WatchSpec]) -> Result<usize, SourceError> {
+    /// Tells the programs which neighbours are behind these interfaces, as far as they are ports of bridges, and which devices are on top of
+    /// them; returns how many had no room.
+    fn set_behind(&mut self, _specs: &[WatchSpec], _on_top: &[OnTop]) -> Result<usize, SourceError> {
         Ok(0)
     }
     /// Packets may die without the number that they were given.

@@ -8,7 +8,7 @@ use flowlog_kernel::{
     Kernel, KernelError, Ring,
     attach::Hooks,
     netdev::{
-        self, Namespaces, NetDevError, below, connections, foreign, foreign_xdp, ipvs, neighbours, netns, offload,
+        self, Namespaces, NetDevError, connections, foreign, foreign_xdp, ipvs, neighbours, netns, offload,
         traffic_control,
     },
     sweep::wait_for_programs,
@@ -16,7 +16,7 @@ use flowlog_kernel::{
 use flowlog_model::{
     Epoch, HookKind, IfaceId, Now, WatchSpec,
     hiding::Hiding,
-    interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName},
+    interface::{Counters, Elsewhere, IfKey, NetDev, Netns, NetnsName, OnTop},
     rule::{Action, Direction},
     sweep::{Cursor, Scope, Swept},
     translation::{Services, Tuple},
@@ -395,7 +395,7 @@ impl Node for KernelSource {
         hooks.go_first(programs, (spec.key(), &spec.interface), base, direction).map_err(failed)
     }
 
-    fn set_behind(&mut self, specs: &[WatchSpec]) -> Result<usize, SourceError> {
+    fn set_behind(&mut self, specs: &[WatchSpec], on_top: &[OnTop]) -> Result<usize, SourceError> {
         let mut ports = BTreeMap::<u32, (Netns, BTreeSet<u32>)>::new();
         for spec in specs {
             let there = ports.entry(spec.netns_inum).or_insert_with(|| (spec.namespace(), BTreeSet::new()));
@@ -403,11 +403,11 @@ impl Node for KernelSource {
         }
         let mut found = BTreeMap::new();
         for (netns_inum, (netns, ports)) in &ports {
-            // What is gone has no neighbours, and nothing above it.
-            let look = || Ok((neighbours::behind(ports)?, below::above(ports)?));
-            found.insert(*netns_inum, netns::enter(netns, look).flatten().unwrap_or_default());
+            // What is gone has no neighbours.
+            let neighbours = netns::enter(netns, || neighbours::behind(ports)).flatten().unwrap_or_default();
+            found.insert(*netns_inum, neighbours);
         }
-        self.kernel.interfaces.set_behind(&found).map_err(failed)
+        self.kernel.interfaces.set_behind(&found, on_top).map_err(failed)
     }
 
     fn set_numbers_missing(&mut self, missing: bool) {

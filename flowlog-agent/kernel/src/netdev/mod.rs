@@ -11,7 +11,7 @@
 //! * [`xdp`]: whether a driver runs XDP itself;
 //! * [`foreign_xdp`]: other people's XDP programs; [`xdp_counters`], [`ethtool`]: what drivers count of XDP.
 
-pub mod below;
+mod below;
 pub mod connections;
 mod elsewhere;
 mod ethtool;

@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
+use super::below;
 use flowlog_model::{
     interface::{Counters, Mac, NetDev, Netns},
     xdp::XdpMode,
@@ -27,20 +28,15 @@ const XDP_FLAGS_REPLACE: u32 = 1 << 4;
 
 /// All interfaces of the namespace we are in, which is `netns`.
 pub(super) fn dump(netns: &Netns) -> io::Result<Vec<NetDev>> {
-    let links = links()?;
+    let mut request = LinkMessage::default();
+    // Counters cost more than all the rest, and nobody wants them here.
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let links = ask(request, true)?;
     let mut uppers = Uppers::new();
     for (lower, upper) in links.iter().flat_map(stacked) {
         uppers.entry(lower).or_default().insert(upper);
     }
     Ok(links.iter().filter_map(|link| device(link, &uppers, netns)).collect())
-}
-
-/// All interfaces of the namespace we are in, as the kernel describes them.
-pub(super) fn links() -> io::Result<Vec<LinkMessage>> {
-    let mut request = LinkMessage::default();
-    // Counters cost more than all the rest, and nobody wants them here.
-    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    ask(request, true)
 }
 
 /// What one interface has counted.
@@ -93,24 +89,37 @@ fn above(index: u32, uppers: &Uppers) -> Vec<u32> {
 fn stacked(link: &LinkMessage) -> impl Iterator<Item = (u32, u32)> {
     use InfoKind::{IpVlan, IpVtap, MacSec, MacVlan, MacVtap, Vlan};
     let me = link.header.index;
-    // One in another namespace has an index of there.
-    let elsewhere = link.attributes.iter().any(|a| matches!(a, LinkAttribute::LinkNetNsId(_)));
     // A veth's "link" is its peer, a tunnel's only the way its packets go: they end here, and new ones begin.
     let climbs = matches!(kind(link), Some(Vlan | MacVlan | MacVtap | IpVlan | IpVtap | MacSec));
-    link.attributes.iter().filter_map(move |a| match a {
+    let bridges = link.attributes.iter().filter_map(move |a| match a {
         LinkAttribute::Controller(bridge) => Some((me, *bridge)),
-        LinkAttribute::Link(lower) if !elsewhere && climbs && *lower != me => Some((*lower, me)),
+        _ => None,
+    });
+    bridges.chain(lower(link).filter(|_| climbs).map(|lower| (lower, me)))
+}
+
+/// What a driver says of its device.
+pub(super) fn infos(link: &LinkMessage) -> &[LinkInfo] {
+    let infos = link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    infos.map(Vec::as_slice).unwrap_or_default()
+}
+
+fn kind(link: &LinkMessage) -> Option<&InfoKind> {
+    infos(link).iter().find_map(|i| match i {
+        LinkInfo::Kind(kind) => Some(kind),
         _ => None,
     })
 }
 
-fn kind(link: &LinkMessage) -> Option<&InfoKind> {
-    let infos = link.attributes.iter().find_map(|a| match a {
-        LinkAttribute::LinkInfo(infos) => Some(infos),
-        _ => None,
-    })?;
-    infos.iter().find_map(|i| match i {
-        LinkInfo::Kind(kind) => Some(kind),
+/// Index of the device that one is linked to, in the same namespace.
+pub(super) fn lower(link: &LinkMessage) -> Option<u32> {
+    // One in another namespace has an index of there.
+    let elsewhere = link.attributes.iter().any(|a| matches!(a, LinkAttribute::LinkNetNsId(_)));
+    link.attributes.iter().find_map(|a| match a {
+        LinkAttribute::Link(lower) if !elsewhere && *lower != link.header.index => Some(*lower),
         _ => None,
     })
 }
@@ -128,6 +137,7 @@ fn device(link: &LinkMessage, uppers: &Uppers, netns: &Netns) -> Option<NetDev> 
         link_header: matches!(link.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback),
         bridge: matches!(kind(link), Some(InfoKind::Bridge)),
         above: above(index, uppers),
+        below: below::below(link),
         netns: netns.clone(),
         xdp: xdp(link),
     })

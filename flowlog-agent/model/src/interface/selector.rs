@@ -287,6 +287,7 @@ mod tests {
             mac,
             link_header: true,
             bridge: false,
+            below: None,
             above: Vec::new(),
             netns,
             xdp: Vec::new(),

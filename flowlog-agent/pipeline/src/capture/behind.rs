@@ -1,8 +1,10 @@
-//! Which neighbours are behind which ports of bridges: when to look, and telling the programs.
+//! Which neighbours are behind which ports of bridges, and which devices are on top of which interfaces: when to look, and telling the
+//! programs.
 
 use flowlog_ebpf::abi;
-use flowlog_model::{MonoNs, Now, WatchSpec};
+use flowlog_model::{MonoNs, Now, WatchSpec, interface::OnTop};
 
+use super::resolution::Resolution;
 use crate::{
     books::Books,
     source::{Node, SourceError},
@@ -17,17 +19,25 @@ pub(super) struct Behind {
     looked: MonoNs,
     /// Something may have changed since.
     is_expected: bool,
+    /// Devices on top of watched interfaces.
+    on_top: Vec<OnTop>,
     /// Neighbours that the programs have no room for.
     without_room: usize,
 }
 
 impl Default for Behind {
     fn default() -> Self {
-        Self { looked: MonoNs(0), is_expected: true, without_room: 0 }
+        Self { looked: MonoNs(0), is_expected: true, on_top: Vec::new(), without_room: 0 }
     }
 }
 
 impl Behind {
+    /// Interfaces have been looked at: this is on top of those that are watched.
+    pub(super) fn stack(&mut self, found: &Resolution) {
+        self.on_top.clone_from(&found.on_top);
+        self.is_expected = true;
+    }
+
     /// Something may have changed.
     pub(super) fn expect(&mut self) {
         self.is_expected = true;
@@ -48,7 +58,7 @@ impl Behind {
         self.looked = now.mono;
         let Books { source, ledger, .. } = books;
         let specs: Vec<WatchSpec> = ledger.watched().map(|(_, w)| w.spec.clone()).collect();
-        let without_room = source.set_behind(&specs)?;
+        let without_room = source.set_behind(&specs, &self.on_top)?;
         if without_room > self.without_room {
             let max = abi::BEHIND_MAX;
             tracing::warn!(

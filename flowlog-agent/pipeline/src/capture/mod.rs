@@ -67,11 +67,12 @@ impl<N: Node> Capture<N> {
     pub fn start(node: N, setup: Setup, inherited: Inherited) -> Result<(Self, Vec<Pending>), CaptureError> {
         let devices = node.interfaces()?;
         let (mut capture, pending) = Self::open(node, setup, inherited)?;
-        let Self { books, watcher, numbering, .. } = &mut capture;
+        let Self { books, watcher, numbering, behind, .. } = &mut capture;
         let first = books.ledger.watched().next().is_none();
         let (found, sought) = watcher.resolve(books, devices);
         numbering.stack(&mut books.source, &found)?;
         numbering.number(books, &found);
+        behind.stack(&found);
         for why in found.absent.values() {
             match why {
                 Absent::Waiting(why) => tracing::info!("{why}"),
@@ -252,7 +253,7 @@ impl<N: Node> Capture<N> {
     /// If the kernel or the journal refuses. An interface that cannot be hooked is no error: it may be gone already, and is
     /// tried again.
     pub fn look_at_interfaces(&mut self) -> Result<(), CaptureError> {
-        let Self { books, watcher, numbering, .. } = self;
+        let Self { books, watcher, numbering, behind, .. } = self;
         let now = books.source.now();
         let unfinished = watcher.begin_look(now);
         let devices = match books.source.interfaces() {
@@ -266,6 +267,7 @@ impl<N: Node> Capture<N> {
         numbering.stack(&mut books.source, &found)?;
         follow(books, &found)?;
         numbering.number(books, &found);
+        behind.stack(&found);
         let looked = if found.is_watched(&books.ledger) && !unfinished {
             Looked::default()
         } else {
@@ -274,7 +276,6 @@ impl<N: Node> Capture<N> {
         };
         watcher.look_at_xdp(books, |spec| found.device(spec))?;
         watcher.note_look(books, looked, found, sought);
-        self.behind.expect();
         self.look_behind(now)
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flowlog_ebpf::abi::Stacked;
 use flowlog_model::{
     capture::{CaptureSpec, WatchSpec},
-    interface::{Bound, IfKey, NetDev, NetnsName},
+    interface::{Below, Bound, IfKey, NetDev, NetnsName, OnTop},
     status::CaptureState,
 };
 
@@ -28,6 +28,8 @@ pub(crate) struct Resolution {
     pub absent: BTreeMap<String, Absent>,
     /// Which interfaces are stacked on which, where any is to be watched.
     pub stacked: BTreeSet<Stacked>,
+    /// Devices on top of those that are to be watched, of which all packets leave through them.
+    pub on_top: Vec<OnTop>,
 }
 
 /// Why an interface is not to be watched.
@@ -80,7 +82,29 @@ pub(crate) fn resolve(
     let pair = |d: &NetDev, upper| Stacked { lower: d.index, upper, netns_inum: d.netns.inum };
     let stacked = devices.iter().filter(|d| watched.contains(&d.netns.inum));
     found.stacked = stacked.flat_map(|d| d.above.iter().map(|upper| pair(d, *upper))).collect();
+    found.on_top = on_top(devices, &taken.into_keys().collect());
     found
+}
+
+/// Devices of which all packets leave through a watched interface, and the nearest one of each.
+fn on_top(devices: &[NetDev], watched: &BTreeSet<IfKey>) -> Vec<OnTop> {
+    let below: BTreeMap<IfKey, Below> = devices.iter().filter_map(|d| Some((d.key(), d.below?))).collect();
+    let nearest = |upper: &IfKey| {
+        let IfKey { netns_inum, .. } = *upper;
+        let mut at = *below.get(upper)?;
+        // Devices are not stacked in a ring: more steps than devices are none.
+        for _ in 0..below.len() {
+            let lower = IfKey { netns_inum, index: at.index };
+            if watched.contains(&lower) {
+                return Some(OnTop { netns_inum, upper: upper.index, below: at });
+            }
+            let next = *below.get(&lower)?;
+            // The device that is nearer to the wire puts its tag in front.
+            at = Below { vlan: if next.vlan == 0 { at.vlan } else { next.vlan }, ..next };
+        }
+        None
+    };
+    below.keys().filter_map(nearest).collect()
 }
 
 fn spec(capture: &CaptureSpec, node_id: &str, dev: &NetDev) -> WatchSpec {
@@ -140,10 +164,25 @@ mod tests {
             mac,
             link_header: true,
             bridge: false,
+            below: None,
             above: Vec::new(),
             netns,
             xdp: Vec::new(),
         }
+    }
+
+    #[test]
+    fn packets_leave_through_the_nearest_watched_interface_below_and_the_outer_tag_counts() {
+        let on = |index: u32, lower: u32, vlan| NetDev { below: Some(Below { index: lower, vlan }), ..dev("d", index) };
+        // A VLAN on a bond of one active port; on that another VLAN, and a macvlan; a VLAN of a device that nobody watches.
+        let devices = [dev("eth0", 2), on(5, 2, 0), on(6, 5, 100), on(7, 6, 7), on(8, 6, 0), on(12, 4, 3)];
+        let of = |watched: &[u32]| -> Vec<(u32, u32, u16)> {
+            let keys = watched.iter().map(|index| IfKey { netns_inum: 1, index: *index }).collect();
+            on_top(&devices, &keys).iter().map(|o| (o.upper, o.below.index, o.below.vlan)).collect()
+        };
+        assert_eq!(of(&[2]), [(5, 2, 0), (6, 2, 100), (7, 2, 100), (8, 2, 100)]);
+        assert_eq!(of(&[2, 6]), [(5, 2, 0), (6, 2, 100), (7, 6, 7), (8, 6, 0)]);
+        assert_eq!(of(&[3]), []);
     }
 
     fn none() -> BTreeMap<NetnsName, u32> {

@@ -260,6 +260,7 @@ impl State {
             mac: Some(mac(nic)),
             link_header: true,
             bridge: false,
+            below: None,
             above: Vec::new(),
             netns: Netns::at(1, None),
             xdp: Vec::new(),
