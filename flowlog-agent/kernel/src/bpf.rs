@@ -4,24 +4,30 @@
 
 use std::{
     ffi::CString,
-    io,
+    fmt, io,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
 };
 
-const BPF_MAP_LOOKUP_ELEM: u32 = 1;
+use super::object::Code;
+
+const BPF_MAP_CREATE: u32 = 0;
+const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_PROG_LOAD: u32 = 5;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
 const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_RAW_TRACEPOINT_OPEN: u32 = 17;
+const BPF_BTF_LOAD: u32 = 18;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
-/// Longest name of a program, with its end.
+/// `BPF_MAP_TYPE_PROG_ARRAY`.
+const PROGRAM_ARRAY: u32 = 3;
+/// Longest name of a program or map, with its end.
 const NAME_BYTES: usize = 16;
 
 /// An instruction: `struct bpf_insn`.
@@ -60,7 +66,7 @@ pub(super) struct Function<'a> {
 }
 
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct LoadAttr {
     prog_type: u32,
     insn_cnt: u32,
@@ -84,6 +90,28 @@ struct LoadAttr {
     attach_btf_id: u32,
     attach_prog_fd: u32,
     core_relo_cnt: u32,
+}
+
+#[repr(C)]
+struct MapAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: [u8; NAME_BYTES],
+}
+
+#[repr(C)]
+struct TypesAttr {
+    btf: u64,
+    btf_log_buf: u64,
+    btf_size: u32,
+    btf_log_size: u32,
+    log_level: u32,
+    spare: u32,
 }
 
 #[repr(C)]
@@ -188,47 +216,89 @@ fn address<T>(of: *const T) -> u64 {
     of.expose_provenance() as u64
 }
 
-/// Has the kernel verify a program.
-pub(super) fn load(kind: ProgramKind, name: &str, instructions: &[Instruction]) -> io::Result<OwnedFd> {
-    descriptor(BPF_PROG_LOAD, &load_attr(kind, name, instructions)?)
+/// Why the kernel does not take a program: its error, and the verifier's last words, if it has any.
+#[derive(Debug)]
+pub(super) struct Unloaded {
+    pub(super) error: io::Error,
+    pub(super) words: String,
 }
 
-/// The same for one that traces a function of another program. A refusal comes with the verifier's last words, if it has any.
+impl From<io::Error> for Unloaded {
+    fn from(error: io::Error) -> Self {
+        Self { error, words: String::new() }
+    }
+}
+
+impl fmt::Display for Unloaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.words.is_empty() { self.error.fmt(f) } else { write!(f, "{} ({})", self.words, self.error) }
+    }
+}
+
+/// Has the kernel verify a program.
+pub(super) fn load(kind: ProgramKind, name: &str, instructions: &[Instruction]) -> Result<OwnedFd, Unloaded> {
+    verify(&load_attr(kind, name, instructions)?)
+}
+
+/// The same with the types of its functions; `types` are those of the object that it is from.
+pub(super) fn load_typed(kind: ProgramKind, name: &str, code: &Code, types: &[u8]) -> Result<OwnedFd, Unloaded> {
+    let btf_size = u32::try_from(types.len()).map_err(io::Error::other)?;
+    let attr =
+        TypesAttr { btf: address(types.as_ptr()), btf_log_buf: 0, btf_size, btf_log_size: 0, log_level: 0, spare: 0 };
+    let types = descriptor(BPF_BTF_LOAD, &attr)?;
+    let Code { instructions, functions, function_bytes } = code;
+    let count = functions.len().checked_div(*function_bytes).unwrap_or(0);
+    verify(&LoadAttr {
+        prog_btf_fd: number(types.as_fd()),
+        func_info_rec_size: u32::try_from(*function_bytes).map_err(io::Error::other)?,
+        func_info: address(functions.as_ptr()),
+        func_info_cnt: u32::try_from(count).map_err(io::Error::other)?,
+        ..load_attr(kind, name, instructions)?
+    })
+}
+
+/// The same for one that traces a function of another program.
 pub(super) fn load_for(
     function: Function<'_>,
     kind: ProgramKind,
     name: &str,
     instructions: &[Instruction],
-) -> Result<OwnedFd, (io::Error, String)> {
-    let silent = |error| (error, String::new());
-    let attr = LoadAttr {
+) -> Result<OwnedFd, Unloaded> {
+    verify(&LoadAttr {
         attach_btf_id: function.type_id,
         attach_prog_fd: number(function.program),
-        ..load_attr(kind, name, instructions).map_err(silent)?
-    };
-    descriptor(BPF_PROG_LOAD, &attr).map_err(|error| {
+        ..load_attr(kind, name, instructions)?
+    })
+}
+
+fn verify(attr: &LoadAttr) -> Result<OwnedFd, Unloaded> {
+    descriptor(BPF_PROG_LOAD, attr).map_err(|error| {
         let mut log = vec![0u8; LOG_BYTES];
         let log_size = u32::try_from(LOG_BYTES).unwrap_or(0);
-        let again = LoadAttr { log_level: LOG_LEVEL, log_size, log_buf: address(log.as_mut_ptr()), ..attr };
+        let again = LoadAttr { log_level: LOG_LEVEL, log_size, log_buf: address(log.as_mut_ptr()), ..*attr };
         let _ = descriptor(BPF_PROG_LOAD, &again);
         log.truncate(log.iter().position(|byte| *byte == 0).unwrap_or(0));
         let said = String::from_utf8_lossy(&log);
         let last = said.lines().rfind(|line| !line.is_empty() && !line.starts_with("processed "));
-        (error, last.unwrap_or_default().to_owned())
+        Unloaded { error, words: last.unwrap_or_default().to_owned() }
     })
+}
+
+fn name_of(name: &str) -> [u8; NAME_BYTES] {
+    let mut bytes = [0; NAME_BYTES];
+    bytes.iter_mut().take(NAME_BYTES - 1).zip(name.bytes()).for_each(|(to, from)| *to = from);
+    bytes
 }
 
 fn load_attr(kind: ProgramKind, name: &str, instructions: &[Instruction]) -> io::Result<LoadAttr> {
     let license = c"GPL";
-    let mut prog_name = [0; NAME_BYTES];
-    prog_name.iter_mut().take(NAME_BYTES - 1).zip(name.bytes()).for_each(|(to, from)| *to = from);
     Ok(LoadAttr {
         prog_type: kind.program_type,
         insn_cnt: u32::try_from(instructions.len()).map_err(io::Error::other)?,
         insns: address(instructions.as_ptr()),
         license: address(license.as_ptr()),
         prog_flags: kind.flags,
-        prog_name,
+        prog_name: name_of(name),
         expected_attach_type: kind.attach_type,
         ..LoadAttr::default()
     })
@@ -293,21 +363,32 @@ pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resu
     call(BPF_LINK_UPDATE, &attr).map(drop)
 }
 
-/// An element of a map with keys and values of four bytes; of an array of programs, the id of the one that is there.
-pub(super) fn element(map: BorrowedFd<'_>, key: u32) -> io::Result<Option<u32>> {
-    let mut value = 0u32;
+/// Makes an array with room for one program.
+pub(super) fn program_array(name: &str) -> io::Result<OwnedFd> {
+    let attr = MapAttr {
+        map_type: PROGRAM_ARRAY,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        flags: 0,
+        inner_map_fd: 0,
+        numa_node: 0,
+        map_name: name_of(name),
+    };
+    descriptor(BPF_MAP_CREATE, &attr)
+}
+
+/// Puts a program into an array of programs.
+pub(super) fn set_element(map: BorrowedFd<'_>, key: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let value = number(program);
     let attr = ElementAttr {
         map_fd: number(map),
         spare: 0,
         key: address(&raw const key),
-        value: address(&raw mut value),
+        value: address(&raw const value),
         flags: 0,
     };
-    match call(BPF_MAP_LOOKUP_ELEM, &attr) {
-        Ok(_) => Ok(Some(value)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    call(BPF_MAP_UPDATE_ELEM, &attr).map(drop)
 }
 
 /// Pins what a descriptor stands for.
@@ -330,7 +411,8 @@ const _: () = {
     assert!(size_of::<ByIdAttr>() == 12 && size_of::<OpenAttr>() == 16 && size_of::<FunctionInfo>() == 8);
     assert!(core::mem::offset_of!(ProgramInfo, btf_id) == 128);
     assert!(core::mem::offset_of!(ProgramInfo, verified_instructions) == 216);
+    assert!(size_of::<TypesAttr>() == 32);
     assert!(size_of::<ObjectAttr>() == 16 && size_of::<LinkAttr>() == 16 && size_of::<UpdateAttr>() == 16);
-    assert!(size_of::<ElementAttr>() == 32);
+    assert!(size_of::<ElementAttr>() == 32 && size_of::<MapAttr>() == 44);
     assert!(size_of::<InfoAttr>() == 16 && size_of::<ProgramInfo>() == 224);
 };

@@ -28,6 +28,11 @@ const XDP: u32 = 6;
 pub(super) const ATTACH_XDP: u32 = 37;
 /// `BPF_F_XDP_HAS_FRAGS`: as the hook has it, or it could not be jumped to.
 const XDP_HAS_FRAGS: u32 = 1 << 5;
+/// How an XDP program is loaded, by whether it takes frames in several buffers.
+pub(super) const fn xdp_kind(has_frags: bool) -> ProgramKind {
+    ProgramKind { program_type: XDP, flags: if has_frags { XDP_HAS_FRAGS } else { 0 }, attach_type: ATTACH_XDP }
+}
+
 /// `TC_ACT_UNSPEC`: whoever comes next decides.
 const TC_GO_ON: i32 = -1;
 /// `XDP_PASS`.
@@ -90,7 +95,8 @@ pub(super) fn load(way: Way, base: u32, maps: Maps<'_>) -> io::Result<OwnedFd> {
         Way::Tc(_) | Way::Again(_) => (ProgramKind { program_type: SCHED_CLS, flags: 0, attach_type: 0 }, TC_GO_ON),
         Way::Xdp => (ProgramKind { program_type: XDP, flags: XDP_HAS_FRAGS, attach_type: ATTACH_XDP }, XDP_GO_ON),
     };
-    bpf::load(kind, way.name(), &instructions(base, maps, way.place().1, go_on)?)
+    let loaded = bpf::load(kind, way.name(), &instructions(base, maps, way.place().1, go_on)?);
+    loaded.map_err(|unloaded| io::Error::new(unloaded.error.kind(), unloaded.to_string()))
 }
 
 /// `*(u32 *)&cpu->base = base; tail_call(ctx, hooks, at); return go_on`.

@@ -30,6 +30,7 @@ mod mapping;
 pub(crate) mod maps;
 pub mod netdev;
 mod notes;
+mod object;
 pub mod pins;
 pub mod probe;
 mod programs;

@@ -126,7 +126,7 @@ impl Kernel {
         }
         let knows_connections = connection.iter().any(|word| *word != 0);
         let sweeper = Sweeper::new(aya::util::online_cpus().map_err(unreadable)?, sizes);
-        let wraps = Wraps::new(pins.as_ref().map(Pins::set_dir));
+        let wraps = Wraps::new(pins.as_ref().map(Pins::wraps_dir));
         let hooks = Hooks::new(pins);
         Ok(Self { programs, hooks, wraps, interfaces, truth, sweeper, sizes, reasons, knows_connections })
     }
@@ -142,7 +142,7 @@ impl Kernel {
     /// # Errors
     /// If an owner's program cannot be put back.
     pub fn inherit_wraps(&mut self, keep: bool) -> Result<(), KernelError> {
-        self.wraps.inherit(&mut self.programs, keep)
+        self.wraps.inherit(&self.programs, keep)
     }
 
     /// Names of the drop reasons in records.

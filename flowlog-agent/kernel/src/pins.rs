@@ -5,7 +5,7 @@
 //! <pin dir>/vN/NAME       maps, by their name in the eBPF object; N is `abi::ABI_VERSION`
 //! <pin dir>/vN/link-…     what holds a hook: link-drop, link-INDEX-ingress, link-INDEX-egress, link-INDEX-xdp;
 //!                         NETNS_INDEX in the place of INDEX in another network namespace
-//! <pin dir>/vN/xdp-…      other people's XDP programs and those of ours that run them: `wrap.rs`
+//! <pin dir>/xdp/          other people's XDP programs, and what runs them: `wrap/shelf.rs`; needs no set, and outlives it where it must
 //! <pin dir>/vN-new/       a set that is being made; renamed when it is complete
 //! ```
 //!
@@ -30,8 +30,8 @@ pub const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/flowlog";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Files that hold hooks begin with this; maps never do.
 const LINK: &str = "link-";
-/// Those that belong to other people's XDP programs which ours run begin with this.
-pub(super) const WRAP: &str = "xdp-";
+/// Where other people's XDP programs are that ours run.
+const WRAPS: &str = "xdp";
 
 #[derive(Debug)]
 pub struct Pins {
@@ -180,7 +180,7 @@ impl Pins {
 
     /// Only sets of ours have a place here, and only one of this ABI can be used.
     fn refuse_strangers(&self) -> Result<(), KernelError> {
-        let known = [set_name(), format!("{}-new", set_name())];
+        let known = [set_name(), format!("{}-new", set_name()), WRAPS.to_owned()];
         if let Some(name) = list(&self.handle)?.into_iter().find(|n| !known.contains(n)) {
             let path = self.root.join(&name);
             let version = name.strip_prefix('v').and_then(|v| v.trim_end_matches("-new").parse::<u32>().ok());
@@ -215,9 +215,7 @@ impl Pins {
             return refuse(name, "it is a symbolic link".to_owned());
         }
         let maps = sizes.maps();
-        if let Some(name) =
-            names.iter().find(|n| !n.starts_with(LINK) && !n.starts_with(WRAP) && !maps.iter().any(|s| s.name == *n))
-        {
+        if let Some(name) = names.iter().find(|n| !n.starts_with(LINK) && !maps.iter().any(|s| s.name == *n)) {
             return refuse(name, "it is not one of flowlog's".to_owned());
         }
         for MapSpec { name, kind, value, entries } in maps {
@@ -240,9 +238,9 @@ impl Pins {
         Ok(())
     }
 
-    /// The set's directory, once it is complete.
-    pub(super) fn set_dir(&self) -> PathBuf {
-        self.set.clone()
+    /// Where other people's XDP programs are that ours run.
+    pub(super) fn wraps_dir(&self) -> PathBuf {
+        self.handle.join(WRAPS)
     }
 
     /// Path of a map's pin in a set that was found.
@@ -268,6 +266,8 @@ impl Pins {
     /// Removes everything of ours: whatever nobody else holds ends with it.
     pub(super) fn remove_all(&self) -> Result<(), KernelError> {
         Self::remove_set(&self.set)?;
+        // What still runs an owner's program stays.
+        let _ = fs::remove_dir(self.wraps_dir());
         // Somebody may have made it for us.
         let _ = fs::remove_dir(&self.root);
         Ok(())
@@ -275,15 +275,6 @@ impl Pins {
 
     fn remove_set(set: &Path) -> Result<(), KernelError> {
         let names = list(set)?;
-        if let Some(wrapped) = names.iter().find(|n| n.starts_with(WRAP)) {
-            let path = set.join(wrapped);
-            let problem = format!(
-                "`{}` belongs to an XDP program that flowlog runs for its owner, and that could not be put back: without the pins its \
-                 interface would receive nothing",
-                path.display()
-            );
-            return Err(failed(format!("remove the pins in `{}`", set.display()), &problem));
-        }
         if let Some(strange) = names.iter().find(|n| !n.starts_with(LINK) && !map_names().any(|m| m == *n)) {
             let path = set.join(strange);
             return Err(failed(

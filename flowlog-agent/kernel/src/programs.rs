@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData, ProgramArray},
+    maps::{Map, ProgramArray},
     programs::{
         BtfTracePoint, Program, ProgramError, ProgramFd, RawTracePoint, SchedClassifier, TestRun as _, TestRunOptions,
         Xdp,
@@ -17,7 +17,9 @@ use super::{
     KernelError, bpf,
     entry::{self, Way},
     heap,
-    trace::{MapFds, Pair, TraceError},
+    object::MapFds,
+    trace::{Pair, TraceError},
+    wrap::{Outer, Parts},
 };
 
 /// The checked-in eBPF object; `cargo xtask check` proves that it is what the sources build to.
@@ -140,55 +142,20 @@ impl Programs {
         self.descriptor(name)
     }
 
-    /// What runs a foreign XDP program, by whether that takes frames in several buffers. Loaded when it is first needed.
-    pub(super) fn wrapper(&mut self, has_frags: bool) -> Result<OwnedFd, KernelError> {
-        let (name, _) = wrapper_of(has_frags);
-        if self.fd(name).is_err() {
-            self.get::<Xdp>(name)?.load().map_err(|e| KernelError::from_chain(format!("load program `{name}`"), &e))?;
-            heap::give_back();
-        }
-        self.descriptor(name)
+    /// What programs are loaded from by hand.
+    pub(super) fn parts(&self) -> Parts<'_> {
+        Parts { object: OBJECT, maps: &self.maps }
     }
 
-    /// Puts a foreign program where ours of its kind jump to; returns which kind, and ours.
+    /// Puts a program of ours that runs `foreign` into an array of programs, to be measured. It runs that as long as somebody holds what is
+    /// returned.
     ///
     /// # Errors
     /// In words why that cannot be.
-    pub fn fill_wrapped(&mut self, at: u32, program: &ProgramFd) -> Result<(bool, OwnedFd), String> {
-        let mut problem = String::new();
-        for has_frags in [false, true] {
-            // First: an array is for programs like the first that it meets.
-            let ours = self.wrapper(has_frags).map_err(|e| e.to_string())?;
-            let mut array = self.wrapped(has_frags).map_err(|e| e.to_string())?;
-            match array.set(at, program, 0) {
-                Ok(()) => return Ok((has_frags, ours)),
-                Err(error) => problem = KernelError::from_chain("use it", &error).to_string(),
-            }
-        }
-        Err(format!("the kernel does not let a program of ours jump to it ({problem})"))
-    }
-
-    /// Whether there is a foreign program at a place.
-    pub(super) fn is_wrapped_taken(&self, at: u32) -> Result<bool, KernelError> {
-        let refused = |e: std::io::Error| KernelError::from_chain("read the wrapped programs", &e);
-        let taken = |array| bpf::element(self.map_fd(array)?, at).map_err(refused).map(|id| id.is_some());
-        Ok(taken(wrapper_of(false).1)? || taken(wrapper_of(true).1)?)
-    }
-
-    /// Takes a foreign program from its place, if there is one.
-    pub(super) fn empty_wrapped(&mut self, has_frags: bool, at: u32) -> Result<(), KernelError> {
-        let refused = |e: std::io::Error| KernelError::from_chain("read the wrapped programs", &e);
-        if bpf::element(self.map_fd(wrapper_of(has_frags).1)?, at).map_err(refused)?.is_none() {
-            return Ok(());
-        }
-        let cleared = self.wrapped(has_frags)?.clear_index(&at);
-        cleared.map_err(|e| KernelError::from_chain("forget a wrapped program", &e))
-    }
-
-    fn wrapped(&mut self, has_frags: bool) -> Result<ProgramArray<&mut MapData>, KernelError> {
-        let (_, array) = wrapper_of(has_frags);
-        let map = self.ebpf.map_mut(array).ok_or_else(|| missing(array))?;
-        map.try_into().map_err(|e: aya::maps::MapError| KernelError::from_chain(format!("use map {array}"), &e))
+    pub fn enter_wrapped(&self, array: BorrowedFd<'_>, at: u32, foreign: BorrowedFd<'_>) -> Result<OwnedFd, String> {
+        let Outer { ours, array: own } = Outer::load(self.parts(), foreign)?;
+        bpf::set_element(array, at, ours.as_fd()).map_err(|e| e.to_string())?;
+        Ok(own)
     }
 
     /// A pair of programs that trace somebody else's.
@@ -226,8 +193,7 @@ impl Programs {
         let both = |way: fn(Direction) -> Way| Direction::BOTH.map(way);
         let all = both(Way::Tc).into_iter().chain([Way::Xdp]).chain(both(Way::Again));
         all.into_iter().try_for_each(|way| self.elsewhere(way).map(drop))?;
-        Direction::BOTH.into_iter().try_for_each(|direction| self.again(direction).map(drop))?;
-        [false, true].into_iter().try_for_each(|has_frags| self.wrapper(has_frags).map(drop))
+        Direction::BOTH.into_iter().try_for_each(|direction| self.again(direction).map(drop))
     }
 
     /// Instructions the verifier walked, by program: the measure of a program's complexity.
@@ -239,6 +205,11 @@ impl Programs {
         // For what they trace a program of our own will do; some machines let nobody trace any.
         let pair = self.fd("flowlog_xdp").ok().and_then(|own| self.pair_for(own.as_fd()).ok());
         let traces = pair.and_then(|pair| pair.verified_instructions().ok()).into_iter().flatten();
+        let own = self.fd("flowlog_xdp")?.as_fd();
+        let refused = |problem| KernelError::Refused { action: "load program `flowlog_wrap`".to_owned(), problem };
+        let outer = Outer::load(self.parts(), own).map_err(refused)?;
+        let count = bpf::verified_instructions(outer.ours.as_fd()).map_err(|e| refused(e.to_string()))?;
+        let wrap = ("flowlog_wrap".to_owned(), count);
         let loaded = self.ebpf.programs().filter(|(_, program)| program.fd().is_ok());
         let counts: Result<Vec<_>, KernelError> = loaded
             .map(|(name, program)| {
@@ -246,7 +217,7 @@ impl Programs {
                 Ok((name.to_owned(), info.verified_instruction_count().unwrap_or(0)))
             })
             .collect();
-        Ok(counts?.into_iter().chain(traces).collect())
+        Ok(counts?.into_iter().chain(traces).chain([wrap]).collect())
     }
 
     /// The kernel's ids of our own.
@@ -282,11 +253,6 @@ impl Programs {
         };
         Ok(result.map_err(refused)?.return_value)
     }
-}
-
-/// What runs foreign programs, and the array that they are in, by whether they take frames in several buffers.
-const fn wrapper_of(has_frags: bool) -> (&'static str, &'static str) {
-    if has_frags { ("flowlog_wrap_frags", "WRAPPED_FRAGS") } else { ("flowlog_wrap", "WRAPPED") }
 }
 
 /// The program `name` as type `P`.

@@ -2,19 +2,17 @@
 //! (`flowlog-ebpf/src/bin/flowlog/trace.rs`).
 //!
 //! A program that traces another one is verified against that one's type information, so each has a pair of its own. aya loads such
-//! programs for functions of the kernel only: here they are taken out of the object, and loaded by hand on the maps that the others use.
+//! programs for functions of the kernel only: here they are loaded by hand.
 
 use std::{
-    collections::{BTreeMap, HashSet},
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
-
-use aya_obj::{Object, generated::bpf_insn};
 
 use super::{
     bpf::{self, Function, Instruction, ProgramKind},
     heap,
+    object::{self, MapFds, TakenOut},
 };
 
 /// `BPF_PROG_TYPE_TRACING`.
@@ -44,9 +42,6 @@ pub(crate) enum TraceError {
     Pin(String),
 }
 
-/// The maps of the object, by name.
-pub(super) type MapFds = BTreeMap<String, OwnedFd>;
-
 /// A loaded pair.
 pub(super) struct Pair {
     entry: OwnedFd,
@@ -57,8 +52,10 @@ impl Pair {
     /// Has the kernel verify a pair for a program.
     pub(super) fn load(object: &[u8], maps: &MapFds, of: BorrowedFd<'_>) -> Result<Self, TraceError> {
         let function = bpf::main_function(of).map_err(TraceError::Unknown)?.ok_or(TraceError::NoTypes)?;
-        let loaded = Code::of(object, maps).and_then(|code| {
-            Ok(Self { entry: load(function, ENTRY, &code.entry)?, exit: load(function, EXIT, &code.exit)? })
+        let taken = object::take(object, maps, None, [ENTRY.0, EXIT.0]).map_err(TraceError::Object);
+        let loaded = taken.and_then(|TakenOut { programs: [entry, exit], .. }| {
+            let entry = load(function, ENTRY, &entry.instructions)?;
+            Ok(Self { entry, exit: load(function, EXIT, &exit.instructions)? })
         });
         // What was read of the object is not needed any more.
         heap::give_back();
@@ -88,11 +85,11 @@ pub(super) fn program(id: u32) -> Result<OwnedFd, TraceError> {
 
 fn load(function: Function<'_>, (name, attach_type): (&str, u32), code: &[Instruction]) -> Result<OwnedFd, TraceError> {
     let kind = ProgramKind { program_type: TRACING, flags: 0, attach_type };
-    bpf::load_for(function, kind, name, code).map_err(|(error, words)| {
-        if words.is_empty() {
-            return refused(error);
+    bpf::load_for(function, kind, name, code).map_err(|unloaded| {
+        if unloaded.words.is_empty() {
+            return refused(unloaded.error);
         }
-        TraceError::Refused(io::Error::new(error.kind(), format!("{words} ({error})")))
+        TraceError::Refused(io::Error::new(unloaded.error.kind(), unloaded.to_string()))
     })
 }
 
@@ -101,33 +98,4 @@ fn refused(error: io::Error) -> TraceError {
         Some(libc::EPERM | libc::EACCES | libc::ENOTSUP) => TraceError::Forbidden(error),
         _ => TraceError::Refused(error),
     }
-}
-
-/// The instructions of both, with the maps that they use.
-struct Code {
-    entry: Vec<Instruction>,
-    exit: Vec<Instruction>,
-}
-
-impl Code {
-    fn of(object: &[u8], maps: &MapFds) -> Result<Self, TraceError> {
-        let unusable = |e: &dyn std::fmt::Display| TraceError::Object(e.to_string());
-        let mut object = Object::parse(object).map_err(|e| unusable(&e))?;
-        let sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
-        let own = std::mem::take(&mut object.maps);
-        let known = own.iter().filter_map(|(name, map)| Some((name.as_str(), maps.get(name)?.as_raw_fd(), map)));
-        object.relocate_maps(known, &sections).map_err(|e| unusable(&e))?;
-        object.relocate_calls(&sections).map_err(|e| unusable(&e))?;
-        let code = |(name, _): (&str, u32)| {
-            let program = object.programs.get(name).ok_or_else(|| unusable(&format!("no `{name}`")))?;
-            let function = object.functions.get(&program.function_key()).ok_or_else(|| unusable(&name))?;
-            Ok(function.instructions.iter().copied().map(instruction).collect())
-        };
-        Ok(Self { entry: code(ENTRY)?, exit: code(EXIT)? })
-    }
-}
-
-fn instruction(from: bpf_insn) -> Instruction {
-    let registers = from.dst_reg() | from.src_reg() << 4;
-    Instruction { code: from.code, registers, offset: from.off, immediate: from.imm }
 }

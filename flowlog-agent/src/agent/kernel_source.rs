@@ -283,9 +283,9 @@ impl Node for KernelSource {
     }
 
     fn unhook(&mut self, of: IfKey) -> Result<(), SourceError> {
-        let Kernel { wraps, programs, interfaces, .. } = &mut self.kernel;
+        let Kernel { wraps, interfaces, .. } = &mut self.kernel;
         if interfaces.is_here(of) {
-            wraps.restore(programs, of.index).map_err(failed)?;
+            wraps.restore(of.index).map_err(failed)?;
         }
         self.kernel.hooks.detach(of).map_err(failed)
     }
@@ -372,15 +372,14 @@ impl Node for KernelSource {
         let Kernel { wraps, programs, interfaces, .. } = &mut self.kernel;
         let here = || places.iter().filter(|p| interfaces.is_here(p.spec.key()));
         let watched: Vec<u32> = here().map(|p| p.spec.ifindex).collect();
-        wraps.restore_others(programs, &watched);
+        wraps.restore_others(&watched);
         let foreign = here().filter(|p| !p.programs.iter().any(|(_, id)| own == Some(*id)));
         let changed = foreign.filter(|p| wraps.see(programs, (p.spec.ifindex, &p.spec.interface), &p.programs));
         changed.map(|p| p.id).collect()
     }
 
     fn leave_xdp(&mut self) {
-        let Kernel { wraps, programs, .. } = &mut self.kernel;
-        if let Err(error) = wraps.restore_all(programs) {
+        if let Err(error) = self.kernel.wraps.restore_all() {
             tracing::error!(%error, "flowlog's program goes on running the owner's, which is in force; `flowlog detach` tries again");
         }
     }
@@ -419,8 +418,14 @@ impl Node for KernelSource {
     }
 
     fn detach_all(&mut self) -> Result<(), SourceError> {
-        let Kernel { wraps, programs, .. } = &mut self.kernel;
-        wraps.restore_all(programs).map_err(failed)?;
+        self.kernel.wraps.restore_all().map_err(failed)?;
+        let programs = self.kernel.wraps.elsewhere();
+        if programs > 0 {
+            tracing::warn!(
+                programs,
+                "flowlog's program goes on running an owner's on interfaces that have gone to other network namespaces: what it needs stays pinned; bring them back and start or detach once more, or put the owner's program there"
+            );
+        }
         self.kernel.hooks.detach_all().map_err(failed)
     }
 

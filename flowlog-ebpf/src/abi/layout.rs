@@ -43,10 +43,6 @@ pub const ELSEWHERE_XDP_INGRESS: u32 = 0;
 /// Entries of the `ELSEWHERE_XDP` array.
 pub const ELSEWHERE_XDP: u32 = 1;
 
-/// Entries of the `WRAPPED` arrays: the foreign XDP program of an interface is at its ifindex modulo this. Two interfaces that share a place
-/// cannot both be wrapped; those with XDP programs are few, and mostly have low numbers.
-pub const WRAPPED: u32 = 1_024;
-
 /// What the programs that wrap a foreign one find returned if there was none in its place: no `enum xdp_action`.
 pub const NOT_RUN: u32 = 0x00f1_0e00;
 

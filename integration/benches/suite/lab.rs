@@ -1,12 +1,16 @@
 //! Programs side by side: flowlog's own, the baselines, and whatever else is to be compared, behind one driver.
 #![allow(unsafe_code, reason = "plain-old-data markers for the structs shared with the programs")]
 
-use std::{path::Path, time::Instant};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    time::Instant,
+};
 
 use anyhow::Context as _;
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, MapData, ProgramArray, RingBuf},
+    maps::{Array, Map, MapData, ProgramArray, RingBuf},
     programs::{Program, ProgramFd, TestRun as _, TestRunOptions},
 };
 use flowlog_ebpf::{
@@ -54,8 +58,6 @@ pub(crate) struct Subject {
     slot: u32,
     /// What is wanted of the interface besides [`FLAGS`].
     flags: u16,
-    /// The program of the benchmark that it runs.
-    runs: Option<&'static str>,
 }
 
 impl Subject {
@@ -71,12 +73,15 @@ pub(crate) struct Lab {
     order: Array<MapData, u32>,
     tc: ProgramArray<MapData>,
     xdp: ProgramArray<MapData>,
+    xdp_fd: OwnedFd,
     slots: u32,
     kernel: Kernel,
     ring: Ring,
     /// Rings of the baselines.
     rings: [RingBuf<MapData>; 2],
     others: Vec<Ebpf>,
+    /// What programs of ours need that run others.
+    arrays: Vec<OwnedFd>,
 }
 
 /// Loads the object and all its programs.
@@ -111,11 +116,27 @@ impl Lab {
         let drive = map("DRIVE")?.try_into()?;
         let order = map("ORDER")?.try_into()?;
         let tc = map("TC_PROGRAMS")?.try_into()?;
-        let xdp = map("XDP_PROGRAMS")?.try_into()?;
+        let xdp = map("XDP_PROGRAMS")?;
+        let Map::ProgramArray(data) = &xdp else { anyhow::bail!("no array of programs") };
+        let xdp_fd = data.fd().as_fd().try_clone_to_owned()?;
+        let xdp = xdp.try_into()?;
         let mut rules: aya::maps::HashMap<_, u32, u64> = map("RULE_HASH")?.try_into()?;
         rules.insert(&LOOPBACK, &0, 0)?;
         let rings = [map("RECORDS")?.try_into()?, map("EVICTED")?.try_into()?];
-        Ok(Self { bench, rings, drive, order, tc, xdp, slots: 0, kernel, ring, others: Vec::new() })
+        Ok(Self {
+            bench,
+            rings,
+            drive,
+            order,
+            tc,
+            xdp,
+            xdp_fd,
+            slots: 0,
+            kernel,
+            ring,
+            others: Vec::new(),
+            arrays: Vec::new(),
+        })
     }
 
     /// One of flowlog's own hook programs.
@@ -135,10 +156,13 @@ impl Lab {
     }
 
     /// flowlog's program that runs another one, a program of the benchmark.
-    pub(crate) fn wrapping(&mut self, name: &str, runs: &'static str) -> anyhow::Result<Subject> {
-        self.kernel.programs.load_all()?;
-        let subject = self.ours(name, "flowlog_wrap_frags", Hook::Xdp)?;
-        Ok(Subject { flags: WANT_REFUSED_INGRESS, runs: Some(runs), ..subject })
+    pub(crate) fn wrapping(&mut self, name: &str, runs: &str) -> anyhow::Result<Subject> {
+        let foreign = self.bench.program(runs).with_context(|| format!("no program `{runs}`"))?.fd()?;
+        let slot = self.slots;
+        let array = self.kernel.programs.enter_wrapped(self.xdp_fd.as_fd(), slot, foreign.as_fd());
+        self.arrays.push(array.map_err(anyhow::Error::msg)?);
+        self.slots += 1;
+        Ok(Subject { name: name.to_owned(), hook: Hook::Xdp, slot, flags: WANT_REFUSED_INGRESS })
     }
 
     /// A program of the benchmark's object.
@@ -173,10 +197,6 @@ impl Lab {
 
     fn drive(&mut self, subject: &Subject, kind: Kind, new_flows: bool, cpu_shift: u32) -> anyhow::Result<()> {
         self.kernel.interfaces.set_flags(flowlog_model::IfaceId(1), INTERFACE, FLAGS | subject.flags);
-        if let Some(name) = subject.runs {
-            let program = self.bench.program(name).with_context(|| format!("no program `{name}`"))?;
-            self.kernel.programs.fill_wrapped(LOOPBACK, program.fd()?).map_err(anyhow::Error::msg)?;
-        }
         let (packet, _) = frame(kind, &Ends::nowhere(), FRAME_BYTES);
         let (offset, shift) = kind.word();
         let word = packet.get(offset..offset + 8).and_then(|w| w.try_into().ok()).context("a frame")?;
@@ -272,5 +292,5 @@ fn enter(
     let array = if hook == Hook::Tc { tc } else { xdp };
     array.set(slot, fd, 0).with_context(|| format!("enter `{name}` into the driver's table"))?;
     *slots += 1;
-    Ok(Subject { name: name.to_owned(), hook, slot, flags: 0, runs: None })
+    Ok(Subject { name: name.to_owned(), hook, slot, flags: 0 })
 }

@@ -39,6 +39,18 @@ pub(super) fn dump(netns: &Netns) -> io::Result<Vec<NetDev>> {
     Ok(links.iter().filter_map(|link| device(link, &uppers, netns)).collect())
 }
 
+/// The program that the driver of each interface runs, by the interface's index, of those that have one.
+pub(crate) fn driver_programs() -> io::Result<Vec<(u32, u32)>> {
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let links = ask(request, true)?;
+    let driven = |link: &LinkMessage| {
+        let program = xdp(link).into_iter().find_map(|(mode, id)| (mode == XdpMode::Driver).then_some(id))?;
+        Some((link.header.index, program))
+    };
+    Ok(links.iter().filter_map(driven).collect())
+}
+
 /// What one interface has counted.
 pub(super) fn counters(index: u32) -> io::Result<Counters> {
     let mut request = LinkMessage::default();

@@ -108,15 +108,23 @@ impl XdpFrame {
         let data: u64 = probe_or_zero(buffer + u64::from(o.xdp_data));
         let end: u64 = probe_or_zero(buffer + u64::from(o.xdp_data_end));
         let flags: u32 = probe_or_zero(buffer + u64::from(o.xdp_flags));
-        let queue: u64 = probe_or_zero(buffer + u64::from(o.xdp_rxq));
-        let dev: u64 = probe_or_zero(queue + u64::from(o.rxq_dev));
-        let net: u64 = probe_or_zero(dev + u64::from(o.dev_net));
+        let (ifindex, netns) = Self::place(buffer);
         Self {
-            ifindex: probe_or_zero(dev + u64::from(o.dev_ifindex)),
-            netns: probe_or_zero(net + u64::from(o.net_inum)),
+            ifindex,
+            netns,
             is_in_parts: flags & XDP_HAS_FRAGS != 0,
             headers: Linear { address: data, len: end.wrapping_sub(data) as usize },
         }
+    }
+
+    /// Ifindex of the device that has received the frame of this `xdp_buff`, and inode of that device's network namespace.
+    #[inline(always)]
+    pub fn place(buffer: u64) -> (u32, u32) {
+        let o = &OFFSETS.load();
+        let queue: u64 = probe_or_zero(buffer + u64::from(o.xdp_rxq));
+        let dev: u64 = probe_or_zero(queue + u64::from(o.rxq_dev));
+        let net: u64 = probe_or_zero(dev + u64::from(o.dev_net));
+        (probe_or_zero(dev + u64::from(o.dev_ifindex)), probe_or_zero(net + u64::from(o.net_inum)))
     }
 }
 

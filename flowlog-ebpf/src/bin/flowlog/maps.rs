@@ -10,8 +10,7 @@ use flowlog_ebpf::abi::{
     ABOVE_MAX, BANK_SLOTS, BEHIND_MAX, Block4, Block6, CACHE_SLOTS_DEFAULT, ConnectionPlace, Cpu,
     DATAGRAMS as DATAGRAM_COUNT, Datagram, Dying, ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface,
     KernelOffsets, MarkPlace, NextHop, RANGES_MAX, REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT,
-    Range, Record4, Record6, SPOTS, Setup, Stacked, Taken, Traced, Truth, VERDICTS as VERDICT_COUNT,
-    WRAPPED as WRAPPED_COUNT, Watched,
+    Range, Record4, Record6, SPOTS, Setup, Stacked, Taken, Traced, Truth, VERDICTS as VERDICT_COUNT, Watched,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
@@ -34,13 +33,9 @@ pub static ELSEWHERE_TC: ProgramArray<{ TC_COUNT as usize }> = ProgramArray::new
 #[btf_map]
 pub static ELSEWHERE_XDP: ProgramArray<{ XDP_COUNT as usize }> = ProgramArray::new();
 
-/// Foreign XDP programs that ours run, each at the place of its interface ([`flowlog_ebpf::abi::WRAPPED`]).
+/// The foreign XDP program that ours runs: each of ours has an array of its own, made by hand, in the place of this one.
 #[btf_map]
-pub static WRAPPED: ProgramArray<{ WRAPPED_COUNT as usize }> = ProgramArray::new();
-
-/// The same for programs that take frames in several buffers: an array is either for these or for others.
-#[btf_map]
-pub static WRAPPED_FRAGS: ProgramArray<{ WRAPPED_COUNT as usize }> = ProgramArray::new();
+pub static WRAPPED: ProgramArray<1> = ProgramArray::new();
 
 /// The frame that a foreign XDP program has on this CPU, while it is traced.
 #[btf_map]
