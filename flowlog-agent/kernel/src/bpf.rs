@@ -12,8 +12,6 @@ use std::{
     path::Path,
 };
 
-use super::object::Code;
-
 const BPF_MAP_CREATE: u32 = 0;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_PROG_LOAD: u32 = 5;
@@ -39,6 +37,15 @@ pub(super) struct Instruction {
     pub(super) registers: u8,
     pub(super) offset: i16,
     pub(super) immediate: i32,
+}
+
+/// A program, ready to be loaded.
+pub(super) struct Code {
+    pub(super) instructions: Vec<Instruction>,
+    /// Where its functions begin, and their types (`struct bpf_func_info`), one after the other.
+    pub(super) functions: Vec<u8>,
+    /// Bytes of each.
+    pub(super) function_bytes: usize,
 }
 
 /// Room for what the verifier says of a program that it refuses; it is its end that counts.

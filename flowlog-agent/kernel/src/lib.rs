@@ -31,6 +31,7 @@ pub(crate) mod maps;
 pub mod netdev;
 mod notes;
 mod object;
+mod outer;
 pub mod pins;
 pub mod probe;
 mod programs;

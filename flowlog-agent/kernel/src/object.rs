@@ -12,19 +12,10 @@ use aya_obj::{
     generated::bpf_insn,
 };
 
-use super::bpf::Instruction;
+use super::bpf::{Code, Instruction};
 
 /// The maps of the object, by name.
 pub(super) type MapFds = BTreeMap<String, OwnedFd>;
-
-/// A program, ready to be loaded.
-pub(super) struct Code {
-    pub(super) instructions: Vec<Instruction>,
-    /// Where its functions begin, and their types (`struct bpf_func_info`), one after the other.
-    pub(super) functions: Vec<u8>,
-    /// Bytes of each.
-    pub(super) function_bytes: usize,
-}
 
 /// What is taken out of the object.
 pub(super) struct TakenOut<const N: usize> {

@@ -18,8 +18,8 @@ use super::{
     entry::{self, Way},
     heap,
     object::MapFds,
+    outer::{Outer, Parts},
     trace::{Pair, TraceError},
-    wrap::{Outer, Parts},
 };
 
 /// The checked-in eBPF object; `cargo xtask check` proves that it is what the sources build to.

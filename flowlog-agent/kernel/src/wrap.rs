@@ -21,8 +21,7 @@ use aya::programs::{ProgramInfo, loaded_programs};
 use flowlog_model::xdp::{XdpLevel, XdpMode, XdpView};
 
 use self::shelf::Shelf;
-pub(super) use self::shelf::{Outer, Parts};
-use super::{KernelError, bpf, netdev::rtnetlink, programs::Programs, sweep::wait_for_programs};
+use super::{KernelError, bpf, netdev::rtnetlink, outer::Parts, programs::Programs, sweep::wait_for_programs};
 
 /// What libxdp calls the program that runs several others. It replaces its own programs behind our back.
 const DISPATCHER: &str = "xdp_dispatcher";
@@ -246,13 +245,17 @@ impl Wraps {
             let (foreign, outer) = (self.shelf.foreign(theirs)?, self.shelf.program(theirs, ours)?);
             rtnetlink::replace_xdp(ifindex, outer.as_fd(), foreign.as_fd()).map_err(|e| e.to_string())
         };
-        if let Err(why) = put()
-            && driver_program(ifindex) == Some(ours)
-        {
-            return Err(refused(why));
+        match put() {
+            Ok(()) => {
+                flowlog_host::fault::point("wrap_restored");
+                tracing::info!(ifindex, "the owner's XDP program is back in its place");
+            }
+            Err(why) if driver_program(ifindex) == Some(ours) => return Err(refused(why)),
+            Err(_) => tracing::info!(
+                ifindex,
+                "the interface has gone whose XDP program flowlog's ran; so it does wherever it is now"
+            ),
         }
-        flowlog_host::fault::point("wrap_restored");
-        tracing::info!(ifindex, "the owner's XDP program is back in its place");
         self.held.remove(&ifindex);
         self.tidy(theirs)
     }

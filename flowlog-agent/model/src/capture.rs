@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     interface::{Bound, IfKey, Mac, Netns, Selector},
-    rule::{InvalidField, Rule, Side, words},
+    rule::{Direction, InvalidField, Rule, Side, words},
 };
 
 /// How a direction of an interface is hooked.
@@ -119,6 +119,12 @@ pub struct WatchSpec {
 }
 
 impl WatchSpec {
+    /// Whether packets that a hook of this direction sees are wanted.
+    #[must_use]
+    pub fn captures(&self, hook: Direction) -> bool {
+        self.rule.directions.includes(self.side.owners(hook))
+    }
+
     /// Which interface it is on.
     #[must_use]
     pub fn key(&self) -> IfKey {

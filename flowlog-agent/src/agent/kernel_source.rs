@@ -264,7 +264,7 @@ impl Node for KernelSource {
         let place = (dev, interfaces.claim(dev.key()).map_err(failed)?);
         let mut counted = Vec::new();
         for direction in Direction::BOTH {
-            if !spec.rule.directions.includes(spec.side.owners(direction)) {
+            if !spec.captures(direction) {
                 continue;
             }
             // Where XDP counts, and where nothing is counted, a TC hook notes who the packets are.
@@ -370,7 +370,8 @@ impl Node for KernelSource {
         }
         let own = self.kernel.programs.id("flowlog_xdp").ok();
         let Kernel { wraps, programs, interfaces, .. } = &mut self.kernel;
-        let here = || places.iter().filter(|p| interfaces.is_here(p.spec.key()));
+        let is_wanted = |p: &&XdpPlace| interfaces.is_here(p.spec.key()) && p.spec.captures(Direction::Ingress);
+        let here = || places.iter().filter(is_wanted);
         let watched: Vec<u32> = here().map(|p| p.spec.ifindex).collect();
         wraps.restore_others(&watched);
         let foreign = here().filter(|p| !p.programs.iter().any(|(_, id)| own == Some(*id)));

@@ -159,6 +159,12 @@ mod programs {
         action
     }
 
+    /// Lets everything through.
+    #[xdp]
+    pub fn xdp_pass(_ctx: XdpContext) -> u32 {
+        XDP_PASS
+    }
+
     /// Runs what is in [`RUN`], as a dispatcher does, and drops everything if there is nothing.
     #[xdp]
     pub fn xdp_dispatch(ctx: XdpContext) -> u32 {

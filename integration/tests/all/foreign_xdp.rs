@@ -4,6 +4,7 @@
 use aya::programs::TcAttachType;
 use integration::{
     agent::{Agent, run_to_end},
+    claims::until,
     mixed::{ABORTED, DROPPED, PASSED, REDIRECTED, SENT_BACK, mixed, peer, quiet, send, send_all, skipped},
     net::{Netns, Pair, address},
     node::Node,
@@ -209,6 +210,23 @@ fn a_check_names_the_program_and_says_what_it_hides() {
     let id = other.id("xdp_mixed").unwrap();
     assert!(line.contains(&format!("driver id={id} name=xdp_mixed")) && line.starts_with("limited"), "{said}");
     assert!(line.contains("counted by the driver"), "{said}");
+}
+
+/// What XDP sends back is in the interface's counter of what it has sent, and no hook's.
+#[test]
+fn a_hook_that_sees_nothing_of_what_xdp_sends_back_is_not_called_dead() {
+    let pair = Pair::new().unwrap();
+    quiet(&pair);
+    let _peer = peer(&pair);
+    let _other = mixed(&pair.a);
+    let before = pair.a.statistic("eth0", "tx_packets").unwrap();
+    let mut agent = Agent::start(&pair.a, &["eth0"], &["--window", "1"]).unwrap();
+    send(&pair, 9, 100);
+    until("all sent back", || pair.a.statistic("eth0", "tx_packets").unwrap() - before >= 100);
+    // The hooks are looked at when a window ends.
+    agent.wait_for("skipped=1").unwrap();
+    assert!(!agent.log().contains("sees nothing"), "{}", agent.log());
+    agent.stop().unwrap();
 }
 
 #[test]

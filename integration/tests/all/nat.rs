@@ -340,6 +340,20 @@ fn a_host_that_pings_is_known_and_two_that_ping_the_same_host_are_not_taken_for_
     }
 }
 
+#[test]
+fn who_pings_is_the_one_who_opened_also_where_both_ping_each_other() {
+    let net = gateway(MASQUERADE);
+    let agent = Agent::start(&net.router, &["out0"], TRANSLATIONS).unwrap();
+    net.router.exec(&format!("ping -c 2 -i 0.2 -W 5 {SERVER}")).unwrap();
+    net.server.exec("ping -c 2 -i 0.2 -W 5 10.3.0.1").unwrap();
+    let rows = icmp(&agent.stop().unwrap());
+    // Type 8 asks, type 0 answers (RFC 792).
+    let said: BTreeSet<(&str, i64, Option<bool>)> =
+        rows.iter().map(|r| (r.direction.as_str(), r.icmp_type, r.initiator)).collect();
+    let wanted = ["ingress", "egress"].into_iter().flat_map(|d| [(d, 8, Some(true)), (d, 0, Some(false))]);
+    assert_eq!(said, wanted.collect(), "{rows:#?}");
+}
+
 /// An inside host reaches another one by the public address: both sides of it pass one interface.
 #[test]
 fn a_hairpin_has_both_sides_on_its_one_interface() {

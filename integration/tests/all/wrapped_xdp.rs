@@ -17,7 +17,7 @@ use integration::{
         ABORTED, DROPPED, PASSED, REDIRECTED, SENT_BACK, accepted, assert_balanced, peer, rejected, send, send_all,
         skipped,
     },
-    net::Pair,
+    net::{Netns, Pair, address},
     node::Node,
     others::{Other, Place, xdp_id, xdp_off},
 };
@@ -233,4 +233,82 @@ fn nothing_is_wrapped_without_pins() {
     let mut agent = Agent::spawn(&pair.a, &["eth0"], &["--xdp", "wrap", "--no-pin"]).unwrap();
     assert!(!agent.ended().unwrap().success());
     assert!(agent.log().contains("needs pins"), "{}", agent.log());
+}
+
+/// Whether what must be dropped comes through `eth0` of the namespace, and what is let through does.
+fn is_guarded(pair: &Pair, at: &Netns) -> bool {
+    let [dropped, passed] = [7, 8].map(|port| at.run(|| UdpSocket::bind(("10.1.0.1", port))).unwrap());
+    send(pair, 7, DROPPED);
+    send(pair, 8, 1);
+    passed.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let has_come = passed.recv(&mut [0; 256]).is_ok();
+    // They are received in the order in which they were sent.
+    dropped.set_nonblocking(true).unwrap();
+    has_come && dropped.recv(&mut [0; 256]).is_err()
+}
+
+/// Moves `eth0` as it is from one namespace into another.
+fn move_eth0(from: &Netns, to: &Netns) {
+    from.exec(&format!("ip link set eth0 netns {}", to.name())).unwrap();
+    to.exec("ip link set eth0 up").unwrap();
+    address(to, "eth0", "10.1.0.1/24").unwrap();
+}
+
+/// It keeps its index there, and another one comes in its place here, with an owner of its own who drops nothing.
+#[test]
+fn an_interface_that_is_moved_keeps_its_owners_program_whatever_comes_in_its_place() {
+    for is_alive in [true, false] {
+        eprintln!("alive: {is_alive}");
+        let node = node("wrap");
+        let pair = &node.pair;
+        let away = Netns::new("away").unwrap();
+        let _peer = peer(pair);
+        let _first = Other::put(&pair.a, &node.bpffs(), "xdp_mixed").unwrap();
+        let mut agent = node.start().unwrap();
+        assert!(agent.log().contains(WRAPPED), "{}", agent.log());
+        let link: serde_json::Value = serde_json::from_str(&pair.a.exec("ip -j link show eth0").unwrap()).unwrap();
+        let index = &link[0]["ifindex"];
+        if !is_alive {
+            agent.kill().unwrap();
+        }
+        move_eth0(&pair.a, &away);
+        assert!(is_guarded(pair, &away), "on its own");
+        pair.a.exec(&format!("ip link add eth0 index {index} type veth peer name other")).unwrap();
+        pair.a.exec("ip link set eth0 up").unwrap();
+        let second = Other::put(&pair.a, &node.bpffs(), "xdp_pass").unwrap();
+        if !is_alive {
+            agent = node.start().unwrap();
+        }
+        let owner = second.id("xdp_pass").unwrap();
+        until("the other program wrapped", || xdp_id(&pair.a).unwrap() != Some(owner));
+        assert!(is_guarded(pair, &away), "beside another");
+        agent.end().unwrap();
+        assert_eq!(xdp_id(&pair.a).unwrap(), Some(owner));
+        assert!(is_guarded(pair, &away), "after a stop");
+        let left = node.detach().unwrap_err().to_string();
+        assert!(left.contains("pins are left") && left.contains("/xdp\""), "what runs elsewhere needs them: {left}");
+        assert!(is_guarded(pair, &away), "after a detach");
+    }
+}
+
+#[test]
+fn an_interface_that_is_moved_away_and_back_is_wrapped_again_and_its_owners_program_put_back() {
+    let node = node("wrap");
+    let pair = &node.pair;
+    let away = Netns::new("away").unwrap();
+    let _peer = peer(pair);
+    let other = Other::put(&pair.a, &node.bpffs(), "xdp_mixed").unwrap();
+    let id = other.id("xdp_mixed").unwrap();
+    let mut agent = node.start().unwrap();
+    let ours = xdp_id(&pair.a).unwrap();
+    move_eth0(&pair.a, &away);
+    agent.wait_for("the interface has gone").unwrap();
+    assert!(is_guarded(pair, &away));
+    move_eth0(&away, &pair.a);
+    agent.wait_for("is on an interface again").unwrap();
+    assert_eq!(xdp_id(&pair.a).unwrap(), ours);
+    assert!(is_guarded(pair, &pair.a));
+    agent.end().unwrap();
+    assert_eq!(xdp_id(&pair.a).unwrap(), Some(id), "the owner's is back");
+    node.detach().unwrap();
 }

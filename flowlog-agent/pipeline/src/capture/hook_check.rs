@@ -2,9 +2,9 @@
 //! front ends the processing, the driver by-passes the hook). The witness is the interface's own packet counter.
 
 use flowlog_ebpf::abi::Truth;
-use flowlog_model::{WatchSpec, interface::Counters, rule::Direction};
+use flowlog_model::{interface::Counters, rule::Direction, xdp::XdpMode};
 
-use crate::source::Node;
+use crate::{source::Node, window::ledger::Watched};
 
 /// Packets an interface may count before a hook that has seen none is called dead: a few can pass between reading
 /// the counter and the attach.
@@ -44,7 +44,8 @@ impl HookCheck {
     }
 
     /// Compares the hook's count of the open window with the interface's.
-    pub(crate) fn look<N: Node>(&mut self, node: &N, spec: &WatchSpec, truth: &Truth) {
+    pub(crate) fn look<N: Node>(&mut self, node: &N, w: &Watched, truth: &Truth) {
+        let spec = &w.spec;
         let interface = spec.interface.as_str();
         let seen = truth.hook[self.direction.index()].seen.packets;
         let Ok(now) = node.counters(&spec.namespace(), spec.ifindex) else { return };
@@ -57,7 +58,8 @@ impl HookCheck {
             }
             self.state = State::Runs;
             self.ran = true;
-        } else if passed > PACKETS_UNSEEN_MAX {
+        } else if passed > PACKETS_UNSEEN_MAX && !w.xdp.programs().iter().any(|p| p.mode == XdpMode::Driver) {
+            // What a driver's program takes is in the interface's counters, sent back or received, and no hook's.
             let in_front = node.hiding(spec).map(|found| found.front_words());
             tracing::warn!(interface, %direction, passed, in_front, "hook is attached but sees nothing: another program ends the chain before it");
             self.state = State::Dead;
@@ -65,11 +67,11 @@ impl HookCheck {
     }
 
     /// At the end of a window: was anything by-passed all the time?
-    pub(crate) fn window_closed<N: Node>(&mut self, node: &N, spec: &WatchSpec, truth: &Truth) {
+    pub(crate) fn window_closed<N: Node>(&mut self, node: &N, w: &Watched, truth: &Truth) {
         if self.state == State::Waiting {
-            self.look(node, spec, truth);
+            self.look(node, w, truth);
         }
-        if let Ok(now) = node.counters(&spec.namespace(), spec.ifindex) {
+        if let Ok(now) = node.counters(&w.spec.namespace(), w.spec.ifindex) {
             self.before = now;
         }
         self.state = State::Waiting;

@@ -100,7 +100,7 @@ impl Hooked {
             let Some(w) = books.ledger.get(*id) else { continue };
             if let Ok(truth) = books.source.truth(*id, w.epoch) {
                 for check in checks {
-                    check.look(&books.source, &w.spec, &truth);
+                    check.look(&books.source, w, &truth);
                 }
             }
         }
@@ -112,7 +112,7 @@ impl Hooked {
         let of = |w: &Watched| w.spec.interface_id == window.info.interface_id;
         let Some((id, w)) = books.ledger.watched().find(|(_, w)| of(w)) else { return };
         for check in self.checks.get_mut(&id).into_iter().flatten() {
-            check.window_closed(&books.source, &w.spec, truth);
+            check.window_closed(&books.source, w, truth);
         }
     }
 }
@@ -181,7 +181,7 @@ pub(super) fn still_there<'a>(devices: &'a [NetDev], spec: &WatchSpec) -> Option
 fn flags(spec: &WatchSpec, dev: &NetDev) -> u16 {
     let rule = &spec.rule;
     let want = |direction, hook, refused| {
-        if !rule.directions.includes(spec.side.owners(direction)) {
+        if !spec.captures(direction) {
             return 0;
         }
         // Accepted is seen less refused, so it needs both; for rejected alone packets are noted and not counted.

@@ -65,11 +65,7 @@ impl<A: Copy> Packets<A> {
     /// Their answers, as they passed; `None`: it is not known which packets these are.
     fn answers(self) -> Option<Self> {
         let Self { src, dst, sport, dport, vlan, proto, direction, refused: _ } = self;
-        let (sport, dport) = match proto {
-            ICMP | ICMPV6 if sport == NOT_THERE => (sport, dport),
-            ICMP | ICMPV6 => (answer_to(proto, sport)?, dport),
-            _ => (dport, sport),
-        };
+        let (sport, dport) = answering(proto, (sport, dport))?;
         Some(Self { src: dst, dst: src, sport, dport, vlan, proto, direction: direction ^ 1, refused: false })
     }
 
@@ -81,6 +77,15 @@ impl<A: Copy> Packets<A> {
     fn accepted(self) -> FlowKey<A> {
         let Self { src, dst, sport, dport, vlan, proto, direction, refused: _ } = self;
         FlowKey { src, dst, sport, dport, vlan, reason: 0, proto, flags: direction, mark: 0 }
+    }
+}
+
+/// Ports of the packets that answer packets with these; of ICMP, type and code. `None`: nothing answers them.
+pub(super) fn answering(proto: u8, (sport, dport): (u16, u16)) -> Option<(u16, u16)> {
+    match proto {
+        ICMP | ICMPV6 if sport == NOT_THERE => Some((sport, dport)),
+        ICMP | ICMPV6 => Some((answer_to(proto, sport)?, dport)),
+        _ => Some((dport, sport)),
     }
 }
 

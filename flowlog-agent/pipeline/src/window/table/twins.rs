@@ -7,6 +7,7 @@ use std::hash::Hash;
 use super::{
     Flow, FlowTable, Table, V6,
     entry::{FlowKey, LOST, REFUSED},
+    told::answering,
 };
 use crate::window::block;
 
@@ -16,10 +17,11 @@ const NONE: u32 = u32::MAX;
 const DIRECTION: u8 = 1;
 
 impl<A: Copy> FlowKey<A> {
-    /// The key of the packets that go the other way.
-    fn other_way(self) -> Self {
-        let Self { src, dst, sport, dport, .. } = self;
-        Self { src: dst, dst: src, sport: dport, dport: sport, flags: self.flags ^ DIRECTION, ..self }
+    /// The key of the packets that go the other way; `None`: it is not known which packets these are.
+    fn other_way(self) -> Option<Self> {
+        let Self { src, dst, .. } = self;
+        let (sport, dport) = answering(self.proto, (self.sport, self.dport))?;
+        Some(Self { src: dst, dst: src, sport, dport, flags: self.flags ^ DIRECTION, ..self })
     }
 }
 
@@ -36,7 +38,7 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
             if entry.flags & (DIRECTION | LOST | REFUSED) != 0 {
                 continue;
             }
-            if let Some(twin) = self.find(&entry.key().other_way()) {
+            if let Some(twin) = entry.key().other_way().and_then(|key| self.find(&key)) {
                 twins[id as usize] = twin;
                 twins[twin as usize] = id;
             }
