@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use flowlog_control::{api::serve::ServeError, flow_logs::store::FlowLogStoreError};
+use flowlog_control::{flow_logs::store::FlowLogStoreError, serve::ServeError};
 use flowlog_kernel::{KernelError, confine::ConfineError, netdev::NetDevError};
 use flowlog_pipeline::{
     error::CaptureError, journal::JournalError, source::SourceError, spool::SpoolError, upload::BucketError,

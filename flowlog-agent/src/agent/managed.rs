@@ -4,7 +4,6 @@ use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use flowlog_control::{
-    api::serve::{Listening, listen},
     flow_logs::{
         Answer, BucketProbe, CaptureOrder, Parts, ProbeError, captures, control_plane, flow_log::Settings,
         principals::Principals, store::FlowLogStore,
@@ -14,6 +13,7 @@ use flowlog_control::{
         load::{Loaded, Loader, Places},
         watch as changes,
     },
+    serve::{Listening, listen},
 };
 use flowlog_host::trust::{self, Kind, Stamp, TrustError, stamp};
 use flowlog_kernel::heap;

@@ -7,7 +7,7 @@ mod raw;
 
 use std::path::PathBuf;
 
-use flowlog_control::{api::serve::ApiOptions, flow_logs::flow_log::Settings, inventory::load::Places};
+use flowlog_control::{flow_logs::flow_log::Settings, inventory::load::Places, serve::ApiOptions};
 use flowlog_ebpf::abi::RING_BYTES_MIN;
 use flowlog_host::trust::{self, Kind, TrustError};
 use flowlog_kernel::{Moves, Sizes, pins::PIN_DIR_DEFAULT};
@@ -170,6 +170,7 @@ impl RawConfig {
                 socket: api.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET_DEFAULT)),
                 listen: api.listen,
                 tls,
+                node: self.node_id.clone().unwrap_or_else(host_name),
                 public_url: api.public_url.clone(),
             },
         }))

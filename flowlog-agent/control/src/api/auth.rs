@@ -74,7 +74,7 @@ impl Limits {
     ///
     /// # Errors
     /// If there can be no threads for hashing.
-    pub(super) fn new(give_back: fn()) -> std::io::Result<Self> {
+    pub(crate) fn new(give_back: fn()) -> std::io::Result<Self> {
         let limiter = |rate, burst| Quota::per_second(rate).allow_burst(burst);
         Ok(Self {
             requests: RateLimiter::hashmap(limiter(RATE, BURST)),
@@ -134,13 +134,24 @@ pub(crate) async fn known(parts: &Parts, app: &App) -> Result<Caller, ApiError> 
         Some(Peer::Tcp { address, .. }) => by_credentials(app, *address, &parts.headers).await?,
         None => None,
     };
-    let Some(caller) = caller else {
-        let from = parts.extensions.get::<Peer>().map_or(Owner::User(u32::MAX), Peer::owner);
-        Limits::check(&app.limits.strangers, &from)?;
-        return Err(ApiError::unauthorized());
-    };
+    let Some(caller) = caller else { return Err(stranger(parts, app)) };
+    admit(parts, app, &caller)?;
+    Ok(caller)
+}
+
+/// What somebody is told whom nobody knows; it is counted.
+pub(crate) fn stranger(parts: &Parts, app: &App) -> ApiError {
+    let from = parts.extensions.get::<Peer>().map_or(Owner::User(u32::MAX), Peer::owner);
+    Limits::check(&app.limits.strangers, &from).err().unwrap_or_else(ApiError::unauthorized)
+}
+
+/// Lets a request of somebody in who is known, within the limits; the connection is theirs from now on.
+///
+/// # Errors
+/// 429.
+pub(crate) fn admit(parts: &Parts, app: &App, caller: &Caller) -> Result<(), ApiError> {
     if let Some(seat) = parts.extensions.get::<Arc<Seat>>() {
-        seat.known_as(&caller);
+        seat.known_as(caller);
     }
     // The node's operator has no rate limit. A principal has one, and so have all of its contract together.
     if let Some(contract) = caller.contract() {
@@ -150,15 +161,14 @@ pub(crate) async fn known(parts: &Parts, app: &App) -> Result<Caller, ApiError> 
             Limits::check(&app.limits.changes, contract)?;
         }
     }
-    Ok(caller)
+    Ok(())
 }
 
 async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {
     let Some(given) = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()) else { return Ok(None) };
     let (scheme, value) = given.split_once(' ').unwrap_or((given, ""));
-    let principals = app.control.reader.principals();
     if scheme.eq_ignore_ascii_case("bearer") {
-        let found = principals.by_token(value.trim());
+        let found = app.control.reader.principals().by_token(value.trim());
         if found.is_none() {
             app.limits.count(&(address, String::new()))?;
         }
@@ -169,9 +179,23 @@ async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Resu
     }
     let decoded = STANDARD.decode(value.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let Some((name, password)) = decoded.as_deref().and_then(|d| d.split_once(':')) else { return Ok(None) };
+    by_password(app, address, name, password).await
+}
+
+/// The caller with this name and password, if they fit, within the limits on guesses.
+///
+/// # Errors
+/// 429.
+pub(crate) async fn by_password(
+    app: &App,
+    address: IpAddr,
+    name: &str,
+    password: &str,
+) -> Result<Option<Caller>, ApiError> {
     if name.len() > WORD_BYTES_MAX || password.len() > WORD_BYTES_MAX {
         return Ok(None);
     }
+    let principals = app.control.reader.principals();
     let who = (address, name.to_owned());
     app.limits.not_blocked(&who)?;
     if let Some(caller) = principals.remembered(name, password) {

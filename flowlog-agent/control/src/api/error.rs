@@ -60,6 +60,12 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, CODE_UNAUTHORIZED, words)
     }
 
+    /// Its status, what is wrong, and after how many seconds to try again.
+    #[must_use]
+    pub(crate) fn told(&self) -> (StatusCode, &[String], Option<u64>) {
+        (self.status, &self.messages, self.retry_after_secs)
+    }
+
     #[must_use]
     pub(crate) fn forbidden(words: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, CODE_FORBIDDEN, words)

@@ -1,13 +1,13 @@
 //! The HTTP API: the cloud's own flow log resources (IONOS Cloud API v6), so that its published clients work unchanged,
 //! and what the command line needs beyond them.
 //!
-//! * [`serve`]: sockets, TLS, limits on connections and time; [`room`]: who has how many connections;
+//! * [`room`]: who has how many connections;
 //! * [`auth`]: who is asking, and how often;
 //! * [`routes`]: every path, once: the router and the `OpenAPI` document are both made from that table;
 //! * [`flow_logs`], [`parents`], [`requests`]: the cloud's resources; [`node`]: ours;
 //! * [`model`]: what is on the wire; [`query`]: how much of it, and in which order; [`error`]: what is on the wire when something is wrong.
 //!
-//! What a caller may do and what happens then does not belong here ([`crate::flow_logs`]).
+//! Sockets do not belong here ([`crate::serve`]). What a caller may do and what happens then does not belong here ([`crate::flow_logs`]).
 
 pub(crate) mod auth;
 pub mod error;
@@ -18,11 +18,10 @@ pub mod node;
 pub(crate) mod parents;
 pub(crate) mod query;
 pub(crate) mod requests;
-mod room;
+pub(crate) mod room;
 pub(crate) mod routes;
-pub mod serve;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -44,6 +43,8 @@ pub const NODE: &str = "/flowlog/v1";
 const CONTRACT_HEADER: &str = "x-contract-number";
 /// Largest body that is read: a flow log has four short fields.
 const BODY_BYTES_MAX: usize = 64 << 10;
+/// Time for a body to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The state that all handlers share.
 #[derive(Clone)]
@@ -135,6 +136,19 @@ impl FromRequestParts<App> for RequestContext {
     }
 }
 
+/// All of a body, if it is small and comes soon.
+///
+/// # Errors
+/// 408, 413.
+pub(crate) async fn body_of(request: Request) -> Result<axum::body::Bytes, ApiError> {
+    let reading = axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX);
+    match tokio::time::timeout(BODY_TIMEOUT, reading).await {
+        Err(_) => Err(ApiError::slow()),
+        Ok(Err(_)) => Err(ApiError::too_large(BODY_BYTES_MAX)),
+        Ok(Ok(bytes)) => Ok(bytes),
+    }
+}
+
 /// A JSON body. Clients differ in what they call its type, so that is not looked at.
 pub(crate) struct Body<T>(pub T);
 
@@ -142,12 +156,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &App) -> Result<Self, Self::Rejection> {
-        let reading = axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX);
-        let bytes = match tokio::time::timeout(serve::BODY_TIMEOUT, reading).await {
-            Err(_) => return Err(ApiError::slow()),
-            Ok(Err(_)) => return Err(ApiError::too_large(BODY_BYTES_MAX)),
-            Ok(Ok(bytes)) => bytes,
-        };
+        let bytes = body_of(request).await?;
         // What serde derives takes a list for the fields of an object: serde-rs/serde#1587.
         let is_object = bytes.iter().find(|b| !b.is_ascii_whitespace()).is_none_or(|b| *b == b'{');
         if !is_object && serde_json::from_slice::<IgnoredAny>(&bytes).is_ok() {

@@ -69,10 +69,10 @@ struct Seats {
 
 /// See the module's head.
 #[derive(Clone, Default)]
-pub(super) struct Room(Arc<Mutex<Seats>>);
+pub(crate) struct Room(Arc<Mutex<Seats>>);
 
 /// A seat that is taken; free again when dropped.
-pub(super) struct Seat {
+pub(crate) struct Seat {
     room: Room,
     number: u64,
     end: Arc<Notify>,
@@ -84,7 +84,7 @@ impl Room {
     }
 
     /// Takes a seat; `None`: there is none for this one.
-    pub(super) fn take(&self, from: Owner, now: MonoNs) -> Option<Seat> {
+    pub(crate) fn take(&self, from: Owner, now: MonoNs) -> Option<Seat> {
         let mut seats = self.lock();
         if from != Owner::Operator && !seats.make_room(&from, now) {
             return None;
@@ -141,18 +141,18 @@ impl Seat {
     }
 
     /// Somebody is known on this connection now.
-    pub(super) fn known_as(&self, caller: &Caller) {
+    pub(crate) fn known_as(&self, caller: &Caller) {
         let owner = caller.contract().map_or(Owner::Operator, |contract| Owner::Contract(contract.clone()));
         self.change(|t| t.owner = owner);
     }
 
     /// A request is being answered, or has been.
-    pub(super) fn set_busy(&self, is_busy: bool) {
+    pub(crate) fn set_busy(&self, is_busy: bool) {
         self.change(|t| t.is_busy = is_busy);
     }
 
     /// Waits until somebody else needs the seat.
-    pub(super) async fn needed(&self) {
+    pub(crate) async fn needed(&self) {
         self.end.notified().await;
     }
 }

@@ -5,7 +5,7 @@
 //! * [`flow_log`], [`request`]: the things that are kept, and their states;
 //! * [`store`]: keeping them, transactionally; `shares`: what is forgotten first;
 //! * [`captures`]: what the kernel is to do, as a function of the store and the inventory;
-//! * [`reader`]: what callers see;
+//! * [`reader`]: what callers see; [`history`]: of the last hours;
 //! * [`editor`]: what callers can wish for; all of it is quick; [`expected`]: and of which version;
 //! * [`validator`]: the checks behind the green light;
 //! * [`summary`]: what a person wants to know about one;
@@ -20,6 +20,7 @@ pub mod captures;
 pub mod editor;
 pub(crate) mod expected;
 pub mod flow_log;
+pub(crate) mod history;
 pub mod principals;
 pub(crate) mod reader;
 pub mod request;

@@ -202,7 +202,8 @@ pub fn new_token() -> (String, String) {
     (token, hash)
 }
 
-fn digest(parts: &[&str]) -> [u8; 32] {
+/// A digest of these, one behind the other.
+pub(crate) fn digest(parts: &[&str]) -> [u8; 32] {
     let mut sha = Sha256::new();
     for part in parts {
         sha.update(part.as_bytes());

@@ -12,6 +12,7 @@ use super::{
     access::{Caller, Operation},
     allowed,
     flow_log::FlowLog,
+    history::{History, Traffic},
     principals::Principals,
     request::Request,
     store::{AuditEntry, FlowLogStore, SharedStore},
@@ -28,6 +29,7 @@ pub struct Reader {
     inventory: watch::Receiver<Arc<Loaded>>,
     principals: watch::Receiver<Arc<Principals>>,
     status: watch::Receiver<Arc<Status>>,
+    history: History,
 }
 
 impl Reader {
@@ -37,7 +39,7 @@ impl Reader {
         principals: watch::Receiver<Arc<Principals>>,
         status: watch::Receiver<Arc<Status>>,
     ) -> Self {
-        Self { store, inventory, principals, status }
+        Self { store, inventory, principals, status, history: History::default() }
     }
 
     /// The inventory as of now.
@@ -50,6 +52,27 @@ impl Reader {
     #[must_use]
     pub(crate) fn principals(&self) -> Arc<Principals> {
         self.principals.borrow().clone()
+    }
+
+    /// How everything is doing now.
+    #[must_use]
+    pub(crate) fn status(&self) -> Arc<Status> {
+        self.status.borrow().clone()
+    }
+
+    /// Writes down what each flow log counts, for ever.
+    pub(crate) async fn keep_history(&self) {
+        let mut status = self.status.clone();
+        while status.changed().await.is_ok() {
+            let now = status.borrow_and_update().clone();
+            self.history.observe(&now, clock::now().wall.secs());
+        }
+    }
+
+    /// What a flow log has counted in the last hours.
+    #[must_use]
+    pub(crate) fn traffic(&self, flow_log: &FlowLog) -> Traffic {
+        self.history.traffic(flow_log.id, flow_log.settings.window_secs, clock::now().wall.secs())
     }
 
     /// Sums a flow log up.

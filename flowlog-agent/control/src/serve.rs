@@ -29,13 +29,16 @@ use tokio_rustls::{
 };
 use tower::ServiceExt as _;
 
-use super::{
-    App, Peer,
-    auth::Limits,
-    room::{Owner, Room, Seat},
-    routes,
+use crate::{
+    api::{
+        App, Peer,
+        auth::Limits,
+        room::{Owner, Room, Seat},
+        routes,
+    },
+    console::{self, Console},
+    flow_logs::{Control, principals::is_operator},
 };
-use crate::flow_logs::{Control, principals::is_operator};
 
 /// Where the API is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,12 +48,12 @@ pub struct ApiOptions {
     pub listen: Option<SocketAddr>,
     /// Certificate and key in PEM form.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// What the node is called, for the console.
+    pub node: String,
     /// URL under which clients reach the API; without it links begin with the address they have reached.
     pub public_url: Option<String>,
 }
 
-/// Time for a body to come.
-pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a request's head to come, or for the next one on a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for a TLS handshake.
@@ -80,6 +83,7 @@ pub enum ServeError {
 pub struct Listening {
     unix: std::os::unix::net::UnixListener,
     tcp: Option<(std::net::TcpListener, Option<Certificate>)>,
+    node: Arc<str>,
     public_url: Option<Arc<str>>,
 }
 
@@ -104,7 +108,8 @@ pub fn listen(options: &ApiOptions) -> Result<Listening, ServeError> {
         }
         None => None,
     };
-    Ok(Listening { unix, tcp, public_url: options.public_url.as_deref().map(Arc::from) })
+    let node = Arc::from(options.node.as_str());
+    Ok(Listening { unix, tcp, node, public_url: options.public_url.as_deref().map(Arc::from) })
 }
 
 /// Makes the node's own socket. Every user may connect to it; the kernel tells which user it is.
@@ -138,15 +143,17 @@ impl Listening {
             Some((listener, tls)) => Some((TcpListener::from_std(listener)?, tls)),
             None => None,
         };
-        let app = App { control, limits: Arc::new(Limits::new(give_back)?), public_url: self.public_url };
-        let router = routes::router(app);
+        let keeping = control.clone();
+        let limits = Arc::new(Limits::new(give_back)?);
+        let app = App { control, limits, public_url: self.public_url };
+        let router = routes::router(app.clone()).merge(console::routes(Console::new(app, self.node)));
         let tcp = async {
             match tcp {
                 Some((listener, tls)) => serve_tcp(listener, tls, router.clone()).await,
                 None => std::future::pending().await,
             }
         };
-        tokio::join!(serve_unix(unix, router.clone()), tcp);
+        tokio::join!(serve_unix(unix, router.clone()), tcp, keeping.reader.keep_history());
         Ok(())
     }
 }

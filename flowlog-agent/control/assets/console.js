@@ -1,0 +1,89 @@
+"use strict";
+// What pages cannot do by themselves: times in the reader's zone, keys, the chart, and a word when the node does not answer.
+(() => {
+  const zoned = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
+  const times = (root) => {
+    for (const time of root.querySelectorAll("time[datetime]")) {
+      const at = new Date(time.dateTime);
+      const words = Number.isNaN(at.getTime()) ? null : zoned.format(at);
+      if (words && time.textContent !== words) time.textContent = words;
+    }
+  };
+
+  // Charts.
+  const charts = new Map();
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const seen = (name) => {
+    // A custom property may be a pair for light and dark: only an element knows which.
+    const probe = document.createElement("i");
+    probe.style.color = `var(${name})`;
+    document.body.append(probe);
+    const value = getComputedStyle(probe).color;
+    probe.remove();
+    return value || colour(name);
+  };
+  const draw = async (plot) => {
+    let traffic;
+    try {
+      const answer = await fetch(plot.dataset.history, { headers: { accept: "application/json" } });
+      if (!answer.ok) return;
+      traffic = await answer.json();
+    } catch {
+      return;
+    }
+    const data = [traffic.at_secs, traffic.accepted, traffic.rejected, traffic.lost];
+    const known = charts.get(plot);
+    if (known) {
+      known.setData(data);
+      return;
+    }
+    const grid = { stroke: seen("--quiet"), grid: { stroke: seen("--line"), width: 1 }, ticks: { stroke: seen("--line") } };
+    const line = (label, name, dash) => ({ label, stroke: seen(name), width: 2, dash, value: (_, v) => (v == null ? "-" : v.toFixed(2)) });
+    const chart = new uPlot({
+      width: plot.clientWidth || 300, height: 220,
+      series: [{}, line("accepted", "--green"), line("rejected", "--red", [6, 3]), line("lost", "--yellow", [2, 3])],
+      axes: [grid, { ...grid, size: 60 }],
+      scales: { y: { range: (_, low, high) => [0, Math.max(high, 1)] } },
+    }, data, plot);
+    charts.set(plot, chart);
+    new ResizeObserver(() => chart.setSize({ width: plot.clientWidth || 300, height: 220 })).observe(plot);
+  };
+  const drawAll = () => document.querySelectorAll("[data-history]").forEach(draw);
+
+  // Keys: `/` searches, arrows walk the tree.
+  const typing = (element) => /^(INPUT|SELECT|TEXTAREA)$/.test(element.tagName) || element.isContentEditable;
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const search = document.getElementById("search");
+    if (event.key === "/" && search && !typing(event.target)) {
+      event.preventDefault();
+      search.focus();
+      search.select();
+    }
+    const leaves = [...document.querySelectorAll("#tree .leaf")].filter((leaf) => leaf.offsetParent);
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!step || !leaves.length) return;
+    const at = leaves.indexOf(document.activeElement);
+    if (at >= 0) {
+      event.preventDefault();
+      (leaves[at + step] || leaves[at]).focus();
+    } else if (event.target === search && step > 0) {
+      event.preventDefault();
+      leaves[0].focus();
+    }
+  });
+
+  // Whether the node answers.
+  const lost = (is) => {
+    const banner = document.getElementById("lost");
+    if (banner) banner.hidden = !is;
+  };
+  document.addEventListener("htmx:error", () => lost(true));
+  document.addEventListener("htmx:response:error", (event) => lost((event.detail?.ctx?.response?.status ?? 0) >= 500));
+  document.addEventListener("htmx:after:swap", () => { lost(false); times(document); });
+
+  times(document);
+  drawAll();
+  setInterval(drawAll, 30000);
+})();
