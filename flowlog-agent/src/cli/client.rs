@@ -49,6 +49,11 @@ impl ClientArgs {
 }
 
 impl Client {
+    /// Where the agent listens.
+    pub(super) fn socket(&self) -> &Path {
+        &self.0
+    }
+
     /// Asks for a path below the agent's own base; the answer, or the agent's words.
     pub(super) fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
         let (status, answer) = runtime()?.block_on(ask(&self.0, method, path, body))?;

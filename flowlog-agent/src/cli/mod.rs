@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod client;
+mod console;
 mod credential;
 mod detach;
 mod exit;
@@ -46,6 +47,8 @@ enum Command {
     Rule(rule::RuleArgs),
     /// What the running agent knows to be on this node.
     Inventory(inventory::InventoryArgs),
+    /// Show what the running agent has, in a browser: flow logs to look at, add, provision, rename and delete.
+    Console(console::ConsoleArgs),
     /// Make a password's hash, or a token, for the file of principals.
     #[command(subcommand)]
     Credential(credential::Credential),
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Status { state, output } => status::run(&state.state_dir, output),
         Command::Rule(args) => rule::run(args),
         Command::Inventory(args) => inventory::run(args),
+        Command::Console(args) => console::run(args),
         Command::Credential(what) => credential::run(&what),
         Command::Completions { shell } => {
             let mut script = Vec::new();
