@@ -53,6 +53,16 @@ pub fn request(method: &str, path: &str, more: &str, body: Option<&Value>) -> Ve
 /// # Errors
 /// If there is no answer, or none that is HTTP with JSON.
 pub fn exchange(stream: &mut (impl Read + Write), bytes: &[u8]) -> anyhow::Result<Answer> {
+    let (status, head, body) = exchange_text(stream, bytes)?;
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_str(&body).with_context(|| body.clone())? };
+    Ok(Answer { status, head: head.to_ascii_lowercase(), body })
+}
+
+/// The same for any text: status, head as it came, and body.
+///
+/// # Errors
+/// If there is no answer, or none that is HTTP with text.
+pub fn exchange_text(stream: &mut (impl Read + Write), bytes: &[u8]) -> anyhow::Result<(u16, String, String)> {
     stream.write_all(bytes)?;
     let mut answer = Vec::new();
     // A server that cuts us may reset the connection after its answer.
@@ -60,10 +70,7 @@ pub fn exchange(stream: &mut (impl Read + Write), bytes: &[u8]) -> anyhow::Resul
     let text = String::from_utf8(answer)?;
     let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no answer: {read:?} {text}"))?;
     let status = head.split_whitespace().nth(1).context("status")?.parse()?;
-    let head = head.to_ascii_lowercase();
-    let body =
-        if body.is_empty() { Value::Null } else { serde_json::from_str(body).with_context(|| body.to_owned())? };
-    Ok(Answer { status, head, body })
+    Ok((status, head.to_owned(), body.to_owned()))
 }
 
 /// Asks over the agent's socket.

@@ -18,6 +18,8 @@ mod codes;
 mod confined;
 #[path = "all/connections.rs"]
 mod connections;
+#[path = "all/console.rs"]
+mod console;
 #[path = "all/elsewhere.rs"]
 mod elsewhere;
 #[path = "all/foreign_xdp.rs"]

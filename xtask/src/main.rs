@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests and tools read clocks to measure and to wait")]
 
 mod bench;
+mod browser;
 mod build;
 mod check;
 mod demo;
@@ -33,6 +34,8 @@ enum Verb {
     Demo,
     /// Everything: unit, parser, kernel, network and object store tests (root)
     Test(test::Args),
+    /// The console in a real browser (root, about two minutes)
+    Browser(browser::Args),
     /// The tests on Debian's kernels 6.1, 6.12 and the newest, in guests (root)
     Vm(vm::Args),
     /// Measure packets, wire, agent and rules; `cargo xtask bench --help` lists the options (root)
@@ -68,6 +71,7 @@ fn run() -> anyhow::Result<()> {
         None => Ok(Cli::command().print_help()?),
         Some(Verb::Demo) => demo::run(),
         Some(Verb::Test(args)) => test::run(&args),
+        Some(Verb::Browser(args)) => browser::run(&args),
         Some(Verb::Vm(args)) => vm::run(&args),
         Some(Verb::Bench(args)) => bench::run(&args),
         Some(Verb::Fuzz(args)) => fuzz::run(&args),

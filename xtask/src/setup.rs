@@ -37,6 +37,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     network_tools()?;
     python_packages()?;
     servers()?;
+    browser()?;
     step("setup is complete");
     Ok(())
 }
@@ -145,6 +146,11 @@ pub(crate) fn servers() -> anyhow::Result<()> {
     let ceph = [("radosgw", "radosgw"), ("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common")];
     apt(&ceph)?;
     apt(&[("haproxy", "haproxy"), ("ipvsadm", "ipvsadm")])
+}
+
+/// A browser, and what drives it.
+pub(crate) fn browser() -> anyhow::Result<()> {
+    apt(&[("chromium", "chromium"), ("chromedriver", "chromium-driver")])
 }
 
 /// What boots other kernels: an emulator, its file server, and what reads and unpacks their modules.

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Named places at which tests kill the agent: in no other build.
-const FAULTS: &str = "integration/faults";
+pub(crate) const FAULTS: &str = "integration/faults";
 /// Packages with unit tests besides `xtask`.
 const LIBRARIES: [&str; 8] = [
     "flowlog-ebpf",

@@ -168,7 +168,7 @@ fn whatever_is_sent_is_answered_with_json_or_cut_and_costs_nobody_else_anything(
     let made = node.ask_as("ann", "POST", &format!("{all}{odd}"), Some(&body("web")));
     assert_eq!(made.status, 202, "{made:?}");
     for (method, path, body, status) in [
-        ("GET", "/", None, 404),
+        ("GET", "/nowhere", None, 404),
         ("GET", "/cloudapi/v6/nowhere", None, 404),
         ("DELETE", all.as_str(), None, 405),
         ("POST", all.as_str(), Some(json!(7)), 422),

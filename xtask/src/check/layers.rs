@@ -36,6 +36,7 @@ const NAMED_BY: &[Owned] = &[
     ("aya-ebpf", &[], MEMCPY),
     ("argon2", &[("flowlog-control", "hashes passwords")], "credentials are the API's"),
     ("axum", &[("flowlog-control", "serves the API")], "one layer listens"),
+    ("maud", &[("flowlog-control", "makes pages")], "one layer has pages"),
     ("redb", &[("flowlog-control", "keeps flow logs")], "one store of flow logs, with one owner"),
     (
         "object_store",

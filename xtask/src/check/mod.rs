@@ -1,5 +1,6 @@
 //! `cargo xtask check`: format, lints ([`lints`]), the checked-in eBPF objects, dependencies ([`layers`], [`cycles`], [`deny`]), the ABI
-//! ([`abi`]), what files name ([`text`], [`promises`]), types of one name ([`names`]), and symbols.
+//! ([`abi`]), what files name ([`text`], [`promises`]), types of one name ([`names`]), what is others' work
+//! ([`vendored`]), and symbols.
 
 mod abi;
 mod cycles;
@@ -9,6 +10,7 @@ mod lints;
 mod names;
 mod promises;
 mod text;
+mod vendored;
 
 use std::fs;
 
@@ -38,6 +40,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     abi::check()?;
     text::check()?;
     names::check()?;
+    vendored::check()?;
     mutants::check()?;
     deny::check()?;
     reproduce()?;
