@@ -6,12 +6,11 @@ use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest as _, Sha256};
 
 /// Below `assets`: each file, and its media type.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 6] = [
     ("console.css", "text/css"),
     ("console.js", "text/javascript"),
     ("icon.svg", "image/svg+xml"),
     ("vendor/htmx.min.js", "text/javascript"),
-    ("vendor/hx-sse.min.js", "text/javascript"),
     ("vendor/uPlot.iife.min.js", "text/javascript"),
     ("vendor/uPlot.min.css", "text/css"),
 ];

@@ -44,7 +44,17 @@
       width: plot.clientWidth || 300, height: 220,
       series: [{}, line("accepted", "--green"), line("rejected", "--red", [6, 3]), line("lost", "--yellow", [2, 3])],
       axes: [grid, { ...grid, size: 60 }],
-      scales: { y: { range: (_, low, high) => [0, Math.max(high, 1)] } },
+      // An hour at least: a chart that has just begun is not one of seconds, or of years.
+      scales: {
+        x: {
+          range: (chart) => {
+            const at = chart.data[0];
+            const end = at[at.length - 1] ?? Date.now() / 1000;
+            return [Math.min(at[0] ?? end, end - 3600), end];
+          },
+        },
+        y: { range: (_, low, high) => [0, Math.max(high, 1)] },
+      },
     }, data, plot);
     charts.set(plot, chart);
     new ResizeObserver(() => chart.setSize({ width: plot.clientWidth || 300, height: 220 })).observe(plot);

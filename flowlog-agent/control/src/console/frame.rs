@@ -33,7 +33,6 @@ fn document(title: &str, body: &Markup) -> Html<String> {
                 link rel="stylesheet" href=(url("uPlot.min.css"));
                 link rel="stylesheet" href=(url("console.css"));
                 script defer src=(url("htmx.min.js")) {}
-                script defer src=(url("hx-sse.min.js")) {}
                 script defer src=(url("uPlot.iife.min.js")) {}
                 script defer src=(url("console.js")) {}
             }

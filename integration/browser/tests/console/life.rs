@@ -91,7 +91,13 @@ fn capture(node: &Managed, browser: &Browser) {
     let utc = browser.attribute("main time", "title").unwrap();
     assert!(utc.ends_with("UTC") && !browser.text("main time").contains("UTC"), "in the reader's zone");
     is_well(browser);
+    // As a page is that somebody opens now: the chart has what was counted.
+    browser.resize(1_280, 1_330);
+    browser.reload();
+    browser.reads("figure", "rejected");
+    browser.sees(".plot canvas");
     browser.picture("captured");
+    browser.resize(1_280, 1_000);
     let landed = node.landed("flows").unwrap();
     assert!(!landed.keys.is_empty(), "nothing has landed");
 }
