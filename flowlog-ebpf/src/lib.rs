@@ -5,6 +5,7 @@
 //!   fuzz target all run this code; only the way bytes are fetched ([`packet::Bytes`]) differs.
 //! * [`hash`]: which cache slot a flow lives in;
 //! * [`refusal`]: how a refused packet is counted;
+//! * [`expression`]: which packets are meant, for the tracer; [`sighting`]: what its programs tell of one;
 //! * [`bench`]: what the benchmark and its own programs agree on.
 //!
 //! This crate does not belong to the agent's logic: nothing here allocates, reads a clock or does I/O.
@@ -22,6 +23,8 @@ extern crate std;
 
 pub mod abi;
 pub mod bench;
+pub mod expression;
 pub mod hash;
 pub mod packet;
 pub mod refusal;
+pub mod sighting;

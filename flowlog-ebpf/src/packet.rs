@@ -15,10 +15,12 @@ use crate::abi::{Ip4, Ip6};
 
 mod check;
 mod common;
+mod why;
 
 #[doc(hidden)]
 pub use check::check_invariants;
 pub use common::{COMMON4, COMMON6, common4, common6};
+pub use why::{Why, why};
 
 /// Where header bytes come from.
 pub trait Bytes {

@@ -20,8 +20,8 @@ use crate::{
 const TARGET: &str = "bpfel-unknown-none";
 /// The programs, those that stand for other people's in the tests, and those of the benchmark: `NAME.bpf.o`, and the binary of
 /// `flowlog-ebpf` that it is.
-pub(crate) const OBJECTS: [(&str, &str); 3] =
-    [("flowlog", "flowlog-programs"), ("testkit", "testkit"), ("bench", "bench")];
+pub(crate) const OBJECTS: [(&str, &str); 4] =
+    [("flowlog", "flowlog-programs"), ("trace", "trace"), ("testkit", "testkit"), ("bench", "bench")];
 /// File with the fingerprint of the sources the objects were built from.
 const FINGERPRINT: &str = "SOURCES";
 

@@ -2,7 +2,7 @@
 
 use super::{
     DCCP, ETH_HEADER, Frame, ICMP, ICMPV6, IPV6_PACKET_MAX, JUMBO_HEADER, NOT_THERE, Packet, SCTP, TCP, UDP, UDPLITE,
-    VLAN_TAGS_MAX, common4, common6, parse, wire,
+    VLAN_TAGS_MAX, common4, common6, parse, why, wire,
 };
 
 /// What must hold for any bytes and any claim about them; panics if it does not. For the fuzzer and the unit test.
@@ -16,6 +16,7 @@ pub fn check_invariants(bytes: &[u8], frame: Frame, gso_size: u32, gso_segs: u32
             assert_eq!(parse(bytes, frame), Packet::V6(flow));
         }
     }
+    assert_eq!(why(bytes, frame).is_none(), matches!(parse(bytes, frame), Packet::V4(_) | Packet::V6(_)));
     let (l3_len, headers, ports, proto, flags) = match parse(bytes, frame) {
         Packet::NonIp(n) | Packet::Malformed(n) => return assert!(n <= frame.len),
         Packet::V4(f) => (f.l3_len, f.headers, (f.sport, f.dport), f.proto, f.tcp_flags),

@@ -20,7 +20,7 @@ use flowlog_ebpf::{
     packet::{self, Flow, Frame, Packet},
 };
 
-use crate::frame::Direct;
+use crate::{atomic::atomic_add, frame::Direct};
 
 /// As peers have it: one table for both families, IPv4 mapped into IPv6.
 #[repr(C)]
@@ -117,13 +117,6 @@ pub fn stats(f: &Flow<Ip4>, now_ns: u64) -> Stats {
 pub fn coarse_ns() -> u64 {
     // SAFETY: takes no arguments.
     unsafe { bpf_ktime_get_coarse_ns() }
-}
-
-/// `lock add`: what `__sync_fetch_and_add` becomes in C.
-#[inline(always)]
-unsafe fn atomic_add(at: *mut u64, n: u64) {
-    // SAFETY: the caller's pointer into a map value.
-    unsafe { core::arch::asm!("lock *(u64 *)({at} + 0) += {n}", at = in(reg) at, n = in(reg) n) };
 }
 
 /// Adds one packet to a shared value.

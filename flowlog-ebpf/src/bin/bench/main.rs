@@ -2,6 +2,7 @@
 //!
 //! * [`drive`]: varies the packet of `BPF_PROG_TEST_RUN`, then tail-calls the program under test;
 //! * [`baselines`]: the cheapest possible programs, and how flow agents usually do it;
+//! * [`atomic`]: adding to what all CPUs share;
 //! * [`explore`]: caches that were tried and were not chosen;
 //! * [`generate`]: the traffic generator, live XDP frames.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -10,6 +11,8 @@
 #![allow(unreachable_pub, reason = "aya's macros export what the kernel loads")]
 #![allow(unsafe_code, reason = "packet and map pointers; each block says why it holds")]
 
+#[cfg(target_arch = "bpf")]
+mod atomic;
 #[cfg(target_arch = "bpf")]
 #[allow(clippy::single_match_else, reason = "a flow that is known and one that is not, side by side")]
 mod baselines;

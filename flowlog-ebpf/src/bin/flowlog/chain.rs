@@ -5,11 +5,13 @@ use core::ffi::c_void;
 use flowlog_ebpf::abi::{CHAIN_MAX, EGRESS, FAMILY_V4, INGRESS, REASON_LOST, REASON_REFUSED};
 
 use crate::{
+    circle,
     datagram::{Whole, whole},
     devices::{find_noted, is_above, way_out},
-    event::{Event, GO_ON, Identity, STOP, event, repeat},
+    event::{Event, Identity, event},
     family::{V4, V6},
     lost, note, refuse,
+    repeat::{GO_ON, STOP, repeat},
     wire::Wire,
 };
 
@@ -55,7 +57,7 @@ pub fn link(event: &mut Event) {
     if event.followed == CHAIN_MAX {
         return;
     }
-    if !note::find(links as u16, &mut event.note, &mut event.key6) {
+    if !circle::find(links as u16, &mut event.note, &mut event.key6) {
         event.oldest = Identity::Forgotten as u32;
         return;
     }

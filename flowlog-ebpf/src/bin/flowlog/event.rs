@@ -1,8 +1,5 @@
 //! A packet that dies for a firewall's reason: all that is known about it while it is judged.
 
-use core::ffi::c_void;
-
-use aya_ebpf::helpers::generated::bpf_loop;
 use flowlog_ebpf::{
     abi::{FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key, Note, SCRATCH_WORDS},
     packet::{self, Flow, Frame, Packet, Part},
@@ -207,22 +204,6 @@ pub fn read_headers(event: &mut Event) {
     let headers = if tunnel == 0 { headers } else { tunnel };
     let (packets, bytes) = packet::wire(l3_len, headers, d.gso_size, d.gso_segs);
     event.wire = Wire { packets, bytes };
-}
-
-/// A step of a loop: gets a pointer to the program's number; returns [`GO_ON`] or [`STOP`].
-pub type Step = unsafe extern "C" fn(u32, *mut c_void) -> i64;
-/// Result of a [`Step`]: `bpf_loop` goes on with the next round.
-pub const GO_ON: i64 = 0;
-/// Result of a [`Step`]: `bpf_loop` ends.
-pub const STOP: i64 = 1;
-
-/// A loop of the kernel's: the verifier walks it once. Its steps find the event by themselves, and change it: whoever begins one
-/// must hold a pointer to the event and no reference, which would promise LLVM that nobody does.
-#[inline(always)]
-pub fn repeat(rounds: u32, step: Step, which: usize) {
-    let mut context = which as u64;
-    // SAFETY: the callback takes exactly these arguments; `context` outlives the loop.
-    unsafe { bpf_loop(rounds, step as *mut c_void, core::ptr::from_mut(&mut context).cast(), 0) };
 }
 
 /// The event in the scratch memory of one of the two programs.

@@ -1,7 +1,13 @@
 //! Reading the bytes of a frame at a hook. Knows no map and no kernel struct: the benchmark's programs use it as well.
 
-use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
 use flowlog_ebpf::packet::{Bytes, OFFSET_MAX};
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+/// Link + two VLAN tags + IPv6 + TCP: with this much in the linear part, direct access sees all headers but
+/// those behind long option or extension header chains.
+pub const LINEAR_ENOUGH: usize = 14 + 8 + 40 + 20;
 
 /// The same number, of which the verifier knows nothing: a scalar that went through the stack byte by byte, unaligned.
 /// What follows is then one state to it, however many ways led there.
@@ -86,7 +92,7 @@ impl Bytes for Direct {
 
 /// An skb whose headers are not all in its linear part; copies them out without changing the skb.
 pub struct Fragmented {
-    pub skb: *mut aya_ebpf::bindings::__sk_buff,
+    pub skb: *mut __sk_buff,
 }
 
 impl Bytes for Fragmented {
@@ -102,4 +108,15 @@ impl Bytes for Fragmented {
         let rc = unsafe { bpf_skb_load_bytes(self.skb.cast(), offset as u32, out.as_mut_ptr().cast(), N as u32) };
         (rc == 0).then_some(out)
     }
+}
+
+/// Whether a frame has lost its link header although its device has one: generic XDP copies most buffers, and the copy does
+/// not know how long that header is (`skb_pp_cow_data` leaves out `mac_len`). Then the type in it is not what the kernel says.
+#[inline(always)]
+pub fn is_headless(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
+    let (protocol, data, end) = unsafe { ((*skb).protocol as u16, (*skb).data as usize, (*skb).data_end as usize) };
+    let ip = protocol == ETH_P_IP.to_be() || protocol == ETH_P_IPV6.to_be();
+    let typed = Direct { data, end }.head::<14>().map(|h| u16::from_ne_bytes([h[12], h[13]]));
+    ip && typed.is_some_and(|t| t != protocol)
 }

@@ -41,6 +41,13 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// As many bytes, at this address.
+    #[inline(always)]
+    #[allow(dead_code, reason = "for the tracer's programs")]
+    pub const fn at(address: u64, len: usize) -> Self {
+        Self { address, len }
+    }
+
     /// Bytes that there are.
     #[inline(always)]
     pub fn available(&self) -> u32 {

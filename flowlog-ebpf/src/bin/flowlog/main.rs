@@ -8,7 +8,7 @@
 //! * [`account`]: truth counters, and what becomes of a packet; [`wire`]: how much it is; [`family`]: what differs between IPv4 and
 //!   IPv6;
 //! * [`cache`], [`cpu`]: the flow cache, and who may change it;
-//! * [`note`]: which packet passed which hook, told again when it dies;
+//! * [`note`]: which packet passed which hook, told again when it dies; [`circle`]: finding its note;
 //! * [`block`]: evicted records on their way into the ring;
 //! * [`verdict`]: learns from `kfree_skb` which packets the node's firewall refused;
 //! * [`chain`]: what the notes of a dying packet say; [`unnoted`]: what is known where there are none;
@@ -18,7 +18,7 @@
 //! * [`lost`]: counts what was let through and died on its way;
 //! * [`told`]: says what translated packets have on the other side;
 //! * [`sweep`]: evicts what is left of a closed window, run by the agent;
-//! * [`frame`]: reading a frame's bytes;
+//! * [`frame`]: reading a frame's bytes; [`repeat`]: loops;
 //! * [`kernel`]: reading kernel memory. The only file that knows kernel struct offsets.
 //!
 //! No program ever changes a verdict, nor anything of a packet that somebody else reads: hooks return `TCX_NEXT` or `XDP_PASS` on every
@@ -44,6 +44,8 @@ mod block;
 mod cache;
 #[cfg(target_arch = "bpf")]
 mod chain;
+#[cfg(target_arch = "bpf")]
+mod circle;
 #[cfg(target_arch = "bpf")]
 mod cpu;
 #[cfg(target_arch = "bpf")]
@@ -71,6 +73,8 @@ mod maps;
 mod note;
 #[cfg(target_arch = "bpf")]
 mod refuse;
+#[cfg(target_arch = "bpf")]
+mod repeat;
 #[cfg(target_arch = "bpf")]
 mod sweep;
 #[cfg(target_arch = "bpf")]

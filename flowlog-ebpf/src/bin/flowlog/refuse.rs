@@ -13,12 +13,13 @@ use flowlog_ebpf::{
 use crate::{
     account::{self, key_of},
     cache::{News, One, copy, count, emit_alone, slot_index},
+    circle,
     cpu::{self, lock, unlock},
     event::{Event, Telling},
     family::{Family, V4, V6},
     frame::opaque,
     maps::{PASSED_MASK, REFUSED_MASK, TICK_NS},
-    note, told,
+    told,
     wire::{Wire, bump, truth},
 };
 
@@ -349,7 +350,7 @@ fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal, telling: 
 #[inline(always)]
 fn take_back<F: Family>(key: &Key<F::Addr>, event: &Event, cpu: *mut Cpu) -> bool {
     let note = &event.note;
-    if !note::is_own(note.number, cpu) {
+    if !circle::is_own(note.number, cpu) {
         return false;
     }
     let index = slot_index(u64::from(note.place & ((1 << PLACE_BITS) - 1)), PASSED_MASK.load());

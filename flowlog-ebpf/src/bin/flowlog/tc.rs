@@ -19,18 +19,12 @@ use crate::{
     account::{self, At, FOUND_V4, FOUND_V6, Hook, OtherNetns, OwnNetns, Seen, Want, Where},
     cache::Before,
     family::{Family, V4, V6},
-    frame::{Direct, Fragmented},
+    frame::{Direct, Fragmented, LINEAR_ENOUGH, is_headless},
     kernel,
     note::{self, Carrier},
     told,
     wire::Wire,
 };
-
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
-/// Link + two VLAN tags + IPv6 + TCP: with this much in the linear part, direct access sees all headers but
-/// those behind long option or extension header chains.
-const LINEAR_ENOUGH: usize = 14 + 8 + 40 + 20;
 
 #[classifier]
 pub fn flowlog_tc_ingress(ctx: TcContext) -> i32 {
@@ -203,17 +197,6 @@ fn uncommon<W: Where>(skb: *mut __sk_buff, direction: u32) {
         FOUND_V6 => parsed::<V6, W>(skb, direction),
         _ => no_flow::<W>(skb, direction, found),
     }
-}
-
-/// Whether a frame has lost its link header although its device has one: generic XDP copies most buffers, and the copy does
-/// not know how long that header is (`skb_pp_cow_data` leaves out `mac_len`). Then the type in it is not what the kernel says.
-#[inline(always)]
-fn is_headless(skb: *mut __sk_buff) -> bool {
-    // SAFETY: the context pointer; the verifier rewrites these loads to the real members.
-    let (protocol, data, end) = unsafe { ((*skb).protocol as u16, (*skb).data as usize, (*skb).data_end as usize) };
-    let ip = protocol == ETH_P_IP.to_be() || protocol == ETH_P_IPV6.to_be();
-    let typed = Direct { data, end }.head::<14>().map(|h| u16::from_ne_bytes([h[12], h[13]]));
-    ip && typed.is_some_and(|t| t != protocol)
 }
 
 #[inline(never)]

@@ -31,10 +31,12 @@ use flowlog_ebpf::abi::{
 
 use crate::{
     chain, cpu,
-    event::{Cause, Event, GO_ON, Identity, STOP, event, read_headers, repeat},
+    event::{Cause, Event, Identity, event, read_headers},
     kernel::{self, Dropped},
     maps::{DROP_ARGUMENTS, DYING, REASONS, ROUTE_PLACE, VERDICTS, XDP_PLACE},
-    refuse, unnoted,
+    refuse,
+    repeat::{GO_ON, STOP, repeat},
+    unnoted,
 };
 
 const ETH_P_IP: u16 = 0x0800;
