@@ -12,6 +12,8 @@ use std::{
     path::Path,
 };
 
+use flowlog_model::rule::Direction;
+
 const BPF_MAP_CREATE: u32 = 0;
 const BPF_MAP_UPDATE_ELEM: u32 = 2;
 const BPF_PROG_LOAD: u32 = 5;
@@ -148,6 +150,15 @@ struct LinkAttr {
     target_ifindex: u32,
     attach_type: u32,
     flags: u32,
+}
+
+/// The same, with a place among others.
+#[repr(C)]
+struct OrderAttr {
+    link: LinkAttr,
+    relative_id: u32,
+    spare: u32,
+    expected_revision: u64,
 }
 
 #[repr(C)]
@@ -364,6 +375,27 @@ pub(super) fn link(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32, flag
     descriptor(BPF_LINK_CREATE, &LinkAttr { prog_fd, target_ifindex: ifindex, attach_type, flags })
 }
 
+/// `BPF_F_BEFORE` without another program: before all.
+const FIRST: u32 = 1 << 3;
+/// `BPF_F_AFTER` and `BPF_F_ID`: behind the program with this id.
+const BEHIND_ID: u32 = 1 << 4 | 1 << 5;
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`, by direction.
+pub(super) const ATTACH_TCX: [u32; 2] = [46, 47];
+
+/// Attaches a program to one direction of an interface of the network namespace we are in: behind the program with this id, or without
+/// one before all others.
+pub(super) fn link_behind(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    direction: Direction,
+    behind: Option<u32>,
+) -> io::Result<OwnedFd> {
+    let attach_type = ATTACH_TCX[direction.index()];
+    let Some(relative_id) = behind else { return link(program, ifindex, attach_type, FIRST) };
+    let first = LinkAttr { prog_fd: number(program), target_ifindex: ifindex, attach_type, flags: BEHIND_ID };
+    descriptor(BPF_LINK_CREATE, &OrderAttr { link: first, relative_id, spare: 0, expected_revision: 0 })
+}
+
 /// Puts another program in the place of the one that a link holds.
 pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let attr = UpdateAttr { link_fd: number(link), new_prog_fd: number(program), flags: 0, old_prog_fd: 0 };
@@ -419,7 +451,12 @@ const _: () = {
     assert!(core::mem::offset_of!(ProgramInfo, btf_id) == 128);
     assert!(core::mem::offset_of!(ProgramInfo, verified_instructions) == 216);
     assert!(size_of::<TypesAttr>() == 32);
-    assert!(size_of::<ObjectAttr>() == 16 && size_of::<LinkAttr>() == 16 && size_of::<UpdateAttr>() == 16);
+    assert!(
+        size_of::<ObjectAttr>() == 16
+            && size_of::<LinkAttr>() == 16
+            && size_of::<OrderAttr>() == 32
+            && size_of::<UpdateAttr>() == 16
+    );
     assert!(size_of::<ElementAttr>() == 32 && size_of::<MapAttr>() == 44);
     assert!(size_of::<InfoAttr>() == 16 && size_of::<ProgramInfo>() == 224);
 };

@@ -52,7 +52,7 @@ pub(crate) fn places(reasons: &Reasons) -> Places {
     }
 }
 
-fn symbols() -> Result<String, String> {
+pub(crate) fn symbols() -> Result<String, String> {
     std::fs::read_to_string(KALLSYMS).map_err(|e| format!("cannot read {KALLSYMS}: {e}"))
 }
 
@@ -100,7 +100,7 @@ fn text_range(symbols: &str, functions: &[&str]) -> Result<(u64, u64), String> {
 }
 
 /// Functions by address, from `ADDRESS KIND NAME` lines. There are 200,000, and this is a fifth of the agent's start.
-fn text_symbols(symbols: &str) -> impl Iterator<Item = (u64, &str)> {
+pub(crate) fn text_symbols(symbols: &str) -> impl Iterator<Item = (u64, &str)> {
     let symbol = |line| {
         let (address, rest) = str::split_once(line, ' ')?;
         let name = rest.strip_prefix("t ").or_else(|| rest.strip_prefix("T "))?;

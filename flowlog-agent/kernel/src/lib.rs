@@ -10,6 +10,7 @@
 //! * [`ring`]: blocks of records, as bytes; [`sweep`]: closing an epoch on every CPU;
 //! * [`heap`]: giving freed memory back; [`limits`]: how much there may be;
 //! * [`confine`]: what the process gives up before it works;
+//! * [`tracer`]: what becomes of single packets, for whoever asks;
 //! * [`probe`]: what this machine can do, without changing it; [`refusal`]: why it does not take a program;
 //! * [`netdev`]: what the kernel says about interfaces.
 //!
@@ -41,6 +42,7 @@ mod sizes;
 mod spots;
 pub mod sweep;
 mod trace;
+pub mod tracer;
 mod truth;
 mod wrap;
 

@@ -111,11 +111,7 @@ impl Ring {
 
     /// Wake-ups of this ring, independent of reading it. Needs a running tokio reactor.
     pub fn wakeups(&self) -> io::Result<Wakeups> {
-        let fd: BorrowedFd<'_> = self.map.fd().as_fd();
-        let fd = fd.try_clone_to_owned()?;
-        // SAFETY: the descriptor is owned by the registration and closed only with it.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)?;
-        Ok(Wakeups(fd))
+        Wakeups::of(self.map.fd().as_fd())
     }
 
     /// The kernel's id of the ring, never used twice between two boots.
@@ -129,6 +125,13 @@ impl Ring {
 pub struct Wakeups(AsyncFd<OwnedFd>);
 
 impl Wakeups {
+    /// Those of a ring, by its descriptor. Needs a running tokio reactor.
+    pub(super) fn of(ring: BorrowedFd<'_>) -> io::Result<Self> {
+        let fd = ring.try_clone_to_owned()?;
+        // SAFETY: the descriptor is owned by the registration and closed only with it.
+        unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map(Self).map_err(io::Error::from)
+    }
+
     /// Waits for the next wake-up. (The reactor is edge-triggered: records submitted without a wake-up do not end it.)
     pub async fn next(&self) -> io::Result<()> {
         self.0.readable().await.map(|mut ready| ready.clear_ready())

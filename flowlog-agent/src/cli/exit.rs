@@ -2,7 +2,7 @@
 
 use std::{error::Error, io::ErrorKind, process::ExitCode};
 
-use flowlog_kernel::{KernelError, confine::ConfineError};
+use flowlog_kernel::{KernelError, confine::ConfineError, tracer::TracerError};
 use flowlog_pipeline::upload::BucketError;
 use hyper::StatusCode;
 use parquet::errors::ParquetError;
@@ -62,6 +62,7 @@ pub(super) fn code(error: &anyhow::Error) -> ExitCode {
         let by_type = [
             c.downcast_ref().map(of_agent),
             c.downcast_ref().map(of_client),
+            c.downcast_ref().map(of_tracer),
             c.downcast_ref().map(|_: &ConfigError| EX_CONFIG),
             c.downcast_ref().map(of_command),
             c.downcast_ref().map(|_: &ParquetError| EX_DATAERR),
@@ -97,6 +98,16 @@ fn of_client(error: &ClientError) -> u8 {
             _ => EX_SOFTWARE,
         },
         ClientError::Failed(_) => EX_DATAERR,
+    }
+}
+
+fn of_tracer(error: &TracerError) -> u8 {
+    match error {
+        TracerError::Kernel(KernelError::Permission { .. }) => EX_NOPERM,
+        TracerError::Expression(_) | TracerError::TooMany(_) | TracerError::Mixed => EX_USAGE,
+        TracerError::NetDev(_) => EX_NOINPUT,
+        TracerError::InUse { .. } => EX_TEMPFAIL,
+        TracerError::Kernel(_) => EX_SOFTWARE,
     }
 }
 

@@ -14,6 +14,7 @@ mod rule;
 mod run;
 mod status;
 mod stop;
+mod trace;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -59,6 +60,8 @@ enum Command {
     },
     /// Say what this kernel and machine can do, and what is missing. Changes nothing.
     Check(check::CheckArgs),
+    /// Say what becomes of single packets: how they were parsed and counted, which died, where and why. As root, beside a running agent.
+    Trace(trace::TraceArgs),
     /// Print delivered objects as a table, with their balance.
     Read {
         /// Parquet files, or directories to search for them.
@@ -96,6 +99,7 @@ pub fn main() -> ExitCode {
             out::text(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
         }
         Command::Check(args) => check::run(&args),
+        Command::Trace(args) => trace::run(args),
         Command::Read { paths, rows } => read::run(&paths, rows),
     };
     match result {

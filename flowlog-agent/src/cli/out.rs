@@ -50,6 +50,12 @@ pub(super) fn for_people(value: Value) -> Value {
     }
 }
 
+/// Says something beside what was asked for, on one line of standard error.
+pub(super) fn note(words: &str) {
+    // If nobody listens, nobody misses it.
+    let _ = writeln!(io::stderr(), "flowlog: {}", printable(words));
+}
+
 /// Says what went wrong, on one line of standard error.
 pub(super) fn error(words: &str) {
     // If nobody listens, the exit code says it.

@@ -34,6 +34,8 @@ const NAMED_BY: &[Owned] = &[
         "what the kernel is asked for is asked in one layer",
     ),
     ("aya-ebpf", &[], MEMCPY),
+    ("aya-log", &[("flowlog-kernel", "reads what the tracer's programs log")], "nothing else logs from the kernel"),
+    ("aya-log-ebpf", &[], MEMCPY),
     ("argon2", &[("flowlog-control", "hashes passwords")], "credentials are the API's"),
     ("axum", &[("flowlog-control", "serves the API")], "one layer listens"),
     ("maud", &[("flowlog-control", "makes pages")], "one layer has pages"),

@@ -28,6 +28,9 @@ pub(crate) struct Args {
     record_abi: bool,
 }
 
+/// Map and crate of the log library, as an object that uses it names them.
+const LOGGING: [&[u8]; 2] = [b"AYA_LOGS", b"aya_log_ebpf"];
+
 /// Runs all checks; the first that fails ends it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.record_abi {
@@ -44,6 +47,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     mutants::check()?;
     deny::check()?;
     reproduce()?;
+    logs()?;
     lints::check()?;
     symbols()?;
     step("all checks passed");
@@ -64,6 +68,22 @@ fn reproduce() -> anyhow::Result<()> {
         );
     }
     step("the checked-in eBPF objects reproduce");
+    Ok(())
+}
+
+/// The one object that logs is the tracer's: a line costs more than all that a hook does.
+fn logs() -> anyhow::Result<()> {
+    step("which eBPF object logs");
+    for (name, _) in build::OBJECTS {
+        let file = format!("{name}.bpf.o");
+        let object = fs::read(build::prebuilt().join(&file))?;
+        let does = LOGGING.iter().any(|word| object.windows(word.len()).any(|w| w == *word));
+        ensure!(
+            does == (name == "trace"),
+            "{file}: {}",
+            if does { "it logs, and must not" } else { "it does not log" }
+        );
+    }
     Ok(())
 }
 

@@ -14,15 +14,14 @@ use flowlog_model::{
 
 use super::{Held, Hooks, attach_error, elsewhere::pin_name};
 use crate::{
-    KernelError, bpf,
+    KernelError,
+    bpf::{self, ATTACH_TCX},
     entry::{self, Way},
     netdev::netns,
     pins,
     programs::Programs,
 };
 
-/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`, by direction.
-const ATTACH_TCX: [u32; 2] = [46, 47];
 /// `BPF_F_BEFORE`: without another program named, before all.
 const FIRST: u32 = 1 << 3;
 

@@ -73,6 +73,21 @@ fn with_name(id: u32) -> String {
     foreign_xdp::name(id).map_or_else(|| id.to_string(), |name| format!("{id}:{name}"))
 }
 
+/// The kernel's ids of all programs at a hook, in the namespace we are in.
+#[must_use]
+pub(crate) fn ids(index: u32, direction: Direction) -> Vec<u32> {
+    let links = tcx(index, BPF_TCX[direction.index()]).unwrap_or_default();
+    let filters = filter_ids(index, HOOK_MINORS[direction.index()]).unwrap_or_default();
+    links.into_iter().chain(filters).collect()
+}
+
+/// The id of flowlog's own tcx hook, whoever holds it. For whoever may ask for programs.
+#[must_use]
+pub(crate) fn flowlog_hook(index: u32, direction: Direction) -> Option<u32> {
+    let links = tcx(index, BPF_TCX[direction.index()]).unwrap_or_default();
+    links.into_iter().find(|id| foreign_xdp::name(*id).is_some_and(|name| name.starts_with(OWN)))
+}
+
 /// The same of XDP.
 #[must_use]
 pub fn xdp(index: u32, own: &[u32]) -> Vec<String> {
@@ -137,8 +152,17 @@ fn filters(index: u32, minor: u16) -> io::Result<Vec<String>> {
     Ok(all_filters(index, minor)?.into_iter().flatten().collect())
 }
 
+/// Ids of the programs of filters at a hook.
+fn filter_ids(index: u32, minor: u16) -> io::Result<Vec<u32>> {
+    Ok(messages(index, minor)?.iter().filter_map(id).collect())
+}
+
 /// All filters at a hook, in the order in which they run; ours is `None`.
 fn all_filters(index: u32, minor: u16) -> io::Result<Vec<Option<String>>> {
+    Ok(messages(index, minor)?.iter().map(word).collect())
+}
+
+fn messages(index: u32, minor: u16) -> io::Result<Vec<TcMessage>> {
     let mut request = TcMessage::default();
     request.header.index = index.cast_signed();
     request.header.parent = TcHandle { major: HOOKS_MAJOR, minor };
@@ -148,7 +172,12 @@ fn all_filters(index: u32, minor: u16) -> io::Result<Vec<Option<String>>> {
         RouteNetlinkMessage::NewTrafficFilter(f) if f.header.handle != TcHandle::default() => Some(f),
         _ => None,
     });
-    Ok(filters.map(|f| word(&f)).collect())
+    Ok(filters.collect())
+}
+
+/// The id of a filter's program.
+fn id(filter: &TcMessage) -> Option<u32> {
+    option(filter, TCA_BPF_ID).and_then(|b| Some(u32::from_ne_bytes(*b.first_chunk()?)))
 }
 
 /// What a filter is called; `None`: it is ours.
@@ -157,7 +186,7 @@ fn word(filter: &TcMessage) -> Option<String> {
     if kind != "bpf" {
         return Some(kind.to_owned());
     }
-    let id = option(filter, TCA_BPF_ID).and_then(|b| Some(u32::from_ne_bytes(*b.first_chunk()?)));
+    let id = id(filter);
     let name = option(filter, TCA_BPF_NAME).map(|b| String::from_utf8_lossy(&b).trim_end_matches('\0').to_owned());
     match (id, name) {
         (_, Some(name)) if name.starts_with(OWN) => None,

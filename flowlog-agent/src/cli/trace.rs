@@ -1,0 +1,129 @@
+//! `flowlog trace`: what became of single packets, one line at each place.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use flowlog_kernel::{
+    confine::{self, Keep},
+    tracer::{LeftOut, Question, Tracer},
+};
+use flowlog_model::{interface::NetnsName, text::printable};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::out::{self, say};
+
+/// Lines a second at most: each is a line on a terminal, and a KiB of a ring of 128.
+const RATE_MAX: u32 = 10_000;
+/// As long as one may want to wait for a packet that seldom comes.
+const SECS_MAX: u64 = 86_400;
+
+#[derive(clap::Args)]
+pub(super) struct TraceArgs {
+    /// Interface to trace; may be repeated, up to eight.
+    #[arg(long = "interface", short, value_name = "NAME", required = true)]
+    interfaces: Vec<String>,
+    /// Network namespace that the interfaces are in: a name of `ip netns`, or a path.
+    #[arg(long, value_name = "NAME")]
+    netns: Option<NetnsName>,
+    /// How long: seconds, or with s, m or h behind.
+    #[arg(long = "for", value_name = "TIME", default_value = "30s", value_parser = time)]
+    time: Duration,
+    /// Lines a second at most; what is more is counted.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_MAX)))]
+    rate: u32,
+    /// End after this many lines.
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Which packets, in the words of pcap-filter(7): host, net, port, portrange, proto, src, dst, ip, ip6, tcp, udp, icmp, vlan, and, or, not.
+    #[arg(value_name = "EXPRESSION")]
+    expression: Vec<String>,
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(number) => (number, text.get(number.len()..).unwrap_or_default()),
+        None => (text, "s"),
+    };
+    let unit = match unit {
+        "m" => 60,
+        "h" => 3_600,
+        _ => 1,
+    };
+    let secs = number.parse().ok().and_then(|n: u64| n.checked_mul(unit)).filter(|n| (1..=SECS_MAX).contains(n));
+    secs.map(Duration::from_secs).ok_or_else(|| "write it as 30s, 5m or 1h; a day at most".to_owned())
+}
+
+pub(super) fn run(args: TraceArgs) -> anyhow::Result<ExitCode> {
+    let TraceArgs { interfaces, netns, time, rate, count, expression } = args;
+    let question = Question { interfaces, netns, expression: expression.join(" "), rate };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // Before there is anything to end.
+        let mut stop = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut tracer = Tracer::start(&question)?;
+        // All that it takes from here on are descriptors that it has.
+        confine::enter(Keep::default()).and_then(|confined| confined.finish()).context("cannot give up privileges")?;
+        out::note(&format!("tracing {} for {} s", question.interfaces.join(", "), time.as_secs()));
+        if !tracer.knows_an_agent() {
+            out::note("no agent captures on this node: what hooks and verdicts would say is not known");
+        }
+        let said = tokio::select! {
+            said = watch(&mut tracer, count) => said?,
+            () = tokio::time::sleep(time) => 0,
+            _ = stop.0.recv() => 0,
+            _ = stop.1.recv() => 0,
+        };
+        end(&mut tracer, count, said)
+    })
+}
+
+/// Prints lines as they come; ends when as many as are wanted have been printed.
+async fn watch(tracer: &mut Tracer, count: Option<u64>) -> anyhow::Result<u64> {
+    let wakeups = tracer.wakeups()?;
+    let mut said = 0;
+    loop {
+        wakeups.next().await?;
+        for line in tracer.lines() {
+            say!("{}", printable(&line))?;
+            said += 1;
+            if Some(said) == count {
+                return Ok(said);
+            }
+        }
+    }
+}
+
+/// The lines that have come meanwhile, and what was left out.
+fn end(tracer: &mut Tracer, count: Option<u64>, said: u64) -> anyhow::Result<ExitCode> {
+    if count.is_none_or(|count| said < count) {
+        for line in tracer.lines() {
+            say!("{}", printable(&line))?;
+        }
+    }
+    let LeftOut { suppressed, lost, unseen } = tracer.left_out();
+    if suppressed > 0 {
+        out::note(&format!("{suppressed} lines more than `--rate` allows were left out"));
+    }
+    if lost > 0 {
+        out::note(&format!("{lost} lines were lost: they came faster than they were read"));
+    }
+    if unseen > 0 {
+        out::note(&format!("{unseen} packets died while another one was being looked at, and were not"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_with_their_unit() {
+        for (text, secs) in [("30", 30), ("30s", 30), ("5m", 300), ("24h", 86_400)] {
+            assert_eq!(time(text), Ok(Duration::from_secs(secs)), "{text}");
+        }
+        for bad in ["", "s", "0", "25h", "-1", "1d", "1.5m", "99999999999999999999h", "5 m"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+    }
+}
