@@ -1,7 +1,7 @@
 //! Test equipment. Each piece is the real thing or a witness that flowlog does not own:
 //!
 //! * [`net`], a crate of its own: network namespaces, veth pairs, nftables and their counters;
-//! * [`agent`]: the agent as a process of its own;
+//! * [`agent`]: the agent as a process of its own; [`tracing`]: `flowlog trace` as one;
 //! * [`ring`]: records, straight from the programs;
 //! * [`rows`]: what landed, read back from Parquet;
 //! * [`traffic`]: byte-exact packets from raw sockets, and plain sockets;
@@ -43,6 +43,7 @@ pub mod s3;
 pub mod sockets;
 pub mod stacks;
 pub mod taps;
+pub mod tracing;
 pub mod traffic;
 
 pub use flowlog_lab as net;

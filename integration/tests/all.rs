@@ -80,6 +80,8 @@ mod stacking;
 mod stores;
 #[path = "all/terminal.rs"]
 mod terminal;
+#[path = "all/trace.rs"]
+mod trace;
 #[path = "all/traced_xdp.rs"]
 mod traced_xdp;
 #[path = "all/translation.rs"]
