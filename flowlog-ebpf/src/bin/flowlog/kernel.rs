@@ -75,7 +75,7 @@ impl Bytes for Linear {
 /// # Safety
 /// `base` must be such a pointer and `offset` the offset of a `T` in its struct.
 #[inline(always)]
-unsafe fn member<T: Copy>(base: *const u8, offset: u32) -> T {
+pub unsafe fn member<T: Copy>(base: *const u8, offset: u32) -> T {
     // SAFETY: by the contract above; a fault in a BTF load reads as zero.
     unsafe { base.add(offset as usize).cast::<T>().read_volatile() }
 }

@@ -14,7 +14,7 @@ use flowlog_ebpf::{
 
 use crate::{
     frame::{Direct, Fragmented, LINEAR_ENOUGH, is_headless, opaque},
-    kernel::{Dropped, Linear},
+    kernel::{Dropped, Linear, member},
     look::{self, AT_HOOK, HEADERS, Position},
     maps::{LINK_HEADER, OFFSETS},
     steps,
@@ -130,9 +130,9 @@ unsafe fn begin_at_data(skb: *const u8, d: *mut Dropped) {
     let o = &OFFSETS.load();
     // SAFETY: offsets come from this kernel's BTF for exactly these members; the verifier checks the loads.
     unsafe {
-        let data = skb.add(o.skb_data as usize).cast::<u64>().read_volatile();
-        let len = skb.add(o.skb_len as usize).cast::<u32>().read_volatile();
-        let elsewhere = skb.add(o.skb_data_len as usize).cast::<u32>().read_volatile();
+        let data: u64 = member(skb, o.skb_data);
+        let len: u32 = member(skb, o.skb_len);
+        let elsewhere: u32 = member(skb, o.skb_data_len);
         (*d).headers = Linear::at(data, len.wrapping_sub(elsewhere) as usize);
         (*d).l3_available = len;
     }
