@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client that sends what it is told, right or wrong: over the agent's socket, or TCP.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead as _, BufReader, Read, Write},
     net::TcpStream,
     os::unix::net::UnixStream,
     path::Path,
@@ -106,4 +106,58 @@ pub fn send(address: &str, request: &[u8]) -> anyhow::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     exchange(&mut stream, request)
+}
+
+/// An answer that goes on: JSON values, one a line.
+pub struct Lines {
+    pub status: u16,
+    lines: BufReader<Box<dyn Read + Send>>,
+}
+
+impl Lines {
+    /// Asks over the agent's socket; returns when the answer has begun.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn unix(socket: &Path, path: &str) -> anyhow::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Self::begin(stream, path, "")
+    }
+
+    /// Asks over TCP; `authorization` is that header's value.
+    ///
+    /// # Errors
+    /// As [`unix`](Self::unix).
+    pub fn tcp(address: &str, authorization: &str, path: &str) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Self::begin(stream, path, &format!("authorization: {authorization}\r\n"))
+    }
+
+    fn begin(mut stream: impl Read + Write + Send + 'static, path: &str, more: &str) -> anyhow::Result<Self> {
+        // To 1.0 nobody answers in chunks.
+        write!(stream, "GET {path} HTTP/1.0\r\n{more}\r\n")?;
+        let mut lines = BufReader::new(Box::new(stream) as Box<dyn Read + Send>);
+        let mut head = String::new();
+        while lines.read_line(&mut head)? > "\r\n".len() {}
+        let status = head.split_whitespace().nth(1).with_context(|| head.clone())?.parse()?;
+        Ok(Self { status, lines })
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Value;
+
+    fn next(&mut self) -> Option<Value> {
+        loop {
+            let mut line = String::new();
+            let read = self.lines.read_line(&mut line).expect("in time");
+            match line.trim() {
+                "" if read == 0 => return None,
+                "" => {}
+                line => return Some(serde_json::from_str(line).expect("JSON")),
+            }
+        }
+    }
 }

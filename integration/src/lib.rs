@@ -15,6 +15,7 @@
 //! * [`stacks`]: routers, bridges and devices on devices; [`taps`] as virtual machines have them;
 //! * [`sockets`] and [`cgroups`] that get in the way of verdicts;
 //! * [`claims`]: what rows must say next to a witness;
+//! * [`terminal`]: a program on a pseudo-terminal, and its screen;
 //! * [`features`]: what the kernel under test lacks, and skipping a test for it;
 //! * [`random`]: random networks with random rules and traffic, made from a seed;
 //! * [`golden`]: packets with the key and counts they must give.
@@ -43,6 +44,7 @@ pub mod s3;
 pub mod sockets;
 pub mod stacks;
 pub mod taps;
+pub mod terminal;
 pub mod tracing;
 pub mod traffic;
 

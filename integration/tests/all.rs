@@ -54,6 +54,8 @@ mod nat;
 mod numbers;
 #[path = "all/objects.rs"]
 mod objects;
+#[path = "all/observe.rs"]
+mod observe;
 #[path = "all/order.rs"]
 mod order;
 #[path = "all/packets.rs"]

@@ -10,6 +10,7 @@ pub mod api;
 pub(crate) mod console;
 pub mod flow_logs;
 pub mod inventory;
+pub mod live;
 pub mod serve;
 
 /// An error in a TOML file, on one line.

@@ -33,7 +33,7 @@ use crate::{
     api::{
         App, Peer,
         auth::Limits,
-        room::{Owner, Room, Seat},
+        room::{Busy, Owner, Room, Seat},
         routes,
     },
     console::{self, Console},
@@ -58,7 +58,7 @@ pub struct ApiOptions {
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest life of a connection: whoever takes answers byte by byte is cut then.
+/// Longest life of a connection: whoever takes answers byte by byte is cut then. A stream that goes on lives on if it is read from.
 const CONNECTION_MAX: Duration = Duration::from_mins(5);
 /// Largest head of a request.
 const HEAD_BYTES_MAX: usize = 32 << 10;
@@ -232,21 +232,27 @@ where
         let router = router.clone();
         let held = held.clone();
         async move {
-            held.set_busy(true);
-            let answer = router.oneshot(request).await;
-            held.set_busy(false);
-            answer
+            let _busy = Busy::new(held);
+            router.oneshot(request).await
         }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
-    let serving = tokio::time::timeout(CONNECTION_MAX, http.serve_connection(TokioIo::new(stream), service));
+    let in_time = async {
+        loop {
+            tokio::time::sleep(CONNECTION_MAX).await;
+            if !seat.is_streaming(u64::try_from(CONNECTION_MAX.as_nanos()).unwrap_or(u64::MAX), clock::now().mono) {
+                break;
+            }
+        }
+    };
     tokio::select! {
-        served = serving => match served {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a connection ended"),
-            Err(_) => tracing::debug!("a connection was cut after its time"),
-        },
+        served = http.serve_connection(TokioIo::new(stream), service) => {
+            if let Err(error) = served {
+                tracing::debug!(%error, "a connection ended");
+            }
+        }
+        () = in_time => tracing::debug!("a connection was cut after its time"),
         () = seat.needed() => tracing::debug!("a connection was cut: somebody with fewer needs the seat"),
     }
 }

@@ -68,10 +68,11 @@ impl Mapped {
 const WORD_ID_FLAGS: usize = 0;
 const WORD_EPOCH: usize = 1;
 const WORD_OLDEST: usize = 2;
-/// Word of [`abi::Watched`] that holds the epoch; then namespace, spot.
+/// Word of [`abi::Watched`] that holds the epoch; then namespace, spot, whether it is observed.
 const WORD_WATCHED_EPOCH: usize = 0;
 const WORD_NETNS: usize = 1;
 const WORD_SPOT: usize = 2;
+const WORD_OBSERVED: usize = 3;
 
 /// What the programs know of interfaces: which are watched, in which namespace and window, and how they are stacked.
 pub struct Interfaces {
@@ -117,6 +118,7 @@ impl Interfaces {
         let id = u32::from(iface.id);
         self.watched.store(id, WORD_NETNS, at.netns_inum);
         self.watched.store(id, WORD_SPOT, spot);
+        self.watched.store(id, WORD_OBSERVED, 0);
         self.watched.store(id, WORD_WATCHED_EPOCH, iface.epoch);
         self.ifaces.store(spot, WORD_EPOCH, iface.epoch);
         self.ifaces.store(spot, WORD_OLDEST, iface.oldest);
@@ -181,6 +183,11 @@ impl Interfaces {
             self.ifaces.store(spot, WORD_EPOCH, epoch.0);
         }
         self.watched.store(u32::from(id.0), WORD_WATCHED_EPOCH, epoch.0);
+    }
+
+    /// Whether somebody is looking at the flows that have this id.
+    pub fn set_observed(&self, id: IfaceId, is_observed: bool) {
+        self.watched.store(u32::from(id.0), WORD_OBSERVED, u32::from(is_observed));
     }
 
     /// Verdicts on packets counted before `oldest` are late from now on.

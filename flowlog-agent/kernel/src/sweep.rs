@@ -59,7 +59,11 @@ fn chunk(program: &RawTracePoint, cpu: u32, at: Cursor, scope: Scope) -> Result<
     let mut args = [0u64; 12];
     args[0] = u64::from(at.slot);
     args[1] = at.cache;
-    args[2] = u64::from(scope == Scope::All);
+    args[2] = match scope {
+        Scope::Closed => sweep::CLOSED,
+        Scope::All => sweep::ALL,
+        Scope::Observed => sweep::OBSERVED,
+    };
     for _ in 0..BUSY_TRIES_MAX {
         let run = program.test_run(RawTracePointRunOptions { args, cpu: Some(cpu) }).map_err(|e| refused(&e))?;
         if run.return_value != sweep::BUSY {

@@ -5,6 +5,7 @@
 //! * [`capture`]: a rule on an interface, asked for and watched;
 //! * [`xdp`]: other people's XDP programs; [`hiding`]: what else may keep packets from hooks;
 //! * [`translation`]: packets' addresses and ports, as connection tracking knows them;
+//! * [`live`]: flows as they are seen, and which are asked for;
 //! * [`sweep`]: emptying the kernel's caches;
 //! * [`status`]: what there is to say about all of it;
 //! * [`s3`]: how buckets are reached;
@@ -19,6 +20,7 @@ pub mod capture;
 pub mod hiding;
 pub mod ids;
 pub mod interface;
+pub mod live;
 pub mod rule;
 pub(crate) mod s3;
 pub mod status;

@@ -27,4 +27,6 @@ pub enum Scope {
     Closed,
     /// Those of all epochs: when the capture ends.
     All,
+    /// Those of closed epochs, and those of interfaces whose flows somebody is looking at.
+    Observed,
 }

@@ -22,6 +22,7 @@ use crate::{
     encode::key::object_key,
     error::CaptureError,
     journal::{Journal, JournalError, Recovered, entry::Head, replay::Pending},
+    live::tap::Tap,
     source::Source,
     window::{
         Closed, Event, Ledger, Span, WindowClock,
@@ -66,6 +67,8 @@ pub struct Inherited {
 pub(crate) struct Books<S> {
     pub source: S,
     pub ledger: Ledger,
+    /// Through which live flows are seen.
+    pub tap: Tap,
     journal: Journal,
     /// When the journal last said that the host is up.
     beat: Option<Now>,
@@ -100,7 +103,7 @@ impl<S: Source> Books<S> {
         };
         let ledger = std::mem::take(&mut found.ledger);
         let journal = Journal::start(fs, first_head, &found, &ledger, first_position)?;
-        let mut books = Self { source, ledger, journal, beat: None, closed: Vec::new() };
+        let mut books = Self { source, ledger, tap: Tap::closed(), journal, beat: None, closed: Vec::new() };
         let mut spans = Spans::new();
         if goes_on {
             books.reconcile()?;
@@ -117,9 +120,10 @@ impl<S: Source> Books<S> {
     pub(crate) fn drain(&mut self, most: usize) -> usize {
         for taken in 0..most {
             fault::point("ring_read");
-            let Self { source, ledger, journal, .. } = self;
+            let Self { source, ledger, journal, tap, .. } = self;
             let Some((block, end)) = source.read() else { return taken };
             ledger.block(block);
+            tap.block(block, ledger);
             fault::point("merge");
             journal.block(block, end);
         }
@@ -160,6 +164,7 @@ impl<S: Source> Books<S> {
     pub(crate) fn record(&mut self, events: &[Event]) -> Result<(), JournalError> {
         self.journal.record(events, &self.ledger)?;
         for event in events {
+            self.tap.note(event);
             if let Some(window) = self.ledger.apply(event.clone()) {
                 self.journal.closed(object_key(&window.info));
                 self.closed.push(window);

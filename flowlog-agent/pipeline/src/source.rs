@@ -41,7 +41,9 @@ pub trait Source {
     fn set_oldest(&mut self, spec: &WatchSpec, oldest: Epoch);
     /// Waits until no program is running that began before.
     fn wait_for_programs(&mut self);
-    /// Evicts what is left of closed epochs (or of all).
+    /// Whether somebody is looking at the flows of an interface: what [`Scope::Observed`] is about.
+    fn set_observed(&mut self, id: IfaceId, is_observed: bool);
+    /// Evicts records from the caches into the ring.
     fn sweep(&mut self, scope: Scope, from: Cursor) -> Result<Swept, SourceError>;
     /// The programs' own count of an epoch.
     fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, SourceError>;

@@ -11,6 +11,7 @@ use flowlog_pipeline::{
     encode::Names,
     encoder::{Encoded, Encoder, Tools},
     journal::replay::Pending,
+    live::LineNames,
     reporter::Reporter,
     spool::Spool,
     upload::{Buckets, Progress, Uploader},
@@ -39,6 +40,17 @@ fn names(reasons: Reasons, marks: BTreeMap<u32, String>) -> Names {
             // Of several nobody knows which it was.
             let separator = if programs.is_empty() { "" } else { ":" };
             Some(format!("{subsystem}{separator}{}", programs.join("+")))
+        }),
+    }
+}
+
+/// The same, for live flows: who else was at the hooks is not known of them.
+pub(super) fn line_names(reasons: &Reasons, marks: BTreeMap<u32, String>) -> LineNames {
+    let (of_rules, reasons) = (reasons.clone(), reasons.clone());
+    LineNames {
+        reason: Box::new(move |index| reasons.name(index).map(str::to_owned)),
+        rule: Box::new(move |mark, reason| {
+            marks.get(&mark).cloned().or_else(|| of_rules.subsystem(reason).map(str::to_owned))
         }),
     }
 }

@@ -162,6 +162,10 @@ impl Source for KernelSource {
         wait_for_programs();
     }
 
+    fn set_observed(&mut self, id: IfaceId, is_observed: bool) {
+        self.kernel.interfaces.set_observed(id, is_observed);
+    }
+
     fn sweep(&mut self, scope: Scope, from: Cursor) -> Result<Swept, SourceError> {
         fault::point("sweep_begins");
         self.kernel.sweeper.sweep(&self.kernel.programs, scope, from).map_err(failed)

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Capture,
     error::{AgentError, system},
+    live::LiveFlows,
     thread,
 };
 use crate::config::{Config, Manage};
@@ -157,11 +158,13 @@ impl Managed {
         self,
         buckets: Arc<Buckets>,
         status: watch::Receiver<Arc<Status>>,
+        live: LiveFlows,
     ) -> Result<Orders, AgentError> {
         let Self { settings, files: Files { inventory, principals }, store, listening, fixed, places_max } = self;
         let (orders, wanted) = mpsc::channel(ORDERS_MAX);
         let buckets = Arc::new(Probe(buckets));
-        let parts = Parts { store, inventory, principals, buckets, settings, places_max, orders, status };
+        let parts =
+            Parts { store, inventory, principals, buckets, settings, places_max, orders, status, live: Arc::new(live) };
         let (control, worker) = control_plane(parts);
         thread::with_a_runtime("api", || async {
             let ((), served) = tokio::join!(worker.run(), listening.run(Arc::new(control), heap::give_back));

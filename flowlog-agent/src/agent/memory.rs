@@ -24,6 +24,9 @@ const COLUMNS_BYTES: u64 = 140;
 /// A translation that is kept from an earlier window, IPv6 (`pipeline/src/window/table/told.rs`: 80 bytes and its place in the index).
 /// Translations of a window count as its flows.
 const KEPT_BYTES: u64 = 92;
+/// Live flows: what is on its way to those who look (2 MiB), and lines and sums of four who do not read (each 0.5 and 2 MiB:
+/// `pipeline/src/live/`).
+const LIVE_BYTES: u64 = 12 << 20;
 /// All of a flow.
 const FLOW_BYTES: u64 = OPEN_BYTES + WRITTEN_BYTES + COLUMNS_BYTES;
 
@@ -34,6 +37,8 @@ pub(crate) struct Need {
     maps: u64,
     /// Translations that are kept; 0 if nobody wants any.
     kept: u64,
+    /// Live flows; 0 if nobody can look.
+    live: u64,
     /// Flows in open windows at most.
     flows_max: usize,
 }
@@ -45,7 +50,7 @@ impl Need {
 
     /// The agent itself, and what it keeps.
     fn agent(&self) -> u64 {
-        AGENT_BYTES + self.kept
+        AGENT_BYTES + self.kept + self.live
     }
 
     fn flows(&self, bytes_each: u64) -> u64 {
@@ -99,12 +104,13 @@ pub(crate) fn checked(raw: RawConfig) -> anyhow::Result<(Config, Here)> {
     let limits = limits();
     let (maps, _) = config.sizes.memory_bytes_here();
     let kept = if config.may_want_translations() { KEPT_MAX as u64 * KEPT_BYTES } else { 0 };
+    let live = if config.manage.is_some() { LIVE_BYTES } else { 0 };
     if follows {
-        config.flows_max = flows_max(&limits, maps + kept);
+        config.flows_max = flows_max(&limits, maps + kept + live);
     }
     // Pinned maps are there, and have been counted to whoever made them.
     let pinned = config.pin_dir.as_deref().is_some_and(|dir| pins::made_for(dir).is_ok_and(|made| made.is_some()));
-    let need = Need { maps: if pinned { 0 } else { maps }, kept, flows_max: config.flows_max };
+    let need = Need { maps: if pinned { 0 } else { maps }, kept, live, flows_max: config.flows_max };
     ensure_fits(need, &limits).map_err(super::AgentError::from)?;
     Ok((config, Here { need, limit: tightest(&limits).cloned() }))
 }
@@ -166,7 +172,7 @@ mod tests {
             (0, 1_000, &[32], None, ""),
             (u64::MAX / MIB, usize::MAX, &[1], Some("/0"), "lower `kernel.cache_slots`"),
         ] {
-            let need = Need { maps: maps * MIB, kept: 0, flows_max: flows };
+            let need = Need { maps: maps * MIB, kept: 0, live: 0, flows_max: flows };
             let refused = ensure_fits(need, &limits(allowed)).err();
             let case = format!("maps {maps}, flows {flows}, {allowed:?}: {refused:?}");
             let by = refused.as_ref().map(|e| e.file.display().to_string());
@@ -187,14 +193,14 @@ mod tests {
             let limits = limits(allowed);
             let flows_max = flows_max(&limits, maps * MIB);
             assert_eq!(flows_max, expected, "{allowed:?}");
-            let fits = ensure_fits(Need { maps: maps * MIB, kept: 0, flows_max }, &limits).is_ok();
+            let fits = ensure_fits(Need { maps: maps * MIB, kept: 0, live: 0, flows_max }, &limits).is_ok();
             assert_eq!(fits, flows_max > FLOWS_MAX_MIN, "{allowed:?}");
         }
     }
 
     #[test]
     fn the_sentence_has_every_figure_the_limit_and_the_remedy() {
-        let need = Need { maps: 17 * MIB, kept: 0, flows_max: 60_000 };
+        let need = Need { maps: 17 * MIB, kept: 0, live: 0, flows_max: 60_000 };
         let kept = Need { kept: 6 * MIB, ..need };
         assert!(kept.to_string().starts_with("72 MiB:") && kept.to_string().ends_with("37 for the agent"), "{kept}");
         let words = ensure_fits(need, &limits(&[64])).expect_err("too much").to_string();

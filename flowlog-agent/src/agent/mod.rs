@@ -2,6 +2,7 @@
 //!
 //! * [`start`]: what must hold before the first hook is attached;
 //! * [`kernel_source`]: the real kernel behind the pipeline's port;
+//! * [`live`]: showing flows before their window ends;
 //! * [`delivery`]: from a closed window to the store; [`ending`]: until all of it is there;
 //! * [`memory`]: what a start needs, and whether it fits;
 //! * [`managed`]: rules from the store, and the API's thread;
@@ -13,6 +14,7 @@ mod delivery;
 mod ending;
 mod error;
 mod kernel_source;
+mod live;
 mod managed;
 pub(crate) mod memory;
 mod signals;
@@ -22,7 +24,7 @@ mod trouble;
 
 use std::{sync::Arc, time::Duration};
 
-use delivery::Delivery;
+use delivery::{Delivery, line_names};
 use ending::finish;
 pub(crate) use error::AgentError;
 use error::system;
@@ -38,9 +40,11 @@ use flowlog_pipeline::{
     capture::{self, Inherited},
     disk::Filesystem,
     journal::replay::Pending,
+    live::Live,
     spool::Spool,
 };
 use kernel_source::KernelSource;
+use live::LiveFlows;
 use managed::{Files, Managed, Orders, Watching};
 use signals::Stop;
 use start::{
@@ -84,7 +88,13 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
     let buckets = Arc::new(Files::buckets(inventory, config.s3.clone()));
     let mut delivery = Delivery::start(&config, fs, spool, &capture, buckets.clone())?;
     delivery.inherit(&mut capture, pending)?;
-    let mut orders = managed.map(|m| m.serve(buckets, delivery.reporter.subscribe())).transpose()?;
+    let (live, ends) = Live::new();
+    if managed.is_some() {
+        let names = line_names(capture.node().kernel.reasons(), config.marks.names.clone());
+        capture.show(ends.start(names).map_err(system("start a thread"))?);
+    }
+    let shown = LiveFlows(live.clone());
+    let mut orders = managed.map(|m| m.serve(buckets, delivery.reporter.subscribe(), shown)).transpose()?;
     if let Some(unknown) = capture.node().kernel.reasons().unknown() {
         tracing::warn!("this kernel has {unknown}");
     }
@@ -94,7 +104,7 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
     #[cfg(feature = "faults")]
     start::try_to_execute();
     tracing::info!(interfaces = config.captures.len(), pinned = capture.is_pinned(), "capturing");
-    let result = main_loop(&mut capture, &mut delivery, &mut orders, &mut stop).await;
+    let result = main_loop(&mut capture, &mut delivery, (&mut orders, &live), &mut stop).await;
     if capture.is_pinned() {
         result?;
         capture.drain(usize::MAX);
@@ -195,7 +205,7 @@ pub(crate) fn ensure_same_netns(config: &Config) -> Result<(), AgentError> {
 async fn main_loop(
     capture: &mut Capture,
     delivery: &mut Delivery,
-    orders: &mut Option<Orders>,
+    (orders, live): (&mut Option<Orders>, &Live),
     stop: &mut Stop,
 ) -> Result<(), AgentError> {
     let wakeups = capture.node().ring.wakeups().map_err(system("watch the ring"))?;
@@ -208,7 +218,11 @@ async fn main_loop(
     loop {
         let now = clock::now();
         let deadline = Duration::from_nanos(
-            capture.due_in_ns(now).min(capture.look_in_ns(now)).min(capture.look_behind_in_ns(now)),
+            capture
+                .due_in_ns(now)
+                .min(capture.look_in_ns(now))
+                .min(capture.look_behind_in_ns(now))
+                .min(capture.look_live_in_ns(now)),
         );
         tokio::select! {
             biased;
@@ -228,6 +242,8 @@ async fn main_loop(
                 delivery.report(capture, trouble.words());
             }
             ended = delivery.encoder.encoded() => ended?,
+            // Whoever has come is seen to below.
+            () = live.changed() => {}
             () = tokio::time::sleep(deadline.max(trouble.pause())) => {}
         }
         // In a flood the ring is never empty: windows turn in between.
@@ -263,6 +279,7 @@ fn work(capture: &mut Capture, delivery: &mut Delivery) -> Result<(), AgentError
     capture.turn_due(now)?;
     capture.look_again(now)?;
     capture.look_behind(now)?;
+    capture.look_live(now)?;
     delivery.release(capture)?;
     Ok(capture.beat(now, BEAT_NS)?)
 }

@@ -174,6 +174,9 @@ struct CaptureArgs {
     /// latter two need `CAP_SYS_ADMIN` for good.
     #[arg(long, value_name = "LEVEL", default_value = XdpLevel::default().as_str())]
     xdp: String,
+    /// Serve the API on this socket: for `observe` and `top`.
+    #[arg(long, value_name = "FILE")]
+    socket: Option<PathBuf>,
     /// Network namespace that the interfaces are in: a name of `ip netns`, or a path; needs what `--follow-namespaces` needs.
     #[arg(long, value_name = "NAME")]
     netns: Option<String>,
@@ -241,6 +244,7 @@ impl CaptureArgs {
             flow_logs: vec![log],
             ..RawConfig::default()
         };
+        raw.api.socket = self.socket;
         raw.spool.bytes_max = Some(self.spool_bytes_max);
         raw.spool.age_secs_max = Some(self.spool_age_max);
         raw.kernel.cache_slots = Some(self.cache_slots);

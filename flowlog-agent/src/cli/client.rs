@@ -1,11 +1,14 @@
 //! Asks the running agent, over its socket.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use flowlog_control::api::{NODE, error::ErrorBody};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode, body::Incoming};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -16,7 +19,7 @@ use crate::config::SOCKET_DEFAULT;
 /// Why there is no good answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    #[error("cannot reach the agent at `{}`: is it running, with `[inventory]` in its configuration?", socket.display())]
+    #[error("cannot reach the agent at `{}`: is it running, with `[inventory]` or `api.socket` in its configuration, or with `--socket`?", socket.display())]
     Unreachable { socket: PathBuf, source: std::io::Error },
     #[error("the agent did not answer")]
     NoAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -28,12 +31,19 @@ pub(super) enum ClientError {
     Failed(String),
 }
 
-/// Which agent is meant, and what form its answer is to have.
+/// Which agent is meant.
 #[derive(clap::Args)]
-pub(super) struct ClientArgs {
+pub(super) struct SocketArgs {
     /// The agent's socket.
     #[arg(long, value_name = "FILE", default_value = SOCKET_DEFAULT, env = "FLOWLOG_SOCKET", global = true)]
     socket: PathBuf,
+}
+
+/// Which agent is meant, and what form its answer is to have.
+#[derive(clap::Args)]
+pub(super) struct ClientArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
     /// table or json.
     #[arg(long, default_value = "table", global = true)]
     pub(super) output: Output,
@@ -42,9 +52,15 @@ pub(super) struct ClientArgs {
 /// A way to the agent.
 pub(super) struct Client(PathBuf);
 
-impl ClientArgs {
+impl SocketArgs {
     pub(super) fn client(self) -> Client {
         Client(self.socket)
+    }
+}
+
+impl ClientArgs {
+    pub(super) fn client(self) -> Client {
+        self.socket.client()
     }
 }
 
@@ -57,15 +73,21 @@ impl Client {
     /// Asks for a path below the agent's own base; the answer, or the agent's words.
     pub(super) fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
         let (status, answer) = runtime()?.block_on(ask(&self.0, method, path, body))?;
-        if status.is_success() {
-            return Ok(answer);
-        }
-        // Whatever else is listening there says it in another form: then its status is all there is to say.
-        let words = serde_json::from_value(answer).map_or_else(
-            |_| status.to_string(),
-            |ErrorBody { messages, .. }| messages.into_iter().map(|m| m.message).collect::<Vec<_>>().join("; "),
-        );
-        Err(ClientError::Refused { status, words }.into())
+        if status.is_success() { Ok(answer) } else { Err(refused(status, answer).into()) }
+    }
+
+    /// Hands out the lines of an answer as they come, until it ends, there is nobody who wants more, or Ctrl-C. Empty lines say nothing.
+    pub(super) fn stream(
+        &self,
+        path: &str,
+        mut each: impl FnMut(&str) -> anyhow::Result<ControlFlow<()>>,
+    ) -> anyhow::Result<()> {
+        runtime()?.block_on(async {
+            tokio::select! {
+                ended = stream(&self.0, path, &mut each) => ended,
+                pressed = tokio::signal::ctrl_c() => Ok(pressed?),
+            }
+        })
     }
 
     pub(super) fn get(&self, path: &str) -> anyhow::Result<Value> {
@@ -77,12 +99,62 @@ impl Client {
     }
 }
 
+/// Why the agent refused, in its own words.
+fn refused(status: StatusCode, answer: Value) -> ClientError {
+    // Whatever else is listening there says it in another form: then its status is all there is to say.
+    let words = serde_json::from_value(answer).map_or_else(
+        |_| status.to_string(),
+        |ErrorBody { messages, .. }| messages.into_iter().map(|m| m.message).collect::<Vec<_>>().join("; "),
+    );
+    ClientError::Refused { status, words }
+}
+
 async fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<(StatusCode, Value)> {
+    let (status, body) = send(socket, method, path, body).await?;
+    let bytes = body.collect().await.map_err(silent)?.to_bytes();
+    let answer = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };
+    Ok((status, answer))
+}
+
+async fn stream(
+    socket: &Path,
+    path: &str,
+    each: &mut impl FnMut(&str) -> anyhow::Result<ControlFlow<()>>,
+) -> anyhow::Result<()> {
+    let (status, mut body) = send(socket, Method::GET, path, None).await?;
+    if !status.is_success() {
+        let bytes = body.collect().await.map_err(silent)?.to_bytes();
+        return Err(refused(status, serde_json::from_slice(&bytes).unwrap_or_default()).into());
+    }
+    let mut unfinished = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(silent)?.into_data() else { continue };
+        unfinished.extend_from_slice(&data);
+        let Some(end) = unfinished.iter().rposition(|b| *b == b'\n') else { continue };
+        let rest = unfinished.split_off(end + 1);
+        for line in std::mem::replace(&mut unfinished, rest).split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+            if each(&String::from_utf8_lossy(line))?.is_break() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn silent(error: hyper::Error) -> ClientError {
+    ClientError::NoAnswer(error.into())
+}
+
+async fn send(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> anyhow::Result<(StatusCode, Incoming)> {
     let unreachable = |source| ClientError::Unreachable { socket: socket.to_owned(), source };
-    let silent = |error: hyper::Error| ClientError::NoAnswer(error.into());
     let stream = tokio::net::UnixStream::connect(socket).await.map_err(unreachable)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(silent)?;
-    let serving = tokio::spawn(connection);
+    tokio::spawn(connection);
     let base = if path.starts_with('/') { "" } else { NODE };
     let slash = if base.is_empty() { "" } else { "/" };
     let bytes = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
@@ -94,11 +166,7 @@ async fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) ->
         .body(Full::new(bytes::Bytes::from(bytes)))?;
     let response = sender.send_request(request).await.map_err(silent)?;
     let status = response.status();
-    let bytes = response.into_body().collect().await.map_err(silent)?.to_bytes();
-    drop(sender);
-    serving.abort();
-    let answer = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };
-    Ok((status, answer))
+    Ok((status, response.into_body()))
 }
 
 /// An answer of the agent in the type that it was written from.

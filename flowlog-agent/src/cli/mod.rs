@@ -8,12 +8,14 @@ mod credential;
 mod detach;
 mod exit;
 mod inventory;
+mod observe;
 mod out;
 mod read;
 mod rule;
 mod run;
 mod status;
 mod stop;
+mod top;
 mod trace;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -46,6 +48,10 @@ enum Command {
     },
     /// Flow logs of the running agent: add, validate, provision, list, show, rename, delete, audit.
     Rule(rule::RuleArgs),
+    /// Show live flows: those of the open windows, and those that come.
+    Observe(Box<observe::ObserveArgs>),
+    /// Show the largest interfaces, flows, talkers and drop reasons, live.
+    Top(Box<top::TopArgs>),
     /// What the running agent knows to be on this node.
     Inventory(inventory::InventoryArgs),
     /// Show what the running agent has, in a browser: flow logs to look at, add, provision, rename and delete.
@@ -90,6 +96,8 @@ pub fn main() -> ExitCode {
         Command::Detach(args) => detach::run(*args),
         Command::Status { state, output } => status::run(&state.state_dir, output),
         Command::Rule(args) => rule::run(args),
+        Command::Observe(args) => observe::run(*args),
+        Command::Top(args) => top::run(*args),
         Command::Inventory(args) => inventory::run(args),
         Command::Console(args) => console::run(args),
         Command::Credential(what) => credential::run(&what),

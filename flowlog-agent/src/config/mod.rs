@@ -19,6 +19,7 @@ use flowlog_model::{
 };
 use flowlog_pipeline::spool::Limits;
 pub(crate) use marks::Marks;
+use raw::RawInventory;
 pub(crate) use raw::{RawConfig, RawFlowLog, RawSizes};
 
 /// Default window: 10 minutes, as cloud flow logs have it.
@@ -72,7 +73,7 @@ impl Config {
     /// Whether anybody wants the other side of address translations. Rules from a store may at any time.
     #[must_use]
     pub(crate) fn may_want_translations(&self) -> bool {
-        self.manage.is_some() || self.captures.iter().any(|c| c.translations)
+        self.manage.as_ref().is_some_and(Manage::has_inventory) || self.captures.iter().any(|c| c.translations)
     }
 }
 
@@ -86,6 +87,14 @@ pub(crate) struct Manage {
     pub settings: Settings,
     /// Where the API is served.
     pub api: ApiOptions,
+}
+
+impl Manage {
+    /// Whether there are interfaces whose flow logs can be managed.
+    #[must_use]
+    fn has_inventory(&self) -> bool {
+        self.places.file.is_some() || self.places.dir.is_some()
+    }
 }
 
 /// What can go wrong.
@@ -126,12 +135,16 @@ impl RawConfig {
     }
 
     fn manage(&self) -> Result<Option<Manage>, InvalidField> {
-        let Some(inventory) = &self.inventory else { return Ok(None) };
-        if inventory.file.is_none() && inventory.dir.is_none() {
-            return Err(InvalidField::new("inventory", "", "name its `file`, its `dir`, or both"));
-        }
-        let defaults = &self.flow_log_defaults;
         let api = &self.api;
+        let inventory = match &self.inventory {
+            Some(RawInventory { file: None, dir: None }) => {
+                return Err(InvalidField::new("inventory", "", "name its `file`, its `dir`, or both"));
+            }
+            // Without one there are no flow logs to manage; the others can be looked at.
+            None if api.socket.is_none() && api.listen.is_none() => return Ok(None),
+            inventory => inventory.clone().unwrap_or_default(),
+        };
+        let defaults = &self.flow_log_defaults;
         let tls = match (&api.tls_certificate, &api.tls_key) {
             (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
             (None, None) => None,
@@ -153,8 +166,8 @@ impl RawConfig {
         }
         Ok(Some(Manage {
             places: Places {
-                file: inventory.file.clone(),
-                dir: inventory.dir.clone(),
+                file: inventory.file,
+                dir: inventory.dir,
                 // The static flow logs say so as well.
                 enters_namespaces: self.follow_namespaces || self.flow_logs.iter().any(|log| log.netns.is_some()),
             },

@@ -103,7 +103,7 @@ pub(crate) struct RawSpool {
     pub age_secs_max: Option<u64>,
 }
 
-/// `[inventory]`. With it, flow logs are managed through the API.
+/// `[inventory]`. With it, flow logs are managed through the API, which is served then in any case.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawInventory {

@@ -95,8 +95,8 @@ pub struct Watched {
     pub netns_inum: u32,
     /// Its spot in `IFACES`.
     pub spot: u32,
-    /// Explicit padding up to 16 bytes, always 0.
-    pub spare: u32,
+    /// Not 0: somebody is looking at its flows, for the sweeper ([`sweep::OBSERVED`](super::sweep::OBSERVED)).
+    pub observed: u32,
 }
 
 /// Two interfaces, `upper` stacked on `lower` directly or through others: key of the `ABOVE` map. Both are in one network

@@ -251,6 +251,12 @@ pub mod sweep {
     pub const REFUSED6: u64 = 3;
     /// `arg(1)` of the sweeper: no cache, it sends the CPU's blocks, full or not.
     pub const BLOCKS: u64 = 4;
+    /// `arg(2)` of the sweeper: evict records of closed epochs.
+    pub const CLOSED: u64 = 0;
+    /// `arg(2)` of the sweeper: evict all records.
+    pub const ALL: u64 = 1;
+    /// `arg(2)` of the sweeper: evict records of closed epochs, and of interfaces whose flows somebody is looking at.
+    pub const OBSERVED: u64 = 2;
 }
 
 const _: () = {

@@ -4,7 +4,7 @@
 //! * [`room`]: who has how many connections;
 //! * [`auth`]: who is asking, and how often;
 //! * [`routes`]: every path, once: the router and the `OpenAPI` document are both made from that table;
-//! * [`flow_logs`], [`parents`], [`requests`]: the cloud's resources; [`node`]: ours;
+//! * [`flow_logs`], [`parents`], [`requests`]: the cloud's resources; [`node`]: ours; [`live`]: flows as they come;
 //! * [`model`]: what is on the wire; [`query`]: how much of it, and in which order; [`error`]: what is on the wire when something is wrong.
 //!
 //! Sockets do not belong here ([`crate::serve`]). What a caller may do and what happens then does not belong here ([`crate::flow_logs`]).
@@ -13,6 +13,7 @@ pub(crate) mod auth;
 pub mod error;
 pub(crate) mod flow_logs;
 mod hasher;
+pub(crate) mod live;
 pub mod model;
 pub mod node;
 pub(crate) mod parents;

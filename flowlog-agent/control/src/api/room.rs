@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use flowlog_host::clock;
 use flowlog_model::MonoNs;
 use tokio::sync::Notify;
 
@@ -55,8 +56,11 @@ struct Taken {
     from: Owner,
     owner: Owner,
     since: MonoNs,
-    /// A request is being answered.
-    is_busy: bool,
+    /// Requests that are being answered.
+    busy: usize,
+    /// Of these, streams that go on; and when somebody last read from one.
+    streams: usize,
+    read: MonoNs,
     /// It is to end.
     end: Arc<Notify>,
 }
@@ -93,7 +97,7 @@ impl Room {
         let end = Arc::new(Notify::new());
         seats.next += 1;
         let owner = from.clone();
-        seats.taken.insert(number, Taken { from, owner, since: now, is_busy: false, end: end.clone() });
+        seats.taken.insert(number, Taken { from, owner, since: now, busy: 0, streams: 0, read: now, end: end.clone() });
         Some(Seat { room: self.clone(), number, end })
     }
 }
@@ -122,7 +126,7 @@ impl Seats {
             if t.owner.is_known() { is_more && strangers < SEATS_OF_STRANGERS } else { is_more || has_stayed }
         };
         // Strangers before those who are known, then of whoever has the most, then what is idle, then the oldest.
-        let order = |t: &Taken| (t.owner.is_known(), std::cmp::Reverse(count(t)), t.is_busy);
+        let order = |t: &Taken| (t.owner.is_known(), std::cmp::Reverse(count(t)), t.busy > 0);
         let candidates = others().filter(|(_, t)| may_go(t));
         let Some((number, _)) = candidates.min_by_key(|(number, t)| (order(t), **number)) else { return false };
         let number = *number;
@@ -146,14 +150,55 @@ impl Seat {
         self.change(|t| t.owner = owner);
     }
 
-    /// A request is being answered, or has been.
-    pub(crate) fn set_busy(&self, is_busy: bool) {
-        self.change(|t| t.is_busy = is_busy);
+    /// Whether a stream goes on that somebody has read from in so much time.
+    pub(crate) fn is_streaming(&self, within_ns: u64, now: MonoNs) -> bool {
+        let seats = self.room.lock();
+        seats.taken.get(&self.number).is_some_and(|t| t.streams > 0 && now.0.saturating_sub(t.read.0) < within_ns)
     }
 
     /// Waits until somebody else needs the seat.
     pub(crate) async fn needed(&self) {
         self.end.notified().await;
+    }
+}
+
+/// A request that is being answered; until it is dropped.
+pub(crate) struct Busy(Arc<Seat>);
+
+impl Busy {
+    pub(crate) fn new(seat: Arc<Seat>) -> Self {
+        seat.change(|t| t.busy += 1);
+        Self(seat)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.change(|t| t.busy = t.busy.saturating_sub(1));
+    }
+}
+
+/// An answer that goes on; until it is dropped.
+pub(crate) struct Streaming(Busy);
+
+impl Streaming {
+    pub(crate) fn new(seat: Arc<Seat>) -> Self {
+        seat.change(|t| t.streams += 1);
+        let streaming = Self(Busy::new(seat));
+        streaming.is_read();
+        streaming
+    }
+
+    /// Somebody has taken what there was.
+    pub(crate) fn is_read(&self) {
+        let now = clock::now().mono;
+        self.0.0.change(|t| t.read = now);
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.0.change(|t| t.streams = t.streams.saturating_sub(1));
     }
 }
 

@@ -17,7 +17,7 @@ use utoipa::{
     },
 };
 
-use super::{App, CLOUD, NODE, error, error::ApiError, flow_logs, model, model::folder, node, parents, requests};
+use super::{App, CLOUD, NODE, error, error::ApiError, flow_logs, live, model, model::folder, node, parents, requests};
 use crate::inventory::Kind;
 
 struct Route {
@@ -141,6 +141,15 @@ fn ours() -> Vec<Route> {
             get(node::finished),
         ),
         route(Get, at("inventory"), "What is on this node", None, (200, None), get(node::inventory)),
+        route(
+            Get,
+            at("flows"),
+            "Flows as they come, and those of the open windows: one a line",
+            None,
+            (200, None),
+            get(live::flows),
+        ),
+        route(Get, at("top"), "The largest flows, talkers and reasons, live", None, (200, None), get(live::top)),
         route(Get, at("audit"), "Who did what", None, (200, None), get(node::audit)),
     ]
 }
@@ -253,7 +262,7 @@ mod tests {
             assert!(document["paths"][&route.path][method].is_object(), "{method} {}", route.path);
             operations += 1;
         }
-        assert_eq!(operations, 4 * 8 + 7 + 10);
+        assert_eq!(operations, 4 * 8 + 7 + 12);
         let text = document.to_string();
         for name in text.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
             assert!(document["components"]["schemas"][name].is_object(), "{name}");

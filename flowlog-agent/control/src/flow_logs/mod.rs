@@ -49,7 +49,10 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use validator::Validator;
 use worker::Worker;
 
-use crate::inventory::{Contract, load::Loaded};
+use crate::{
+    inventory::{Contract, load::Loaded},
+    live::LiveSource,
+};
 
 /// An order to the agent: capture this, and nothing else.
 pub struct CaptureOrder {
@@ -131,6 +134,8 @@ pub struct Parts {
     pub orders: mpsc::Sender<CaptureOrder>,
     /// How every capture is doing.
     pub status: watch::Receiver<Arc<Status>>,
+    /// Where live flows come from.
+    pub live: Arc<dyn LiveSource>,
 }
 
 /// What the API calls.
@@ -140,12 +145,14 @@ pub struct Control {
     pub editor: Editor,
     /// The checks behind the green light.
     pub validator: Arc<Validator>,
+    /// Where live flows come from.
+    pub live: Arc<dyn LiveSource>,
 }
 
 /// Takes over the store. The worker must run for requests to be carried out.
 #[must_use]
 pub fn control_plane(parts: Parts) -> (Control, Worker) {
-    let Parts { store, inventory, principals, buckets, settings, places_max, orders, status } = parts;
+    let Parts { store, inventory, principals, buckets, settings, places_max, orders, status, live } = parts;
     let store = SharedStore::new(store);
     let work = Arc::new(Notify::new());
     let validator = Validator::new(store.clone(), inventory.clone(), buckets, orders.clone(), places_max);
@@ -154,7 +161,7 @@ pub fn control_plane(parts: Parts) -> (Control, Worker) {
         Worker::new(store.clone(), inventory.clone(), principals.clone(), validator.clone(), orders, work.clone());
     let editor = Editor::new(store.clone(), settings, work);
     let reader = Reader::new(store, inventory, principals, status);
-    (Control { reader, editor, validator }, worker)
+    (Control { reader, editor, validator, live }, worker)
 }
 
 /// Refuses what a caller may not do.

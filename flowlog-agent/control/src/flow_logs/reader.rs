@@ -75,6 +75,14 @@ impl Reader {
         self.history.traffic(flow_log.id, flow_log.settings.window_secs, clock::now().wall.secs())
     }
 
+    /// The principals, now and later.
+    #[must_use]
+    pub(crate) fn watch_principals(&self) -> watch::Receiver<Arc<Principals>> {
+        let mut principals = self.principals.clone();
+        principals.mark_unchanged();
+        principals
+    }
+
     /// Sums a flow log up.
     #[must_use]
     pub(crate) fn summary(&self, flow_log: FlowLog) -> Summary {

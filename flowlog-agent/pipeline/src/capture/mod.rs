@@ -6,6 +6,7 @@
 //! * [`hook_check`]: does an attached hook run? [`hidden`]: what keeps packets from it;
 //! * [`resolution`]: which interface each capture means;
 //! * [`behind`]: which neighbours are behind which ports;
+//! * [`shown`]: what those see who look at live flows;
 //! * [`numbering`]: what the programs must know to tell packets apart.
 //!
 //! Each part owns what it remembers, and is handed the books when it needs them. [`Capture`] says in which order they act.
@@ -16,6 +17,7 @@ mod hook_check;
 mod hooks;
 mod numbering;
 pub(crate) mod resolution;
+mod shown;
 mod watcher;
 
 use std::collections::BTreeMap;
@@ -33,6 +35,7 @@ use crate::{
     books::Books,
     error::CaptureError,
     journal::{JournalError, replay::Pending},
+    live::tap::Tap,
     source::Node,
     window::{Closed, Event, Ledger},
 };
@@ -131,6 +134,26 @@ impl<N: Node> Capture<N> {
     #[must_use]
     pub fn node(&self) -> &N {
         &self.books.source
+    }
+
+    /// Shows live flows through this from now on.
+    pub fn show(&mut self, mut tap: Tap) {
+        tap.name(self.captures(), self.node_id());
+        self.books.tap = tap;
+    }
+
+    /// Does what is due for those who look at live flows.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn look_live(&mut self, now: Now) -> Result<(), CaptureError> {
+        shown::look(&mut self.books, now)
+    }
+
+    /// Time until [`look_live`](Self::look_live) has something to do, if nobody comes.
+    #[must_use]
+    pub fn look_live_in_ns(&self, now: Now) -> u64 {
+        self.books.tap.due_in_ns(now)
     }
 
     /// Time until the next window must be closed.
@@ -243,6 +266,7 @@ impl<N: Node> Capture<N> {
     /// As [`look_at_interfaces`](Self::look_at_interfaces).
     pub fn want(&mut self, captures: Vec<CaptureSpec>) -> Result<(), CaptureError> {
         self.watcher.want(captures);
+        self.books.tap.name(&self.watcher.captures, &self.watcher.node_id);
         self.look_at_interfaces()
     }
 

@@ -1,9 +1,7 @@
 //! An address in a row.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-
 use super::labels::Label;
-use crate::window::Addresses;
+use crate::window::{Addresses, ipv4, ipv6};
 
 /// An address as it lies in a packet, by family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,13 +24,8 @@ impl RowAddress {
     pub(super) fn label(&self) -> Option<Label> {
         match self {
             Self::None => None,
-            Self::V4(a) => Some(Label::Text(Ipv4Addr::from(a.to_ne_bytes()).to_string())),
-            Self::V6([hi, lo]) => {
-                let mut bytes = [0; 16];
-                bytes[..8].copy_from_slice(&hi.to_ne_bytes());
-                bytes[8..].copy_from_slice(&lo.to_ne_bytes());
-                Some(Label::Text(Ipv6Addr::from(bytes).to_string()))
-            }
+            Self::V4(address) => Some(Label::Text(ipv4(*address).to_string())),
+            Self::V6(address) => Some(Label::Text(ipv6(*address).to_string())),
         }
     }
 }

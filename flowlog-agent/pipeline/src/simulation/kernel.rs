@@ -75,6 +75,8 @@ pub(crate) struct State {
     xdp: BTreeMap<IfKey, u64>,
     /// Current epoch by interface id.
     pub(super) epoch_of: BTreeMap<u16, u32>,
+    /// Whose flows somebody looks at, by id.
+    pub(super) observed: BTreeSet<u16>,
     pub(super) truth: BTreeMap<(u16, u32), Truth>,
     pub(super) slots: Vec<Option<(u16, Record4)>>,
     pub(super) ring: VecDeque<InRing>,
@@ -114,6 +116,7 @@ impl SimKernel {
             watches: BTreeMap::new(),
             xdp: BTreeMap::new(),
             epoch_of: BTreeMap::new(),
+            observed: BTreeSet::new(),
             truth: BTreeMap::new(),
             slots: vec![None; SLOTS],
             ring: VecDeque::new(),

@@ -93,13 +93,23 @@ impl Source for SimSource {
         self.step();
     }
 
+    fn set_observed(&mut self, id: IfaceId, is_observed: bool) {
+        let mut state = self.kernel.lock();
+        if is_observed {
+            state.observed.insert(id.0)
+        } else {
+            state.observed.remove(&id.0)
+        };
+    }
+
     fn sweep(&mut self, scope: Scope, _from: Cursor) -> Result<Swept, SourceError> {
         self.step();
         let mut state = self.kernel.lock();
         for slot in 0..SLOTS {
             let Some((_, record)) = state.slots[slot] else { continue };
             let current = state.epoch_of.get(&record.key.meta.iface) == Some(&record.key.meta.epoch);
-            if (scope == Scope::All || !current) && !state.evict(slot) {
+            let is_observed = scope == Scope::Observed && state.observed.contains(&record.key.meta.iface);
+            if (scope == Scope::All || !current || is_observed) && !state.evict(slot) {
                 return Ok(Swept::RingFull(Cursor::default()));
             }
         }

@@ -9,6 +9,7 @@ use std::{
 use flowlog_model::{
     CaptureSpec, HookKind, MonoNs, NS_PER_SEC, Now, WallNs,
     interface::Selector,
+    live::{Ask, RecentAsk, Sight, What, filter::FlowFilter},
     rule::{Rule, Side},
 };
 use tokio::sync::Notify;
@@ -32,6 +33,7 @@ use crate::{
         self,
         entry::{FORMAT, Head},
     },
+    live::{Live, Observer},
     spool::{Limits, Spool},
     upload::{
         Uploader,
@@ -85,6 +87,9 @@ pub(crate) struct World {
 struct Process {
     fs: Arc<dyn Filesystem>,
     capture: Capture<SimSource>,
+    live: Live,
+    /// Somebody looks at live flows.
+    looking: Option<Observer>,
     spool: Spool,
     closed: Vec<Closed>,
     /// Encoded; not durable yet.
@@ -255,7 +260,19 @@ impl World {
         let captures = NICS.map(spec).to_vec();
         let setup = Setup { captures, node_id: "n".to_owned(), flows_max: usize::MAX };
         let (capture, pending) = Capture::start(source, setup, Inherited { fs: fs.clone(), found, head })?;
-        let mut process = Process { fs, capture, spool, closed: Vec::new(), objects: Vec::new(), held: Vec::new() };
+        // Nobody shows what is seen: that changes nothing for the capture.
+        let (live, ends) = Live::new();
+        let mut process = Process {
+            fs,
+            capture,
+            live,
+            looking: None,
+            spool,
+            closed: Vec::new(),
+            objects: Vec::new(),
+            held: Vec::new(),
+        };
+        process.capture.show(ends.tap);
         let mut stored = Vec::new();
         for p in pending {
             if process.spool.has(&p.window.info.rule.target.location, &p.key)? {
@@ -294,6 +311,10 @@ impl Process {
         let looked = if disturbed { self.capture.look_at_interfaces() } else { Ok(()) };
         self.capture.drain(usize::try_from(random.below(40)).unwrap_or(0));
         self.capture.commit()?;
+        if random.once_in(8) {
+            self.looking = if self.looking.is_none() { self.live.observe(everything()).ok() } else { None };
+        }
+        self.capture.look_live(now)?;
         let turned = self.capture.turn_due(now).and_then(|()| self.capture.look_again(now));
         self.closed.extend(self.capture.take_closed());
         looked.and(turned)?;
@@ -347,6 +368,12 @@ fn spec(nic: u16) -> CaptureSpec {
         rule: Rule { nodata: false, ..Rule::sample(1) },
         called: None,
     }
+}
+
+/// What somebody asks for who looks at all there is.
+fn everything() -> Ask {
+    let recent = Some(RecentAsk { last: usize::MAX, within: None });
+    Ask { sight: Sight::Node, filter: FlowFilter::default(), what: What::Flows { recent, follow: true } }
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -139,6 +139,12 @@ impl Watched {
         of(&self.table) + self.closing.as_ref().map_or(0, |c| of(&c.table))
     }
 
+    /// The flows of the open window, as far as they have come in.
+    #[must_use]
+    pub(crate) fn open_table(&self) -> &FlowTable {
+        &self.table
+    }
+
     /// What connection tracking is to be asked of the window that has ended but is not closed.
     #[must_use]
     pub(crate) fn questions(&self) -> Questions {

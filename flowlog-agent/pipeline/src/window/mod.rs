@@ -31,4 +31,5 @@ pub use info::{Foreign, ObjectInfo};
 pub use ledger::{Closed, Event, Ledger, Part};
 pub use settle::Settled;
 pub use table::{Addresses, Flow, FlowTable, Handshake, KEPT_MAX, Lost, OtherSide, Totals, Untold};
+pub(crate) use table::{ipv4, ipv6};
 pub use xdp::XdpWindow;

@@ -17,7 +17,8 @@ use std::hash::{BuildHasher as _, Hash};
 use flowlog_ebpf::abi::{Count, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Record, Record4, Record6, class};
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use self::entry::{FlowEntry, FlowKey, LOST};
+use self::entry::{FlowEntry, FlowKey};
+pub(crate) use self::flow::{ipv4, ipv6};
 pub use self::{
     flow::{Addresses, Flow, Handshake, Totals},
     lost::Lost,
@@ -165,6 +166,17 @@ pub struct FlowTable {
     untold: Untold,
 }
 
+impl Flow {
+    /// The flow of one record, with the record's counts.
+    #[must_use]
+    pub(crate) fn of_record(record: &block::Record) -> Self {
+        match record {
+            block::Record::V4(r) => FlowEntry::of_record(r).settle(Addresses::V4).0,
+            block::Record::V6(r) => FlowEntry::of_record(r).settle(Addresses::V6).0,
+        }
+    }
+}
+
 /// Bit of a flow's number that says IPv6.
 const V6: u32 = 1 << 31;
 
@@ -228,13 +240,25 @@ impl FlowTable {
         self.settled(number).map(|(flow, _)| flow).filter(|f| f.totals.packets > 0)
     }
 
+    /// One flow of a window that goes on; `true`: its counts are what was lost of another one.
+    #[must_use]
+    pub(crate) fn open_flow(&self, number: u32) -> Option<(Flow, bool)> {
+        let id = number & !V6;
+        let (flow, is_lost) = if number & V6 == 0 {
+            self.v4.at(id).map(|e| (e.settle(Addresses::V4).0, e.is_lost()))
+        } else {
+            self.v6.at(id).map(|e| (e.settle(Addresses::V6).0, e.is_lost()))
+        }?;
+        (flow.totals.packets > 0).then_some((flow, is_lost))
+    }
+
     /// One flow and what was taken back from it beyond what it had.
     fn settled(&self, number: u32) -> Option<(Flow, Count)> {
         let id = number & !V6;
         if number & V6 == 0 {
-            self.v4.at(id).filter(|e| e.flags & LOST == 0).map(|e| e.settle(Addresses::V4))
+            self.v4.at(id).filter(|e| !e.is_lost()).map(|e| e.settle(Addresses::V4))
         } else {
-            self.v6.at(id).filter(|e| e.flags & LOST == 0).map(|e| e.settle(Addresses::V6))
+            self.v6.at(id).filter(|e| !e.is_lost()).map(|e| e.settle(Addresses::V6))
         }
     }
 

@@ -21,18 +21,19 @@ use crate::{
 #[repr(C)]
 struct Chunk {
     first: u32,
-    all: u32,
+    /// `sweep::CLOSED`, `ALL` or `OBSERVED`.
+    scope: u32,
     full: u32,
 }
 
-/// Arguments: 0 first slot, 1 cache (`sweep::*`), 2 non-zero to evict the current epoch as well (shutdown).
+/// Arguments: 0 first slot, 1 cache (`sweep::*`), 2 which records (`sweep::CLOSED`, `ALL`, `OBSERVED`).
 ///
 /// Not made with `#[raw_tracepoint]`: that macro returns 0 whatever the function says.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "raw_tp/flowlog_sweep")]
 pub extern "C" fn flowlog_sweep(ctx: *mut c_void) -> i32 {
     let ctx = RawTracePointContext::new(ctx);
-    let mut chunk = Chunk { first: ctx.arg::<u64>(0) as u32, all: ctx.arg::<u64>(2) as u32, full: 0 };
+    let mut chunk = Chunk { first: ctx.arg::<u64>(0) as u32, scope: ctx.arg::<u64>(2) as u32, full: 0 };
     let which: u64 = ctx.arg(1);
     let Some(cpu) = cpu::cpu().filter(|cpu| lock(*cpu)) else { return sweep::BUSY as i32 };
     if which == sweep::BLOCKS {
@@ -83,8 +84,12 @@ fn visit<F: Family>(i: u32, chunk: *mut c_void, slot: impl Fn(u32) -> Option<*mu
         if meta.iface == 0 {
             return 0;
         }
-        let current = WATCHED.get(u32::from(meta.iface)).is_some_and(|w| w.epoch == meta.epoch);
-        if current && chunk.all == 0 {
+        // What is current stays, unless everything is to go, or somebody is looking at it.
+        let stays = chunk.scope != sweep::ALL as u32
+            && WATCHED
+                .get(u32::from(meta.iface))
+                .is_some_and(|w| w.epoch == meta.epoch && (chunk.scope != sweep::OBSERVED as u32 || w.observed == 0));
+        if stays {
             return 0;
         }
         if !evict::<F>(slot) {

@@ -119,9 +119,22 @@ impl<A: Copy> FlowEntry<A> {
         }
     }
 
+    /// What one record alone says.
+    pub(super) fn of_record(record: &Record<A>) -> Self {
+        let Record { key, stats } = record;
+        let mut entry = Self::new(FlowKey::of(key, key.meta.class(), stats.tag));
+        entry.merge(stats);
+        entry
+    }
+
     pub(super) fn key(&self) -> FlowKey<A> {
         let Self { src, dst, sport, dport, vlan, reason, proto, flags, .. } = *self;
         FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !NO_KEY, mark: self.mark() }
+    }
+
+    /// Its counts are what was lost of another one.
+    pub(super) fn is_lost(&self) -> bool {
+        self.flags & LOST != 0
     }
 
     /// The firewall's mark, if it was refused; else 0.

@@ -1,5 +1,7 @@
 //! A flow of a settled window, as rows show it.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use flowlog_ebpf::{
     abi::{EGRESS, INGRESS, Ip4, Ip6},
     packet::NOT_THERE,
@@ -73,6 +75,30 @@ pub struct Flow {
 const TCP: u8 = 6;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+
+impl Addresses {
+    /// Source and destination.
+    #[must_use]
+    pub(crate) fn ips(self) -> (IpAddr, IpAddr) {
+        match self {
+            Self::V4(src, dst) => (ipv4(src).into(), ipv4(dst).into()),
+            Self::V6(src, dst) => (ipv6(src).into(), ipv6(dst).into()),
+        }
+    }
+}
+
+/// An IPv4 address as it lies in a packet.
+pub(crate) fn ipv4(address: Ip4) -> Ipv4Addr {
+    Ipv4Addr::from(address.to_ne_bytes())
+}
+
+/// An IPv6 address as it lies in a packet.
+pub(crate) fn ipv6([first, second]: Ip6) -> Ipv6Addr {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&first.to_ne_bytes());
+    bytes[8..].copy_from_slice(&second.to_ne_bytes());
+    Ipv6Addr::from(bytes)
+}
 
 impl Flow {
     /// OR of the TCP flags of its packets; `None` if it is not TCP, or nobody knows: a later fragment has neither ports

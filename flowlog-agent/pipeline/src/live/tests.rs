@@ -1,0 +1,231 @@
+use std::time::Duration;
+
+use flowlog_ebpf::abi::{FAMILY_V4, Ip4, Key, Meta, Record4, Stats, class};
+use flowlog_model::{
+    Epoch, HookKind, IfaceId, MonoNs, Now, WallNs, WatchSpec,
+    live::{Ask, Batch, LiveError, OBSERVERS_EACH, OBSERVERS_MAX, Sight, What, filter::FlowFilter},
+    rule::{Action, Rule, Side},
+};
+
+use super::{BLOCKS_MAX, LineNames, Live, Observer, tap::Tap};
+use crate::window::{Event, Ledger, WindowClock, block};
+
+const NOW: Now = Now { mono: MonoNs(5_000_000_000), wall: WallNs(1_700_000_000_000_000_000) };
+const ADDRESS: Ip4 = Ip4::from_ne_bytes([10, 0, 0, 1]);
+
+fn spec(nic: u16, rule: Rule) -> WatchSpec {
+    WatchSpec {
+        interface: format!("tap{nic}"),
+        ifindex: nic.into(),
+        hook: HookKind::Tc,
+        rule,
+        node_id: "n".to_owned(),
+        account_id: Some(format!("contract-{nic}")),
+        interface_id: format!("nic-{nic}"),
+        side: Side::Host,
+        netns_inum: 0,
+        netns: None,
+        mac: None,
+        translations: false,
+    }
+}
+
+/// A ledger that watches interfaces 1 and 2 of two contracts, and what shows it.
+struct Node {
+    ledger: Ledger,
+    live: Live,
+    tap: Tap,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self::with(&Rule::sample(600))
+    }
+
+    fn with(rule: &Rule) -> Self {
+        let (live, ends) = Live::new();
+        let names = LineNames {
+            reason: Box::new(|index| Some(format!("REASON_{index}"))),
+            rule: Box::new(|mark, _| (mark != 0).then(|| format!("mark {mark}"))),
+        };
+        let mut node = Self { ledger: Ledger::default(), live, tap: ends.start(names).expect("a thread") };
+        (1..=2).for_each(|nic| node.watch(nic, spec(nic, rule.clone())));
+        node
+    }
+
+    fn watch(&mut self, id: u16, spec: WatchSpec) {
+        let span = *WindowClock::new(600, NOW).current();
+        let spec = Box::new(spec);
+        self.apply(Event::Watch { id: IfaceId(id), spec, span, epoch: Epoch(1), gap: None });
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.tap.note(&event);
+        self.ledger.apply(event);
+    }
+
+    /// Somebody looks, and its stream has begun.
+    fn observe(&mut self, sight: Sight, what: What) -> Observer {
+        let observer = self.live.observe(Ask { sight, filter: FlowFilter::default(), what }).expect("room");
+        for waiting in self.tap.take_waiting() {
+            assert!(self.tap.begin(waiting.number));
+        }
+        observer
+    }
+
+    /// A block with one record.
+    fn send(&mut self, nic: u16, of_class: u8, packets: u64) {
+        let meta = Meta {
+            sport: 4_431,
+            dport: 22,
+            iface: nic,
+            reason: 7 * u16::from(of_class != class::PASSED),
+            proto: 6,
+            flags: Meta::pack(0, of_class),
+            epoch: 1,
+            ..Meta::default()
+        };
+        let stats = Stats { packets, bytes: 100 * packets, first_ns: 1, last_ns: 2, ..Stats::default() };
+        let record = Record4 { key: Key { src: ADDRESS, dst: ADDRESS + 1, meta }, stats };
+        let mut bytes = Vec::new();
+        block::write(&mut bytes, FAMILY_V4, &[record]);
+        self.ledger.block(&bytes);
+        self.tap.block(&bytes, &self.ledger);
+    }
+}
+
+const FOLLOW: What = What::Flows { recent: None, follow: true };
+
+fn of(nic: u16) -> Sight {
+    Sight::Contract(format!("contract-{nic}"))
+}
+
+async fn next(observer: &mut Observer) -> Batch {
+    tokio::time::timeout(Duration::from_secs(10), observer.next()).await.expect("in time").expect("a batch")
+}
+
+/// Interface, action and packets of the next flow.
+async fn flow(observer: &mut Observer) -> (String, String, u64) {
+    let Batch::Flows(mut lines) = next(observer).await else { panic!("no flows") };
+    let line = lines.pop().filter(|_| lines.is_empty()).expect("one");
+    (line.interface_id, line.action, line.packets)
+}
+
+#[tokio::test]
+async fn an_observer_sees_its_own_interfaces_and_nobody_elses() {
+    let mut node = Node::new();
+    let mut all = node.observe(Sight::Node, FOLLOW);
+    let mut first = node.observe(of(1), FOLLOW);
+    let mut second = node.observe(of(2), FOLLOW);
+    node.send(1, class::PASSED, 3);
+    node.send(2, class::REFUSED, 5);
+    let line = |nic: u16, action: &str, packets| (format!("nic-{nic}"), action.to_owned(), packets);
+    assert_eq!(flow(&mut all).await, line(1, "ACCEPT", 3));
+    assert_eq!(flow(&mut all).await, line(2, "REJECT", 5));
+    assert_eq!(flow(&mut first).await, line(1, "ACCEPT", 3));
+    assert_eq!(flow(&mut second).await, line(2, "REJECT", 5));
+    // The id becomes another contract's at once, in the order of the blocks.
+    node.apply(Event::Unwatch { id: IfaceId(1) });
+    node.watch(1, spec(2, Rule::sample(600)));
+    node.send(1, class::PASSED, 7);
+    assert_eq!(flow(&mut second).await, line(2, "ACCEPT", 7));
+    assert_eq!(flow(&mut all).await, line(2, "ACCEPT", 7));
+    drop(node);
+    assert_eq!(first.next().await, None, "nothing of the other's");
+}
+
+#[tokio::test]
+async fn a_line_says_why_and_a_rule_that_wants_one_action_shows_no_other() {
+    let mut node = Node::with(&Rule { action: Action::Rejected, ..Rule::sample(600) });
+    let mut observer = node.observe(Sight::Node, FOLLOW);
+    node.send(1, class::PASSED, 1);
+    node.send(1, class::LOST, 1);
+    node.send(1, class::REFUSED_COUNTED, 2);
+    let Batch::Flows(lines) = next(&mut observer).await else { panic!("no flows") };
+    let [line] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!((line.action.as_str(), line.reject_reason.as_deref()), ("REJECT", Some("REASON_7")));
+    assert_eq!(line.to_string(), "tcp 10.0.0.1:4431 > 11.0.0.1:22");
+    assert_eq!((line.interface.as_str(), line.flow_log.as_str(), line.packets, line.bytes), ("tap1", "web", 2, 200));
+}
+
+#[tokio::test]
+async fn sums_take_refused_packets_out_of_the_accepted_ones_that_held_them() {
+    let mut node = Node::new();
+    let every = Some(Duration::from_millis(300));
+    let mut observer = node.observe(Sight::Node, What::Top { every, entries: 1 });
+    node.send(1, class::PASSED, 10);
+    node.send(1, class::REFUSED_COUNTED, 4);
+    node.send(1, class::LOST, 2);
+    node.send(2, class::REFUSED, 1);
+    let Batch::Top(report) = next(&mut observer).await else { panic!("no sums") };
+    let total = report.total;
+    assert_eq!((total.accepted_packets, total.rejected_packets, total.lost_packets), (6, 5, 2), "{report:?}");
+    assert_eq!((total.accepted_bytes, total.rejected_bytes), (600, 500));
+    let [interface] = &report.interfaces[..] else { panic!("{report:?}") };
+    assert_eq!((interface.name.as_str(), interface.label.as_deref()), ("nic-1", Some("web")));
+    let [reason] = &report.reasons[..] else { panic!("{report:?}") };
+    assert_eq!(
+        (reason.name.as_str(), reason.counts.rejected_packets, reason.counts.accepted_packets),
+        ("REASON_7", 5, 0)
+    );
+    assert_eq!(report.talkers[0].name, "10.0.0.1");
+    // The next stretch begins with nothing.
+    let Batch::Top(next) = next(&mut observer).await else { panic!("no sums") };
+    assert_eq!(next.total.packets(), 0);
+}
+
+#[tokio::test]
+async fn who_does_not_read_loses_its_own_lines_and_is_told_how_many() {
+    let mut node = Node::new();
+    let mut slow = node.observe(Sight::Node, FOLLOW);
+    slow.begun = None;
+    let sent = 4 * BLOCKS_MAX as u64;
+    (0..sent).for_each(|_| node.send(1, class::PASSED, 1));
+    // Whoever comes now gets what comes now, when the hub has been through all of that.
+    drop(node.tap);
+    let mut got = 0;
+    while let Some(Batch::Flows(lines)) = slow.next().await {
+        got += lines.len() as u64;
+    }
+    assert!(got > 0 && got < sent);
+    assert_eq!(got + slow.lost(), sent);
+    let table = node.ledger.watched().next().expect("an interface").1.open_table();
+    let counted: u64 = table.flows().map(|flow| flow.totals.packets).sum();
+    assert_eq!(counted, sent, "the capture has them all");
+}
+
+#[test]
+fn observers_have_a_limit_and_contracts_a_share_of_it() {
+    let (live, _ends) = Live::new();
+    let ask = |sight| live.observe(Ask { sight, filter: FlowFilter::default(), what: FOLLOW });
+    let of_one: Vec<_> = (0..OBSERVERS_EACH).map(|_| ask(of(1)).expect("room")).collect();
+    assert_eq!(ask(of(1)).err(), Some(LiveError::FullForContract));
+    let others: Vec<_> = (OBSERVERS_EACH..OBSERVERS_MAX).map(|_| ask(Sight::Node).expect("room")).collect();
+    assert_eq!(ask(of(2)).err(), Some(LiveError::Full));
+    drop(of_one);
+    assert!(ask(of(1)).is_ok());
+    drop(others);
+    assert!(!live.is_open(), "nobody is left");
+}
+
+#[test]
+fn a_large_flow_is_found_among_more_small_ones_than_there_is_room_for() {
+    let mut node = Node::new();
+    let mut tally = super::tally::Tally::default();
+    let places = node.tap.places(&node.ledger);
+    let place = places.get(&1).expect("watched");
+    let small = 20_000;
+    for n in 0..small {
+        let address = Ip4::from_ne_bytes([10, 1, 0, 0]).wrapping_add(Ip4::to_be(n));
+        for (src, packets) in [(address, 1), (ADDRESS, 2)] {
+            let key = Key { src, dst: ADDRESS, meta: Meta { iface: 1, proto: 17, ..Meta::default() } };
+            let record = block::Record::V4(Record4 { key, stats: Stats { packets, ..Stats::default() } });
+            tally.add(&super::line::Seen::of_record(&record, place).expect("a flow"), place, None);
+        }
+    }
+    let report = tally.report(1, 1_000, NOW);
+    let all = u64::from(small);
+    assert_eq!((report.flows[0].counts.accepted_packets, report.talkers[0].name.as_str()), (2 * all, "10.0.0.1"));
+    assert_eq!(report.total.accepted_packets, 3 * all);
+    assert!((all / 2..all).contains(&report.not_told_apart_packets), "{}", report.not_told_apart_packets);
+}

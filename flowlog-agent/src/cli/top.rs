@@ -1,0 +1,118 @@
+//! `flowlog top`: the largest interfaces, flows, talkers and drop reasons, as they are now.
+//!
+//! * [`view`]: what is shown, and what keys change of it; [`screen`]: drawing it on a terminal;
+//! * this file: the command, and where the reports come from.
+
+mod screen;
+mod view;
+
+use std::{
+    fmt::Write as _,
+    io::{IsTerminal as _, stdout},
+    ops::ControlFlow,
+    process::ExitCode,
+    sync::mpsc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use flowlog_model::{live::TopReport, text::printable};
+use view::{Sort, Tab, View, rate};
+
+use super::{client::SocketArgs, observe::Filter, out, status::Output};
+
+/// Entries of each kind that are asked for: as many as the API gives.
+const ENTRIES: &str = "100";
+/// Of these, so many are printed of each kind where nobody can scroll.
+const PRINTED: usize = 10;
+
+#[derive(clap::Args)]
+pub(super) struct TopArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// Print the sums of the open windows, once, and end.
+    #[arg(long)]
+    once: bool,
+    /// Length of each stretch of time.
+    #[arg(long, value_name = "TIME", default_value = "2s", conflicts_with = "once")]
+    every: String,
+    /// table (on a terminal: a screen that keys change) or json (a report a line).
+    #[arg(long, short, default_value = "table")]
+    output: Output,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+pub(super) fn run(args: TopArgs) -> anyhow::Result<ExitCode> {
+    let TopArgs { socket, once, every, output, filter } = args;
+    let mut others = vec![("entries".to_owned(), ENTRIES.to_owned())];
+    if !once {
+        others.push(("every".to_owned(), every));
+    }
+    let path = filter.path("top", others);
+    let client = socket.client();
+    if !once && output == Output::Table && stdout().is_terminal() {
+        let (sender, reports) = mpsc::channel();
+        // It ends with the process: nobody waits for the next report.
+        let reading = std::thread::Builder::new().name("reports".to_owned()).spawn(move || {
+            client.stream(&path, |line| {
+                let report: TopReport = serde_json::from_str(line)?;
+                Ok(if sender.send(report).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            })
+        });
+        screen::show(&reports)?;
+        let reading = reading.context("cannot start a thread")?;
+        // Whoever has no more to say has said why.
+        return if reading.is_finished() {
+            reading.join().unwrap_or(Ok(())).map(|()| ExitCode::SUCCESS)
+        } else {
+            Ok(ExitCode::SUCCESS)
+        };
+    }
+    client.stream(&path, |line| {
+        match output {
+            Output::Json => out::text(&format!("{line}\n"))?,
+            Output::Table => out::text(&printed(&serde_json::from_str(line)?))?,
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A report for people, where there is no screen.
+fn printed(report: &TopReport) -> String {
+    let mut view = View::default();
+    view.report(report.clone());
+    let mut out = format!("{}\n", view.summary());
+    for tab in Tab::ALL {
+        view.show(tab, Sort::Packets);
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "\n{:<60} {:>11} {:>11} {:>11} {:>9} {:>9}",
+            tab.words().to_uppercase(),
+            "PACKETS/s",
+            "BYTES/s",
+            "REJECTED/s",
+            "PACKETS",
+            "LOST"
+        );
+        for row in view.rows().into_iter().take(PRINTED) {
+            let line = format!(
+                "{:<60} {:>11} {:>11} {:>11} {:>9} {:>9}",
+                row.name,
+                rate(row.counts.packets(), report),
+                rate(row.counts.bytes(), report),
+                rate(row.counts.rejected_packets, report),
+                row.counts.packets(),
+                row.counts.lost_packets
+            );
+            let _ = writeln!(out, "{}", printable(&line));
+        }
+    }
+    out.push('\n');
+    out
+}
+
+/// How long a key is waited for before the screen is drawn again.
+const KEY_PAUSE: Duration = Duration::from_millis(100);
