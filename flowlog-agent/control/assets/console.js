@@ -3,10 +3,12 @@
 (() => {
   const zoned = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 
+  const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+
   const times = (root) => {
     for (const time of root.querySelectorAll("time[datetime]")) {
       const at = new Date(time.dateTime);
-      const words = Number.isNaN(at.getTime()) ? null : zoned.format(at);
+      const words = Number.isNaN(at.getTime()) ? null : (time.matches(".clock") ? clock : zoned).format(at);
       if (words && time.textContent !== words) time.textContent = words;
     }
   };
@@ -60,6 +62,54 @@
     new ResizeObserver(() => chart.setSize({ width: plot.clientWidth || 300, height: 220 })).observe(plot);
   };
   const drawAll = () => document.querySelectorAll("[data-history]").forEach(draw);
+
+  // What is refused now: looked at from when its part of the page is opened to when it is closed.
+  const LINES_MAX = 200;
+  const watch = (details) => {
+    const [list, sums, note, pause] = [".live", ".sums", ".note", ".pause"].map((css) => details.querySelector(css));
+    let source = null;
+    let held = 0;
+    const isPaused = () => pause.getAttribute("aria-pressed") === "true";
+    const say = (words) => { note.textContent = words; };
+    // Made on the node, where all that others say is text.
+    const made = (html) => {
+      const template = document.createElement("template");
+      template.innerHTML = html;
+      times(template.content);
+      return template.content;
+    };
+    pause.addEventListener("click", () => {
+      pause.setAttribute("aria-pressed", String(!isPaused()));
+      held = 0;
+      say(isPaused() ? "paused" : "");
+    });
+    details.addEventListener("toggle", () => {
+      source?.close();
+      source = null;
+      if (!details.open) return;
+      say("looking …");
+      source = new EventSource(details.dataset.watch);
+      source.addEventListener("open", () => { if (!isPaused()) say(""); });
+      source.addEventListener("flows", (event) => {
+        const lines = made(event.data);
+        if (isPaused()) {
+          held += lines.children.length;
+          say(`paused; ${held} lines not shown`);
+          return;
+        }
+        list.prepend(lines);
+        while (list.children.length > LINES_MAX) list.lastElementChild.remove();
+      });
+      source.addEventListener("sums", (event) => sums.replaceChildren(made(event.data)));
+      source.addEventListener("lost", (event) => say(`${event.data} lines were lost on their way`));
+      source.addEventListener("problem", (event) => {
+        say(event.data);
+        source.close();
+      });
+      source.addEventListener("error", () => say("the stream is interrupted; trying again"));
+    });
+  };
+  document.querySelectorAll("[data-watch]").forEach(watch);
 
   // Keys: `/` searches, arrows walk the tree.
   const typing = (element) => /^(INPUT|SELECT|TEXTAREA)$/.test(element.tagName) || element.isContentEditable;

@@ -127,6 +127,7 @@ fn pages_have_nothing_of_another_contract_and_lead_nowhere_else() {
         ("/console/flowlogs/ID/delete", ours.as_str()),
         ("/console/live/flowlogs/ID", ours.as_str()),
         ("/console/live/flowlogs/ID/history", ours.as_str()),
+        ("/console/live/flowlogs/ID/watch", ours.as_str()),
         ("/console/requests/ID", ours.as_str()),
     ] {
         let (theirs, nothing) = (mal.get(&path.replace("ID", id)), mal.get(&path.replace("ID", absent)));
@@ -256,6 +257,26 @@ fn a_session_ends_with_a_logout_and_when_the_principals_change() {
     });
     assert_eq!(refused, [true; 4]);
     assert_eq!(node.ask_as("ann", "GET", "/cloudapi/v6/requests", None).status, 429);
+}
+
+#[test]
+fn a_stream_of_live_flows_ends_with_its_session() {
+    let node = Managed::new("no_pin = true").unwrap();
+    let _agent = node.start().unwrap();
+    let id = node.draft(NIC, "web", "flows");
+    let ann = as_somebody(&node, "ann");
+    let path = format!("/console/live/flowlogs/{id}/watch");
+    std::thread::scope(|scope| {
+        // Read to its end, which comes when the session is over, and not before.
+        let stream = scope.spawn(|| ann.get(&path));
+        assert_eq!(ann.get(&path.replace("/watch", "")).status, 200);
+        assert!(!stream.is_finished());
+        assert_eq!(ann.post("/console/logout", "").status, 303);
+        let got = stream.join().unwrap();
+        assert!(got.status == 200 && got.header("content-type") == Some("text/event-stream"), "{}", got.head);
+        assert!(got.body.contains("event: sums"), "{}", got.body);
+    });
+    assert_eq!(ann.get(&path).status, 401);
 }
 
 #[test]

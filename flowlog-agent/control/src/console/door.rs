@@ -101,6 +101,20 @@ fn visitor(console: &Console, parts: &Parts) -> Result<(Visitor, Option<HeaderVa
     Ok((visitor, cookie(app, peer, &token)))
 }
 
+/// Whether the session of a page that is being answered still goes on.
+#[must_use]
+pub(super) fn goes_on(console: &Console, headers: &HeaderMap, peer: Option<&Peer>) -> bool {
+    let Console { app, sessions, .. } = console;
+    let principals = app.control.reader.principals();
+    // Over the socket the kernel has said who asks, for as long as the connection lasts.
+    let door = match peer {
+        Some(Peer::Unix { uid }) => return principals.by_uid(*uid).is_some(),
+        _ => Door::Password,
+    };
+    let kept = token(app, (headers, peer));
+    kept.is_some_and(|token| sessions.find(token, door, &principals, clock::now().mono, false).is_some())
+}
+
 /// Somebody who is not known: to the login, and back from there to the page that was asked for.
 fn unknown(app: &App, parts: &Parts) -> Response {
     let stranger = auth::stranger(parts, app);

@@ -5,7 +5,7 @@
 //! * [`frame`]: what all pages have; [`tree`]: what is on the node, with lights; [`words`]: values as people read them;
 //! * [`resource`], [`summary`], [`form`]: a NIC, gateway or balancer, its flow log, the fields of one;
 //! * [`change`], [`provision`], [`request`]: what can be wished for, and what became of it;
-//! * [`audit`], [`node`]: who did what; how the node is doing;
+//! * [`live`]: what is refused now; [`audit`], [`node`]: who did what; how the node is doing;
 //! * [`assets`]: style and scripts, in the binary.
 //!
 //! Pages ask [`crate::flow_logs`] as the API's handlers do: who may see or do what is decided there.
@@ -16,6 +16,7 @@ mod change;
 mod door;
 mod form;
 mod frame;
+mod live;
 mod login;
 mod node;
 mod provision;
@@ -73,8 +74,9 @@ pub(crate) fn routes(console: Console) -> Router {
         .route("/console/node", get(node::show))
         .route("/console/logout", post(login::leave))
         .route("/console/live/tree", get(tree::live))
-        .route("/console/live/flowlogs/{id}", get(summary::live))
+        .route("/console/live/flowlogs/{id}", get(summary::renewed))
         .route("/console/live/flowlogs/{id}/history", get(summary::history))
+        .route("/console/live/flowlogs/{id}/watch", get(live::watch))
         .route("/console/live/requests/{id}", get(request::live))
         .route("/console/live/node", get(node::live))
         .route_layer(from_fn_with_state(console.clone(), door::enter));

@@ -13,7 +13,7 @@ use maud::{Markup, html};
 use uuid::Uuid;
 
 use super::{
-    Console, Page, Visitor,
+    Console, Page, Visitor, live,
     words::{Light, bytes, count, duration, said, seen, time},
 };
 use crate::flow_logs::{
@@ -33,6 +33,7 @@ pub(super) fn drawn(console: &Console, summary: &Summary) -> Markup {
             figcaption { "Packets a second, last hours " span.quiet { (totals(&traffic)) } }
             div.plot data-history=(format!("/console/live/flowlogs/{id}/history")) {}
         }
+        (live::drawn(&summary.flow_log))
     }
 }
 
@@ -159,7 +160,7 @@ fn totals(traffic: &Traffic) -> Markup {
 }
 
 /// GET of what changes.
-pub(super) async fn live(State(console): State<Console>, visitor: Visitor, Path(id): Path<Uuid>) -> Page {
+pub(super) async fn renewed(State(console): State<Console>, visitor: Visitor, Path(id): Path<Uuid>) -> Page {
     let reader = &console.app.control.reader;
     let summary = reader.summary(reader.flow_log(&visitor.caller, FlowLogId(id))?);
     Ok(Html(changing(&summary).into_string()).into_response())

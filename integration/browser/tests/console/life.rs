@@ -90,16 +90,38 @@ fn capture(node: &Managed, browser: &Browser) {
     browser.sees(".plot canvas");
     let utc = browser.attribute("main time", "title").unwrap();
     assert!(utc.ends_with("UTC") && !browser.text("main time").contains("UTC"), "in the reader's zone");
+    live(node, browser);
     is_well(browser);
     // As a page is that somebody opens now: the chart has what was counted.
-    browser.resize(1_280, 1_330);
+    browser.resize(1_280, 1_560);
     browser.reload();
     browser.reads("figure", "rejected");
-    browser.sees(".plot canvas");
+    browser.click(".watch > summary");
+    browser.reads(".sums", "packets rejected");
+    node.send(1, "tap0", 12).unwrap();
+    browser.reads(".live", "×12");
     browser.picture("captured");
     browser.resize(1_280, 1_000);
     let landed = node.landed("flows").unwrap();
     assert!(!landed.keys.is_empty(), "nothing has landed");
+}
+
+/// What is refused is on the screen while somebody looks, and waits while that is paused.
+fn live(node: &Managed, browser: &Browser) {
+    browser.click(".watch > summary");
+    // The first sums: from now on somebody looks.
+    browser.reads(".sums", "packets rejected");
+    node.send(1, "tap0", 7).unwrap();
+    browser.reads(".live", "udp 10.1.0.2:");
+    let line = browser.text(".live");
+    assert!(line.contains("> 10.1.0.1:9") && line.contains("NETFILTER_DROP") && line.contains("×7"), "{line}");
+    browser.press("Pause");
+    node.send(1, "tap0", 3).unwrap();
+    browser.reads(".note", "1 lines not shown");
+    assert_eq!(browser.text(".live"), line);
+    browser.press("Pause");
+    node.send(1, "tap0", 2).unwrap();
+    browser.reads(".live", "×2");
 }
 
 fn rename(browser: &Browser) {
