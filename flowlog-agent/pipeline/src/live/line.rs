@@ -78,11 +78,13 @@ impl Seen {
         place.takes(verdict).then_some(Self { flow, verdict, was_accepted, src, dst })
     }
 
-    pub(crate) fn source(&self) -> IpAddr {
-        self.src
+    /// Source and destination.
+    pub(crate) fn addresses(&self) -> [IpAddr; 2] {
+        [self.src, self.dst]
     }
 
-    fn ports(&self) -> Option<(u16, u16)> {
+    /// Source and destination port, if its protocol has ports.
+    pub(crate) fn ports(&self) -> Option<(u16, u16)> {
         has_ports(self.flow.proto).then_some((self.flow.sport, self.flow.dport))
     }
 

@@ -4,11 +4,10 @@ use std::{collections::HashMap, hash::Hash, net::IpAddr};
 
 use flowlog_model::{
     Now,
-    live::{TopCounts, TopEntry, TopReport, Verdict, protocol_name},
+    live::{FlowLine, TopCounts, TopEntry, TopReport, Verdict},
 };
 
 use super::line::{Place, Seen, rfc3339};
-use crate::window::Flow;
 
 /// Flows, and talkers, that are told apart at the same time: 2 MiB at most. Where more come, the smaller half makes room: large ones have
 /// grown by then.
@@ -62,28 +61,37 @@ struct FlowName {
     interface_id: String,
     direction: &'static str,
     protocol: u8,
-    ends: [(IpAddr, u16); 2],
+    addresses: [IpAddr; 2],
+    ports: Option<(u16, u16)>,
+    icmp: Option<(u16, u16)>,
 }
 
 impl FlowName {
     fn of(seen: &Seen, place: &Place) -> Self {
-        let Flow { proto, sport, dport, direction, .. } = seen.flow;
-        let (src, dst) = seen.flow.addresses.ips();
         Self {
             interface_id: place.spec.interface_id.clone(),
-            direction: place.direction(direction).as_str(),
-            protocol: proto,
-            ends: [(src, sport), (dst, dport)],
+            direction: place.direction(seen.flow.direction).as_str(),
+            protocol: seen.flow.proto,
+            addresses: seen.addresses(),
+            ports: seen.ports(),
+            icmp: seen.flow.icmp(),
         }
     }
 
+    /// As a line shows it.
     fn words(&self) -> String {
-        let Self { protocol, ends: [(src, sport), (dst, dport)], direction, .. } = self;
-        let end = |address: &IpAddr, port: u16| match address {
-            IpAddr::V6(_) => format!("[{address}]:{port}"),
-            IpAddr::V4(_) => format!("{address}:{port}"),
+        let Self { direction, protocol, addresses: [src, dst], ports, icmp, .. } = self;
+        let line = FlowLine {
+            protocol: *protocol,
+            srcaddr: src.to_string(),
+            srcport: ports.map(|(src, _)| src),
+            dstaddr: dst.to_string(),
+            dstport: ports.map(|(_, dst)| dst),
+            icmp_type: icmp.map(|(kind, _)| kind),
+            icmp_code: icmp.map(|(_, code)| code),
+            ..FlowLine::default()
         };
-        format!("{} {} > {} {direction}", protocol_name(*protocol), end(src, *sport), end(dst, *dport))
+        format!("{line} {direction}")
     }
 }
 
@@ -141,7 +149,7 @@ impl Tally {
         let interface = self.interfaces.entry(place.spec.interface_id.clone());
         interface.or_insert_with(|| (place.flow_log.clone(), Counts::default())).1.add(seen);
         let flows = add(&mut self.flows, FlowName::of(seen, place), seen);
-        let talkers = add(&mut self.talkers, seen.source(), seen);
+        let talkers = add(&mut self.talkers, seen.addresses()[0], seen);
         self.not_told_apart += flows.max(talkers);
         if let Some(reason) = reason {
             // There are fewer reasons than that.

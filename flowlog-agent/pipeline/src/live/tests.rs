@@ -168,7 +168,10 @@ async fn sums_take_refused_packets_out_of_the_accepted_ones_that_held_them() {
         (reason.name.as_str(), reason.counts.rejected_packets, reason.counts.accepted_packets),
         ("REASON_7", 5, 0)
     );
-    assert_eq!(report.talkers[0].name, "10.0.0.1");
+    assert_eq!(
+        (report.talkers[0].name.as_str(), report.flows[0].name.as_str()),
+        ("10.0.0.1", "tcp 10.0.0.1:4431 > 11.0.0.1:22 ingress")
+    );
     // The next stretch begins with nothing.
     let Batch::Top(next) = next(&mut observer).await else { panic!("no sums") };
     assert_eq!(next.total.packets(), 0);

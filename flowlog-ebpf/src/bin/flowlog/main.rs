@@ -19,7 +19,7 @@
 //! * [`told`]: says what translated packets have on the other side;
 //! * [`sweep`]: evicts what is left of a closed window, run by the agent;
 //! * [`frame`]: reading a frame's bytes; [`repeat`]: loops;
-//! * [`kernel`]: reading kernel memory. The only file that knows kernel struct offsets.
+//! * [`kernel`], and of XDP's frames [`xdp_frame`]: reading kernel memory. The only files that know kernel struct offsets.
 //!
 //! No program ever changes a verdict, nor anything of a packet that somebody else reads: hooks return `TCX_NEXT` or `XDP_PASS` on every
 //! path, what wraps a foreign program what that one has returned, and write `skb->tc_index` only where the agent has found that nobody else uses it.
@@ -93,6 +93,8 @@ mod wire;
 mod wrap;
 #[cfg(target_arch = "bpf")]
 mod xdp;
+#[cfg(target_arch = "bpf")]
+mod xdp_frame;
 
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]

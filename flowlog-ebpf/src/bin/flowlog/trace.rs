@@ -15,8 +15,8 @@ use flowlog_ebpf::{abi::NO_LINK_HEADER, packet::Frame};
 use crate::{
     account::{self, FOUND_V4, FOUND_V6},
     cpu, devices, foreign,
-    kernel::XdpFrame,
     maps::{TICK_NS, TRACED},
+    xdp_frame::XdpFrame,
 };
 
 /// More bytes than any IP packet has with its link header: what a frame in several buffers is taken for, whose IP header says how much it is.

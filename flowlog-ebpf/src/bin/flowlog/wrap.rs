@@ -19,9 +19,9 @@ use crate::{
     account::OwnNetns,
     cpu::{self, cpu},
     devices, foreign,
-    kernel::XdpFrame,
     maps::{TRACED, WRAPPED},
     xdp,
+    xdp_frame::XdpFrame,
 };
 
 #[xdp(frags)]
