@@ -64,6 +64,11 @@ impl Terminal {
         Ok(self.keys.write_all(keys.as_bytes())?)
     }
 
+    /// Sends the program a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).expect("our own child");
+    }
+
     /// Waits until what is on the screen is as it is to be.
     ///
     /// # Errors

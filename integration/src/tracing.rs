@@ -92,12 +92,21 @@ impl Tracing {
     ///
     /// # Errors
     /// If it does not exit with 0.
-    pub fn wait(mut self) -> anyhow::Result<(Vec<String>, String)> {
+    pub fn wait(self) -> anyhow::Result<(Vec<String>, String)> {
+        let (code, lines, notes) = self.ended()?;
+        anyhow::ensure!(code == Some(0), "{code:?}: {notes}");
+        Ok((lines, notes))
+    }
+
+    /// The same, with whatever exit code it has.
+    ///
+    /// # Errors
+    /// If it cannot be waited for.
+    pub fn ended(mut self) -> anyhow::Result<(Option<i32>, Vec<String>, String)> {
         self.errors.read_to_string(&mut self.notes)?;
         let status = self.child.wait()?;
-        anyhow::ensure!(status.success(), "{status}: {}", self.notes);
         self.lines.extend(self.said.iter());
-        Ok((std::mem::take(&mut self.lines), std::mem::take(&mut self.notes)))
+        Ok((status.code(), std::mem::take(&mut self.lines), std::mem::take(&mut self.notes)))
     }
 }
 

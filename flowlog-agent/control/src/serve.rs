@@ -238,6 +238,8 @@ where
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
+    // Whoever has said all there is to ask for (`nc -N`) still wants the answer.
+    http.half_close(true);
     let in_time = async {
         loop {
             tokio::time::sleep(CONNECTION_MAX).await;

@@ -31,7 +31,15 @@ impl Sweeper {
     }
 
     /// Evicts records, from `from` on, until all is clean or the ring is full.
-    pub fn sweep(&self, programs: &Programs, scope: Scope, from: Cursor) -> Result<Swept, KernelError> {
+    ///
+    /// If `is_short` says so, it stops as if the ring were full: whoever only looks leaves room for those who count.
+    pub fn sweep(
+        &self,
+        programs: &Programs,
+        scope: Scope,
+        from: Cursor,
+        is_short: impl Fn() -> bool,
+    ) -> Result<Swept, KernelError> {
         let mut at = from;
         let program = programs.sweeper()?;
         while let Some(cpu) = self.cpus.get(at.cpu) {
@@ -45,6 +53,9 @@ impl Sweeper {
                     match chunk(program, *cpu, at, scope)? {
                         sweep::RING_FULL => return Ok(Swept::RingFull(at)),
                         _ => at.slot += SWEEP_CHUNK,
+                    }
+                    if is_short() {
+                        return Ok(Swept::RingFull(at));
                     }
                 }
                 at = Cursor { cpu: at.cpu, cache: at.cache + 1, slot: 0 };

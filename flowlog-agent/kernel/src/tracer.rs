@@ -124,6 +124,8 @@ pub struct Tracer {
     read: u64,
     budget: Array<MapData, [u64; size_of::<Budget>() / 8]>,
     knowledge: Knowledge,
+    /// Index, name and programs of each interface that can be asked without privileges.
+    hooks: Vec<(u32, String, Vec<u32>)>,
 }
 
 /// Where the log library puts lines.
@@ -175,17 +177,30 @@ impl Tracer {
         let symbols = Symbols::read();
         heap::give_back();
         let links = attach(&mut ebpf, &devices, has_tcx)?;
+        let own = netns::own().map_or(0, |own| own.inum);
+        let here = devices.iter().filter(|d| d.netns.inum == own);
+        let hooks = here.map(|d| (d.index, d.name.clone(), programs_at(d.index))).collect();
         let by_key = |of: Vec<NetDev>| of.into_iter().map(|d| (d.key(), d.name)).collect::<BTreeMap<_, _>>();
         let targets = by_key(devices);
         let knowledge =
             Knowledge { targets, others: by_key(others), agent, reasons, places, symbols, has_tcx, link_header };
-        Ok(Self { programs: ebpf, _links: links, logger, said, read: 0, budget, knowledge })
+        Ok(Self { programs: ebpf, _links: links, logger, said, read: 0, budget, knowledge, hooks })
     }
 
     /// Whether an agent captures on this node.
     #[must_use]
     pub fn knows_an_agent(&self) -> bool {
         self.knowledge.agent.is_there()
+    }
+
+    /// What is not as it was when this began, in words: an agent has come or gone, or an interface has. What is said from then on may not be
+    /// true. Of interfaces in another network namespace nothing is known.
+    #[must_use]
+    pub fn changed(&self) -> Option<String> {
+        let (_, name, _) = self.hooks.iter().find(|(index, _, programs)| programs_at(*index) != *programs)?;
+        Some(format!(
+            "interface {name} is gone, or has other programs than when this began (an agent that has come or gone?)"
+        ))
     }
 
     /// Tells when there are lines. Needs a running tokio reactor.
@@ -260,6 +275,11 @@ fn hooks(devices: &[NetDev]) -> Vec<u32> {
         netns::enter(&dev.netns, tc).unwrap_or_default().into_iter().chain(xdp).collect::<Vec<_>>()
     };
     devices.iter().flat_map(at).collect()
+}
+
+/// Ids of the programs at the hooks of an interface of our own network namespace.
+fn programs_at(index: u32) -> Vec<u32> {
+    Direction::BOTH.into_iter().flat_map(|way| foreign::ids(index, way)).collect()
 }
 
 /// Creates the maps. What reading the kernel's type information took is gone when this returns.

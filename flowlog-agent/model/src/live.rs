@@ -216,6 +216,11 @@ pub enum FlowEvent {
     },
     /// A flow.
     Flow(Box<FlowLine>),
+    /// The stream is over before whoever reads it wanted that.
+    Ended {
+        /// Why, in words.
+        ended: String,
+    },
     /// How many lines could not be shown since the stream began: whoever reads was too slow, or the agent busy.
     Lost {
         /// So many.

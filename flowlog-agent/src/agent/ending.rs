@@ -17,7 +17,13 @@ pub(super) async fn finish(mut capture: Capture, mut delivery: Delivery, stop: &
     tracing::info!("stopping: taking the hooks away and flushing the open windows");
     let closed = tokio::select! {
         biased;
-        () = stop.asked() => return Err(AgentError::LeftBehind { what: "windows that are not written yet".to_owned() }),
+        () = stop.asked() => {
+            let what = match delivery.spool.entries().map_or(0, |e| e.len()) {
+                0 => "windows that are not written yet".to_owned(),
+                waiting => format!("{waiting} objects in the spool, and windows that may not be written yet,"),
+            };
+            return Err(AgentError::LeftBehind { what });
+        }
         closed = close(&mut capture, &mut delivery) => closed,
     };
     closed?;

@@ -27,6 +27,9 @@ use flowlog_pipeline::{
     window::Foreign,
 };
 
+/// What part of the ring may wait to be read while the caches are emptied for somebody who looks: the rest is for those who count.
+const RING_SHARE: u64 = 4;
+
 /// See the module's head.
 pub(super) struct KernelSource {
     pub(super) kernel: Kernel,
@@ -112,7 +115,7 @@ impl KernelSource {
         let mut at = Cursor::default();
         let mut dropped = 0u64;
         loop {
-            let swept = self.kernel.sweeper.sweep(&self.kernel.programs, Scope::All, at)?;
+            let swept = self.kernel.sweeper.sweep(&self.kernel.programs, Scope::All, at, || false)?;
             while let Some((_, end)) = self.ring.read() {
                 self.ring.release(end);
                 dropped += 1;
@@ -168,7 +171,10 @@ impl Source for KernelSource {
 
     fn sweep(&mut self, scope: Scope, from: Cursor) -> Result<Swept, SourceError> {
         fault::point("sweep_begins");
-        self.kernel.sweeper.sweep(&self.kernel.programs, scope, from).map_err(failed)
+        let Self { kernel, ring, .. } = self;
+        let most = u64::from(kernel.sizes().ring_bytes) / RING_SHARE;
+        let is_short = || scope == Scope::Observed && ring.produced().saturating_sub(ring.position()) > most;
+        kernel.sweeper.sweep(&kernel.programs, scope, from, is_short).map_err(failed)
     }
 
     fn truth(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, SourceError> {

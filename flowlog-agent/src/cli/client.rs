@@ -7,11 +7,13 @@ use std::{
 
 use anyhow::Context as _;
 use flowlog_control::api::{NODE, error::ErrorBody};
+use flowlog_model::live::FlowEvent;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, StatusCode, body::Incoming};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{run::runtime, status::Output};
 use crate::config::SOCKET_DEFAULT;
@@ -23,6 +25,9 @@ pub(super) enum ClientError {
     Unreachable { socket: PathBuf, source: std::io::Error },
     #[error("the agent did not answer")]
     NoAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// An answer that was to go on has ended, for this reason.
+    #[error("the stream has ended: {0}")]
+    Ended(String),
     /// The agent refused, with these words.
     #[error("{words}")]
     Refused { status: StatusCode, words: String },
@@ -76,16 +81,22 @@ impl Client {
         if status.is_success() { Ok(answer) } else { Err(refused(status, answer).into()) }
     }
 
-    /// Hands out the lines of an answer as they come, until it ends, there is nobody who wants more, or Ctrl-C. Empty lines say nothing.
+    /// Hands out the lines of an answer as they come, until it ends, there is nobody who wants more, or a signal. Empty lines say nothing.
+    ///
+    /// An answer that was to go on, and says why it does not, is [`ClientError::Ended`].
     pub(super) fn stream(
         &self,
         path: &str,
         mut each: impl FnMut(&str) -> anyhow::Result<ControlFlow<()>>,
     ) -> anyhow::Result<()> {
         runtime()?.block_on(async {
+            let [mut interrupt, mut terminate, mut hangup] =
+                [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
             tokio::select! {
                 ended = stream(&self.0, path, &mut each) => ended,
-                pressed = tokio::signal::ctrl_c() => Ok(pressed?),
+                _ = interrupt.recv() => Ok(()),
+                _ = terminate.recv() => Ok(()),
+                _ = hangup.recv() => Ok(()),
             }
         })
     }
@@ -133,7 +144,11 @@ async fn stream(
         let Some(end) = unfinished.iter().rposition(|b| *b == b'\n') else { continue };
         let rest = unfinished.split_off(end + 1);
         for line in std::mem::replace(&mut unfinished, rest).split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-            if each(&String::from_utf8_lossy(line))?.is_break() {
+            let line = String::from_utf8_lossy(line);
+            if let Ok(FlowEvent::Ended { ended }) = serde_json::from_str(&line) {
+                return Err(ClientError::Ended(ended).into());
+            }
+            if each(&line)?.is_break() {
                 return Ok(());
             }
         }

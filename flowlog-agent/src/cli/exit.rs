@@ -87,7 +87,7 @@ fn of_command(error: &Failure) -> u8 {
 
 fn of_client(error: &ClientError) -> u8 {
     match error {
-        ClientError::Unreachable { .. } | ClientError::NoAnswer(_) => EX_UNAVAILABLE,
+        ClientError::Unreachable { .. } | ClientError::NoAnswer(_) | ClientError::Ended(_) => EX_UNAVAILABLE,
         ClientError::Refused { status, .. } => match *status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => EX_NOPERM,
             StatusCode::NOT_FOUND => EX_NOINPUT,

@@ -10,10 +10,15 @@ use flowlog_kernel::{
 use flowlog_model::{interface::NetnsName, text::printable};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::out::{self, say};
+use super::{
+    exit::Failure,
+    out::{self, say},
+};
 
 /// Lines a second at most: each is a line on a terminal, and a KiB of a ring of 128.
 const RATE_MAX: u32 = 10_000;
+/// How often it is looked whether agent and interfaces are as they were: nobody tells.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// As long as one may want to wait for a packet that seldom comes.
 const SECS_MAX: u64 = 86_400;
 
@@ -73,16 +78,28 @@ pub(super) fn run(args: TraceArgs) -> anyhow::Result<ExitCode> {
             _ = stop.0.recv() => 0,
             _ = stop.1.recv() => 0,
         };
-        end(&mut tracer, count, said)
+        let code = end(&mut tracer, count, said)?;
+        match tracer.changed() {
+            Some(what) => Err(Failure::NotNow(format!("{what}: ended, trace again")).into()),
+            None => Ok(code),
+        }
     })
 }
 
-/// Prints lines as they come; ends when as many as are wanted have been printed.
+/// Prints lines as they come; ends when as many as are wanted have been printed, or something is not as it was.
 async fn watch(tracer: &mut Tracer, count: Option<u64>) -> anyhow::Result<u64> {
     let wakeups = tracer.wakeups()?;
     let mut said = 0;
+    let mut look = tokio::time::interval(LOOK_EVERY);
     loop {
-        wakeups.next().await?;
+        tokio::select! {
+            woken = wakeups.next() => woken?,
+            _ = look.tick() => {
+                if tracer.changed().is_some() {
+                    return Ok(said);
+                }
+            }
+        }
         for line in tracer.lines() {
             say!("{}", printable(&line))?;
             said += 1;

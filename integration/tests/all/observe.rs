@@ -1,13 +1,15 @@
 //! Live flows: `flowlog observe`, `flowlog top`, and what the API streams. Looking changes nothing for what lands.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    net::UdpSocket,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Shutdown, UdpSocket},
+    os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::channel,
     },
     time::{Duration, Instant},
 };
@@ -126,6 +128,7 @@ fn what_lands_is_the_same_whoever_looks_and_what_is_shown_adds_up_to_it() {
     let shown = Shown::new(&[]);
     let mut lines = shown.stream("flows?follow=true&proto=udp");
     let _sums = shown.stream("top?every=500ms");
+    let (swept, is_swept) = channel();
     let reading = std::thread::spawn(move || {
         let (mut accepted, mut rejected) = (0, 0);
         for line in &mut lines {
@@ -134,6 +137,9 @@ fn what_lands_is_the_same_whoever_looks_and_what_is_shown_adds_up_to_it() {
             // Records that held packets which were refused later show them as accepted before.
             rejected += packets(&line, "REJECT", 7);
             if line["dstport"] == 8 {
+                swept.send(()).unwrap();
+            }
+            if line["dstport"] == 6 {
                 break;
             }
         }
@@ -147,9 +153,11 @@ fn what_lands_is_the_same_whoever_looks_and_what_is_shown_adds_up_to_it() {
         shown.send(7, 100);
         sent += 100;
     }
-    // The last line: nothing of the others is in the caches any more.
     shown.pair.wait_until_quiet();
+    // A sweep that has this one takes the others on its way, on other CPUs perhaps after it; the next one has the last line.
     shown.send(8, 1);
+    is_swept.recv().unwrap();
+    shown.send(6, 1);
     let (accepted, rejected) = reading.join().unwrap();
     let (refused, bytes) = shown.pair.a.nft_counter("inet t", "refused").unwrap();
     let Shown { agent, .. } = shown;
@@ -217,6 +225,13 @@ fn bad_conditions_and_agents_that_are_not_there_are_named() {
         assert!(err.contains(words), "{args:?}: {err}");
         assert_eq!(found, Some(code), "{args:?}: {err}");
     }
+    // Whoever has said all it has to say still gets the answer.
+    let mut half = UnixStream::connect(shown.socket()).unwrap();
+    half.write_all(b"GET /flowlog/v1/flows HTTP/1.1\r\nhost: node\r\n\r\n").unwrap();
+    half.shutdown(Shutdown::Write).unwrap();
+    let mut told = String::new();
+    half.read_to_string(&mut told).unwrap();
+    assert!(told.starts_with("HTTP/1.1 200") && told.contains("windows_since"), "{told}");
     let answer = http::unix(&shown.socket(), "GET", "/flowlog/v1/flows?colour=red", None).unwrap();
     assert_eq!(
         (answer.status, answer.words().starts_with("colour `red`: no such parameter")),
@@ -286,7 +301,14 @@ fn a_customer_sees_its_own_contracts_flows_and_an_operator_those_of_all() {
     // What changes who is known ends what was begun before.
     let principals = std::fs::read_to_string(node.path("principals.toml")).unwrap();
     node.write("principals.toml", &format!("{principals}\n# changed\n")).unwrap();
-    assert_eq!((own.next(), others.next()), (None, None), "and nothing of another contract was in it");
+    for stream in [&mut own, &mut others] {
+        let last = stream.next().unwrap();
+        assert!(
+            last["ended"].as_str().unwrap().contains("principals"),
+            "nothing of another contract was in it: {last}"
+        );
+        assert_eq!(stream.next(), None);
+    }
     let refused = node.ask_with("", "GET", "/flowlog/v1/flows?follow=maybe", None);
     assert_eq!(refused.status, 422);
     let stranger = node.node.run(|| http::tcp(managed::LISTEN, None, "GET", "/flowlog/v1/flows", None).unwrap());
@@ -392,4 +414,31 @@ impl Drop for Traffic {
             sending.join().unwrap();
         }
     }
+}
+
+#[test]
+fn top_that_is_terminated_leaves_the_terminal_as_it_was_and_one_whose_agent_ends_says_so() {
+    let shown = Shown::new(&[]);
+    let begun = |screen: &str| screen.contains("packets/s") && !screen.starts_with('-');
+    let start = || Terminal::run(shown.command(&["top", "--every", "500ms"])).unwrap();
+    let mut terminated = start();
+    terminated.wait_for("report", begun).unwrap();
+    terminated.signal(rustix::process::Signal::TERM);
+    assert!(terminated.end().unwrap().success());
+    let mut left = start();
+    left.wait_for("report", begun).unwrap();
+    let observer = shown
+        .command(&["observe", "-f", "--last", "1", "-o", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut observer = observer.unwrap();
+    let mut lines = BufReader::new(observer.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("windows_since"));
+    let Shown { agent, pair: _pair, dir: _dir } = shown;
+    agent.stop().unwrap();
+    assert_eq!(left.end().unwrap().code(), Some(69));
+    let mut words = String::new();
+    observer.stderr.take().unwrap().read_to_string(&mut words).unwrap();
+    assert_eq!(observer.wait().unwrap().code(), Some(69), "{words}");
 }

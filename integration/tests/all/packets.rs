@@ -94,7 +94,7 @@ impl Bench {
         let pass = if is_xdp(program) { 2 } else { u32::MAX };
         assert_eq!(verdict, pass, "{}: never anything but XDP_PASS and TCX_NEXT", g.name);
         assert_eq!(
-            self.kernel.sweeper.sweep(&self.kernel.programs, Scope::All, Cursor::default()).unwrap(),
+            self.kernel.sweeper.sweep(&self.kernel.programs, Scope::All, Cursor::default(), || false).unwrap(),
             Swept::Done
         );
         let records = integration::ring::take(&mut self.ring);

@@ -222,3 +222,19 @@ fn without_an_agent_there_is_no_hook_and_names_do_nothing_to_a_terminal() {
     }
     tracing.stop().unwrap();
 }
+
+#[test]
+fn a_tracer_ends_and_says_so_when_an_agent_comes_or_its_interface_goes() {
+    let net = Routed::new().unwrap();
+    let start = || Tracing::start(&net.router, &["-i", "in0", "--for", "5m"]).unwrap();
+    let tracing = start();
+    let agent = Agent::start(&net.router, &["in0"], &[]).unwrap();
+    let (code, _, notes) = tracing.ended().unwrap();
+    assert_eq!((code, notes.contains("interface in0 is gone, or has other programs")), (Some(75), true), "{notes}");
+    let tracing = start();
+    assert!(!tracing.notes.contains("no agent"), "{}", tracing.notes);
+    net.router.exec("ip link del in0").unwrap();
+    let (code, _, notes) = tracing.ended().unwrap();
+    assert_eq!((code, notes.contains("interface in0 is gone")), (Some(75), true), "{notes}");
+    drop(agent);
+}

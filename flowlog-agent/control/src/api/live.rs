@@ -203,9 +203,16 @@ impl Out {
             }
         };
         let mut bytes = Vec::new();
+        let mut end = |why: &str| {
+            self.goes_on = false;
+            line(&mut bytes, &FlowEvent::Ended { ended: why.to_owned() });
+        };
         tokio::select! {
-            () = changed => return None,
-            batch = self.observer.next() => lines(&mut bytes, batch?, self.observer.lost()),
+            () = changed => end("the principals of this node have changed; ask again"),
+            batch = self.observer.next() => match batch {
+                Some(batch) => lines(&mut bytes, batch, self.observer.lost()),
+                None => end("the agent is ending"),
+            },
             () = tokio::time::sleep(HEARTBEAT) => bytes.push(b'\n'),
         }
         let lost_lines = self.observer.lost();

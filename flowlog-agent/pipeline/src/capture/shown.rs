@@ -32,20 +32,18 @@ pub(super) fn look<S: Source>(books: &mut Books<S>, now: Now) -> Result<(), Capt
     if books.tap.due_in_ns(now) > 0 {
         return Ok(());
     }
-    let waiting = books.tap.take_waiting();
+    let waiting = books.tap.take_waiting(now);
     let places = books.tap.places(&books.ledger);
     let wanted = books.tap.live().wanted(places.iter().map(|(id, place)| (*id, place.account_id(), place.facts())));
     for id in books.tap.observed.symmetric_difference(&wanted) {
         books.source.set_observed(IfaceId(*id), wanted.contains(id));
     }
     books.tap.observed = wanted;
-    books.tap.note_swept(now);
     if !books.tap.observed.is_empty() {
         empty_caches(books)?;
     }
-    for one in waiting {
-        begin(books, &places, one, now);
-    }
+    let flows = waiting.map_or(0, |one| begin(books, &places, one, now));
+    books.tap.note_look(now, flows);
     Ok(())
 }
 
@@ -76,25 +74,28 @@ fn empty_caches<S: Source>(books: &mut Books<S>) -> Result<(), CaptureError> {
     Ok(())
 }
 
-/// Answers one who waits, and lets its stream begin. If there is no room for that, it waits on.
-fn begin<S: Source>(books: &Books<S>, places: &Places, one: Waiting, now: Now) {
+/// Answers one who waits, and lets its stream begin; returns how many flows it has gone through. If there is no room for a beginning, it
+/// waits on.
+fn begin<S: Source>(books: &Books<S>, places: &Places, one: Waiting, now: Now) -> u64 {
     let follows = match one.ask.what {
         What::Flows { follow, .. } => follow,
         What::Top { every, .. } => every.is_some(),
     };
     if follows && !books.tap.begin(one.number) {
-        return books.tap.put_back(one);
+        books.tap.put_back(one);
+        return 0;
     }
-    let Some(names) = &books.tap.names else { return };
+    let Some(names) = &books.tap.names else { return 0 };
     let walk = Walk { ledger: &books.ledger, places, names, now };
     let since_secs = walk.since_secs(&one);
-    let begun = match one.ask.what {
-        What::Flows { recent: Some(recent), .. } => walk.flows(&one, recent),
-        What::Top { every: None, entries } => walk.top(&one, entries),
-        _ => Begun::default(),
+    let (begun, flows) = match one.ask.what {
+        What::Flows { recent: Some(recent), .. } => (walk.flows(&one, recent), walk.len(&one)),
+        What::Top { every: None, entries } => (walk.top(&one, entries), walk.len(&one)),
+        _ => (Begun::default(), 0),
     };
     // Whoever does not wait any more needs no answer.
     let _ = one.begun.send(Begun { since_secs, ..begun });
+    flows
 }
 
 /// Going through the open windows, for one who waits.
@@ -106,6 +107,12 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    /// Flows that are gone through for one who waits.
+    fn len(&self, one: &Waiting) -> u64 {
+        let seen = self.ledger.watched().filter(|(id, _)| self.places.get(&id.0).is_some_and(|p| one.takes(p)));
+        seen.map(|(_, w)| w.open_table().flow_count() as u64).sum()
+    }
+
     /// Each flow that is asked for.
     fn each(&self, one: &Waiting, mut each: impl FnMut(&Seen, &Place, Option<&str>)) {
         for (id, watched) in self.ledger.watched() {

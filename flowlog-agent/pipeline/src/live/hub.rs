@@ -12,9 +12,11 @@ use std::{
 
 use flowlog_host::clock;
 use flowlog_model::{
-    MonoNs, Now,
+    MonoNs, NS_PER_SEC, Now,
     live::{Batch, FlowLine, What},
 };
+
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::{
     LineNames, Live, Observed,
@@ -24,9 +26,19 @@ use super::{
 };
 use crate::window::block::Records;
 
+/// For so long in a second an observer is waited for that reads and has no room: a sweep's records come all at once. Meanwhile blocks wait in
+/// the hub's own channel. Sixteen of them together cannot hold it up for good.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// So often it is looked whether there is room by now.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// What the hub knows of one observer.
 struct Served {
     of: Arc<Observed>,
+    /// It has not read when it was waited for: it is not waited for again before it has.
+    is_slow: bool,
+    /// What is left of this second's patience, and since when that second is.
+    patience: (Duration, MonoNs),
     /// Sums since the last report, if that is what it wants.
     tally: Tally,
     since: MonoNs,
@@ -63,7 +75,9 @@ impl Hub<'_> {
     fn begin(&mut self, number: u64) {
         let observers = self.live.0.lock();
         if let Some(of) = observers.all.iter().find(|o| o.number == number) {
-            let served = Served { of: of.clone(), tally: Tally::default(), since: clock::now().mono };
+            let since = clock::now().mono;
+            let served =
+                Served { of: of.clone(), is_slow: false, patience: (PATIENCE, since), tally: Tally::default(), since };
             self.served.insert(number, served);
         }
     }
@@ -95,7 +109,7 @@ impl Hub<'_> {
             }
         }
         for (number, lines) in lines {
-            if let Some(served) = self.served.get(&number) {
+            if let Some(served) = self.served.get_mut(&number) {
                 served.send(Batch::Flows(lines));
             }
         }
@@ -133,10 +147,29 @@ fn left(since: MonoNs, every: Duration, now: Now) -> Duration {
 
 impl Served {
     /// Hands over what there is room for; the rest is lost, and counted.
-    fn send(&self, batch: Batch) {
+    fn send(&mut self, mut batch: Batch) {
         let lines = if let Batch::Flows(lines) = &batch { lines.len() } else { 1 };
-        if self.of.sender.try_send(batch).is_err() {
-            self.of.lost.fetch_add(lines as u64, Ordering::SeqCst);
+        let now = clock::now().mono;
+        if now.0.saturating_sub(self.patience.1.0) >= NS_PER_SEC.unsigned_abs() {
+            self.patience = (PATIENCE, now);
         }
+        loop {
+            match self.of.sender.try_send(batch) {
+                Ok(()) => {
+                    self.is_slow = false;
+                    return;
+                }
+                Err(TrySendError::Closed(_)) => return,
+                Err(TrySendError::Full(back)) => batch = back,
+            }
+            if self.is_slow || self.patience.0.is_zero() {
+                break;
+            }
+            // There is no event that a thread without a runtime could wait for with a limit.
+            std::thread::sleep(LOOK_AGAIN);
+            self.patience.0 = self.patience.0.saturating_sub(LOOK_AGAIN);
+        }
+        self.is_slow = true;
+        self.of.lost.fetch_add(lines as u64, Ordering::SeqCst);
     }
 }

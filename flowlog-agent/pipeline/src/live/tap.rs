@@ -17,6 +17,11 @@ use crate::window::{Event, Ledger, block::Records};
 /// twice a second.
 const SWEEP_EVERY_NS: u64 = 500_000_000;
 
+/// After a look nobody is answered for so long: whoever asks again and again waits, and not the ring.
+const REST_NS: u64 = 100_000_000;
+/// And for so long for each flow that was gone through, which takes a quarter of that.
+const REST_PER_FLOW_NS: u64 = 400;
+
 /// Watched interfaces by the id that records have.
 pub(crate) type Places = BTreeMap<u16, Place>;
 
@@ -40,6 +45,8 @@ pub struct Tap {
     called: BTreeMap<String, String>,
     /// When the caches were last emptied of what somebody looks at.
     swept: Option<MonoNs>,
+    /// Until when whoever asks has to wait.
+    rests_until: MonoNs,
     /// Interfaces that the programs were told are looked at.
     pub(crate) observed: BTreeSet<u16>,
 }
@@ -54,6 +61,7 @@ impl Tap {
             is_stale: true,
             called: BTreeMap::new(),
             swept: None,
+            rests_until: MonoNs(0),
             observed: BTreeSet::new(),
         }
     }
@@ -83,6 +91,10 @@ impl Tap {
     /// An event has been applied: interfaces may be others now.
     pub(crate) fn note(&mut self, event: &Event) {
         self.is_stale |= matches!(event, Event::Watch { .. } | Event::Unwatch { .. } | Event::Named { .. });
+        if let Event::Watch { id, .. } = event {
+            // The programs have not been told of this one, whatever had its id before.
+            self.observed.remove(&id.0);
+        }
     }
 
     /// A block has been merged.
@@ -118,20 +130,26 @@ impl Tap {
         if !self.live.is_open() && self.observed.is_empty() {
             return u64::MAX;
         }
-        if !self.live.0.lock().waiting.is_empty() {
-            return 0;
-        }
-        self.swept.map_or(0, |at| (at.0 + SWEEP_EVERY_NS).saturating_sub(now.mono.0))
+        let sweep_in_ns = self.swept.map_or(0, |at| (at.0 + SWEEP_EVERY_NS).saturating_sub(now.mono.0));
+        if self.live.0.lock().waiting.is_empty() { sweep_in_ns } else { sweep_in_ns.min(self.rests_ns(now)) }
     }
 
-    /// The caches have been emptied of what somebody looks at.
-    pub(crate) fn note_swept(&mut self, now: Now) {
+    /// Time until somebody who waits may be answered.
+    fn rests_ns(&self, now: Now) -> u64 {
+        self.rests_until.0.saturating_sub(now.mono.0)
+    }
+
+    /// The caches have been emptied of what somebody looks at, and so many flows gone through for somebody.
+    pub(crate) fn note_look(&mut self, now: Now, flows: u64) {
         self.swept = Some(now.mono);
+        let until = MonoNs(now.mono.0 + REST_NS + flows.saturating_mul(REST_PER_FLOW_NS));
+        self.rests_until = self.rests_until.max(until);
     }
 
-    /// Those who wait for a beginning.
-    pub(crate) fn take_waiting(&self) -> Vec<Waiting> {
-        std::mem::take(&mut self.live.0.lock().waiting)
+    /// One who waits for a beginning, if it is time: those who have come first are answered first.
+    pub(crate) fn take_waiting(&self, now: Now) -> Option<Waiting> {
+        let waiting = &mut self.live.0.lock().waiting;
+        (self.rests_ns(now) == 0 && !waiting.is_empty()).then(|| waiting.remove(0))
     }
 
     /// From here on records are an observer's. It is told how much it has missed, and not waited for: if there is no room, it is tried again.
@@ -141,6 +159,6 @@ impl Tap {
 
     /// Somebody waits on.
     pub(crate) fn put_back(&self, waiting: Waiting) {
-        self.live.0.lock().waiting.push(waiting);
+        self.live.0.lock().waiting.insert(0, waiting);
     }
 }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use flowlog_ebpf::abi::{FAMILY_V4, Ip4, Key, Meta, Record4, Stats, class};
 use flowlog_model::{
     Epoch, HookKind, IfaceId, MonoNs, Now, WallNs, WatchSpec,
-    live::{Ask, Batch, LiveError, OBSERVERS_EACH, OBSERVERS_MAX, Sight, What, filter::FlowFilter},
+    live::{Ask, Batch, LiveError, OBSERVERS_EACH, OBSERVERS_MAX, RecentAsk, Sight, What, filter::FlowFilter},
     rule::{Action, Rule, Side},
 };
 
@@ -67,9 +67,8 @@ impl Node {
     /// Somebody looks, and its stream has begun.
     fn observe(&mut self, sight: Sight, what: What) -> Observer {
         let observer = self.live.observe(Ask { sight, filter: FlowFilter::default(), what }).expect("room");
-        for waiting in self.tap.take_waiting() {
-            assert!(self.tap.begin(waiting.number));
-        }
+        let waiting = self.tap.take_waiting(NOW).expect("it waits");
+        assert!(self.tap.begin(waiting.number));
         observer
     }
 
@@ -231,4 +230,30 @@ fn a_large_flow_is_found_among_more_small_ones_than_there_is_room_for() {
     assert_eq!((report.flows[0].counts.accepted_packets, report.talkers[0].name.as_str()), (2 * all, "10.0.0.1"));
     assert_eq!(report.total.accepted_packets, 3 * all);
     assert!((all / 2..all).contains(&report.not_told_apart_packets), "{}", report.not_told_apart_packets);
+}
+
+#[test]
+fn who_asks_again_and_again_waits_as_long_as_the_answers_take_and_not_the_ring() {
+    let (live, ends) = Live::new();
+    let mut tap = ends.tap;
+    let later = |ns| Now { mono: MonoNs(NOW.mono.0 + ns), ..NOW };
+    let recent = Some(RecentAsk { last: 1, within: None });
+    let ask = |sight| Ask { sight, filter: FlowFilter::default(), what: What::Flows { recent, follow: false } };
+    let _two = [of(1), of(2)].map(|sight| live.observe(ask(sight)).expect("room"));
+    assert_eq!(tap.due_in_ns(NOW), 0);
+    assert_eq!(tap.take_waiting(NOW).map(|w| w.ask.sight), Some(of(1)), "one at a time");
+    tap.note_look(NOW, 1_000_000);
+    assert!(tap.take_waiting(later(400_000_000)).is_none());
+    // Who looks on sees as often as ever what comes.
+    assert_eq!(tap.due_in_ns(later(400_000_000)), 100_000_000);
+    assert_eq!(tap.take_waiting(later(500_000_000)).map(|w| w.ask.sight), Some(of(2)));
+}
+
+#[test]
+fn an_interface_that_gets_the_id_of_another_one_is_told_to_the_programs_anew() {
+    let mut node = Node::new();
+    node.tap.observed = [1, 2].into();
+    node.apply(Event::Unwatch { id: IfaceId(1) });
+    node.watch(1, spec(1, Rule::sample(600)));
+    assert_eq!(node.tap.observed, [2].into());
 }
