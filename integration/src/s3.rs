@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         OnceLock,
@@ -26,20 +26,23 @@ const SECRET: &str = "SKTEST";
 const PORT: u16 = 17_480;
 const PATIENCE: Duration = Duration::from_mins(2);
 
+/// How much of what a daemon printed is told when it does not come up: the reason is in the last lines.
+const LAST_WORDS_LINES: usize = 20;
+
 /// A running server. It is ended with the test process: its daemons ask the kernel to be.
 pub struct Server {
     dir: tempfile::TempDir,
-    _daemons: Vec<Child>,
+    _daemons: [Daemon; 3],
     buckets: AtomicU32,
 }
 
 /// The server, started on first use.
 ///
 /// # Panics
-/// With what the server says, if it does not start.
+/// With what the server says, if it does not start: each test with the same words, and without another wait.
 pub fn server() -> &'static Server {
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| {
+    static SERVER: OnceLock<Result<Server, String>> = OnceLock::new();
+    let server = SERVER.get_or_init(|| {
         let (sender, started) = std::sync::mpsc::channel();
         // The daemons die with the *thread* that started them (prctl(2)), so that one must last.
         std::thread::spawn(move || {
@@ -48,8 +51,9 @@ pub fn server() -> &'static Server {
                 std::thread::park();
             }
         });
-        started.recv().expect("starter").expect("RADOS gateway")
-    })
+        started.recv().expect("starter").map_err(|error| format!("{error:#}"))
+    });
+    server.as_ref().unwrap_or_else(|error| panic!("the S3 server of the tests does not run: {error}"))
 }
 
 const CONF: &str = "\
@@ -75,8 +79,8 @@ osd objectstore = memstore
 memstore device bytes = 2147483648
 osd crush chooseleaf type = 0
 mon data = DIR/mon
-mon data avail crit = 1
-mon data avail warn = 2
+mon data avail crit = 0
+mon data avail warn = 0
 osd data = DIR/osd
 osd class load list = *
 osd class default list = *
@@ -116,19 +120,19 @@ impl Server {
         let addresses = "[v2:127.0.0.1:13301,v1:127.0.0.1:16790]";
         sh(&format!("monmaptool --create --clobber --fsid {fsid} --addv a {addresses} {d}/monmap"))?;
         sh(&format!("ceph-mon -c {c} -i a --mkfs --monmap {d}/monmap --keyring {d}/keyring"))?;
-        let mut daemons = vec![daemon(&dir, "mon", &["ceph-mon", "-c", &c, "-i", "a", "-f"])?];
-        until("the monitor", || sh(&format!("timeout 2 ceph -c {c} mon stat")).is_ok())?;
+        let mut mon = Daemon::start(&dir, "mon", &["ceph-mon", "-c", &c, "-i", "a", "-f"])?;
+        mon.until(|| sh(&format!("timeout 2 ceph -c {c} mon stat")).is_ok())?;
         sh(&format!("ceph -c {c} osd new {osd}"))?;
         quiet(Command::new("ceph-osd").args(["-c", &c, "-i", "0", "--mkfs", "--osd-uuid", &osd]))?;
         sh(&format!("ceph -c {c} osd crush add osd.0 1.0 host=h root=default"))?;
-        daemons.push(daemon(&dir, "osd", &["ceph-osd", "-c", &c, "-i", "0", "-f"])?);
-        until("the OSD", || sh(&format!("ceph -c {c} osd stat")).is_ok_and(|s| s.contains("1 up")))?;
+        let mut osd = Daemon::start(&dir, "osd", &["ceph-osd", "-c", &c, "-i", "0", "-f"])?;
+        osd.until(|| sh(&format!("ceph -c {c} osd stat")).is_ok_and(|s| s.contains("1 up")))?;
         sh(&format!(
             "radosgw-admin -c {c} user create --uid=flow --display-name=flow --access-key={ACCESS} --secret={SECRET}"
         ))?;
-        daemons.push(daemon(&dir, "rgw", &["radosgw", "-c", &c, "-n", "client.rgw", "-f"])?);
-        until("the gateway", || std::net::TcpStream::connect(("127.0.0.1", PORT)).is_ok())?;
-        Ok(Self { dir, _daemons: daemons, buckets: AtomicU32::new(0) })
+        let mut rgw = Daemon::start(&dir, "rgw", &["radosgw", "-c", &c, "-n", "client.rgw", "-f"])?;
+        rgw.until(|| std::net::TcpStream::connect(("127.0.0.1", PORT)).is_ok())?;
+        Ok(Self { dir, _daemons: [mon, osd, rgw], buckets: AtomicU32::new(0) })
     }
 
     /// A fresh bucket.
@@ -293,27 +297,54 @@ fn quiet(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn daemon(dir: &tempfile::TempDir, name: &str, args: &[&str]) -> anyhow::Result<Child> {
-    let log = fs::File::create(dir.path().join(format!("{name}.out")))?;
-    // setpriv makes the daemon die with the test process, however that ends.
-    Command::new("setpriv")
-        .args(["--pdeathsig", "KILL"])
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .with_context(|| name.to_owned())
+/// One of the server's processes. What it prints and logs is in the server's directory.
+struct Daemon {
+    name: &'static str,
+    dir: PathBuf,
+    child: Child,
 }
 
-fn until(what: &str, ready: impl Fn() -> bool) -> anyhow::Result<()> {
-    let start = Instant::now();
-    while !ready() {
-        ensure!(start.elapsed() < PATIENCE, "{what} did not come up");
-        // A daemon without a readiness event: look again.
-        std::thread::sleep(Duration::from_millis(200));
+impl Daemon {
+    fn start(dir: &tempfile::TempDir, name: &'static str, args: &[&str]) -> anyhow::Result<Self> {
+        let printed = fs::File::create(dir.path().join(format!("{name}.out")))?;
+        // setpriv makes the daemon die with the test process, however that ends.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(printed.try_clone()?)
+            .stderr(printed)
+            .spawn()
+            .with_context(|| name.to_owned())?;
+        Ok(Self { name, dir: dir.path().to_owned(), child })
     }
-    Ok(())
+
+    /// Waits until it serves. One that ended is not waited for, and either way its last words are told.
+    fn until(&mut self, ready: impl Fn() -> bool) -> anyhow::Result<()> {
+        let start = Instant::now();
+        while !ready() {
+            let ended = self.child.try_wait()?;
+            if ended.is_some() || start.elapsed() > PATIENCE {
+                let why = ended.map_or("does not answer".to_owned(), |status| status.to_string());
+                anyhow::bail!("{}: {why}; its last words:\n{}", self.name, self.last_words());
+            }
+            // A daemon without a readiness event: look again.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
+    fn last_words(&self) -> String {
+        let mut words = fs::read_to_string(self.dir.join(format!("{}.out", self.name))).unwrap_or_default();
+        for log in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let file = log.file_name().to_string_lossy().into_owned();
+            if file.ends_with(".log") && file.contains(self.name) {
+                words += &String::from_utf8_lossy(&fs::read(log.path()).unwrap_or_default());
+            }
+        }
+        let lines: Vec<&str> = words.lines().collect();
+        lines[lines.len().saturating_sub(LAST_WORDS_LINES)..].join("\n")
+    }
 }
 
 /// A cable from the namespace the tests run in to one of its own, for an agent that must reach a server on loopback.
