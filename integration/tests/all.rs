@@ -74,6 +74,8 @@ mod readable;
 mod reuse;
 #[path = "all/rules.rs"]
 mod rules;
+#[path = "all/service.rs"]
+mod service;
 #[path = "all/shares.rs"]
 mod shares;
 #[path = "all/stacking.rs"]

@@ -11,7 +11,7 @@ use flowlog_control::{
     inventory::{
         BucketRegistry,
         load::{Loaded, Loader, Places},
-        watch as changes,
+        watch::{self as changes, Again},
     },
     serve::{Listening, listen},
 };
@@ -88,11 +88,11 @@ pub(crate) struct Watching {
 }
 
 impl Watching {
-    /// Starts to, on a thread that ends with the process; what has changed meanwhile is read first.
+    /// Starts to, on a thread that ends with the process; what has changed meanwhile is read first. Returns who has it done once more.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub(crate) fn start(mut self) -> Result<(), AgentError> {
+    pub(crate) fn start(mut self) -> Result<Again, AgentError> {
         let files: Vec<PathBuf> = self.places.file.iter().chain(&self.path).cloned().collect();
         let dirs = Vec::from_iter(self.places.dir.clone());
         changes::watch(&files, &dirs, move || self.read_again()).map_err(system("watch the inventory"))

@@ -6,7 +6,8 @@
 //! * [`delivery`]: from a closed window to the store; [`ending`]: until all of it is there;
 //! * [`memory`]: what a start needs, and whether it fits;
 //! * [`managed`]: rules from the store, and the API's thread;
-//! * [`signals`]: being asked to stop; [`trouble`]: waiting for the state directory; [`thread`]: runtimes of their own;
+//! * [`signals`]: being asked to stop; [`service`]: what the service manager is told, and a reload;
+//! * [`trouble`]: waiting for the state directory; [`thread`]: runtimes of their own;
 //! * [`error`]: what can go wrong;
 //! * this file: the main loop, and the commands around it.
 
@@ -17,6 +18,7 @@ mod kernel_source;
 mod live;
 mod managed;
 pub(crate) mod memory;
+mod service;
 mod signals;
 mod start;
 mod thread;
@@ -35,7 +37,7 @@ use flowlog_kernel::{
     netdev::{links::LinkWatch, netns},
     pins,
 };
-use flowlog_model::xdp::XdpLevel;
+use flowlog_model::{status::Status, xdp::XdpLevel};
 use flowlog_pipeline::{
     capture::{self, Inherited},
     disk::Filesystem,
@@ -46,12 +48,13 @@ use flowlog_pipeline::{
 use kernel_source::KernelSource;
 use live::LiveFlows;
 use managed::{Files, Managed, Orders, Watching};
-use signals::Stop;
+use service::{Reload, Service};
+use signals::{Hangups, Stop};
 use start::{
     check_interfaces, check_targets, ensure_room, open_kernel, open_spool, recover, setup, state_dir,
     when_there_is_room,
 };
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::watch, time::MissedTickBehavior};
 use trouble::Trouble;
 
 use crate::config::Config;
@@ -74,15 +77,15 @@ const DRAIN_BATCH: usize = 1_024;
 /// # Errors
 /// Anything that makes capturing impossible; all of it is checked before the first hook is attached.
 pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), AgentError> {
-    let mut stop = Stop::new()?;
+    let (mut stop, hangups, service) = (Stop::new()?, Hangups::new()?, Service::new());
     let (fs, _lock) = state_dir(&config)?;
     let (files, watching) = config.manage.as_ref().map(Files::open).transpose()?.unzip();
     let start = || begin(config.clone(), &fs, files.clone());
-    let Some(begun) = when_there_is_room(&mut stop, start).await? else { return Ok(()) };
+    let Some(begun) = when_there_is_room(&mut stop, &service, start).await? else { return Ok(()) };
     let Begun { config, spool, managed, mut capture, pending } = begun;
     // The first thread after this one is the next line's.
     confined.finish()?;
-    watching.map(Watching::start).transpose()?;
+    let reload = Reload::new(hangups, watching.map(Watching::start).transpose()?);
     heap::give_back();
     let inventory = managed.as_ref().map(Managed::inventory);
     let buckets = Arc::new(Files::buckets(inventory, config.s3.clone()));
@@ -94,7 +97,7 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
         capture.show(ends.start(names).map_err(system("start a thread"))?);
     }
     let shown = LiveFlows(live.clone());
-    let mut orders = managed.map(|m| m.serve(buckets, delivery.reporter.subscribe(), shown)).transpose()?;
+    let orders = managed.map(|m| m.serve(buckets, delivery.reporter.subscribe(), shown)).transpose()?;
     if let Some(unknown) = capture.node().kernel.reasons().unknown() {
         tracing::warn!("this kernel has {unknown}");
     }
@@ -104,9 +107,12 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
     #[cfg(feature = "faults")]
     start::try_to_execute();
     tracing::info!(interfaces = config.captures.len(), pinned = capture.is_pinned(), "capturing");
-    let result = main_loop(&mut capture, &mut delivery, (&mut orders, &live), &mut stop).await;
+    service.ready();
+    let mut around = Around { orders, live, reload, status: delivery.reporter.subscribe(), service };
+    let result = main_loop(&mut capture, &mut delivery, &mut around, &mut stop).await;
     if capture.is_pinned() {
         result?;
+        around.service.stopping("stopping: the capture goes on in the kernel");
         capture.drain(usize::MAX);
         capture.commit()?;
         capture.leave();
@@ -115,6 +121,7 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
         );
         return Ok(());
     }
+    around.service.stopping("stopping: delivering what is captured");
     // The signal that led here is being obeyed; the next one ends the waiting.
     stop.obey();
     match finish(capture, delivery, &mut stop).await {
@@ -157,7 +164,7 @@ fn begin(mut config: Config, fs: &Arc<dyn Filesystem>, files: Option<Files>) -> 
 /// # Errors
 /// If that is not possible; what could not be delivered stays in the spool.
 pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
-    let mut stop = Stop::new()?;
+    let (mut stop, _hangups, service) = (Stop::new()?, Hangups::new()?, Service::new());
     // Hooks are taken away wherever their interfaces are.
     config.follow_namespaces = true;
     config.enters_namespaces = true;
@@ -176,7 +183,7 @@ pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
         let (capture, pending) = Capture::take_over(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;
         Ok((spool, capture, pending))
     };
-    let Some(taken) = when_there_is_room(&mut stop, take_over).await? else {
+    let Some(taken) = when_there_is_room(&mut stop, &service, take_over).await? else {
         return Err(AgentError::LeftBehind { what: "all hooks".to_owned() });
     };
     let (spool, mut capture, pending) = taken;
@@ -202,10 +209,20 @@ pub(crate) fn ensure_same_netns(config: &Config) -> Result<(), AgentError> {
     }
 }
 
+/// Whom the main loop hears and tells, besides the kernel and the stores.
+struct Around {
+    orders: Option<Orders>,
+    live: Live,
+    reload: Reload,
+    /// How everything is doing, as it was reported last.
+    status: watch::Receiver<Arc<Status>>,
+    service: Service,
+}
+
 async fn main_loop(
     capture: &mut Capture,
     delivery: &mut Delivery,
-    (orders, live): (&mut Option<Orders>, &Live),
+    around: &mut Around,
     stop: &mut Stop,
 ) -> Result<(), AgentError> {
     let wakeups = capture.node().ring.wakeups().map_err(system("watch the ring"))?;
@@ -230,44 +247,65 @@ async fn main_loop(
             woken = wakeups.next() => woken.map_err(system("watch the ring"))?,
             () = links.changed() => trouble.note(capture.look_at_interfaces().map_err(AgentError::from))?,
             () = links.neighbours_changed() => capture.neighbours_changed(),
-            want = Orders::next(orders) => {
-                if let Some(orders) = orders {
+            want = Orders::next(&mut around.orders) => {
+                if let Some(orders) = &mut around.orders {
                     trouble.note(orders.begin(want, capture))?;
                 }
             }
+            step = around.reload.next() => around.reload.take(step, clock::now()),
             _ = tick.tick() => {
                 capture.check_hooks();
                 trouble.note(capture.look_at_xdp(clock::now()).map_err(AgentError::from))?;
                 capture.look_at_hiding(clock::now());
                 delivery.report(capture, trouble.words());
+                around.service.status(&around.status.borrow(), clock::now());
             }
             ended = delivery.encoder.encoded() => ended?,
             // Whoever has come is seen to below.
-            () = live.changed() => {}
+            () = around.live.changed() => {}
             () = tokio::time::sleep(deadline.max(trouble.pause())) => {}
         }
-        // In a flood the ring is never empty: windows turn in between.
+        if catch_up(capture, delivery, (&mut *around, &mut trouble), stop).await? {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads the ring until it is empty, and does what follows; whether somebody has asked to stop. In a flood the ring is never empty: windows
+/// turn in between.
+async fn catch_up(
+    capture: &mut Capture,
+    delivery: &mut Delivery,
+    (around, trouble): (&mut Around, &mut Trouble),
+    stop: &mut Stop,
+) -> Result<bool, AgentError> {
+    loop {
+        let taken = capture.drain(DRAIN_BATCH);
+        trouble.note(work(capture, delivery))?;
         loop {
-            let taken = capture.drain(DRAIN_BATCH);
-            trouble.note(work(capture, delivery))?;
+            #[cfg(feature = "faults")]
+            service::try_to_hang();
+            around.service.alive(clock::now());
             tokio::select! {
                 biased;
                 // A full disk may hold up the encoder; what it has not taken is in the queue, and in the journal.
-                () = stop.asked() => return Ok(()),
-                sent = delivery.encode(capture) => sent?,
+                () = stop.asked() => return Ok(true),
+                sent = delivery.encode(capture) => break sent?,
+                // Waiting for it is no hanging.
+                () = tokio::time::sleep(TICK) => {}
             }
-            if let Some(orders) = orders.as_mut().filter(|o| o.is_carried_out(capture)) {
-                // The status goes out before the answer, so that it is up to date for whoever asks after the answer.
-                delivery.report(capture, trouble.words());
-                orders.answer(capture);
-            }
-            if taken < DRAIN_BATCH {
-                break;
-            }
-            tokio::task::yield_now().await;
-            if stop.is_asked() {
-                return Ok(());
-            }
+        }
+        if let Some(orders) = around.orders.as_mut().filter(|o| o.is_carried_out(capture)) {
+            // The status goes out before the answer, so that it is up to date for whoever asks after the answer.
+            delivery.report(capture, trouble.words());
+            orders.answer(capture);
+        }
+        if taken < DRAIN_BATCH {
+            return Ok(false);
+        }
+        tokio::task::yield_now().await;
+        if stop.is_asked() {
+            return Ok(true);
         }
     }
 }

@@ -1,13 +1,13 @@
-//! Signals: being asked to stop, and asked again.
+//! Signals: being asked to stop, asked again, and told to read files again.
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 
 use super::error::{AgentError, system};
 
-/// SIGTERM and SIGINT. SIGHUP ends nothing.
+/// SIGTERM and SIGINT.
 pub(super) struct Stop {
     count: watch::Receiver<u32>,
     /// Those that have been obeyed.
@@ -19,19 +19,11 @@ impl Stop {
         let (sender, count) = watch::channel(0);
         let mut term = signal(SignalKind::terminate()).map_err(system("handle SIGTERM"))?;
         let mut int = signal(SignalKind::interrupt()).map_err(system("handle SIGINT"))?;
-        let mut hup = signal(SignalKind::hangup()).map_err(system("handle SIGHUP"))?;
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     _ = term.recv() => {}
                     _ = int.recv() => {}
-                    _ = hup.recv() => {
-                        tracing::info!(
-                            "SIGHUP: inventory, principals, credentials and certificates are read again whenever they change; \
-                             what else is configured takes `flowlog stop` and `flowlog run`"
-                        );
-                        continue;
-                    }
                 }
                 sender.send_modify(|n| *n += 1);
             }
@@ -52,5 +44,20 @@ impl Stop {
         let obeyed = self.obeyed;
         // The sender lives as long as the runtime.
         let _ = self.count.wait_for(|n| *n > obeyed).await;
+    }
+}
+
+/// SIGHUP. It ends nothing from here on, whether anybody asks for it or not.
+pub(super) struct Hangups(Signal);
+
+impl Hangups {
+    pub(super) fn new() -> Result<Self, AgentError> {
+        signal(SignalKind::hangup()).map(Self).map_err(system("handle SIGHUP"))
+    }
+
+    /// Waits for one; several at once are one.
+    pub(super) async fn next(&mut self) {
+        // There is no end of them as long as there is a runtime.
+        let _ = self.0.recv().await;
     }
 }

@@ -26,6 +26,7 @@ use flowlog_pipeline::{
 use super::{
     error::{AgentError, system},
     kernel_source::KernelSource,
+    service::Service,
     signals::Stop,
 };
 use crate::config::Config;
@@ -82,6 +83,7 @@ const ROOM_RETRY: Duration = Duration::from_secs(2);
 /// if it did before.
 pub(super) async fn when_there_is_room<T>(
     stop: &mut Stop,
+    service: &Service,
     mut work: impl FnMut() -> Result<T, AgentError>,
 ) -> Result<Option<T>, AgentError> {
     let mut said = false;
@@ -91,6 +93,7 @@ pub(super) async fn when_there_is_room<T>(
                 if !std::mem::replace(&mut said, true) {
                     tracing::error!(%error, "the state directory is full; will try again");
                 }
+                service.start_waits("waiting for room in the state directory");
             }
             done => return done.map(Some),
         }

@@ -1,12 +1,14 @@
 //! Reading files again when they change: inotify(7) on the folders they are in, so that a file that is replaced, as
 //! editors and VM tooling do, is seen as well.
 
-use std::{collections::BTreeSet, io, mem::MaybeUninit, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, io, mem::MaybeUninit, os::fd::OwnedFd, path::PathBuf, sync::mpsc, time::Duration};
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     fs::inotify,
+    io::Errno,
 };
+use tokio::sync::oneshot;
 
 /// Files change in bursts: how long it must be quiet before they are read. Well within the second in which a new VM's
 /// interface must be captured.
@@ -14,13 +16,101 @@ const QUIET: Duration = Duration::from_millis(50);
 /// Bursts that are waited for at most before reading all the same.
 const BURSTS_MAX: u32 = 5;
 
-/// Calls `changed` on a thread of its own whenever something in the folders of `files` or in `dirs` changes. The thread ends
-/// with the process. A folder that does not exist is not watched.
+/// Calls `changed` on a thread of its own whenever something in the folders of `files` or in `dirs` changes, and whenever it is asked to. The
+/// thread ends with the process. A folder that does not exist is not watched.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn watch(files: &[PathBuf], dirs: &[PathBuf], mut changed: impl FnMut() + Send + 'static) -> io::Result<()> {
-    let handle = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+pub fn watch(files: &[PathBuf], dirs: &[PathBuf], mut changed: impl FnMut() + Send + 'static) -> io::Result<Again> {
+    let folders = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    watch_folders(&folders, files, dirs)?;
+    let woken = eventfd(0, EventfdFlags::CLOEXEC)?;
+    let (ask, asked) = mpsc::channel();
+    let again = Again { wake: woken.try_clone()?, ask };
+    let watch = Watch { folders, woken, asked };
+    std::thread::Builder::new().name("files".to_owned()).spawn(move || {
+        // What has changed since the caller looked.
+        changed();
+        loop {
+            if let Err(error) = watch.wait() {
+                tracing::error!(%error, "files are not watched any more");
+                return;
+            }
+            // Whoever asks from here on is asking for one more time.
+            let asked: Vec<_> = watch.asked.try_iter().collect();
+            changed();
+            for answer in asked {
+                let _ = answer.send(());
+            }
+        }
+    })?;
+    Ok(again)
+}
+
+/// Has the files read again that are watched, though nobody has seen a change.
+pub struct Again {
+    wake: OwnedFd,
+    ask: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+impl Again {
+    /// Asks for it. The answer comes when they have been read; none, if nobody reads them any more.
+    #[must_use]
+    pub fn ask(&self) -> oneshot::Receiver<()> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.ask.send(answer);
+        // It fails where the counter is at its end: then the thread is about to be woken.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        answered
+    }
+}
+
+/// What the thread waits for.
+struct Watch {
+    folders: OwnedFd,
+    woken: OwnedFd,
+    asked: mpsc::Receiver<oneshot::Sender<()>>,
+}
+
+impl Watch {
+    /// Waits for a change, until its burst is over; or for somebody who asks.
+    fn wait(&self) -> Result<(), Errno> {
+        let mut ready = [PollFd::new(&self.folders, PollFlags::IN), PollFd::new(&self.woken, PollFlags::IN)];
+        match poll(&mut ready, None) {
+            Err(Errno::INTR) => return Ok(()),
+            other => drop(other?),
+        }
+        let [changed, woken] = ready.map(|fd| !fd.revents().is_empty());
+        if woken {
+            rustix::io::read(&self.woken, &mut [0; size_of::<u64>()])?;
+        }
+        if changed { self.take_burst() } else { Ok(()) }
+    }
+
+    fn take_burst(&self) -> Result<(), Errno> {
+        let mut buffer = [MaybeUninit::uninit(); 16 << 10];
+        let mut reader = inotify::Reader::new(&self.folders, &mut buffer);
+        match reader.next() {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+        for _ in 0..BURSTS_MAX {
+            if !again(&self.folders) {
+                break;
+            }
+            while !reader.is_buffer_empty() {
+                if reader.next().is_err() {
+                    break;
+                }
+            }
+            // One more read takes what has come since.
+            let _ = reader.next();
+        }
+        Ok(())
+    }
+}
+
+fn watch_folders(handle: &OwnedFd, files: &[PathBuf], dirs: &[PathBuf]) -> io::Result<()> {
     let parents = files.iter().filter_map(|f| f.parent().map(PathBuf::from));
     let folders: BTreeSet<PathBuf> = parents
         .map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p })
@@ -32,46 +122,18 @@ pub fn watch(files: &[PathBuf], dirs: &[PathBuf], mut changed: impl FnMut() + Se
         | inotify::WatchFlags::DELETE
         | inotify::WatchFlags::ATTRIB;
     for folder in folders {
-        match inotify::add_watch(&handle, &folder, events) {
-            Err(rustix::io::Errno::NOENT) => {
+        match inotify::add_watch(handle, &folder, events) {
+            Err(Errno::NOENT) => {
                 tracing::warn!(folder = %folder.display(), "does not exist, so changes in it are not noticed");
             }
             other => drop(other?),
         }
     }
-    std::thread::Builder::new().name("files".to_owned()).spawn(move || {
-        // What has changed since the caller looked.
-        changed();
-        let mut buffer = [MaybeUninit::uninit(); 16 << 10];
-        loop {
-            let mut reader = inotify::Reader::new(&handle, &mut buffer);
-            match reader.next() {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => {
-                    tracing::error!(%error, "files are not watched any more");
-                    return;
-                }
-            }
-            for _ in 0..BURSTS_MAX {
-                if !again(&handle) {
-                    break;
-                }
-                while !reader.is_buffer_empty() {
-                    if reader.next().is_err() {
-                        break;
-                    }
-                }
-                // One more read takes what has come since.
-                let _ = reader.next();
-            }
-            changed();
-        }
-    })?;
     Ok(())
 }
 
 /// Whether something more has happened within [`QUIET`].
-fn again(handle: &std::os::fd::OwnedFd) -> bool {
+fn again(handle: &OwnedFd) -> bool {
     let quiet = Timespec { tv_sec: 0, tv_nsec: i64::from(QUIET.subsec_nanos()) };
     poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&quiet)).is_ok_and(|n| n > 0)
 }
