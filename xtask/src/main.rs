@@ -8,6 +8,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod mutants;
+mod package;
 mod setup;
 mod test;
 #[cfg(test)]
@@ -48,6 +49,8 @@ enum Verb {
     Mutants(mutants::Args),
     /// Rebuild the eBPF objects from source, then the release agent
     Build,
+    /// Packages: .deb, .rpm, .tar.zst; `cargo xtask package test` installs one in a Debian that boots (root)
+    Package(package::Args),
     /// Only the objects, flowlog-ebpf/prebuilt/*.bpf.o
     BuildEbpf,
     /// Install what the verbs above need (each verb does it by itself)
@@ -78,6 +81,7 @@ fn run() -> anyhow::Result<()> {
         Some(Verb::Check(args)) => check::run(&args),
         Some(Verb::Mutants(args)) => mutants::run(&args),
         Some(Verb::Build) => build::run(),
+        Some(Verb::Package(args)) => package::run(&args),
         Some(Verb::BuildEbpf) => build::ebpf(),
         Some(Verb::Setup) => setup::run(),
     }

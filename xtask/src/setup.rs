@@ -160,6 +160,17 @@ pub(crate) fn guests(emulator: &str, package: &str, has_file_server: bool) -> an
     if has_file_server || Path::new("/usr/lib/qemu/virtiofsd").is_file() { Ok(()) } else { install(&["virtiofsd"]) }
 }
 
+/// What makes packages; and what runs the program of another machine, which writes its own manual.
+pub(crate) fn packagers(is_foreign: bool) -> anyhow::Result<()> {
+    apt(&[("dpkg-deb", "dpkg"), ("rpmbuild", "rpm"), ("zstd", "zstd"), ("objcopy", "binutils")])?;
+    if is_foreign { apt(&[("qemu-aarch64-static", "qemu-user-static")]) } else { Ok(()) }
+}
+
+/// What makes a clean Debian, and boots it.
+pub(crate) fn containers() -> anyhow::Result<()> {
+    apt(&[("mmdebstrap", "mmdebstrap"), ("systemd-nspawn", "systemd-container"), ("nsenter", "util-linux")])
+}
+
 /// A compiler and libraries for another machine: C's from Debian, Rust's from rustup.
 pub(crate) fn cross_compiler(target: &str, compiler: &str) -> anyhow::Result<()> {
     apt(&[(compiler, "gcc-aarch64-linux-gnu")])?;

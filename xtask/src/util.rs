@@ -15,10 +15,14 @@ pub(crate) fn root() -> PathBuf {
     Path::new(&manifest).parent().expect("xtask lies in the workspace").to_owned()
 }
 
-/// The agent as `cargo build` makes it, wherever cargo puts that.
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// The agent as `cargo build` makes it.
 pub(crate) fn agent_binary() -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir));
-    target.join("debug/flowlog")
+    target().join("debug/flowlog")
 }
 
 /// Prints one step, so that a long command is never a silent one.

@@ -81,6 +81,13 @@ impl S3Args {
     }
 }
 
+/// Where no file with credentials is configured, the one that systemd has handed over is meant (`LoadCredential=s3:…`).
+fn with_credentials(mut raw: RawConfig) -> RawConfig {
+    let handed_over = || Some(PathBuf::from(std::env::var_os("CREDENTIALS_DIRECTORY")?).join("s3"));
+    raw.s3.credentials_file = raw.s3.credentials_file.or_else(|| handed_over().filter(|file| file.is_file()));
+    raw
+}
+
 impl DetachArgs {
     pub(super) fn into_raw(self) -> Result<RawConfig, ConfigError> {
         let mut raw = match &self.config {
@@ -92,7 +99,7 @@ impl DetachArgs {
             self.s3.into_raw(&mut raw);
         }
         raw.state_dir = raw.state_dir.or(Some(self.state.state_dir));
-        Ok(raw)
+        Ok(with_credentials(raw))
     }
 }
 

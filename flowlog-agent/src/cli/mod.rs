@@ -18,8 +18,12 @@ mod stop;
 mod top;
 mod trace;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
+use anyhow::Context as _;
 use args::{DetachArgs, RunArgs, StateArgs};
 use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
 /// eBPF flow logs: every packet of an interface, accepted or refused, as Parquet in object storage.
@@ -64,6 +68,12 @@ enum Command {
         /// bash, elvish, fish, powershell or zsh.
         shell: clap_complete::Shell,
     },
+    /// Write manual pages into a directory: for packages.
+    #[command(hide = true)]
+    Manuals {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// Say what this kernel and machine can do, and what is missing. Changes nothing.
     Check(check::CheckArgs),
     /// Say what becomes of single packets: how they were parsed and counted, which died, where and why. As root, beside a running agent.
@@ -106,6 +116,7 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "flowlog", &mut script);
             out::text(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
         }
+        Command::Manuals { dir } => manuals(&dir),
         Command::Check(args) => check::run(&args),
         Command::Trace(args) => trace::run(args),
         Command::Read { paths, rows } => read::run(&paths, rows),
@@ -118,6 +129,13 @@ pub fn main() -> ExitCode {
             exit::code(&error)
         }
     }
+}
+
+/// One page for each command, and for each of theirs.
+fn manuals(dir: &Path) -> anyhow::Result<ExitCode> {
+    let written = clap_mangen::generate_to(Cli::command(), dir);
+    written.with_context(|| format!("cannot write manual pages into `{}`", dir.display()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

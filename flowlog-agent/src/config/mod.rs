@@ -4,6 +4,8 @@
 mod documents;
 mod marks;
 mod raw;
+#[cfg(test)]
+mod shipped;
 
 use std::path::PathBuf;
 

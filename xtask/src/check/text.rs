@@ -19,7 +19,6 @@ use crate::util::{root, step, tracked};
 const ENDINGS: [&str; 6] = [".rs", ".md", ".toml", ".txt", ".patch", "/"];
 /// Paths that are not the repository's, and whose they are.
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("flowlog.toml", "the configuration that a user writes"),
     ("bucket/", "the form of a target"),
     ("prefix/", "the form of an object's key"),
     (".tools/", "where `cargo xtask setup` installs; git ignores it"),

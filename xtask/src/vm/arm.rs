@@ -16,8 +16,8 @@ use crate::{
     util::{root as repository, run as run_command, step},
 };
 
-const TARGET: &str = "aarch64-unknown-linux-gnu";
-const COMPILER: &str = "aarch64-linux-gnu-gcc";
+pub(super) const TARGET: &str = "aarch64-unknown-linux-gnu";
+pub(super) const COMPILER: &str = "aarch64-linux-gnu-gcc";
 /// What the script of a guest and the tests call.
 const PACKAGES: [&str; 10] =
     ["base-files", "bash", "coreutils", "dash", "iproute2", "iputils-ping", "kmod", "mount", "nftables", "util-linux"];

@@ -53,7 +53,41 @@ pub(crate) enum Arch {
 }
 
 impl Arch {
-    const fn debian(self) -> &'static str {
+    /// This machine's.
+    pub(crate) const fn here() -> Self {
+        if cfg!(target_arch = "aarch64") { Self::Arm } else { Self::X86 }
+    }
+
+    /// As everybody but Debian calls it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::X86 => "x86_64",
+            Self::Arm => "aarch64",
+        }
+    }
+
+    /// As the compiler calls it.
+    pub(crate) const fn triple(self) -> &'static str {
+        match self {
+            Self::X86 => "x86_64-unknown-linux-gnu",
+            Self::Arm => arm::TARGET,
+        }
+    }
+
+    /// What links for it on another machine: the linker's name. `None`: nobody has needed that.
+    pub(crate) const fn cross_compiler(self) -> Option<&'static str> {
+        match self {
+            Self::X86 => None,
+            Self::Arm => Some(arm::COMPILER),
+        }
+    }
+
+    /// A program of binutils that understands its files.
+    pub(crate) fn tool(self, name: &str) -> String {
+        if self == Self::here() { name.to_owned() } else { format!("{}-linux-gnu-{name}", self.name()) }
+    }
+
+    pub(crate) const fn debian(self) -> &'static str {
         match self {
             Self::X86 => "amd64",
             Self::Arm => "arm64",
