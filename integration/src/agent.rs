@@ -17,6 +17,9 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// The same on an emulated processor that others share.
 const PATIENCE_IN_A_GUEST: Duration = Duration::from_mins(3);
 
+/// Set by `cargo xtask test --as-service`: a script that runs the agent as its systemd unit would.
+pub const AS_SERVICE: &str = "FLOWLOG_AS_SERVICE";
+
 /// Path of the agent's binary: beside the test's own, where `cargo xtask test` has built it.
 ///
 /// # Panics
@@ -24,7 +27,8 @@ const PATIENCE_IN_A_GUEST: Duration = Duration::from_mins(3);
 #[must_use]
 pub fn binary() -> PathBuf {
     let me = std::env::current_exe().expect("own path");
-    let path = me.ancestors().nth(2).expect("target folder").join("flowlog");
+    let built = me.ancestors().nth(2).expect("target folder").join("flowlog");
+    let path = std::env::var_os(AS_SERVICE).map_or(built, PathBuf::from);
     assert!(path.is_file(), "{} is missing: run `cargo build`, or `cargo xtask test`", path.display());
     path
 }

@@ -1,5 +1,7 @@
 //! `cargo xtask test`: everything, on the real kernel.
 
+mod service;
+
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -23,15 +25,22 @@ const LIBRARIES: [&str; 8] = [
     "flowlog-lab",
 ];
 
+/// Tests of what an agent does that its unit runs: hooks, verdicts, accounting, restarts, stores, managed flow logs.
+const AS_SERVICE: [&str; 1] = ["confined::"];
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Run the agent as its systemd unit does: a user of its own, three capabilities, a filter of system calls. Without NAME, the
+    /// tests of hooks, verdicts, accounting, restarts, stores and managed flow logs that take no more than that
+    #[arg(long)]
+    pub as_service: bool,
     /// Only tests whose names contain one of these; options go to the test runner (`--nocapture`)
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME")]
     pub filter: Vec<String>,
 }
 
 /// Sets up, builds, and runs unit tests, then everything that needs the kernel.
-pub(crate) fn run(Args { filter }: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(Args { filter, as_service }: &Args) -> anyhow::Result<()> {
     setup::require_root("test")?;
     setup::network_tools()?;
     setup::python_packages()?;
@@ -39,16 +48,21 @@ pub(crate) fn run(Args { filter }: &Args) -> anyhow::Result<()> {
     build::ensure_fresh()?;
     step("building the agent and the tests (minutes the first time)");
     run_command(cargo().args(["build", "--locked", "--package", "flowlog-agent", "--features", "faults"]))?;
+    let mut on_the_kernel = cargo();
+    on_the_kernel.args(["test", "--locked", "-p", "integration", "--features", FAULTS, "--test", "all", "--"]);
+    if *as_service {
+        step("tests of the agent as its unit runs it");
+        setup::containers()?;
+        on_the_kernel.env("FLOWLOG_AS_SERVICE", service::script()?);
+        let chosen = AS_SERVICE.map(str::to_owned);
+        return run_command(on_the_kernel.args(if filter.is_empty() { &chosen[..] } else { filter }));
+    }
     step("unit tests");
     run_command(cargo().args(["test", "--locked", "-p", "xtask", "--"]).args(filter))?;
     let packages = LIBRARIES.iter().flat_map(|package| ["-p", package]);
     run_command(cargo().args(["test", "--locked"]).args(packages).args(["--lib", "--"]).args(filter))?;
     step("tests on the real kernel (about five minutes)");
-    run_command(
-        cargo()
-            .args(["test", "--locked", "-p", "integration", "--features", FAULTS, "--test", "all", "--"])
-            .args(filter),
-    )
+    run_command(on_the_kernel.args(filter))
 }
 
 /// What tests are made of.
