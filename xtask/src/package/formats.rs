@@ -50,9 +50,14 @@ impl Out<'_> {
         }
         tree.put("DEBIAN/conffiles", format!("/{CONFIGURATION}\n").as_bytes())?;
         let depends = format!("Depends: libc6 (>= {}), libgcc-s1, systemd (>= 247)\n", binary.libc);
-        let words = "\n Records every packet of a network interface, accepted or refused by the firewall the\n \
-                     node really runs, and writes Parquet files straight into object storage.\n";
-        self.pack(tree, ("flowlog", revision), "-z19", &format!("{depends}Section: net\nDescription: {SUMMARY}{words}"))
+        let words = "\n Records every packet of a network interface, accepted or refused by the\n \
+                     firewall the node really runs, and writes Parquet files straight into\n object storage.\n";
+        self.pack(
+            tree,
+            ("flowlog", revision),
+            "-z6",
+            &format!("{depends}Section: net\nPriority: optional\nDescription: {SUMMARY}{words}"),
+        )
     }
 
     /// Symbols, where debuggers look for them by the build id.
@@ -68,7 +73,7 @@ impl Out<'_> {
         self.pack(
             &tree,
             ("flowlog-dbgsym", REVISION),
-            "-z9",
+            "-z1",
             &format!("{depends}Description: debug symbols for flowlog\n"),
         )
     }
@@ -93,7 +98,7 @@ impl Out<'_> {
         }
         let deb = self.dir.join(format!("{name}_{VERSION}-{revision}_{arch}.deb"));
         let mut build = Command::new("dpkg-deb");
-        build.args(["--build", "--root-owner-group", "-Zzstd", level]).arg(&tree.root).arg(&deb);
+        build.args(["--build", "--root-owner-group", "-Zxz", level]).arg(&tree.root).arg(&deb);
         run_command(build.env("SOURCE_DATE_EPOCH", &tree.epoch).stdout(std::process::Stdio::null()))?;
         fs::remove_dir_all(tree.root.join("DEBIAN"))?;
         Ok(deb)
