@@ -338,7 +338,7 @@ impl Daemon {
         let mut words = fs::read_to_string(self.dir.join(format!("{}.out", self.name))).unwrap_or_default();
         for log in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let file = log.file_name().to_string_lossy().into_owned();
-            if file.ends_with(".log") && file.contains(self.name) {
+            if file.strip_suffix(".log").is_some_and(|stem| stem.contains(self.name)) {
                 words += &String::from_utf8_lossy(&fs::read(log.path()).unwrap_or_default());
             }
         }
