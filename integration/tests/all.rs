@@ -46,6 +46,8 @@ mod links;
 mod lost;
 #[path = "all/marks.rs"]
 mod marks;
+#[path = "all/metrics.rs"]
+mod metrics;
 #[path = "all/namespaces.rs"]
 mod namespaces;
 #[path = "all/nat.rs"]

@@ -141,11 +141,11 @@ pub(crate) fn python_packages() -> anyhow::Result<()> {
     run_command(Command::new(&python).args(pip).args(packages))
 }
 
-/// Real servers, for the tests: Ceph's RADOS gateway, which speaks S3, a proxy, and what commands the kernel's load balancer.
+/// Real servers, for the tests: Ceph's RADOS gateway, which speaks S3, a proxy, Prometheus, and what commands the kernel's load balancer.
 pub(crate) fn servers() -> anyhow::Result<()> {
     let ceph = [("radosgw", "radosgw"), ("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common")];
     apt(&ceph)?;
-    apt(&[("haproxy", "haproxy"), ("ipvsadm", "ipvsadm")])
+    apt(&[("haproxy", "haproxy"), ("ipvsadm", "ipvsadm"), ("prometheus", "prometheus")])
 }
 
 /// A browser, and what drives it.

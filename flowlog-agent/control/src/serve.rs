@@ -31,7 +31,7 @@ use tower::ServiceExt as _;
 
 use crate::{
     api::{
-        App, Peer,
+        App, Peer, RefusedLogins,
         auth::Limits,
         room::{Busy, Owner, Room, Seat},
         routes,
@@ -74,6 +74,9 @@ pub enum ServeError {
     /// The address cannot be used.
     #[error("api.listen `{address}`: {source}")]
     Address { address: SocketAddr, source: io::Error },
+    /// The place for metrics cannot be used.
+    #[error("metrics.listen `{endpoint}`: {source}")]
+    Metrics { endpoint: String, source: io::Error },
     /// Certificate or key cannot be used.
     #[error("api.tls_certificate `{}`, api.tls_key `{}`: {problem}", certificate.display(), key.display())]
     Tls { certificate: PathBuf, key: PathBuf, problem: String },
@@ -113,7 +116,7 @@ pub fn listen(options: &ApiOptions) -> Result<Listening, ServeError> {
 }
 
 /// Makes the node's own socket. Every user may connect to it; the kernel tells which user it is.
-fn socket(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+pub(crate) fn socket(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
         fs::create_dir_all(dir)?;
     }
@@ -133,18 +136,18 @@ fn socket(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 }
 
 impl Listening {
-    /// Serves for ever. `give_back` returns freed memory to the system.
+    /// Serves for ever. `give_back` returns freed memory to the system; logins that are refused are counted in `refused`.
     ///
     /// # Errors
     /// If the runtime takes no more descriptors, or there can be no more threads.
-    pub async fn run(self, control: Arc<Control>, give_back: fn()) -> io::Result<()> {
+    pub async fn run(self, control: Arc<Control>, give_back: fn(), refused: RefusedLogins) -> io::Result<()> {
         let unix = UnixListener::from_std(self.unix)?;
         let tcp = match self.tcp {
             Some((listener, tls)) => Some((TcpListener::from_std(listener)?, tls)),
             None => None,
         };
         let keeping = control.clone();
-        let limits = Arc::new(Limits::new(give_back)?);
+        let limits = Arc::new(Limits::new(give_back, refused)?);
         let app = App { control, limits, public_url: self.public_url };
         let router = routes::router(app.clone()).merge(console::routes(Console::new(app, self.node)));
         let tcp = async {

@@ -11,7 +11,7 @@ use aya::{
     },
 };
 use flowlog_ebpf::abi::{OWN_EGRESS, OWN_INGRESS, VERDICT_FIRST, VERDICT_NESTED};
-use flowlog_model::rule::Direction;
+use flowlog_model::{figures::ProgramFigures, rule::Direction};
 
 use super::{
     KernelError, bpf,
@@ -224,6 +224,17 @@ impl Programs {
     #[must_use]
     pub fn ids(&self) -> Vec<u32> {
         self.ebpf.programs().filter_map(|(_, program)| Some(program.info().ok()?.id())).collect()
+    }
+
+    /// How often they have run, and for how long, where the kernel keeps statistics. What is jumped to is charged to who jumps.
+    #[must_use]
+    pub fn statistics(&self) -> Vec<ProgramFigures> {
+        let of = |(name, program): (&str, &Program)| {
+            let info = program.info().ok()?;
+            let (runs, run_time) = (info.run_count(), info.run_time());
+            Some(ProgramFigures { name: name.to_owned(), runs, run_time })
+        };
+        self.ebpf.programs().filter_map(of).collect()
     }
 
     /// A loaded program, to be measured by `cargo xtask bench` or looked at by tests.

@@ -7,7 +7,7 @@
 //! * [`translation`]: packets' addresses and ports, as connection tracking knows them;
 //! * [`live`]: flows as they are seen, and which are asked for;
 //! * [`sweep`]: emptying the kernel's caches;
-//! * [`status`]: what there is to say about all of it;
+//! * [`status`]: what there is to say about all of it; [`figures`]: the same as numbers of this moment;
 //! * [`s3`]: how buckets are reached;
 //! * [`text`]: others' words, fit to be seen;
 //! * [`ids`], [`time`]: numbers that must not be mixed up.
@@ -17,6 +17,7 @@
 #![warn(missing_docs)] // every other crate reads these
 
 pub mod capture;
+pub mod figures;
 pub mod hiding;
 pub mod ids;
 pub mod interface;

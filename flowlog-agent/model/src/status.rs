@@ -134,12 +134,58 @@ pub struct Counts {
     /// Windows of which not even the totals could be written.
     #[serde(default)]
     pub windows_without_object: u64,
+    /// Of the packets that are in no row, and of those that are in a row that may be wrong: why.
+    #[serde(default)]
+    pub losses: Losses,
+    /// ACCEPT rows.
+    #[serde(default)]
+    pub accepted_rows: u64,
+    /// REJECT rows.
+    #[serde(default)]
+    pub rejected_rows: u64,
+    /// SKIPDATA rows.
+    #[serde(default)]
+    pub skipped_rows: u64,
+    /// Packets by which the books of windows did not balance, one way or the other: anything but 0 is a bug.
+    #[serde(default)]
+    pub difference_packets: u64,
     /// Packets that somebody else's XDP program dropped before any hook.
     #[serde(default)]
     pub xdp_dropped_packets: u64,
     /// Packets that it sent back or redirected.
     #[serde(default)]
     pub xdp_forwarded_packets: u64,
+}
+
+/// Packets by why they are in no row; the names are those of the column `skip_reason`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Losses {
+    /// The ring was full.
+    pub ring_full: u64,
+    /// IP that cannot be parsed.
+    pub malformed: u64,
+    /// In ACCEPT rows, and perhaps refused.
+    pub verdict_unknown: u64,
+    /// The spool had no room for their flows.
+    pub spool_full: u64,
+    /// Their flows could not be made into rows.
+    pub not_encoded: u64,
+}
+
+impl Losses {
+    /// Each with its name.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, u64); 5] {
+        let Self { ring_full, malformed, verdict_unknown, spool_full, not_encoded } = *self;
+        [
+            ("ring_full", ring_full),
+            ("malformed", malformed),
+            ("verdict_unknown", verdict_unknown),
+            ("spool_full", spool_full),
+            ("not_encoded", not_encoded),
+        ]
+    }
 }
 
 /// How a route is doing.
@@ -217,6 +263,9 @@ pub struct RouteStatus {
     pub oldest_secs: Option<i64>,
     /// Objects delivered since start.
     pub delivered: u64,
+    /// Tries that failed since start; of a route only.
+    #[serde(default)]
+    pub failures: u64,
     /// Objects put aside, because they could not be held or the store would not have them. Of an interface: all that are there, of a
     /// route: those since start.
     pub quarantined: u64,

@@ -74,6 +74,18 @@ pub(crate) struct Books<S> {
     beat: Option<Now>,
     /// Windows on their way to the encoder. Kept here, so that an error on the way loses none.
     closed: Vec<Closed>,
+    /// The most bytes that were in the ring when it was looked into, since somebody asked.
+    ring_used_bytes: u64,
+}
+
+/// How much there is of what has limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// The most bytes that were found in the ring since the last look.
+    pub ring_used_bytes: u64,
+    /// Records that have come through the ring.
+    pub records: u64,
+    pub journal_bytes: u64,
 }
 
 impl<S: Source> Books<S> {
@@ -103,7 +115,8 @@ impl<S: Source> Books<S> {
         };
         let ledger = std::mem::take(&mut found.ledger);
         let journal = Journal::start(fs, first_head, &found, &ledger, first_position)?;
-        let mut books = Self { source, ledger, tap: Tap::closed(), journal, beat: None, closed: Vec::new() };
+        let tap = Tap::closed();
+        let mut books = Self { source, ledger, tap, journal, beat: None, closed: Vec::new(), ring_used_bytes: 0 };
         let mut spans = Spans::new();
         if goes_on {
             books.reconcile()?;
@@ -118,6 +131,8 @@ impl<S: Source> Books<S> {
 
     /// Takes up to `most` blocks from the ring; returns how many there were.
     pub(crate) fn drain(&mut self, most: usize) -> usize {
+        let used = self.source.produced().saturating_sub(self.source.position());
+        self.ring_used_bytes = self.ring_used_bytes.max(used);
         for taken in 0..most {
             fault::point("ring_read");
             let Self { source, ledger, journal, tap, .. } = self;
@@ -128,6 +143,12 @@ impl<S: Source> Books<S> {
             journal.block(block, end);
         }
         most
+    }
+
+    /// See [`Load`].
+    pub(crate) fn take_load(&mut self) -> Load {
+        let ring_used_bytes = std::mem::take(&mut self.ring_used_bytes);
+        Load { ring_used_bytes, records: self.ledger.records(), journal_bytes: self.journal.bytes() }
     }
 
     /// Makes everything that was drained durable, then gives its room in the ring back.

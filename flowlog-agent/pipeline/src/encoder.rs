@@ -15,7 +15,7 @@ use crate::{
     encode::{self, Names, Object, RowCounts, key::object_key},
     error::CaptureError,
     spool::Spool,
-    window::{Balance, Closed, FlowTable, LossReason, Settled, settle},
+    window::{Balance, Closed, FlowTable, Loss, LossReason, Settled, settle},
 };
 
 /// A window with more rows leaves enough freed memory behind to be worth giving back: 20 MiB.
@@ -34,6 +34,7 @@ pub struct Encoded {
     pub interface_id: String,
     pub rows: RowCounts,
     pub balance: Balance,
+    pub losses: Vec<Loss>,
     /// Whether its rows, or at least its totals, could be written.
     pub is_encoded: bool,
     /// Whether its object had to be put aside, and is not delivered.
@@ -170,19 +171,20 @@ pub(crate) fn encode_window(
     let totals = |reason, why: &str| {
         tracing::error!(rule, interface, why, "this window leaves its totals only");
         let totals = settled.totals_only(reason);
-        (write(&totals), totals.balance)
+        (write(&totals), totals)
     };
     let spool_full = |why: String| totals(LossReason::SpoolFull, &format!("the spool is full: {why}"));
-    let (written, balance) = match no_room(0) {
+    let (written, settled) = match no_room(0) {
         Some(why) => spool_full(why),
         None => match write(&settled) {
             Err(words) => totals(LossReason::NotEncoded, &words),
             Ok(object) => match no_room(object.as_ref().map_or(0, |o| o.bytes.len() as u64)) {
                 Some(why) => spool_full(why),
-                None => (Ok(object), settled.balance),
+                None => (Ok(object), settled),
             },
         },
     };
+    let Settled { balance, losses, .. } = settled;
     let is_encoded = written.is_ok();
     let object = written.unwrap_or_else(|words| {
         tracing::error!(
@@ -202,6 +204,7 @@ pub(crate) fn encode_window(
         interface_id: info.interface_id.clone(),
         rows,
         balance,
+        losses,
         is_encoded,
         is_aside: false,
     };

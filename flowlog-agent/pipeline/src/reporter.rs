@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use flowlog_host::clock;
 use flowlog_model::{
     rule::Rule,
-    status::{Counts, Leaving, RouteState, RouteStatus, RuleStatus, Status, XdpStatus},
+    status::{Counts, Leaving, Losses, RouteState, RouteStatus, RuleStatus, Status, XdpStatus},
 };
 use tokio::sync::watch;
 
@@ -17,7 +17,7 @@ use crate::{
     source::Node,
     spool::Spool,
     upload::{self, Progress, Route},
-    window::ledger::Watched,
+    window::{LossReason, ledger::Watched},
 };
 
 /// Name of the file.
@@ -38,6 +38,12 @@ impl Reporter {
         Self { fs, counts: BTreeMap::new(), written: Status::default(), said: watch::Sender::default() }
     }
 
+    /// What was said last.
+    #[must_use]
+    pub fn said(&self) -> Status {
+        self.written.clone()
+    }
+
     /// What was said last, and later.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Arc<Status>> {
@@ -51,6 +57,14 @@ impl Reporter {
         counts.accepted_packets += encoded.balance.accepted_rows.packets;
         counts.rejected_packets += encoded.balance.rejected_rows.packets;
         counts.lost_packets += encoded.balance.lost.packets;
+        counts.accepted_rows += encoded.rows.accepted as u64;
+        counts.rejected_rows += encoded.rows.rejected as u64;
+        counts.skipped_rows += encoded.rows.skipped as u64;
+        let (difference, _) = encoded.balance.difference();
+        counts.difference_packets += u64::try_from(difference.unsigned_abs()).unwrap_or(u64::MAX);
+        for loss in &encoded.losses {
+            *count_of(&mut counts.losses, loss.reason) += loss.count.packets;
+        }
         counts.xdp_dropped_packets += encoded.balance.xdp_dropped.packets;
         counts.xdp_forwarded_packets += encoded.balance.xdp_forwarded.packets;
         counts.windows_put_aside += u64::from(encoded.is_aside);
@@ -114,6 +128,17 @@ impl Reporter {
     }
 }
 
+/// Where the packets of a reason are counted.
+fn count_of(losses: &mut Losses, reason: LossReason) -> &mut u64 {
+    match reason {
+        LossReason::RingFull => &mut losses.ring_full,
+        LossReason::Malformed => &mut losses.malformed,
+        LossReason::VerdictUnknown => &mut losses.verdict_unknown,
+        LossReason::SpoolFull => &mut losses.spool_full,
+        LossReason::NotEncoded => &mut losses.not_encoded,
+    }
+}
+
 /// Other people's XDP programs on an interface.
 fn xdp_of(w: &Watched) -> XdpStatus {
     XdpStatus { programs: w.xdp.programs().to_vec(), uncounted: w.xdp.uncounted(), view: w.xdp.view() }
@@ -142,9 +167,11 @@ impl<'a> Deliveries<'a> {
         Self { progress, left: progress.interfaces.clone(), aside }
     }
 
-    /// How the objects of an interface are doing. The state is that of their store.
+    /// How the objects of an interface are doing. The state is that of their store, and so are failures.
     fn take(&mut self, route: Route, stem: String) -> RouteStatus {
-        let state = self.progress.routes.get(&route).map(|r| r.state.clone()).unwrap_or_default();
+        let of_route = self.progress.routes.get(&route);
+        let state = of_route.map(|r| r.state.clone()).unwrap_or_default();
+        let failures = of_route.map_or(0, |r| r.failures);
         let key = (route, stem);
         let own = self.left.remove(&key).unwrap_or_default();
         let state = match state {
@@ -152,7 +179,7 @@ impl<'a> Deliveries<'a> {
             other => other,
         };
         let quarantined = self.aside.get(&key).copied().unwrap_or_default() as u64;
-        RouteStatus { state, quarantined, ..own }
+        RouteStatus { state, quarantined, failures, ..own }
     }
 
     /// What is still waiting and was not asked for.

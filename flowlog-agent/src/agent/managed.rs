@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use flowlog_control::{
+    api::RefusedLogins,
     flow_logs::{
         Answer, BucketProbe, CaptureOrder, Parts, ProbeError, captures, control_plane, flow_log::Settings,
         principals::Principals, store::FlowLogStore,
@@ -159,6 +160,7 @@ impl Managed {
         buckets: Arc<Buckets>,
         status: watch::Receiver<Arc<Status>>,
         live: LiveFlows,
+        refused: RefusedLogins,
     ) -> Result<Orders, AgentError> {
         let Self { settings, files: Files { inventory, principals }, store, listening, fixed, places_max } = self;
         let (orders, wanted) = mpsc::channel(ORDERS_MAX);
@@ -167,7 +169,7 @@ impl Managed {
             Parts { store, inventory, principals, buckets, settings, places_max, orders, status, live: Arc::new(live) };
         let (control, worker) = control_plane(parts);
         thread::with_a_runtime("api", || async {
-            let ((), served) = tokio::join!(worker.run(), listening.run(Arc::new(control), heap::give_back));
+            let ((), served) = tokio::join!(worker.run(), listening.run(Arc::new(control), heap::give_back, refused));
             if let Err(error) = served {
                 tracing::error!(%error, "the API is not served");
             }

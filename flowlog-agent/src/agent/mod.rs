@@ -2,7 +2,7 @@
 //!
 //! * [`start`]: what must hold before the first hook is attached;
 //! * [`kernel_source`]: the real kernel behind the pipeline's port;
-//! * [`live`]: showing flows before their window ends;
+//! * [`live`]: showing flows before their window ends; [`figures`]: what is counted, for monitoring;
 //! * [`delivery`]: from a closed window to the store; [`ending`]: until all of it is there;
 //! * [`memory`]: what a start needs, and whether it fits;
 //! * [`managed`]: rules from the store, and the API's thread;
@@ -14,6 +14,7 @@
 mod delivery;
 mod ending;
 mod error;
+mod figures;
 mod kernel_source;
 mod live;
 mod managed;
@@ -30,6 +31,11 @@ use delivery::{Delivery, line_names};
 use ending::finish;
 pub(crate) use error::AgentError;
 use error::system;
+use figures::Questions;
+use flowlog_control::{
+    api::RefusedLogins,
+    metrics::{self, MetricsListener},
+};
 use flowlog_host::{clock, lock};
 use flowlog_kernel::{
     confine::Confined,
@@ -82,7 +88,7 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
     let (files, watching) = config.manage.as_ref().map(Files::open).transpose()?.unzip();
     let start = || begin(config.clone(), &fs, files.clone());
     let Some(begun) = when_there_is_room(&mut stop, &service, start).await? else { return Ok(()) };
-    let Begun { config, spool, managed, mut capture, pending } = begun;
+    let Begun { config, spool, managed, metrics, mut capture, pending } = begun;
     // The first thread after this one is the next line's.
     confined.finish()?;
     let reload = Reload::new(hangups, watching.map(Watching::start).transpose()?);
@@ -97,7 +103,10 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
         capture.show(ends.start(names).map_err(system("start a thread"))?);
     }
     let shown = LiveFlows(live.clone());
-    let orders = managed.map(|m| m.serve(buckets, delivery.reporter.subscribe(), shown)).transpose()?;
+    let refused = RefusedLogins::default();
+    let serve = |m: Managed| m.serve(buckets, delivery.reporter.subscribe(), shown, refused.clone());
+    let orders = managed.map(serve).transpose()?;
+    let questions = Questions::serve(metrics, refused)?;
     if let Some(unknown) = capture.node().kernel.reasons().unknown() {
         tracing::warn!("this kernel has {unknown}");
     }
@@ -108,7 +117,8 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
     start::try_to_execute();
     tracing::info!(interfaces = config.captures.len(), pinned = capture.is_pinned(), "capturing");
     service.ready();
-    let mut around = Around { orders, live, reload, status: delivery.reporter.subscribe(), service };
+    let status = delivery.reporter.subscribe();
+    let mut around = Around { orders, live, questions, reload, status, service };
     let result = main_loop(&mut capture, &mut delivery, &mut around, &mut stop).await;
     if capture.is_pinned() {
         result?;
@@ -139,6 +149,8 @@ struct Begun {
     config: Config,
     spool: Spool,
     managed: Option<Managed>,
+    /// Where figures are to be served.
+    metrics: Option<MetricsListener>,
     capture: Capture,
     pending: Vec<Pending>,
 }
@@ -151,11 +163,12 @@ fn begin(mut config: Config, fs: &Arc<dyn Filesystem>, files: Option<Files>) -> 
         Some((manage, files)) => Some(Managed::open(&manage, files, &mut config)?),
         None => None,
     };
+    let metrics = config.metrics.as_ref().map(metrics::listen).transpose()?;
     let found = recover(&**fs)?;
     check_interfaces(&config)?;
     let (node, head) = open_kernel(&config, &found)?;
     let (capture, pending) = Capture::start(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;
-    Ok(Begun { config, spool, managed, capture, pending })
+    Ok(Begun { config, spool, managed, metrics, capture, pending })
 }
 
 /// Ends the capture that an earlier agent left in the kernel: takes all hooks away, delivers everything, and removes
@@ -213,6 +226,7 @@ pub(crate) fn ensure_same_netns(config: &Config) -> Result<(), AgentError> {
 struct Around {
     orders: Option<Orders>,
     live: Live,
+    questions: Questions,
     reload: Reload,
     /// How everything is doing, as it was reported last.
     status: watch::Receiver<Arc<Status>>,
@@ -259,6 +273,10 @@ async fn main_loop(
                 capture.look_at_hiding(clock::now());
                 delivery.report(capture, trouble.words());
                 around.service.status(&around.status.borrow(), clock::now());
+            }
+            question = around.questions.next() => {
+                delivery.report(capture, trouble.words());
+                around.questions.answer(question, capture, delivery);
             }
             ended = delivery.encoder.encoded() => ended?,
             // Whoever has come is seen to below.

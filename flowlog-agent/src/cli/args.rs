@@ -184,6 +184,9 @@ struct CaptureArgs {
     /// Serve the API on this socket: for `observe` and `top`.
     #[arg(long, value_name = "FILE")]
     socket: Option<PathBuf>,
+    /// Serve figures for Prometheus on this loopback address, or on the socket with this absolute path.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_listen: Option<String>,
     /// Network namespace that the interfaces are in: a name of `ip netns`, or a path; needs what `--follow-namespaces` needs.
     #[arg(long, value_name = "NAME")]
     netns: Option<String>,
@@ -252,6 +255,7 @@ impl CaptureArgs {
             ..RawConfig::default()
         };
         raw.api.socket = self.socket;
+        raw.metrics.listen = self.metrics_listen;
         raw.spool.bytes_max = Some(self.spool_bytes_max);
         raw.spool.age_secs_max = Some(self.spool_age_max);
         raw.kernel.cache_slots = Some(self.cache_slots);

@@ -48,7 +48,7 @@ enum Command {
         state: StateArgs,
         /// table or json.
         #[arg(long, default_value = "table")]
-        output: status::Output,
+        output: status::StatusForm,
     },
     /// Flow logs of the running agent: add, validate, provision, list, show, rename, delete, audit.
     Rule(rule::RuleArgs),

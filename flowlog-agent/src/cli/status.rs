@@ -4,8 +4,10 @@ use std::{fmt::Write as _, path::Path, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
+use flowlog_control::metrics;
 use flowlog_host::lock;
 use flowlog_model::{
+    figures::Figures,
     hiding::Hiding,
     status::{CaptureState, Counts, Leaving, RouteState, RuleStatus, Status, XdpStatus},
     xdp::{XdpLevel, XdpView, words},
@@ -24,7 +26,18 @@ pub(super) enum Output {
     Json,
 }
 
-pub(super) fn run(state_dir: &Path, output: Output) -> anyhow::Result<ExitCode> {
+/// The forms of `flowlog status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum StatusForm {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// For a collector that reads text files; what only a running agent knows is not in it.
+    Prometheus,
+}
+
+pub(super) fn run(state_dir: &Path, form: StatusForm) -> anyhow::Result<ExitCode> {
     let path = state_dir.join(FILE);
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
@@ -35,10 +48,10 @@ pub(super) fn run(state_dir: &Path, output: Output) -> anyhow::Result<ExitCode> 
     };
     let status: Status = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let running = lock::holder(state_dir).is_some();
-    if output == Output::Json {
-        out::json(&Shown { status, running })?;
-    } else {
-        out::text(&table(&status, running))?;
+    match form {
+        StatusForm::Table => out::text(&table(&status, running))?,
+        StatusForm::Json => out::json(&Shown { status, running })?,
+        StatusForm::Prometheus => out::text(&metrics::text(&Figures { status, is_running: running, live: None }))?,
     }
     // 3 is what service managers expect of a status command when nothing runs.
     Ok(if running { ExitCode::SUCCESS } else { ExitCode::from(3) })

@@ -9,7 +9,7 @@ mod shipped;
 
 use std::path::PathBuf;
 
-use flowlog_control::{flow_logs::flow_log::Settings, inventory::load::Places, serve::ApiOptions};
+use flowlog_control::{flow_logs::flow_log::Settings, inventory::load::Places, metrics::Endpoint, serve::ApiOptions};
 use flowlog_ebpf::abi::RING_BYTES_MIN;
 use flowlog_host::trust::{self, Kind, TrustError};
 use flowlog_kernel::{Moves, Sizes, pins::PIN_DIR_DEFAULT};
@@ -67,6 +67,8 @@ pub(crate) struct Config {
     pub marks: Marks,
     /// How to reach buckets.
     pub s3: S3Options,
+    /// Where figures are served for Prometheus.
+    pub metrics: Option<Endpoint>,
     /// Rules from a store, managed through the API; `None`: only those above.
     pub manage: Option<Manage>,
 }
@@ -260,6 +262,7 @@ impl RawConfig {
             reasons,
             marks,
             s3: self.s3,
+            metrics: self.metrics.listen.as_deref().map(str::parse).transpose()?,
             manage,
         })
     }

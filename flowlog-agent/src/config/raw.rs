@@ -47,6 +47,8 @@ pub(crate) struct RawConfig {
     pub inventory: Option<RawInventory>,
     #[serde(default)]
     pub api: RawApi,
+    #[serde(default)]
+    pub metrics: RawMetrics,
     /// For flow logs that are made through the API.
     #[serde(default)]
     pub flow_log_defaults: RawDefaults,
@@ -127,6 +129,14 @@ pub(crate) struct RawApi {
     pub tls_key: Option<PathBuf>,
     /// See [`super::ApiOptions::public_url`].
     pub public_url: Option<String>,
+}
+
+/// The table `[metrics]` of the file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawMetrics {
+    /// Loopback address, or absolute path of a socket, on which figures are served.
+    pub listen: Option<String>,
 }
 
 /// The table `[flow_log_defaults]` of the file.

@@ -39,6 +39,7 @@ const NAMED_BY: &[Owned] = &[
     ("argon2", &[("flowlog-control", "hashes passwords")], "credentials are the API's"),
     ("axum", &[("flowlog-control", "serves the API")], "one layer listens"),
     ("maud", &[("flowlog-control", "makes pages")], "one layer has pages"),
+    ("prometheus-client", &[("flowlog-control", "writes figures down")], "names of metrics are in one place"),
     ("redb", &[("flowlog-control", "keeps flow logs")], "one store of flow logs, with one owner"),
     (
         "object_store",

@@ -6,7 +6,10 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     num::NonZeroU32,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,22 @@ const WORD_BYTES_MAX: usize = 1_024;
 /// Addresses and principals whose rates are kept. Past it, those that are within their rate are forgotten.
 const REMEMBERED_MAX: usize = 10_000;
 
+/// Logins that were refused.
+#[derive(Clone, Debug, Default)]
+pub struct RefusedLogins(Arc<AtomicU64>);
+
+impl RefusedLogins {
+    fn note(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there were.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A moment of the limiters' clock.
 type QuantaInstant = <DefaultClock as Clock>::Instant;
 type Keyed<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock>;
@@ -64,6 +83,7 @@ pub(crate) struct Limits {
     /// Who has reached the limit, and until when, in the limiter's time.
     blocked: Mutex<HashMap<Guesser, QuantaInstant>>,
     hasher: Hasher,
+    refused: RefusedLogins,
 }
 
 /// Who guesses at whom. The name is empty for tokens.
@@ -74,7 +94,7 @@ impl Limits {
     ///
     /// # Errors
     /// If there can be no threads for hashing.
-    pub(crate) fn new(give_back: fn()) -> std::io::Result<Self> {
+    pub(crate) fn new(give_back: fn(), refused: RefusedLogins) -> std::io::Result<Self> {
         let limiter = |rate, burst| Quota::per_second(rate).allow_burst(burst);
         Ok(Self {
             requests: RateLimiter::hashmap(limiter(RATE, BURST)),
@@ -84,6 +104,7 @@ impl Limits {
             tries: RateLimiter::hashmap(limiter(TRY_RATE, TRY_BURST)),
             blocked: Mutex::default(),
             hasher: Hasher::start(give_back)?,
+            refused,
         })
     }
 
@@ -170,6 +191,7 @@ async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Resu
     if scheme.eq_ignore_ascii_case("bearer") {
         let found = app.control.reader.principals().by_token(value.trim());
         if found.is_none() {
+            app.limits.refused.note();
             app.limits.count(&(address, String::new()))?;
         }
         return Ok(found);
@@ -182,7 +204,7 @@ async fn by_credentials(app: &App, address: IpAddr, headers: &HeaderMap) -> Resu
     by_password(app, address, name, password).await
 }
 
-/// The caller with this name and password, if they fit, within the limits on guesses.
+/// The caller with this name and password, if they fit, within the limits on guesses. Whoever is refused is counted.
 ///
 /// # Errors
 /// 429.
@@ -192,6 +214,14 @@ pub(crate) async fn by_password(
     name: &str,
     password: &str,
 ) -> Result<Option<Caller>, ApiError> {
+    let known = guess(app, address, name, password).await;
+    if !matches!(known, Ok(Some(_))) {
+        app.limits.refused.note();
+    }
+    known
+}
+
+async fn guess(app: &App, address: IpAddr, name: &str, password: &str) -> Result<Option<Caller>, ApiError> {
     if name.len() > WORD_BYTES_MAX || password.len() > WORD_BYTES_MAX {
         return Ok(None);
     }

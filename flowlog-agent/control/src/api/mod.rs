@@ -24,6 +24,7 @@ pub(crate) mod routes;
 
 use std::{sync::Arc, time::Duration};
 
+pub use auth::RefusedLogins;
 use axum::{
     Json,
     extract::{FromRequest, FromRequestParts, Request},

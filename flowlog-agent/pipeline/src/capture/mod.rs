@@ -6,12 +6,13 @@
 //! * [`hook_check`]: does an attached hook run? [`hidden`]: what keeps packets from it;
 //! * [`resolution`]: which interface each capture means;
 //! * [`behind`]: which neighbours are behind which ports;
-//! * [`shown`]: what those see who look at live flows;
+//! * [`shown`]: what those see who look at live flows; [`figures`]: what programs have counted so far;
 //! * [`numbering`]: what the programs must know to tell packets apart.
 //!
 //! Each part owns what it remembers, and is handed the books when it needs them. [`Capture`] says in which order they act.
 
 mod behind;
+mod figures;
 mod hidden;
 mod hook_check;
 mod hooks;
@@ -23,14 +24,17 @@ mod watcher;
 use std::collections::BTreeMap;
 
 use behind::Behind;
-use flowlog_model::{CaptureSpec, IfaceId, Now, hiding::Hiding, status::CaptureState, sweep::Scope};
+use figures::Told;
+use flowlog_model::{
+    CaptureSpec, IfaceId, Now, figures::CaptureFigures, hiding::Hiding, status::CaptureState, sweep::Scope,
+};
 use hidden::Hidden;
 use hooks::{devices, end_accounting, still_there, take_over};
 use numbering::Numbering;
 use resolution::Absent;
 use watcher::{Looked, Watcher, follow};
 
-pub use crate::books::Inherited;
+pub use crate::books::{Inherited, Load};
 use crate::{
     books::Books,
     error::CaptureError,
@@ -57,6 +61,7 @@ pub struct Capture<N> {
     numbering: Numbering,
     hidden: Hidden,
     behind: Behind,
+    told: Told,
     flows_max: usize,
     /// The last windows are closed.
     is_closed: bool,
@@ -127,7 +132,8 @@ impl<N: Node> Capture<N> {
         let watcher = Watcher::new(captures, node_id, spans, now);
         let hidden = Hidden::new(now);
         let (numbering, behind) = (Numbering::default(), Behind::default());
-        Ok((Self { books, watcher, numbering, hidden, behind, flows_max, is_closed: false }, pending))
+        let told = Told::default();
+        Ok((Self { books, watcher, numbering, hidden, behind, told, flows_max, is_closed: false }, pending))
     }
 
     /// The kernel's side, to look at.
@@ -385,6 +391,20 @@ impl<N: Node> Capture<N> {
     /// Looks whether hooks that have not been seen running yet are.
     pub fn check_hooks(&mut self) {
         self.watcher.hooked.check(&self.books);
+    }
+
+    /// What every watched interface's programs have counted so far.
+    ///
+    /// # Errors
+    /// If the kernel does not say so.
+    pub fn figures(&mut self, now: Now) -> Result<Vec<CaptureFigures>, CaptureError> {
+        self.told.look(&self.books, now)
+    }
+
+    /// The most bytes that were found in the ring since the last call, the records that have come through it, and the bytes of the
+    /// journal.
+    pub fn take_load(&mut self) -> Load {
+        self.books.take_load()
     }
 
     /// How every capture is doing, by interface id.

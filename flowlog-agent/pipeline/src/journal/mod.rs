@@ -221,6 +221,12 @@ impl Journal {
     }
 
     /// Appends and syncs; after an error the segment is given up.
+    /// Bytes of the segment that is written to; another is there only while it is replaced.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.segment.as_ref().map_or(0, |segment| segment.bytes)
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<(), JournalError> {
         let Some(mut segment) = self.segment.take() else {
             return Err(failed("write")(io::Error::other("the last write failed")));

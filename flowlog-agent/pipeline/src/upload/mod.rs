@@ -28,6 +28,7 @@ pub use bucket::{Bucket, BucketError, Outcome};
 use flowlog_host::{clock, fault};
 use flowlog_model::{
     S3Options,
+    figures::Latencies,
     rule::{Location, Rule},
     status::{RouteState, RouteStatus},
 };
@@ -71,6 +72,8 @@ pub struct Progress {
     pub routes: BTreeMap<Route, RouteStatus>,
     /// By route and interface, as its keys name it: all but the state, which is the route's.
     pub interfaces: BTreeMap<(Route, String), RouteStatus>,
+    /// How long uploads took, by store.
+    pub uploads: BTreeMap<String, Latencies>,
     /// Rounds through the spool so far: changes even when nothing else does.
     pub rounds: u64,
 }
@@ -281,6 +284,7 @@ impl Uploader {
             let mut fared = Fared { route, error: None, unwanted: Vec::new(), is_probe: false };
             let mut refused = Vec::new();
             for entry in entries {
+                let since = Instant::now();
                 let delivered = match open(&entry.location) {
                     Ok(store) => deliver(&spool, &store, &entry).await,
                     Err(error) => Err(error),
@@ -288,7 +292,11 @@ impl Uploader {
                 match delivered {
                     Ok(outcome) => {
                         fared.unwanted.append(&mut refused);
-                        progress.send_modify(|p| p.note(&fared.route, &entry, outcome));
+                        let took = since.elapsed();
+                        progress.send_modify(|p| {
+                            p.uploads.entry(fared.route.store.clone()).or_default().note(took);
+                            p.note(&fared.route, &entry, outcome);
+                        });
                     }
                     Err(error @ BucketError::Refused { .. }) if refused.len() < REFUSED_IN_A_ROW_MAX => {
                         tracing::warn!(key = entry.key, %error, "will try again");
@@ -353,6 +361,7 @@ impl Uploader {
         let now_secs = clock::now().wall.secs();
         self.progress.send_modify(|p| {
             let status = p.routes.entry(route).or_default();
+            status.failures += 1;
             let (since_secs, tries) = match status.state {
                 RouteState::Idle | RouteState::Delivering => (now_secs, 1),
                 RouteState::Retrying { since_secs, tries, .. }

@@ -129,6 +129,8 @@ pub(crate) struct Watched {
     pub xdp: XdpTally,
     /// Translations of earlier windows.
     kept: Kept,
+    /// What programs counted in the windows that were closed since the agent knows of it.
+    pub counted: Truth,
 }
 
 impl Watched {
@@ -157,6 +159,12 @@ impl Watched {
     pub(crate) fn served(&self, services: &Services) -> Questions {
         let closing = self.closing.as_ref().filter(|_| self.spec.translations);
         closing.map(|c| c.table.served(&self.kept, services)).unwrap_or_default()
+    }
+
+    /// When the oldest window that is not closed ends, seconds since 1970.
+    #[must_use]
+    pub(crate) fn end_secs(&self) -> i64 {
+        self.closing.as_ref().map_or(self.clock.current().end_secs, |c| c.span.end_secs)
     }
 
     /// Epoch of a window that has ended but is not closed.
@@ -209,6 +217,7 @@ impl Watched {
 #[derive(Debug, Default)]
 pub struct Ledger {
     watched: BTreeMap<IfaceId, Watched>,
+    records: u64,
     unknown_records: u64,
 }
 
@@ -225,6 +234,12 @@ impl Ledger {
     #[must_use]
     pub(crate) fn flows(&self) -> usize {
         self.watched.values().map(Watched::flows).sum()
+    }
+
+    /// Records that were taken in.
+    #[must_use]
+    pub(crate) fn records(&self) -> u64 {
+        self.records
     }
 
     /// Records of interfaces that nobody watches: anything but 0 is a bug.
@@ -246,6 +261,7 @@ impl Ledger {
             return;
         };
         for record in records {
+            self.records += 1;
             match self.watched.get_mut(&IfaceId(record.meta().iface)) {
                 Some(watched) => watched.add(&record),
                 None => self.unknown_records += 1,
@@ -262,7 +278,9 @@ impl Ledger {
                 let table = FlowTable::default();
                 let xdp = XdpTally::default();
                 let kept = Kept::default();
-                let watched = Watched { spec, clock, epoch, table, closing: None, late_records: 0, gap, xdp, kept };
+                let counted = Truth::default();
+                let watched =
+                    Watched { spec, clock, epoch, table, closing: None, late_records: 0, gap, xdp, kept, counted };
                 self.watched.insert(id, watched);
             }
             Event::Turn { id, closed, next, flushed_early } => {
@@ -322,6 +340,9 @@ impl Ledger {
             info.xdp.lose();
         }
         let truth = truth.map(truth_of);
+        if let Some(truth) = &truth {
+            w.counted.add(truth.counts());
+        }
         let late_refusals = truth.is_some_and(|t| t.verdict.iter().flatten().any(|v| v.late.packets > 0));
         let mut table = w.closing.take()?.table;
         if w.spec.translations {

@@ -1,0 +1,91 @@
+//! What the programs have counted up to this moment, in windows that are closed and in those that are not.
+
+use std::collections::BTreeMap;
+
+use flowlog_ebpf::abi::{Count, Truth};
+use flowlog_model::{
+    IfaceId, Now,
+    figures::{CaptureFigures, Traffic, Volume},
+    rule::Direction,
+};
+
+use crate::{books::Books, error::CaptureError, source::Source, window::ledger::Watched};
+
+/// What was told of accepted packets: no later look tells less, although packets are refused after they were seen.
+#[derive(Debug, Default)]
+pub(super) struct Told(BTreeMap<IfaceId, [Volume; 2]>);
+
+impl Told {
+    /// Looks at every watched interface.
+    ///
+    /// # Errors
+    /// If the kernel does not say what its programs count.
+    pub(super) fn look<S: Source>(&mut self, books: &Books<S>, now: Now) -> Result<Vec<CaptureFigures>, CaptureError> {
+        self.0.retain(|id, _| books.ledger.get(*id).is_some());
+        let of = |(id, w): (IfaceId, &Watched)| {
+            let mut truth = w.counted;
+            for epoch in w.closing_epoch().into_iter().chain([w.epoch]) {
+                truth.add(books.source.truth(id, epoch)?.counts());
+            }
+            let told = self.0.entry(id).or_default();
+            let captured = Direction::BOTH.into_iter().filter(|direction| w.spec.captures(*direction));
+            let traffic = captured.map(|direction| {
+                let traffic = traffic(&truth, direction, &mut told[direction.index()]);
+                (w.spec.side.owners(direction), traffic)
+            });
+            let traffic = traffic.collect();
+            let overdue_secs = u64::try_from(now.wall.secs() - w.end_secs()).unwrap_or(0);
+            let overdue = std::time::Duration::from_secs(overdue_secs);
+            Ok(CaptureFigures { interface_id: w.spec.interface_id.clone(), traffic, overdue })
+        };
+        books.ledger.watched().map(of).collect()
+    }
+}
+
+fn volume(Count { packets, bytes }: Count) -> Volume {
+    Volume { packets, bytes }
+}
+
+fn traffic(truth: &Truth, direction: Direction, told: &mut Volume) -> Traffic {
+    let hook = truth.hook[direction.index()];
+    let mut rejected = Volume::default();
+    let mut taken_back = Volume::default();
+    let mut died = Volume::default();
+    for v in &truth.verdict[direction.index()] {
+        for (sum, more) in [(&mut rejected, v.refused), (&mut taken_back, v.seen), (&mut died, v.died)] {
+            sum.packets += more.packets;
+            sum.bytes += more.bytes;
+        }
+    }
+    let rest = |of: fn(Volume) -> u64| {
+        of(volume(hook.seen)).saturating_sub(of(volume(hook.non_ip))).saturating_sub(of(taken_back))
+    };
+    told.packets = told.packets.max(rest(|v| v.packets));
+    told.bytes = told.bytes.max(rest(|v| v.bytes));
+    Traffic { seen: volume(hook.seen), non_ip: volume(hook.non_ip), accepted: *told, rejected, died }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepted_packets_are_never_fewer_than_were_told() {
+        let count = |packets| Count { packets, bytes: packets * 100 };
+        let mut truth = Truth::default();
+        let mut told = Volume::default();
+        truth.hook[0].seen = count(10);
+        truth.hook[0].non_ip = count(1);
+        let accepted = |truth: &Truth, told: &mut Volume| traffic(truth, Direction::Ingress, told).accepted.packets;
+        assert_eq!(accepted(&truth, &mut told), 9);
+        // Two of them die at a firewall behind the hook.
+        truth.verdict[0][1].refused = count(3);
+        truth.verdict[0][1].seen = count(2);
+        assert_eq!(accepted(&truth, &mut told), 9);
+        truth.hook[0].seen = count(15);
+        assert_eq!(accepted(&truth, &mut told), 12);
+        let all = traffic(&truth, Direction::Ingress, &mut told);
+        assert_eq!((all.rejected.packets, all.rejected.bytes), (3, 300));
+        assert_eq!(traffic(&truth, Direction::Egress, &mut Volume::default()), Traffic::default());
+    }
+}

@@ -1,0 +1,87 @@
+//! The adapter behind the control plane's port: asks the main loop for its figures, which answers between two looks into the ring.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use flowlog_control::{
+    api::RefusedLogins,
+    metrics::{FiguresSource, MetricsListener},
+};
+use flowlog_host::clock;
+use flowlog_model::figures::{Figures, LiveFigures, NodeFigures};
+use flowlog_pipeline::capture::Load;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Capture, delivery::Delivery, error::AgentError, thread};
+
+/// Questions that wait at most: whoever asks more often than the main loop answers is told that it does not.
+const QUESTIONS_MAX: usize = 4;
+
+/// Where the answer goes.
+type Question = oneshot::Sender<Figures>;
+
+/// The main loop's end.
+pub(super) struct Questions {
+    asked: Option<mpsc::Receiver<Question>>,
+    refused: RefusedLogins,
+}
+
+/// The other end.
+struct Asking(mpsc::Sender<Question>);
+
+#[async_trait]
+impl FiguresSource for Asking {
+    async fn figures(&self) -> Option<Figures> {
+        let (question, answer) = oneshot::channel();
+        self.0.try_send(question).ok()?;
+        answer.await.ok()
+    }
+}
+
+impl Questions {
+    /// Serves figures, if they are to be served, on a thread that ends with the process.
+    pub(super) fn serve(listening: Option<MetricsListener>, refused: RefusedLogins) -> Result<Self, AgentError> {
+        let Some(listening) = listening else { return Ok(Self { asked: None, refused }) };
+        let (sender, asked) = mpsc::channel(QUESTIONS_MAX);
+        thread::with_a_runtime("metrics", || async {
+            if let Err(error) = listening.run(Arc::new(Asking(sender))).await {
+                tracing::error!(%error, "metrics are not served");
+            }
+        })?;
+        Ok(Self { asked: Some(asked), refused })
+    }
+
+    /// The next question; waits for ever if nobody can ask.
+    pub(super) async fn next(&mut self) -> Question {
+        let asked = match &mut self.asked {
+            Some(asked) => asked.recv().await,
+            None => None,
+        };
+        match asked {
+            Some(question) => question,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Answers one, after the status has been brought up to date. What the kernel does not say is left out.
+    pub(super) fn answer(&self, question: Question, capture: &mut Capture, delivery: &Delivery) {
+        let captures = capture.figures(clock::now()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "there are no figures of packets");
+            Vec::new()
+        });
+        let Load { ring_used_bytes, records, journal_bytes } = capture.take_load();
+        let kernel = &capture.node().kernel;
+        let node = NodeFigures {
+            ring_bytes: u64::from(kernel.sizes().ring_bytes),
+            ring_used_bytes,
+            records,
+            journal_bytes,
+            logins_refused: self.refused.count(),
+            programs: kernel.programs.statistics(),
+            uploads: delivery.progress.borrow().uploads.clone(),
+        };
+        let status = delivery.reporter.said();
+        // Whoever asked may not have waited.
+        let _ = question.send(Figures { status, is_running: true, live: Some(LiveFigures { captures, node }) });
+    }
+}

@@ -1,0 +1,324 @@
+//! Figures for Prometheus: what they say, who gets them, and what the real Prometheus makes of them.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read, Write},
+    net::{TcpStream, UdpSocket},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use integration::{
+    agent::{Agent, binary, run_to_end},
+    http,
+    net::{Netns, Pair},
+    traffic,
+};
+use serde_json::Value;
+
+/// Drops UDP to port 7 of any host, and counts it.
+const REFUSING: &str = "table inet t {\n counter refused { }\n chain c { type filter hook input priority 0; \
+                        udp dport 7 counter name refused drop; }\n}\n";
+/// Where the agent serves them, in its namespace.
+const ADDRESS: &str = "127.0.0.1:9469";
+/// Longer than Prometheus takes to start on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Two hosts on a cable, and an agent on one of them that serves figures.
+fn measured(args: &[&str]) -> (Pair, Agent) {
+    let pair = Pair::new().unwrap();
+    for ns in [&pair.a, &pair.b] {
+        ns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1").unwrap();
+    }
+    pair.a.nft(REFUSING).unwrap();
+    let agent = Agent::start(&pair.a, &["eth0"], &[&["--metrics-listen", ADDRESS], args].concat()).unwrap();
+    (pair, agent)
+}
+
+/// Status and body.
+fn ask(stream: &mut (impl Read + Write), path: &str) -> (u16, String, String) {
+    http::exchange_text(stream, &http::request("GET", path, "", None)).unwrap()
+}
+
+/// The same, from within a namespace.
+fn get(ns: &Netns, address: &str, path: &str) -> (u16, String) {
+    let (status, _, body) = ns.run(|| ask(&mut TcpStream::connect(address).unwrap(), path));
+    (status, body)
+}
+
+fn scrape(ns: &Netns) -> String {
+    let (status, text) = get(ns, ADDRESS, "/metrics");
+    assert_eq!(status, 200, "{text}");
+    text
+}
+
+/// Sum of a metric's samples that have all of these in their labels.
+fn sum(text: &str, name: &str, labels: &[&str]) -> u64 {
+    let samples = text.lines().filter_map(|l| l.split_once(' ')).filter(|(sample, _)| {
+        sample.split('{').next() == Some(name) && labels.iter().all(|label| sample.contains(label))
+    });
+    let values: Vec<f64> = samples.map(|(_, value)| value.parse().unwrap()).collect();
+    assert!(!values.is_empty(), "no {name} {labels:?} in:\n{text}");
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts")]
+    let sum = values.iter().sum::<f64>() as u64;
+    sum
+}
+
+#[test]
+fn what_is_scraped_of_an_open_window_is_what_interface_and_firewall_count() {
+    let (pair, agent) = measured(&[]);
+    // Nothing is answered, and nothing but this comes in.
+    let _open = pair.a.run(|| UdpSocket::bind("0.0.0.0:9")).unwrap();
+    let rx = || pair.a.statistic("eth0", "rx_packets").unwrap();
+    let before = rx();
+    assert_eq!(sum(&scrape(&pair.a), "flowlog_seen_packets_total", &["direction=\"ingress\""]), 0);
+    let mut told = 0;
+    for round in 1..=3 {
+        pair.b.run(|| {
+            traffic::udp("10.1.0.1:9", 50, 100).unwrap();
+            traffic::udp("10.1.0.1:7", 30, 100).unwrap();
+        });
+        pair.wait_until_quiet();
+        let text = scrape(&pair.a);
+        let of = |name, labels: &[&str]| sum(&text, name, labels);
+        let ingress = "direction=\"ingress\"";
+        assert_eq!(of("flowlog_seen_packets_total", &[ingress]), rx() - before);
+        let (refused, refused_bytes) = pair.a.nft_counter("inet t", "refused").unwrap();
+        assert_eq!(refused, 30 * round);
+        let rejected = [ingress, "verdict=\"rejected\""];
+        assert_eq!(of("flowlog_packets_total", &rejected), refused);
+        assert_eq!(of("flowlog_bytes_total", &rejected), refused_bytes);
+        let accepted = of("flowlog_packets_total", &[ingress, "verdict=\"accepted\""]);
+        assert!(accepted >= told, "{accepted} after {told}");
+        told = accepted;
+        // Seen, and taken back when it was refused: the same to the packet as long as nobody looks in between.
+        assert_eq!(accepted + refused + of("flowlog_non_ip_packets_total", &[ingress]), rx() - before);
+    }
+    let rows = agent.stop().unwrap();
+    let landed: u64 =
+        rows.rows.iter().filter(|r| r.direction == "ingress" && r.action == "ACCEPT").map(|r| r.packets).sum();
+    assert_eq!(landed, told);
+}
+
+#[test]
+fn closed_windows_and_deliveries_are_counted_and_the_agent_is_well_and_ready() {
+    let (pair, mut agent) = measured(&["--window", "1"]);
+    pair.b.run(|| traffic::udp("10.1.0.1:7", 30, 100)).unwrap();
+    agent.wait_for("delivered").unwrap();
+    let began = Instant::now();
+    let text = loop {
+        let text = scrape(&pair.a);
+        if sum(&text, "flowlog_delivered_objects_total", &[]) > 0
+            && sum(&text, "flowlog_rows_total", &["kind=\"reject\""]) > 0
+        {
+            break text;
+        }
+        assert!(began.elapsed() < PATIENCE, "{text}");
+    };
+    assert_eq!(sum(&text, "flowlog_balance_difference_packets_total", &[]), 0);
+    assert_eq!(sum(&text, "flowlog_lost_packets_total", &[]), 0);
+    assert_eq!(sum(&text, "flowlog_capture_state", &["state=\"attached\""]), 1);
+    assert_eq!(sum(&text, "flowlog_delivery_state", &["state=\"delivering\""]), 1);
+    assert!(sum(&text, "flowlog_upload_duration_seconds_count", &["store=\"file://"]) > 0);
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(get(&pair.a, ADDRESS, path), (200, "ok\n".to_owned()));
+    }
+    assert_eq!(get(&pair.a, ADDRESS, "/").0, 404);
+    agent.end().unwrap();
+}
+
+#[test]
+fn figures_are_served_on_a_socket_of_the_agents_group_and_on_no_other_address() {
+    let pair = Pair::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("run/metrics.sock");
+    let agent = Agent::start(&pair.a, &["eth0"], &["--metrics-listen", socket.to_str().unwrap()]).unwrap();
+    let (status, head, text) = ask(&mut UnixStream::connect(&socket).unwrap(), "/metrics");
+    assert_eq!(status, 200);
+    assert!(head.to_ascii_lowercase().contains("content-type: application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
+    drop(agent);
+    for (wrong, words) in [("0.0.0.0:9469", "loopback"), ("metrics.sock", "absolute path")] {
+        let args = ["run", "--interface", "eth0", "--target", "./o", "--no-pin", "--metrics-listen", wrong];
+        let (code, _, error) = run_to_end(&pair.a, &args, dir.path()).unwrap();
+        assert_eq!(code, Some(78), "{error}");
+        assert!(error.contains("metrics.listen") && error.contains(wrong) && error.contains(words), "{error}");
+    }
+    // Somebody has it already.
+    let taken = pair.a.run(|| std::net::TcpListener::bind(ADDRESS)).unwrap();
+    let args = ["run", "--interface", "eth0", "--target", "./o", "--no-pin", "--metrics-listen", ADDRESS];
+    let (code, _, error) = run_to_end(&pair.a, &args, dir.path()).unwrap();
+    assert!(code == Some(78) && error.contains(ADDRESS) && error.contains("in use"), "{code:?} {error}");
+    drop(taken);
+}
+
+fn documents() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("docs")
+}
+
+/// Every word of a text that begins as our metrics do.
+fn named(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|w| w.starts_with("flowlog_")).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_metric_is_documented_and_rules_and_dashboard_name_no_other() {
+    let (pair, _agent) = measured(&[]);
+    let text = scrape(&pair.a);
+    let families: BTreeSet<String> = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("# TYPE "))
+        .filter_map(|l| {
+            let (name, kind) = l.split_once(' ')?;
+            Some(if kind == "counter" { format!("{name}_total") } else { name.to_owned() })
+        })
+        .collect();
+    assert!(families.len() > 30, "{families:?}");
+    let documented = named(&fs::read_to_string(documents().join("metrics.md")).unwrap());
+    assert_eq!(documented, families);
+    for file in ["alerts.yml", "grafana.json"] {
+        let used = named(&fs::read_to_string(documents().join("examples").join(file)).unwrap());
+        let of_family = |name: &String| families.contains(name) || families.contains(name.trim_end_matches("_bucket"));
+        let unknown: Vec<&String> = used.iter().filter(|name| !of_family(name)).collect();
+        assert!(unknown.is_empty() && used.len() > 8, "{file}: {unknown:?} of {used:?}");
+    }
+}
+
+#[test]
+fn what_an_agent_left_is_a_text_file_for_a_collector() {
+    let (pair, agent) = measured(&["--window", "1"]);
+    let state = agent.state();
+    let state = state.to_str().unwrap();
+    let said = |args: &[&str]| Command::new(binary()).args(args).output().unwrap();
+    let out = said(&["status", "--state-dir", state, "--output", "prometheus"]);
+    assert!(out.status.success());
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert_eq!(
+        (sum(&text, "flowlog_running", &[]), sum(&text, "flowlog_capture_state", &["state=\"attached\""])),
+        (1, 1)
+    );
+    // The judge is Prometheus' own, of the older form, which collectors read.
+    let mut judge = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    judge.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let judged = judge.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&judged.stderr).into_owned() + &String::from_utf8_lossy(&judged.stdout);
+    assert!(!words.contains("parsing error"), "{words}");
+    drop((agent, pair));
+}
+
+/// The real Prometheus, in a namespace, and what it stores.
+struct Prometheus {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const PROMETHEUS: &str = "127.0.0.1:9470";
+
+impl Prometheus {
+    fn start(ns: &Netns, rules: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("rules.yml"), rules).unwrap();
+        let config = format!(
+            "global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\nrule_files: [{}]\nscrape_configs:\n- job_name: flowlog\n  static_configs:\n  - targets: ['{ADDRESS}']\n",
+            at("rules.yml").display()
+        );
+        fs::write(at("prometheus.yml"), config).unwrap();
+        let log = fs::File::create(at("log")).unwrap();
+        let mut command = ns.command("prometheus");
+        command
+            .arg(format!("--config.file={}", at("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", at("data").display()))
+            .arg(format!("--web.listen-address={PROMETHEUS}"));
+        let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        Self { child, _dir: dir }
+    }
+
+    /// Asks its API until the answer is as wanted.
+    fn until(&self, ns: &Netns, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let began = Instant::now();
+        loop {
+            let answer = ns.run(|| {
+                let mut stream = TcpStream::connect(PROMETHEUS).ok()?;
+                // To 1.0 it does not answer in chunks.
+                http::exchange(&mut stream, format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()
+            });
+            let body = answer.map(|a| a.body).unwrap_or_default();
+            if wanted(&body) {
+                return body;
+            }
+            assert!(began.elapsed() < PATIENCE, "{path}: {body}");
+            // It has no event for this.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+#[test]
+fn prometheus_scrapes_loads_the_rules_and_raises_an_alert_when_the_store_dies() {
+    let rules = fs::read_to_string(documents().join("examples/alerts.yml")).unwrap();
+    let judged = Command::new("promtool")
+        .args(["check", "rules"])
+        .arg(documents().join("examples/alerts.yml"))
+        .output()
+        .unwrap();
+    assert!(judged.status.success(), "{}", String::from_utf8_lossy(&judged.stderr));
+    // Nobody waits ten minutes here.
+    let hurried: String = rules
+        .lines()
+        .map(|l| if l.trim_start().starts_with("for:") { "    for: 0s\n".to_owned() } else { format!("{l}\n") })
+        .collect();
+    let (pair, agent) = measured(&["--window", "1"]);
+    let prometheus = Prometheus::start(&pair.a, &hurried);
+    let first = |body: &Value| body["data"]["result"][0]["value"][1].as_str().map(str::to_owned);
+    prometheus.until(&pair.a, "/api/v1/query?query=up", |body| first(body).as_deref() == Some("1"));
+    let kinds = "/api/v1/metadata?metric=flowlog_packets";
+    prometheus.until(&pair.a, kinds, |body| body["data"]["flowlog_packets"][0]["type"] == "counter");
+    let delivered = "/api/v1/query?query=sum(flowlog_delivered_objects_total)";
+    prometheus.until(&pair.a, delivered, |body| first(body).is_some_and(|n| n != "0"));
+    let loaded = prometheus.until(&pair.a, "/api/v1/rules", |body| body["data"]["groups"][0]["rules"].is_array());
+    let rules = loaded["data"]["groups"][0]["rules"].as_array().unwrap().clone();
+    assert!(rules.len() > 8 && rules.iter().all(|r| r["health"] != "err"), "{loaded}");
+    let alerts = "/api/v1/alerts";
+    let fires = |body: &Value, name: &str| {
+        body["data"]["alerts"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|a| a["labels"]["alertname"] == name && a["state"] == "firing"))
+    };
+    let quiet = prometheus.until(&pair.a, alerts, |body| body["status"] == "success");
+    assert_eq!(quiet["data"]["alerts"].as_array().map(Vec::len), Some(0), "{quiet}");
+    // The store dies: a file is where its directory was.
+    let objects = agent.objects();
+    fs::rename(&objects, objects.with_extension("away")).unwrap();
+    fs::write(&objects, b"").unwrap();
+    let told = prometheus.until(&pair.a, alerts, |body| fires(body, "FlowlogDeliveryFailing"));
+    let labels = &told["data"]["alerts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|a| a["labels"]["alertname"] == "FlowlogDeliveryFailing")
+        .unwrap()["labels"];
+    assert_eq!((&labels["interface"], &labels["flow_log"]), (&Value::from("eth0"), &Value::from("flowlog")), "{told}");
+    // It is well again, and so is the alert.
+    fs::remove_file(&objects).unwrap();
+    fs::rename(objects.with_extension("away"), &objects).unwrap();
+    prometheus.until(&pair.a, alerts, |body| body["status"] == "success" && !fires(body, "FlowlogDeliveryFailing"));
+}
