@@ -42,6 +42,8 @@ mod lights;
 mod limits;
 #[path = "all/links.rs"]
 mod links;
+#[path = "all/logs.rs"]
+mod logs;
 #[path = "all/lost.rs"]
 mod lost;
 #[path = "all/marks.rs"]

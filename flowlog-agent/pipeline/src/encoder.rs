@@ -155,21 +155,26 @@ pub(crate) fn encode_window(
     names: &Names,
 ) -> (Encoded, Option<Object>) {
     let Closed { info, table, truth, hook, .. } = closed;
-    let rule = info.rule.name.as_str();
+    let flow_log = info.rule.name.as_str();
     let interface = info.interface_id.as_str();
     let settled = guarded(|| settle::settle(table, truth.as_ref(), hook)).unwrap_or_else(|words| {
-        tracing::error!(rule, interface, words, "the flows of this window cannot be settled: only its counters stay");
+        tracing::error!(
+            flow_log,
+            interface,
+            words,
+            "the flows of this window cannot be settled: only its counters stay"
+        );
         guarded(|| settle::settle(FlowTable::default(), truth.as_ref(), hook)).unwrap_or_default()
     });
     let mut settled = settled;
     settled.note_xdp(&info.xdp);
-    complain(rule, interface, &settled);
+    complain(flow_log, interface, &settled);
     let write = |settled: &Settled| {
         let written = guarded(|| encode::encode(&info, settled, names));
         written.and_then(|result| result.map_err(|error| error.to_string()))
     };
     let totals = |reason, why: &str| {
-        tracing::error!(rule, interface, why, "this window leaves its totals only");
+        tracing::error!(flow_log, interface, why, "this window leaves its totals only");
         let totals = settled.totals_only(reason);
         (write(&totals), totals)
     };
@@ -188,7 +193,7 @@ pub(crate) fn encode_window(
     let is_encoded = written.is_ok();
     let object = written.unwrap_or_else(|words| {
         tracing::error!(
-            rule,
+            flow_log,
             interface,
             words,
             "not even the totals of this window can be encoded: it leaves no object"
@@ -197,7 +202,7 @@ pub(crate) fn encode_window(
     });
     let rows = object.as_ref().map_or_else(RowCounts::default, |o| o.rows);
     let RowCounts { accepted, rejected, skipped } = rows;
-    tracing::info!(rule, interface, window = info.span.start_secs, accepted, rejected, skipped, %balance, "window closed");
+    tracing::info!(flow_log, interface, window = info.span.start_secs, accepted, rejected, skipped, %balance, "window closed");
     let encoded = Encoded {
         key: object_key(&info),
         location: info.rule.target.location.clone(),
@@ -212,14 +217,14 @@ pub(crate) fn encode_window(
 }
 
 /// Says what is wrong with the books of a window, if anything is.
-fn complain(rule: &str, interface: &str, settled: &Settled) {
+fn complain(flow_log: &str, interface: &str, settled: &Settled) {
     let Settled { balance, short, .. } = settled;
     if balance.difference() == (0, 0) {
         return;
     }
-    tracing::error!(rule, interface, %balance, "the books do not balance");
+    tracing::error!(flow_log, interface, %balance, "the books do not balance");
     for (flow, deficit) in short {
-        tracing::error!(rule, interface, ?flow, ?deficit, "more was refused than had passed");
+        tracing::error!(flow_log, interface, ?flow, ?deficit, "more was refused than had passed");
     }
 }
 

@@ -63,7 +63,7 @@ use start::{
 use tokio::{sync::watch, time::MissedTickBehavior};
 use trouble::Trouble;
 
-use crate::config::Config;
+use crate::{config::Config, log};
 
 /// The capture of the real kernel.
 type Capture = capture::Capture<KernelSource>;
@@ -271,6 +271,7 @@ async fn main_loop(
                 capture.check_hooks();
                 trouble.note(capture.look_at_xdp(clock::now()).map_err(AgentError::from))?;
                 capture.look_at_hiding(clock::now());
+                log::tell_repeats();
                 delivery.report(capture, trouble.words());
                 around.service.status(&around.status.borrow(), clock::now());
             }

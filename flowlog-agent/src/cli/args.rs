@@ -10,8 +10,11 @@ use flowlog_model::{
 };
 use flowlog_pipeline::spool::Limits;
 
-use crate::config::{
-    ConfigError, LAYOUT_DEFAULT, NAME_DEFAULT, RawConfig, RawFlowLog, STATE_DIR_DEFAULT, WINDOW_SECS_DEFAULT,
+use crate::{
+    config::{
+        ConfigError, LAYOUT_DEFAULT, NAME_DEFAULT, RawConfig, RawFlowLog, STATE_DIR_DEFAULT, WINDOW_SECS_DEFAULT,
+    },
+    log::LogArgs,
 };
 
 /// Which agent is meant.
@@ -41,6 +44,8 @@ pub(super) struct DetachArgs {
     pin: PinArgs,
     #[command(flatten)]
     s3: S3Args,
+    #[command(flatten)]
+    pub(super) log: LogArgs,
 }
 
 /// The way to the buckets.
@@ -116,6 +121,8 @@ pub(super) struct RunArgs {
     flags: CaptureArgs,
     #[command(flatten)]
     s3: S3Args,
+    #[command(flatten)]
+    pub(super) log: LogArgs,
 }
 
 /// What a configuration file says instead.
@@ -212,7 +219,7 @@ struct CaptureArgs {
 
 impl RunArgs {
     pub(super) fn into_raw(self) -> Result<RawConfig, ConfigError> {
-        let Self { config, state: StateArgs { state_dir }, pin: PinArgs { pin_dir }, flags, s3 } = self;
+        let Self { config, state: StateArgs { state_dir }, pin: PinArgs { pin_dir }, flags, s3, log: _ } = self;
         if let Some(path) = &config {
             let mut raw = RawConfig::from_file(path)?;
             raw.state_dir = raw.state_dir.or(Some(state_dir));

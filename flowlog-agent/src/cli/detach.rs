@@ -9,7 +9,7 @@ use crate::agent::{self, AgentError};
 
 pub(super) fn run(args: DetachArgs) -> anyhow::Result<ExitCode> {
     confine::enter_with_capabilities().map_err(AgentError::from)?;
-    run::log_to_stderr();
+    args.log.start()?;
     let config = args.into_raw()?.check_without_captures()?;
     agent::ensure_same_netns(&config)?;
     stop::stop(&config.state_dir)?;

@@ -9,7 +9,7 @@ use parquet::errors::ParquetError;
 use rustix::io::Errno;
 
 use super::client::ClientError;
-use crate::{agent::AgentError, config::ConfigError};
+use crate::{agent::AgentError, config::ConfigError, log::LogError};
 
 /// Exit codes of `sysexits.h`; README.md lists them.
 pub(super) const EX_USAGE: u8 = 64;
@@ -64,6 +64,7 @@ pub(super) fn code(error: &anyhow::Error) -> ExitCode {
             c.downcast_ref().map(of_client),
             c.downcast_ref().map(of_tracer),
             c.downcast_ref().map(|_: &ConfigError| EX_CONFIG),
+            c.downcast_ref().map(|_: &LogError| EX_CONFIG),
             c.downcast_ref().map(of_command),
             c.downcast_ref().map(|_: &ParquetError| EX_DATAERR),
         ];

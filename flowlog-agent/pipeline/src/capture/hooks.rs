@@ -122,7 +122,8 @@ pub(super) fn judge<N: Node>(node: &mut N, (id, spec): (IfaceId, &WatchSpec), de
     let new = node.flags(dev.key()) & abi::ONLY_NOTED != 0;
     node.set_flags(id, dev.key(), flags(spec, dev) | no_numbers);
     if new {
-        tracing::info!(interface = dev.name, netns = dev.netns.name(), index = dev.index, "watching");
+        let flow_log = spec.rule.name.as_str();
+        tracing::info!(flow_log, interface = dev.name, netns = dev.netns.name(), index = dev.index, "watching");
     }
 }
 

@@ -238,11 +238,12 @@ impl Watcher {
             if self.captures.iter().any(|c| same(&c)) {
                 let moved = found.wanted.get(&w.spec.interface_id).and_then(|n| n.dev.netns.name());
                 let interface = &w.spec.interface;
+                let flow_log = w.spec.rule.name.as_str();
                 if let Some(netns) = moved.filter(|netns| w.spec.netns.as_ref() != Some(netns)) {
-                    tracing::warn!(interface, netns, "the interface is in another namespace");
+                    tracing::warn!(flow_log, interface, netns, "the interface is in another namespace");
                 } else {
                     let netns = w.spec.netns.as_deref();
-                    tracing::warn!(interface, netns, "the interface is gone; waiting for it to come back");
+                    tracing::warn!(flow_log, interface, netns, "the interface is gone; waiting for it to come back");
                 }
                 self.gone.insert(w.spec.interface_id.clone(), Gone { since_secs, spec: w.spec.clone() });
             }
@@ -407,7 +408,8 @@ impl Watcher {
             judge(source, (id, &w.spec), dev, no_numbers);
             if self.gone.remove(&w.spec.interface_id).is_some() {
                 let netns = dev.netns.name();
-                tracing::info!(interface = dev.name, netns, index = dev.index, "the interface is back");
+                let flow_log = w.spec.rule.name.as_str();
+                tracing::info!(flow_log, interface = dev.name, netns, index = dev.index, "the interface is back");
             }
         }
     }

@@ -348,7 +348,7 @@ impl Uploader {
             self.pauses.remove(&route);
             self.unproven.remove(&route);
             if is_probe {
-                tracing::info!(rule = route.folder, store = route.store, "the target takes objects");
+                tracing::info!(flow_log = route.folder, store = route.store, "the target takes objects");
             }
             self.progress.send_modify(|p| p.routes.entry(route).or_default().state = RouteState::Delivering);
             return;
@@ -357,7 +357,7 @@ impl Uploader {
         let pause = last.mul_f64(0.5 + (self.jitter)() / 2.0);
         self.pauses.insert(route.clone(), (Instant::now() + pause, last));
         let what = if is_probe { "the target cannot be used" } else { "cannot deliver" };
-        tracing::warn!(rule = route.folder, %error, retry_in_ms = pause.as_millis(), "{what}");
+        tracing::warn!(flow_log = route.folder, store = route.store, %error, retry_in_ms = pause.as_millis(), "{what}");
         let now_secs = clock::now().wall.secs();
         self.progress.send_modify(|p| {
             let status = p.routes.entry(route).or_default();
@@ -413,10 +413,16 @@ async fn deliver(spool: &Spool, store: &Bucket, entry: &Entry) -> Result<Outcome
     fault::point("reply_lost");
     if outcome == Outcome::Conflict {
         let path = spool.quarantine(entry).map_err(spooled)?;
-        tracing::error!(key = entry.key, file = path, "the store holds other bytes under this key; put aside");
+        let flow_log = route(entry).folder;
+        tracing::error!(
+            flow_log,
+            key = entry.key,
+            file = path,
+            "the store holds other bytes under this key; put aside"
+        );
     } else {
         // The log comes first: an agent that only waits for an empty spool ends as soon as the file is removed.
-        tracing::info!(key = entry.key, ?outcome, "delivered");
+        tracing::info!(flow_log = route(entry).folder, key = entry.key, ?outcome, "delivered");
         spool.remove(entry).map_err(spooled)?;
     }
     Ok(outcome)

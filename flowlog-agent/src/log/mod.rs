@@ -1,0 +1,149 @@
+//! Logs, of the commands that capture: how much is said, in which form, and how often the same.
+//!
+//! * [`journal`]: as entries of the system's journal, with fields;
+//! * [`repeats`]: the same message again and again is said a few times, and then counted;
+//! * this file: which of it is wanted.
+//!
+//! What commands print for people does not belong here (`cli/out.rs`).
+
+mod journal;
+mod repeats;
+
+use std::io::{IsTerminal as _, stderr};
+
+use clap::{ArgAction, Args, ValueEnum};
+use flowlog_model::text::printable;
+use journal::Journal;
+pub(crate) use repeats::tell as tell_repeats;
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, field::MakeExt as _, fmt::format::debug_fn, layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+/// What has directives for parts of the agent.
+const VARIABLE: &str = "FLOWLOG_LOG";
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{VARIABLE} `{value}`: {problem}; write a level (`debug`), or levels of parts (`info,flowlog_pipeline=debug`)")]
+pub(crate) struct LogError {
+    value: String,
+    problem: String,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum LogForm {
+    /// The journal's where standard error is the journal, else text.
+    #[default]
+    Auto,
+    /// A line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Logs go to standard error.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Logs")]
+pub(crate) struct LogArgs {
+    /// Form of the log on standard error.
+    #[arg(long, value_name = "FORM", default_value = "auto")]
+    log_format: LogForm,
+    /// Say more: -v debug, -vv everything. `FLOWLOG_LOG` chooses levels for parts: `info,flowlog_pipeline=debug`.
+    #[arg(long, short, action = ArgAction::Count)]
+    verbose: u8,
+    /// Say less: -q warnings and errors, -qq errors.
+    #[arg(long, short, action = ArgAction::Count, conflicts_with = "verbose")]
+    quiet: u8,
+}
+
+impl LogArgs {
+    /// The level that flags say; `None`: they say nothing.
+    fn level(&self) -> Option<&'static str> {
+        match (self.verbose, self.quiet) {
+            (0, 0) => None,
+            (1, _) => Some("debug"),
+            (2.., _) => Some("trace"),
+            (0, 1) => Some("warn"),
+            (0, _) => Some("error"),
+        }
+    }
+
+    fn filter(&self) -> Result<EnvFilter, LogError> {
+        let said = std::env::var(VARIABLE).ok().filter(|value| !value.trim().is_empty());
+        match (self.level(), said) {
+            // A flag is nearer than the environment.
+            (Some(level), _) => Ok(EnvFilter::new(level)),
+            (None, None) => Ok(EnvFilter::new("info")),
+            (None, Some(value)) => EnvFilter::try_new(&value).map_err(|error| {
+                let problem = error.to_string();
+                LogError { value, problem }
+            }),
+        }
+    }
+
+    /// Logs from now on.
+    ///
+    /// # Errors
+    /// If the environment's levels cannot be understood.
+    pub(crate) fn start(&self) -> Result<(), LogError> {
+        let filter = self.filter()?;
+        let journal = (self.log_format == LogForm::Auto).then(Journal::of_stderr).flatten();
+        let output: Box<dyn Layer<Registry> + Send + Sync> = match (self.log_format, journal) {
+            (LogForm::Json, _) => Box::new(json()),
+            (_, Some(journal)) => Box::new(journal),
+            (_, None) => Box::new(text()),
+        };
+        tracing_subscriber::registry().with(output.with_filter(repeats::Few).with_filter(filter)).init();
+        Ok(())
+    }
+}
+
+/// Whether standard error takes colours, and nobody asked for none (no-color.org).
+fn takes_colours() -> bool {
+    stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Lines for people.
+fn text() -> impl Layer<Registry> + Send + Sync {
+    // What others say (names, stores) can do nothing to a terminal, and no line can be made to look like two.
+    let fields = debug_fn(|writer, field, value| {
+        let words = format!("{value:?}");
+        let words = printable(&words);
+        if field.name() == "message" { write!(writer, "{words}") } else { write!(writer, "{}={words}", field.name()) }
+    });
+    tracing_subscriber::fmt::layer()
+        .fmt_fields(fields.delimited(" "))
+        // It would say on standard error that standard error is closed, and panic.
+        .log_internal_errors(false)
+        .with_writer(stderr)
+        .with_ansi(takes_colours())
+        .with_target(false)
+}
+
+/// Lines for programs: fields are members, in which nothing is left to escape.
+fn json() -> impl Layer<Registry> + Send + Sync {
+    tracing_subscriber::fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .log_internal_errors(false)
+        .with_writer(stderr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_nearer_than_the_default() {
+        let level = |verbose, quiet| LogArgs { verbose, quiet, ..LogArgs::default() }.level();
+        assert_eq!(
+            (level(0, 0), level(1, 0), level(2, 0), level(9, 0)),
+            (None, Some("debug"), Some("trace"), Some("trace"))
+        );
+        assert_eq!((level(0, 1), level(0, 2), level(0, 9)), (Some("warn"), Some("error"), Some("error")));
+    }
+}

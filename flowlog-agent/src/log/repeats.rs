@@ -1,0 +1,212 @@
+//! The same message, again and again: said a few times in a minute, and then counted. How many were left out is said when the minute is
+//! over.
+//!
+//! The same are messages of one place in the sources whose words and names are the same. Of warnings and errors, numbers may differ: `tries=7`
+//! is no news.
+
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{LazyLock, Mutex, PoisonError},
+};
+
+use flowlog_host::clock;
+use flowlog_model::MonoNs;
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+    subscriber::Interest,
+};
+use tracing_subscriber::layer::{Context, Filter};
+
+/// So often the same is said in a minute.
+const SAID_MAX: u32 = 3;
+/// How long it is counted what was said.
+const MINUTE_NS: u64 = 60_000_000_000;
+/// Messages that are told apart at most; more are said however often they come. Each takes 100 bytes or so.
+const KNOWN_MAX: usize = 1_024;
+/// As much of a message is told again: the rest was said.
+const WORDS_CHARS_MAX: usize = 200;
+
+static SAID: LazyLock<Mutex<Said>> = LazyLock::new(Mutex::default);
+
+/// What was said in the last minute.
+#[derive(Default)]
+struct Said(HashMap<u64, Entry>);
+
+struct Entry {
+    since: MonoNs,
+    times: u32,
+    /// What it says, once some were left out.
+    words: String,
+}
+
+impl Said {
+    /// Whether a message is to be said.
+    fn is_news(&mut self, key: u64, now: MonoNs, words: impl FnOnce() -> String) -> bool {
+        if !self.0.contains_key(&key) && self.0.len() >= KNOWN_MAX {
+            self.0.retain(|_, e| !e.is_over(now) || e.left_out() > 0);
+            if self.0.len() >= KNOWN_MAX {
+                return true;
+            }
+        }
+        let entry = self.0.entry(key).or_insert(Entry { since: now, times: 0, words: String::new() });
+        if entry.is_over(now) && entry.left_out() == 0 {
+            *entry = Entry { since: now, times: 0, words: String::new() };
+        }
+        entry.times = entry.times.saturating_add(1);
+        if entry.times == SAID_MAX + 1 {
+            entry.words = words();
+        }
+        entry.times <= SAID_MAX
+    }
+
+    /// What was left out in minutes that are over, and what it said.
+    fn take(&mut self, now: MonoNs) -> Vec<(u32, String)> {
+        let over: Vec<u64> = self.0.iter().filter(|(_, e)| e.is_over(now)).map(|(key, _)| *key).collect();
+        let entries = over.into_iter().filter_map(|key| self.0.remove(&key));
+        entries.filter(|e| e.left_out() > 0).map(|e| (e.left_out(), e.words)).collect()
+    }
+}
+
+impl Entry {
+    fn is_over(&self, now: MonoNs) -> bool {
+        now.0.saturating_sub(self.since.0) >= MINUTE_NS
+    }
+
+    fn left_out(&self) -> u32 {
+        self.times.saturating_sub(SAID_MAX)
+    }
+}
+
+/// Says how many messages were left out in minutes that are over. Called now and then.
+pub(crate) fn tell() {
+    // Not while it is locked: what is said here comes by again.
+    let left_out = SAID.lock().unwrap_or_else(PoisonError::into_inner).take(clock::now().mono);
+    for (times, words) in left_out {
+        tracing::info!(times, words, "was said again in a minute, and left out");
+    }
+}
+
+/// Lets the same message through a few times in a minute.
+pub(super) struct Few;
+
+impl<S: Subscriber> Filter<S> for Few {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
+        // Whether it is said is decided by its fields, each time.
+        Interest::sometimes()
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        None
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        let mut hash = DefaultHasher::new();
+        event.metadata().callsite().hash(&mut hash);
+        let mut names = Names { hash, with_numbers: *event.metadata().level() > Level::WARN };
+        event.record(&mut names);
+        let words = || {
+            let mut words = Words(String::new());
+            event.record(&mut words);
+            words.0.chars().take(WORDS_CHARS_MAX).collect()
+        };
+        SAID.lock().unwrap_or_else(PoisonError::into_inner).is_news(names.hash.finish(), clock::now().mono, words)
+    }
+}
+
+/// What makes a message the same.
+struct Names {
+    hash: DefaultHasher,
+    with_numbers: bool,
+}
+
+impl Names {
+    fn number(&mut self, field: &Field, value: &dyn Debug) {
+        if self.with_numbers {
+            self.record_debug(field, value);
+        }
+    }
+}
+
+impl Visit for Names {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.record_str(field, &format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        field.name().hash(&mut self.hash);
+        value.hash(&mut self.hash);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.number(field, &value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.number(field, &value);
+    }
+
+    fn record_i128(&mut self, field: &Field, value: i128) {
+        self.number(field, &value);
+    }
+
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.number(field, &value);
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.number(field, &value);
+    }
+}
+
+/// What a message says.
+struct Words(String);
+
+impl Visit for Words {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        use std::fmt::Write as _;
+        // Writing to a String cannot fail.
+        let _ = match field.name() {
+            "message" => write!(self.0, "{value:?}"),
+            name => write!(self.0, " {name}={value:?}"),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_is_said_three_times_in_a_minute_and_what_was_left_out_is_told_when_it_is_over() {
+        let mut said = Said::default();
+        let at = |secs: u64| MonoNs(secs * 1_000_000_000);
+        let mut says = |key, secs| said.is_news(key, at(secs), || format!("message {key}"));
+        assert_eq!([says(1, 0), says(1, 1), says(1, 2), says(1, 3), says(1, 59)], [true, true, true, false, false]);
+        assert!(says(2, 3), "another message");
+        assert!(!says(1, 61), "nobody has told yet");
+        assert_eq!(said.take(at(59)), []);
+        assert_eq!(said.take(at(63)), [(3, "message 1".to_owned())]);
+        assert!(said.0.is_empty());
+        assert!(said.is_news(1, at(64), String::new));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_nothing_is_held_back_for_it() {
+        let mut said = Said::default();
+        for key in 0..10_000 {
+            assert!(said.is_news(key, MonoNs(0), String::new));
+        }
+        assert_eq!(said.0.len(), KNOWN_MAX);
+        assert!((0..9).all(|_| said.is_news(9_999, MonoNs(1), String::new)));
+        // Room again, when the minute is over.
+        assert!(said.is_news(20_000, MonoNs(MINUTE_NS), String::new) && said.0.len() == 1);
+    }
+}

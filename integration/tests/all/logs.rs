@@ -1,0 +1,113 @@
+//! What the agent says while it captures: how much, in which form, and to the journal with fields.
+
+use std::{
+    collections::BTreeMap,
+    os::unix::{net::UnixDatagram, process::CommandExt as _},
+    process::Stdio,
+    time::Duration,
+};
+
+use integration::{
+    agent::{Agent, binary, run_to_end},
+    net::Pair,
+    traffic,
+};
+use serde_json::Value;
+
+/// The log of an agent that has counted a flow, delivered a window and stopped.
+fn said(args: &[&str], variables: &[(&str, &str)]) -> String {
+    let pair = Pair::new().unwrap();
+    let args = [args, &["--window", "1"]].concat();
+    let mut agent = Agent::spawn_env(&pair.a, &["eth0"], &args, variables).unwrap();
+    // It may say nothing at all: what landed is the sign.
+    while !agent.objects().join("flowlog").is_dir() {
+        pair.b.run(|| traffic::udp("10.1.0.1:7", 1, 10)).ok();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    agent.end().unwrap();
+    agent.log()
+}
+
+#[test]
+fn as_json_each_line_is_an_object_with_flow_log_and_interface() {
+    let log = said(&["--log-format", "json"], &[]);
+    let lines: Vec<Value> =
+        log.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect();
+    let of =
+        |message: &str| lines.iter().find(|l| l["message"] == message).unwrap_or_else(|| panic!("{message}: {log}"));
+    for message in ["watching", "window closed"] {
+        assert_eq!(of(message)["flow_log"], "flowlog");
+    }
+    assert_eq!((&of("watching")["interface"], &of("watching")["level"]), (&Value::from("eth0"), &Value::from("INFO")));
+    assert!(of("delivered")["key"].as_str().is_some_and(|key| key.starts_with("flowlog/")));
+}
+
+#[test]
+fn flags_and_the_environment_say_how_much_is_said() {
+    let text = said(&[], &[]);
+    assert!(text.contains(" INFO watching flow_log=flowlog interface=eth0") && !text.contains("DEBUG"), "{text}");
+    assert_eq!(said(&["-q"], &[]), "");
+    assert!(said(&["-v"], &[]).contains("DEBUG"));
+    assert_eq!(said(&[], &[("FLOWLOG_LOG", "error")]), "");
+    let nearer = said(&["-q"], &[("FLOWLOG_LOG", "debug")]);
+    assert_eq!(nearer, "", "a flag is nearer than the environment");
+    let pair = Pair::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = pair.a.command(binary());
+    command.args(["run", "--interface", "eth0", "--target", "./o", "--no-pin"]).env("FLOWLOG_LOG", "flowlog=loud");
+    let out = command.current_dir(dir.path()).output().unwrap();
+    let error = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(78), "{error}");
+    assert!(error.contains("FLOWLOG_LOG `flowlog=loud`") && error.contains("write a level"), "{error}");
+    let both = ["run", "--interface", "eth0", "--target", "./o", "-q", "-v"];
+    assert_eq!(run_to_end(&pair.a, &both, dir.path()).unwrap().0, Some(64));
+}
+
+/// Fields of an entry, as the journal reads them.
+fn read(mut bytes: &[u8]) -> BTreeMap<String, String> {
+    let mut fields = BTreeMap::new();
+    let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
+    while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
+        let length = u64::from_le_bytes(bytes[end + 1..end + 9].try_into().unwrap()) as usize;
+        fields.insert(text(&bytes[..end]), text(&bytes[end + 9..end + 9 + length]));
+        bytes = &bytes[end + 9 + length + 1..];
+    }
+    fields
+}
+
+#[test]
+fn the_journal_gets_entries_with_fields_also_from_an_agent_that_has_given_up_what_it_can() {
+    let pair = Pair::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("journal")).unwrap();
+    let journal = UnixDatagram::bind(dir.path().join("journal/socket")).unwrap();
+    journal.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    // Where the journal listens is fixed: so it is a place of this process alone.
+    let script = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && mount --bind \"$1/journal\" /run/systemd/journal &&
+                  export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) &&
+                  exec \"$2\" run --interface eth0 --target \"$1/objects\" --state-dir \"$1/state\" --no-pin --window 1";
+    let mut command = pair.a.command("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(dir.path()).arg(binary());
+    let stderr = std::fs::File::create(dir.path().join("stderr")).unwrap();
+    let mut child = command.stdout(Stdio::null()).stderr(stderr).process_group(0).spawn().unwrap();
+    let mut entries = Vec::new();
+    let mut bytes = vec![0; 64 << 10];
+    let mut until = |message: &str| loop {
+        let n = journal.recv(&mut bytes).unwrap_or_else(|e| panic!("{e}: no `{message}` in {entries:?}"));
+        let entry = read(&bytes[..n]);
+        entries.push(entry.clone());
+        if entry["MESSAGE"].starts_with(message) {
+            return entry;
+        }
+    };
+    let watching = until("watching");
+    assert_eq!((watching["FLOWLOG_INTERFACE"].as_str(), watching["FLOWLOG_FLOW_LOG"].as_str()), ("eth0", "flowlog"));
+    assert_eq!((watching["PRIORITY"].as_str(), watching["SYSLOG_IDENTIFIER"].as_str()), ("6", "flowlog"));
+    assert!(watching["MESSAGE"].contains("interface=eth0"), "{watching:?}");
+    // By then it is confined.
+    assert_eq!(until("window closed")["FLOWLOG_FLOW_LOG"], "flowlog");
+    assert!(until("delivered")["FLOWLOG_KEY"].starts_with("flowlog/"));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(std::fs::read_to_string(dir.path().join("stderr")).unwrap(), "");
+}
