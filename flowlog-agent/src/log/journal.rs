@@ -1,6 +1,6 @@
 //! The system's journal: each message as an entry, with its fields.
 //!
-//! Our own few lines of the journal's protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL), because `tracing-journald` leaves the fields out of the
+//! Our own few lines of the journal's protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>), because `tracing-journald` leaves the fields out of the
 //! text that people read. Field names are in capitals, behind `FLOWLOG_`: `journalctl FLOWLOG_INTERFACE=tap0`.
 
 use std::{

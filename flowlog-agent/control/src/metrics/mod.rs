@@ -92,7 +92,7 @@ pub trait FiguresSource: Send + Sync {
     async fn figures(&self) -> Option<Figures>;
 }
 
-/// MetricsListener, but not serving yet.
+/// Listening for those who want figures, but not serving yet.
 pub enum MetricsListener {
     Address(std::net::TcpListener),
     Socket(std::os::unix::net::UnixListener),
@@ -189,35 +189,32 @@ where
 
 type Source = Arc<dyn FiguresSource>;
 
-/// Figures of this moment, or why there are none.
-async fn figures(source: &Source) -> Result<Figures, Response> {
-    let silent = || (StatusCode::SERVICE_UNAVAILABLE, "the main loop does not answer\n").into_response();
-    tokio::time::timeout(ANSWER_MAX, source.figures()).await.ok().flatten().ok_or_else(silent)
+/// Figures of this moment; `None`: the main loop does not answer.
+async fn figures(source: &Source) -> Option<Figures> {
+    tokio::time::timeout(ANSWER_MAX, source.figures()).await.ok().flatten()
+}
+
+/// What is said where it does not.
+fn silent() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "the main loop does not answer\n").into_response()
 }
 
 async fn metrics(State(source): State<Source>) -> Response {
-    match figures(&source).await {
-        Ok(figures) => ([(header::CONTENT_TYPE, text::CONTENT_TYPE)], text(&figures)).into_response(),
-        Err(silent) => silent,
-    }
+    let figures = figures(&source).await;
+    figures.map_or_else(silent, |f| ([(header::CONTENT_TYPE, text::CONTENT_TYPE)], text(&f)).into_response())
 }
 
 /// Whether the main loop does its work: who restarts the agent asks this.
 async fn healthy(State(source): State<Source>) -> Response {
-    match figures(&source).await {
-        Ok(_) => "ok\n".into_response(),
-        Err(silent) => silent,
-    }
+    figures(&source).await.map_or_else(silent, |_| "ok\n".into_response())
 }
 
 /// Whether everything is captured that can be: who rolls out a new version asks this.
 async fn ready(State(source): State<Source>) -> Response {
-    match figures(&source).await {
-        Ok(Figures { status, .. }) => match trouble(&status) {
-            words if words.is_empty() => "ok\n".into_response(),
-            words => (StatusCode::SERVICE_UNAVAILABLE, words).into_response(),
-        },
-        Err(silent) => silent,
+    match figures(&source).await.map(|f| trouble(&f.status)) {
+        None => silent(),
+        Some(words) if words.is_empty() => "ok\n".into_response(),
+        Some(words) => (StatusCode::SERVICE_UNAVAILABLE, words).into_response(),
     }
 }
 
@@ -246,6 +243,24 @@ mod tests {
             let error = endpoint(wrong).expect_err(wrong);
             assert!(error.to_string().contains("metrics.listen"), "{error}");
         }
+    }
+
+    /// A main loop that hangs.
+    struct Hung;
+
+    #[async_trait]
+    impl FiguresSource for Hung {
+        async fn figures(&self) -> Option<Figures> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_main_loop_that_hangs_is_not_well_and_nobody_waits_for_it() {
+        let source: Source = Arc::new(Hung);
+        assert_eq!(healthy(State(source.clone())).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(ready(State(source.clone())).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(metrics(State(source)).await.status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[test]

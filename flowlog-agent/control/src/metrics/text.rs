@@ -1,4 +1,4 @@
-//! Figures in the text form of Prometheus and OpenMetrics. Every name is here, once: with its help it is the documentation, and
+//! Figures in the text form of Prometheus and `OpenMetrics`. Every name is here, once: with its help it is the documentation, and
 //! `docs/metrics.md` is compared with it.
 //!
 //! Names and units are as <https://prometheus.io/docs/practices/naming/> has them. Labels have as many values as there are flow logs on the
@@ -115,19 +115,15 @@ impl Out<'_> {
             "1 if an agent is running, 0 if this is what the last one left.",
             bit(is_running),
         )?;
-        let seconds = seconds(status.written_secs);
-        self.gauge("flowlog_status_timestamp_seconds", "When the status last changed.", seconds)?;
+        let written = seconds(status.written_secs);
+        self.gauge("flowlog_status_timestamp_seconds", "When the status last changed.", written)?;
         let help = "1 if the state directory takes nothing, so that nothing is delivered.";
         self.gauge("flowlog_state_directory_trouble", help, bit(status.trouble.is_some()))?;
         self.gauge("flowlog_spool_bytes", "Objects in the spool, waiting for delivery.", float(status.spool_bytes))?;
         let oldest = status.rules.iter().map(|r| &r.delivery).chain(status.leaving.iter().map(|l| &l.delivery));
         let oldest = oldest.filter_map(|d| d.oldest_secs).min();
         let help = "When the oldest object in the spool was made. Absent while it is empty.";
-        self.gauges(
-            "flowlog_spool_oldest_timestamp_seconds",
-            help,
-            oldest.map(|secs| (Vec::new(), self::seconds(secs))),
-        )?;
+        self.gauges("flowlog_spool_oldest_timestamp_seconds", help, oldest.map(|secs| (Vec::new(), seconds(secs))))?;
         let help = "1 if the spool is full, so that windows leave their totals only.";
         self.gauge("flowlog_spool_full", help, bit(status.spool_full.is_some()))?;
         let help = "Objects that were put aside: somebody must look at them.";
@@ -139,7 +135,7 @@ impl Out<'_> {
     /// What is captured, and what was counted in windows that are closed.
     fn captures(&mut self, status: &Status) -> fmt::Result {
         let rules = &status.rules;
-        let states = rules.iter().flat_map(|rule| {
+        let by_state = rules.iter().flat_map(|rule| {
             let state = match rule.capture {
                 CaptureState::Attached { .. } => "attached",
                 CaptureState::Waiting { .. } => "waiting",
@@ -149,7 +145,7 @@ impl Out<'_> {
             ["attached", "waiting", "trouble", "unknown"]
                 .map(|one| (with(labels(rule), &[("state", one)]), bit(one == state)))
         });
-        self.gauges("flowlog_capture_state", "1 for the state that the capture is in, 0 for the others.", states)?;
+        self.gauges("flowlog_capture_state", "1 for the state that the capture is in, 0 for the others.", by_state)?;
         let of = |count: fn(&RuleStatus) -> u64| rules.iter().map(move |rule| (labels(rule), count(rule)));
         self.counters("flowlog_windows", "Windows that were closed.", of(|r| r.counts.windows))?;
         let rows = rules.iter().flat_map(|rule| {
@@ -186,7 +182,7 @@ impl Out<'_> {
     /// What becomes of objects.
     fn deliveries(&mut self, status: &Status) -> fmt::Result {
         let rules = &status.rules;
-        let states = rules.iter().flat_map(|rule| {
+        let by_state = rules.iter().flat_map(|rule| {
             let state = match rule.delivery.state {
                 RouteState::Idle => "idle",
                 RouteState::Delivering => "delivering",
@@ -197,7 +193,7 @@ impl Out<'_> {
             ["idle", "delivering", "retrying", "degraded", "blocked"]
                 .map(|one| (with(labels(rule), &[("state", one)]), bit(one == state)))
         });
-        self.gauges("flowlog_delivery_state", "1 for the state that delivery is in, 0 for the others.", states)?;
+        self.gauges("flowlog_delivery_state", "1 for the state that delivery is in, 0 for the others.", by_state)?;
         let of = |count: fn(&RuleStatus) -> u64| rules.iter().map(move |rule| (labels(rule), count(rule)));
         self.counters("flowlog_delivered_objects", "Objects delivered.", of(|r| r.delivery.delivered))?;
         let help = "Tries to deliver objects of the flow log that failed, whatever the interface.";
@@ -257,12 +253,10 @@ impl Out<'_> {
         self.counter("flowlog_records", help, node.records)?;
         self.gauge("flowlog_journal_bytes", "Size of the journal.", float(node.journal_bytes))?;
         self.counter("flowlog_refused_logins", "Logins that were refused.", node.logins_refused)?;
-        let of = |p: &flowlog_model::figures::ProgramFigures| -> String { p.name.clone() };
-        let names: Vec<String> = node.programs.iter().map(of).collect();
-        let named = || names.iter().zip(&node.programs).map(|(name, p)| (vec![("program", name.as_str())], p));
+        let programs = || node.programs.iter().map(|p| (vec![("program", p.name.as_str())], p));
         let help = "How often a program has run, while the kernel keeps statistics (kernel.bpf_stats_enabled).";
-        self.counters("flowlog_program_runs", help, named().map(|(labels, p)| (labels, p.runs)))?;
-        let times = named().map(|(labels, p)| (labels, p.run_time.as_secs_f64()));
+        self.counters("flowlog_program_runs", help, programs().map(|(labels, p)| (labels, p.runs)))?;
+        let times = programs().map(|(labels, p)| (labels, p.run_time.as_secs_f64()));
         self.seconds("flowlog_program_run_seconds", "For how long, likewise.", times)?;
         let help = "How long uploads took, by store.";
         let mut family = self.family("flowlog_upload_duration_seconds", help, MetricType::Histogram)?;
