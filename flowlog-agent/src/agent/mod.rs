@@ -266,7 +266,7 @@ async fn main_loop(
                     trouble.note(orders.begin(want, capture))?;
                 }
             }
-            step = around.reload.next() => around.reload.take(step, clock::now()),
+            asked = around.reload.next() => around.reload.take(&asked, clock::now()),
             _ = tick.tick() => {
                 capture.check_hooks();
                 trouble.note(capture.look_at_xdp(clock::now()).map_err(AgentError::from))?;

@@ -27,6 +27,7 @@ pub(super) struct Service {
     said: String,
 }
 
+#[allow(clippy::unused_self, reason = "only who has the service may speak for the agent")]
 impl Service {
     pub(super) fn new() -> Self {
         Self { is_watched: sd_notify::watchdog_enabled().is_some(), last_sign: MonoNs(0), said: String::new() }
@@ -79,25 +80,23 @@ fn words(status: &Status, now_secs: i64) -> String {
     let mut names: Vec<_> = status.rules.iter().map(|r| (&r.rule, r.rule_id)).collect();
     names.sort_unstable();
     names.dedup();
-    let mut words = format!("{} on {}", of(names.len(), "flow log"), of(captured, "interface"));
+    let mut parts = vec![format!("{} on {}", of(names.len(), "flow log"), of(captured, "interface"))];
     if captured < status.rules.len() {
-        words += &format!(", {} not captured", status.rules.len() - captured);
+        parts[0] = format!("{}, {} not captured", parts[0], status.rules.len() - captured);
     }
     let deliveries = || status.rules.iter().map(|r| &r.delivery).chain(status.leaving.iter().map(|l| &l.delivery));
     let waiting: usize = deliveries().map(|d| d.waiting).sum();
-    words += &match deliveries().filter_map(|d| d.oldest_secs).min() {
+    parts.push(match deliveries().filter_map(|d| d.oldest_secs).min() {
         Some(oldest) if waiting > 0 => {
-            format!("; {}, the oldest for {} s", of(waiting, "undelivered object"), (now_secs - oldest).max(0))
+            format!("{}, the oldest for {} s", of(waiting, "undelivered object"), (now_secs - oldest).max(0))
         }
-        _ => "; all is delivered".to_owned(),
-    };
-    for trouble in status.trouble.iter().chain(&status.spool_full) {
-        words += &format!("; {trouble}");
-    }
+        _ => "all is delivered".to_owned(),
+    });
+    parts.extend(status.trouble.iter().chain(&status.spool_full).cloned());
     if status.quarantined > 0 {
-        words += &format!("; {} in quarantine", of(status.quarantined, "object"));
+        parts.push(format!("{} in quarantine", of(status.quarantined, "object")));
     }
-    words
+    parts.join("; ")
 }
 
 /// Reading files again on SIGHUP, which systemd calls a reload. What is not in these files takes a new start.
@@ -134,7 +133,7 @@ impl Reload {
     }
 
     /// Takes a step, and tells the service manager.
-    pub(super) fn take(&mut self, step: Step, now: Now) {
+    pub(super) fn take(&mut self, step: &Step, now: Now) {
         match step {
             Step::Asked => {
                 tell(&[NotifyState::Reloading, NotifyState::MonotonicUsec(i128::from(now.mono.0 / 1_000))]);

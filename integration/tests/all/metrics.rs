@@ -218,12 +218,13 @@ fn what_an_agent_left_is_a_text_file_for_a_collector() {
 }
 
 /// The real Prometheus, in a namespace, and what it stores.
-struct Prometheus {
+struct Prometheus<'a> {
+    ns: &'a Netns,
     child: Child,
     _dir: tempfile::TempDir,
 }
 
-impl Drop for Prometheus {
+impl Drop for Prometheus<'_> {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -232,8 +233,8 @@ impl Drop for Prometheus {
 
 const PROMETHEUS: &str = "127.0.0.1:9470";
 
-impl Prometheus {
-    fn start(ns: &Netns, rules: &str) -> Self {
+impl<'a> Prometheus<'a> {
+    fn start(ns: &'a Netns, rules: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::write(at("rules.yml"), rules).unwrap();
@@ -249,14 +250,14 @@ impl Prometheus {
             .arg(format!("--storage.tsdb.path={}", at("data").display()))
             .arg(format!("--web.listen-address={PROMETHEUS}"));
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        Self { child, _dir: dir }
+        Self { ns, child, _dir: dir }
     }
 
     /// Asks its API until the answer is as wanted.
-    fn until(&self, ns: &Netns, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let began = Instant::now();
         loop {
-            let answer = ns.run(|| {
+            let answer = self.ns.run(|| {
                 let mut stream = TcpStream::connect(PROMETHEUS).ok()?;
                 // To 1.0 it does not answer in chunks.
                 http::exchange(&mut stream, format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()
@@ -289,12 +290,12 @@ fn prometheus_scrapes_loads_the_rules_and_raises_an_alert_when_the_store_dies() 
     let (pair, agent) = measured(&["--window", "1"]);
     let prometheus = Prometheus::start(&pair.a, &hurried);
     let first = |body: &Value| body["data"]["result"][0]["value"][1].as_str().map(str::to_owned);
-    prometheus.until(&pair.a, "/api/v1/query?query=up", |body| first(body).as_deref() == Some("1"));
+    prometheus.until("/api/v1/query?query=up", |body| first(body).as_deref() == Some("1"));
     let kinds = "/api/v1/metadata?metric=flowlog_packets";
-    prometheus.until(&pair.a, kinds, |body| body["data"]["flowlog_packets"][0]["type"] == "counter");
+    prometheus.until(kinds, |body| body["data"]["flowlog_packets"][0]["type"] == "counter");
     let delivered = "/api/v1/query?query=sum(flowlog_delivered_objects_total)";
-    prometheus.until(&pair.a, delivered, |body| first(body).is_some_and(|n| n != "0"));
-    let loaded = prometheus.until(&pair.a, "/api/v1/rules", |body| body["data"]["groups"][0]["rules"].is_array());
+    prometheus.until(delivered, |body| first(body).is_some_and(|n| n != "0"));
+    let loaded = prometheus.until("/api/v1/rules", |body| body["data"]["groups"][0]["rules"].is_array());
     let rules = loaded["data"]["groups"][0]["rules"].as_array().unwrap().clone();
     assert!(rules.len() > 8 && rules.iter().all(|r| r["health"] != "err"), "{loaded}");
     let alerts = "/api/v1/alerts";
@@ -303,13 +304,13 @@ fn prometheus_scrapes_loads_the_rules_and_raises_an_alert_when_the_store_dies() 
             .as_array()
             .is_some_and(|all| all.iter().any(|a| a["labels"]["alertname"] == name && a["state"] == "firing"))
     };
-    let quiet = prometheus.until(&pair.a, alerts, |body| body["status"] == "success");
+    let quiet = prometheus.until(alerts, |body| body["status"] == "success");
     assert_eq!(quiet["data"]["alerts"].as_array().map(Vec::len), Some(0), "{quiet}");
     // The store dies: a file is where its directory was.
     let objects = agent.objects();
     fs::rename(&objects, objects.with_extension("away")).unwrap();
     fs::write(&objects, b"").unwrap();
-    let told = prometheus.until(&pair.a, alerts, |body| fires(body, "FlowlogDeliveryFailing"));
+    let told = prometheus.until(alerts, |body| fires(body, "FlowlogDeliveryFailing"));
     let labels = &told["data"]["alerts"]
         .as_array()
         .unwrap()
@@ -320,5 +321,5 @@ fn prometheus_scrapes_loads_the_rules_and_raises_an_alert_when_the_store_dies() 
     // It is well again, and so is the alert.
     fs::remove_file(&objects).unwrap();
     fs::rename(objects.with_extension("away"), &objects).unwrap();
-    prometheus.until(&pair.a, alerts, |body| body["status"] == "success" && !fires(body, "FlowlogDeliveryFailing"));
+    prometheus.until(alerts, |body| body["status"] == "success" && !fires(body, "FlowlogDeliveryFailing"));
 }

@@ -94,6 +94,7 @@ impl Tree {
             let to = match name.strip_prefix(&examples) {
                 Some(rest) => format!("{DOC}/examples/{rest}"),
                 // Pictures are for who reads on the web.
+                None if name.starts_with("docs/examples/") => format!("{DOC}/{}", name.trim_start_matches("docs/")),
                 None if name.starts_with("docs/") && Path::new(&name).extension().is_some_and(|e| e == "md") => {
                     format!("{DOC}/{name}")
                 }
