@@ -45,7 +45,7 @@ fn as_json_each_line_is_an_object_with_flow_log_and_interface() {
 #[test]
 fn flags_and_the_environment_say_how_much_is_said() {
     let text = said(&[], &[]);
-    assert!(text.contains(" INFO watching flow_log=flowlog interface=eth0") && !text.contains("DEBUG"), "{text}");
+    assert!(text.contains(" INFO watching interface=\"eth0\"") && !text.contains("DEBUG"), "{text}");
     assert_eq!(said(&["-q"], &[]), "");
     assert!(said(&["-v"], &[]).contains("DEBUG"));
     assert_eq!(said(&[], &[("FLOWLOG_LOG", "error")]), "");

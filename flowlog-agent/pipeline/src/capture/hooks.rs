@@ -123,7 +123,7 @@ pub(super) fn judge<N: Node>(node: &mut N, (id, spec): (IfaceId, &WatchSpec), de
     node.set_flags(id, dev.key(), flags(spec, dev) | no_numbers);
     if new {
         let flow_log = spec.rule.name.as_str();
-        tracing::info!(flow_log, interface = dev.name, netns = dev.netns.name(), index = dev.index, "watching");
+        tracing::info!(interface = dev.name, netns = dev.netns.name(), index = dev.index, flow_log, "watching");
     }
 }
 

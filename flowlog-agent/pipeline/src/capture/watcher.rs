@@ -240,10 +240,10 @@ impl Watcher {
                 let interface = &w.spec.interface;
                 let flow_log = w.spec.rule.name.as_str();
                 if let Some(netns) = moved.filter(|netns| w.spec.netns.as_ref() != Some(netns)) {
-                    tracing::warn!(flow_log, interface, netns, "the interface is in another namespace");
+                    tracing::warn!(interface, netns, flow_log, "the interface is in another namespace");
                 } else {
                     let netns = w.spec.netns.as_deref();
-                    tracing::warn!(flow_log, interface, netns, "the interface is gone; waiting for it to come back");
+                    tracing::warn!(interface, netns, flow_log, "the interface is gone; waiting for it to come back");
                 }
                 self.gone.insert(w.spec.interface_id.clone(), Gone { since_secs, spec: w.spec.clone() });
             }
@@ -409,7 +409,7 @@ impl Watcher {
             if self.gone.remove(&w.spec.interface_id).is_some() {
                 let netns = dev.netns.name();
                 let flow_log = w.spec.rule.name.as_str();
-                tracing::info!(flow_log, interface = dev.name, netns, index = dev.index, "the interface is back");
+                tracing::info!(interface = dev.name, netns, index = dev.index, flow_log, "the interface is back");
             }
         }
     }

@@ -422,7 +422,7 @@ async fn deliver(spool: &Spool, store: &Bucket, entry: &Entry) -> Result<Outcome
         );
     } else {
         // The log comes first: an agent that only waits for an empty spool ends as soon as the file is removed.
-        tracing::info!(flow_log = route(entry).folder, key = entry.key, ?outcome, "delivered");
+        tracing::info!(key = entry.key, ?outcome, flow_log = route(entry).folder, "delivered");
         spool.remove(entry).map_err(spooled)?;
     }
     Ok(outcome)
