@@ -17,6 +17,7 @@ use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
     level_filters::LevelFilter,
+    span::{Attributes, Id, Record},
     subscriber::Interest,
 };
 use tracing_subscriber::layer::{Context, Filter};
@@ -90,35 +91,59 @@ pub(crate) fn tell() {
     }
 }
 
-/// Lets the same message through a few times in a minute.
-pub(super) struct Few;
+/// Lets the same message through a few times in a minute, of those that another filter lets through. The other decides alone which
+/// callsites are on: one that is off costs nothing.
+pub(super) struct Few<F>(pub F);
 
-impl<S: Subscriber> Filter<S> for Few {
-    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        true
+impl<S: Subscriber, F: Filter<S>> Filter<S> for Few<F> {
+    fn enabled(&self, metadata: &Metadata<'_>, context: &Context<'_, S>) -> bool {
+        self.0.enabled(metadata, context)
     }
 
-    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        // Whether it is said is decided by its fields, each time.
-        Interest::sometimes()
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        self.0.callsite_enabled(metadata)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        None
+        self.0.max_level_hint()
     }
 
-    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
-        let mut hash = DefaultHasher::new();
-        event.metadata().callsite().hash(&mut hash);
-        let mut names = Names { hash, with_numbers: *event.metadata().level() > Level::WARN };
-        event.record(&mut names);
-        let words = || {
-            let mut words = Words(String::new());
-            event.record(&mut words);
-            words.0.chars().take(WORDS_CHARS_MAX).collect()
-        };
-        SAID.lock().unwrap_or_else(PoisonError::into_inner).is_news(names.hash.finish(), clock::now().mono, words)
+    fn event_enabled(&self, event: &Event<'_>, context: &Context<'_, S>) -> bool {
+        self.0.event_enabled(event, context) && is_news(event)
     }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        self.0.on_new_span(attributes, id, context);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        self.0.on_record(id, values, context);
+    }
+
+    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
+        self.0.on_enter(id, context);
+    }
+
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+        self.0.on_exit(id, context);
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        self.0.on_close(id, context);
+    }
+}
+
+fn is_news(event: &Event<'_>) -> bool {
+    let mut hash = DefaultHasher::new();
+    event.metadata().callsite().hash(&mut hash);
+    let mut names = Names { hash, with_numbers: *event.metadata().level() > Level::WARN };
+    event.record(&mut names);
+    let words = || {
+        let mut words = Words(String::new());
+        event.record(&mut words);
+        words.0.chars().take(WORDS_CHARS_MAX).collect()
+    };
+    SAID.lock().unwrap_or_else(PoisonError::into_inner).is_news(names.hash.finish(), clock::now().mono, words)
 }
 
 /// What makes a message the same.
