@@ -122,6 +122,10 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
+        // The container's first process outlives systemd-nspawn, where that is killed; with it go all others.
+        if self.init != 0 {
+            let _ = Command::new("kill").args(["-KILL", &self.init.to_string()]).status();
+        }
         let _ = self.nspawn.kill();
         let _ = self.nspawn.wait();
         let _ = Command::new("umount").arg("--lazy").arg(&self.bpffs).status();
