@@ -300,6 +300,7 @@ async fn catch_up(
 ) -> Result<bool, AgentError> {
     loop {
         let taken = capture.drain(DRAIN_BATCH);
+        tracing::debug!(blocks = taken, "read the ring");
         trouble.note(work(capture, delivery))?;
         loop {
             #[cfg(feature = "faults")]

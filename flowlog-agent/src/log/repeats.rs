@@ -1,8 +1,8 @@
 //! The same message, again and again: said a few times in a minute, and then counted. How many were left out is said when the minute is
 //! over.
 //!
-//! The same are messages of one place in the sources whose words and names are the same. Of warnings and errors, numbers may differ: `tries=7`
-//! is no news.
+//! Warnings and errors only: what is told as information happened, and each time is news. The same are messages of one place in the sources
+//! with the same words, names and numbers; but how often something was tried is no news.
 
 use std::{
     collections::HashMap,
@@ -30,6 +30,9 @@ const MINUTE_NS: u64 = 60_000_000_000;
 const KNOWN_MAX: usize = 1_024;
 /// As much of a message is told again: the rest was said.
 const WORDS_CHARS_MAX: usize = 200;
+
+/// Fields that count how often, or say when again.
+const COUNTS: [&str; 4] = ["passed", "retry_in_ms", "times", "tries"];
 
 static SAID: LazyLock<Mutex<Said>> = LazyLock::new(Mutex::default);
 
@@ -134,60 +137,30 @@ impl<S: Subscriber, F: Filter<S>> Filter<S> for Few<F> {
 }
 
 fn is_news(event: &Event<'_>) -> bool {
+    if *event.metadata().level() > Level::WARN {
+        return true;
+    }
     let mut hash = DefaultHasher::new();
     event.metadata().callsite().hash(&mut hash);
-    let mut names = Names { hash, with_numbers: *event.metadata().level() > Level::WARN };
+    let mut names = Names(hash);
     event.record(&mut names);
     let words = || {
         let mut words = Words(String::new());
         event.record(&mut words);
         words.0.chars().take(WORDS_CHARS_MAX).collect()
     };
-    SAID.lock().unwrap_or_else(PoisonError::into_inner).is_news(names.hash.finish(), clock::now().mono, words)
+    SAID.lock().unwrap_or_else(PoisonError::into_inner).is_news(names.0.finish(), clock::now().mono, words)
 }
 
 /// What makes a message the same.
-struct Names {
-    hash: DefaultHasher,
-    with_numbers: bool,
-}
-
-impl Names {
-    fn number(&mut self, field: &Field, value: &dyn Debug) {
-        if self.with_numbers {
-            self.record_debug(field, value);
-        }
-    }
-}
+struct Names(DefaultHasher);
 
 impl Visit for Names {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.record_str(field, &format!("{value:?}"));
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        field.name().hash(&mut self.hash);
-        value.hash(&mut self.hash);
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.number(field, &value);
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.number(field, &value);
-    }
-
-    fn record_i128(&mut self, field: &Field, value: i128) {
-        self.number(field, &value);
-    }
-
-    fn record_u128(&mut self, field: &Field, value: u128) {
-        self.number(field, &value);
-    }
-
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        self.number(field, &value);
+        if !COUNTS.contains(&field.name()) {
+            field.name().hash(&mut self.0);
+            format!("{value:?}").hash(&mut self.0);
+        }
     }
 }
 

@@ -243,7 +243,14 @@ impl Watcher {
                     tracing::warn!(interface, netns, flow_log, "the interface is in another namespace");
                 } else {
                     let netns = w.spec.netns.as_deref();
-                    tracing::warn!(interface, netns, flow_log, "the interface is gone; waiting for it to come back");
+                    let index = w.spec.ifindex;
+                    tracing::warn!(
+                        interface,
+                        netns,
+                        index,
+                        flow_log,
+                        "the interface is gone; waiting for it to come back"
+                    );
                 }
                 self.gone.insert(w.spec.interface_id.clone(), Gone { since_secs, spec: w.spec.clone() });
             }
