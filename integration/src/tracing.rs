@@ -42,10 +42,7 @@ impl Tracing {
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|l| sender.send(l)));
         let errors = BufReader::new(child.stderr.take().context("stderr")?);
         let mut tracing = Self { child, said, lines: Vec::new(), errors, notes: String::new(), _only: only };
-        while !tracing.notes.contains("tracing ") {
-            let read = tracing.errors.read_line(&mut tracing.notes)?;
-            anyhow::ensure!(read > 0, "it has ended: {}", tracing.notes);
-        }
+        tracing.wait_for_note("tracing ")?;
         Ok(tracing)
     }
 
@@ -62,6 +59,18 @@ impl Tracing {
             let line = self.said.recv_timeout(PATIENCE);
             self.lines.push(line.with_context(|| format!("no {words:?} in:\n{}", self.lines.join("\n")))?);
         }
+    }
+
+    /// Waits until it has said something on standard error.
+    ///
+    /// # Errors
+    /// With what it has said, if it ends before that.
+    pub fn wait_for_note(&mut self, words: &str) -> anyhow::Result<()> {
+        while !self.notes.contains(words) {
+            let read = self.errors.read_line(&mut self.notes)?;
+            anyhow::ensure!(read > 0, "it has ended without `{words}`: {}", self.notes);
+        }
+        Ok(())
     }
 
     #[must_use]

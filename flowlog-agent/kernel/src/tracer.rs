@@ -34,7 +34,7 @@ use flowlog_ebpf::{
 };
 use flowlog_host::clock;
 use flowlog_model::{
-    interface::{NetDev, NetnsName, names},
+    interface::{IfKey, NetDev, NetnsName, names},
     rule::Direction,
 };
 
@@ -47,7 +47,7 @@ use super::{
     btf::Btf,
     heap,
     layout::{self, Reasons},
-    netdev::{self, Namespaces, NetDevError, foreign, netns},
+    netdev::{self, Namespaces, NetDevError, foreign, netns, rtnetlink},
     notes,
     programs::{program, take},
     ring::Wakeups,
@@ -126,6 +126,8 @@ pub struct Tracer {
     knowledge: Knowledge,
     /// Index, name and programs of each interface that can be asked without privileges.
     hooks: Vec<(u32, String, Vec<u32>)>,
+    /// Our own network namespace.
+    own_inum: u32,
 }
 
 /// Where the log library puts lines.
@@ -177,14 +179,14 @@ impl Tracer {
         let symbols = Symbols::read();
         heap::give_back();
         let links = attach(&mut ebpf, &devices, has_tcx)?;
-        let own = netns::own().map_or(0, |own| own.inum);
-        let here = devices.iter().filter(|d| d.netns.inum == own);
+        let own_inum = netns::own().map_or(0, |own| own.inum);
+        let here = devices.iter().filter(|d| d.netns.inum == own_inum);
         let hooks = here.map(|d| (d.index, d.name.clone(), programs_at(d.index))).collect();
         let by_key = |of: Vec<NetDev>| of.into_iter().map(|d| (d.key(), d.name)).collect::<BTreeMap<_, _>>();
         let targets = by_key(devices);
         let knowledge =
             Knowledge { targets, others: by_key(others), agent, reasons, places, symbols, has_tcx, link_header };
-        Ok(Self { programs: ebpf, _links: links, logger, said, read: 0, budget, knowledge, hooks })
+        Ok(Self { programs: ebpf, _links: links, logger, said, read: 0, budget, knowledge, hooks, own_inum })
     }
 
     /// Whether an agent captures on this node.
@@ -201,6 +203,19 @@ impl Tracer {
         Some(format!(
             "interface {name} is gone, or has other programs than when this began (an agent that has come or gone?)"
         ))
+    }
+
+    /// Goes along with the names of interfaces of our own namespace: those that have changed, and what they are now.
+    pub fn follow_names(&mut self) -> Vec<(String, String)> {
+        let mut renamed = Vec::new();
+        for (index, name, _) in &mut self.hooks {
+            // One that is gone has changed in another way.
+            let Some((now, _)) = rtnetlink::programs(*index).ok().filter(|(now, _)| *now != *name) else { continue };
+            let key = IfKey { index: *index, netns_inum: self.own_inum };
+            self.knowledge.targets.insert(key, now.clone());
+            renamed.push((std::mem::replace(name, now.clone()), now));
+        }
+        renamed
     }
 
     /// Tells when there are lines. Needs a running tokio reactor.
@@ -255,7 +270,7 @@ fn devices(question: &Question) -> Result<(Vec<NetDev>, Vec<NetDev>), TracerErro
             let named = BTreeSet::from([name.clone()]);
             let found = Namespaces::default().interfaces(&named, false);
             if found.namespaces.is_empty() {
-                return Err(NetDevError::no_namespace(name).into());
+                return Err(NetDevError::no_namespace(name, "use a name of `ip netns`, or a path").into());
             }
             let is_own = found.devices.is_empty();
             (if is_own { netdev::all()? } else { found.devices }, format!("network namespace {name}"))

@@ -9,13 +9,14 @@
 //! * [`sweep`]: emptying the kernel's caches;
 //! * [`status`]: what there is to say about all of it; [`figures`]: the same as numbers of this moment;
 //! * [`s3`]: how buckets are reached;
-//! * [`text`]: others' words, fit to be seen;
+//! * [`text`]: others' words, fit to be seen; [`amount`]: numbers and times, as people read and write them;
 //! * [`ids`], [`time`]: numbers that must not be mixed up.
 //!
 //! What any of it costs, and how it is carried out, does not belong here.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)] // every other crate reads these
 
+pub mod amount;
 pub mod capture;
 pub mod figures;
 pub mod hiding;

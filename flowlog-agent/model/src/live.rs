@@ -61,6 +61,17 @@ pub enum Sight {
     Contract(String),
 }
 
+impl Sight {
+    /// Whether interfaces of a contract may be seen.
+    #[must_use]
+    pub fn sees(&self, account_id: Option<&str>) -> bool {
+        match self {
+            Self::Node => true,
+            Self::Contract(contract) => account_id == Some(contract),
+        }
+    }
+}
+
 /// What is asked for of the open windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecentAsk {
@@ -124,11 +135,7 @@ impl Ask {
     /// Whether flows of an interface may be shown, and can be among what is asked for.
     #[must_use]
     pub fn takes(&self, account_id: Option<&str>, of: &InterfaceFacts<'_>) -> bool {
-        let sees = match &self.sight {
-            Sight::Node => true,
-            Sight::Contract(contract) => account_id == Some(contract),
-        };
-        sees && self.filter.takes_interface(of)
+        self.sight.sees(account_id) && self.filter.takes_interface(of)
     }
 }
 
@@ -141,6 +148,8 @@ pub struct Begun {
     pub left_out: u64,
     /// Since when the open windows count, at the latest; Unix seconds.
     pub since_secs: Option<i64>,
+    /// What was asked for by a name that nothing has now, in words.
+    pub unknown: Vec<String>,
 }
 
 /// What is shown of a flow: one record, as it has left the kernel, or a flow of an open window.
@@ -220,6 +229,11 @@ pub enum FlowEvent {
     Ended {
         /// Why, in words.
         ended: String,
+    },
+    /// At the beginning: what was asked for by a name that nothing has now. It may come.
+    Note {
+        /// In words.
+        note: String,
     },
     /// How many lines could not be shown since the stream began: whoever reads was too slow, or the agent busy.
     Lost {

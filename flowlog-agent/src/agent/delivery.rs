@@ -48,6 +48,7 @@ fn names(reasons: Reasons, marks: BTreeMap<u32, String>) -> Names {
 pub(super) fn line_names(reasons: &Reasons, marks: BTreeMap<u32, String>) -> LineNames {
     let (of_rules, reasons) = (reasons.clone(), reasons.clone());
     LineNames {
+        reasons: reasons.names().map(str::to_owned).collect(),
         reason: Box::new(move |index| reasons.name(index).map(str::to_owned)),
         rule: Box::new(move |mark, reason| {
             marks.get(&mark).cloned().or_else(|| of_rules.subsystem(reason).map(str::to_owned))

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use flowlog_control::live::{LiveSource, LiveStream};
-use flowlog_model::live::{Ask, Batch, Begun, LiveError};
+use flowlog_model::live::{Ask, Batch, Begun, LiveError, TopReport};
 use flowlog_pipeline::live::{Live, Observer};
 
 /// The capture's live flows.
@@ -21,6 +21,10 @@ struct Looking(Observer);
 impl LiveStream for Looking {
     async fn begun(&mut self) -> Begun {
         self.0.begun().await
+    }
+
+    async fn sums(&mut self, entries: usize) -> Option<Box<TopReport>> {
+        self.0.sums(entries).await
     }
 
     async fn next(&mut self) -> Option<Batch> {

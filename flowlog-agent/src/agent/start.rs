@@ -114,7 +114,9 @@ pub(super) fn check_interfaces(config: &Config) -> Result<(), AgentError> {
     let Some(capture) = config.captures.iter().find(missing) else { return Ok(()) };
     let Selector { by, netns } = &capture.interface;
     let inum = match netns {
-        Some(netns) => *namespaces.get(netns).ok_or_else(|| NetDevError::no_namespace(netns))?,
+        Some(netns) => {
+            *namespaces.get(netns).ok_or_else(|| NetDevError::no_namespace(netns, "make it first, or use `--wait`"))?
+        }
         None => netns::own().map_err(system("find the network namespace"))?.inum,
     };
     devices.retain(|d| d.netns.inum == inum);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use flowlog_kernel::{Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
     HookKind, S3Options,
+    amount::parse_duration,
     rule::{Action, Directions},
     xdp::XdpLevel,
 };
@@ -16,6 +17,13 @@ use crate::{
     },
     log::LogArgs,
 };
+
+/// A length of time in whole seconds.
+fn secs<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let time = parse_duration(text).map_err(|how| how.to_string())?;
+    let whole = (time.subsec_nanos() == 0).then_some(time.as_secs());
+    whole.and_then(|secs| secs.try_into().ok()).ok_or_else(|| "use whole seconds, and not so many".to_owned())
+}
 
 /// Which agent is meant.
 #[derive(clap::Args)]
@@ -151,8 +159,8 @@ struct CaptureArgs {
     direction: String,
     #[arg(long, help = Action::words(), default_value = Action::default().as_str())]
     action: String,
-    /// Length of a window in seconds; divides a day evenly.
-    #[arg(long, value_name = "SECONDS", default_value_t = WINDOW_SECS_DEFAULT)]
+    /// Length of a window: seconds, or 30s, 10m; divides a day evenly.
+    #[arg(long, value_name = "TIME", default_value_t = WINDOW_SECS_DEFAULT, value_parser = secs::<u32>)]
     window: u32,
     /// tc (tcx, else clsact), tcx, clsact, or xdp for ingress (native, else generic).
     #[arg(long, default_value = HookKind::default().as_str())]
@@ -212,8 +220,8 @@ struct CaptureArgs {
     /// Bytes of undelivered objects before windows leave their totals only.
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().bytes_max)]
     spool_bytes_max: u64,
-    /// Age of the oldest undelivered object before windows leave their totals only.
-    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().age_secs_max)]
+    /// Age of the oldest undelivered object before windows leave their totals only: seconds, or 30m, 12h.
+    #[arg(long, value_name = "TIME", default_value_t = Limits::default().age_secs_max, value_parser = secs::<u64>)]
     spool_age_max: u64,
 }
 
@@ -269,5 +277,16 @@ impl CaptureArgs {
         raw.kernel.refused_slots = Some(self.refused_slots);
         raw.kernel.ring_bytes = Some(self.ring_bytes);
         raw
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_of_time_is_of_whole_seconds_where_it_is_counted_in_them() {
+        assert_eq!((secs::<u32>("600"), secs::<u32>("10m"), secs::<u64>("1d")), (Ok(600), Ok(600), Ok(86_400)));
+        assert!(secs::<u32>("500ms").is_err() && secs::<u32>("4294967296").is_err() && secs::<u32>("soon").is_err());
     }
 }

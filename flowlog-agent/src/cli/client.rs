@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{run::runtime, status::Output};
+use super::{out, run::runtime, status::Output};
 use crate::config::SOCKET_DEFAULT;
 
 /// Why there is no good answer.
@@ -83,7 +83,7 @@ impl Client {
 
     /// Hands out the lines of an answer as they come, until it ends, there is nobody who wants more, or a signal. Empty lines say nothing.
     ///
-    /// An answer that was to go on, and says why it does not, is [`ClientError::Ended`].
+    /// An answer that was to go on, and says why it does not, is [`ClientError::Ended`]. What it notes goes to standard error.
     pub(super) fn stream(
         &self,
         path: &str,
@@ -145,8 +145,13 @@ async fn stream(
         let rest = unfinished.split_off(end + 1);
         for line in std::mem::replace(&mut unfinished, rest).split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
             let line = String::from_utf8_lossy(line);
-            if let Ok(FlowEvent::Ended { ended }) = serde_json::from_str(&line) {
-                return Err(ClientError::Ended(ended).into());
+            match serde_json::from_str(&line) {
+                Ok(FlowEvent::Ended { ended }) => return Err(ClientError::Ended(ended).into()),
+                Ok(FlowEvent::Note { note }) => {
+                    out::note(&note);
+                    continue;
+                }
+                _ => {}
             }
             if each(&line)?.is_break() {
                 return Ok(());

@@ -1,9 +1,10 @@
 //! `flowlog observe`: live flows, with the habits of `hubble observe`.
 
-use std::{io::IsTerminal as _, ops::ControlFlow, process::ExitCode};
+use std::{io::IsTerminal as _, ops::ControlFlow, process::ExitCode, time::Duration};
 
 use clap::{ArgAction, ArgMatches, Args, FromArgMatches, ValueEnum};
 use flowlog_model::{
+    amount::parse_duration,
     live::{FlowEvent, FlowLine, filter::NOT},
     text::printable,
 };
@@ -121,9 +122,9 @@ pub(super) struct ObserveArgs {
     /// Begin with so many flows of the open windows, those with the latest packets.
     #[arg(long, value_name = "N")]
     last: Option<usize>,
-    /// Begin with the flows of the open windows that had a packet in so much time: 30s, 5m.
-    #[arg(long, value_name = "TIME")]
-    since: Option<String>,
+    /// Begin with the flows of the open windows that had a packet in so much time: 90, 30s, 5m, 1h30m.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    since: Option<Duration>,
     /// How a flow is shown.
     #[arg(long, short, default_value = "compact")]
     output: LineForm,
@@ -135,7 +136,7 @@ pub(super) fn run(args: ObserveArgs) -> anyhow::Result<ExitCode> {
     let ObserveArgs { socket, follow, last, since, output, filter } = args;
     let mut others = vec![("follow".to_owned(), follow.to_string())];
     others.extend(last.map(|n| ("last".to_owned(), n.to_string())));
-    others.extend(since.map(|time| ("since".to_owned(), time)));
+    others.extend(since.map(|time| ("since".to_owned(), in_query(time))));
     let path = filter.path("flows", others);
     let mut lost = 0;
     if output == LineForm::Table {
@@ -158,6 +159,11 @@ pub(super) fn run(args: ObserveArgs) -> anyhow::Result<ExitCode> {
         out::note(&format!("{lost} lines were lost: they came faster than they could be shown"));
     }
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// A length of time as a query has it.
+pub(super) fn in_query(time: Duration) -> String {
+    format!("{}ms", time.as_millis())
 }
 
 /// Says how far back flows go: on standard error, so that it is in nobody's table.

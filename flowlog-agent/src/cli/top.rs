@@ -16,10 +16,15 @@ use std::{
 };
 
 use anyhow::Context as _;
-use flowlog_model::{live::TopReport, text::printable};
+use flowlog_model::{amount::parse_duration, live::TopReport, text::printable};
 use view::{Sort, Tab, View, rate};
 
-use super::{client::SocketArgs, observe::Filter, out, status::Output};
+use super::{
+    client::SocketArgs,
+    observe::{Filter, in_query},
+    out,
+    status::Output,
+};
 
 /// Entries of each kind that are asked for: as many as the API gives.
 const ENTRIES: &str = "100";
@@ -33,9 +38,9 @@ pub(super) struct TopArgs {
     /// Print the sums of the open windows, once, and end.
     #[arg(long)]
     once: bool,
-    /// Length of each stretch of time.
-    #[arg(long, value_name = "TIME", default_value = "2s", conflicts_with = "once")]
-    every: String,
+    /// Length of each stretch of time: 2, 500ms, 1m.
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_duration, conflicts_with = "once")]
+    every: Duration,
     /// table (on a terminal: a screen that keys change) or json (a report a line).
     #[arg(long, short, default_value = "table")]
     output: Output,
@@ -47,7 +52,7 @@ pub(super) fn run(args: TopArgs) -> anyhow::Result<ExitCode> {
     let TopArgs { socket, once, every, output, filter } = args;
     let mut others = vec![("entries".to_owned(), ENTRIES.to_owned())];
     if !once {
-        others.push(("every".to_owned(), every));
+        others.push(("every".to_owned(), in_query(every)));
     }
     let path = filter.path("top", others);
     let client = socket.client();

@@ -1,13 +1,17 @@
 //! `flowlog trace`: what became of single packets, one line at each place.
 
-use std::{process::ExitCode, time::Duration};
+use std::{collections::BTreeSet, ops::RangeInclusive, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use flowlog_kernel::{
     confine::{self, Keep},
     tracer::{LeftOut, Question, Tracer},
 };
-use flowlog_model::{interface::NetnsName, text::printable};
+use flowlog_model::{
+    amount::{self, parse_duration},
+    interface::NetnsName,
+    text::printable,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
@@ -19,8 +23,8 @@ use super::{
 const RATE_MAX: u32 = 10_000;
 /// How often it is looked whether agent and interfaces are as they were: nobody tells.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// As long as one may want to wait for a packet that seldom comes.
-const SECS_MAX: u64 = 86_400;
+/// At most as long as one may want to wait for a packet that seldom comes.
+const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
 
 #[derive(clap::Args)]
 pub(super) struct TraceArgs {
@@ -30,14 +34,14 @@ pub(super) struct TraceArgs {
     /// Network namespace that the interfaces are in: a name of `ip netns`, or a path.
     #[arg(long, value_name = "NAME")]
     netns: Option<NetnsName>,
-    /// How long: seconds, or with s, m or h behind.
+    /// How long: 90, 30s, 5m, 1h30m.
     #[arg(long = "for", value_name = "TIME", default_value = "30s", value_parser = time)]
     time: Duration,
     /// Lines a second at most; what is more is counted.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_MAX)))]
     rate: u32,
     /// End after this many lines.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Which packets, in the words of pcap-filter(7): host, net, port, portrange, proto, src, dst, ip, ip6, tcp, udp, icmp, vlan, and, or, not.
     #[arg(value_name = "EXPRESSION")]
@@ -45,21 +49,15 @@ pub(super) struct TraceArgs {
 }
 
 fn time(text: &str) -> Result<Duration, String> {
-    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
-        Some(number) => (number, text.get(number.len()..).unwrap_or_default()),
-        None => (text, "s"),
-    };
-    let unit = match unit {
-        "m" => 60,
-        "h" => 3_600,
-        _ => 1,
-    };
-    let secs = number.parse().ok().and_then(|n: u64| n.checked_mul(unit)).filter(|n| (1..=SECS_MAX).contains(n));
-    secs.map(Duration::from_secs).ok_or_else(|| "write it as 30s, 5m or 1h; a day at most".to_owned())
+    let time = parse_duration(text).map_err(|how| how.to_string())?;
+    if TIMES.contains(&time) { Ok(time) } else { Err("use a second at least, and a day at most".to_owned()) }
 }
 
 pub(super) fn run(args: TraceArgs) -> anyhow::Result<ExitCode> {
-    let TraceArgs { interfaces, netns, time, rate, count, expression } = args;
+    let TraceArgs { mut interfaces, netns, time, rate, count, expression } = args;
+    // Named twice it is meant once.
+    let mut named = BTreeSet::new();
+    interfaces.retain(|name| named.insert(name.clone()));
     let question = Question { interfaces, netns, expression: expression.join(" "), rate };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -68,7 +66,8 @@ pub(super) fn run(args: TraceArgs) -> anyhow::Result<ExitCode> {
         let mut tracer = Tracer::start(&question)?;
         // All that it takes from here on are descriptors that it has.
         confine::enter(Keep::default()).and_then(|confined| confined.finish()).context("cannot give up privileges")?;
-        out::note(&format!("tracing {} for {} s", question.interfaces.join(", "), time.as_secs()));
+        let length = amount::duration(i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
+        out::note(&format!("tracing {} for {length}", question.interfaces.join(", ")));
         if !tracer.knows_an_agent() {
             out::note("no agent captures on this node: what hooks and verdicts would say is not known");
         }
@@ -97,6 +96,9 @@ async fn watch(tracer: &mut Tracer, count: Option<u64>) -> anyhow::Result<u64> {
             _ = look.tick() => {
                 if tracer.changed().is_some() {
                     return Ok(said);
+                }
+                for (before, now) in tracer.follow_names() {
+                    out::note(&format!("interface {before} is called {now} now"));
                 }
             }
         }
@@ -135,12 +137,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_with_their_unit() {
-        for (text, secs) in [("30", 30), ("30s", 30), ("5m", 300), ("24h", 86_400)] {
+    fn times_are_of_a_second_to_a_day() {
+        for (text, secs) in [("30", 30), ("30s", 30), ("5m", 300), ("1h30m", 5_400), ("24h", 86_400), ("1d", 86_400)] {
             assert_eq!(time(text), Ok(Duration::from_secs(secs)), "{text}");
         }
-        for bad in ["", "s", "0", "25h", "-1", "1d", "1.5m", "99999999999999999999h", "5 m"] {
-            assert!(time(bad).is_err(), "{bad}");
+        for (bad, why) in
+            [("0", "a day at most"), ("500ms", "a second at least"), ("25h", "a day"), ("1.5m", "such as")]
+        {
+            assert!(time(bad).is_err_and(|words| words.contains(why)), "{bad}");
         }
     }
 }

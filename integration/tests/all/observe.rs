@@ -196,6 +196,7 @@ fn conditions_choose_flows_and_not_turns_the_next_one_round() {
         (&["-i", "eth0", "--flow-log", "flowlog", "--proto", "17"], &[7, 8, 9]),
         (&["-i", "eth1"], &[]),
         (&["--since", "1h", "--port", "8"], &[8]),
+        (&["--since", "3600", "--port", "8"], &[8]),
     ] {
         assert_eq!(ports_of(args), expected, "{args:?}");
     }
@@ -216,7 +217,7 @@ fn bad_conditions_and_agents_that_are_not_there_are_named() {
     let shown = Shown::new(&[]);
     for (args, code, words) in [
         (&["--ip", "10.0.0.0/40"][..], 65, "ip `10.0.0.0/40`: use an address"),
-        (&["--since", "yesterday"], 65, "since `yesterday`: use a length of time"),
+        (&["--since", "yesterday"], 64, "'yesterday' for '--since <TIME>': use a length of time"),
         (&["--last", "0"], 65, "last `0`: use 1 to 10000"),
         (&["--not"], 64, "in front of the condition"),
         (&["--socket", "/nowhere.sock"], 69, "cannot reach the agent at `/nowhere.sock`"),
@@ -238,6 +239,41 @@ fn bad_conditions_and_agents_that_are_not_there_are_named() {
         (422, true),
         "{answer:?}"
     );
+}
+
+#[test]
+fn names_that_nothing_has_are_said_beside_the_flows_and_to_a_customer_with_nothing_of_others() {
+    let shown = Shown::new(&[]);
+    let args = ["-i", "nosuch", "--not", "--flow-log", "gone", "--reason", "netfilter"];
+    let expected = [
+        "no interface with the name or id `nosuch` is captured now; there are: eth0",
+        "this kernel has no drop reason `netfilter`; there are: NETFILTER_DROP",
+        "no flow log with the name `gone` captures now; there are: flowlog",
+    ];
+    for command in [&["observe"][..], &["observe", "-o", "json"], &["top", "--once", "-o", "json"]] {
+        let (code, out, err) = shown.run(&[command, &args].concat());
+        let notes: Vec<&str> = err.lines().filter_map(|l| l.strip_prefix("flowlog: ")).collect();
+        assert_eq!((code, notes.as_slice()), (Some(0), &expected[..]), "{command:?}: {out} {err}");
+        assert!(!out.contains("nosuch"), "{out}");
+    }
+    let (_, _, err) = shown.run(&["observe", "-i", "eth0", "--flow-log", "flowlog", "--reason", "netfilter_drop"]);
+    assert_eq!(err, "");
+    // Over HTTP a line of the stream.
+    let mut lines = shown.stream("flows?follow=true&interface=nosuch");
+    assert_eq!(lines.next().unwrap()["note"], expected[0]);
+    drop(lines);
+    let node = Managed::new("no_pin = true").unwrap();
+    let mut agent = node.start().unwrap();
+    let id = node.draft(NIC, "web", "flows");
+    assert_eq!(node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})))).0, "DONE");
+    agent.wait_for("watching interface=\"tap0\"").unwrap();
+    for (who, there) in [("ann", "there are: tap0"), ("mal", "there is none")] {
+        let credentials = format!("Basic {}", STANDARD.encode(format!("{who}:{}", managed::PASSWORD)));
+        let path = "/flowlog/v1/flows?follow=true&interface=tap7";
+        let mut lines = node.node.run(|| Lines::tcp(managed::LISTEN, &credentials, path).unwrap());
+        let said = lines.next().unwrap()["note"].as_str().unwrap().to_owned();
+        assert!(said.ends_with(there), "{who}: {said}");
+    }
 }
 
 #[test]

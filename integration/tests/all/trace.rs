@@ -196,8 +196,20 @@ fn time_and_count_end_it_and_wrong_words_do_not_begin_it() {
     for (args, code, words) in [
         (&["-i", "in0", "port", "ssh"][..], 64, "column 6: `ssh`: a port number is expected"),
         (&["-i", "in0", "--rate", "0"], 64, "--rate"),
+        (&["-i", "in0", "--count", "0"], 64, "--count"),
+        (&["-i", "in0", "--for", "0"], 64, "use a second at least"),
+        (&["-i", "in0", "ip", "host", "fd00::1"], 64, "`fd00::1`: it is of IPv6, and `ip` in front of it means IPv4"),
+        (
+            &["-i", "in0", "host"],
+            64,
+            "it ends too early: an IPv4 or IPv6 address is expected (names are not looked up)\n",
+        ),
         (&["-i", "nope"], 66, "`nope`: no such interface"),
-        (&["-i", "in0", "--netns", "no-such"], 66, "no network namespace"),
+        (
+            &["-i", "in0", "--netns", "no-such"],
+            66,
+            "no network namespace at /run/netns/no-such; use a name of `ip netns`",
+        ),
     ] {
         let (ended, _, error) = run_to_end(&net.router, &[&["trace"], args].concat(), dir.path()).unwrap();
         assert_eq!(ended, Some(code), "{args:?}: {error}");
@@ -221,6 +233,54 @@ fn without_an_agent_there_is_no_hook_and_names_do_nothing_to_a_terminal() {
         assert!(line.contains("no hook of flowlog's"), "{line}");
     }
     tracing.stop().unwrap();
+}
+
+#[test]
+fn a_packet_in_another_namespace_is_traced_from_here() {
+    let net = Routed::new().unwrap();
+    net.router
+        .nft("table inet t {\n counter refused { }\n chain c { type filter hook input priority 0; udp dport 7 counter name refused drop; }\n}")
+        .unwrap();
+    let mut agent = Agent::start(&net.router, &["in0"], &[]).unwrap();
+    // From a namespace that has no such interface.
+    let args = ["--netns", net.router.name(), "-i", "in0", "udp and dst port 7 or 9"];
+    let mut tracing = Tracing::start(&net.server, &args).unwrap();
+    let port = net.client.run(|| {
+        traffic::udp("10.2.0.1:9", PACKETS, 100).unwrap();
+        traffic::udp("10.2.0.1:7", PACKETS, 100).unwrap()
+    });
+    net.client.run(|| traffic::udp("10.2.0.1:7", 1, 101)).unwrap();
+    tracing.wait_for(&["died", "129 B"]).unwrap();
+    let (lines, _) = tracing.stop().unwrap();
+    let flow = format!("udp 10.2.0.2:{port} > 10.2.0.1:7 {SIZE}");
+    let counted = if features::tcx() { "hook tcx, counted as ACCEPT in the cache" } else { "this kernel has no tcx" };
+    assert_eq!(lines_with(&lines, &["in0 in ", &flow, counted]).len(), PACKETS, "{lines:#?}");
+    let (refused, _) = net.router.nft_counter("inet t", "refused").unwrap();
+    let dead = lines_with(&lines, &["in0 died", "10.2.0.1:7", "REJECT, NETFILTER_DROP at ", "noted on in0 in; in in0"]);
+    assert_eq!(dead.len() as u64, refused, "{lines:#?}");
+    assert_eq!(lines_with(&lines, &["10.2.0.1:9"]).len(), 2 * PACKETS, "{lines:#?}");
+    agent.end().unwrap();
+}
+
+#[test]
+fn an_interface_that_is_named_twice_is_traced_once_and_one_that_is_renamed_goes_on_under_its_new_name() {
+    let net = Routed::new().unwrap();
+    let socket = net.router.run(|| UdpSocket::bind("10.2.0.1:7")).unwrap();
+    let mut tracing = Tracing::start(&net.router, &["-i", "in0", "-i", "in0", "dst port 7"]).unwrap();
+    assert!(tracing.notes.contains("tracing in0 for 30 s"), "{}", tracing.notes);
+    net.client.run(|| traffic::udp("10.2.0.1:7", 1, 100)).unwrap();
+    tracing.wait_for(&[" in0 in ", SIZE]).unwrap();
+    // Not every kernel renames one that is up.
+    for change in ["down", "name wan0"] {
+        net.router.exec(&format!("ip link set in0 {change}")).unwrap();
+    }
+    net.router.exec("ip link set wan0 up").unwrap();
+    tracing.wait_for_note("interface in0 is called wan0 now").unwrap();
+    net.client.run(|| traffic::udp("10.2.0.1:7", 1, 101)).unwrap();
+    tracing.wait_for(&[" wan0 in ", "129 B"]).unwrap();
+    let (lines, _) = tracing.stop().unwrap();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    drop(socket);
 }
 
 #[test]

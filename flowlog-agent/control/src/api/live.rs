@@ -20,12 +20,15 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
-use flowlog_model::live::{
-    Ask, Batch, Begun, FlowEvent, RECENT_MAX, RecentAsk, Sight, What,
-    filter::{FlowFilter, KEYS},
+use flowlog_model::{
+    amount::parse_duration,
+    live::{
+        Ask, Batch, Begun, FlowEvent, RECENT_MAX, RecentAsk, Sight, What,
+        filter::{FlowFilter, KEYS},
+    },
 };
 use futures_util::stream;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -68,8 +71,7 @@ fn invalid(name: &str, value: &str, rule: &str) -> ApiError {
 
 /// A length of time as people write it.
 fn duration(name: &str, value: &str) -> Result<Duration, ApiError> {
-    let parsed = value.parse::<SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
-    parsed.ok_or_else(|| invalid(name, value, "use a length of time such as `30s`, `5m` or `1h30m`"))
+    parse_duration(value).map_err(|how| invalid(name, value, &how.to_string()))
 }
 
 impl Asked {
@@ -224,9 +226,12 @@ impl Out {
     }
 }
 
-/// What a stream begins with: of flows, how far back the open windows go; then what they hold.
-fn beginning(what: &What, Begun { batch, left_out, since_secs }: Begun) -> Vec<u8> {
+/// What a stream begins with: names that nothing has; of flows, how far back the open windows go; then what they hold.
+fn beginning(what: &What, Begun { batch, left_out, since_secs, unknown }: Begun) -> Vec<u8> {
     let mut bytes = Vec::new();
+    for note in unknown {
+        line(&mut bytes, &FlowEvent::Note { note });
+    }
     if let What::Flows { recent: Some(_), .. } = what {
         let time = |secs| Timestamp::from_second(secs).map_or_else(|_| String::new(), |t| t.to_string());
         line(&mut bytes, &FlowEvent::Windows { windows_since: since_secs.map(time), left_out });
@@ -274,6 +279,7 @@ mod tests {
         assert_eq!(recent("follow=true&last=3"), Some(RecentAsk { last: 3, within: None }));
         let within = Some(Duration::from_secs(90));
         assert_eq!(recent("since=1m30s&port=22"), Some(RecentAsk { last: usize::MAX, within }));
+        assert_eq!(recent("since=90"), Some(RecentAsk { last: usize::MAX, within }), "a number alone is seconds");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use axum::{
 };
 use flowlog_model::{
     FlowLogId,
-    live::{Ask, Batch, FlowLine, Sight, TopEntry, TopReport, What, filter::FlowFilter},
+    live::{Ask, Batch, FlowLine, TopEntry, TopReport, What, filter::FlowFilter},
 };
 use futures_util::stream;
 use maud::{Markup, html};
@@ -67,8 +67,6 @@ struct Watch {
     console: Console,
     headers: HeaderMap,
     peer: Option<Peer>,
-    sight: Sight,
-    filter: FlowFilter,
     observer: Box<dyn LiveStream>,
     sums: Interval,
     said_lost: u64,
@@ -94,10 +92,9 @@ pub(super) async fn watch(
     for interface in &flow_log.interfaces {
         add("interface", &interface.id)?;
     }
-    let sums_of = add("verdict", "rejected").map(|()| filter.clone())?;
-    let sight = sight(&visitor.caller);
+    add("verdict", "rejected")?;
     let what = What::Flows { recent: None, follow: true };
-    let mut observer = match control.live.observe(Ask { sight: sight.clone(), filter: sums_of.clone(), what }) {
+    let mut observer = match control.live.observe(Ask { sight: sight(&visitor.caller), filter, what }) {
         Ok(observer) => observer,
         // As an event: a browser would not show the words of an error.
         Err(error) => return Ok(events(Body::from(event("problem", &seen(&error.to_string()))))),
@@ -107,7 +104,7 @@ pub(super) async fn watch(
     sums.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let streaming = seat.map(|Extension(seat)| Streaming::new(seat));
     let peer = peer.map(|Extension(peer)| peer);
-    let watch = Watch { console, headers, peer, sight, filter: sums_of, observer, sums, said_lost: 0, streaming };
+    let watch = Watch { console, headers, peer, observer, sums, said_lost: 0, streaming };
     let body = stream::unfold(watch, |mut watch| async move {
         let bytes = watch.next().await?;
         Some((Ok::<_, Infallible>(bytes), watch))
@@ -148,15 +145,10 @@ impl Watch {
         Some(out.into())
     }
 
-    /// What the open windows have, now. That nobody else may look now is no reason to end: the next time does.
+    /// What the open windows have, now.
     async fn sums(&mut self) -> String {
-        let what = What::Top { every: None, entries: ENTRIES };
-        let ask = Ask { sight: self.sight.clone(), filter: self.filter.clone(), what };
-        let Ok(mut observer) = self.console.app.control.live.observe(ask) else { return event("sums", "") };
-        match observer.begun().await.batch {
-            Some(Batch::Top(report)) => event("sums", &tables(&report).into_string()),
-            _ => event("sums", ""),
-        }
+        let report = self.observer.sums(ENTRIES).await;
+        event("sums", &report.map_or_else(String::new, |report| tables(&report).into_string()))
     }
 }
 

@@ -105,7 +105,7 @@ impl Reasons {
             } else if moves::known(name).is_some() {
                 self.absent.push(name.to_owned());
             } else {
-                return Err(Moves::unheard_of(name, self.names.iter().flatten().map(String::as_str)).into());
+                return Err(Moves::unheard_of(name, self.names()).into());
             }
         }
         Ok(self)
@@ -130,6 +130,11 @@ impl Reasons {
     #[must_use]
     pub fn name(&self, index: u16) -> Option<&str> {
         self.names.get(usize::from(index))?.as_deref()
+    }
+
+    /// All names that this kernel has.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().flatten().map(String::as_str)
     }
 
     /// The part of the kernel that refuses packets for a reason, for the column `verdict_rule`; `None`: nothing is known of it.

@@ -42,11 +42,13 @@ pub enum NetDevError {
         netns: String,
         others: String,
     },
-    #[error("netns `{name}`: there is no network namespace at {}; make it first, or use `--wait`", path.display())]
+    #[error("netns `{name}`: there is no network namespace at {}; {remedy}", path.display())]
     NoNamespace {
         name: NetnsName,
         /// The file that would stand for it.
         path: PathBuf,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The kernel did not answer as expected.
     #[error("cannot ask the kernel for its interfaces: {0}")]
@@ -54,10 +56,10 @@ pub enum NetDevError {
 }
 
 impl NetDevError {
-    /// There is no namespace of this name.
+    /// There is no namespace of this name, and what to do about it.
     #[must_use]
-    pub fn no_namespace(name: &NetnsName) -> Self {
-        Self::NoNamespace { name: name.clone(), path: name.path() }
+    pub fn no_namespace(name: &NetnsName, remedy: &'static str) -> Self {
+        Self::NoNamespace { name: name.clone(), path: name.path(), remedy }
     }
 }
 

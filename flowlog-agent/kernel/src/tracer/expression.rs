@@ -27,10 +27,10 @@ pub enum ExpressionError {
         /// What is expected in its place, or what is wrong with it.
         expected: String,
     },
-    #[error("expression: it ends where {expected} is expected")]
+    #[error("expression: it ends too early: {expected}")]
     End {
         /// What would have to follow.
-        expected: &'static str,
+        expected: String,
     },
     #[error("expression, column {column}: more than {TESTS_MAX} tests")]
     Long {
@@ -88,6 +88,10 @@ fn words(text: &str) -> Vec<Word<'_>> {
 
 fn wrong(word: Word<'_>, expected: impl Into<String>) -> ExpressionError {
     ExpressionError::Word { column: word.column, word: word.text.to_owned(), expected: expected.into() }
+}
+
+fn ended(expected: impl Into<String>) -> ExpressionError {
+    ExpressionError::End { expected: expected.into() }
 }
 
 /// What a value is.
@@ -189,7 +193,7 @@ impl<'a> Parser<'a> {
     }
 
     fn term(&mut self, nested: usize) -> Result<(), ExpressionError> {
-        let Some(word) = self.peek(0) else { return Err(ExpressionError::End { expected: PRIMITIVE }) };
+        let Some(word) = self.peek(0) else { return Err(ended(format!("one of {PRIMITIVE} is expected"))) };
         if nested == NESTED_MAX {
             return Err(wrong(word, format!("more than {NESTED_MAX} of `not` and `(` inside each other")));
         }
@@ -202,7 +206,7 @@ impl<'a> Parser<'a> {
             return match self.next() {
                 Some(word) if word.text == ")" => Ok(()),
                 Some(word) => Err(wrong(word, "`and`, `or` or `)` is expected")),
-                None => Err(ExpressionError::End { expected: "`)`" }),
+                None => Err(ended("`)` is expected")),
             };
         }
         if self.take(&["vlan"]) {
@@ -241,7 +245,7 @@ impl<'a> Parser<'a> {
             Qualifiers { protocol, sides: sides.unwrap_or(EITHER), kind: kind.unwrap_or_default() }
         };
         let Some(value) = self.next() else {
-            return Err(ExpressionError::End { expected: qualifiers.kind.expected() });
+            return Err(ended(qualifiers.kind.expected()));
         };
         if self.at == began + 1 && !is_value(value.text) {
             return Err(wrong(value, format!("one of {PRIMITIVE} is expected")));
@@ -250,6 +254,7 @@ impl<'a> Parser<'a> {
         let test = self.value(qualifiers, value)?;
         if let Some(protocol) = qualifiers.protocol {
             fits(protocol, qualifiers.kind, value)?;
+            of_family(protocol, test, value)?;
             self.push(protocol)?;
             self.push(test)?;
             return self.push(Test { kind: AND, ..Test::default() });
@@ -318,7 +323,7 @@ impl<'a> Parser<'a> {
             Some(bits) if bits <= if address.is_ipv4() { 32 } else { 128 } => bits,
             Some(_) => return Err(bad()),
             None if address.is_ipv4() && self.take(&["mask"]) => {
-                let Some(mask) = self.next() else { return Err(ExpressionError::End { expected: "a mask" }) };
+                let Some(mask) = self.next() else { return Err(ended("a mask is expected")) };
                 let parsed: Option<Ipv4Addr> = mask.text.parse().ok();
                 let is_mask = |m: &u32| m.leading_ones() + m.trailing_zeros() == 32;
                 let found = parsed.map(u32::from).filter(is_mask);
@@ -365,6 +370,15 @@ fn fits(protocol: Test, kind: Kind, value: Word<'_>) -> Result<(), ExpressionErr
         _ => false,
     };
     if has_it { Ok(()) } else { Err(wrong(value, "the protocol in front of it has none: write `… and …`")) }
+}
+
+/// Whether a protocol has addresses of that kind.
+fn of_family(protocol: Test, test: Test, value: Word<'_>) -> Result<(), ExpressionError> {
+    if protocol.kind != FAMILY || test.kind != NET || protocol.low == test.low {
+        return Ok(());
+    }
+    let (is, front, means) = if test.low == 6 { ("IPv6", "ip", "IPv4") } else { ("IPv4", "ip6", "IPv6") };
+    Err(wrong(value, format!("it is of {is}, and `{front}` in front of it means {means}: no packet is both")))
 }
 
 /// The first octets of an IPv4 address, and how many bits they are.

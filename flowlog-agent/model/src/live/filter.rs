@@ -1,13 +1,15 @@
 //! Which flows are asked for. Conditions of one kind are alternatives, kinds restrict each other, and what is unwanted is left out
 //! whatever else holds.
 
-use std::{mem::discriminant, net::IpAddr};
+use std::{cmp::Reverse, collections::BTreeSet, mem::discriminant, net::IpAddr};
 
 use super::Verdict;
 use crate::rule::{Direction, InvalidField, words};
 
 /// Most conditions of a filter: each costs a comparison for each record.
 pub const CONDITIONS_MAX: usize = 64;
+/// Names that are shown of those that there are, where one is asked for that is none of them.
+const NAMES_SHOWN: usize = 8;
 /// What in front of a key makes a condition an unwanted one.
 pub const NOT: &str = "not.";
 
@@ -168,6 +170,28 @@ fn protocol(value: &str) -> Result<u8, InvalidField> {
     named.or_else(|| value.parse().ok()).ok_or_else(invalid)
 }
 
+/// Names that there are, as many as one reads.
+fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: BTreeSet<&str> = names.collect();
+    let shown: Vec<&str> = names.iter().copied().take(NAMES_SHOWN).collect();
+    match names.len() - shown.len() {
+        _ if names.is_empty() => "there is none".to_owned(),
+        0 => format!("there are: {}", shown.join(", ")),
+        more => format!("there are: {}, and {more} more", shown.join(", ")),
+    }
+}
+
+/// Drop reasons that share most of their words with a name.
+fn near(name: &str, reasons: &[String]) -> String {
+    let asked = name.to_ascii_uppercase();
+    let parts: Vec<&str> = asked.split('_').filter(|part| part.len() > 1).collect();
+    let shared = |reason: &str| parts.iter().filter(|part| reason.contains(**part)).count();
+    let mut near: Vec<&str> = reasons.iter().map(String::as_str).filter(|r| shared(r) > 0).collect();
+    near.sort_by_key(|reason| (Reverse(shared(reason)), reason.len()));
+    near.truncate(NAMES_SHOWN);
+    if near.is_empty() { "docs/reasons.md has all".to_owned() } else { format!("there are: {}", near.join(", ")) }
+}
+
 impl FlowFilter {
     /// Adds a condition; `false`: there is none of this name. `not.` in front of the key makes it an unwanted one.
     ///
@@ -198,6 +222,29 @@ impl FlowFilter {
     pub fn takes(&self, flow: &FlowFacts<'_>) -> bool {
         let unwanted = self.unwanted.iter().filter(|c| !c.is_of_interface()).any(|c| c.takes(flow));
         !unwanted && self.all_kinds(|c| c.takes(flow))
+    }
+
+    /// What it asks for, or does not want, by a name that nothing has: of these interfaces, and of these drop reasons.
+    #[must_use]
+    pub fn unknown(&self, interfaces: &[InterfaceFacts<'_>], reasons: &[String]) -> Vec<String> {
+        let is_known = |c: &&Condition| match c {
+            Condition::Reason(name) => reasons.iter().any(|r| r.eq_ignore_ascii_case(name)),
+            named if named.is_of_interface() => interfaces.iter().any(|of| named.takes_interface(of)),
+            _ => true,
+        };
+        let words = |c: &Condition| match c {
+            Condition::Interface(name) => {
+                let there = listed(interfaces.iter().map(|of| of.interface));
+                format!("no interface with the name or id `{name}` is captured now; {there}")
+            }
+            Condition::FlowLog(name) => {
+                let there = listed(interfaces.iter().map(|of| of.flow_log));
+                format!("no flow log with the name `{name}` captures now; {there}")
+            }
+            Condition::Reason(name) => format!("this kernel has no drop reason `{name}`; {}", near(name, reasons)),
+            _ => String::new(),
+        };
+        self.wanted.iter().chain(&self.unwanted).filter(|c| !is_known(c)).map(words).collect()
     }
 
     /// Whether of each kind of wanted conditions one holds.
@@ -268,6 +315,32 @@ mod tests {
         ] {
             assert_eq!(filter(pairs).takes_interface(&of), expected, "{pairs:?}");
         }
+    }
+
+    #[test]
+    fn names_that_nothing_has_are_said_with_those_that_there_are() {
+        let of = |interface| InterfaceFacts { interface, interface_id: "nic-1", flow_log: "web" };
+        let here = [of("tap0"), of("tap1")];
+        let reasons = ["NETFILTER_DROP", "NO_SOCKET", "QDISC_DROP", "TCP_CSUM"].map(str::to_owned);
+        let known =
+            filter(&[("interface", "tap0"), ("interface", "nic-1"), ("flow_log", "web"), ("reason", "no_socket")]);
+        assert_eq!(known.unknown(&here, &reasons), [""; 0]);
+        let unknown =
+            filter(&[("interface", "tap9"), ("not.flow_log", "old"), ("reason", "netfilter"), ("reason", "nope")]);
+        let words = unknown.unknown(&here, &reasons);
+        for (said, expected) in words.iter().zip([
+            "no interface with the name or id `tap9` is captured now; there are: tap0, tap1",
+            "this kernel has no drop reason `netfilter`; there are: NETFILTER_DROP",
+            "this kernel has no drop reason `nope`; docs/reasons.md has all",
+            "no flow log with the name `old` captures now; there are: web",
+        ]) {
+            assert_eq!(said, expected);
+        }
+        assert_eq!(words.len(), 4);
+        assert!(filter(&[("interface", "x")]).unknown(&[], &[])[0].ends_with("; there is none"));
+        let names: Vec<String> = (0..20).map(|n| format!("tap{n:02}")).collect();
+        let many: Vec<InterfaceFacts> = names.iter().map(|name| of(name)).collect();
+        assert!(filter(&[("interface", "x")]).unknown(&many, &[])[0].ends_with("tap07, and 12 more"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 
 use flowlog_model::{
     IfaceId, Now,
-    live::{Batch, Begun, FlowLine, RECENT_MAX, RecentAsk, Verdict, What},
+    live::{Batch, Begun, FlowLine, RECENT_MAX, RecentAsk, Verdict, What, filter::InterfaceFacts},
     sweep::{Cursor, Scope, Swept},
 };
 
@@ -93,8 +93,9 @@ fn begin<S: Source>(books: &Books<S>, places: &Places, one: Waiting, now: Now) -
         What::Top { every: None, entries } => (walk.top(&one, entries), walk.len(&one)),
         _ => (Begun::default(), 0),
     };
+    let unknown = walk.unknown(&one);
     // Whoever does not wait any more needs no answer.
-    let _ = one.begun.send(Begun { since_secs, ..begun });
+    let _ = one.begun.send(Begun { since_secs, unknown, ..begun });
     flows
 }
 
@@ -111,6 +112,13 @@ impl Walk<'_> {
     fn len(&self, one: &Waiting) -> u64 {
         let seen = self.ledger.watched().filter(|(id, _)| self.places.get(&id.0).is_some_and(|p| one.takes(p)));
         seen.map(|(_, w)| w.open_table().flow_count() as u64).sum()
+    }
+
+    /// What is asked for by a name that nothing has that it may look at.
+    fn unknown(&self, one: &Waiting) -> Vec<String> {
+        let seen = self.places.values().filter(|p| one.ask.sight.sees(p.account_id()));
+        let interfaces: Vec<InterfaceFacts> = seen.map(Place::facts).collect();
+        one.ask.filter.unknown(&interfaces, &self.names.reasons)
     }
 
     /// Each flow that is asked for.
@@ -168,7 +176,7 @@ impl Walk<'_> {
         let lines = in_order.filter_map(|Reverse((_, at))| lines[at].take()).collect();
         // Fewer than there are were asked for: nothing is missing.
         let left_out = if recent.last <= RECENT_MAX { 0 } else { left_out };
-        Begun { batch: Some(Batch::Flows(lines)), left_out, since_secs: None }
+        Begun { batch: Some(Batch::Flows(lines)), left_out, ..Begun::default() }
     }
 
     /// Sums of all flows.

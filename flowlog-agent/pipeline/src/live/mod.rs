@@ -31,7 +31,10 @@ use std::{
 
 use flowlog_model::{
     MonoNs,
-    live::{Ask, Batch, Begun, LiveError, OBSERVERS_EACH, OBSERVERS_MAX, RecentAsk, Sight, filter::InterfaceFacts},
+    live::{
+        Ask, Batch, Begun, LiveError, OBSERVERS_EACH, OBSERVERS_MAX, RecentAsk, Sight, TopReport, What,
+        filter::InterfaceFacts,
+    },
 };
 use line::Place;
 use tap::{Message, Tap};
@@ -44,6 +47,8 @@ const BATCHES_MAX: usize = 16;
 
 /// What nothing else knows of the node, for lines.
 pub struct LineNames {
+    /// All drop reasons that the kernel has.
+    pub reasons: Vec<String>,
     /// The name of a drop reason.
     pub reason: Box<dyn Fn(u16) -> Option<String> + Send + Sync>,
     /// Which rule refused: by the firewall's mark, else by the drop reason.
@@ -110,6 +115,7 @@ pub struct Ends {
 pub struct Observer {
     live: Live,
     number: u64,
+    ask: Ask,
     lost: Arc<AtomicU64>,
     /// [`Shared::lost_records`] when it came.
     lost_before: u64,
@@ -151,12 +157,12 @@ impl Live {
         let number = observers.next;
         observers.next += 1;
         observers.all.push(Arc::new(Observed { number, ask: ask.clone(), sender, lost: lost.clone() }));
-        observers.waiting.push(Waiting { number, ask, begun });
+        observers.waiting.push(Waiting { number, ask: ask.clone(), begun });
         self.0.is_open.store(true, Ordering::SeqCst);
         drop(observers);
         self.0.changed.notify_one();
         let lost_before = self.0.lost_records.load(Ordering::SeqCst);
-        Ok(Observer { live: self.clone(), number, lost, lost_before, batches, begun: Some(begins) })
+        Ok(Observer { live: self.clone(), number, ask, lost, lost_before, batches, begun: Some(begins) })
     }
 
     /// Waits until somebody has come or gone.
@@ -197,6 +203,26 @@ impl Observer {
             }
             None => Begun::default(),
         }
+    }
+
+    /// Sums of what the open windows hold now, of the flows that it has asked for: an observer looks as often as it is answered, and takes
+    /// no second place for it. `None`: the capture has ended. After [`begun`](Self::begun).
+    pub async fn sums(&mut self, entries: usize) -> Option<Box<TopReport>> {
+        match self.ask_again(What::Top { every: None, entries }).await.ok()?.batch {
+            Some(Batch::Top(report)) => Some(report),
+            _ => None,
+        }
+    }
+
+    /// Waits for what the open windows hold as somebody does who has just come. One answer at a time: an earlier one is given up.
+    fn ask_again(&self, what: What) -> oneshot::Receiver<Begun> {
+        let (begun, begins) = oneshot::channel();
+        let mut observers = self.live.0.lock();
+        observers.waiting.retain(|w| w.number != self.number);
+        observers.waiting.push(Waiting { number: self.number, ask: Ask { what, ..self.ask.clone() }, begun });
+        drop(observers);
+        self.live.0.changed.notify_one();
+        begins
     }
 
     /// What comes next; `None`: the capture has ended.

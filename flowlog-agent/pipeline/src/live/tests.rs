@@ -3,7 +3,7 @@ use std::time::Duration;
 use flowlog_ebpf::abi::{FAMILY_V4, Ip4, Key, Meta, Record4, Stats, class};
 use flowlog_model::{
     Epoch, HookKind, IfaceId, MonoNs, Now, WallNs, WatchSpec,
-    live::{Ask, Batch, LiveError, OBSERVERS_EACH, OBSERVERS_MAX, RecentAsk, Sight, What, filter::FlowFilter},
+    live::{Ask, Batch, Begun, LiveError, OBSERVERS_EACH, OBSERVERS_MAX, RecentAsk, Sight, What, filter::FlowFilter},
     rule::{Action, Rule, Side},
 };
 
@@ -45,6 +45,7 @@ impl Node {
     fn with(rule: &Rule) -> Self {
         let (live, ends) = Live::new();
         let names = LineNames {
+            reasons: Vec::new(),
             reason: Box::new(|index| Some(format!("REASON_{index}"))),
             rule: Box::new(|mark, _| (mark != 0).then(|| format!("mark {mark}"))),
         };
@@ -56,7 +57,7 @@ impl Node {
     fn watch(&mut self, id: u16, spec: WatchSpec) {
         let span = *WindowClock::new(600, NOW).current();
         let spec = Box::new(spec);
-        self.apply(Event::Watch { id: IfaceId(id), spec, span, epoch: Epoch(1), gap: None });
+        self.apply(Event::Watch { id: IfaceId(id), spec, span, epoch: Epoch(1), gap: None, since_secs: None });
     }
 
     fn apply(&mut self, event: Event) {
@@ -208,6 +209,36 @@ fn observers_have_a_limit_and_contracts_a_share_of_it() {
     assert!(ask(of(1)).is_ok());
     drop(others);
     assert!(!live.is_open(), "nobody is left");
+}
+
+#[tokio::test]
+async fn an_observer_looks_at_sums_without_another_place() {
+    let (live, ends) = Live::new();
+    let ask = || live.observe(Ask { sight: of(1), filter: FlowFilter::default(), what: FOLLOW });
+    let mut all: Vec<_> = (0..OBSERVERS_EACH).map(|_| ask().expect("room")).collect();
+    for observer in &mut all {
+        live.0.lock().waiting.clear();
+        let (report, waited) = tokio::join!(observer.sums(3), async {
+            let waiting = ends.tap.take_waiting(NOW).expect("it waits");
+            let entries = match waiting.ask.what {
+                What::Top { every: None, entries } => entries,
+                other => panic!("{other:?}"),
+            };
+            let batch = Some(Batch::Top(Box::default()));
+            waiting.begun.send(Begun { batch, ..Begun::default() }).expect("it listens");
+            (waiting.ask.sight, entries)
+        });
+        assert!(report.is_some() && waited == (of(1), 3));
+    }
+    assert_eq!(ask().err(), Some(LiveError::FullForContract), "their number is as before");
+    // Whoever asks anew has given up the answer before, and takes no more room than that.
+    let mut one = all.remove(0);
+    for _ in 0..3 {
+        assert!(tokio::time::timeout(Duration::from_millis(1), one.sums(1)).await.is_err());
+    }
+    assert_eq!(live.0.lock().waiting.len(), 1);
+    drop((one, all));
+    assert!(live.0.lock().waiting.is_empty());
 }
 
 #[test]
