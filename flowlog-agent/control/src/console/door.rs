@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Redirect, Response},
 };
@@ -123,16 +123,22 @@ fn unknown(app: &App, parts: &Parts) -> Response {
         return NotShown(stranger).into_response();
     }
     if parts.uri.path().starts_with(LIVE) {
-        // A redirect would put the login into the middle of a page.
-        return (StatusCode::UNAUTHORIZED, [("hx-redirect", LOGIN)]).into_response();
+        // A redirect would put the login into the middle of a page. Which page that is only the script knows that asked.
+        let page = parts.headers.get("hx-current-url").and_then(|url| url.to_str().ok()?.parse::<Uri>().ok());
+        let path = page.as_ref().and_then(Uri::path_and_query).map_or("/", |p| p.as_str());
+        return (StatusCode::UNAUTHORIZED, [("hx-redirect", login(path))]).into_response();
     }
     let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
-    let query = if parts.method.is_safe() && path != "/" && is_own_path(path) {
-        serde_urlencoded::to_string([("next", path)]).map(|q| format!("?{q}")).unwrap_or_default()
-    } else {
-        String::new()
-    };
-    Redirect::to(&format!("{LOGIN}{query}")).into_response()
+    Redirect::to(&login(if parts.method.is_safe() { path } else { "/" })).into_response()
+}
+
+/// The login, and behind it this page of ours.
+fn login(path: &str) -> String {
+    if path == "/" || !is_own_path(path) {
+        return LOGIN.to_owned();
+    }
+    let query = serde_urlencoded::to_string([("next", path)]).unwrap_or_default();
+    format!("{LOGIN}?{query}")
 }
 
 /// Whether this is a path of ours, and nothing that a browser takes for another place.
@@ -234,6 +240,14 @@ mod tests {
         assert!(!says(&[host, ("origin", "https://node:8443")]));
         assert!(says(&[host, ("origin", "https://node:9999")]) && says(&[host, ("origin", "null")]));
         assert!(says(&[host, ("origin", "https://node:8443"), ("sec-fetch-site", "cross-site")]));
+    }
+
+    #[test]
+    fn the_login_remembers_a_page_of_ours() {
+        assert_eq!(login("/console/audit"), "/console/login?next=%2Fconsole%2Faudit");
+        for path in ["/", "//evil", "https://evil/console/audit"] {
+            assert_eq!(login(path), LOGIN);
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! In with a name and a password, and out again. Guesses are counted as those at the API are.
 
 use axum::{
+    Extension,
     extract::{Query, Request, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{AppendHeaders, IntoResponse as _, Redirect, Response},
 };
 use flowlog_host::clock;
@@ -23,9 +24,21 @@ pub(super) struct Next {
     next: String,
 }
 
+/// What somebody reads whose browser still has the cookie of a session.
+const IS_OVER: &str = "Your session is over. Sessions end after 30 minutes without use, after twelve hours, and when the agent or its \
+                       principals begin anew.";
+
 /// GET of the form.
-pub(super) async fn show(State(console): State<Console>, Query(Next { next }): Query<Next>) -> Response {
-    form(&console, &next, "", None)
+pub(super) async fn show(
+    State(console): State<Console>,
+    Query(Next { next }): Query<Next>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+) -> Response {
+    let peer = peer.map(|Extension(peer)| peer);
+    let had_one = door::token(&console.app, (&headers, peer.as_ref())).is_some();
+    let words = (had_one && !door::goes_on(&console, &headers, peer.as_ref())).then_some(IS_OVER);
+    form(&console, &next, "", words.map(|words| (StatusCode::OK, words)))
 }
 
 fn form(console: &Console, next: &str, name: &str, problem: Option<(StatusCode, &str)>) -> Response {
@@ -35,13 +48,13 @@ fn form(console: &Console, next: &str, name: &str, problem: Option<(StatusCode, 
             p.quiet { "Flow logs of " (console.node) }
             form method="post" action=(LOGIN) {
                 input type="hidden" name="next" value=(next);
-                @if let Some((_, words)) = problem {
-                    p.problem role="alert" { (words) }
+                @if let Some((status, words)) = problem {
+                    p.problem[!status.is_success()] role="alert" { (words) }
                 }
                 label for="name" { "Name" }
-                input #name name="name" autocomplete="username" required autofocus[problem.is_none()] value=(name);
+                input #name name="name" autocomplete="username" required autofocus[name.is_empty()] value=(name);
                 label for="password" { "Password" }
-                input #password type="password" name="password" autocomplete="current-password" required autofocus[problem.is_some()];
+                input #password type="password" name="password" autocomplete="current-password" required autofocus[!name.is_empty()];
                 button.primary type="submit" { "Log in" }
             }
         }

@@ -97,7 +97,8 @@ fn a_page_says_that_the_node_does_not_answer_and_goes_on_when_it_does() {
         assert_eq!(browser.barriers(), [""; 0]);
         let _back = node.start().unwrap();
         // Sessions end with the agent: the page leads to the login by itself, and that back in.
-        browser.reads("main.login", "Password");
+        browser.reads("main.login", "Your session is over");
+        assert_eq!(browser.barriers(), [""; 0]);
         log_in(&browser, "ann");
         assert!(browser.attribute("#lost", "hidden").is_some());
     });
