@@ -84,6 +84,8 @@ mod service;
 mod shares;
 #[path = "all/stacking.rs"]
 mod stacking;
+#[path = "all/status.rs"]
+mod status;
 #[path = "all/stores.rs"]
 mod stores;
 #[path = "all/terminal.rs"]

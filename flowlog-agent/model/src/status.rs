@@ -1,10 +1,14 @@
 //! What there is to say about the agent and every rule (promise P8). Data only: the pipeline's reporter fills it in, the API and the
 //! command line show it.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     FlowLogId,
+    amount::count,
     hiding::Hiding,
     xdp::{XdpProgram, XdpView},
 };
@@ -46,11 +50,12 @@ pub struct Leaving {
 }
 
 /// One rule on one interface.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RuleStatus {
     /// Name of the rule, as it is called now.
     pub rule: String,
     /// Id of the flow log in the flow-log store, if it is from there.
+    #[schema(value_type = Option<uuid::Uuid>)]
     pub rule_id: Option<FlowLogId>,
     /// Interface, as it is called now; empty if there is none.
     pub interface: String,
@@ -58,6 +63,9 @@ pub struct RuleStatus {
     pub interface_id: String,
     /// Whether it is being captured.
     pub capture: CaptureState,
+    /// Since when it is being captured without a break, Unix seconds: an agent that stops or is replaced is none, as its hooks go on.
+    #[serde(default)]
+    pub since_secs: Option<i64>,
     /// Where its objects go: location and prefix.
     pub target: String,
     /// Start of the open window, Unix seconds.
@@ -67,13 +75,18 @@ pub struct RuleStatus {
     /// Since the start of the agent.
     #[serde(flatten)]
     pub counts: Counts,
+    /// Books of the last window that was closed, also by an earlier agent.
+    #[serde(default)]
+    pub last_window: Option<WindowBooks>,
     /// How the delivery of its objects is doing.
     pub delivery: RouteStatus,
     /// Other people's XDP programs on it.
     #[serde(default)]
+    #[schema(value_type = Object)]
     pub xdp: XdpStatus,
     /// What else may keep packets from its hooks.
     #[serde(default)]
+    #[schema(value_type = Object)]
     pub hiding: Hiding,
 }
 
@@ -90,7 +103,7 @@ pub struct XdpStatus {
 }
 
 /// Whether an interface is being captured.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum CaptureState {
     /// It is being captured.
@@ -118,7 +131,7 @@ pub enum CaptureState {
 }
 
 /// Sums over windows that are closed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Counts {
     /// Windows that were closed.
     pub windows: u64,
@@ -158,7 +171,7 @@ pub struct Counts {
 }
 
 /// Packets by why they are in no row; the names are those of the column `skip_reason`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct Losses {
     /// The ring was full.
@@ -188,8 +201,53 @@ impl Losses {
     }
 }
 
+/// The books of one window, in packets, both directions together: what the hooks saw is in rows, or lost, or no IP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WindowBooks {
+    /// Where it begins, Unix seconds.
+    pub start_secs: i64,
+    /// Where it ends, Unix seconds.
+    pub end_secs: i64,
+    /// What the hooks saw.
+    pub seen_packets: u64,
+    /// Refused packets that no hook had counted in this window.
+    pub refused_unseen_packets: u64,
+    /// In ACCEPT rows.
+    pub accepted_packets: u64,
+    /// In REJECT rows.
+    pub rejected_packets: u64,
+    /// In no row.
+    pub lost_packets: u64,
+    /// Not IP: in no row.
+    pub non_ip_packets: u64,
+    /// Rows and losses, less what was seen: 0, or a bug of ours. `null`: the host went down, and there is nothing to compare with.
+    pub difference_packets: Option<i64>,
+    /// The same in bytes.
+    pub difference_bytes: Option<i64>,
+}
+
+/// `512,031 seen = 511,100 accepted + 900 rejected + 31 lost, difference 0`; what is 0 and mostly is so is left out.
+impl fmt::Display for WindowBooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} seen", count(self.seen_packets))?;
+        if self.refused_unseen_packets > 0 {
+            write!(f, " + {} refused before any hook", count(self.refused_unseen_packets))?;
+        }
+        let [accepted, rejected, lost] = [self.accepted_packets, self.rejected_packets, self.lost_packets].map(count);
+        write!(f, " = {accepted} accepted + {rejected} rejected + {lost} lost")?;
+        if self.non_ip_packets > 0 {
+            write!(f, " + {} not IP", count(self.non_ip_packets))?;
+        }
+        match (self.difference_packets, self.difference_bytes) {
+            (Some(packets), None | Some(0)) => write!(f, ", difference {packets}"),
+            (Some(packets), Some(bytes)) => write!(f, ", difference {packets} packets, {bytes} bytes"),
+            (None, _) => f.write_str(", difference unknown, as the host went down"),
+        }
+    }
+}
+
 /// How a route is doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum RouteState {
     /// Nothing has been delivered yet, and nothing has failed.
@@ -238,6 +296,14 @@ impl CaptureState {
     }
 }
 
+impl RuleStatus {
+    /// Since when its oldest object waits for delivery, in seconds; 0: none waits.
+    #[must_use]
+    pub fn lag_secs(&self, now_secs: i64) -> i64 {
+        self.delivery.oldest_secs.map_or(0, |secs| now_secs.saturating_sub(secs).max(0))
+    }
+}
+
 impl RouteState {
     /// The store's words, if it is not delivering.
     #[must_use]
@@ -249,8 +315,19 @@ impl RouteState {
     }
 }
 
+/// An object that a store has taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeliveredObject {
+    /// Its key.
+    pub key: String,
+    /// How large it is.
+    pub bytes: u64,
+    /// When it was delivered, Unix seconds.
+    pub at_secs: i64,
+}
+
 /// What there is to say about a route, or about what goes there of one interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RouteStatus {
     /// How it is doing.
     #[serde(flatten)]
@@ -269,6 +346,38 @@ pub struct RouteStatus {
     /// Objects put aside, because they could not be held or the store would not have them. Of an interface: all that are there, of a
     /// route: those since start.
     pub quarantined: u64,
-    /// Key of the last one delivered.
-    pub last_key: Option<String>,
+    /// The last one delivered, also by an earlier agent.
+    #[serde(default)]
+    pub last_object: Option<DeliveredObject>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn books_are_a_sum_and_what_is_unknown_is_said() {
+        let books = WindowBooks {
+            seen_packets: 512_031,
+            accepted_packets: 511_100,
+            rejected_packets: 900,
+            lost_packets: 31,
+            difference_packets: Some(0),
+            difference_bytes: Some(0),
+            ..WindowBooks::default()
+        };
+        let words = "512,031 seen = 511,100 accepted + 900 rejected + 31 lost, difference 0";
+        assert_eq!(books.to_string(), words);
+        assert!(
+            WindowBooks { difference_bytes: Some(-9), ..books }
+                .to_string()
+                .ends_with(", difference 0 packets, -9 bytes")
+        );
+        let odd = WindowBooks { refused_unseen_packets: 5, non_ip_packets: 7, difference_packets: None, ..books };
+        assert_eq!(
+            odd.to_string(),
+            "512,031 seen + 5 refused before any hook = 511,100 accepted + 900 rejected + 31 lost + 7 not IP, \
+             difference unknown, as the host went down"
+        );
+    }
 }

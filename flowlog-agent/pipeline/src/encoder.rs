@@ -15,7 +15,7 @@ use crate::{
     encode::{self, Names, Object, RowCounts, key::object_key},
     error::CaptureError,
     spool::Spool,
-    window::{Balance, Closed, FlowTable, Loss, LossReason, Settled, settle},
+    window::{Balance, Closed, FlowTable, Loss, LossReason, Settled, Span, settle},
 };
 
 /// A window with more rows leaves enough freed memory behind to be worth giving back: 20 MiB.
@@ -32,6 +32,10 @@ pub struct Encoded {
     pub location: Location,
     /// Interface it is of.
     pub interface_id: String,
+    /// What its key begins with.
+    pub folder: String,
+    /// The window.
+    pub span: Span,
     pub rows: RowCounts,
     pub balance: Balance,
     pub losses: Vec<Loss>,
@@ -207,6 +211,8 @@ pub(crate) fn encode_window(
         key: object_key(&info),
         location: info.rule.target.location.clone(),
         interface_id: info.interface_id.clone(),
+        folder: info.rule.folder(),
+        span: info.span,
         rows,
         balance,
         losses,

@@ -1,17 +1,24 @@
-//! Says how every rule is doing: to whoever listens, and in `status.json` in the state directory, for when no agent runs.
+//! Says how every rule is doing: to whoever listens, and in `status.json` in the state directory, for when no agent runs, and for the next
+//! one, which goes on knowing what was delivered last and what the last window came to.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use flowlog_host::clock;
 use flowlog_model::{
     rule::Rule,
-    status::{Counts, Leaving, Losses, RouteState, RouteStatus, RuleStatus, Status, XdpStatus},
+    status::{
+        CaptureState, Counts, DeliveredObject, Leaving, Losses, RouteState, RouteStatus, RuleStatus, Status,
+        WindowBooks, XdpStatus,
+    },
 };
 use tokio::sync::watch;
 
 use crate::{
     capture::Capture,
-    disk::Filesystem,
+    disk::{self, Filesystem},
     encode::key::{stem, stem_of},
     encoder::Encoded,
     source::Node,
@@ -26,7 +33,10 @@ pub const FILE: &str = "status.json";
 /// Writes the file when something has changed.
 pub struct Reporter {
     fs: Arc<dyn Filesystem>,
-    counts: BTreeMap<String, Counts>,
+    /// By what keys begin with, and interface: what its closed windows have come to.
+    closed: BTreeMap<(String, String), ClosedWindows>,
+    /// What an earlier agent knew last.
+    known: BTreeMap<Captured, Known>,
     written: Status,
     said: watch::Sender<Arc<Status>>,
 }
@@ -35,7 +45,12 @@ impl Reporter {
     /// Reports into a state directory.
     #[must_use]
     pub fn new(fs: Arc<dyn Filesystem>) -> Self {
-        Self { fs, counts: BTreeMap::new(), written: Status::default(), said: watch::Sender::default() }
+        // It is no promise: without it, or if it is of an agent that wrote another one, nothing is known.
+        let earlier: Option<Status> =
+            disk::read(&*fs, "", FILE).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        let known = earlier.into_iter().flat_map(|status| status.rules).map(|r| (Captured::of(&r), Known::of(r)));
+        let known = known.collect();
+        Self { fs, closed: BTreeMap::new(), known, written: Status::default(), said: watch::Sender::default() }
     }
 
     /// What was said last.
@@ -52,7 +67,9 @@ impl Reporter {
 
     /// A window has been encoded.
     pub fn window(&mut self, encoded: &Encoded) {
-        let counts = self.counts.entry(encoded.interface_id.clone()).or_default();
+        let of = (encoded.folder.clone(), encoded.interface_id.clone());
+        let ClosedWindows { counts, last } = self.closed.entry(of).or_default();
+        *last = Some(encoded.balance.books(&encoded.span));
         counts.windows += 1;
         counts.accepted_packets += encoded.balance.accepted_rows.packets;
         counts.rejected_packets += encoded.balance.rejected_rows.packets;
@@ -78,24 +95,35 @@ impl Reporter {
         let watched: BTreeMap<&str, &Watched> =
             capture.ledger().watched().map(|(_, w)| (w.spec.interface_id.as_str(), w)).collect();
         let mut deliveries = Deliveries::of(progress, spool);
+        let wanted: BTreeSet<(String, String)> =
+            capture.captures().iter().map(|c| (c.rule.folder(), capture.id(c))).collect();
+        self.closed.retain(|of, _| wanted.contains(of));
         let rules = capture.captures().iter().map(|c| {
             let rule = &c.rule;
             let interface_id = capture.id(c);
             let w = watched.get(interface_id.as_str());
             let state = captured.remove(&interface_id).unwrap_or_default();
-            RuleStatus {
+            let is_attached = matches!(state, CaptureState::Attached { .. });
+            let closed = self.closed.get(&(rule.folder(), interface_id.clone())).copied().unwrap_or_default();
+            let status = RuleStatus {
                 rule: c.name().to_owned(),
                 rule_id: rule.id,
                 interface: w.map(|w| w.spec.interface.clone()).unwrap_or_default(),
                 capture: state,
+                since_secs: w.filter(|_| is_attached).map(|w| w.since_secs),
                 target: rule.target.to_string(),
                 window_start: w.map_or(0, |w| w.clock.current().start_secs),
                 flows: w.map_or(0, |w| w.flows()),
-                counts: self.counts.get(&interface_id).copied().unwrap_or_default(),
+                counts: closed.counts,
+                last_window: closed.last,
                 delivery: deliveries.take(route_of(rule), stem(&interface_id, capture.node_id())),
                 xdp: w.map(|w| xdp_of(w)).unwrap_or_default(),
                 hiding: capture.hiding(&interface_id),
                 interface_id,
+            };
+            match self.known.get(&Captured::of(&status)) {
+                Some(known) => known.added_to(status),
+                None => status,
             }
         });
         let mut status = Status {
@@ -136,6 +164,49 @@ fn count_of(losses: &mut Losses, reason: LossReason) -> &mut u64 {
         LossReason::VerdictUnknown => &mut losses.verdict_unknown,
         LossReason::SpoolFull => &mut losses.spool_full,
         LossReason::NotEncoded => &mut losses.not_encoded,
+    }
+}
+
+/// What closed windows have come to since the start of the agent.
+#[derive(Clone, Copy, Default)]
+struct ClosedWindows {
+    counts: Counts,
+    last: Option<WindowBooks>,
+}
+
+/// What tells a rule on an interface from others, in every status: another one of the same name is not the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Captured {
+    rule: String,
+    interface_id: String,
+    target: String,
+}
+
+impl Captured {
+    fn of(status: &RuleStatus) -> Self {
+        // The name of a managed one can change.
+        let rule = status.rule_id.map_or_else(|| status.rule.clone(), |id| id.to_string());
+        Self { rule, interface_id: status.interface_id.clone(), target: status.target.clone() }
+    }
+}
+
+/// What is known of a rule on an interface from an earlier agent.
+#[derive(Clone, Debug)]
+struct Known {
+    last_object: Option<DeliveredObject>,
+    last_window: Option<WindowBooks>,
+}
+
+impl Known {
+    fn of(status: RuleStatus) -> Self {
+        Self { last_object: status.delivery.last_object, last_window: status.last_window }
+    }
+
+    /// Where there is nothing newer, this is the last.
+    fn added_to(&self, mut status: RuleStatus) -> RuleStatus {
+        status.delivery.last_object = status.delivery.last_object.or_else(|| self.last_object.clone());
+        status.last_window = status.last_window.or(self.last_window);
+        status
     }
 }
 
@@ -237,5 +308,38 @@ mod tests {
         assert_eq!(left.len(), 1);
         assert_eq!((left[0].folder.as_str(), left[0].interface_id.as_str()), ("old", "nic-b"));
         assert!(left[0].delivery.waiting == 3 && left[0].delivery.state.error() == Some("gone"));
+    }
+
+    #[test]
+    fn what_was_last_stays_known_of_the_same_rule_on_the_same_interface_until_there_is_something_newer() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let open = || Reporter::new(Arc::new(Disk::open(dir.path()).expect("disk")));
+        let object = |key: &str| Some(DeliveredObject { key: key.to_owned(), bytes: 41, at_secs: 7 });
+        let window = |seen_packets| Some(WindowBooks { seen_packets, ..WindowBooks::default() });
+        let rule = |rule_id: Option<u128>, name: &str| RuleStatus {
+            rule: name.to_owned(),
+            rule_id: rule_id.map(|id| flowlog_model::FlowLogId(uuid::Uuid::from_u128(id))),
+            interface_id: "nic-a".to_owned(),
+            target: "s3://flows".to_owned(),
+            ..RuleStatus::default()
+        };
+        let mut known = rule(Some(1), "web");
+        (known.delivery.last_object, known.last_window) = (object("old"), window(5));
+        let earlier = open();
+        assert!(earlier.known.is_empty(), "there was none");
+        earlier.write(&Status { rules: vec![known], ..Status::default() }).expect("write");
+        let reporter = open();
+        let said = |status: RuleStatus| {
+            let known = reporter.known.get(&Captured::of(&status));
+            let status = known.map_or_else(|| status.clone(), |k| k.added_to(status.clone()));
+            (status.delivery.last_object.map(|o| o.key), status.last_window.map(|w| w.seen_packets))
+        };
+        assert_eq!(said(rule(Some(1), "renamed")), (Some("old".to_owned()), Some(5)));
+        assert_eq!(said(rule(Some(2), "web")), (None, None), "a new one of the same name");
+        let mut newer = rule(Some(1), "web");
+        newer.delivery.last_object = object("new");
+        assert_eq!(said(newer), (Some("new".to_owned()), Some(5)));
+        std::fs::write(dir.path().join(FILE), b"{").expect("write");
+        assert!(open().known.is_empty(), "it cannot be read: nothing is known, and nothing ends");
     }
 }

@@ -125,6 +125,8 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
         around.service.stopping("stopping: the capture goes on in the kernel");
         capture.drain(usize::MAX);
         capture.commit()?;
+        // What was delivered since the last one: the next agent goes on knowing it.
+        delivery.report(&capture, None);
         capture.leave();
         tracing::info!(
             "stopping: the capture goes on in the kernel; the next start takes it over, `flowlog detach` ends it"

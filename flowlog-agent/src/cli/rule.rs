@@ -16,6 +16,7 @@ use flowlog_control::{
         summary::{Mark, Summary},
     },
 };
+use flowlog_host::clock;
 use flowlog_model::{
     rule::{Action, Directions, Name},
     status::{CaptureState, Counts, RuleStatus},
@@ -256,7 +257,9 @@ fn table(s: &Summary) -> String {
     line("attached to", format!("{} {}", word(&f.parent.kind), f.parent.id));
     line("contract", f.contract.to_string());
     line("created by", f.created.by.clone());
-    for RuleStatus { capture, counts, delivery, xdp, hiding, .. } in &s.captures {
+    let now_secs = clock::now().wall.secs();
+    for of in &s.captures {
+        let RuleStatus { capture, counts, delivery, xdp, hiding, .. } = of;
         match capture {
             CaptureState::Attached { interface, ifindex, netns } => {
                 let netns = netns.as_ref().map(|n| format!(", in network namespace {n}")).unwrap_or_default();
@@ -264,6 +267,9 @@ fn table(s: &Summary) -> String {
             }
             CaptureState::Waiting { why } | CaptureState::Trouble { why } => line("interface", why.clone()),
             CaptureState::Unknown => line("interface", "-".to_owned()),
+        }
+        for words in status::progress_words(of, now_secs) {
+            line("", words);
         }
         let Counts { accepted_packets, rejected_packets, lost_packets, .. } = counts;
         line("packets", format!("{accepted_packets} accepted, {rejected_packets} rejected, {lost_packets} lost"));
@@ -274,7 +280,7 @@ fn table(s: &Summary) -> String {
             line("hidden", words);
         }
         let or_none = |words: Option<&str>| words.unwrap_or("-").to_owned();
-        line("last object", or_none(delivery.last_key.as_deref()));
+        line("last object", or_none(delivery.last_object.as_ref().map(|o| o.key.as_str())));
         line("delivered", format!("{}, {} waiting", delivery.delivered, delivery.waiting));
         line("last error", or_none(delivery.state.error()));
     }

@@ -4,9 +4,10 @@ use std::{fmt::Write as _, path::Path, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use flowlog_control::metrics;
-use flowlog_host::lock;
+use flowlog_control::{api::model::date, metrics};
+use flowlog_host::{clock, lock};
 use flowlog_model::{
+    amount::{bytes, duration},
     figures::Figures,
     hiding::Hiding,
     status::{CaptureState, Counts, Leaving, RouteState, RuleStatus, Status, XdpStatus},
@@ -49,7 +50,7 @@ pub(super) fn run(state_dir: &Path, form: StatusForm) -> anyhow::Result<ExitCode
     let status: Status = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let running = lock::holder(state_dir).is_some();
     match form {
-        StatusForm::Table => out::text(&table(&status, running))?,
+        StatusForm::Table => out::text(&table(&status, running, clock::now().wall.secs()))?,
         StatusForm::Json => out::json(&Shown { status, running })?,
         StatusForm::Prometheus => out::text(&metrics::text(&Figures { status, is_running: running, live: None }))?,
     }
@@ -65,7 +66,7 @@ struct Shown {
     running: bool,
 }
 
-fn table(status: &Status, running: bool) -> String {
+fn table(status: &Status, running: bool, now_secs: i64) -> String {
     let mut out = if running {
         format!("running (process {})\n", status.pid)
     } else {
@@ -92,20 +93,24 @@ fn table(status: &Status, running: bool) -> String {
         "{:<20} {:<14} {:<10} {:>12} {:>12} {:>8} {:>8}  LAST OBJECT, OR ERROR",
         "RULE", "INTERFACE", "STATE", "ACCEPTED", "REJECTED", "LOST", "WAITING"
     );
-    for RuleStatus { rule, interface, capture, counts, delivery, xdp, hiding, .. } in &status.rules {
+    for of in &status.rules {
+        let RuleStatus { rule, interface, capture, counts, delivery, xdp, hiding, .. } = of;
         let attached = matches!(capture, CaptureState::Attached { .. });
         let (state, trouble) = match &delivery.state {
             RouteState::Idle if attached => ("capturing".to_owned(), None),
             route if attached => (tag(route), route.error()),
             _ => (tag(capture), capture.why()),
         };
-        let last = trouble.or(delivery.last_key.as_deref()).unwrap_or("-");
+        let last = trouble.or(delivery.last_object.as_ref().map(|o| o.key.as_str())).unwrap_or("-");
         let Counts { accepted_packets, rejected_packets, lost_packets, .. } = counts;
         let _ = writeln!(
             out,
             "{rule:<20} {interface:<14} {state:<10} {accepted_packets:>12} {rejected_packets:>12} {lost_packets:>8} {:>8}  {last}",
             delivery.waiting,
         );
+        for words in progress_words(of, now_secs) {
+            let _ = writeln!(out, "{:<20} {words}", "");
+        }
         if let Some(words) = xdp_words(xdp, counts) {
             let _ = writeln!(out, "{:<20} {words}", "");
         }
@@ -122,6 +127,28 @@ fn table(status: &Status, running: bool) -> String {
         );
     }
     out
+}
+
+/// Since when it is captured, what was delivered last, what waits, and what the last window came to.
+pub(super) fn progress_words(of: &RuleStatus, now_secs: i64) -> Vec<String> {
+    let mut parts: Vec<String> =
+        of.since_secs.map(|secs| format!("capturing since {}", date(secs))).into_iter().collect();
+    parts.push(match &of.delivery.last_object {
+        Some(last) => {
+            let ago = duration(now_secs.saturating_sub(last.at_secs).max(0));
+            format!("last object {ago} ago, {}", bytes(last.bytes))
+        }
+        None => "no object yet".to_owned(),
+    });
+    match of.lag_secs(now_secs) {
+        0 => {}
+        lag => parts.push(format!("the oldest object waits for {}", duration(lag))),
+    }
+    let window = of.last_window.map(|books| {
+        let [start, end] = [books.start_secs, books.end_secs].map(date);
+        format!("window {start} to {end}: {books}")
+    });
+    [Some(parts.join("; ")), window].into_iter().flatten().collect()
 }
 
 /// What there is to say about other people's XDP programs; `None`: there are none.

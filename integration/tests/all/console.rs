@@ -7,12 +7,14 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     os::unix::net::UnixStream,
+    time::Duration,
 };
 
 use integration::{
     http::exchange_text,
     managed::{CONTRACT, LISTEN, Managed, NAT, NIC, OTHERS_NIC, PASSWORD, as_user},
 };
+use serde_json::json;
 
 /// An answer: status, head and body.
 struct Got {
@@ -246,12 +248,18 @@ fn a_session_ends_with_a_logout_and_when_the_principals_change() {
     assert_eq!((got.status, got.header("location")), (303, Some("/console/login?next=%2Fconsole%2Faudit")));
     let got = ann.get("/console/live/tree");
     assert_eq!((got.status, got.header("hx-redirect")), (401, Some("/console/login")));
+    let page = "hx-current-url: https://node:8443/console/audit\r\n";
+    let got = ann.send("GET", "/console/live/tree", page, "");
+    assert_eq!(got.header("hx-redirect"), Some("/console/login?next=%2Fconsole%2Faudit"));
+    // Its cookie is still there: it is told why it is asked again. Others are not.
+    assert!(ann.get("/console/login").body.contains("Your session is over"));
+    assert!(!Visitor { node: &node, cookie: None }.get("/console/login").body.contains("is over"));
     let bob = as_somebody(&node, "bob");
     let principals = fs::read_to_string(node.path("principals.toml")).unwrap();
     node.write("principals.toml", &format!("# read again\n{principals}")).unwrap();
     // inotify says so to the agent, and nobody to us.
     let over = (0..600).any(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(50));
         !is_in(&bob)
     });
     assert!(over, "a session outlived its principals");
@@ -289,6 +297,73 @@ fn a_stream_of_live_flows_ends_with_its_session() {
     // Read to its end, which comes when the session is over.
     stream.read_to_string(&mut head).unwrap();
     assert_eq!(ann.get(&path).status, 401);
+}
+
+#[test]
+fn as_many_pages_as_a_contract_may_open_look_at_live_flows_and_each_has_its_sums() {
+    const PAGES: usize = 4;
+    let node = Managed::new("no_pin = true").unwrap();
+    let _agent = node.start().unwrap();
+    let id = node.draft(NIC, "web", "flows");
+    let ann = as_somebody(&node, "ann");
+    let path = format!("/console/live/flowlogs/{id}/watch");
+    // Their number is that of the streams: looking at the sums takes no place of its own.
+    let mut open: Vec<_> = (0..PAGES).map(|_| ann.stream(&path)).collect();
+    for page in &mut open {
+        let sums = page.lines().map(Result::unwrap).find(|line| line.starts_with("data: <table"));
+        assert!(sums.unwrap().contains("packets rejected"));
+    }
+    let refused = ann.stream(&path).lines().map(Result::unwrap).find(|line| line.starts_with("data: ")).unwrap();
+    assert!(refused.contains("observers of this contract are looking"), "{refused}");
+}
+
+#[test]
+fn the_page_of_a_flow_log_says_since_when_it_captures_what_landed_last_and_how_the_books_stand() {
+    let node = Managed::new("no_pin = true\n[flow_log_defaults]\nwindow = 1\n").unwrap();
+    let _agent = node.start().unwrap();
+    let id = node.draft(NIC, "web", "flows");
+    let ann = as_somebody(&node, "ann");
+    let page = || ann.get(&format!("/console/live/flowlogs/{id}")).body;
+    assert!(!page().contains("Capturing since"), "a draft captures nothing");
+    assert_eq!(node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})))).0, "DONE");
+    let seen = (0..300).map(|_| page()).find(|page| {
+        // One principal may ask 50 times a second.
+        std::thread::sleep(Duration::from_millis(100));
+        page.contains("last object") && page.contains("Books of the last window")
+    });
+    let seen = seen.expect("nothing has landed");
+    for words in [
+        "Capturing since <time",
+        ", delivering; last object ",
+        " s ago, ",
+        " KiB",
+        "Books of the last window, <time",
+        ", difference 0",
+    ] {
+        assert!(seen.contains(words), "{words}: {seen}");
+    }
+    // The same in the API, and as its document says.
+    let summary = node.summary(&id);
+    let capture = &summary["captures"][0];
+    let key = capture["delivery"]["last_object"]["key"].as_str().unwrap();
+    let file = fs::metadata(node.bucket("flows").join(key)).unwrap();
+    assert_eq!(capture["delivery"]["last_object"]["bytes"], file.len());
+    assert!(
+        capture["since_secs"].is_i64()
+            && summary["lag_secs"].is_i64()
+            && capture["last_window"]["difference_packets"] == 0
+    );
+    let document = node.ask("GET", "/openapi.json", None).body;
+    let path = &document["paths"]["/flowlog/v1/flowlogs/{flowlog}"]["get"]["responses"]["200"];
+    assert_eq!(path["content"]["application/json"]["schema"]["$ref"], "#/components/schemas/FlowLogSummary");
+    let schemas = &document["components"]["schemas"];
+    assert!(
+        schemas["RuleStatus"].to_string().contains("since_secs")
+            && schemas["DeliveredObject"]["properties"]["bytes"].is_object()
+    );
+    let (code, shown, err) = node.command(&["rule", "show", "web"]).unwrap();
+    assert_eq!(code, Some(0), "{err}");
+    assert!(shown.contains("capturing since 20") && shown.contains(" seen = "), "{shown}");
 }
 
 #[test]

@@ -288,8 +288,11 @@ fn each_interface_has_its_own_status_and_is_delivering_only_after_something_was_
     }
     let busy = of("eth0");
     let quiet = of("quiet0");
-    assert!(busy["state"] == "delivering" && busy["last_key"].as_str().unwrap().contains("n-eth0_"), "{busy}");
-    assert_eq!((&quiet["state"], &quiet["delivered"], &quiet["last_key"]), (&"idle".into(), &0.into(), &().into()));
+    assert!(
+        busy["state"] == "delivering" && busy["last_object"]["key"].as_str().unwrap().contains("n-eth0_"),
+        "{busy}"
+    );
+    assert_eq!((&quiet["state"], &quiet["delivered"], &quiet["last_object"]), (&"idle".into(), &0.into(), &().into()));
     let state = dir.path().join("state").display().to_string();
     let (_, table, _) = run_to_end(&pair.a, &["status", "--state-dir", &state], dir.path()).unwrap();
     let line = |interface: &str| table.lines().find(|l| l.contains(interface)).unwrap_or_default().to_owned();

@@ -9,10 +9,10 @@ use axum::{
 use utoipa::{
     OpenApi as _,
     openapi::{
-        ContentBuilder, HttpMethod, OpenApi, PathItem, Ref, Required, ResponseBuilder, SecurityRequirement,
+        ContentBuilder, HttpMethod, OpenApi, PathItem, Ref, RefOr, Required, ResponseBuilder, SecurityRequirement,
         path::{OperationBuilder, ParameterBuilder, ParameterIn, PathsBuilder},
         request_body::RequestBodyBuilder,
-        schema::{ObjectBuilder, Type},
+        schema::{Array, ObjectBuilder, Schema, Type},
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
@@ -26,7 +26,7 @@ struct Route {
     summary: &'static str,
     /// Schema of the body.
     body: Option<&'static str>,
-    /// Status and schema of the answer.
+    /// Status and schema of the answer; `[]` behind it: a list of such.
     answer: (u16, Option<&'static str>),
     handler: MethodRouter<App>,
 }
@@ -110,20 +110,21 @@ fn ours() -> Vec<Route> {
     let at = |path: &str| format!("{NODE}/{path}");
     let one = at("flowlogs/{flowlog}");
     let status = Some("RequestStatus");
+    let summary = Some("FlowLogSummary");
     vec![
-        route(Get, at("flowlogs"), "Sum all flow logs up", None, (200, None), get(node::list)),
-        route(Post, at("flowlogs"), "Add a draft", Some("Draft"), (201, None), post(node::add)),
-        route(Get, one.clone(), "Sum a flow log up", None, (200, None), get(node::show)),
+        route(Get, at("flowlogs"), "Sum all flow logs up", None, (200, Some("FlowLogSummary[]")), get(node::list)),
+        route(Post, at("flowlogs"), "Add a draft", Some("Draft"), (201, summary), post(node::add)),
+        route(Get, one.clone(), "Sum a flow log up", None, (200, summary), get(node::show)),
         route(
             Patch,
             one.clone(),
             "Change a draft, or a name",
             Some("FlowLogProperties"),
-            (200, None),
+            (200, summary),
             patch(node::change),
         ),
         route(Delete, one.clone(), "Delete a flow log", None, (202, status), delete(node::delete)),
-        route(Post, format!("{one}/validate"), "Check a draft", None, (200, None), post(node::validate)),
+        route(Post, format!("{one}/validate"), "Check a draft", None, (200, summary), post(node::validate)),
         route(
             Post,
             at("provision"),
@@ -183,6 +184,7 @@ pub(crate) fn router(app: App) -> Router {
         model::FlowLogBody,
         crate::flow_logs::editor::Patch,
         crate::flow_logs::flow_log::Properties,
+        crate::flow_logs::summary::Summary,
         model::Collection,
         model::RequestStatus,
         error::ErrorBody,
@@ -224,7 +226,13 @@ fn verb(method: &HttpMethod) -> &'static str {
 }
 
 fn operation(route: &Route) -> OperationBuilder {
-    let json = |schema: &str| ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
+    let json = |schema: &str| {
+        let of = match schema.strip_suffix("[]") {
+            Some(each) => RefOr::T(Schema::Array(Array::new(Ref::from_schema_name(each)))),
+            None => RefOr::Ref(Ref::from_schema_name(schema)),
+        };
+        ContentBuilder::new().schema(Some(of)).build()
+    };
     let (status, schema) = route.answer;
     let mut answer = ResponseBuilder::new().description("done");
     if let Some(schema) = schema {

@@ -5,6 +5,7 @@ use axum::{
     extract::{Path, State},
     response::{Html, IntoResponse as _},
 };
+use flowlog_host::clock;
 use flowlog_model::{
     FlowLogId,
     status::{CaptureState, RouteState, RuleStatus},
@@ -53,16 +54,30 @@ fn changing(summary: &Summary) -> Markup {
 }
 
 fn state(summary: &Summary) -> Markup {
-    let delivered: u64 = summary.captures.iter().map(|c| c.delivery.delivered).sum();
+    let is_delivering = summary.lag_secs == 0 && summary.captures.iter().all(|c| c.delivery.state.error().is_none());
+    let since = html! {
+        "Capturing" @if let Some(secs) = summary.since_secs() { " since " (time(secs)) }
+    };
     html! {
-        @match summary.flow_log.state {
-            Stage::Provisioning => "Being activated.",
-            Stage::Deleting => "Being ended; its last window is flushed.",
-            _ if summary.lag_secs > 0 => { "Capturing; the oldest object has waited for " (duration(summary.lag_secs)) "." },
-            _ if delivered == 0 => "Capturing; the first object comes with the end of the first window.",
-            _ => "Capturing, delivering.",
+        @match (summary.flow_log.state, summary.last_object()) {
+            (Stage::Provisioning, _) => "Being activated.",
+            (Stage::Deleting, _) => "Being ended; its last window is flushed.",
+            (_, None) if summary.lag_secs == 0 => {
+                (since) "; the first object comes with the end of the first window."
+            },
+            (_, last) => {
+                (since) @if is_delivering { ", delivering" }
+                @if let Some(last) = last { "; last object " (ago(last.at_secs)) ", " (bytes(last.bytes)) }
+                @if summary.lag_secs > 0 { "; the oldest object has waited for " (duration(summary.lag_secs)) }
+                "."
+            },
         }
     }
+}
+
+/// How long ago something was.
+fn ago(at_secs: i64) -> String {
+    format!("{} ago", duration(clock::now().wall.secs().saturating_sub(at_secs).max(0)))
 }
 
 /// What the customer said, and what became of it.
@@ -91,7 +106,9 @@ fn interface(capture: &RuleStatus) -> Markup {
     html! {
         h3 { "Interface " @if capture.interface.is_empty() { "-" } @else { (seen(&capture.interface)) } }
         dl.facts {
-            div { dt { "Capture" } dd { (attached(&capture.capture)) } }
+            div { dt { "Capture" } dd {
+                (attached(&capture.capture)) @if let Some(secs) = capture.since_secs { ", since " (time(secs)) }
+            } }
             @if capture.window_start > 0 {
                 div { dt { "Open window" } dd { "since " (time(capture.window_start)) ", " (count(capture.flows as u64)) " flows" } }
             }
@@ -104,16 +121,23 @@ fn interface(capture: &RuleStatus) -> Markup {
             }
             div { dt { "Windows" } dd { (count(counts.windows)) " since the agent began" } }
             div { dt { "Delivery" } dd { (delivering(&delivery.state)) } }
-            div { dt { "Delivered" } dd { (count(delivery.delivered)) " objects" } }
+            div { dt { "Delivered" } dd { (count(delivery.delivered)) " objects since the agent began" } }
             @if delivery.waiting > 0 {
                 div { dt { "Waiting" } dd { (count(delivery.waiting as u64)) " objects, " (bytes(delivery.waiting_bytes)) } }
             }
             @if delivery.quarantined > 0 { div { dt { "Put aside" } dd { (count(delivery.quarantined)) " objects" } } }
-            @if let Some(key) = &delivery.last_key { div.wide { dt { "Last object" } dd { code { (seen(key)) } } } }
+            @if let Some(last) = &delivery.last_object {
+                div.wide { dt { "Last object" } dd { code { (seen(&last.key)) } ", " (bytes(last.bytes)) ", " (time(last.at_secs)) } }
+            }
+        }
+        @if let Some(books) = &capture.last_window {
+            p.books {
+                "Books of the last window, " (time(books.start_secs)) " to " (time(books.end_secs)) ": " (books.to_string())
+            }
         }
         @if counts.windows > 0 {
             p.quiet {
-                "Books of the closed windows: " (count(counts.accepted_packets + counts.rejected_packets + counts.lost_packets))
+                "All closed windows since the agent began: " (count(counts.accepted_packets + counts.rejected_packets + counts.lost_packets))
                 " packets = " (count(counts.accepted_packets)) " accepted + " (count(counts.rejected_packets)) " rejected + "
                 (count(counts.lost_packets)) " lost"
             }
@@ -142,7 +166,7 @@ pub(super) fn delivering(state: &RouteState) -> Markup {
         html! { (what) " since " (time(since_secs)) ", " (tries) " tries: " (seen(error)) }
     };
     match state {
-        RouteState::Idle => html! { "nothing yet" },
+        RouteState::Idle => html! { "nothing since the agent began" },
         RouteState::Delivering => html! { "delivering" },
         RouteState::Retrying { since_secs, tries, error } => since("trying again", *since_secs, *tries, error),
         RouteState::Degraded { since_secs, tries, error } => since("failing", *since_secs, *tries, error),

@@ -23,8 +23,9 @@ use crate::inventory::{Contract, Interface, Inventory, Kind};
 const FIELD_BYTES_MAX: usize = 1_024;
 
 /// Where a flow log is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = FlowLogState)]
 pub enum State {
     /// Written down. Captures nothing.
     Draft,
@@ -152,11 +153,13 @@ fn kept<T>(result: Result<T, InvalidField>, problems: &mut Vec<InvalidField>) ->
 }
 
 /// What a node decides about every flow log; fixed when it is made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = FlowLogSettings)]
 pub struct Settings {
     /// Length of a window in seconds.
     pub window_secs: u32,
     /// How interfaces are hooked.
+    #[schema(value_type = String)]
     pub hook: HookKind,
     /// Write an object for a window without traffic.
     pub nodata: bool,
@@ -166,7 +169,8 @@ pub struct Settings {
 }
 
 /// What a flow log is attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[schema(as = FlowLogParent)]
 pub struct Parent {
     pub kind: Kind,
     pub id: Uuid,
@@ -176,7 +180,7 @@ pub struct Parent {
 }
 
 /// Who did something, and when.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stamp {
     pub by: String,
     /// Id; nil for the operator.
@@ -186,9 +190,11 @@ pub struct Stamp {
 }
 
 /// See the module's head.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FlowLog {
+    #[schema(value_type = Uuid)]
     pub id: FlowLogId,
+    #[schema(value_type = String)]
     pub contract: Contract,
     pub parent: Parent,
     /// What the customer says.
@@ -197,10 +203,13 @@ pub struct FlowLog {
     pub settings: Settings,
     pub state: State,
     /// The name that its object keys begin with: the one it was activated with. Renaming changes the other.
+    #[schema(value_type = Option<String>)]
     pub key_name: Option<Name>,
     /// Interfaces of its parent, as the inventory last had them: a parent that is away for a while keeps its gap.
+    #[schema(value_type = Vec<Object>)]
     pub interfaces: Vec<Interface>,
     /// What the last check or provisioning found wrong.
+    #[schema(value_type = Vec<Object>)]
     pub problems: Vec<InvalidField>,
     pub version: u64,
     pub created: Stamp,

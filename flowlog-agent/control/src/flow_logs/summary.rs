@@ -1,6 +1,6 @@
 //! What a person wants to know about a flow log: what it is, how it is doing, and whether that is good.
 
-use flowlog_model::status::{CaptureState, Counts, RouteState, RuleStatus, Status};
+use flowlog_model::status::{CaptureState, Counts, DeliveredObject, RouteState, RuleStatus, Status};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -19,19 +19,34 @@ pub enum Mark {
 }
 
 /// See the module's head.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = FlowLogSummary)]
 pub struct Summary {
     #[serde(flatten)]
     pub flow_log: FlowLog,
     pub mark: Mark,
     /// Why, if it is not green.
     pub why: Vec<String>,
+    /// What is captured of each of its interfaces, and delivered.
     pub captures: Vec<RuleStatus>,
     /// Seconds since the oldest object was made that is not delivered; 0 if there is none.
     pub lag_secs: i64,
 }
 
 impl Summary {
+    /// Since when all of it is being captured, if it is; Unix seconds.
+    #[must_use]
+    pub fn since_secs(&self) -> Option<i64> {
+        let all: Option<Vec<i64>> = self.captures.iter().map(|c| c.since_secs).collect();
+        all.and_then(|all| all.into_iter().max())
+    }
+
+    /// The object that was delivered last.
+    #[must_use]
+    pub fn last_object(&self) -> Option<&DeliveredObject> {
+        self.captures.iter().filter_map(|c| c.delivery.last_object.as_ref()).max_by_key(|o| o.at_secs)
+    }
+
     /// Sums a flow log up, as it is doing at this time. `is_there`: the inventory has its parent.
     #[must_use]
     pub(crate) fn of(flow_log: FlowLog, status: &Status, is_there: bool, now_secs: i64) -> Self {
@@ -55,11 +70,10 @@ fn summarise(flow_log: FlowLog, captures: Vec<RuleStatus>, is_there: bool, now_s
     if flow_log.state.captures() {
         why.extend(captures.iter().flat_map(complaints));
     }
-    let oldest = captures.iter().filter_map(|c| c.delivery.oldest_secs).min();
     Summary {
         mark: why.iter().map(|(mark, _)| *mark).max().unwrap_or(Mark::Green),
         why: why.into_iter().map(|(_, words)| words).collect(),
-        lag_secs: oldest.map_or(0, |secs| now_secs.saturating_sub(secs).max(0)),
+        lag_secs: captures.iter().map(|c| c.lag_secs(now_secs)).max().unwrap_or(0),
         flow_log,
         captures,
     }

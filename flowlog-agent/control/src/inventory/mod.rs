@@ -18,13 +18,15 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use flowlog_model::{interface::Selector, rule::Side};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 pub use buckets::{BucketPlace, BucketRegistry};
 
 /// What a flow log can be attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ResourceKind)]
 pub enum Kind {
     /// A virtual machine's network interface.
     Nic,

@@ -231,7 +231,14 @@ mod tests {
         let before = resolve(&captures, "n", (&[dev("tap0", 5)], &none()), &BTreeMap::new());
         let span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();
         let spec = before.wanted["a"].spec.clone();
-        ledger.apply(Event::Watch { id: IfaceId(1), spec: Box::new(spec.clone()), span, epoch: Epoch(1), gap: None });
+        ledger.apply(Event::Watch {
+            id: IfaceId(1),
+            spec: Box::new(spec.clone()),
+            span,
+            epoch: Epoch(1),
+            gap: None,
+            since_secs: None,
+        });
         let known = BTreeMap::from([("a", spec.bound())]);
         assert!(resolve(&captures, "n", (&[dev("vm-a", 5)], &none()), &known).is_watched(&ledger));
         let gone = resolve(&captures, "n", (&[dev("vm-a", 6)], &none()), &known);

@@ -404,7 +404,8 @@ impl Watcher {
         let previous = self.spans.get(&spec.interface_id).copied();
         let span = first_window(spec.rule.window_secs, previous, now);
         let gap = self.gone.get(&spec.interface_id).map(|gone| (gone.since_secs, now.wall.secs()));
-        Event::Watch { id, spec: Box::new(spec.clone()), span, epoch: Epoch(1), gap }
+        let since_secs = Some(now.wall.secs());
+        Event::Watch { id, spec: Box::new(spec.clone()), span, epoch: Epoch(1), gap, since_secs }
     }
 
     /// From now on refused packets without a note count as well; an interface that was gone is back.

@@ -199,7 +199,7 @@ mod tests {
             translations: false,
         };
         let span = *WindowClock::new(60, NOW).current();
-        Event::Watch { id: IfaceId(id), spec: Box::new(spec), span, epoch: Epoch(1), gap: None }
+        Event::Watch { id: IfaceId(id), spec: Box::new(spec), span, epoch: Epoch(1), gap: None, since_secs: None }
     }
 
     fn block(source: u32) -> Vec<u8> {
@@ -228,6 +228,29 @@ mod tests {
             assert_eq!(journal.commit(&ledger).expect("commit"), u64::from(flow) * 100);
         }
         dir.join(DIR).join(super::super::name(1))
+    }
+
+    #[test]
+    fn since_when_an_interface_is_watched_stays_known_whatever_window_is_open() {
+        let mut begun = watch(1);
+        if let Event::Watch { since_secs, .. } = &mut begun {
+            *since_secs = Some(77);
+        }
+        let mut ledger = Ledger::default();
+        ledger.apply(begun);
+        let mut copy = Ledger::default();
+        ledger.snapshot(&mut |part| {
+            if let crate::window::Part::Event(event) = part {
+                copy.apply(*event);
+            }
+        });
+        assert_eq!(copy.get(IfaceId(1)).map(|w| w.since_secs), Some(77));
+        // An older agent's journal does not say it: since its open window began.
+        let mut old = serde_json::to_value(watch(2)).expect("json");
+        old["Watch"].as_object_mut().expect("an event").remove("since_secs");
+        copy.apply(serde_json::from_value(old).expect("an event"));
+        let watched = copy.get(IfaceId(2)).expect("watched");
+        assert_eq!(watched.since_secs, watched.clock.current().opened.wall.secs());
     }
 
     #[test]

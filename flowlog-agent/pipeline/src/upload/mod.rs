@@ -30,7 +30,7 @@ use flowlog_model::{
     S3Options,
     figures::Latencies,
     rule::{Location, Rule},
-    status::{RouteState, RouteStatus},
+    status::{DeliveredObject, RouteState, RouteStatus},
 };
 use tokio::{
     sync::{Notify, watch},
@@ -292,10 +292,11 @@ impl Uploader {
                 match delivered {
                     Ok(outcome) => {
                         fared.unwanted.append(&mut refused);
+                        let at_secs = clock::now().wall.secs();
                         let took = since.elapsed();
                         progress.send_modify(|p| {
                             p.uploads.entry(fared.route.store.clone()).or_default().note(took);
-                            p.note(&fared.route, &entry, outcome);
+                            p.note(&fared.route, &entry, outcome, at_secs);
                         });
                     }
                     Err(error @ BucketError::Refused { .. }) if refused.len() < REFUSED_IN_A_ROW_MAX => {
@@ -325,7 +326,8 @@ impl Uploader {
             match self.spool.quarantine(&entry) {
                 Ok(file) => {
                     tracing::error!(key = entry.key, file, "the store takes other objects and not this one; put aside");
-                    self.progress.send_modify(|p| p.note(route, &entry, Outcome::Conflict));
+                    let at_secs = clock::now().wall.secs();
+                    self.progress.send_modify(|p| p.note(route, &entry, Outcome::Conflict, at_secs));
                 }
                 Err(error) => tracing::error!(key = entry.key, %error, "cannot put this object aside"),
             }
@@ -383,7 +385,7 @@ impl Uploader {
 
 impl Progress {
     /// One object of a route is not waiting any more.
-    fn note(&mut self, route: &Route, entry: &Entry, outcome: Outcome) {
+    fn note(&mut self, route: &Route, entry: &Entry, outcome: Outcome, at_secs: i64) {
         let interface = self.interfaces.entry((route.clone(), stem_of(&entry.key).to_owned())).or_default();
         for status in [self.routes.entry(route.clone()).or_default(), interface] {
             status.state = RouteState::Delivering;
@@ -393,7 +395,7 @@ impl Progress {
                 status.quarantined += 1;
             } else {
                 status.delivered += 1;
-                status.last_key = Some(entry.key.clone());
+                status.last_object = Some(DeliveredObject { key: entry.key.clone(), bytes: entry.bytes, at_secs });
             }
         }
     }

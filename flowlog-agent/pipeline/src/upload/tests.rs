@@ -64,6 +64,8 @@ fn an_object_that_the_store_does_not_want_holds_back_no_other() {
     let script = |_| |key: &Path| if unwanted(key) { Reply::Unwanted } else { Reply::Stored };
     let (stored, status) = deliver_for(Duration::from_hours(1), &["web/x_1", "web/x_2", "web/x_3"], script);
     assert_eq!(stored, ["web/x_1", "web/x_3"]);
+    let last = status.last_object.as_ref().expect("it says which was the last");
+    assert!(last.key == "web/x_3" && last.bytes == 7 && last.at_secs > 1_700_000_000, "{last:?}");
     // It was refused beside others once: that is not enough to give it up.
     let error = status.state.error().expect("it says why");
     assert!(status.waiting == 1 && status.quarantined == 0 && error.contains("refuses this object"), "{status:?}");

@@ -1,9 +1,12 @@
 //! The books of a window, and packets without a row of their own.
 
 use flowlog_ebpf::abi::Count;
-use flowlog_model::rule::Direction;
+use flowlog_model::{rule::Direction, status::WindowBooks};
 
-use super::xdp::{XDP_DROPPED, XDP_FORWARDED};
+use super::{
+    Span,
+    xdp::{XDP_DROPPED, XDP_FORWARDED},
+};
 
 /// Why packets are in no row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +113,28 @@ impl Balance {
             [sum, -n(&self.deficit), rejected, died].into_iter().find(|d| *d != 0).unwrap_or(0)
         });
         (packets, bytes)
+    }
+}
+
+impl Balance {
+    /// The same in packets, as it is shown beside the sums of all windows.
+    #[must_use]
+    pub(crate) fn books(&self, of: &Span) -> WindowBooks {
+        let saturated = |n: i128| i64::try_from(n).unwrap_or(if n < 0 { i64::MIN } else { i64::MAX });
+        let (packets, bytes) = self.difference();
+        let known = |n| (!self.unverified).then(|| saturated(n));
+        WindowBooks {
+            start_secs: of.start_secs,
+            end_secs: of.end_secs,
+            seen_packets: self.seen.packets,
+            refused_unseen_packets: self.refused_unseen.packets,
+            accepted_packets: self.accepted_rows.packets,
+            rejected_packets: self.rejected_rows.packets,
+            lost_packets: self.lost.packets,
+            non_ip_packets: self.non_ip.packets,
+            difference_packets: known(packets),
+            difference_bytes: known(bytes),
+        }
     }
 }
 

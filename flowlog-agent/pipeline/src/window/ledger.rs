@@ -41,6 +41,9 @@ pub enum Event {
         /// Time before it in which nothing was counted, in Unix seconds: goes into its row.
         #[serde(default)]
         gap: Option<(i64, i64)>,
+        /// Since when it is watched, in Unix seconds; `None`: since this window was opened.
+        #[serde(default)]
+        since_secs: Option<i64>,
     },
     /// The open window ends; the next begins.
     Turn {
@@ -120,6 +123,8 @@ pub(crate) struct Watched {
     pub spec: WatchSpec,
     pub clock: WindowClock,
     pub epoch: Epoch,
+    /// Since when it is watched.
+    pub since_secs: i64,
     table: FlowTable,
     closing: Option<Closing>,
     late_records: u64,
@@ -272,15 +277,17 @@ impl Ledger {
     /// Applies an event; [`Event::Close`] gives the closed window.
     pub(crate) fn apply(&mut self, event: Event) -> Option<Closed> {
         match event {
-            Event::Watch { id, spec, span, epoch, gap } => {
+            Event::Watch { id, spec, span, epoch, gap, since_secs } => {
                 let spec = *spec;
+                let since_secs = since_secs.unwrap_or(span.opened.wall.secs());
                 let clock = WindowClock::resume(spec.rule.window_secs, span);
                 let table = FlowTable::default();
                 let xdp = XdpTally::default();
                 let kept = Kept::default();
                 let counted = Truth::default();
+                let (closing, late_records) = (None, 0);
                 let watched =
-                    Watched { spec, clock, epoch, table, closing: None, late_records: 0, gap, xdp, kept, counted };
+                    Watched { spec, clock, epoch, since_secs, table, closing, late_records, gap, xdp, kept, counted };
                 self.watched.insert(id, watched);
             }
             Event::Turn { id, closed, next, flushed_early } => {
@@ -365,7 +372,8 @@ impl Ledger {
             let id = *id;
             let span = *w.clock.current();
             let epoch = w.epoch;
-            event(each, Event::Watch { id, spec: Box::new(w.spec.clone()), span, epoch, gap: w.gap });
+            let (spec, since_secs) = (Box::new(w.spec.clone()), Some(w.since_secs));
+            event(each, Event::Watch { id, spec, span, epoch, gap: w.gap, since_secs });
             w.table.blocks(id.0, epoch.0, |b| each(Part::Block(b)));
             if let Some(Closing { span, table, flushed_early, .. }) = &w.closing {
                 event(each, Event::Closing { id, span: *span, flushed_early: *flushed_early });

@@ -162,7 +162,14 @@ impl Model {
             hit: None,
         };
         let span: Span = *model.clock.current();
-        model.event(Event::Watch { id: ID, spec: Box::new(spec(hook)), span, epoch: Epoch(1), gap: None });
+        model.event(Event::Watch {
+            id: ID,
+            spec: Box::new(spec(hook)),
+            span,
+            epoch: Epoch(1),
+            gap: None,
+            since_secs: None,
+        });
         model
     }
 

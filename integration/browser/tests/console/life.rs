@@ -1,7 +1,10 @@
 //! From the login to the deletion, on a node that captures real traffic.
 
 use flowlog_browser::{Browser, Driver};
-use integration::managed::{Managed, NIC};
+use integration::{
+    claims::until,
+    managed::{Managed, NIC},
+};
 
 use super::{at, is_well, log_in};
 
@@ -85,7 +88,8 @@ fn capture(node: &Managed, browser: &Browser) {
     node.far.exec("ping -c 3 -i 0.2 10.1.0.1").unwrap();
     // The page renews itself.
     browser.reads("[id^=summary-]", "50 rejected");
-    browser.reads("[id^=summary-]", "delivering");
+    browser.reads(".state", "delivering; last object");
+    browser.reads(".books", "difference 0");
     browser.sees("a.leaf[aria-current] .light.green:not(.hollow)");
     browser.sees(".plot canvas");
     let utc = browser.attribute("main time", "title").unwrap();
@@ -93,14 +97,21 @@ fn capture(node: &Managed, browser: &Browser) {
     live(node, browser);
     is_well(browser);
     // As a page is that somebody opens now: the chart has what was counted.
-    browser.resize(1_280, 1_560);
+    browser.resize(1_280, 1_620);
     browser.reload();
     browser.reads("figure", "rejected");
     browser.click(".watch > summary");
     browser.reads(".sums", "packets rejected");
-    node.send(1, "tap0", 12).unwrap();
-    browser.reads(".live", "×12");
-    browser.picture("captured");
+    std::thread::scope(|scope| {
+        // Something in each window, as on a node that is used.
+        scope.spawn(|| node.far.exec("ping -q -c 200 -i 0.05 10.1.0.1").unwrap());
+        let is_empty = || browser.text(".books").contains(": 0 seen");
+        until("a window had something", || !is_empty());
+        node.send(1, "tap0", 12).unwrap();
+        browser.reads(".live", "×12");
+        browser.reads(".sums", "NETFILTER_DROP");
+        browser.picture("captured");
+    });
     browser.resize(1_280, 1_000);
     let landed = node.landed("flows").unwrap();
     assert!(!landed.keys.is_empty(), "nothing has landed");
