@@ -95,7 +95,7 @@ impl LogArgs {
             (_, Some(journal)) => Box::new(journal),
             (_, None) => Box::new(text()),
         };
-        tracing_subscriber::registry().with(output.with_filter(repeats::Few(filter))).init();
+        tracing_subscriber::registry().with(repeats::Few(output).with_filter(filter)).init();
         Ok(())
     }
 }

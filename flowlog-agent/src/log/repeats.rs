@@ -14,13 +14,11 @@ use std::{
 use flowlog_host::clock;
 use flowlog_model::MonoNs;
 use tracing::{
-    Event, Level, Metadata, Subscriber,
+    Event, Level, Subscriber,
     field::{Field, Visit},
-    level_filters::LevelFilter,
     span::{Attributes, Id, Record},
-    subscriber::Interest,
 };
-use tracing_subscriber::layer::{Context, Filter};
+use tracing_subscriber::{Layer, layer::Context};
 
 /// So often the same is said in a minute.
 const SAID_MAX: u32 = 3;
@@ -94,25 +92,21 @@ pub(crate) fn tell() {
     }
 }
 
-/// Lets the same message through a few times in a minute, of those that another filter lets through. The other decides alone which
-/// callsites are on: one that is off costs nothing.
-pub(super) struct Few<F>(pub F);
+/// Hands the same message on a few times in a minute.
+///
+/// A layer around another, and no filter: a filter that says no to an event leaves its mark on the next one (tokio-rs/tracing, the
+/// assertion in `FilterState::event_enabled`).
+pub(super) struct Few<L>(pub L);
 
-impl<S: Subscriber, F: Filter<S>> Filter<S> for Few<F> {
-    fn enabled(&self, metadata: &Metadata<'_>, context: &Context<'_, S>) -> bool {
-        self.0.enabled(metadata, context)
+impl<S: Subscriber, L: Layer<S>> Layer<S> for Few<L> {
+    fn on_layer(&mut self, subscriber: &mut S) {
+        self.0.on_layer(subscriber);
     }
 
-    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
-        self.0.callsite_enabled(metadata)
-    }
-
-    fn max_level_hint(&self) -> Option<LevelFilter> {
-        self.0.max_level_hint()
-    }
-
-    fn event_enabled(&self, event: &Event<'_>, context: &Context<'_, S>) -> bool {
-        self.0.event_enabled(event, context) && is_news(event)
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        if is_news(event) {
+            self.0.on_event(event, context);
+        }
     }
 
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
