@@ -145,6 +145,11 @@ impl Lane {
     /// Sends a load; returns ns per frame, from making it to its end in the sink (all of it happens on this CPU, in
     /// the softirq that follows each batch).
     pub(crate) fn send(&self, traffic: &mut Traffic, load: Load) -> anyhow::Result<f64> {
+        self.send_from(traffic, load, 0)
+    }
+
+    /// As [`send`](Self::send), beginning with another flow than the first.
+    pub(crate) fn send_from(&self, traffic: &mut Traffic, load: Load, first: u64) -> anyhow::Result<f64> {
         let (frame, balance) = frame(load.kind, &self.ends, load.bytes);
         let generate = Generate {
             address: balance.address,
@@ -153,7 +158,7 @@ impl Lane {
             port_balance: balance.port_balance,
             flows: load.flows,
             pad: 0,
-            made: 0,
+            made: first,
             start: std::array::from_fn(|i| {
                 let word = frame[i * 8..].first_chunk().copied().unwrap_or_default();
                 u64::from_ne_bytes(word)

@@ -2,6 +2,7 @@
 //!
 //! * [`packet`]: what the programs cost, by `BPF_PROG_TEST_RUN`; with [`lab`], the programs behind one driver;
 //! * [`wire`]: real interfaces and the real agent; with [`lane`], the network and the traffic generator;
+//! * [`live`]: what somebody who looks costs;
 //! * [`rules`]: many flow logs on one node;
 //! * [`agent`]: the agent's stages; with [`records`], a realistic window, and [`memory`], an allocator that counts;
 //! * [`frames`]: the packets; [`report`]: tables, JSON, Markdown; [`plot`]: charts.
@@ -12,6 +13,7 @@ mod agent;
 mod frames;
 mod lab;
 mod lane;
+mod live;
 mod memory;
 mod packet;
 mod plot;
@@ -54,6 +56,8 @@ enum What {
     Packet(packet::Options),
     /// Real interfaces: rates, latency, floods, memory, idle CPU
     Wire(wire::Options),
+    /// Live flows: the agent with and without somebody who looks
+    Live(live::Options),
     /// The agent's stages: drain, merge, encode, close
     Agent(agent::Options),
     /// Many flow logs on one node: start, memory, idle CPU
@@ -75,13 +79,20 @@ fn main() -> anyhow::Result<()> {
     let all = match cli.what {
         Some(what) => vec![what],
         None => {
-            vec![What::Packet(defaults()?), What::Agent(defaults()?), What::Wire(defaults()?), What::Rules(defaults()?)]
+            vec![
+                What::Packet(defaults()?),
+                What::Agent(defaults()?),
+                What::Wire(defaults()?),
+                What::Live(defaults()?),
+                What::Rules(defaults()?),
+            ]
         }
     };
     for what in all {
         match what {
             What::Packet(options) => packet::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Wire(options) => wire::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
+            What::Live(options) => live::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Rules(options) => rules::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Agent(options) => agent::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
         }

@@ -109,7 +109,7 @@ fn exact(wire: &Wire, agent: &Agent, before: [(u64, u64); 2], what: &str) -> any
 }
 
 /// Packets in all rows of a direction, and those of them that are losses.
-fn landed(dir: &Path, direction: &str) -> anyhow::Result<(u64, u64)> {
+pub(crate) fn landed(dir: &Path, direction: &str) -> anyhow::Result<(u64, u64)> {
     let mut all = 0;
     let mut lost = 0;
     let mut todo = vec![dir.to_owned()];
