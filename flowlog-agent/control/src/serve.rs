@@ -55,11 +55,11 @@ pub struct ApiOptions {
 }
 
 /// Time for a request's head to come, or for the next one on a connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest life of a connection: whoever takes answers byte by byte is cut then. A stream that goes on lives on if it is read from.
-const CONNECTION_MAX: Duration = Duration::from_mins(5);
+pub(crate) const CONNECTION_MAX: Duration = Duration::from_mins(5);
 /// Largest head of a request.
 const HEAD_BYTES_MAX: usize = 32 << 10;
 /// Pause after a connection could not be accepted: there are no descriptors left.
@@ -216,7 +216,8 @@ async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Rout
     }
 }
 
-async fn refused(error: &io::Error) {
+/// Somebody cannot be let in: said, and not tried again at once.
+pub(crate) async fn refused(error: &io::Error) {
     tracing::warn!(%error, "cannot accept a connection");
     tokio::time::sleep(ACCEPT_RETRY).await;
 }

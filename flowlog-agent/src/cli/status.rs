@@ -52,7 +52,7 @@ pub(super) fn run(state_dir: &Path, form: StatusForm) -> anyhow::Result<ExitCode
     match form {
         StatusForm::Table => out::text(&table(&status, running, clock::now().wall.secs()))?,
         StatusForm::Json => out::json(&Shown { status, running })?,
-        StatusForm::Prometheus => out::text(&metrics::text(&Figures { status, is_running: running, live: None }))?,
+        StatusForm::Prometheus => out::text(&metrics::text(Figures { status, is_running: running, live: None }))?,
     }
     // 3 is what service managers expect of a status command when nothing runs.
     Ok(if running { ExitCode::SUCCESS } else { ExitCode::from(3) })

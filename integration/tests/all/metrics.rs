@@ -14,7 +14,7 @@ use std::{
 use integration::{
     agent::{Agent, binary, run_to_end},
     http,
-    net::{Netns, Pair},
+    net::{Netns, Pair, address, veth},
     traffic,
 };
 use serde_json::Value;
@@ -118,6 +118,8 @@ fn closed_windows_and_deliveries_are_counted_and_the_agent_is_well_and_ready() {
         }
         assert!(began.elapsed() < PATIENCE, "{text}");
     };
+    // In windows that are closed by now.
+    assert_eq!(sum(&text, "flowlog_packets_total", &["direction=\"ingress\"", "verdict=\"rejected\""]), 30);
     assert_eq!(sum(&text, "flowlog_balance_difference_packets_total", &[]), 0);
     assert_eq!(sum(&text, "flowlog_lost_packets_total", &[]), 0);
     assert_eq!(sum(&text, "flowlog_capture_state", &["state=\"attached\""]), 1);
@@ -128,6 +130,34 @@ fn closed_windows_and_deliveries_are_counted_and_the_agent_is_well_and_ready() {
     }
     assert_eq!(get(&pair.a, ADDRESS, "/").0, 404);
     agent.end().unwrap();
+}
+
+#[test]
+fn counters_of_an_interface_that_is_made_again_begin_anew_and_not_with_those_of_the_one_before() {
+    let (pair, mut agent) = measured(&[]);
+    let _open = pair.a.run(|| UdpSocket::bind("0.0.0.0:9")).unwrap();
+    let labels = ["direction=\"ingress\"", "verdict=\"accepted\""];
+    let send = |packets| {
+        pair.b.run(|| traffic::udp("10.1.0.1:9", packets, 100)).unwrap();
+        pair.wait_until_quiet();
+    };
+    send(50);
+    assert_eq!(sum(&scrape(&pair.a), "flowlog_packets_total", &labels), 50);
+    // Nobody looks while it is away.
+    pair.a.exec("ip link del eth0").unwrap();
+    agent.wait_for("the interface is gone").unwrap();
+    veth((&pair.a, "eth0"), (&pair.b, "eth0")).unwrap();
+    for (ns, n) in [(&pair.a, 1), (&pair.b, 2)] {
+        ns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1").unwrap();
+        address(ns, "eth0", &format!("10.1.0.{n}/16")).unwrap();
+    }
+    let mac = pair.a.mac("eth0").unwrap().map(|b| format!("{b:02x}")).join(":");
+    pair.b.exec(&format!("ip neigh replace 10.1.0.1 lladdr {mac} dev eth0 nud permanent")).unwrap();
+    agent.wait_for("the interface is back").unwrap();
+    send(7);
+    let text = scrape(&pair.a);
+    assert_eq!(sum(&text, "flowlog_packets_total", &labels), 7);
+    assert_eq!(sum(&text, "flowlog_capture_state", &["state=\"attached\""]), 1);
 }
 
 #[test]

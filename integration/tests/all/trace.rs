@@ -22,11 +22,9 @@ fn lines_with<'a>(lines: &'a [String], words: &[&str]) -> Vec<&'a String> {
     lines.iter().filter(|l| words.iter().all(|w| l.contains(w))).collect()
 }
 
-#[test]
-fn an_accepted_packet_is_said_with_its_hook_and_its_note_and_others_are_not() {
-    let net = Routed::new().unwrap();
-    let mut agent = Agent::start(&net.router, &["in0"], &[]).unwrap();
-    let mut tracing = Tracing::start(&net.router, &["-i", "in0", "udp", "dst port 7"]).unwrap();
+/// Sends to two ports of the router, and to one of them a last packet, which is another by its size; returns the source port of those to
+/// port 7, and what was said until the last one had died.
+fn traced_to_two_ports(net: &Routed, mut tracing: Tracing) -> (u16, Vec<String>) {
     let port = net.client.run(|| {
         traffic::udp("10.2.0.1:9", PACKETS, 100).unwrap();
         traffic::udp("10.2.0.1:7", PACKETS, 100).unwrap()
@@ -34,6 +32,15 @@ fn an_accepted_packet_is_said_with_its_hook_and_its_note_and_others_are_not() {
     net.client.run(|| traffic::udp("10.2.0.1:7", 1, 101)).unwrap();
     tracing.wait_for(&["died", "129 B"]).unwrap();
     let (lines, _) = tracing.stop().unwrap();
+    (port, lines)
+}
+
+#[test]
+fn an_accepted_packet_is_said_with_its_hook_and_its_note_and_others_are_not() {
+    let net = Routed::new().unwrap();
+    let mut agent = Agent::start(&net.router, &["in0"], &[]).unwrap();
+    let tracing = Tracing::start(&net.router, &["-i", "in0", "udp", "dst port 7"]).unwrap();
+    let (port, lines) = traced_to_two_ports(&net, tracing);
     let flow = format!("udp 10.2.0.2:{port} > 10.2.0.1:7 {SIZE}");
     let counted = ": hook tcx, counted as ACCEPT in the cache (note 0x";
     let counted = if features::tcx() { counted } else { "this kernel has no tcx" };
@@ -244,14 +251,8 @@ fn a_packet_in_another_namespace_is_traced_from_here() {
     let mut agent = Agent::start(&net.router, &["in0"], &[]).unwrap();
     // From a namespace that has no such interface.
     let args = ["--netns", net.router.name(), "-i", "in0", "udp and dst port 7 or 9"];
-    let mut tracing = Tracing::start(&net.server, &args).unwrap();
-    let port = net.client.run(|| {
-        traffic::udp("10.2.0.1:9", PACKETS, 100).unwrap();
-        traffic::udp("10.2.0.1:7", PACKETS, 100).unwrap()
-    });
-    net.client.run(|| traffic::udp("10.2.0.1:7", 1, 101)).unwrap();
-    tracing.wait_for(&["died", "129 B"]).unwrap();
-    let (lines, _) = tracing.stop().unwrap();
+    let tracing = Tracing::start(&net.server, &args).unwrap();
+    let (port, lines) = traced_to_two_ports(&net, tracing);
     let flow = format!("udp 10.2.0.2:{port} > 10.2.0.1:7 {SIZE}");
     let counted = if features::tcx() { "hook tcx, counted as ACCEPT in the cache" } else { "this kernel has no tcx" };
     assert_eq!(lines_with(&lines, &["in0 in ", &flow, counted]).len(), PACKETS, "{lines:#?}");

@@ -40,20 +40,13 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::serve::ServeError;
+use crate::serve::{CONNECTION_MAX, HEAD_TIMEOUT, ServeError, refused};
 pub use text::text;
 
 /// Connections at the same time: one who scrapes has one, and there are few of them.
 const CONNECTIONS_MAX: usize = 16;
-/// Time for a request's head to come, or for the next one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest life of a connection: whoever takes answers byte by byte is cut then.
-const CONNECTION_MAX: Duration = Duration::from_mins(5);
 /// Time for the main loop to answer. It answers between two looks into the ring: within ms, unless a disk does not take what is written.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// Pause after a connection could not be accepted: there are no descriptors left.
-const ACCEPT_RETRY: Duration = Duration::from_millis(200);
-
 /// Where figures are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -169,10 +162,7 @@ where
 {
     let stream = match accepted {
         Ok(stream) => stream,
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a connection for metrics");
-            return tokio::time::sleep(ACCEPT_RETRY).await;
-        }
+        Err(error) => return refused(&error).await,
     };
     let Ok(seat) = room.clone().try_acquire_owned() else { return };
     let service = TowerToHyperService::new(router.clone());
@@ -201,7 +191,7 @@ fn silent() -> Response {
 
 async fn metrics(State(source): State<Source>) -> Response {
     let figures = figures(&source).await;
-    figures.map_or_else(silent, |f| ([(header::CONTENT_TYPE, text::CONTENT_TYPE)], text(&f)).into_response())
+    figures.map_or_else(silent, |f| ([(header::CONTENT_TYPE, text::CONTENT_TYPE)], text(f)).into_response())
 }
 
 /// Whether the main loop does its work: who restarts the agent asks this.

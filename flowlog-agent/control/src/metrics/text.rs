@@ -25,9 +25,9 @@ type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 /// Figures as text.
 #[must_use]
-pub fn text(figures: &Figures) -> String {
+pub fn text(figures: Figures) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Told(figures.clone())));
+    registry.register_collector(Box::new(Told(figures)));
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = prometheus_client::encoding::text::encode(&mut out, &registry);
@@ -301,14 +301,14 @@ mod tests {
             interface_id: "nic-1".to_owned(),
             ..RuleStatus::default()
         });
-        let without = text(&figures);
+        let without = text(figures.clone());
         assert!(without.contains("flowlog_running 0.0\n") && !without.contains("flowlog_packets"), "{without}");
         let mut node = NodeFigures::default();
         let mut latencies = Latencies::default();
         latencies.note(std::time::Duration::from_millis(30));
         node.uploads.insert("s3://flows".to_owned(), latencies);
         figures.live = Some(LiveFigures { captures: Vec::new(), node });
-        let text = text(&figures);
+        let text = text(figures);
         for line in [
             "flowlog_rows_total{flow_log=\"we\\\"b\",interface=\"tap0\",interface_id=\"nic-1\",kind=\"accept\"} 0\n",
             "flowlog_upload_duration_seconds_bucket{le=\"0.02\",store=\"s3://flows\"} 0\n",

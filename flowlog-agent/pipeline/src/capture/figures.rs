@@ -1,45 +1,39 @@
 //! What the programs have counted up to this moment, in windows that are closed and in those that are not.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use flowlog_ebpf::abi::{Count, Truth};
 use flowlog_model::{
-    IfaceId, Now,
+    Now,
     figures::{CaptureFigures, Traffic, Volume},
     rule::Direction,
 };
 
-use crate::{books::Books, error::CaptureError, source::Source, window::ledger::Watched};
+use crate::{books::Books, error::CaptureError, source::Source};
 
-/// What was told of accepted packets: no later look tells less, although packets are refused after they were seen.
-#[derive(Debug, Default)]
-pub(super) struct Told(BTreeMap<IfaceId, [Volume; 2]>);
-
-impl Told {
-    /// Looks at every watched interface.
-    ///
-    /// # Errors
-    /// If the kernel does not say what its programs count.
-    pub(super) fn look<S: Source>(&mut self, books: &Books<S>, now: Now) -> Result<Vec<CaptureFigures>, CaptureError> {
-        self.0.retain(|id, _| books.ledger.get(*id).is_some());
-        let of = |(id, w): (IfaceId, &Watched)| {
-            let mut truth = w.counted;
-            for epoch in w.closing_epoch().into_iter().chain([w.epoch]) {
-                truth.add(books.source.truth(id, epoch)?.counts());
-            }
-            let told = self.0.entry(id).or_default();
-            let captured = Direction::BOTH.into_iter().filter(|direction| w.spec.captures(*direction));
-            let traffic = captured.map(|direction| {
-                let traffic = traffic(&truth, direction, &mut told[direction.index()]);
-                (w.spec.side.owners(direction), traffic)
-            });
-            let traffic = traffic.collect();
-            let overdue_secs = u64::try_from(now.wall.secs() - w.end_secs()).unwrap_or(0);
-            let overdue = std::time::Duration::from_secs(overdue_secs);
-            Ok(CaptureFigures { interface_id: w.spec.interface_id.clone(), traffic, overdue })
-        };
-        books.ledger.watched().map(of).collect()
+/// Looks at every watched interface.
+///
+/// # Errors
+/// If the kernel does not say what its programs count.
+pub(super) fn look<S: Source>(books: &mut Books<S>, now: Now) -> Result<Vec<CaptureFigures>, CaptureError> {
+    let Books { source, ledger, .. } = books;
+    let mut all = Vec::new();
+    for (id, w) in ledger.watched_mut() {
+        let mut truth = w.counted;
+        for epoch in w.closing_epoch().into_iter().chain([w.epoch]) {
+            truth.add(source.truth(id, epoch)?.counts());
+        }
+        let captured = Direction::BOTH.into_iter().filter(|direction| w.spec.captures(*direction));
+        let told = &mut w.told;
+        let traffic = captured.map(|direction| {
+            let traffic = traffic(&truth, direction, &mut told[direction.index()]);
+            (w.spec.side.owners(direction), traffic)
+        });
+        let traffic = traffic.collect();
+        let overdue = Duration::from_secs(u64::try_from(now.wall.secs() - w.end_secs()).unwrap_or(0));
+        all.push(CaptureFigures { interface_id: w.spec.interface_id.clone(), traffic, overdue });
     }
+    Ok(all)
 }
 
 fn volume(Count { packets, bytes }: Count) -> Volume {

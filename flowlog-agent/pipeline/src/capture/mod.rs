@@ -24,7 +24,6 @@ mod watcher;
 use std::collections::BTreeMap;
 
 use behind::Behind;
-use figures::Told;
 use flowlog_model::{
     CaptureSpec, IfaceId, Now, figures::CaptureFigures, hiding::Hiding, status::CaptureState, sweep::Scope,
 };
@@ -61,7 +60,6 @@ pub struct Capture<N> {
     numbering: Numbering,
     hidden: Hidden,
     behind: Behind,
-    told: Told,
     flows_max: usize,
     /// The last windows are closed.
     is_closed: bool,
@@ -132,8 +130,7 @@ impl<N: Node> Capture<N> {
         let watcher = Watcher::new(captures, node_id, spans, now);
         let hidden = Hidden::new(now);
         let (numbering, behind) = (Numbering::default(), Behind::default());
-        let told = Told::default();
-        Ok((Self { books, watcher, numbering, hidden, behind, told, flows_max, is_closed: false }, pending))
+        Ok((Self { books, watcher, numbering, hidden, behind, flows_max, is_closed: false }, pending))
     }
 
     /// The kernel's side, to look at.
@@ -398,7 +395,7 @@ impl<N: Node> Capture<N> {
     /// # Errors
     /// If the kernel does not say so.
     pub fn figures(&mut self, now: Now) -> Result<Vec<CaptureFigures>, CaptureError> {
-        self.told.look(&self.books, now)
+        figures::look(&mut self.books, now)
     }
 
     /// The most bytes that were found in the ring since the last call, the records that have come through it, and the bytes of the

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use flowlog_ebpf::abi::{Count, Truth};
 use flowlog_model::{
     Epoch, HookKind, IfaceId, Now, WatchSpec,
+    figures::Volume,
     hiding::Hiding,
     interface::{Mac, Netns},
     translation::Services,
@@ -136,6 +137,8 @@ pub(crate) struct Watched {
     kept: Kept,
     /// What programs counted in the windows that were closed since the agent knows of it.
     pub counted: Truth,
+    /// What monitoring was told of accepted packets, by direction: no later look tells less.
+    pub told: [Volume; 2],
 }
 
 impl Watched {
@@ -231,6 +234,10 @@ impl Ledger {
         self.watched.iter().map(|(id, w)| (*id, w))
     }
 
+    pub(crate) fn watched_mut(&mut self) -> impl Iterator<Item = (IfaceId, &mut Watched)> {
+        self.watched.iter_mut().map(|(id, w)| (*id, w))
+    }
+
     #[must_use]
     pub(crate) fn get(&self, id: IfaceId) -> Option<&Watched> {
         self.watched.get(&id)
@@ -285,9 +292,22 @@ impl Ledger {
                 let xdp = XdpTally::default();
                 let kept = Kept::default();
                 let counted = Truth::default();
+                let told = Default::default();
                 let (closing, late_records) = (None, 0);
-                let watched =
-                    Watched { spec, clock, epoch, since_secs, table, closing, late_records, gap, xdp, kept, counted };
+                let watched = Watched {
+                    spec,
+                    clock,
+                    epoch,
+                    since_secs,
+                    table,
+                    closing,
+                    late_records,
+                    gap,
+                    xdp,
+                    kept,
+                    counted,
+                    told,
+                };
                 self.watched.insert(id, watched);
             }
             Event::Turn { id, closed, next, flushed_early } => {
