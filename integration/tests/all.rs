@@ -14,6 +14,8 @@ mod behind;
 mod cloud;
 #[path = "all/codes.rs"]
 mod codes;
+#[path = "all/completion.rs"]
+mod completion;
 #[path = "all/confined.rs"]
 mod confined;
 #[path = "all/connections.rs"]
@@ -22,6 +24,8 @@ mod connections;
 mod console;
 #[path = "all/elsewhere.rs"]
 mod elsewhere;
+#[path = "all/first_flow_log.rs"]
+mod first_flow_log;
 #[path = "all/foreign_xdp.rs"]
 mod foreign_xdp;
 #[path = "all/fragments.rs"]

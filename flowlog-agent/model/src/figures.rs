@@ -3,7 +3,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{rule::Direction, status::Status};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    rule::Direction,
+    status::{RuleStatus, Status},
+};
 
 /// Packets and layer-3 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +44,69 @@ pub struct CaptureFigures {
     pub traffic: Vec<(Direction, Traffic)>,
     /// By how much the window that ended last, and has not been closed yet, is overdue.
     pub overdue: Duration,
+    /// What the hooks have seen in the open window, both directions together.
+    pub in_window: Volume,
+    /// When the open window was opened, Unix seconds: its start, or later.
+    pub opened_secs: i64,
+    /// When it ends, Unix seconds.
+    pub end_secs: i64,
+}
+
+/// Figures of every capture at one moment, for people who look again and again: `live.json` has this form.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
+    /// When, Unix milliseconds.
+    pub at_ms: i64,
+    /// Each watched interface.
+    pub captures: Vec<CaptureLook>,
+}
+
+/// One of them: packets, both directions together, as in [`Traffic`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureLook {
+    /// Id of the interface, as in [`RuleStatus`].
+    pub interface_id: String,
+    /// Frames that the hooks saw.
+    pub seen_packets: u64,
+    /// IP, and not refused so far.
+    pub accepted_packets: u64,
+    /// Refused, whether a hook had seen them or not.
+    pub rejected_packets: u64,
+    /// Accepted, and died on their way.
+    pub died_packets: u64,
+    /// Frames seen in the open window.
+    pub window_packets: u64,
+    /// When the open window was opened, Unix seconds.
+    pub window_opened_secs: i64,
+    /// When it ends, Unix seconds.
+    pub window_end_secs: i64,
+}
+
+impl Look {
+    /// What there is to show of these figures.
+    #[must_use]
+    pub fn of(at_ms: i64, figures: &[CaptureFigures]) -> Self {
+        let captures = figures.iter().map(|of| {
+            let sum = |volume: fn(&Traffic) -> Volume| of.traffic.iter().map(|(_, t)| volume(t).packets).sum();
+            CaptureLook {
+                interface_id: of.interface_id.clone(),
+                seen_packets: sum(|t| t.seen),
+                accepted_packets: sum(|t| t.accepted),
+                rejected_packets: sum(|t| t.rejected),
+                died_packets: sum(|t| t.died),
+                window_packets: of.in_window.packets,
+                window_opened_secs: of.opened_secs,
+                window_end_secs: of.end_secs,
+            }
+        });
+        Self { at_ms, captures: captures.collect() }
+    }
+
+    /// What it says of a rule's interface.
+    #[must_use]
+    pub fn find(&self, rule: &RuleStatus) -> Option<&CaptureLook> {
+        self.captures.iter().find(|c| c.interface_id == rule.interface_id)
+    }
 }
 
 /// One of our programs, where the kernel keeps statistics (`kernel.bpf_stats_enabled`).

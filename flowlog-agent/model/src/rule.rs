@@ -123,7 +123,8 @@ pub enum Directions {
 }
 
 impl Directions {
-    const ALL: [Self; 3] = [Self::Ingress, Self::Egress, Self::Bidirectional];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ingress, Self::Egress, Self::Bidirectional];
 
     /// All words, for people.
     #[must_use]
@@ -174,7 +175,8 @@ pub enum Action {
 }
 
 impl Action {
-    const ALL: [Self; 3] = [Self::Accepted, Self::Rejected, Self::Any];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Accepted, Self::Rejected, Self::Any];
 
     /// All words, for people.
     #[must_use]

@@ -34,6 +34,9 @@ pub struct Status {
     /// Objects in `quarantine` of the state directory: a person must look at them.
     #[serde(default)]
     pub quarantined: usize,
+    /// SIGUSR1 makes this agent write `live.json`; an older one would end by it.
+    #[serde(default)]
+    pub looks_when_asked: bool,
 }
 
 /// Objects of a capture that has ended: its flow log was deleted, or is not configured any more.
@@ -57,6 +60,12 @@ pub struct RuleStatus {
     /// Id of the flow log in the flow-log store, if it is from there.
     #[schema(value_type = Option<uuid::Uuid>)]
     pub rule_id: Option<FlowLogId>,
+    /// Directions that are captured.
+    #[serde(default)]
+    pub direction: String,
+    /// Packets that are captured, by what became of them.
+    #[serde(default)]
+    pub action: String,
     /// Interface, as it is called now; empty if there is none.
     pub interface: String,
     /// Id of the interface, as in records and keys.

@@ -8,12 +8,14 @@ use std::{
 
 use flowlog_host::clock;
 use flowlog_model::{
+    figures::Look,
     rule::Rule,
     status::{
         CaptureState, Counts, DeliveredObject, Leaving, Losses, RouteState, RouteStatus, RuleStatus, Status,
         WindowBooks, XdpStatus,
     },
 };
+use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
@@ -29,6 +31,8 @@ use crate::{
 
 /// Name of the file.
 pub const FILE: &str = "status.json";
+/// Name of the file with [`Look`]: written when somebody asks.
+pub const LOOK_FILE: &str = "live.json";
 
 /// Writes the file when something has changed.
 pub struct Reporter {
@@ -107,6 +111,8 @@ impl Reporter {
             let closed = self.closed.get(&(rule.folder(), interface_id.clone())).copied().unwrap_or_default();
             let status = RuleStatus {
                 rule: c.name().to_owned(),
+                direction: rule.directions.as_str().to_owned(),
+                action: rule.action.as_str().to_owned(),
                 rule_id: rule.id,
                 interface: w.map(|w| w.spec.interface.clone()).unwrap_or_default(),
                 capture: state,
@@ -135,24 +141,33 @@ impl Reporter {
             trouble: trouble.map(str::to_owned),
             quarantined: deliveries.aside.values().sum(),
             leaving: deliveries.left(capture.node_id()),
+            looks_when_asked: true,
         };
         if status == self.written {
             return;
         }
         status.written_secs = now_secs;
-        if let Err(error) = self.write(&status) {
+        if let Err(error) = self.write(FILE, &status) {
             tracing::debug!(%error, "cannot write the status file");
         }
         self.written = status;
         self.said.send_replace(Arc::new(self.written.clone()));
     }
 
-    fn write(&self, status: &Status) -> std::io::Result<()> {
-        let json = serde_json::to_vec_pretty(status).map_err(std::io::Error::other)?;
-        let partial = format!("{FILE}.partial");
+    /// Says what is counted at this moment.
+    ///
+    /// # Errors
+    /// If the file cannot be written: whoever asked waits in vain, and shows what there is.
+    pub fn look(&self, look: &Look) -> std::io::Result<()> {
+        self.write(LOOK_FILE, look)
+    }
+
+    fn write(&self, name: &str, what: &impl Serialize) -> std::io::Result<()> {
+        let json = serde_json::to_vec_pretty(what).map_err(std::io::Error::other)?;
+        let partial = format!("{name}.partial");
         // Not synced: after a power cut nobody wants to know what it said.
         self.fs.create("", &partial)?.append(&json)?;
-        self.fs.rename(("", &partial), ("", FILE))
+        self.fs.rename(("", &partial), ("", name))
     }
 }
 
@@ -327,7 +342,7 @@ mod tests {
         (known.delivery.last_object, known.last_window) = (object("old"), window(5));
         let earlier = open();
         assert!(earlier.known.is_empty(), "there was none");
-        earlier.write(&Status { rules: vec![known], ..Status::default() }).expect("write");
+        earlier.write(FILE, &Status { rules: vec![known], ..Status::default() }).expect("write");
         let reporter = open();
         let said = |status: RuleStatus| {
             let known = reporter.known.get(&Captured::of(&status));

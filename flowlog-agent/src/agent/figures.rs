@@ -1,4 +1,5 @@
-//! The adapter behind the control plane's port: asks the main loop for its figures, which answers between two looks into the ring.
+//! Figures for whoever asks: the adapter behind the control plane's port asks the main loop, which answers between two looks into the ring,
+//! and writes them down where it is asked by a signal.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use flowlog_control::{
     metrics::{FiguresSource, MetricsListener},
 };
 use flowlog_host::clock;
-use flowlog_model::figures::{Figures, LiveFigures, NodeFigures};
+use flowlog_model::figures::{CaptureFigures, Figures, LiveFigures, Look, NodeFigures};
 use flowlog_pipeline::capture::Load;
 use tokio::sync::{mpsc, oneshot};
 
@@ -65,10 +66,7 @@ impl Questions {
 
     /// Answers one, after the status has been brought up to date. What the kernel does not say is left out.
     pub(super) fn answer(&self, question: Question, capture: &mut Capture, delivery: &Delivery) {
-        let captures = capture.figures(clock::now()).unwrap_or_else(|error| {
-            tracing::warn!(%error, "there are no figures of packets");
-            Vec::new()
-        });
+        let captures = of_captures(capture);
         let Load { ring_used_bytes, records, journal_bytes } = capture.take_load();
         let kernel = &capture.node().kernel;
         let node = NodeFigures {
@@ -84,4 +82,20 @@ impl Questions {
         // Whoever asked may not have waited.
         let _ = question.send(Figures { status, is_running: true, live: Some(LiveFigures { captures, node }) });
     }
+}
+
+/// Writes down what is counted at this moment, for `flowlog status`.
+pub(super) fn look(capture: &mut Capture, delivery: &Delivery) {
+    let at_ms = clock::now().wall.0 / 1_000_000;
+    if let Err(error) = delivery.reporter.look(&Look::of(at_ms, &of_captures(capture))) {
+        tracing::warn!(%error, "cannot write down what is counted");
+    }
+}
+
+/// Every watched interface; what the kernel does not say is left out.
+fn of_captures(capture: &mut Capture) -> Vec<CaptureFigures> {
+    capture.figures(clock::now()).unwrap_or_else(|error| {
+        tracing::warn!(%error, "there are no figures of packets");
+        Vec::new()
+    })
 }

@@ -55,7 +55,7 @@ use kernel_source::KernelSource;
 use live::LiveFlows;
 use managed::{Files, Managed, Orders, Watching};
 use service::{Reload, Service};
-use signals::{Hangups, Stop};
+use signals::{Hangups, Looks, Stop};
 use start::{
     check_interfaces, check_targets, ensure_room, open_kernel, open_spool, recover, setup, state_dir,
     when_there_is_room,
@@ -83,7 +83,8 @@ const DRAIN_BATCH: usize = 1_024;
 /// # Errors
 /// Anything that makes capturing impossible; all of it is checked before the first hook is attached.
 pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), AgentError> {
-    let (mut stop, hangups, service) = (Stop::new()?, Hangups::new()?, Service::new());
+    // Before anybody can find the process by its lock.
+    let (mut stop, hangups, looks, service) = (Stop::new()?, Hangups::new()?, Looks::new()?, Service::new());
     let (fs, _lock) = state_dir(&config)?;
     let (files, watching) = config.manage.as_ref().map(Files::open).transpose()?.unzip();
     let start = || begin(config.clone(), &fs, files.clone());
@@ -116,9 +117,12 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
     #[cfg(feature = "faults")]
     start::try_to_execute();
     tracing::info!(interfaces = config.captures.len(), pinned = capture.is_pinned(), "capturing");
+    if let Some(words) = start::first_object(&capture) {
+        tracing::info!("{words}");
+    }
     service.ready();
     let status = delivery.reporter.subscribe();
-    let mut around = Around { orders, live, questions, reload, status, service };
+    let mut around = Around { orders, live, questions, reload, looks, status, service };
     let result = main_loop(&mut capture, &mut delivery, &mut around, &mut stop).await;
     if capture.is_pinned() {
         result?;
@@ -179,7 +183,7 @@ fn begin(mut config: Config, fs: &Arc<dyn Filesystem>, files: Option<Files>) -> 
 /// # Errors
 /// If that is not possible; what could not be delivered stays in the spool.
 pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
-    let (mut stop, _hangups, service) = (Stop::new()?, Hangups::new()?, Service::new());
+    let (mut stop, _hangups, _looks, service) = (Stop::new()?, Hangups::new()?, Looks::new()?, Service::new());
     // Hooks are taken away wherever their interfaces are.
     config.follow_namespaces = true;
     config.enters_namespaces = true;
@@ -230,6 +234,7 @@ struct Around {
     live: Live,
     questions: Questions,
     reload: Reload,
+    looks: Looks,
     /// How everything is doing, as it was reported last.
     status: watch::Receiver<Arc<Status>>,
     service: Service,
@@ -280,6 +285,10 @@ async fn main_loop(
             question = around.questions.next() => {
                 delivery.report(capture, trouble.words());
                 around.questions.answer(question, capture, delivery);
+            }
+            () = around.looks.next() => {
+                delivery.report(capture, trouble.words());
+                figures::look(capture, delivery);
             }
             ended = delivery.encoder.encoded() => ended?,
             // Whoever has come is seen to below.

@@ -1,4 +1,4 @@
-//! Signals: being asked to stop, asked again, and told to read files again.
+//! Signals: being asked to stop, asked again, told to read files again, and asked how things are.
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -58,6 +58,20 @@ impl Hangups {
     /// Waits for one; several at once are one.
     pub(super) async fn next(&mut self) {
         // There is no end of them as long as there is a runtime.
+        let _ = self.0.recv().await;
+    }
+}
+
+/// SIGUSR1: somebody asks what is counted at this moment. It ends nothing from here on, as of [`Hangups`].
+pub(super) struct Looks(Signal);
+
+impl Looks {
+    pub(super) fn new() -> Result<Self, AgentError> {
+        signal(SignalKind::user_defined1()).map(Self).map_err(system("handle SIGUSR1"))
+    }
+
+    /// Waits for one; several at once are one.
+    pub(super) async fn next(&mut self) {
         let _ = self.0.recv().await;
     }
 }

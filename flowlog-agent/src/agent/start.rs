@@ -2,13 +2,14 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use flowlog_control::api::model::date;
 use flowlog_host::{clock, lock};
 use flowlog_kernel::{
     Kernel, Options, Pins,
     netdev::{self, Namespaces, NetDevError, netns},
 };
 use flowlog_model::{
-    CaptureSpec,
+    CaptureSpec, amount,
     interface::{Elsewhere, Selector, names},
     xdp::XdpLevel,
 };
@@ -24,6 +25,7 @@ use flowlog_pipeline::{
 };
 
 use super::{
+    Capture,
     error::{AgentError, system},
     kernel_source::KernelSource,
     service::Service,
@@ -102,6 +104,13 @@ pub(super) async fn when_there_is_room<T>(
             () = tokio::time::sleep(ROOM_RETRY) => {}
         }
     }
+}
+
+/// When the first objects will be there; `None`: no interface is captured so far.
+pub(super) fn first_object(capture: &Capture) -> Option<String> {
+    let end = capture.first_end_secs()?;
+    let left = amount::duration(end.saturating_sub(clock::now().wall.secs()).max(0));
+    Some(format!("the first window ends at {}, in {left}: then the first object is there", date(end)))
 }
 
 /// Every interface that is not waited for must be there.

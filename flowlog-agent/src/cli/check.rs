@@ -11,12 +11,16 @@ use crate::{
 };
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  flowlog check --interface eth0
+  flowlog check --config /etc/flowlog/flowlog.toml")]
 pub(super) struct CheckArgs {
     /// Also check this configuration, and whether it fits into memory.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Also look at these interfaces.
-    #[arg(long = "interface", value_name = "NAME")]
+    #[arg(long = "interface", value_name = "NAME", add = super::complete::interfaces())]
     interfaces: Vec<String>,
 }
 

@@ -49,8 +49,8 @@ pub(super) struct SocketArgs {
 pub(super) struct ClientArgs {
     #[command(flatten)]
     socket: SocketArgs,
-    /// table or json.
-    #[arg(long, default_value = "table", global = true)]
+    /// Form of the answer.
+    #[arg(long, short, value_name = "FORM", default_value = "table", global = true)]
     pub(super) output: Output,
 }
 
@@ -125,6 +125,12 @@ async fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) ->
     let bytes = body.collect().await.map_err(silent)?.to_bytes();
     let answer = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };
     Ok((status, answer))
+}
+
+/// What the agent at a socket says of a path below its own base.
+pub(super) async fn get(socket: &Path, path: &str) -> anyhow::Result<Value> {
+    let (status, answer) = ask(socket, Method::GET, path, None).await?;
+    if status.is_success() { Ok(answer) } else { Err(refused(status, answer).into()) }
 }
 
 async fn stream(

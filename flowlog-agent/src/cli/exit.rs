@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::client::ClientError;
 use crate::{agent::AgentError, config::ConfigError, log::LogError};
 
-/// Exit codes of `sysexits.h`; README.md lists them.
+/// Exit codes: those of `sysexits.h`, but for the first three.
 pub(super) const EX_USAGE: u8 = 64;
 const EX_DATAERR: u8 = 65;
 const EX_NOINPUT: u8 = 66;
@@ -20,6 +20,27 @@ const EX_SOFTWARE: u8 = 70;
 const EX_TEMPFAIL: u8 = 75;
 const EX_NOPERM: u8 = 77;
 const EX_CONFIG: u8 = 78;
+
+/// What each says: in every help, and in docs/command-line.md.
+const MEANINGS: [(u8, &str); 11] = [
+    (0, "done"),
+    (1, "`check` has found something missing, or `rule validate` something wrong"),
+    (3, "`status`: no agent is running; what it says is as of its end"),
+    (EX_USAGE, "the command line is wrong"),
+    (EX_DATAERR, "refused: what is asked for is wrong, or could not be done; a file is none of flowlog's"),
+    (EX_NOINPUT, "what is named is not there"),
+    (EX_UNAVAILABLE, "no agent answers, or its stream has ended"),
+    (EX_SOFTWARE, "the system refused, or flowlog is wrong"),
+    (EX_TEMPFAIL, "not now: try again"),
+    (EX_NOPERM, "a permission is missing"),
+    (EX_CONFIG, "the configuration is wrong, or does not fit this machine"),
+];
+
+/// The table of exit codes, for `--help`.
+pub(super) fn help() -> String {
+    let lines = MEANINGS.map(|(code, meaning)| format!("  {code:<3} {meaning}"));
+    format!("Exit codes:\n{}", lines.join("\n"))
+}
 
 /// Why a command was not carried out, where no layer below says so.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +173,14 @@ mod tests {
         assert_eq!(of(std::io::Error::from(ErrorKind::PermissionDenied).into()), denied);
         assert_eq!(of(Errno::SRCH.into()), format!("{:?}", ExitCode::from(EX_SOFTWARE)));
         assert_eq!(of(Failure::NotNow(String::new()).into()), format!("{:?}", ExitCode::from(EX_TEMPFAIL)));
+    }
+
+    #[test]
+    fn the_table_of_exit_codes_in_the_documents_is_this_one() {
+        let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/command-line.md");
+        let text = std::fs::read_to_string(document).expect("the document");
+        let rows: Vec<String> = MEANINGS.iter().map(|(code, meaning)| format!("| {code} | {meaning} |")).collect();
+        assert!(text.contains(&rows.join("\n")), "docs/command-line.md must have these rows:\n{}", rows.join("\n"));
     }
 
     #[test]

@@ -4,14 +4,20 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use flowlog_control::api::node::{InventoryList, Listed};
+use flowlog_model::text::printable;
 
 use super::{
     client::{ClientArgs, read, word},
     out::{self, say},
     status::Output,
+    table::{Column, Table, cells},
 };
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  flowlog inventory list
+  flowlog inventory list -o json")]
 pub(super) struct InventoryArgs {
     #[command(flatten)]
     agent: ClientArgs,
@@ -33,22 +39,23 @@ pub(super) fn run(args: InventoryArgs) -> anyhow::Result<ExitCode> {
         out::json(&inventory)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let InventoryList { resources, problems } = read(out::for_people(inventory))?;
-    say!("{:<36}  {:<25} {:<12} {:<6} {:<28} FLOW LOG", "ID", "KIND", "CONTRACT", "SIDE", "INTERFACES")?;
-    for Listed { resource, flow_log } in resources {
-        let interfaces: Vec<String> = resource.interfaces.iter().map(|i| i.selector.to_string()).collect();
-        say!(
-            "{:<36}  {:<25} {:<12} {:<6} {:<28} {}",
-            resource.id.to_string(),
-            word(&resource.kind),
-            resource.contract.to_string(),
-            word(&resource.side),
-            interfaces.join(", "),
-            flow_log.map_or_else(|| "-".to_owned(), |f| f.name),
-        )?;
+    let InventoryList { resources, problems } = read(inventory)?;
+    let mut table = Table::new(&[
+        Column::whole("ID"),
+        Column::whole("KIND"),
+        Column::cut("CONTRACT"),
+        Column::whole("SIDE").spare(),
+        Column::cut("INTERFACES"),
+        Column::cut("FLOW LOG"),
+    ]);
+    for Listed { resource: r, flow_log } in resources {
+        let interfaces: Vec<String> = r.interfaces.iter().map(|i| i.selector.to_string()).collect();
+        let named = flow_log.map_or_else(|| "-".to_owned(), |f| f.name);
+        table.row(cells![r.id, word(&r.kind), r.contract, word(&r.side), interfaces.join(", "), named]);
     }
+    out::text(&table.lines())?;
     for problem in problems {
-        say!("problem: {problem}")?;
+        say!("problem: {}", printable(&problem))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,9 +3,12 @@
 mod args;
 mod check;
 mod client;
+mod complete;
 mod console;
 mod credential;
 mod detach;
+#[cfg(test)]
+mod documents;
 mod exit;
 mod inventory;
 mod observe;
@@ -15,6 +18,7 @@ mod rule;
 mod run;
 mod status;
 mod stop;
+mod table;
 mod top;
 mod trace;
 
@@ -25,10 +29,10 @@ use std::{
 
 use anyhow::Context as _;
 use args::{DetachArgs, RunArgs, StateArgs};
-use clap::{CommandFactory as _, Parser, Subcommand, error::ErrorKind};
+use clap::{CommandFactory as _, Parser, Subcommand, builder::PossibleValuesParser, error::ErrorKind};
 /// eBPF flow logs: every packet of an interface, accepted or refused, as Parquet in object storage.
 #[derive(Parser)]
-#[command(name = "flowlog", version, max_term_width = 110)]
+#[command(name = "flowlog", version, max_term_width = 110, after_help = exit::help())]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,19 +41,20 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Capture. After SIGTERM or Ctrl-C the capture goes on in the kernel for the next `run`, or ends with `--no-pin`.
+    #[command(after_help = "\
+Examples:
+  flowlog run --interface eth0 --target ./flows
+  flowlog run -i tap0 --action rejected --window 1m --name web --target s3://bucket/prefix --s3-region eu-central-1
+  flowlog run --config /etc/flowlog/flowlog.toml")]
     Run(Box<RunArgs>),
     /// End the running agent; its capture goes on in the kernel, for the next `run`.
+    #[command(after_help = "Examples:\n  flowlog stop\n  flowlog stop --state-dir ./state")]
     Stop(StateArgs),
     /// End the capture: end the running agent, deliver what is captured, remove every hook and pin.
+    #[command(after_help = "Examples:\n  flowlog detach\n  flowlog detach --config /etc/flowlog/flowlog.toml")]
     Detach(Box<DetachArgs>),
     /// Say how every rule is doing.
-    Status {
-        #[command(flatten)]
-        state: StateArgs,
-        /// table or json.
-        #[arg(long, default_value = "table")]
-        output: status::StatusForm,
-    },
+    Status(status::StatusArgs),
     /// Flow logs of the running agent: add, validate, provision, list, show, rename, delete, audit.
     Rule(rule::RuleArgs),
     /// Show live flows: those of the open windows, and those that come.
@@ -61,12 +66,21 @@ enum Command {
     /// Show what the running agent has, in a browser: flow logs to look at, add, provision, rename and delete.
     Console(console::ConsoleArgs),
     /// Make a password's hash, or a token, for the file of principals.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  flowlog credential token\n  flowlog credential password < password.txt"
+    )]
     Credential(credential::Credential),
-    /// Print completions for a shell.
+    /// Print completions for a shell: commands, flags, and names of interfaces and flow logs.
+    #[command(after_help = "\
+Examples:
+  source <(flowlog completions bash)
+  flowlog completions zsh > ~/.zfunc/_flowlog
+  flowlog completions fish > ~/.config/fish/completions/flowlog.fish")]
     Completions {
-        /// bash, elvish, fish, powershell or zsh.
-        shell: clap_complete::Shell,
+        /// The shell.
+        #[arg(value_parser = PossibleValuesParser::new(complete::shells()))]
+        shell: String,
     },
     /// Write manual pages into a directory: for packages.
     #[command(hide = true)]
@@ -79,6 +93,7 @@ enum Command {
     /// Say what becomes of single packets: how they were parsed and counted, which died, where and why. As root, beside a running agent.
     Trace(trace::TraceArgs),
     /// Print delivered objects as a table, with their balance.
+    #[command(after_help = "Examples:\n  flowlog read ./flows\n  flowlog read --rows 0 ./flows/flowlog/year=2026")]
     Read {
         /// Parquet files, or directories to search for them.
         #[arg(required = true)]
@@ -92,6 +107,7 @@ enum Command {
 /// Runs the command line; all errors end here, each as one line on standard error.
 #[must_use]
 pub fn main() -> ExitCode {
+    complete::answer(Cli::command);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -104,18 +120,14 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Stop(state) => stop::run(&state.state_dir),
         Command::Detach(args) => detach::run(*args),
-        Command::Status { state, output } => status::run(&state.state_dir, output),
+        Command::Status(args) => status::run(&args),
         Command::Rule(args) => rule::run(args),
         Command::Observe(args) => observe::run(*args),
         Command::Top(args) => top::run(*args),
         Command::Inventory(args) => inventory::run(args),
         Command::Console(args) => console::run(args),
         Command::Credential(what) => credential::run(&what),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "flowlog", &mut script);
-            out::text(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
-        }
+        Command::Completions { shell } => completions(&shell),
         Command::Manuals { dir } => manuals(&dir),
         Command::Check(args) => check::run(&args),
         Command::Trace(args) => trace::run(args),
@@ -131,6 +143,12 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn completions(shell: &str) -> anyhow::Result<ExitCode> {
+    let script = complete::script(shell).context("there is no such shell")?;
+    out::text(&script.context("cannot write the script")?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// One page for each command, and for each of theirs.
 fn manuals(dir: &Path) -> anyhow::Result<ExitCode> {
     let written = clap_mangen::generate_to(Cli::command(), dir);
@@ -140,10 +158,39 @@ fn manuals(dir: &Path) -> anyhow::Result<ExitCode> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{Command, CommandFactory as _};
+
+    use super::Cli;
 
     #[test]
     fn the_command_line_is_sound() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
+    }
+
+    /// Words as a shell makes them of a line: quoted ones are one, and what goes into a file or comes out of one is the shell's.
+    pub(super) fn words(line: &str) -> Vec<String> {
+        let quoted = line.split('\'').enumerate().flat_map(|(at, part)| match at % 2 {
+            0 => part.split_whitespace().map(str::to_owned).collect(),
+            _ => vec![part.to_owned()],
+        });
+        let all = quoted.map(|word| word.trim_start_matches("<(").trim_end_matches(')').to_owned());
+        all.skip_while(|word| word != "flowlog").take_while(|word| !matches!(word.as_str(), "|" | "<" | ">")).collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_and_each_is_understood() {
+        let cli = Cli::command();
+        let visible = |command: &&Command| !command.is_hide_set();
+        for command in cli.get_subcommands().filter(visible) {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let (_, examples) = help.split_once("Examples:\n").unwrap_or_else(|| panic!("`{name}` has no examples"));
+            let lines: Vec<&str> = examples.lines().take_while(|line| line.starts_with("  ")).collect();
+            assert!(lines.iter().all(|line| line.contains(&format!("flowlog {name}"))), "`{name}`: {lines:?}");
+            for line in lines {
+                let parsed = cli.clone().try_get_matches_from(words(line));
+                parsed.unwrap_or_else(|error| panic!("{line}: {error}"));
+            }
+        }
     }
 }

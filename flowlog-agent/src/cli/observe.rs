@@ -9,13 +9,14 @@ use flowlog_model::{
     text::printable,
 };
 
-use super::{client::SocketArgs, out};
+use super::{client::SocketArgs, complete, out};
 
 /// Which flows are meant.
 #[derive(Args)]
+#[command(next_help_heading = "Which flows")]
 pub(super) struct FilterArgs {
-    /// What became of the packets: accepted, rejected or lost. This and the following may be repeated: any of the values will do.
-    #[arg(long, value_name = "VERDICT")]
+    /// What became of the packets. This and the following may be repeated: any of the values will do.
+    #[arg(long, value_name = "VERDICT", value_parser = ["accepted", "rejected", "lost"])]
     verdict: Vec<String>,
     /// Source or destination: an address or a network.
     #[arg(long, value_name = "CIDR")]
@@ -32,14 +33,14 @@ pub(super) struct FilterArgs {
     /// IP protocol: a name or a number.
     #[arg(long, value_name = "PROTOCOL")]
     proto: Vec<String>,
-    /// ingress or egress, as the interface's owner sees it.
-    #[arg(long, value_name = "DIRECTION")]
+    /// As the interface's owner sees it.
+    #[arg(long, value_name = "DIRECTION", value_parser = ["ingress", "egress"])]
     direction: Vec<String>,
     /// Interface: its name on the node, or its id.
-    #[arg(long, short, value_name = "NAME")]
+    #[arg(long, short, value_name = "NAME", add = complete::interfaces())]
     interface: Vec<String>,
     /// Name of the flow log.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = complete::flow_logs())]
     flow_log: Vec<String>,
     /// Drop reason: the kernel's name.
     #[arg(long, value_name = "NAME")]
@@ -113,6 +114,11 @@ enum LineForm {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  flowlog observe -f --verdict rejected
+  flowlog observe --last 20 --not --port 22
+  flowlog observe --since 5m --ip 10.0.0.0/8 --interface tap0 -o json")]
 pub(super) struct ObserveArgs {
     #[command(flatten)]
     socket: SocketArgs,

@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
 };
 
 use flowlog_model::text::printable;
@@ -38,6 +38,12 @@ pub(super) use say;
 /// Prints JSON for programs, as it is.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     text(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// Begins a screen anew, where there is one; elsewhere an empty line is between what is said again and again.
+pub(super) fn clear() -> anyhow::Result<()> {
+    // ECMA-48: erase the page, and go to its beginning.
+    text(if io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "\n" })
 }
 
 /// An answer for people: every string in it can be printed.

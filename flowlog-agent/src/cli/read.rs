@@ -127,6 +127,15 @@ fn line(batch: &RecordBatch, row: usize) -> anyhow::Result<String> {
         Some(p) if matches!(protocol, Some(6 | 17 | 132)) => format!("{address}:{p}"),
         _ => address,
     };
+    // The other side of an address translation.
+    let told = match [text(ColumnId::PktSrcAddr)?, text(ColumnId::PktDstAddr)?] {
+        [source, destination] if source == "-" && destination == "-" => String::new(),
+        [source, destination] => {
+            let (source, destination) =
+                (end(source, small(ColumnId::PktSrcPort)?), end(destination, small(ColumnId::PktDstPort)?));
+            format!("told {source} > {destination}")
+        }
+    };
     let protocol_name = match (protocol, small(ColumnId::IcmpType)?) {
         (Some(6), _) => "tcp".to_owned(),
         (Some(17), _) => "udp".to_owned(),
@@ -148,6 +157,6 @@ fn line(batch: &RecordBatch, row: usize) -> anyhow::Result<String> {
         number(big(ColumnId::Packets)?),
         number(big(ColumnId::Bytes)?),
         text(ColumnId::Action)?,
-        if reason == "-" { String::new() } else { reason }
+        [reason.trim_start_matches('-'), &told].join(" ").trim()
     ))
 }

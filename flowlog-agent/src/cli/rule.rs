@@ -10,7 +10,7 @@ use flowlog_control::{
     },
     flow_logs::{
         editor::Patch,
-        flow_log::{Properties, State},
+        flow_log::{FlowLog, Properties, State},
         request::Progress,
         store::AuditEntry,
         summary::{Mark, Summary},
@@ -27,12 +27,21 @@ use uuid::Uuid;
 
 use super::{
     client::{Client, ClientArgs, ClientError, read, word},
+    complete,
     exit::Failure,
     out::{self, for_people, say},
     status::{self, Output},
+    table::{self, Cell, Colour, Column, Table, cells},
 };
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  flowlog rule add --resource 5c1b7c1e-0000-4000-8000-000000000001 --name web --bucket flows/team-a
+  flowlog rule validate web
+  flowlog rule provision
+  flowlog rule list
+  flowlog rule show web -o json")]
 pub(super) struct RuleArgs {
     #[command(flatten)]
     agent: ClientArgs,
@@ -45,14 +54,16 @@ enum What {
     /// Write a draft down; it captures nothing.
     Add {
         /// NIC, NAT gateway or load balancer: its id in the inventory.
-        #[arg(long, value_name = "UUID")]
+        #[arg(long, value_name = "UUID", add = complete::resources())]
         resource: Uuid,
         /// Name; begins every object key after the prefix.
         #[arg(long)]
         name: String,
-        #[arg(long, help = Directions::words(), default_value = Directions::default().as_str())]
+        /// Which way, as the owner of the interface sees it.
+        #[arg(long, value_parser = Directions::ALL.map(Directions::as_str), default_value = Directions::default().as_str())]
         direction: String,
-        #[arg(long, help = Action::words(), default_value = Action::default().as_str())]
+        /// Packets by what became of them.
+        #[arg(long, value_parser = Action::ALL.map(Action::as_str), default_value = Action::default().as_str())]
         action: String,
         /// bucket[/prefix].
         #[arg(long)]
@@ -61,6 +72,7 @@ enum What {
     /// Check a draft: everything that must hold before it can capture.
     Validate {
         /// Its id or name.
+        #[arg(add = complete::flow_logs())]
         rule: String,
     },
     /// List flow logs.
@@ -68,11 +80,13 @@ enum What {
     /// Sum one up.
     Show {
         /// Its id or name.
+        #[arg(add = complete::flow_logs())]
         rule: String,
     },
     /// Activate drafts, all or none: these, or all there are.
     Provision {
         /// Their ids or names.
+        #[arg(add = complete::flow_logs())]
         rules: Vec<String>,
         /// All drafts of this contract.
         #[arg(long, conflicts_with = "rules")]
@@ -81,6 +95,7 @@ enum What {
     /// Give it another name. Its object keys stay where they are.
     Rename {
         /// Its id or name.
+        #[arg(add = complete::flow_logs())]
         rule: String,
         /// The new name.
         name: String,
@@ -88,6 +103,7 @@ enum What {
     /// End its capture and remove it; delivered objects stay.
     Delete {
         /// Its id or name.
+        #[arg(add = complete::flow_logs())]
         rule: String,
     },
     /// Who did what.
@@ -190,17 +206,12 @@ fn finished(client: &Client, request: &Value, done: &str, output: Output) -> any
     }
 }
 
-/// A mark, in colour where that is seen.
-fn mark(mark: Mark) -> String {
-    let (colour, word) = match mark {
-        Mark::Green => ("32", "● green"),
-        Mark::Yellow => ("33", "● yellow"),
-        Mark::Red => ("31", "● red"),
-    };
-    if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-        format!("\x1b[{colour}m{word}\x1b[0m")
-    } else {
-        word.to_owned()
+/// A mark, as a word and in a colour.
+fn mark(mark: Mark) -> (&'static str, Colour) {
+    match mark {
+        Mark::Green => ("● green", Colour::Green),
+        Mark::Yellow => ("● yellow", Colour::Yellow),
+        Mark::Red => ("● red", Colour::Red),
     }
 }
 
@@ -209,22 +220,36 @@ fn listed(all: Value, output: Output) -> anyhow::Result<ExitCode> {
         out::json(&all)?;
         return Ok(ExitCode::SUCCESS);
     }
-    say!("{:<36}  {:<20} {:<12} {:<9} {:<12} {:<22} INTERFACE", "ID", "NAME", "STATE", "MARK", "CONTRACT", "BUCKET")?;
-    for s in read::<Vec<Summary>>(for_people(all))? {
-        let f = &s.flow_log;
-        let interfaces = s.captures.iter().map(|c| c.interface.as_str());
-        say!(
-            "{:<36}  {:<20} {:<12} {:<9} {:<12} {:<22} {}",
-            f.id.to_string(),
-            f.properties.name,
-            word(&f.state),
-            mark(s.mark),
-            f.contract.to_string(),
-            f.properties.bucket,
-            interfaces.collect::<Vec<_>>().join(" "),
-        )?;
+    let mut table = Table::new(&[
+        Column::cut("NAME"),
+        Column::whole("STATE"),
+        Column::whole("MARK"),
+        Column::whole("DIRECTION"),
+        Column::whole("ACTION"),
+        Column::cut("BUCKET"),
+        Column::cut("INTERFACE"),
+        Column::cut("RESOURCE"),
+        Column::whole("ID").spare(),
+        Column::cut("CONTRACT").spare(),
+    ]);
+    for s in read::<Vec<Summary>>(all)? {
+        let FlowLog { id, state, properties: p, parent, contract, .. } = &s.flow_log;
+        let interfaces = s.captures.iter().map(|c| c.interface.as_str()).collect::<Vec<_>>().join(" ");
+        let (marked, colour) = mark(s.mark);
+        let mut row = cells![p.name, word(state)];
+        row.push(Cell::coloured(marked, colour));
+        let resource = format!("{} {}", word(&parent.kind), parent.id);
+        row.extend(cells![p.direction, p.action, p.bucket, interfaces, resource, id, contract]);
+        table.row(row);
     }
+    out::text(&table.lines())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A mark where there is no table.
+fn painted(of: Mark) -> String {
+    let (words, colour) = mark(of);
+    table::painted(words, colour)
 }
 
 fn shown(summary: &Value, output: Output) -> anyhow::Result<ExitCode> {
@@ -244,7 +269,7 @@ fn table(s: &Summary) -> String {
     };
     let f = &s.flow_log;
     let p = &s.flow_log.properties;
-    line("state", format!("{}  {}", word(&f.state), mark(s.mark)));
+    line("state", format!("{}  {}", word(&f.state), painted(s.mark)));
     s.why.iter().for_each(|why| line("", why.clone()));
     line("id", f.id.to_string());
     line("name", p.name.clone());
@@ -293,10 +318,16 @@ fn audited(log: Value, output: Output) -> anyhow::Result<ExitCode> {
         out::json(&log)?;
         return Ok(ExitCode::SUCCESS);
     }
-    for AuditEntry { stamp, contract, flow_log, what } in read::<AuditLog>(for_people(log))?.entries {
-        let at = date(stamp.at_secs);
-        let contract = contract.to_string();
-        say!("{at}  {:<20} {contract:<12} {flow_log}  {what}", stamp.by)?;
+    let mut table = Table::new(&[
+        Column::whole("TIME"),
+        Column::cut("WHO"),
+        Column::cut("CONTRACT").spare(),
+        Column::cut("FLOW LOG"),
+        Column::cut("WHAT"),
+    ]);
+    for AuditEntry { stamp, contract, flow_log, what } in read::<AuditLog>(log)?.entries {
+        table.row(cells![date(stamp.at_secs), stamp.by, contract, flow_log, what]);
     }
+    out::text(&table.lines())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,22 +1,30 @@
-//! `flowlog status`.
+//! `flowlog status`: how every rule is doing, from what the agent writes into its state directory.
+//!
+//! * [`look`]: what is counted at this moment, which the agent is asked for;
+//! * [`people`]: all of it as a table;
+//! * this file: the command, and its other forms.
 
-use std::{fmt::Write as _, path::Path, process::ExitCode};
+mod look;
+mod people;
+
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
-use flowlog_control::{api::model::date, metrics};
+use flowlog_control::metrics;
 use flowlog_host::{clock, lock};
 use flowlog_model::{
-    amount::{bytes, duration},
-    figures::Figures,
-    hiding::Hiding,
-    status::{CaptureState, Counts, Leaving, RouteState, RuleStatus, Status, XdpStatus},
-    xdp::{XdpLevel, XdpView, words},
+    amount::parse_duration,
+    figures::{Figures, Look},
+    status::Status,
 };
 use flowlog_pipeline::reporter::FILE;
+use people::Shown;
+pub(super) use people::{hiding_words, progress_words, xdp_words};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::{exit::Failure, out};
+use super::{args::StateArgs, exit::Failure, out, run::runtime};
 
 /// Form of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -29,7 +37,7 @@ pub(super) enum Output {
 
 /// The forms of `flowlog status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum StatusForm {
+enum StatusForm {
     /// For people.
     Table,
     /// For programs.
@@ -38,153 +46,112 @@ pub(super) enum StatusForm {
     Prometheus,
 }
 
-pub(super) fn run(state_dir: &Path, form: StatusForm) -> anyhow::Result<ExitCode> {
-    let path = state_dir.join(FILE);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Failure::NotThere(format!("no agent has run on `{}`", state_dir.display())).into());
-        }
-        Err(e) => return Err(e).with_context(|| path.display().to_string()),
-    };
-    let status: Status = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    let running = lock::holder(state_dir).is_some();
-    match form {
-        StatusForm::Table => out::text(&table(&status, running, clock::now().wall.secs()))?,
-        StatusForm::Json => out::json(&Shown { status, running })?,
-        StatusForm::Prometheus => out::text(&metrics::text(Figures { status, is_running: running, live: None }))?,
-    }
-    // 3 is what service managers expect of a status command when nothing runs.
-    Ok(if running { ExitCode::SUCCESS } else { ExitCode::from(3) })
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  flowlog status
+  flowlog status --watch
+  flowlog status --long
+  flowlog status -o json
+  flowlog status -o prometheus > /var/lib/node_exporter/flowlog.prom
+
+Exit code 3: no agent is running; what is shown is as of its end.")]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// Form of the answer.
+    #[arg(long, short, value_name = "FORM", default_value = "table")]
+    output: StatusForm,
+    /// Say all that is known of each: since when, the key of the last object, the books of the last window.
+    #[arg(long, short)]
+    long: bool,
+    /// Show it again and again, until Ctrl-C.
+    #[arg(long, short, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_parser = pause)]
+    watch: Option<Duration>,
 }
 
-/// The agent's status, and whether it is still there.
+/// Not more often: each look reads the counters of every interface.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+
+fn pause(text: &str) -> Result<Duration, String> {
+    let pause = parse_duration(text).map_err(|how| how.to_string())?;
+    if pause >= PAUSE_MIN { Ok(pause) } else { Err("use 200ms at least".to_owned()) }
+}
+
+pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let StatusArgs { state: StateArgs { state_dir }, output, long, watch } = args;
+    let mut before = None;
+    let Some(pause) = *watch else { return say(state_dir, *output, *long, &mut before) };
+    runtime()?.block_on(async {
+        let [mut interrupt, mut terminate] = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+        loop {
+            if *output == StatusForm::Table {
+                out::clear()?;
+            }
+            let code = say(state_dir, *output, *long, &mut before)?;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = interrupt.recv() => return Ok(code),
+                _ = terminate.recv() => return Ok(code),
+            }
+        }
+    })
+}
+
+/// Says it once. What was counted before is replaced by what is counted now.
+fn say(state_dir: &Path, form: StatusForm, is_long: bool, before: &mut Option<Look>) -> anyhow::Result<ExitCode> {
+    let is_running = lock::holder(state_dir).is_some();
+    let mut status = read(state_dir)?;
+    let look = if is_running && status.looks_when_asked && form != StatusForm::Prometheus {
+        look::ask(state_dir)
+    } else {
+        None
+    };
+    if look.is_some() {
+        // Whoever is asked brings it up to date.
+        status = read(state_dir)?;
+    }
+    match form {
+        StatusForm::Table => {
+            let now_secs = clock::now().wall.secs();
+            let (look, before) = (look.as_ref(), before.as_ref());
+            out::text(&Shown { status: &status, is_running, look, before, now_secs, is_long }.text())?;
+        }
+        StatusForm::Json => out::json(&All { status, running: is_running, live: look.as_ref() })?,
+        StatusForm::Prometheus => out::text(&metrics::text(Figures { status, is_running, live: None }))?,
+    }
+    *before = look;
+    // 3 is what service managers expect of a status command when nothing runs.
+    Ok(if is_running { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
+fn read(state_dir: &Path) -> anyhow::Result<Status> {
+    let path = state_dir.join(FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).with_context(|| path.display().to_string()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(Failure::NotThere(format!("no agent has run on `{}`", state_dir.display())).into())
+        }
+        Err(e) => Err(e).with_context(|| path.display().to_string()),
+    }
+}
+
+/// The agent's status, whether it is still there, and what it counts at this moment.
 #[derive(Serialize)]
-struct Shown {
+struct All<'a> {
     #[serde(flatten)]
     status: Status,
     running: bool,
+    live: Option<&'a Look>,
 }
 
-fn table(status: &Status, running: bool, now_secs: i64) -> String {
-    let mut out = if running {
-        format!("running (process {})\n", status.pid)
-    } else {
-        "not running; as of its end:\n".to_owned()
-    };
-    // Writing to a String cannot fail.
-    for (what, words) in [("trouble", &status.trouble), ("spool is full", &status.spool_full)] {
-        if let Some(words) = words {
-            let _ = writeln!(out, "{what}: {words}");
-        }
-    }
-    let sum = |count: fn(&RuleStatus) -> u64| status.rules.iter().map(count).sum::<u64>();
-    for (what, windows) in [
-        ("windows put aside in `quarantine`, because they could not be spooled", sum(|r| r.counts.windows_put_aside)),
-        ("windows that could not be encoded", sum(|r| r.counts.windows_without_object)),
-        ("objects are in `quarantine` of the state directory: somebody must look at them", status.quarantined as u64),
-    ] {
-        if windows > 0 {
-            let _ = writeln!(out, "{windows} {what}");
-        }
-    }
-    let _ = writeln!(
-        out,
-        "{:<20} {:<14} {:<10} {:>12} {:>12} {:>8} {:>8}  LAST OBJECT, OR ERROR",
-        "RULE", "INTERFACE", "STATE", "ACCEPTED", "REJECTED", "LOST", "WAITING"
-    );
-    for of in &status.rules {
-        let RuleStatus { rule, interface, capture, counts, delivery, xdp, hiding, .. } = of;
-        let attached = matches!(capture, CaptureState::Attached { .. });
-        let (state, trouble) = match &delivery.state {
-            RouteState::Idle if attached => ("capturing".to_owned(), None),
-            route if attached => (tag(route), route.error()),
-            _ => (tag(capture), capture.why()),
-        };
-        let last = trouble.or(delivery.last_object.as_ref().map(|o| o.key.as_str())).unwrap_or("-");
-        let Counts { accepted_packets, rejected_packets, lost_packets, .. } = counts;
-        let _ = writeln!(
-            out,
-            "{rule:<20} {interface:<14} {state:<10} {accepted_packets:>12} {rejected_packets:>12} {lost_packets:>8} {:>8}  {last}",
-            delivery.waiting,
-        );
-        for words in progress_words(of, now_secs) {
-            let _ = writeln!(out, "{:<20} {words}", "");
-        }
-        if let Some(words) = xdp_words(xdp, counts) {
-            let _ = writeln!(out, "{:<20} {words}", "");
-        }
-        for words in hiding_words(hiding) {
-            let _ = writeln!(out, "{:<20} {words}", "");
-        }
-    }
-    for Leaving { folder, interface_id, delivery, .. } in &status.leaving {
-        let last = delivery.state.error().unwrap_or("has ended; the rest is being delivered");
-        let _ = writeln!(
-            out,
-            "{folder:<20} {interface_id:<14} {:<10} {:>12} {:>12} {:>8} {:>8}  {last}",
-            "leaving", "-", "-", "-", delivery.waiting,
-        );
-    }
-    out
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Since when it is captured, what was delivered last, what waits, and what the last window came to.
-pub(super) fn progress_words(of: &RuleStatus, now_secs: i64) -> Vec<String> {
-    let mut parts: Vec<String> =
-        of.since_secs.map(|secs| format!("capturing since {}", date(secs))).into_iter().collect();
-    parts.push(match &of.delivery.last_object {
-        Some(last) => {
-            let ago = duration(now_secs.saturating_sub(last.at_secs).max(0));
-            format!("last object {ago} ago, {}", bytes(last.bytes))
-        }
-        None => "no object yet".to_owned(),
-    });
-    match of.lag_secs(now_secs) {
-        0 => {}
-        lag => parts.push(format!("the oldest object waits for {}", duration(lag))),
+    #[test]
+    fn it_is_not_looked_more_often_than_is_good() {
+        assert_eq!((pause("1"), pause("200ms")), (Ok(Duration::from_secs(1)), Ok(PAUSE_MIN)));
+        assert!(pause("199ms").is_err() && pause("often").is_err());
     }
-    let window = of.last_window.map(|books| {
-        let [start, end] = [books.start_secs, books.end_secs].map(date);
-        format!("window {start} to {end}: {books}")
-    });
-    [Some(parts.join("; ")), window].into_iter().flatten().collect()
-}
-
-/// What there is to say about other people's XDP programs; `None`: there are none.
-pub(super) fn xdp_words(xdp: &XdpStatus, counts: &Counts) -> Option<String> {
-    let Counts { xdp_dropped_packets: dropped, xdp_forwarded_packets: forwarded, .. } = counts;
-    if xdp.programs.is_empty() && (*dropped, *forwarded) == (0, 0) {
-        return None;
-    }
-    let programs = match words(&xdp.programs) {
-        none if none.is_empty() => "gone".to_owned(),
-        programs => programs,
-    };
-    let uncounted = xdp.uncounted.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
-    let view = match &xdp.view {
-        XdpView { level: XdpLevel::Counters, why: None } => String::new(),
-        XdpView { level, why: None } => format!("; seen by `{}`", level.as_str()),
-        XdpView { level, why: Some(why) } => format!("; seen by `{}` only: {why}", level.as_str()),
-    };
-    Some(format!("xdp of somebody else: {programs}; {dropped} packets dropped, {forwarded} forwarded{uncounted}{view}"))
-}
-
-/// What there is to say about what else may keep packets from the hooks.
-pub(super) fn hiding_words(hiding: &Hiding) -> Vec<String> {
-    let (front, offload) = (hiding.front_words(), hiding.offload_words());
-    let mut all = Vec::new();
-    if !front.is_empty() {
-        all.push(format!("in front of our hooks: {front}"));
-    }
-    if !offload.is_empty() {
-        all.push(format!("past our hooks: {offload}"));
-    }
-    all
-}
-
-/// The word for a state, as it is in JSON.
-fn tag(state: &impl Serialize) -> String {
-    let json = serde_json::to_value(state).unwrap_or_default();
-    json["state"].as_str().unwrap_or_default().to_owned()
 }

@@ -7,7 +7,6 @@ mod screen;
 mod view;
 
 use std::{
-    fmt::Write as _,
     io::{IsTerminal as _, stdout},
     ops::ControlFlow,
     process::ExitCode,
@@ -16,7 +15,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use flowlog_model::{amount::parse_duration, live::TopReport, text::printable};
+use flowlog_model::{amount::parse_duration, live::TopReport};
 use view::{Sort, Tab, View, rate};
 
 use super::{
@@ -24,6 +23,7 @@ use super::{
     observe::{Filter, in_query},
     out,
     status::Output,
+    table::{Column, Table, cells},
 };
 
 /// Entries of each kind that are asked for: as many as the API gives.
@@ -32,6 +32,13 @@ const ENTRIES: &str = "100";
 const PRINTED: usize = 10;
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  flowlog top
+  flowlog top --interface tap0 --every 10s
+  flowlog top --once -o json
+
+Keys: 1 to 4 or tab: what is shown; s: sort by; p: pause; /: search; q: quit.")]
 pub(super) struct TopArgs {
     #[command(flatten)]
     socket: SocketArgs,
@@ -41,8 +48,8 @@ pub(super) struct TopArgs {
     /// Length of each stretch of time: 2, 500ms, 1m.
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_duration, conflicts_with = "once")]
     every: Duration,
-    /// table (on a terminal: a screen that keys change) or json (a report a line).
-    #[arg(long, short, default_value = "table")]
+    /// Form of the reports; on a terminal the table is a screen that keys change.
+    #[arg(long, short, value_name = "FORM", default_value = "table")]
     output: Output,
     #[command(flatten)]
     filter: Filter,
@@ -91,29 +98,21 @@ fn printed(report: &TopReport) -> String {
     let mut out = format!("{}\n", view.summary());
     for tab in Tab::ALL {
         view.show(tab, Sort::Packets);
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            out,
-            "\n{:<60} {:>11} {:>11} {:>11} {:>9} {:>9}",
-            tab.words().to_uppercase(),
-            "PACKETS/s",
-            "BYTES/s",
-            "REJECTED/s",
-            "PACKETS",
-            "LOST"
-        );
+        let mut table = Table::new(&[
+            Column::cut(tab.heading()),
+            Column::number("PACKETS/s"),
+            Column::number("BYTES/s"),
+            Column::number("REJECTED/s"),
+            Column::number("PACKETS"),
+            Column::number("LOST"),
+        ]);
         for row in view.rows().into_iter().take(PRINTED) {
-            let line = format!(
-                "{:<60} {:>11} {:>11} {:>11} {:>9} {:>9}",
-                row.name,
-                rate(row.counts.packets(), report),
-                rate(row.counts.bytes(), report),
-                rate(row.counts.rejected_packets, report),
-                row.counts.packets(),
-                row.counts.lost_packets
-            );
-            let _ = writeln!(out, "{}", printable(&line));
+            let [packets, bytes, rejected] =
+                [row.counts.packets(), row.counts.bytes(), row.counts.rejected_packets].map(|n| rate(n, report));
+            table.row(cells![row.name, packets, bytes, rejected, row.counts.packets(), row.counts.lost_packets]);
         }
+        out.push('\n');
+        out += &table.lines();
     }
     out.push('\n');
     out

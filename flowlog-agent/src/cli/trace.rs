@@ -15,6 +15,7 @@ use flowlog_model::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
+    complete,
     exit::Failure,
     out::{self, say},
 };
@@ -27,9 +28,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  flowlog trace -i tap0 'host 10.0.0.9 and port 22'
+  flowlog trace -i tap0 -i tap1 --for 5m --count 20 icmp
+  flowlog trace -i eth1 --netns natgw 'net 10.0.0.0/8 and not tcp'")]
 pub(super) struct TraceArgs {
     /// Interface to trace; may be repeated, up to eight.
-    #[arg(long = "interface", short, value_name = "NAME", required = true)]
+    #[arg(long = "interface", short, value_name = "NAME", required = true, add = complete::interfaces())]
     interfaces: Vec<String>,
     /// Network namespace that the interfaces are in: a name of `ip netns`, or a path.
     #[arg(long, value_name = "NAME")]

@@ -299,7 +299,7 @@ fn the_command_line_shows_and_does_what_a_person_wants() {
     assert_eq!(run(&["rule", "delete", "site"]), (Some(0), "deleted\n".to_owned(), String::new()));
     assert!(run(&["rule", "audit"]).1.contains("renamed from `web` to `site`"));
     let (code, bash, _) = run(&["completions", "bash"]);
-    assert!(code == Some(0) && bash.contains("flowlog") && bash.contains("provision"));
+    assert!(code == Some(0) && bash.contains("FLOWLOG_COMPLETE") && bash.contains("complete "));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use integration::{claims::until, node::Node, rows::Objects, traffic};
+use integration::{agent::binary, claims::until, net::sh, node::Node, rows::Objects, terminal::Terminal, traffic};
 use serde_json::Value;
 
 const FLOWS: u16 = 1_500;
@@ -53,7 +53,7 @@ fn since_when_what_landed_last_and_the_books_of_the_last_window_are_true_and_out
     assert_eq!(packets("seen"), packets("accepted") + packets("lost") + packets("non_ip"), "{books}");
     assert!(packets("seen") >= 1_000 && packets("rejected") == 0, "{books}");
     assert_eq!((&books["difference_packets"], &books["difference_bytes"]), (&0.into(), &0.into()));
-    let (code, table, _) = node.command(&["status"]).unwrap();
+    let (code, table, _) = node.command(&["status", "--long"]).unwrap();
     assert_eq!(code, Some(0));
     for words in ["capturing since 20", "; last object ", " KiB", " seen = ", ", difference 0"] {
         assert!(table.contains(words), "{words}: {table}");
@@ -77,5 +77,78 @@ fn since_when_what_landed_last_and_the_books_of_the_last_window_are_true_and_out
     until("the capture has begun anew", || said(&node, pid)["since_secs"].is_i64());
     assert!(said(&node, pid)["since_secs"].as_i64().unwrap() > since);
     drop(again);
+    node.detach().unwrap();
+}
+
+/// What the hooks of eth0 have seen, by the interface's own counters.
+fn on_the_wire(node: &Node) -> u64 {
+    ["rx_packets", "tx_packets"].iter().map(|name| node.pair.a.statistic("eth0", name).unwrap()).sum()
+}
+
+/// What `status` counts at this moment.
+fn live(node: &Node) -> Value {
+    let (code, json, stderr) = node.command(&["status", "-o", "json"]).unwrap();
+    assert_eq!(code, Some(0), "{stderr}");
+    serde_json::from_str::<Value>(&json).unwrap()["live"]["captures"][0].clone()
+}
+
+#[test]
+fn packets_are_in_the_status_while_their_window_is_open() {
+    let node = Node::new(&["--window", "1d"]).unwrap();
+    let firewall = "table ip t {\n chain c { type filter hook input priority 0; udp dport 7 drop; }\n}";
+    node.pair.a.nft(firewall).unwrap();
+    let agent = node.start().unwrap();
+    node.pair.wait_until_quiet();
+    let (seen, wire) = (live(&node), on_the_wire(&node));
+    let before = seen["seen_packets"].as_u64().unwrap();
+    for port in [7, 9] {
+        node.pair.b.run(|| traffic::udp(&format!("10.1.0.1:{port}"), 500, 10)).unwrap();
+    }
+    node.pair.wait_until_quiet();
+    let counted = live(&node);
+    let more = |name: &str| counted[name].as_u64().unwrap() - seen[name].as_u64().unwrap();
+    assert_eq!(counted["seen_packets"].as_u64().unwrap() - before, on_the_wire(&node) - wire, "{counted}");
+    assert!(more("rejected_packets") == 500 && more("accepted_packets") >= 500, "{counted}");
+    let window = |name: &str| counted[name].as_i64().unwrap();
+    assert!(window("window_opened_secs") <= now_secs() && window("window_end_secs") > now_secs(), "{counted}");
+    let (_, table, _) = node.command(&["status"]).unwrap();
+    assert!(table.contains("PACKETS/s") && table.contains("ends in "), "{table}");
+    drop(agent);
+    // Nobody is asked who is not there.
+    let (code, table, _) = node.command(&["status"]).unwrap();
+    assert!(code == Some(3) && table.contains("not running"), "{table}");
+    node.detach().unwrap();
+}
+
+#[test]
+fn a_watched_status_shows_packets_a_second_as_they_come_and_ends_by_a_key() {
+    let node = Node::new(&["--window", "1d", "--no-nodata"]).unwrap();
+    let agent = node.start().unwrap();
+    let mut command = std::process::Command::new(binary());
+    command.args(["status", "--watch=300ms", "--state-dir"]).arg(node.state());
+    let mut terminal = Terminal::run(command).unwrap();
+    let rate = |screen: &str| {
+        let row = screen.lines().find(|line| line.contains(" eth0 "))?;
+        row.split_whitespace().find_map(|word| word.replace(',', "").parse::<u64>().ok())
+    };
+    terminal.wait_for("row", |screen| screen.contains("running (process") && rate(screen).is_some()).unwrap();
+    node.pair.b.run(|| traffic::udp("10.1.0.1:9", 3_000, 10)).unwrap();
+    terminal.wait_for("rate", |screen| rate(screen) > Some(500)).unwrap();
+    terminal.wait_for("pause", |screen| rate(screen).is_some_and(|rate| rate < 100)).unwrap();
+    terminal.signal(rustix::process::Signal::INT);
+    assert!(terminal.end().unwrap().success());
+    drop(agent);
+    node.detach().unwrap();
+}
+
+#[test]
+fn the_first_words_say_when_the_first_object_will_be_there() {
+    let node = Node::new(&["--window", "1h", "--no-nodata"]).unwrap();
+    let mut agent = node.start().unwrap();
+    let line = agent.wait_for("the first window ends at").unwrap();
+    let next_hour = (now_secs() / 3_600 + 1) * 3_600;
+    let words = sh(&format!("date --utc --date @{next_hour} +%Y-%m-%dT%H:%M:%SZ")).unwrap();
+    assert!(line.contains(words.trim()), "{line}: {words}");
+    drop(agent);
     node.detach().unwrap();
 }

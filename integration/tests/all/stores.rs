@@ -9,6 +9,7 @@ use flowlog_model::{S3Options, rule::Location};
 use flowlog_pipeline::upload::{Bucket, BucketError, Outcome};
 use integration::{
     agent::Agent,
+    claims::until,
     faulty::{Fault, Proxy},
     rows::Objects,
     s3,
@@ -304,11 +305,15 @@ fn somebody_elses_object_under_our_key_is_kept_and_ours_put_aside_with_an_alarm(
     node.proxy.fail(Fault::Down, "");
     node.cables[0].send(25).unwrap();
     // Wait until objects are in the spool, then take their keys.
-    node.wait_for_state("one", "retrying");
     let spool = node.dir.path().join("state/spool");
     let name = |e: std::fs::DirEntry| e.file_name().to_string_lossy().into_owned();
-    let dir = std::fs::read_dir(&spool).unwrap().flatten().find(|e| e.file_name().to_string_lossy().contains(&bucket));
-    let file = std::fs::read_dir(dir.unwrap().path()).unwrap().flatten().map(name).find(|n| n.ends_with(".parquet"));
+    let spooled = || {
+        let dir =
+            std::fs::read_dir(&spool).ok()?.flatten().find(|e| e.file_name().to_string_lossy().contains(&bucket))?;
+        std::fs::read_dir(dir.path()).ok()?.flatten().map(name).find(|n| n.ends_with(".parquet"))
+    };
+    until("an object is in the spool", || spooled().is_some());
+    let file = spooled();
     let key = file.unwrap().replace("%2F", "/").replace("%3D", "=");
     let store = Bucket::open(&Location::Bucket(bucket.clone()), &server.options()).unwrap();
     block_on(store.deliver(&key, b"somebody else's".to_vec())).unwrap();

@@ -20,9 +20,18 @@ pub(super) fn look<S: Source>(books: &mut Books<S>, now: Now) -> Result<Vec<Capt
     let mut all = Vec::new();
     for (id, w) in ledger.watched_mut() {
         let mut truth = w.counted;
-        for epoch in w.closing_epoch().into_iter().chain([w.epoch]) {
+        if let Some(epoch) = w.closing_epoch() {
             truth.add(source.truth(id, epoch)?.counts());
         }
+        let open = source.truth(id, w.epoch)?;
+        truth.add(open.counts());
+        let mut in_window = Volume::default();
+        for hook in open.hook {
+            in_window.packets += hook.seen.packets;
+            in_window.bytes += hook.seen.bytes;
+        }
+        let span = w.clock.current();
+        let (opened_secs, end_secs) = (span.opened.wall.secs(), span.end_secs);
         let captured = Direction::BOTH.into_iter().filter(|direction| w.spec.captures(*direction));
         let told = &mut w.told;
         let traffic = captured.map(|direction| {
@@ -31,7 +40,8 @@ pub(super) fn look<S: Source>(books: &mut Books<S>, now: Now) -> Result<Vec<Capt
         });
         let traffic = traffic.collect();
         let overdue = Duration::from_secs(u64::try_from(now.wall.secs() - w.end_secs()).unwrap_or(0));
-        all.push(CaptureFigures { interface_id: w.spec.interface_id.clone(), traffic, overdue });
+        let interface_id = w.spec.interface_id.clone();
+        all.push(CaptureFigures { interface_id, traffic, overdue, in_window, opened_secs, end_secs });
     }
     Ok(all)
 }

@@ -165,6 +165,12 @@ impl<N: Node> Capture<N> {
         self.books.ledger.watched().map(|(_, w)| w.clock.due_in_ns(now)).min().unwrap_or(u64::MAX)
     }
 
+    /// When the first of the open windows ends, Unix seconds; `None`: nothing is watched.
+    #[must_use]
+    pub fn first_end_secs(&self) -> Option<i64> {
+        self.books.ledger.watched().map(|(_, w)| w.clock.current().end_secs).min()
+    }
+
     /// Takes up to `most` blocks from the ring into their windows; returns how many.
     pub fn drain(&mut self, most: usize) -> usize {
         self.books.drain(most)

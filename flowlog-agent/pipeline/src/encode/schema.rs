@@ -1,4 +1,4 @@
-//! The columns. AWS VPC flow log names and types first, then ours. README.md documents the same list for users.
+//! The columns. AWS VPC flow log names and types first, then ours. docs/records.md has the same list for users.
 
 use std::sync::Arc;
 

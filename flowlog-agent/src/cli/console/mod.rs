@@ -19,6 +19,10 @@ use proxy::Proxy;
 use super::{client::ClientArgs, exit::Failure, out::say, run::runtime};
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  flowlog console
+  flowlog console --listen 127.0.0.1:8080 --no-open")]
 pub(super) struct ConsoleArgs {
     #[command(flatten)]
     agent: ClientArgs,

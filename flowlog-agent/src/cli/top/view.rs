@@ -26,6 +26,16 @@ impl Tab {
         }
     }
 
+    /// Above its names, where there is no screen.
+    pub(super) fn heading(self) -> &'static str {
+        match self {
+            Self::Interfaces => "INTERFACES",
+            Self::Flows => "FLOWS",
+            Self::Talkers => "TALKERS",
+            Self::Reasons => "REASONS",
+        }
+    }
+
     fn entries(self, report: &TopReport) -> &[TopEntry] {
         match self {
             Self::Interfaces => &report.interfaces,

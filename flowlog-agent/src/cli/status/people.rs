@@ -1,0 +1,302 @@
+//! The status as people read it: a line for each rule and interface, and below what there is to say of some.
+
+use std::fmt::Write as _;
+
+use flowlog_control::api::model::date;
+use flowlog_model::{
+    amount::{bytes, count, duration},
+    figures::{CaptureLook, Look},
+    hiding::Hiding,
+    status::{CaptureState, Counts, Leaving, RouteState, RuleStatus, Status, XdpStatus},
+    xdp::{XdpLevel, XdpView, words},
+};
+use serde::Serialize;
+
+use crate::cli::table::{Cell, Colour, Column, Table, cells};
+
+/// What there is to show.
+pub(super) struct Shown<'a> {
+    pub(super) status: &'a Status,
+    pub(super) is_running: bool,
+    /// What is counted at this moment, if the agent says so.
+    pub(super) look: Option<&'a Look>,
+    /// What was counted when it was looked last.
+    pub(super) before: Option<&'a Look>,
+    pub(super) now_secs: i64,
+    /// Whether everything is wanted that is known of each.
+    pub(super) is_long: bool,
+}
+
+const COLUMNS: [Column; 12] = [
+    Column::cut("RULE"),
+    Column::whole("INTERFACE"),
+    Column::whole("DIRECTION").spare(),
+    Column::whole("ACTION").spare(),
+    Column::whole("STATE"),
+    Column::number("PACKETS/s"),
+    Column::number("ACCEPTED"),
+    Column::number("REJECTED"),
+    Column::number("LOST"),
+    Column::number("WAITING").spare(),
+    Column::cut("LAST OBJECT"),
+    Column::cut("WINDOW").spare(),
+];
+
+impl Shown<'_> {
+    pub(super) fn text(&self) -> String {
+        let mut out = self.head();
+        let mut table = Table::new(&COLUMNS);
+        for of in &self.status.rules {
+            table.row(self.row(of));
+        }
+        for Leaving { folder, interface_id, delivery, .. } in &self.status.leaving {
+            let what = "has ended; the rest is being delivered";
+            table.row(cells![
+                folder,
+                interface_id,
+                "-",
+                "-",
+                "leaving",
+                "-",
+                "-",
+                "-",
+                "-",
+                delivery.waiting,
+                what,
+                "-"
+            ]);
+        }
+        out += &table.lines();
+        // Writing to a String cannot fail.
+        for of in &self.status.rules {
+            for words in self.below(of) {
+                let _ = writeln!(out, "{} on {}: {words}", of.rule, place(of));
+            }
+        }
+        for Leaving { folder, interface_id, delivery, .. } in &self.status.leaving {
+            if let Some(words) = delivery.state.error() {
+                let _ = writeln!(out, "{folder} of {interface_id}: {words}");
+            }
+        }
+        if self.is_running && self.look.is_none() && !self.status.rules.is_empty() {
+            out += "packets are those of closed windows: this user cannot ask the agent, or it does not answer\n";
+        }
+        out
+    }
+
+    /// The agent itself.
+    fn head(&self) -> String {
+        let Status { pid, trouble, spool_full, rules, quarantined, .. } = self.status;
+        let mut out = if self.is_running {
+            format!("running (process {pid})\n")
+        } else {
+            "not running; as of its end:\n".to_owned()
+        };
+        for (what, words) in [("trouble", trouble), ("spool is full", spool_full)] {
+            if let Some(words) = words {
+                let _ = writeln!(out, "{what}: {words}");
+            }
+        }
+        let sum = |count: fn(&RuleStatus) -> u64| rules.iter().map(count).sum::<u64>();
+        for (what, windows) in [
+            (
+                "windows put aside in `quarantine`, because they could not be spooled",
+                sum(|r| r.counts.windows_put_aside),
+            ),
+            ("windows that could not be encoded", sum(|r| r.counts.windows_without_object)),
+            ("objects are in `quarantine` of the state directory: somebody must look at them", *quarantined as u64),
+        ] {
+            if windows > 0 {
+                let _ = writeln!(out, "{windows} {what}");
+            }
+        }
+        out
+    }
+
+    fn row(&self, of: &RuleStatus) -> Vec<Cell> {
+        let RuleStatus { rule, direction, action, counts, delivery, .. } = of;
+        let look = self.look.and_then(|look| look.find(of));
+        let [accepted, rejected] = match look {
+            Some(look) => [look.accepted_packets, look.rejected_packets],
+            None => [counts.accepted_packets, counts.rejected_packets],
+        };
+        let rate = look.and_then(|now| self.rate(of, now)).map_or_else(|| "-".to_owned(), count);
+        let window = look.filter(|_| self.is_running).map(|look| {
+            let age = duration(self.now_secs.saturating_sub(look.window_opened_secs).max(0));
+            format!("{age}, ends in {}", duration(look.window_end_secs.saturating_sub(self.now_secs).max(0)))
+        });
+        let last = delivery.last_object.as_ref().map(|last| {
+            let ago = duration(self.now_secs.saturating_sub(last.at_secs).max(0));
+            format!("{ago} ago, {}", bytes(last.bytes))
+        });
+        let mut row = cells![rule, place(of), direction, action];
+        row.push(state(of));
+        row.extend(cells![rate, count(accepted), count(rejected), count(counts.lost_packets), delivery.waiting]);
+        row.extend([last, window].map(|words| Cell::from(words.as_deref().unwrap_or("-"))));
+        row
+    }
+
+    /// Packets a second: since it was looked last, else in the open window so far.
+    fn rate(&self, of: &RuleStatus, now: &CaptureLook) -> Option<u64> {
+        let at_ms = self.look?.at_ms;
+        let (packets, ms) = match self.before.and_then(|before| Some((before.at_ms, before.find(of)?))) {
+            Some((before_ms, before)) => (now.seen_packets.saturating_sub(before.seen_packets), at_ms - before_ms),
+            None => (now.window_packets, at_ms - now.window_opened_secs * 1_000),
+        };
+        let ms = u64::try_from(ms).ok().filter(|ms| *ms > 0)?;
+        Some((packets.saturating_mul(1_000) + ms / 2) / ms)
+    }
+
+    /// What there is to say of one: trouble, and what else may keep packets from it; of every one, if that is wanted.
+    fn below(&self, of: &RuleStatus) -> Vec<String> {
+        let RuleStatus { capture, counts, delivery, xdp, hiding, .. } = of;
+        let mut all = Vec::new();
+        all.extend(capture.why().map(str::to_owned));
+        all.extend(delivery.state.error().map(str::to_owned));
+        if self.is_long {
+            all.extend(progress_words(of, self.now_secs));
+            all.extend(delivery.last_object.as_ref().map(|last| format!("last object {}", last.key)));
+        } else if of.lag_secs(self.now_secs) > LAG_SECS_SAID {
+            all.push(lag_words(of.lag_secs(self.now_secs)));
+        }
+        all.extend(xdp_words(xdp, counts));
+        all.extend(hiding_words(hiding));
+        all
+    }
+}
+
+/// An object that waits no longer is on its way.
+const LAG_SECS_SAID: i64 = 60;
+
+/// The interface, or its id while there is none.
+fn place(of: &RuleStatus) -> &str {
+    if of.interface.is_empty() { &of.interface_id } else { &of.interface }
+}
+
+/// How it is doing, in a word.
+fn state(of: &RuleStatus) -> Cell {
+    let RuleStatus { capture, delivery, .. } = of;
+    let colour = match (capture, &delivery.state) {
+        (CaptureState::Trouble { .. }, _) | (CaptureState::Attached { .. }, RouteState::Blocked { .. }) => Colour::Red,
+        (CaptureState::Attached { .. }, RouteState::Idle | RouteState::Delivering) => Colour::Green,
+        _ => Colour::Yellow,
+    };
+    let word = match (capture, &delivery.state) {
+        (CaptureState::Attached { .. }, RouteState::Idle) => "capturing".to_owned(),
+        (CaptureState::Attached { .. }, route) => tag(route),
+        _ => tag(capture),
+    };
+    Cell::coloured(word, colour)
+}
+
+fn lag_words(secs: i64) -> String {
+    format!("the oldest object waits for {}", duration(secs))
+}
+
+/// Since when it is captured, what was delivered last, what waits, and what the last window came to.
+pub(in crate::cli) fn progress_words(of: &RuleStatus, now_secs: i64) -> Vec<String> {
+    let mut parts: Vec<String> =
+        of.since_secs.map(|secs| format!("capturing since {}", date(secs))).into_iter().collect();
+    parts.push(match &of.delivery.last_object {
+        Some(last) => {
+            let ago = duration(now_secs.saturating_sub(last.at_secs).max(0));
+            format!("last object {ago} ago, {}", bytes(last.bytes))
+        }
+        None => "no object yet".to_owned(),
+    });
+    match of.lag_secs(now_secs) {
+        0 => {}
+        lag => parts.push(lag_words(lag)),
+    }
+    let window = of.last_window.map(|books| {
+        let [start, end] = [books.start_secs, books.end_secs].map(date);
+        format!("window {start} to {end}: {books}")
+    });
+    [Some(parts.join("; ")), window].into_iter().flatten().collect()
+}
+
+/// What there is to say about other people's XDP programs; `None`: there are none.
+pub(in crate::cli) fn xdp_words(xdp: &XdpStatus, counts: &Counts) -> Option<String> {
+    let Counts { xdp_dropped_packets: dropped, xdp_forwarded_packets: forwarded, .. } = counts;
+    if xdp.programs.is_empty() && (*dropped, *forwarded) == (0, 0) {
+        return None;
+    }
+    let programs = match words(&xdp.programs) {
+        none if none.is_empty() => "gone".to_owned(),
+        programs => programs,
+    };
+    let uncounted = xdp.uncounted.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+    let view = match &xdp.view {
+        XdpView { level: XdpLevel::Counters, why: None } => String::new(),
+        XdpView { level, why: None } => format!("; seen by `{}`", level.as_str()),
+        XdpView { level, why: Some(why) } => format!("; seen by `{}` only: {why}", level.as_str()),
+    };
+    Some(format!("xdp of somebody else: {programs}; {dropped} packets dropped, {forwarded} forwarded{uncounted}{view}"))
+}
+
+/// What there is to say about what else may keep packets from the hooks.
+pub(in crate::cli) fn hiding_words(hiding: &Hiding) -> Vec<String> {
+    let (front, offload) = (hiding.front_words(), hiding.offload_words());
+    let mut all = Vec::new();
+    if !front.is_empty() {
+        all.push(format!("in front of our hooks: {front}"));
+    }
+    if !offload.is_empty() {
+        all.push(format!("past our hooks: {offload}"));
+    }
+    all
+}
+
+/// The word for a state, as it is in JSON.
+fn tag(state: &impl Serialize) -> String {
+    let json = serde_json::to_value(state).unwrap_or_default();
+    json["state"].as_str().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(at_ms: i64, seen_packets: u64) -> Look {
+        let capture = CaptureLook {
+            interface_id: "nic-a".to_owned(),
+            seen_packets,
+            accepted_packets: seen_packets - 7,
+            rejected_packets: 7,
+            window_packets: 3_000,
+            window_opened_secs: 970,
+            window_end_secs: 1_600,
+            ..CaptureLook::default()
+        };
+        Look { at_ms, captures: vec![capture] }
+    }
+
+    fn shown(look: Option<&Look>, before: Option<&Look>) -> String {
+        let rule = RuleStatus {
+            rule: "web".to_owned(),
+            interface: "tap0".to_owned(),
+            interface_id: "nic-a".to_owned(),
+            direction: "bidirectional".to_owned(),
+            action: "any".to_owned(),
+            capture: CaptureState::Attached { interface: "tap0".to_owned(), ifindex: 3, netns: None },
+            ..RuleStatus::default()
+        };
+        let status = Status { rules: vec![rule], pid: 5, ..Status::default() };
+        Shown { status: &status, is_running: true, look, before, now_secs: 1_000, is_long: false }.text()
+    }
+
+    #[test]
+    fn packets_a_second_are_those_since_the_last_look_and_at_first_those_of_the_open_window() {
+        let words =
+            |text: &str| text.lines().nth(2).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+        let now = look(1_000_000, 10_007);
+        let first = words(&shown(Some(&now), None));
+        assert_eq!(first, "web tap0 bidirectional any capturing 100 10,000 7 0 0 - 30 s, ends in 10 min");
+        let second = words(&shown(Some(&now), Some(&look(998_000, 7))));
+        assert!(second.contains(" capturing 5,000 10,000 7 "), "{second}");
+        // A clock that was put back is no reason to divide by nothing.
+        assert!(words(&shown(Some(&now), Some(&look(1_000_000, 7)))).contains(" capturing - "));
+        let unasked = shown(None, None);
+        assert!(words(&unasked).contains(" capturing - 0 0 ") && unasked.contains("closed windows"), "{unasked}");
+    }
+}

@@ -1,0 +1,226 @@
+//! Tables for people. On a terminal a row is one line, and what does not fit is cut short in the columns that may be; on a pipe nothing is.
+
+use std::io::IsTerminal as _;
+
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Width, presets};
+use flowlog_model::text::printable;
+
+/// A column: its heading, and what becomes of it where there is little room.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Column {
+    heading: &'static str,
+    kind: Kind,
+    is_spare: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Whole,
+    Cut,
+    Number,
+}
+
+impl Column {
+    const fn new(heading: &'static str, kind: Kind) -> Self {
+        Self { heading, kind, is_spare: false }
+    }
+
+    /// Words; whole, however narrow the terminal is.
+    pub(super) const fn whole(heading: &'static str) -> Self {
+        Self::new(heading, Kind::Whole)
+    }
+
+    /// Words that are cut short where there is no room.
+    pub(super) const fn cut(heading: &'static str) -> Self {
+        Self::new(heading, Kind::Cut)
+    }
+
+    /// A number.
+    pub(super) const fn number(heading: &'static str) -> Self {
+        Self::new(heading, Kind::Number)
+    }
+
+    /// It is left out where the others do not fit; the last of these first.
+    pub(super) const fn spare(mut self) -> Self {
+        self.is_spare = true;
+        self
+    }
+
+    /// How few characters it takes, if its longest cell has so many.
+    fn least(&self, longest: u16) -> u16 {
+        let heading = u16::try_from(self.heading.len()).unwrap_or(u16::MAX);
+        match self.kind {
+            Kind::Cut => heading.max(CUT_CHARS_MIN).min(longest),
+            Kind::Whole | Kind::Number => longest,
+        }
+    }
+}
+
+/// Characters that are left of a column that is cut short.
+const CUT_CHARS_MIN: u16 = 6;
+/// Between columns.
+const GAP_CHARS: u16 = 2;
+
+/// A colour that says how something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Colour {
+    Green,
+    Yellow,
+    Red,
+}
+
+/// One cell.
+pub(super) struct Cell(String, Option<Colour>);
+
+impl Cell {
+    /// In a colour, where there are colours.
+    pub(super) fn coloured(words: impl Into<String>, colour: Colour) -> Self {
+        Self(words.into(), Some(colour))
+    }
+}
+
+impl<S: ToString + ?Sized> From<&S> for Cell {
+    fn from(words: &S) -> Self {
+        Self(words.to_string(), None)
+    }
+}
+
+/// A row of cells out of whatever can be shown.
+macro_rules! cells {
+    ($($cell:expr),* $(,)?) => { vec![$($crate::cli::table::Cell::from(&$cell)),*] };
+}
+pub(super) use cells;
+
+/// See the module's head.
+pub(super) struct Table {
+    inner: comfy_table::Table,
+    columns: Vec<Column>,
+    has_colours: bool,
+}
+
+impl Table {
+    /// For standard output, as it is.
+    pub(super) fn new(columns: &[Column]) -> Self {
+        Self::of_width(columns, None, has_colours())
+    }
+
+    /// With so many characters in a line, whatever standard output is.
+    fn of_width(columns: &[Column], width: Option<u16>, has_colours: bool) -> Self {
+        let mut inner = comfy_table::Table::new();
+        inner.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        inner.set_truncation_indicator("…");
+        if let Some(width) = width {
+            inner.force_no_tty().set_width(width);
+        }
+        inner.set_header(columns.iter().map(|column| column.heading));
+        Self { inner, columns: columns.to_vec(), has_colours }
+    }
+
+    /// Adds a row. Whatever is in it, it can do nothing to a terminal.
+    pub(super) fn row(&mut self, cells: Vec<Cell>) {
+        let cells = cells.into_iter().map(|Cell(words, colour)| {
+            let cell = comfy_table::Cell::new(printable(&words));
+            match colour.filter(|_| self.has_colours) {
+                Some(colour) => cell.fg(colour.into()),
+                None => cell,
+            }
+        });
+        let mut row = comfy_table::Row::from(cells.collect::<Vec<_>>());
+        row.max_height(1);
+        self.inner.add_row(row);
+    }
+
+    /// Its lines.
+    pub(super) fn lines(mut self) -> String {
+        let room = self.inner.width().unwrap_or(u16::MAX);
+        let least: Vec<u16> = self
+            .columns
+            .iter()
+            .zip(self.inner.column_max_content_widths())
+            .map(|(c, longest)| c.least(longest))
+            .collect();
+        let mut needed = least.iter().fold(0, |sum: u16, chars| sum.saturating_add(chars.saturating_add(GAP_CHARS)));
+        let columns = self.columns.iter().zip(&least).zip(self.inner.column_iter_mut());
+        for ((of, least), column) in columns.rev() {
+            column.set_padding((0, GAP_CHARS));
+            if of.kind == Kind::Number {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+            if of.is_spare && needed > room {
+                needed -= least + GAP_CHARS;
+                column.set_constraint(ColumnConstraint::Hidden);
+            } else if of.kind == Kind::Cut {
+                column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least + GAP_CHARS)));
+            } else {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            }
+        }
+        let mut out = self.inner.trim_fmt();
+        out.push('\n');
+        out
+    }
+}
+
+impl From<Colour> for comfy_table::Color {
+    fn from(colour: Colour) -> Self {
+        match colour {
+            Colour::Green => Self::Green,
+            Colour::Yellow => Self::Yellow,
+            Colour::Red => Self::Red,
+        }
+    }
+}
+
+/// Words in a colour, where there are colours.
+pub(super) fn painted(words: &str, colour: Colour) -> String {
+    let number = match colour {
+        Colour::Green => 32,
+        Colour::Yellow => 33,
+        Colour::Red => 31,
+    };
+    if has_colours() { format!("\x1b[{number}m{words}\x1b[0m") } else { words.to_owned() }
+}
+
+/// Whether standard output shows colours, and nobody has asked for none (no-color.org).
+pub(super) fn has_colours() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(width: Option<u16>) -> String {
+        let columns = [
+            Column::whole("NAME"),
+            Column::whole("DIRECTION").spare(),
+            Column::number("PACKETS"),
+            Column::cut("LAST OBJECT"),
+        ];
+        let mut table = Table::of_width(&columns, width, false);
+        table.row(cells!["web", "bidirectional", 5, "a/very/long/key/of/an/object.parquet"]);
+        table.row(cells!["\u{1b}[2Jtwo\nlines", "ingress", 1_234_567, "-"]);
+        table.lines()
+    }
+
+    #[test]
+    fn a_row_is_a_line_as_wide_as_the_terminal_and_whole_on_a_pipe() {
+        let all = table(None);
+        assert_eq!(all.lines().count(), 3, "{all}");
+        assert!(all.contains("a/very/long/key/of/an/object.parquet") && !all.contains('…'), "{all}");
+        let end = |line: usize, words: &str| all.lines().nth(line).and_then(|l| Some(l.find(words)? + words.len()));
+        assert_eq!(end(0, "PACKETS"), end(2, "1234567"), "numbers end where their heading does: {all}");
+        for (width, has_direction) in [(70, true), (50, false)] {
+            let narrow = table(Some(width));
+            assert_eq!(narrow.lines().count(), 3, "{narrow}");
+            assert!(narrow.lines().all(|line| line.chars().count() <= usize::from(width)), "{narrow}");
+            assert!(narrow.contains('…') && narrow.contains("1234567"), "{narrow}");
+            assert_eq!(narrow.contains("bidirectional"), has_direction, "{narrow}");
+        }
+    }
+
+    #[test]
+    fn words_of_others_can_do_nothing_to_a_terminal() {
+        assert!(!table(None).contains('\u{1b}'));
+    }
+}
