@@ -28,12 +28,12 @@ fn queued(ns: &Netns) -> bool {
         || ns.exec(&format!("iptables -A INPUT -p udp --dport 7 -j NFQUEUE --queue-num {QUEUE}")).is_ok()
 }
 
-/// A packet that a queue's program refuses, or that has no program to decide, is REJECT; or README says that
+/// A packet that a queue's program refuses, or that has no program to decide, is REJECT; or docs/limits.md says that
 /// flowlog cannot know (the kernel gives no reason when it frees it), and it is ACCEPT.
 #[test]
 fn what_a_queue_refuses_is_refused_or_a_known_limit() {
     let limit =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap().contains("NFQUEUE");
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/limits.md")).unwrap().contains("NFQUEUE");
     for listening in [true, false] {
         let pair = Pair::new().unwrap();
         if !queued(&pair.a) {

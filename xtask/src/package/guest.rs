@@ -19,7 +19,7 @@ use crate::{
 /// The release, whose systemd knows `Type=notify-reload`.
 const SUITE: &str = "trixie";
 /// What the image has besides Debian's base: an init, and what the test calls.
-const PACKAGES: &str = "systemd,systemd-sysv,iproute2,iputils-ping,bpftool";
+const PACKAGES: &str = "systemd,systemd-sysv,iproute2,iputils-ping,bpftool,ansible-core,python3-apt";
 /// A boot takes a second.
 const BOOT_MAX: Duration = Duration::from_mins(2);
 /// How often it is looked whether the container's first process is there: nobody tells.
@@ -38,7 +38,8 @@ impl Guest {
     /// Makes the image, unless there is one, and boots a copy of it.
     pub(super) fn boot(dir: &Path) -> anyhow::Result<Self> {
         setup::containers()?;
-        let image = dir.with_file_name(format!("{SUITE}.tar"));
+        // With other packages it is another image.
+        let image = dir.with_file_name(format!("{SUITE},{PACKAGES}.tar"));
         if !image.is_file() {
             step(&format!("a clean Debian: {SUITE} with {PACKAGES} (a minute)"));
             let part = image.with_extension("part.tar");

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     setup,
-    util::{output, root, step},
+    util::{output, root, run as run_command, step},
 };
 
 /// `systemd-analyze security` says so much at most, of 10.
@@ -89,7 +89,29 @@ fn try_it(guest: &Guest, debs: &[&Path]) -> anyhow::Result<()> {
     guest.refuse("systemctl cat flowlog.service")?;
     let left: Vec<_> = files(guest)?.difference(&before).cloned().collect();
     ensure!(left.is_empty(), "files are left: {left:?}");
-    Ok(())
+    role(guest)
+}
+
+/// The role for Ansible makes a service of a package, and a second run of it changes nothing.
+fn role(guest: &Guest) -> anyhow::Result<()> {
+    step("the role for Ansible, twice");
+    run_command(
+        Command::new("cp").arg("-r").arg(root().join("docs/examples/ansible")).arg(guest.path("/root/ansible")),
+    )?;
+    let variables = format!(
+        "flowlog_package: /root/flowlog_{VERSION}-{REVISION}_{{{{ 'amd64' if ansible_architecture == 'x86_64' else 'arm64' }}}}.deb\n\
+         flowlog_drop_ins: [local-target.conf]\n\
+         flowlog_config: |\n  [[flow_log]]\n  interfaces = [\"{INTERFACE}\"]\n  target = \"{TARGET}\"\n"
+    );
+    fs::write(guest.path("/root/variables.yml"), variables)?;
+    // The user is root already, and the node is this one.
+    let play = "cd /root/ansible && ansible-playbook --inventory localhost, --connection local --extra-vars ansible_become=false \
+                --extra-vars nodes=localhost --extra-vars @/root/variables.yml site.yml";
+    guest.run(play)?;
+    guest.run("systemctl is-active flowlog && systemctl is-enabled flowlog && flowlog status | grep -q capturing")?;
+    let again = guest.run(play)?;
+    ensure!(again.contains("changed=0 "), "a second run changes something: {again}");
+    guest.run("dpkg --purge flowlog").map(drop)
 }
 
 /// Every file of the container that is not a log, a cache or the object of this test.

@@ -25,7 +25,8 @@ const FILES: [(&str, &str); 5] = [
     ("flowlog.toml", "etc/flowlog/flowlog.toml"),
 ];
 /// Documents of the repository's root.
-const DOCUMENTS: [&str; 5] = ["README.md", "SECURITY.md", "ARCHITECTURE.md", "LICENSE-MIT", "LICENSE-APACHE"];
+const DOCUMENTS: [&str; 6] =
+    ["README.md", "CHANGELOG.md", "SECURITY.md", "ARCHITECTURE.md", "LICENSE-MIT", "LICENSE-APACHE"];
 pub(super) const DOC: &str = "usr/share/doc/flowlog";
 /// The configuration, which a user changes.
 pub(super) const CONFIGURATION: &str = "etc/flowlog/flowlog.toml";

@@ -130,7 +130,7 @@ pub(crate) struct Args {
     /// Machine of the guests; for aarch64 the tests are cross compiled
     #[arg(long, value_enum, default_value_t = Arch::X86)]
     arch: Arch,
-    /// Put what the verifier needed into `integration/verified_instructions.txt`, print a table for README.md
+    /// Put what the verifier needed into `integration/verified_instructions.txt`, print a table for docs/kernels.md
     #[arg(long)]
     record: bool,
     /// Keep scripts and images of the guests in target/vm/run

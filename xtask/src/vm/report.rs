@@ -54,7 +54,7 @@ pub(crate) fn print(results: &[Result], took: Duration, logs: &Path) -> anyhow::
     Ok(())
 }
 
-/// Puts what the verifier needed into its file, and prints the table of README.md.
+/// Puts what the verifier needed into its file, and prints the table of docs/kernels.md.
 pub(crate) fn record(results: &[Result]) -> anyhow::Result<()> {
     let path = root().join(VERIFIED);
     let mut text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
