@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::{BufRead as _, BufReader, Read as _},
     os::unix::{net::UnixDatagram, process::CommandExt as _},
     process::Stdio,
     time::Duration,
@@ -110,4 +111,34 @@ fn the_journal_gets_entries_with_fields_also_from_an_agent_that_has_given_up_wha
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(std::fs::read_to_string(dir.path().join("stderr")).unwrap(), "");
+}
+
+/// The log as a terminal gets it. The terminal is `script`'s.
+fn on_a_terminal(no_color: &str) -> Vec<u8> {
+    let pair = Pair::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let line = format!(
+        "exec {} run --interface eth0 --target ./objects --state-dir ./state --no-pin --no-nodata --window 1d",
+        binary().display()
+    );
+    let mut command = pair.a.command("script");
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("NO_COLOR", no_color);
+    let mut child = command.current_dir(&dir).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut read = BufReader::new(child.stdout.take().unwrap());
+    let mut log = Vec::new();
+    while !String::from_utf8_lossy(&log).contains("capturing") {
+        assert!(read.read_until(b'\n', &mut log).unwrap() > 0, "{}", String::from_utf8_lossy(&log));
+    }
+    let stopped = run_to_end(&pair.a, &["stop", "--state-dir", "./state"], dir.path()).unwrap();
+    assert_eq!(stopped.0, Some(0), "{stopped:?}");
+    read.read_to_end(&mut log).unwrap();
+    assert!(child.wait().unwrap().success(), "{}", String::from_utf8_lossy(&log));
+    log
+}
+
+#[test]
+fn a_terminal_gets_colours_unless_somebody_wants_none() {
+    assert!(on_a_terminal("").contains(&0x1b));
+    let plain = on_a_terminal("1");
+    assert!(!plain.contains(&0x1b), "{}", String::from_utf8_lossy(&plain));
 }

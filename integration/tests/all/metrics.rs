@@ -14,6 +14,7 @@ use std::{
 use integration::{
     agent::{Agent, binary, run_to_end},
     http,
+    managed::Managed,
     net::{Netns, Pair, address, veth},
     traffic,
 };
@@ -101,6 +102,40 @@ fn what_is_scraped_of_an_open_window_is_what_interface_and_firewall_count() {
     let landed: u64 =
         rows.rows.iter().filter(|r| r.direction == "ingress" && r.action == "ACCEPT").map(|r| r.packets).sum();
     assert_eq!(landed, told);
+}
+
+#[test]
+fn refused_logins_are_counted_and_good_ones_are_not() {
+    let node = Managed::new(&format!("no_pin = true\nmetrics = {{ listen = '{ADDRESS}' }}")).unwrap();
+    let mut agent = node.start().unwrap();
+    let refused = || sum(&scrape(&node.node), "flowlog_refused_logins_total", &[]);
+    assert_eq!(node.ask_as("ann", "GET", "/flowlog/v1/flowlogs", None).status, 200);
+    assert_eq!(refused(), 0);
+    for count in 1..=3 {
+        assert_eq!(node.ask_as("a stranger", "GET", "/flowlog/v1/flowlogs", None).status, 401);
+        assert_eq!(refused(), count);
+    }
+    agent.end().unwrap();
+}
+
+#[test]
+fn runs_of_programs_are_counted_while_the_kernel_keeps_statistics() {
+    const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
+    let before = fs::read_to_string(SWITCH).unwrap();
+    let (pair, agent) = measured(&[]);
+    fs::write(SWITCH, "1").unwrap();
+    let rx = || pair.a.statistic("eth0", "rx_packets").unwrap();
+    let begun = rx();
+    pair.b.run(|| traffic::udp("10.1.0.1:9", 200, 100)).unwrap();
+    pair.wait_until_quiet();
+    let received = rx() - begun;
+    let text = scrape(&pair.a);
+    fs::write(SWITCH, before.trim()).unwrap();
+    let runs = sum(&text, "flowlog_program_runs_total", &["program=\"tc_ingress"]);
+    assert!(received >= 200 && (received..received + 200).contains(&runs), "{received} {runs}");
+    let seconds = text.lines().find(|l| l.starts_with("flowlog_program_run_seconds_total{program=\"tc_ingress"));
+    assert!(seconds.is_some_and(|l| !l.ends_with(" 0") && !l.ends_with(" 0.0")), "{seconds:?}");
+    agent.stop().unwrap();
 }
 
 #[test]

@@ -177,6 +177,31 @@ fn three_inside_hosts_from_one_port_to_one_outside_port_are_told_apart_and_found
 }
 
 #[test]
+fn ports_out_of_a_range_lead_to_their_inside_hosts() {
+    const RANGE: std::ops::RangeInclusive<u16> = 4_000..=4_003;
+    let (first, last) = (RANGE.start(), RANGE.end());
+    let net = gateway(&format!(
+        "table inet n {{\n chain p {{ type nat hook postrouting priority 100; meta nfproto ipv4 oifname \"out0\" meta l4proto udp \
+         masquerade to :{first}-{last}; }}\n}}"
+    ));
+    let from: Vec<SocketAddr> = hosts(&net, 3).iter().map(|host| socket(*host, 5_000)).collect();
+    let agent = Agent::start(&net.router, &["in0", "out0"], TRANSLATIONS).unwrap();
+    udp(&net.client, &from, &net.server, (socket(SERVER, 7), socket(SERVER, 7)));
+    let tracked = connections(&net.router);
+    let landed = agent.stop().unwrap();
+    assert_as_tracked(&landed, "out0", &tracked, 6);
+    assert_as_tracked(&landed, "in0", &tracked, 6);
+    let outside = flows(&landed, "out0");
+    assert!(
+        outside
+            .iter()
+            .filter(|r| r.direction == "egress")
+            .all(|r| r.sport >= i64::from(*RANGE.start()) && r.sport <= i64::from(*RANGE.end())),
+        "{outside:#?}"
+    );
+}
+
+#[test]
 fn connections_of_tcp_are_told_as_well() {
     let net = gateway(MASQUERADE);
     let agent = Agent::start(&net.router, &["in0", "out0"], TRANSLATIONS).unwrap();

@@ -181,3 +181,45 @@ fn a_machine_that_lets_nobody_trace_says_so_and_the_drivers_count_stands() {
     assert_eq!(landed.flows("REJECT").0, 0, "no hook has seen them");
     assert_balanced(&landed);
 }
+
+/// libxdp's own command for packet filters, on the node's interface: it has the dispatcher run its program.
+fn xdp_filter(pair: &Pair, args: &[&str]) -> std::io::Result<std::process::Output> {
+    let mut command = std::process::Command::new("nsenter");
+    // `ip netns exec` would hide the bpf file system, by which its calls find each other.
+    command.arg(format!("--net=/run/netns/{}", pair.a.name())).arg("xdp-filter").args(args).output()
+}
+
+#[test]
+fn what_a_program_of_libxdps_dispatcher_drops_is_in_flows() {
+    let (pair, _peer) = pair();
+    if !std::env::var_os("LIBXDP_OBJECT_PATH").is_some_and(|dir| std::path::Path::new(&dir).exists()) {
+        features::skipped(
+            "libxdp is for guests: where nobody may trace, its programs cannot be put into its dispatcher",
+        );
+        return;
+    }
+    for args in [&["load", "eth0"][..], &["port", "7", "--proto", "udp"]] {
+        let done = xdp_filter(&pair, args).unwrap();
+        assert!(done.status.success(), "{args:?}: {done:?}");
+    }
+    let mut agent = Agent::start(&pair.a, &["eth0"], &TRACE).unwrap();
+    if !is_traced(&mut agent) {
+        return;
+    }
+    let named = agent.log();
+    assert!(named.contains("xdp_dispatcher"), "{named}");
+    send_all(&pair);
+    let landed = agent.stop().unwrap();
+    let said = xdp_filter(&pair, &["status"]).unwrap();
+    let _ = xdp_filter(&pair, &["unload", "eth0"]);
+    // Its own count of port 7: the last number of the line.
+    let status = String::from_utf8_lossy(&said.stdout);
+    let line =
+        status.lines().find(|line| line.split_whitespace().next() == Some("7")).unwrap_or_else(|| panic!("{said:?}"));
+    let counted: u64 = line.split_whitespace().next_back().unwrap().parse().unwrap();
+    assert_eq!(counted, DROPPED as u64, "{status}");
+    assert_eq!(rejected(&landed, 7), counted, "{:#?}", landed.rows);
+    assert_eq!(landed.flows("REJECT").0, counted, "nothing else was refused: {:#?}", landed.rows);
+    assert_eq!(accepted(&landed, 8), PASSED as u64, "{:#?}", landed.rows);
+    assert_balanced(&landed);
+}

@@ -51,6 +51,12 @@ fn credentials_that_others_may_read_are_refused_at_the_start() {
     chmod(&credentials, 0o604);
     let args = ["--target", "s3://flows", "--s3-credentials", credentials.to_str().unwrap()];
     assert_refused(Agent::spawn(&pair.a, &["eth0"], &args).unwrap(), &credentials, 0o604, "chmod 600");
+    // The same as systemd hands them over (`LoadCredential=s3:…`), where no file is named.
+    let handed_over = dir.path().join("s3");
+    fs::rename(&credentials, &handed_over).unwrap();
+    let variables = [("CREDENTIALS_DIRECTORY", dir.path().to_str().unwrap())];
+    let agent = Agent::spawn_env(&pair.a, &["eth0"], &["--target", "s3://flows"], &variables).unwrap();
+    assert_refused(agent, &handed_over, 0o604, "chmod 600");
 }
 
 #[test]

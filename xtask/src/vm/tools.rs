@@ -11,40 +11,47 @@ use anyhow::ensure;
 
 use crate::util::{output, run as run_command, step};
 
-/// `ovs-dpctl` speaks to Open vSwitch in the kernel, without any daemon.
-const PACKAGE: &str = "openvswitch-switch";
-const PROGRAM: &str = "usr/bin/ovs-dpctl";
+/// Packages, and what each is wanted for: `ovs-dpctl` speaks to Open vSwitch in the kernel, without any daemon; `xdp-filter` has
+/// libxdp's dispatcher run its programs.
+const PACKAGES: [(&str, &str); 2] = [("openvswitch-switch", "usr/bin/ovs-dpctl"), ("xdp-tools", "usr/sbin/xdp-filter")];
 
 /// Where programs and libraries are below `dir`; downloaded the first time.
 pub(crate) fn folder(dir: &Path) -> anyhow::Result<PathBuf> {
     let folder = dir.join("tools");
-    if folder.join(PROGRAM).is_file() {
-        return Ok(folder);
+    for (package, program) in PACKAGES {
+        if !folder.join(program).is_file() {
+            unpack(package, dir, &folder)?;
+            ensure!(folder.join(program).is_file(), "{package} has no {program} any more");
+        }
     }
-    step(&format!("{PACKAGE} for the guests, unpacked into {}", folder.display()));
+    Ok(folder)
+}
+
+fn unpack(package: &str, dir: &Path, folder: &Path) -> anyhow::Result<()> {
+    step(&format!("{package} for the guests, unpacked into {}", folder.display()));
     let apt = |program: &str| {
         let mut command = Command::new(program);
         command.env_remove("APT_CONFIG").env("LC_ALL", "C");
         command
     };
     // What is installed here is in the guests' root as well.
-    let plan = output(apt("apt-get").args(["install", "--simulate", "-qq", "--no-install-recommends", PACKAGE]))?;
+    let plan = output(apt("apt-get").args(["install", "--simulate", "-qq", "--no-install-recommends", package]))?;
     let missing: Vec<&str> = plan.lines().filter_map(|l| l.strip_prefix("Inst ")?.split_whitespace().next()).collect();
     let debs = dir.join("tools.part");
     let _ = fs::remove_dir_all(&debs);
     fs::create_dir_all(&debs)?;
     run_command(apt("apt-get").args(["download", "-qq"]).args(missing).current_dir(&debs))?;
     for deb in fs::read_dir(&debs)? {
-        run_command(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(&folder))?;
+        run_command(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(folder))?;
     }
-    fs::remove_dir_all(&debs)?;
-    ensure!(folder.join(PROGRAM).is_file(), "{PACKAGE} has no {PROGRAM} any more");
-    Ok(folder)
+    Ok(fs::remove_dir_all(&debs)?)
 }
 
 /// Lines of a guest's script after which the programs are found.
 pub(crate) fn exports(folder: &Path) -> String {
     let folder = folder.display();
     let libraries = format!("{folder}/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
-    format!("export PATH=$PATH:{folder}/usr/bin LD_LIBRARY_PATH={libraries}\n")
+    format!(
+        "export PATH=$PATH:{folder}/usr/bin:{folder}/usr/sbin LD_LIBRARY_PATH={libraries} LIBXDP_OBJECT_PATH={libraries}/bpf\n"
+    )
 }
