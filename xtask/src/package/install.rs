@@ -105,7 +105,7 @@ fn role(guest: &Guest) -> anyhow::Result<()> {
     );
     fs::write(guest.path("/root/variables.yml"), variables)?;
     // The user is root already, and the node is this one.
-    let play = "cd /root/ansible && ansible-playbook --inventory localhost, --connection local --extra-vars ansible_become=false \
+    let play = "cd /root/ansible && LC_ALL=C.UTF-8 ansible-playbook --inventory localhost, --connection local --extra-vars ansible_become=false \
                 --extra-vars nodes=localhost --extra-vars @/root/variables.yml site.yml";
     guest.run(play)?;
     guest.run("systemctl is-active flowlog && systemctl is-enabled flowlog && flowlog status | grep -q capturing")?;
