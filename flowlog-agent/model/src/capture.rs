@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     interface::{Bound, IfKey, Mac, Netns, Selector},
+    labels::Labels,
     rule::{Direction, InvalidField, Rule, Side, words},
 };
 
@@ -64,6 +65,8 @@ pub struct CaptureSpec {
     pub wait: bool,
     /// Rows have the other side of address translations.
     pub translations: bool,
+    /// What its resource is known by: metadata of its objects.
+    pub labels: Labels,
     /// What is captured, and where its objects go.
     pub rule: Rule,
     /// What its flow log is called now, if that is not the rule's name.
@@ -116,6 +119,9 @@ pub struct WatchSpec {
     /// Rows have the other side of address translations.
     #[serde(default)]
     pub translations: bool,
+    /// What its resource is known by: metadata of its objects.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 impl WatchSpec {
@@ -143,7 +149,7 @@ impl WatchSpec {
         Bound { name: &self.interface, index: self.ifindex, netns_inum: self.netns_inum, mac: self.mac }
     }
 
-    /// Whether it is the same rule on the same interface, which may have another name by now.
+    /// Whether it is the same rule on the same interface, which may have another name, and other labels, by now.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         let Self { ifindex, hook, rule, node_id, account_id, interface_id, side, netns_inum, translations, .. } = other;

@@ -4,6 +4,7 @@
 //! * [`interface`]: network interfaces, and which one is meant;
 //! * [`capture`]: a rule on an interface, asked for and watched;
 //! * [`xdp`]: other people's XDP programs; [`hiding`]: what else may keep packets from hooks;
+//! * [`labels`]: what a resource is known by besides its id;
 //! * [`translation`]: packets' addresses and ports, as connection tracking knows them;
 //! * [`live`]: flows as they are seen, and which are asked for;
 //! * [`sweep`]: emptying the kernel's caches;
@@ -22,6 +23,7 @@ pub mod figures;
 pub mod hiding;
 pub mod ids;
 pub mod interface;
+pub mod labels;
 pub mod live;
 pub mod rule;
 pub(crate) mod s3;
@@ -34,5 +36,6 @@ pub mod xdp;
 
 pub use capture::{CaptureSpec, HookKind, WatchSpec};
 pub use ids::{Epoch, FlowLogId, IfaceId};
+pub use labels::Labels;
 pub use s3::S3Options;
 pub use time::{MonoNs, NS_PER_SEC, Now, WallNs};

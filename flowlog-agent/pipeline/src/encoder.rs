@@ -314,6 +314,7 @@ mod tests {
             foreign: Foreign::default(),
             xdp: XdpWindow::default(),
             translations: false,
+            labels: flowlog_model::Labels::default(),
             hiding: flowlog_model::hiding::Hiding::default(),
         };
         Closed { info, table, truth: Some(truth), hook: HookKind::Tc, place: (1, Netns::at(1, None)) }

@@ -130,6 +130,7 @@ pub(crate) fn info() -> ObjectInfo {
         foreign: Foreign::default(),
         xdp: XdpWindow::default(),
         translations: false,
+        labels: flowlog_model::Labels::default(),
         hiding: flowlog_model::hiding::Hiding::default(),
     }
 }

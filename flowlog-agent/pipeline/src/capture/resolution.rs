@@ -121,6 +121,7 @@ fn spec(capture: &CaptureSpec, node_id: &str, dev: &NetDev) -> WatchSpec {
         netns: dev.netns.name(),
         mac: dev.mac,
         translations: capture.translations,
+        labels: capture.labels.clone(),
     }
 }
 
@@ -147,7 +148,7 @@ impl Resolution {
 #[cfg(test)]
 mod tests {
     use flowlog_model::{
-        Epoch, HookKind, IfaceId, MonoNs, Now, WallNs,
+        Epoch, HookKind, IfaceId, Labels, MonoNs, Now, WallNs,
         interface::{Mac, Netns, Selector},
         rule::{Rule, Side},
     };
@@ -198,6 +199,7 @@ mod tests {
             side: Side::Guest,
             wait: true,
             translations: false,
+            labels: Labels::default(),
             rule: Rule::sample(60),
             called: None,
         }

@@ -433,8 +433,10 @@ pub(super) fn follow<N: Node>(books: &mut Books<N>, found: &Resolution) -> Resul
         if wanted.dev.name != w.spec.interface {
             tracing::info!(interface = w.spec.interface, now = wanted.dev.name, "the interface has another name");
         }
-        if (&wanted.dev.name, wanted.dev.mac) != (&w.spec.interface, w.spec.mac) {
-            named.push(Event::Named { id, interface: wanted.dev.name.clone(), mac: wanted.dev.mac });
+        let labels = &wanted.spec.labels;
+        if (&wanted.dev.name, wanted.dev.mac, labels) != (&w.spec.interface, w.spec.mac, &w.spec.labels) {
+            let (interface, mac) = (wanted.dev.name.clone(), wanted.dev.mac);
+            named.push(Event::Named { id, interface, mac, labels: labels.clone() });
         }
     }
     if named.is_empty() { Ok(()) } else { Ok(books.record(&named)?) }

@@ -163,6 +163,7 @@ fn metadata(info: &ObjectInfo, balance: &Balance, more: [(&str, Option<String>);
         pairs.push(pair("xdp_packets", info.xdp.counts_words()));
     }
     let hidden = [("in_front", info.hiding.front_words()), ("offload", info.hiding.offload_words())];
+    pairs.extend(info.labels.iter().map(|(name, value)| pair(&format!("label.{name}"), value.to_owned())));
     pairs.extend(hidden.into_iter().filter(|(_, words)| !words.is_empty()).map(|(key, words)| pair(key, words)));
     pairs
 }

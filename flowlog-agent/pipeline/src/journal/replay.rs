@@ -197,6 +197,7 @@ mod tests {
             netns: None,
             mac: None,
             translations: false,
+            labels: flowlog_model::Labels::default(),
         };
         let span = *WindowClock::new(60, NOW).current();
         Event::Watch { id: IfaceId(id), spec: Box::new(spec), span, epoch: Epoch(1), gap: None, since_secs: None }

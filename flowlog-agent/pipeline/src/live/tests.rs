@@ -27,6 +27,7 @@ fn spec(nic: u16, rule: Rule) -> WatchSpec {
         netns: None,
         mac: None,
         translations: false,
+        labels: flowlog_model::Labels::default(),
     }
 }
 

@@ -365,6 +365,7 @@ fn spec(nic: u16) -> CaptureSpec {
         side: Side::Host,
         wait: true,
         translations: false,
+        labels: flowlog_model::Labels::default(),
         rule: Rule { nodata: false, ..Rule::sample(1) },
         called: None,
     }

@@ -1,6 +1,7 @@
 //! What is known about a window besides its flows.
 
 use flowlog_model::{
+    Labels,
     hiding::Hiding,
     rule::{Rule, Side},
 };
@@ -32,6 +33,8 @@ pub struct ObjectInfo {
     pub xdp: XdpWindow,
     /// Its rows have the other side of address translations.
     pub translations: bool,
+    /// What its resource is known by.
+    pub labels: Labels,
     /// What else may have kept packets from the hooks.
     pub hiding: Hiding,
 }
@@ -90,6 +93,7 @@ mod tests {
             foreign: Foreign::default(),
             xdp: XdpWindow::default(),
             translations: false,
+            labels: Labels::default(),
             hiding: Hiding::default(),
         };
         assert_eq!(whole.marks(), None);

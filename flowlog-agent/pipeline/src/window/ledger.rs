@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use flowlog_ebpf::abi::{Count, Truth};
 use flowlog_model::{
-    Epoch, HookKind, IfaceId, Now, WatchSpec,
+    Epoch, HookKind, IfaceId, Labels, Now, WatchSpec,
     figures::Volume,
     hiding::Hiding,
     interface::{Mac, Netns},
@@ -66,12 +66,15 @@ pub enum Event {
     },
     /// An interface is not watched any more. Its windows have been closed.
     Unwatch { id: IfaceId },
-    /// The interface has another name or hardware address.
+    /// The interface has another name or hardware address, or its resource other labels.
     Named {
         id: IfaceId,
         interface: String,
         /// Its hardware address now.
         mac: Option<Mac>,
+        /// What its resource is known by now.
+        #[serde(default, skip_serializing_if = "Labels::is_empty")]
+        labels: Labels,
     },
     /// A closed window's object is durable, or there is none.
     Done { key: String },
@@ -185,7 +188,7 @@ impl Watched {
     #[must_use]
     pub(crate) fn closing_info(&self) -> Option<ObjectInfo> {
         let Closing { span, flushed_early, xdp, .. } = self.closing.as_ref()?;
-        let WatchSpec { rule, node_id, account_id, interface_id, side, translations, .. } = self.spec.clone();
+        let WatchSpec { rule, node_id, account_id, interface_id, side, translations, labels, .. } = self.spec.clone();
         let span = *span;
         let flushed_early = *flushed_early;
         Some(ObjectInfo {
@@ -201,6 +204,7 @@ impl Watched {
             foreign: Foreign::default(),
             xdp: xdp.clone(),
             translations,
+            labels,
             hiding: Hiding::default(),
         })
     }
@@ -321,10 +325,11 @@ impl Ledger {
             Event::Unwatch { id } => {
                 self.watched.remove(&id);
             }
-            Event::Named { id, interface, mac } => {
+            Event::Named { id, interface, mac, labels } => {
                 let spec = &mut self.watched.get_mut(&id)?.spec;
                 spec.interface = interface;
                 spec.mac = mac;
+                spec.labels = labels;
             }
             Event::Closing { id, span, flushed_early } => {
                 let w = self.watched.get_mut(&id)?;

@@ -138,6 +138,7 @@ fn spec(hook: HookKind) -> WatchSpec {
         netns: None,
         mac: None,
         translations: false,
+        labels: flowlog_model::Labels::default(),
     }
 }
 
