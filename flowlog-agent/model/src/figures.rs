@@ -143,6 +143,21 @@ impl Latencies {
     }
 }
 
+/// A source of the inventory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceFigures {
+    /// What it is called.
+    pub name: String,
+    /// `names`, `libvirt`, `ovsdb`.
+    pub kind: &'static str,
+    /// Its last look found all there is.
+    pub is_up: bool,
+    /// NICs that it knows of, whoever they belong to.
+    pub nics: usize,
+    /// Looks that failed, or left something out.
+    pub failures: u64,
+}
+
 /// What the node's part of the agent has to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFigures {
@@ -160,6 +175,8 @@ pub struct NodeFigures {
     pub programs: Vec<ProgramFigures>,
     /// Uploads by store.
     pub uploads: BTreeMap<String, Latencies>,
+    /// Sources of the inventory.
+    pub sources: Vec<SourceFigures>,
 }
 
 /// Everything.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use flowlog_control::{
     api::RefusedLogins,
+    inventory::source::board::Board,
     metrics::{FiguresSource, MetricsListener},
 };
 use flowlog_host::clock;
@@ -25,6 +26,7 @@ type Question = oneshot::Sender<Figures>;
 pub(super) struct Questions {
     asked: Option<mpsc::Receiver<Question>>,
     refused: RefusedLogins,
+    board: Board,
 }
 
 /// The other end.
@@ -41,15 +43,19 @@ impl FiguresSource for Asking {
 
 impl Questions {
     /// Serves figures, if they are to be served, on a thread that ends with the process.
-    pub(super) fn serve(listening: Option<MetricsListener>, refused: RefusedLogins) -> Result<Self, AgentError> {
-        let Some(listening) = listening else { return Ok(Self { asked: None, refused }) };
+    pub(super) fn serve(
+        listening: Option<MetricsListener>,
+        refused: RefusedLogins,
+        board: Board,
+    ) -> Result<Self, AgentError> {
+        let Some(listening) = listening else { return Ok(Self { asked: None, refused, board }) };
         let (sender, asked) = mpsc::channel(QUESTIONS_MAX);
         thread::with_a_runtime("metrics", || async {
             if let Err(error) = listening.run(Arc::new(Asking(sender))).await {
                 tracing::error!(%error, "metrics are not served");
             }
         })?;
-        Ok(Self { asked: Some(asked), refused })
+        Ok(Self { asked: Some(asked), refused, board })
     }
 
     /// The next question; waits for ever if nobody can ask.
@@ -77,6 +83,7 @@ impl Questions {
             logins_refused: self.refused.count(),
             programs: kernel.programs.statistics(),
             uploads: delivery.progress.borrow().uploads.clone(),
+            sources: self.board.figures(),
         };
         let status = delivery.reporter.said();
         // Whoever asked may not have waited.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flowlog_control::inventory::source::follow::Interfaces;
 use flowlog_ebpf::abi::{self, Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
@@ -42,6 +43,8 @@ pub(super) struct KernelSource {
     pub(super) xdp_level: XdpLevel,
     /// What is known of these.
     pub(super) namespaces: Namespaces,
+    /// Whom to tell which interfaces there are.
+    pub(super) told: Option<Interfaces>,
 }
 
 /// An interface that cannot be hooked may be gone already; everything else is about the kernel.
@@ -245,7 +248,11 @@ impl Node for KernelSource {
     }
 
     fn interfaces(&self) -> Result<Vec<NetDev>, SourceError> {
-        netdev::all().map_err(unknown)
+        let devices = netdev::all().map_err(unknown)?;
+        if let Some(told) = self.told.as_ref().filter(|told| told.are_wanted()) {
+            told.are(devices.iter().map(|dev| dev.name.clone()).collect());
+        }
+        Ok(devices)
     }
 
     fn interfaces_elsewhere(&self, named: &BTreeSet<NetnsName>, all: bool) -> Elsewhere {

@@ -6,18 +6,25 @@ use async_trait::async_trait;
 use flowlog_control::{
     api::RefusedLogins,
     flow_logs::{
-        Answer, BucketProbe, CaptureOrder, Parts, ProbeError, captures, control_plane, flow_log::Settings,
-        principals::Principals, store::FlowLogStore,
+        Answer, BucketProbe, CaptureOrder, Parts, ProbeError, captures, control_plane,
+        flow_log::Settings,
+        principals::Principals,
+        store::FlowLogStore,
+        templates::{self, Templates},
     },
     inventory::{
         BucketRegistry,
         load::{Loaded, Loader, Places},
+        source::{
+            board::Board,
+            follow::{Interfaces, Sources},
+        },
         watch::{self as changes, Again},
     },
     serve::{Listening, listen},
 };
 use flowlog_host::trust::{self, Kind, Stamp, TrustError, stamp};
-use flowlog_kernel::heap;
+use flowlog_kernel::{heap, netdev};
 use flowlog_model::{CaptureSpec, S3Options, rule::Location, status::Status};
 use flowlog_pipeline::upload::{BucketError, Buckets};
 use tokio::sync::{mpsc, watch};
@@ -38,6 +45,10 @@ const ORDERS_MAX: usize = 4;
 pub(crate) struct Files {
     pub inventory: watch::Receiver<Arc<Loaded>>,
     pub principals: watch::Receiver<Arc<Principals>>,
+    /// How the sources of the inventory are doing.
+    pub board: Board,
+    /// Whom to tell which interfaces there are.
+    pub interfaces: Interfaces,
 }
 
 impl Files {
@@ -51,7 +62,9 @@ impl Files {
             let unusable = |e: TrustError| AgentError::File { path: path.clone(), problem: e.to_string() };
             trust::check(path, Kind::Orders).map_err(unusable)?;
         }
-        let mut loader = Loader::new(places.clone());
+        let names = netdev::all().unwrap_or_default().into_iter().map(|dev| dev.name).collect();
+        let sources = Sources::open(manage.sources.clone(), names);
+        let mut loader = Loader::new(places.clone()).with(&sources);
         let first = loader.load();
         first.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
         let read = manage.principals.as_deref().and_then(|p| stamp(p).ok());
@@ -61,9 +74,14 @@ impl Files {
         };
         let inventory = watch::Sender::new(Arc::new(first));
         let principals = watch::Sender::new(Arc::new(known));
-        let opened = Self { inventory: inventory.subscribe(), principals: principals.subscribe() };
+        let opened = Self {
+            inventory: inventory.subscribe(),
+            principals: principals.subscribe(),
+            board: sources.board(),
+            interfaces: sources.interfaces(),
+        };
         let path = manage.principals.clone();
-        Ok((opened, Watching { places, loader, inventory, path, read, principals }))
+        Ok((opened, Watching { places, loader, sources, inventory, path, read, principals }))
     }
 
     /// How buckets are reached: as the inventory says, else as configured.
@@ -80,6 +98,7 @@ impl Files {
 pub(crate) struct Watching {
     places: Places,
     loader: Loader,
+    sources: Sources,
     inventory: watch::Sender<Arc<Loaded>>,
     /// File of the principals.
     path: Option<PathBuf>,
@@ -93,12 +112,31 @@ impl Watching {
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub(crate) fn start(mut self) -> Result<Again, AgentError> {
-        let files: Vec<PathBuf> = self.places.file.iter().chain(&self.path).cloned().collect();
-        let dirs = Vec::from_iter(self.places.dir.clone());
-        changes::watch(&files, &dirs, move || self.read_again()).map_err(system("watch the inventory"))
+    pub(crate) fn start(self) -> Result<Again, AgentError> {
+        let Self { places, loader, sources, inventory, path, read, principals } = self;
+        let mut reading = Reading { loader, inventory, path, read, principals };
+        let files: Vec<PathBuf> = places.file.iter().chain(&reading.path).cloned().collect();
+        let dirs = Vec::from_iter(places.dir);
+        let again =
+            changes::watch(&files, &dirs, move || reading.read_again()).map_err(system("watch the inventory"))?;
+        let nudge = again.nudge().map_err(system("watch the inventory"))?;
+        sources.follow(&Arc::new(nudge)).map_err(system("start a thread"))?;
+        Ok(again)
     }
+}
 
+/// The part of it that the thread has.
+struct Reading {
+    loader: Loader,
+    inventory: watch::Sender<Arc<Loaded>>,
+    /// File of the principals.
+    path: Option<PathBuf>,
+    /// The principals as they were read last.
+    read: Option<Stamp>,
+    principals: watch::Sender<Arc<Principals>>,
+}
+
+impl Reading {
     fn read_again(&mut self) {
         let loaded = self.loader.load();
         self.inventory.send_if_modified(|now| {
@@ -123,6 +161,7 @@ impl Watching {
 /// The store, opened before anything is captured.
 pub(crate) struct Managed {
     settings: Settings,
+    templates: Templates,
     files: Files,
     store: FlowLogStore,
     listening: Listening,
@@ -139,10 +178,19 @@ impl Managed {
     pub(crate) fn open(manage: &Manage, files: Files, config: &mut Config) -> Result<Self, AgentError> {
         let store = FlowLogStore::open(&config.state_dir)?;
         let fixed = config.captures.clone();
-        config.captures.extend(captures::captures(store.flow_logs(), &files.inventory.borrow().inventory));
+        let loaded = files.inventory.borrow().clone();
+        config.captures.extend(captures::captures(store.flow_logs(), &loaded.inventory));
+        config.captures.extend(manage.templates.captures(&loaded.inventory, &templates::taken(&store)));
         let places_max = usize::from(config.sizes.interfaces_max).saturating_sub(fixed.len());
         let listening = listen(&manage.api)?;
-        Ok(Self { settings: manage.settings.clone(), files, store, listening, fixed, places_max })
+        let (settings, templates) = (manage.settings.clone(), manage.templates.clone());
+        Ok(Self { settings, templates, files, store, listening, fixed, places_max })
+    }
+
+    /// What is read from files, and found by sources.
+    #[must_use]
+    pub(crate) fn files(&self) -> &Files {
+        &self.files
     }
 
     /// The inventory, now and later.
@@ -162,11 +210,23 @@ impl Managed {
         live: LiveFlows,
         refused: RefusedLogins,
     ) -> Result<Orders, AgentError> {
-        let Self { settings, files: Files { inventory, principals }, store, listening, fixed, places_max } = self;
+        let Self { settings, templates, files, store, listening, fixed, places_max } = self;
+        let Files { inventory, principals, .. } = files;
+        let (changing, templates) = watch::channel(Arc::new(templates));
         let (orders, wanted) = mpsc::channel(ORDERS_MAX);
         let buckets = Arc::new(Probe(buckets));
-        let parts =
-            Parts { store, inventory, principals, buckets, settings, places_max, orders, status, live: Arc::new(live) };
+        let parts = Parts {
+            store,
+            inventory,
+            principals,
+            buckets,
+            settings,
+            templates,
+            places_max,
+            orders,
+            status,
+            live: Arc::new(live),
+        };
         let (control, worker) = control_plane(parts);
         thread::with_a_runtime("api", || async {
             let ((), served) = tokio::join!(worker.run(), listening.run(Arc::new(control), heap::give_back, refused));
@@ -174,7 +234,7 @@ impl Managed {
                 tracing::error!(%error, "the API is not served");
             }
         })?;
-        Ok(Orders { wanted, fixed, waiting: None })
+        Ok(Orders { wanted, fixed, templates: changing, waiting: None })
     }
 }
 
@@ -196,6 +256,9 @@ impl BucketProbe for Probe {
 pub(crate) struct Orders {
     wanted: mpsc::Receiver<CaptureOrder>,
     fixed: Vec<CaptureSpec>,
+    /// Flow logs by selection: whoever changes them is followed.
+    #[allow(dead_code, reason = "held, so that whoever follows it waits")]
+    templates: watch::Sender<Arc<Templates>>,
     /// Where to answer when the last order has been carried out.
     waiting: Option<Answer>,
 }

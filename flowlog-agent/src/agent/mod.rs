@@ -106,8 +106,9 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
     let shown = LiveFlows(live.clone());
     let refused = RefusedLogins::default();
     let serve = |m: Managed| m.serve(buckets, delivery.reporter.subscribe(), shown, refused.clone());
+    let board = managed.as_ref().map(|m| m.files().board.clone()).unwrap_or_default();
     let orders = managed.map(serve).transpose()?;
-    let questions = Questions::serve(metrics, refused)?;
+    let questions = Questions::serve(metrics, refused, board)?;
     if let Some(unknown) = capture.node().kernel.reasons().unknown() {
         tracing::warn!("this kernel has {unknown}");
     }
@@ -172,7 +173,8 @@ fn begin(mut config: Config, fs: &Arc<dyn Filesystem>, files: Option<Files>) -> 
     let metrics = config.metrics.as_ref().map(metrics::listen).transpose()?;
     let found = recover(&**fs)?;
     check_interfaces(&config)?;
-    let (node, head) = open_kernel(&config, &found)?;
+    let (mut node, head) = open_kernel(&config, &found)?;
+    node.told = managed.as_ref().map(|m| m.files().interfaces.clone());
     let (capture, pending) = Capture::start(node, setup(&config), Inherited { fs: fs.clone(), found, head })?;
     Ok(Begun { config, spool, managed, metrics, capture, pending })
 }
@@ -189,6 +191,10 @@ pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
     config.enters_namespaces = true;
     // Owners get their XDP programs back.
     config.xdp = XdpLevel::Counters;
+    // Of the inventory it needs the buckets.
+    if let Some(manage) = &mut config.manage {
+        manage.sources.clear();
+    }
     // The pinned maps have the sizes that they were made with, whatever the configuration says now.
     if let Some(made) = config.pin_dir.as_deref().map(pins::made_for).transpose()?.flatten() {
         config.sizes = made.sizes;

@@ -54,7 +54,8 @@ pub(super) fn open_spool(config: &Config, fs: &Arc<dyn Filesystem>) -> Result<Sp
 
 /// Options that make no store are mistakes of whoever wrote them. Whether a store is there, and takes objects, is not asked here.
 pub(super) fn check_targets(config: &Config) -> Result<(), AgentError> {
-    for target in config.captures.iter().map(|c| &c.rule.target) {
+    let by_selection = config.manage.iter().flat_map(|m| &m.templates.all).map(|t| &t.rule.target);
+    for target in config.captures.iter().map(|c| &c.rule.target).chain(by_selection) {
         Bucket::check(&target.location, &config.s3)
             .map_err(|source| AgentError::Target { target: target.to_string(), source })?;
     }
@@ -168,6 +169,7 @@ pub(super) fn open_kernel(config: &Config, found: &Recovered) -> Result<(KernelS
             restore_order: config.restore_order,
             xdp_level: config.xdp,
             namespaces: Namespaces::default(),
+            told: None,
         },
         head,
     ))

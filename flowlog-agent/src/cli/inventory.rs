@@ -1,4 +1,4 @@
-//! `flowlog inventory list`: what the running agent knows to be on this node.
+//! `flowlog inventory`: what the running agent knows to be on this node.
 
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ use flowlog_model::text::printable;
 
 use super::{
     client::{ClientArgs, read, word},
+    import,
     out::{self, say},
     status::Output,
     table::{Column, Table, cells},
@@ -29,17 +30,22 @@ pub(super) struct InventoryArgs {
 enum What {
     /// List NICs, NAT gateways and load balancers, and their flow logs.
     List,
+    /// Show what a source of the inventory would bring, or write it into a file: without an agent.
+    Import(Box<import::ImportArgs>),
 }
 
 pub(super) fn run(args: InventoryArgs) -> anyhow::Result<ExitCode> {
-    let InventoryArgs { agent, what: What::List } = args;
+    let InventoryArgs { agent, what } = args;
+    if let What::Import(import) = what {
+        return import::run(*import);
+    }
     let output = agent.output;
     let inventory = agent.client().get("inventory")?;
     if output == Output::Json {
         out::json(&inventory)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let InventoryList { resources, problems } = read(inventory)?;
+    let InventoryList { resources, unowned, problems } = read(inventory)?;
     let mut table = Table::new(&[
         Column::whole("ID"),
         Column::whole("KIND"),
@@ -48,12 +54,18 @@ pub(super) fn run(args: InventoryArgs) -> anyhow::Result<ExitCode> {
         Column::cut("INTERFACES"),
         Column::cut("FLOW LOG"),
     ]);
-    for Listed { resource: r, flow_log } in resources {
+    for Listed { resource: r, flow_log, selected_by } in resources {
         let interfaces: Vec<String> = r.interfaces.iter().map(|i| i.selector.to_string()).collect();
-        let named = flow_log.map_or_else(|| "-".to_owned(), |f| f.name);
+        let named = match (selected_by, flow_log) {
+            (Some(name), _) => format!("{name} (by selection)"),
+            (None, flow_log) => flow_log.map_or_else(|| "-".to_owned(), |f| f.name),
+        };
         table.row(cells![r.id, word(&r.kind), r.contract, word(&r.side), interfaces.join(", "), named]);
     }
     out::text(&table.lines())?;
+    for nic in unowned {
+        say!("{}", printable(&nic.to_string()))?;
+    }
     for problem in problems {
         say!("problem: {}", printable(&problem))?;
     }

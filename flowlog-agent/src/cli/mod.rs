@@ -10,6 +10,7 @@ mod detach;
 #[cfg(test)]
 mod documents;
 mod exit;
+mod import;
 mod inventory;
 mod observe;
 mod out;
@@ -61,7 +62,7 @@ Examples:
     Observe(Box<observe::ObserveArgs>),
     /// Show the largest interfaces, flows, talkers and drop reasons, live.
     Top(Box<top::TopArgs>),
-    /// What the running agent knows to be on this node.
+    /// What the running agent knows to be on this node; and what it could know.
     Inventory(inventory::InventoryArgs),
     /// Show what the running agent has, in a browser: flow logs to look at, add, provision, rename and delete.
     Console(console::ConsoleArgs),

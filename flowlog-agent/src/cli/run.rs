@@ -21,6 +21,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let confined = confine::enter(Keep {
         enters_namespaces: config.enters_namespaces,
         asks_for_programs: config.xdp.asks_for_programs(),
+        reads_others_files: config.reads_others_files(),
     })
     .map_err(AgentError::from)?;
     runtime()?.block_on(agent::run(config, &confined))?;

@@ -4,17 +4,26 @@
 mod documents;
 mod marks;
 mod raw;
+mod select;
 #[cfg(test)]
 mod shipped;
 
 use std::path::PathBuf;
 
-use flowlog_control::{flow_logs::flow_log::Settings, inventory::load::Places, metrics::Endpoint, serve::ApiOptions};
+use flowlog_control::{
+    flow_logs::{flow_log::Settings, templates::Templates},
+    inventory::{
+        load::Places,
+        source::spec::{self as sources, SourceKind, SourceSpec},
+    },
+    metrics::Endpoint,
+    serve::ApiOptions,
+};
 use flowlog_ebpf::abi::RING_BYTES_MIN;
 use flowlog_host::trust::{self, Kind, TrustError};
 use flowlog_kernel::{Moves, Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
-    CaptureSpec, HookKind, S3Options,
+    CaptureSpec, HookKind, Labels, S3Options,
     interface::{NetnsName, Selector},
     rule::{Action, Directions, InvalidField, Location, Name, Rule, Side, Target, key_part, window_secs},
     xdp::XdpLevel,
@@ -74,6 +83,12 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// Whether files are read that may be another user's.
+    #[must_use]
+    pub(crate) fn reads_others_files(&self) -> bool {
+        self.manage.iter().flat_map(|m| &m.sources).any(|s| s.kind() == SourceKind::Libvirt)
+    }
+
     /// Whether anybody wants the other side of address translations. Rules from a store may at any time.
     #[must_use]
     pub(crate) fn may_want_translations(&self) -> bool {
@@ -85,6 +100,10 @@ impl Config {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Manage {
     pub places: Places,
+    /// What the hypervisor knows.
+    pub sources: Vec<SourceSpec>,
+    /// Flow logs by selection.
+    pub templates: Templates,
     /// Who may do what; nobody but the node's operator if absent.
     pub principals: Option<PathBuf>,
     /// For new flow logs.
@@ -97,7 +116,7 @@ impl Manage {
     /// Whether there are interfaces whose flow logs can be managed.
     #[must_use]
     fn has_inventory(&self) -> bool {
-        self.places.file.is_some() || self.places.dir.is_some()
+        self.places.file.is_some() || self.places.dir.is_some() || !self.sources.is_empty()
     }
 }
 
@@ -141,8 +160,12 @@ impl RawConfig {
     fn manage(&self) -> Result<Option<Manage>, InvalidField> {
         let api = &self.api;
         let inventory = match &self.inventory {
-            Some(RawInventory { file: None, dir: None }) => {
-                return Err(InvalidField::new("inventory", "", "name its `file`, its `dir`, or both"));
+            Some(RawInventory { file: None, dir: None, sources }) if sources.is_empty() => {
+                return Err(InvalidField::new(
+                    "inventory",
+                    "",
+                    "name its `file`, its `dir`, a `[[inventory.source]]`, or several",
+                ));
             }
             // Without one there are no flow logs to manage; the others can be looked at.
             None if api.socket.is_none() && api.listen.is_none() => return Ok(None),
@@ -175,6 +198,8 @@ impl RawConfig {
                 // The static flow logs say so as well.
                 enters_namespaces: self.follow_namespaces || self.flow_logs.iter().any(|log| log.netns.is_some()),
             },
+            sources: sources::check_all(&inventory.sources)?,
+            templates: select::templates(&self.flow_logs)?,
             principals: api.principals.clone(),
             settings: Settings {
                 window_secs: window_secs(defaults.window.unwrap_or(WINDOW_SECS_DEFAULT))?,
@@ -200,7 +225,11 @@ impl RawConfig {
             None => host_name(),
         };
         let mut captures = Vec::new();
-        for log in &self.flow_logs {
+        if let Some(log) = self.flow_logs.iter().find(|log| log.select.is_some() && self.inventory.is_none()) {
+            let name = log.name.as_deref().unwrap_or(NAME_DEFAULT);
+            return Err(InvalidField::new("select", name, "selects from the inventory: add `[inventory]`").into());
+        }
+        for log in self.flow_logs.iter().filter(|log| log.select.is_none()) {
             captures.extend(log.check()?);
         }
         if captures.len() < captures_min {
@@ -294,7 +323,8 @@ impl RawSizes {
 }
 
 impl RawFlowLog {
-    fn check(&self) -> Result<Vec<CaptureSpec>, InvalidField> {
+    /// What is captured, and where its objects go.
+    fn rule(&self) -> Result<Rule, InvalidField> {
         let mut target: Target = self.target.parse()?;
         if let Location::Directory(path) = &mut target.location {
             *path = whole(path).map_err(|e| InvalidField::new("target", &self.target, e.to_string()))?;
@@ -305,7 +335,7 @@ impl RawFlowLog {
             }
             target = target.with_prefix(prefix)?;
         }
-        let rule = Rule {
+        Ok(Rule {
             id: None,
             name: self.name.as_deref().unwrap_or(NAME_DEFAULT).parse::<Name>()?,
             directions: self.direction.as_deref().map_or(Ok(Directions::default()), str::parse)?,
@@ -315,8 +345,23 @@ impl RawFlowLog {
             nodata: self.nodata.unwrap_or(true),
             subsecond: self.subsecond.unwrap_or(false),
             hive_layout: layout(self.layout.as_deref())?,
-        };
-        let hook = self.hook.as_deref().map_or(Ok(HookKind::default()), str::parse)?;
+        })
+    }
+
+    fn hook(&self) -> Result<HookKind, InvalidField> {
+        self.hook.as_deref().map_or(Ok(HookKind::default()), str::parse)
+    }
+
+    fn check(&self) -> Result<Vec<CaptureSpec>, InvalidField> {
+        let rule = self.rule()?;
+        let hook = self.hook()?;
+        if self.interfaces.is_empty() {
+            return Err(InvalidField::new(
+                "interfaces",
+                rule.name.as_str(),
+                "name one at least, or `select` from the inventory",
+            ));
+        }
         let interface_id = self.interface_id.as_deref().map(|id| key_part("interface_id", id)).transpose()?;
         if interface_id.is_some() && self.interfaces.len() != 1 {
             let rule = "belongs to one interface; write one flow log for each";
@@ -334,6 +379,7 @@ impl RawFlowLog {
                 side: Side::Host,
                 wait: self.wait.unwrap_or(false),
                 translations: self.translations.unwrap_or(false),
+                labels: Labels::default(),
                 rule: rule.clone(),
                 called: None,
             })

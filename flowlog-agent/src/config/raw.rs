@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
-use flowlog_model::S3Options;
+use flowlog_control::inventory::{Kind as ResourceKind, source::spec::RawSource};
+use flowlog_model::{Labels, S3Options};
 use serde::Deserialize;
 
 /// The file, as written. Flags fill the same structure.
@@ -112,6 +113,9 @@ pub(crate) struct RawInventory {
     pub file: Option<PathBuf>,
     /// The directory of drop-ins.
     pub dir: Option<PathBuf>,
+    /// What the hypervisor knows.
+    #[serde(default, rename = "source")]
+    pub sources: Vec<RawSource>,
 }
 
 /// The table `[api]` of the file.
@@ -159,7 +163,10 @@ pub(crate) struct RawDefaults {
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawFlowLog {
     /// Names of interfaces; one capture for each.
+    #[serde(default)]
     pub interfaces: Vec<String>,
+    /// Instead: what of the inventory it is for.
+    pub select: Option<RawSelect>,
     /// The network namespace that they are in: a name of `ip netns`, or a path.
     pub netns: Option<String>,
     pub target: String,
@@ -187,4 +194,15 @@ pub(crate) struct RawFlowLog {
     /// Inventory id; only with one interface.
     pub interface_id: Option<String>,
     pub account_id: Option<String>,
+}
+
+/// `select` of a flow log.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawSelect {
+    pub contract: Option<String>,
+    /// `nic`, `nat_gateway`, …
+    pub kind: Option<ResourceKind>,
+    #[serde(default)]
+    pub label: Labels,
 }

@@ -42,15 +42,28 @@ fn the_configuration_of_packages_says_nothing_until_it_is_uncommented_and_then_e
     RawConfig::from_file(Path::new(&file)).and_then(RawConfig::check).expect("a configuration");
     let document: toml::Table = toml::from_str(&uncommented).expect("TOML");
     assert_eq!(written(&document), understood(""));
-    for (name, value) in &document {
-        let (head, table) = match value {
-            toml::Value::Table(table) => (format!("[{name}]"), table),
-            toml::Value::Array(tables) => (format!("[[{name}]]"), tables[0].as_table().expect("a table")),
+    compare(&document, "");
+}
+
+/// Tables below a table, and those below them: all of an array together have every key.
+fn compare(document: &toml::Table, below: &str) {
+    for (name, value) in document {
+        let path = format!("{below}{name}");
+        let (head, tables) = match value {
+            toml::Value::Table(table) => (format!("[{path}]"), vec![table]),
+            toml::Value::Array(all) if all.iter().all(toml::Value::is_table) => {
+                (format!("[[{path}]]"), all.iter().filter_map(toml::Value::as_table).collect())
+            }
             _ => continue,
         };
-        // Its keys are marks of the operator's own rules.
-        if name != "verdict_marks" {
-            assert_eq!(written(table), understood(&head), "{head}");
+        // Its keys are marks of the operator's own rules; those of tables on one line are not all there.
+        if ["verdict_marks", "contracts", "datacenters", "labels", "select"].contains(&name.as_str()) {
+            continue;
+        }
+        let keys: BTreeSet<String> = tables.iter().flat_map(|table| written(table)).collect();
+        assert_eq!(keys, understood(&head), "{head}");
+        for table in tables {
+            compare(table, &format!("{path}."));
         }
     }
 }

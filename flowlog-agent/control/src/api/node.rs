@@ -25,7 +25,7 @@ use crate::{
         store::AuditEntry,
         summary::Summary,
     },
-    inventory::{Contract, Resource},
+    inventory::{Contract, Resource, source::spec::UnownedNic},
 };
 
 /// Entries of the audit log that are shown.
@@ -141,6 +141,9 @@ pub(crate) async fn finished(RequestContext { app, caller, place, base, .. }: Re
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct InventoryList {
     pub resources: Vec<Listed>,
+    /// NICs that sources have found and that are nobody's: for the node's operator only.
+    #[serde(default)]
+    pub unowned: Vec<UnownedNic>,
     /// Why files or entries of the inventory are not used: for the node's operator only, who knows where they are.
     pub problems: Vec<String>,
 }
@@ -151,6 +154,9 @@ pub struct Listed {
     #[serde(flatten)]
     pub resource: Resource,
     pub flow_log: Option<FlowLogName>,
+    /// The flow log of the configuration that covers it by selection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selected_by: Option<String>,
 }
 
 /// As much of a flow log as tells which one it is.
@@ -165,15 +171,20 @@ pub struct FlowLogName {
 pub(crate) async fn inventory(RequestContext { app, caller, .. }: RequestContext) -> Answer<InventoryList> {
     let loaded = app.control.reader.inventory();
     let taken = app.control.reader.flow_logs(&caller, |_| true);
+    let covered = app.control.reader.covered(&caller);
     let seen = loaded.inventory.resources.values().filter(|r| caller.sees(&r.contract));
     let resources = seen.map(|resource| {
         let flow_log = taken.iter().find(|f| f.parent.id == resource.id);
         let name = |f: &FlowLog| FlowLogName { id: f.id, name: f.properties.name.clone(), state: f.state };
-        Listed { resource: resource.clone(), flow_log: flow_log.map(name) }
+        let selected_by = covered.get(&resource.id).cloned();
+        Listed { resource: resource.clone(), flow_log: flow_log.map(name), selected_by }
     });
     let resources = resources.collect();
-    let problems = if caller.contract().is_none() { loaded.problems.clone() } else { Vec::new() };
-    Ok(Json(InventoryList { resources, problems }))
+    let (unowned, problems) = match caller.contract() {
+        None => (loaded.inventory.unowned.clone(), loaded.problems.clone()),
+        Some(_) => (Vec::new(), Vec::new()),
+    };
+    Ok(Json(InventoryList { resources, unowned, problems }))
 }
 
 /// The audit log, newest first.

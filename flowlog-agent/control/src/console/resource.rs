@@ -95,6 +95,7 @@ fn drawn(console: &Console, visitor: &Visitor, resource: &Resource) -> Markup {
     let reader = &console.app.control.reader;
     let flow_logs = reader.flow_logs(&visitor.caller, |f| f.parent.id == resource.id);
     let standing = tree::standing(&flow_logs, resource.id).map(|f| f.id);
+    let selected_by = reader.covered(&visitor.caller).remove(&resource.id);
     let interfaces: Vec<String> = resource.interfaces.iter().map(|i| i.selector.to_string()).collect();
     html! {
         h1 { (label(resource)) }
@@ -105,6 +106,10 @@ fn drawn(console: &Console, visitor: &Visitor, resource: &Resource) -> Markup {
             div { dt { "Data center" } dd { code { (resource.datacenter) } } }
             div { dt { "Interface" } dd { (seen(&interfaces.join(", "))) } }
             @if visitor.caller.contract().is_none() { div { dt { "Contract" } dd { (resource.contract) } } }
+            @if !resource.labels.is_empty() { div { dt { "Labels" } dd { (seen(&resource.labels.to_string())) } } }
+            @if let Some(name) = &selected_by {
+                div { dt { "Captured" } dd { "by flow log " strong { (seen(name)) } " of this node's configuration, which selects it; a flow log of its own takes its place" } }
+            }
         }
         @for flow_log in &flow_logs { (section(console, visitor, flow_log, standing == Some(flow_log.id))) }
         @if flow_logs.is_empty() { (adding(visitor, resource)) }

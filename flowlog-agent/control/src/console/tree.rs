@@ -6,6 +6,7 @@ use axum::{
     extract::{Query, State},
     response::{Html, IntoResponse as _},
 };
+use flowlog_model::status::{CaptureState, RuleStatus, Status};
 use maud::{Markup, html};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -49,18 +50,20 @@ pub(super) fn standing(flow_logs: &[FlowLog], resource: Uuid) -> Option<&FlowLog
 }
 
 /// Whether a search finds a resource: each of its words is somewhere in what is known of it.
-fn is_found(search: &str, resource: &Resource, flow_log: Option<&FlowLog>) -> bool {
+fn is_found(search: &str, resource: &Resource, flow_log: Option<&FlowLog>, selected_by: Option<&str>) -> bool {
     let interfaces: Vec<String> = resource.interfaces.iter().map(|i| format!("{} {}", i.id, i.selector)).collect();
     let server = resource.server.map(|s| s.to_string()).unwrap_or_default();
     let name = flow_log.map_or("", |f| f.properties.name.as_str());
     let all = format!(
-        "{} {} {} {server} {} {} {name} {}",
+        "{} {} {} {server} {} {} {name} {} {} {}",
         resource.kind,
         resource.id,
         resource.name,
         resource.datacenter,
         resource.contract,
-        interfaces.join(" ")
+        interfaces.join(" "),
+        selected_by.unwrap_or_default(),
+        resource.labels
     );
     let all = all.to_lowercase();
     search.to_lowercase().split_whitespace().all(|word| all.contains(word))
@@ -70,10 +73,13 @@ fn grown(console: &Console, caller: &Caller, search: &str) -> Tree {
     let reader = &console.app.control.reader;
     let loaded = reader.inventory();
     let flow_logs = reader.flow_logs(caller, |_| true);
+    let covered = reader.covered(caller);
+    let status = reader.status();
     let mut tree = Tree::new();
     for resource in loaded.inventory.resources.values().filter(|r| caller.sees(&r.contract)) {
         let flow_log = standing(&flow_logs, resource.id);
-        if !is_found(search, resource, flow_log) {
+        let selected_by = covered.get(&resource.id).map(String::as_str);
+        if !is_found(search, resource, flow_log, selected_by) {
             continue;
         }
         let summary: Option<Summary> = flow_log.cloned().map(|f| reader.summary(f));
@@ -84,13 +90,35 @@ fn grown(console: &Console, caller: &Caller, search: &str) -> Tree {
         let leaf = Leaf {
             id: resource.id,
             label: label(resource),
-            light: summary.as_ref().map_or(Light::Grey, Light::of),
-            beside: summary.map(|s| seen(&s.flow_log.properties.name).into_owned()).unwrap_or_default(),
+            light: match (&summary, selected_by) {
+                (Some(summary), None) => Light::of(summary),
+                (None, None) => Light::Grey,
+                (_, Some(_)) => by_selection(resource, &status),
+            },
+            beside: match (selected_by, summary) {
+                (Some(name), _) => format!("{} (by selection)", seen(name)),
+                (None, summary) => summary.map(|s| seen(&s.flow_log.properties.name).into_owned()).unwrap_or_default(),
+            },
         };
         let place = (resource.contract.clone(), resource.datacenter);
         tree.entry(place).or_default().entry(branch).or_default().push(leaf);
     }
     tree
+}
+
+/// The light of what a flow log of the configuration covers: how its captures are doing.
+fn by_selection(resource: &Resource, status: &Status) -> Light {
+    let ids = |id: &str| resource.interfaces.iter().any(|i| i.id == id);
+    let of = |rule: &RuleStatus| match rule.capture {
+        CaptureState::Attached { .. } => Light::Green,
+        CaptureState::Waiting { .. } | CaptureState::Unknown => Light::Yellow,
+        CaptureState::Trouble { .. } => Light::Red,
+    };
+    let lights = status.rules.iter().filter(|rule| ids(&rule.interface_id)).map(of);
+    [Light::Red, Light::Yellow, Light::Green]
+        .into_iter()
+        .find(|light| lights.clone().any(|l| l == *light))
+        .unwrap_or(Light::Grey)
 }
 
 impl Branch {

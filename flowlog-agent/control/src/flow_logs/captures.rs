@@ -75,7 +75,9 @@ pub(super) fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<Capt
         hive_layout: settings.hive_layout,
     };
     let (interfaces, side) = interfaces(flow_log, inventory);
-    let translations = parent(flow_log, inventory).is_some_and(|r| r.translations);
+    let parent = parent(flow_log, inventory);
+    let translations = parent.is_some_and(|r| r.translations);
+    let labels = parent.map(|r| r.labels.clone()).unwrap_or_default();
     let capture = |i: Interface| CaptureSpec {
         interface: i.selector,
         interface_id: Some(i.id),
@@ -84,6 +86,7 @@ pub(super) fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<Capt
         side,
         wait: true,
         translations,
+        labels: labels.clone(),
         rule: rule.clone(),
         called: Some(checked.name.as_str().to_owned()),
     };
@@ -92,6 +95,7 @@ pub(super) fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<Capt
 
 #[cfg(test)]
 mod tests {
+    use flowlog_model::Labels;
     use uuid::Uuid;
 
     use super::*;
@@ -110,6 +114,8 @@ mod tests {
             server: Some(Uuid::from_u128(4)),
             side: Side::Guest,
             translations: false,
+            labels: Labels::default(),
+            source: None,
             interfaces: vec![Interface { id: n.to_string(), selector: Selector::name(name) }],
         }
     }
@@ -126,6 +132,7 @@ mod tests {
         let inventory = Inventory {
             resources: [nic(2, "tap0"), nic(5, "tap1"), nic(6, "tap2")].into_iter().map(|r| (r.id, r)).collect(),
             buckets: BucketPlace::Directory("/srv".into()).into(),
+            ..Inventory::default()
         };
         for (state, captured) in State::ALL.into_iter().zip([false, false, true, true, false]) {
             let logs = BTreeMap::from([flow_log(1, 2, state)]);
@@ -145,8 +152,7 @@ mod tests {
         assert_eq!((all[0].interface_id.as_deref(), &all[0].interface), (Some("2"), &Selector::absent()));
         // One of the same id and another contract is not its parent.
         let stranger = Resource { contract: "2".parse().expect("contract"), ..nic(2, "tap0") };
-        let inventory =
-            Inventory { resources: BTreeMap::from([(stranger.id, stranger)]), buckets: BucketRegistry::default() };
+        let inventory = Inventory { resources: BTreeMap::from([(stranger.id, stranger)]), ..Inventory::default() };
         assert_eq!(captures(&logs, &inventory)[0].interface, Selector::absent());
     }
 

@@ -4,7 +4,8 @@
 //! * [`access`], [`principals`]: who is asking, and what they may do;
 //! * [`flow_log`], [`request`]: the things that are kept, and their states;
 //! * [`store`]: keeping them, transactionally; `shares`: what is forgotten first;
-//! * [`captures`]: what the kernel is to do, as a function of the store and the inventory;
+//! * [`captures`]: what the kernel is to do, as a function of the store and the inventory; [`templates`]: and of the configuration, by
+//!   selection;
 //! * [`reader`]: what callers see; [`history`]: of the last hours;
 //! * [`editor`]: what callers can wish for; all of it is quick; [`expected`]: and of which version;
 //! * [`validator`]: the checks behind the green light;
@@ -27,6 +28,7 @@ pub mod request;
 mod shares;
 pub mod store;
 pub mod summary;
+pub mod templates;
 pub(crate) mod validator;
 pub(crate) mod worker;
 
@@ -45,6 +47,7 @@ use flowlog_model::{
 use principals::Principals;
 use reader::Reader;
 use store::{FlowLogStore, FlowLogStoreError, SharedStore};
+use templates::Templates;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use validator::Validator;
 use worker::Worker;
@@ -128,6 +131,8 @@ pub struct Parts {
     pub buckets: Arc<dyn BucketProbe>,
     /// For new flow logs.
     pub settings: Settings,
+    /// Flow logs by selection, as of now and later.
+    pub templates: watch::Receiver<Arc<Templates>>,
     /// Interfaces that there is room for in the kernel's maps.
     pub places_max: usize,
     /// The way to the agent.
@@ -149,18 +154,25 @@ pub struct Control {
     pub live: Arc<dyn LiveSource>,
 }
 
+/// What captures are a function of.
+#[derive(Clone)]
+pub(crate) struct Wanted {
+    pub store: SharedStore,
+    pub inventory: watch::Receiver<Arc<Loaded>>,
+    pub templates: watch::Receiver<Arc<Templates>>,
+}
+
 /// Takes over the store. The worker must run for requests to be carried out.
 #[must_use]
 pub fn control_plane(parts: Parts) -> (Control, Worker) {
-    let Parts { store, inventory, principals, buckets, settings, places_max, orders, status, live } = parts;
+    let Parts { store, inventory, principals, buckets, settings, templates, places_max, orders, status, live } = parts;
     let store = SharedStore::new(store);
     let work = Arc::new(Notify::new());
-    let validator = Validator::new(store.clone(), inventory.clone(), buckets, orders.clone(), places_max);
-    let validator = Arc::new(validator);
-    let worker =
-        Worker::new(store.clone(), inventory.clone(), principals.clone(), validator.clone(), orders, work.clone());
+    let wanted = Wanted { store: store.clone(), inventory: inventory.clone(), templates: templates.clone() };
+    let validator = Arc::new(Validator::new(wanted.clone(), buckets, orders.clone(), places_max));
+    let worker = Worker::new(wanted, principals.clone(), validator.clone(), orders, work.clone());
     let editor = Editor::new(store.clone(), settings, work);
-    let reader = Reader::new(store, inventory, principals, status);
+    let reader = Reader::new(store, inventory, templates, principals, status);
     (Control { reader, editor, validator, live }, worker)
 }
 

@@ -1,6 +1,6 @@
 //! What callers see: nothing of contracts that are not theirs.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use flowlog_host::clock;
 use flowlog_model::{FlowLogId, status::Status};
@@ -17,6 +17,7 @@ use super::{
     request::Request,
     store::{AuditEntry, FlowLogStore, SharedStore},
     summary::Summary,
+    templates::{self, Templates},
 };
 use crate::inventory::{Resource, load::Loaded};
 
@@ -27,6 +28,7 @@ pub(crate) const LONG_POLL: Duration = Duration::from_secs(20);
 pub struct Reader {
     store: SharedStore,
     inventory: watch::Receiver<Arc<Loaded>>,
+    templates: watch::Receiver<Arc<Templates>>,
     principals: watch::Receiver<Arc<Principals>>,
     status: watch::Receiver<Arc<Status>>,
     history: History,
@@ -36,16 +38,26 @@ impl Reader {
     pub(super) fn new(
         store: SharedStore,
         inventory: watch::Receiver<Arc<Loaded>>,
+        templates: watch::Receiver<Arc<Templates>>,
         principals: watch::Receiver<Arc<Principals>>,
         status: watch::Receiver<Arc<Status>>,
     ) -> Self {
-        Self { store, inventory, principals, status, history: History::default() }
+        Self { store, inventory, templates, principals, status, history: History::default() }
     }
 
     /// The inventory as of now.
     #[must_use]
     pub(crate) fn inventory(&self) -> Arc<Loaded> {
         self.inventory.borrow().clone()
+    }
+
+    /// By which flow log of the configuration each resource is covered that a caller sees.
+    #[must_use]
+    pub(crate) fn covered(&self, caller: &Caller) -> BTreeMap<Uuid, String> {
+        let (loaded, templates) = (self.inventory(), self.templates.borrow().clone());
+        let taken = templates::taken(&self.store.lock());
+        let seen = loaded.inventory.resources.values().filter(|r| caller.sees(&r.contract));
+        seen.filter_map(|r| Some((r.id, templates.of(r, &taken)?.name().to_owned()))).collect()
     }
 
     /// The principals as of now.

@@ -8,7 +8,7 @@ use futures_util::{FutureExt as _, StreamExt as _, stream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    BucketProbe, CaptureOrder, ProbeError, Refused,
+    BucketProbe, CaptureOrder, ProbeError, Refused, Wanted,
     access::{Access, Caller, Operation},
     allowed,
     captures::{captures_with, interfaces, target},
@@ -17,6 +17,7 @@ use super::{
     reader::visible,
     stamp,
     store::{Change, FlowLogStore, SharedStore},
+    templates::{self, Templates},
 };
 use crate::inventory::{Inventory, load::Loaded};
 
@@ -29,6 +30,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Validator {
     store: SharedStore,
     inventory: watch::Receiver<Arc<Loaded>>,
+    templates: watch::Receiver<Arc<Templates>>,
     buckets: Arc<dyn BucketProbe>,
     /// The way to the agent, who knows the interfaces.
     orders: mpsc::Sender<CaptureOrder>,
@@ -38,13 +40,13 @@ pub struct Validator {
 
 impl Validator {
     pub(super) fn new(
-        store: SharedStore,
-        inventory: watch::Receiver<Arc<Loaded>>,
+        wanted: Wanted,
         buckets: Arc<dyn BucketProbe>,
         orders: mpsc::Sender<CaptureOrder>,
         places_max: usize,
     ) -> Self {
-        Self { store, inventory, buckets, orders, places_max }
+        let Wanted { store, inventory, templates } = wanted;
+        Self { store, inventory, templates, buckets, orders, places_max }
     }
 
     /// Checks a draft; it becomes validated if nothing is wrong, and a draft again if something is.
@@ -97,7 +99,7 @@ impl Validator {
             }
         }
         let tried = self.tried(&good, inventory).await;
-        let mut room = self.room(inventory);
+        let mut room = self.room(inventory, batch);
         for (flow_log, problems) in batch.iter().zip(&mut all) {
             let is_good = problems.is_empty();
             match &tried {
@@ -134,7 +136,14 @@ impl Validator {
         if new.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let captures = captures_with(self.store.lock().flow_logs(), inventory, new);
+        let captures = {
+            let store = self.store.lock();
+            // What they take is not covered by selection any more.
+            let mut taken = templates::taken(&store);
+            taken.extend(new.iter().map(|f| f.parent.id));
+            let by_selection = self.templates.borrow().captures(inventory, &taken);
+            captures_with(store.flow_logs(), inventory, new).into_iter().chain(by_selection).collect()
+        };
         let (done, answer) = oneshot::channel();
         let is_ending = || "the agent is ending".to_owned();
         let order = CaptureOrder { captures, is_trial: true, done };
@@ -143,11 +152,14 @@ impl Validator {
     }
 
     /// Interfaces that there is still room for: each is a place in maps whose memory was taken when the agent started.
-    fn room(&self, inventory: &Inventory) -> usize {
+    fn room(&self, inventory: &Inventory, batch: &[FlowLog]) -> usize {
         let store = self.store.lock();
         let holds = |f: &&FlowLog| f.state.captures() || f.state == State::Deleting;
         let taken: usize = store.flow_logs().values().filter(holds).map(|f| interfaces(f, inventory).0.len()).sum();
-        self.places_max.saturating_sub(taken)
+        let mut parents = templates::taken(&store);
+        parents.extend(batch.iter().map(|f| f.parent.id));
+        let by_selection = self.templates.borrow().captures(inventory, &parents).len();
+        self.places_max.saturating_sub(taken + by_selection)
     }
 
     /// Whether an object can be made in the bucket: one is, and removed again.

@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    CaptureOrder,
+    CaptureOrder, Wanted,
     access::Caller,
     captures,
     editor::audit,
@@ -29,6 +29,7 @@ use super::{
     principals::Principals,
     request::{Ended, Progress, Request, Work},
     store::{Change, FlowLogStoreError, SharedStore},
+    templates::{self, Templates},
     validator::Validator,
 };
 use crate::inventory::{Contract, Inventory, load::Loaded};
@@ -43,8 +44,11 @@ const DONE: &str = "Request has been successfully executed";
 pub struct Worker {
     store: SharedStore,
     inventory: watch::Receiver<Arc<Loaded>>,
+    templates: watch::Receiver<Arc<Templates>>,
     principals: watch::Receiver<Arc<Principals>>,
     validator: Arc<Validator>,
+    /// What has been said of resources that several flow logs select.
+    said: std::sync::Mutex<BTreeSet<String>>,
     /// The way to the agent.
     orders: mpsc::Sender<CaptureOrder>,
     /// One order at a time; what the last one called active flow logs.
@@ -55,14 +59,15 @@ pub struct Worker {
 
 impl Worker {
     pub(super) fn new(
-        store: SharedStore,
-        inventory: watch::Receiver<Arc<Loaded>>,
+        wanted: Wanted,
         principals: watch::Receiver<Arc<Principals>>,
         validator: Arc<Validator>,
         orders: mpsc::Sender<CaptureOrder>,
         work: Arc<Notify>,
     ) -> Self {
-        Self { store, inventory, principals, validator, orders, ordering: Mutex::default(), work }
+        let Wanted { store, inventory, templates } = wanted;
+        let (said, ordering) = Default::default();
+        Self { store, inventory, templates, principals, validator, said, orders, ordering, work }
     }
 
     pub async fn run(self) {
@@ -70,6 +75,7 @@ impl Worker {
         let mut busy = BTreeSet::new();
         let mut tasks = JoinSet::new();
         let mut inventory = worker.inventory.clone();
+        let mut templates = worker.templates.clone();
         // The inventory may have changed while no agent ran: the first round compares the store with it.
         inventory.mark_changed();
         loop {
@@ -81,6 +87,7 @@ impl Worker {
             tokio::select! {
                 () = worker.work.notified() => worker.follow_names().await,
                 Ok(()) = inventory.changed() => worker.follow_inventory().await,
+                Ok(()) = templates.changed() => drop(worker.order().await),
                 Some(ended) = tasks.join_next() => match ended {
                     Ok(contract) => drop(busy.remove(&contract)),
                     Err(error) => {
@@ -280,7 +287,13 @@ impl Worker {
         loop {
             let loaded = self.inventory.borrow().clone();
             *called = self.names();
-            let captures = captures::captures(self.store.lock().flow_logs(), &loaded.inventory);
+            let templates = self.templates.borrow().clone();
+            let captures = {
+                let store = self.store.lock();
+                let by_selection = templates.captures(&loaded.inventory, &templates::taken(&store));
+                captures::captures(store.flow_logs(), &loaded.inventory).into_iter().chain(by_selection).collect()
+            };
+            self.say_several(&templates, &loaded.inventory);
             let (done, answer) = oneshot::channel();
             let sent = self.orders.send(CaptureOrder { captures, is_trial: false, done }).await;
             match answer.await {
@@ -292,6 +305,14 @@ impl Worker {
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// Says which resources several flow logs of the configuration select, once.
+    fn say_several(&self, templates: &Templates, inventory: &Inventory) {
+        let now = templates.several(inventory);
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        now.difference(&said).for_each(|words| tracing::info!("{words}"));
+        *said = now;
     }
 
     /// What flow logs that capture are called.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use flowlog_host::trust::{self, Kind as FileKind};
 use flowlog_model::{
-    S3Options,
+    Labels, S3Options,
     interface::{By, Selector},
     rule::Side,
 };
@@ -63,7 +63,8 @@ struct Nic {
     id: Uuid,
     #[serde(default)]
     name: String,
-    server: Uuid,
+    /// Without one it is not below a server in the cloud's API.
+    server: Option<Uuid>,
     datacenter: Uuid,
     contract: Contract,
     interface: Selector,
@@ -71,6 +72,8 @@ struct Nic {
     side: Option<Side>,
     /// Rows have the other side of address translations; not unless said otherwise.
     translations: Option<bool>,
+    #[serde(default)]
+    labels: Labels,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -86,6 +89,8 @@ struct Gateway {
     side: Option<Side>,
     /// Rows have the other side of address translations, unless said otherwise.
     translations: Option<bool>,
+    #[serde(default)]
+    labels: Labels,
 }
 
 /// A directory, or how the server is reached. (`deny_unknown_fields` and `flatten` agree at one level only, serde-rs/serde#2384: there is a
@@ -199,7 +204,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String, String> {
 
 impl Nic {
     fn check(&self) -> Result<Resource, String> {
-        let Self { id, name, server, datacenter, contract, interface, side, translations } = self.clone();
+        let Self { id, name, server, datacenter, contract, interface, side, translations, labels } = self.clone();
         let problem = |words: String| format!("nic {id}: {words}");
         check_name(&name).and_then(|()| check_selector(&interface)).map_err(problem)?;
         Ok(Resource {
@@ -208,9 +213,11 @@ impl Nic {
             name,
             contract,
             datacenter,
-            server: Some(server),
+            server,
             side: side.unwrap_or(Side::Guest),
             translations: translations.unwrap_or(false),
+            labels,
+            source: None,
             interfaces: vec![Interface { id: id.to_string(), selector: interface }],
         })
     }
@@ -218,7 +225,7 @@ impl Nic {
 
 impl Gateway {
     fn check(&self, kind: Kind) -> Result<Resource, String> {
-        let Self { id, name, datacenter, contract, public_interfaces, side, translations } = self.clone();
+        let Self { id, name, datacenter, contract, public_interfaces, side, translations, labels } = self.clone();
         let problem = |words: String| format!("{kind} {id}: {words}");
         check_name(&name).map_err(problem)?;
         public_interfaces.iter().try_for_each(check_selector).map_err(problem)?;
@@ -243,7 +250,8 @@ impl Gateway {
         }
         let side = side.unwrap_or(Side::Host);
         let translations = translations.unwrap_or(true);
-        Ok(Resource { id, kind, name, contract, datacenter, server: None, side, translations, interfaces })
+        let (server, source) = (None, None);
+        Ok(Resource { id, kind, name, contract, datacenter, server, side, translations, labels, source, interfaces })
     }
 }
 

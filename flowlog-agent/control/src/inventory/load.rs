@@ -1,8 +1,8 @@
-//! From files to an inventory. A file that cannot be read or understood keeps saying what it last said, so that a slip in
+//! From files and sources to an inventory. A file that cannot be read or understood keeps saying what it last said, so that a slip in
 //! an editor ends no capture.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -13,6 +13,8 @@ use uuid::Uuid;
 use super::{
     BucketPlace, BucketRegistry, Contract, Inventory, Resource,
     file::{File, RawBuckets},
+    known::{Known, Twice},
+    source::{board::Board, follow::Sources, spec::SourceSpec},
 };
 
 /// Most drop-in files that are read: one for each VM of the largest node.
@@ -51,16 +53,34 @@ pub struct Loader {
     places: Places,
     good: BTreeMap<PathBuf, (Stamp, File)>,
     bad: BTreeMap<PathBuf, (Stamp, String)>,
+    /// Sources, and what they have found.
+    sources: Vec<SourceSpec>,
+    board: Board,
+    /// What has been said of NICs that several know.
+    said: BTreeSet<String>,
 }
 
 impl Loader {
     /// Reads from these places.
     #[must_use]
     pub fn new(places: Places) -> Self {
-        Self { places, good: BTreeMap::new(), bad: BTreeMap::new() }
+        Self {
+            places,
+            good: BTreeMap::new(),
+            bad: BTreeMap::new(),
+            sources: Vec::new(),
+            board: Board::default(),
+            said: BTreeSet::new(),
+        }
     }
 
-    /// Reads what has changed; the whole inventory as of now.
+    /// And from these sources.
+    #[must_use]
+    pub fn with(self, sources: &Sources) -> Self {
+        Self { sources: sources.specs().to_vec(), board: sources.board(), ..self }
+    }
+
+    /// Reads files that have changed; the whole inventory as of now.
     pub fn load(&mut self) -> Loaded {
         let Listing { mut files, kept, problem } = self.files();
         let mut problems = Vec::from_iter(problem);
@@ -134,7 +154,7 @@ impl Loader {
         }
     }
 
-    fn merge(&self, files: &[PathBuf], problems: &mut Vec<String>) -> Inventory {
+    fn merge(&mut self, files: &[PathBuf], problems: &mut Vec<String>) -> Inventory {
         let mut inventory = Inventory::default();
         let mut places: BTreeMap<Uuid, (Uuid, Contract)> = BTreeMap::new();
         for path in files {
@@ -161,6 +181,7 @@ impl Loader {
                 }
             }
         }
+        self.add_found(&mut inventory, &mut places, problems);
         problems.extend(inventory.buckets.settle_claims());
         if matches!(inventory.buckets.place, BucketPlace::Directory(_)) && !inventory.buckets.owned.is_empty() {
             problems.push(
@@ -170,6 +191,62 @@ impl Loader {
             );
         }
         inventory
+    }
+}
+
+impl Loader {
+    /// Adds what sources have found, in their order. What a file says, or a source before, goes before it.
+    fn add_found(
+        &mut self,
+        inventory: &mut Inventory,
+        places: &mut BTreeMap<Uuid, (Uuid, Contract)>,
+        problems: &mut Vec<String>,
+    ) {
+        let mut known = Known::of(inventory.resources.values());
+        let mut said = BTreeSet::new();
+        for (n, spec) in self.sources.iter().enumerate() {
+            let (nics, wrong) = self.board.get(n);
+            problems.extend(wrong.iter().map(|words| format!("source {}: {words}", spec.name)));
+            for nic in nics.iter() {
+                match known.claim(nic, &spec.name) {
+                    Some(Twice::Elsewhere(words)) => {
+                        if !self.said.contains(&words) {
+                            tracing::info!(source = spec.name, "inventory: {words}");
+                        }
+                        said.insert(words);
+                        continue;
+                    }
+                    Some(Twice::Within(words)) => {
+                        problems.push(format!("source {}: {words}", spec.name));
+                        continue;
+                    }
+                    None => {}
+                }
+                let mut resource = match spec.resource(nic, problems) {
+                    Ok(resource) => resource,
+                    Err(unowned) => {
+                        inventory.unowned.push(unowned);
+                        continue;
+                    }
+                };
+                // Its server may be in a file, with the data center it is in.
+                if let Some((datacenter, contract)) = resource.server.and_then(|id| places.get(&id))
+                    && *contract == resource.contract
+                {
+                    resource.datacenter = *datacenter;
+                }
+                match conflict(inventory, places, &resource) {
+                    Some(words) => problems.push(format!("source {}: {words}", spec.name)),
+                    None => drop(inventory.resources.insert(resource.id, resource)),
+                }
+            }
+        }
+        let unowned: BTreeSet<String> = inventory.unowned.iter().map(ToString::to_string).collect();
+        for words in unowned.difference(&self.said) {
+            tracing::warn!("inventory: {words}");
+        }
+        said.extend(unowned);
+        self.said = said;
     }
 }
 

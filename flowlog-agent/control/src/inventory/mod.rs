@@ -1,9 +1,11 @@
 //! What exists on this node: NICs, NAT gateways, load balancers, and where buckets are. Whoever runs the node's VMs
-//! writes it down; we only read.
+//! writes it down, or knows it and is asked; we only read.
 //!
 //! * [`file`]: the form of the files;
 //! * [`buckets`]: whose bucket is whose;
-//! * [`load`]: from files to an inventory, keeping what a broken file last said;
+//! * [`source`]: NICs that the hypervisor knows of;
+//! * [`load`]: from files and sources to an inventory, keeping what a broken file last said;
+//! * `known`: NICs that several of them know;
 //! * [`watch`]: reading again when files change.
 //!
 //! Who may do what with a resource does not belong here ([`crate::flow_logs::access`]), nor whether its interface is there (the
@@ -11,13 +13,16 @@
 
 mod buckets;
 pub(crate) mod file;
+mod known;
 pub mod load;
+pub mod source;
 pub mod watch;
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-use flowlog_model::{interface::Selector, rule::Side};
+use flowlog_model::{Labels, interface::Selector, rule::Side};
 use serde::{Deserialize, Serialize};
+use source::spec::UnownedNic;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -126,6 +131,12 @@ pub struct Resource {
     /// Rows have the other side of address translations.
     #[serde(default)]
     pub translations: bool,
+    /// What it is known by besides its id.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// The source that has found it; `None`: it is in a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// Its interfaces: one, or the public ones of a gateway or balancer.
     pub interfaces: Vec<Interface>,
 }
@@ -134,6 +145,8 @@ pub struct Resource {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
     pub resources: BTreeMap<Uuid, Resource>,
+    /// NICs that sources have found and that are nobody's.
+    pub unowned: Vec<UnownedNic>,
     /// Whose buckets are whose, and where.
     pub buckets: BucketRegistry,
 }

@@ -1,7 +1,15 @@
 //! Reading files again when they change: inotify(7) on the folders they are in, so that a file that is replaced, as
 //! editors and VM tooling do, is seen as well.
 
-use std::{collections::BTreeSet, io, mem::MaybeUninit, os::fd::OwnedFd, path::PathBuf, sync::mpsc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io,
+    mem::MaybeUninit,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    time::Duration,
+};
 
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
@@ -53,7 +61,27 @@ pub struct Again {
     ask: mpsc::Sender<oneshot::Sender<()>>,
 }
 
+/// Has the inventory read again, because a source has found something else.
+#[derive(Debug)]
+pub struct Nudge(OwnedFd);
+
+impl Nudge {
+    /// Has it done soon; nobody waits for it.
+    pub(super) fn nudge(&self) {
+        // It fails where the counter is at its end: then the thread is about to be woken.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+}
+
 impl Again {
+    /// For those who find what is not in the files.
+    ///
+    /// # Errors
+    /// If there is no room for a descriptor.
+    pub fn nudge(&self) -> io::Result<Nudge> {
+        self.wake.try_clone().map(Nudge)
+    }
+
     /// Asks for it. The answer comes when they have been read; none, if nobody reads them any more.
     #[must_use]
     pub fn ask(&self) -> oneshot::Receiver<()> {
@@ -84,31 +112,67 @@ impl Watch {
         if woken {
             rustix::io::read(&self.woken, &mut [0; size_of::<u64>()])?;
         }
-        if changed { self.take_burst() } else { Ok(()) }
-    }
-
-    fn take_burst(&self) -> Result<(), Errno> {
-        let mut buffer = [MaybeUninit::uninit(); 16 << 10];
-        let mut reader = inotify::Reader::new(&self.folders, &mut buffer);
-        match reader.next() {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-        for _ in 0..BURSTS_MAX {
-            if !again(&self.folders) {
-                break;
-            }
-            while !reader.is_buffer_empty() {
-                if reader.next().is_err() {
-                    break;
-                }
-            }
-            // One more read takes what has come since.
-            let _ = reader.next();
-        }
-        Ok(())
+        if changed { take_burst(&self.folders).map(drop) } else { Ok(()) }
     }
 }
+
+/// Takes what has changed, until it is quiet for a moment; whether a folder itself is gone.
+fn take_burst(folders: &OwnedFd) -> Result<bool, Errno> {
+    let mut buffer = [MaybeUninit::uninit(); 16 << 10];
+    let mut reader = inotify::Reader::new(folders, &mut buffer);
+    let mut is_gone = false;
+    let gone = inotify::ReadFlags::IGNORED | inotify::ReadFlags::DELETE_SELF | inotify::ReadFlags::MOVE_SELF;
+    match reader.next() {
+        Ok(event) => is_gone |= event.events().intersects(gone),
+        Err(Errno::INTR) => {}
+        Err(error) => return Err(error),
+    }
+    for _ in 0..BURSTS_MAX {
+        // What is in the buffer already is no reason to wait.
+        while !reader.is_buffer_empty() {
+            match reader.next() {
+                Ok(event) => is_gone |= event.events().intersects(gone),
+                Err(_) => break,
+            }
+        }
+        if !again(folders) {
+            break;
+        }
+        // One more read takes what has come since.
+        if let Ok(event) = reader.next() {
+            is_gone |= event.events().intersects(gone);
+        }
+    }
+    Ok(is_gone)
+}
+
+/// Watches one folder, for whoever asks by [`wait_for_change`].
+pub(super) fn folder(dir: &Path) -> io::Result<OwnedFd> {
+    let handle = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    let itself = inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF | inotify::WatchFlags::ONLYDIR;
+    inotify::add_watch(&handle, dir, EVENTS.union(itself))?;
+    Ok(handle)
+}
+
+/// Waits until something in the folder has changed and it is quiet again, or so much time has passed; whether the folder is gone.
+pub(super) fn wait_for_change(folder: &OwnedFd, at_most: Option<Duration>) -> Result<bool, Errno> {
+    let timeout = at_most.map(|time| Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    });
+    match poll(&mut [PollFd::new(folder, PollFlags::IN)], timeout.as_ref()) {
+        Ok(0) | Err(Errno::INTR) => Ok(false),
+        Ok(_) => take_burst(folder),
+        Err(error) => Err(error),
+    }
+}
+
+/// What happens to files when they are written, replaced, removed, or others may do something else with them.
+const EVENTS: inotify::WatchFlags = inotify::WatchFlags::CLOSE_WRITE
+    .union(inotify::WatchFlags::MOVED_TO)
+    .union(inotify::WatchFlags::MOVED_FROM)
+    .union(inotify::WatchFlags::DELETE)
+    .union(inotify::WatchFlags::ATTRIB);
 
 fn watch_folders(handle: &OwnedFd, files: &[PathBuf], dirs: &[PathBuf]) -> io::Result<()> {
     let parents = files.iter().filter_map(|f| f.parent().map(PathBuf::from));
@@ -116,13 +180,8 @@ fn watch_folders(handle: &OwnedFd, files: &[PathBuf], dirs: &[PathBuf]) -> io::R
         .map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p })
         .chain(dirs.iter().cloned())
         .collect();
-    let events = inotify::WatchFlags::CLOSE_WRITE
-        | inotify::WatchFlags::MOVED_TO
-        | inotify::WatchFlags::MOVED_FROM
-        | inotify::WatchFlags::DELETE
-        | inotify::WatchFlags::ATTRIB;
     for folder in folders {
-        match inotify::add_watch(handle, &folder, events) {
+        match inotify::add_watch(handle, &folder, EVENTS) {
             Err(Errno::NOENT) => {
                 tracing::warn!(folder = %folder.display(), "does not exist, so changes in it are not noticed");
             }

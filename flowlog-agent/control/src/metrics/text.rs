@@ -253,6 +253,13 @@ impl Out<'_> {
         self.counter("flowlog_records", help, node.records)?;
         self.gauge("flowlog_journal_bytes", "Size of the journal.", float(node.journal_bytes))?;
         self.counter("flowlog_refused_logins", "Logins that were refused.", node.logins_refused)?;
+        let sources = || node.sources.iter().map(|s| (vec![("kind", s.kind), ("source", s.name.as_str())], s));
+        let help = "1 if the last look of a source of the inventory found all there is.";
+        self.gauges("flowlog_inventory_source_up", help, sources().map(|(labels, s)| (labels, bit(s.is_up))))?;
+        let nics = sources().map(|(labels, s)| (labels, float(s.nics as u64)));
+        self.gauges("flowlog_inventory_source_nics", "NICs that a source knows of, whoever they belong to.", nics)?;
+        let help = "Looks of a source that failed, or left something out.";
+        self.counters("flowlog_inventory_source_failures", help, sources().map(|(labels, s)| (labels, s.failures)))?;
         let programs = || node.programs.iter().map(|p| (vec![("program", p.name.as_str())], p));
         let help = "How often a program has run, while the kernel keeps statistics (kernel.bpf_stats_enabled).";
         self.counters("flowlog_program_runs", help, programs().map(|(labels, p)| (labels, p.runs)))?;

@@ -17,6 +17,8 @@ pub(crate) const NEEDED: CapabilitySet =
 const TO_FOLLOW: CapabilitySet = CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_PTRACE);
 /// For descriptors of other people's programs.
 const TO_ASK: CapabilitySet = CapabilitySet::SYS_ADMIN;
+/// For reading status files of libvirt, which are root's alone; if it is held: else they are not read, which the inventory says.
+const TO_READ: CapabilitySet = CapabilitySet::DAC_READ_SEARCH;
 /// For hearing of changes there, if it is held: else they are looked into again and again.
 const TO_HEAR: CapabilitySet = CapabilitySet::NET_BROADCAST;
 /// Until the capture has begun: for the addresses in `/proc/kallsyms`, and for an API on a port below 1024.
@@ -29,6 +31,9 @@ fn kept(held: CapabilitySet, keep: Keep) -> CapabilitySet {
     let mut wanted = NEEDED;
     if keep.asks_for_programs {
         wanted |= TO_ASK;
+    }
+    if keep.reads_others_files {
+        wanted |= TO_READ;
     }
     if keep.enters_namespaces {
         wanted |= TO_FOLLOW | TO_HEAR;
@@ -123,11 +128,13 @@ mod tests {
             (old, false, old),
             (CapabilitySet::empty(), true, CapabilitySet::empty()),
         ] {
-            let keep = Keep { enters_namespaces: follow, asks_for_programs: false };
+            let keep = Keep { enters_namespaces: follow, ..Keep::default() };
             assert_eq!(kept(held, keep), expected, "{held:?}, follow {follow}");
         }
-        let asks = Keep { enters_namespaces: false, asks_for_programs: true };
+        let asks = Keep { asks_for_programs: true, ..Keep::default() };
         assert_eq!(kept(all, asks), NEEDED | CapabilitySet::SYS_ADMIN);
+        let reads = Keep { reads_others_files: true, ..Keep::default() };
+        assert_eq!((kept(all, reads), kept(NEEDED, reads)), (NEEDED | TO_READ, NEEDED));
         assert_eq!(names(TO_FOLLOW), "CAP_SYS_PTRACE and CAP_SYS_ADMIN");
     }
 }

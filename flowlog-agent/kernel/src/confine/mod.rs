@@ -65,6 +65,8 @@ pub struct Keep {
     pub enters_namespaces: bool,
     /// It asks the kernel for other people's programs.
     pub asks_for_programs: bool,
+    /// It reads files that are another user's, if it may: those of libvirt.
+    pub reads_others_files: bool,
 }
 
 /// A process that has given up what it does not even need to begin a capture.
