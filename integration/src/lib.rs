@@ -12,6 +12,7 @@
 //! * [`faulty`]: a bad way to it;
 //! * [`node`]: a node whose capture outlives its agents, and [`oracle`], who knows every packet;
 //! * [`managed`]: a node whose flow logs are managed through the API, and [`http`] to ask it;
+//! * [`sourced`]: the same with sources of the inventory, and flow logs by selection;
 //! * [`stacks`]: routers, bridges and devices on devices; [`taps`] as virtual machines have them;
 //! * [`sockets`] and [`cgroups`] that get in the way of verdicts;
 //! * [`claims`]: what rows must say next to a witness;
@@ -42,6 +43,7 @@ pub mod ring;
 pub mod rows;
 pub mod s3;
 pub mod sockets;
+pub mod sourced;
 pub mod stacks;
 pub mod taps;
 pub mod terminal;

@@ -40,6 +40,8 @@ mod identity;
 mod input;
 #[path = "all/inventory.rs"]
 mod inventory;
+#[path = "all/libvirt.rs"]
+mod libvirt;
 #[path = "all/lights.rs"]
 mod lights;
 #[path = "all/limits.rs"]
@@ -66,6 +68,8 @@ mod objects;
 mod observe;
 #[path = "all/order.rs"]
 mod order;
+#[path = "all/ovsdb.rs"]
+mod ovsdb;
 #[path = "all/packets.rs"]
 mod packets;
 #[path = "all/pins.rs"]
@@ -86,6 +90,8 @@ mod rules;
 mod service;
 #[path = "all/shares.rs"]
 mod shares;
+#[path = "all/sources.rs"]
+mod sources;
 #[path = "all/stacking.rs"]
 mod stacking;
 #[path = "all/status.rs"]

@@ -141,11 +141,19 @@ pub(crate) fn python_packages() -> anyhow::Result<()> {
     run_command(Command::new(&python).args(pip).args(packages))
 }
 
-/// Real servers, for the tests: Ceph's RADOS gateway, which speaks S3, a proxy, Prometheus, and what commands the kernel's load balancer.
+/// Real servers, for the tests: Ceph's RADOS gateway, which speaks S3, a proxy, Prometheus, what commands the kernel's load balancer, and what
+/// knows of VMs.
 pub(crate) fn servers() -> anyhow::Result<()> {
     let ceph = [("radosgw", "radosgw"), ("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common")];
     apt(&ceph)?;
-    apt(&[("haproxy", "haproxy"), ("ipvsadm", "ipvsadm"), ("prometheus", "prometheus")])
+    apt(&[("haproxy", "haproxy"), ("ipvsadm", "ipvsadm"), ("prometheus", "prometheus")])?;
+    hypervisors()
+}
+
+/// What knows of VMs: libvirt with QEMU, and the database of Open vSwitch. None of these packages starts anything.
+fn hypervisors() -> anyhow::Result<()> {
+    apt(&[("ovsdb-server", "openvswitch-common"), ("virsh", "libvirt-clients"), ("libvirtd", "libvirt-daemon")])?;
+    apt(&[("qemu-system-x86_64", "qemu-system-x86"), ("virt-qemu-run", "libvirt-daemon-driver-qemu")])
 }
 
 /// A browser, and what drives it.
