@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     interface::{Bound, IfKey, Mac, Netns, Selector},
     labels::Labels,
-    rule::{Direction, InvalidField, Rule, Side, words},
+    rule::{Action, Direction, InvalidField, Rule, Side, words},
 };
 
 /// How a direction of an interface is hooked.
@@ -147,6 +147,17 @@ impl WatchSpec {
     #[must_use]
     pub fn bound(&self) -> Bound<'_> {
         Bound { name: &self.interface, index: self.ifindex, netns_inum: self.netns_inum, mac: self.mac }
+    }
+
+    /// Whether the same hooks serve both: packets that one's programs see the other's do, and count as it does. Whose they become, where
+    /// they go, and when a window ends may differ.
+    #[must_use]
+    pub fn is_hooked_as(&self, other: &Self) -> bool {
+        let is_seen = |spec: &Self| spec.rule.action != Action::Rejected;
+        // What XDP counts it need not see where nothing is counted.
+        let counts_alike = self.hook != HookKind::Xdp || is_seen(self) == is_seen(other);
+        let of = |spec: &Self| (spec.key(), spec.hook, spec.side, spec.rule.directions, spec.translations);
+        of(self) == of(other) && self.node_id == other.node_id && counts_alike
     }
 
     /// Whether it is the same rule on the same interface, which may have another name, and other labels, by now.

@@ -61,6 +61,8 @@ pub struct Encoder {
     /// One permit for each flow.
     room: Arc<Semaphore>,
     flows_max: usize,
+    /// Permits that are to be taken away, and that windows still have.
+    owed: usize,
     encoded: mpsc::UnboundedReceiver<Encoded>,
     taken: Vec<Encoded>,
 }
@@ -78,7 +80,34 @@ impl Encoder {
             .spawn(move || encode_windows(windows, &spool, &tools, &done))
             .map_err(|source| CaptureError::Thread { thread: "encoder", source })?;
         let flows_max = flows_max.min(Semaphore::MAX_PERMITS);
-        Ok(Self { jobs: Some(jobs), room: Arc::new(Semaphore::new(flows_max)), flows_max, encoded, taken: Vec::new() })
+        Ok(Self {
+            jobs: Some(jobs),
+            room: Arc::new(Semaphore::new(flows_max)),
+            flows_max,
+            owed: 0,
+            encoded,
+            taken: Vec::new(),
+        })
+    }
+
+    /// Flows that may be on their way: so many from now on. What is on its way already stays.
+    pub fn limit_flows(&mut self, flows_max: usize) {
+        let flows_max = flows_max.min(Semaphore::MAX_PERMITS);
+        // What is still owed has never been given back.
+        let (have, before) = (self.flows_max + self.owed, self.flows_max);
+        self.flows_max = flows_max;
+        if flows_max > have {
+            self.owed = 0;
+            self.room.add_permits(flows_max - have);
+        } else {
+            self.owed = have - flows_max;
+            self.take_back();
+        }
+        tracing::debug!(before, flows_max, owed = self.owed, "flows on their way");
+    }
+
+    fn take_back(&mut self) {
+        self.owed -= self.room.forget_permits(self.owed);
     }
 
     /// Takes windows from the front of a queue as long as there are any, and waits until each has room in memory: the kernel's
@@ -86,7 +115,8 @@ impl Encoder {
     ///
     /// # Errors
     /// If the thread is gone.
-    pub async fn send_all(&self, queue: &mut VecDeque<Closed>) -> Result<(), CaptureError> {
+    pub async fn send_all(&mut self, queue: &mut VecDeque<Closed>) -> Result<(), CaptureError> {
+        self.take_back();
         let gone = || CaptureError::Ended("encoder");
         let jobs = self.jobs.as_ref().ok_or_else(gone)?;
         while let Some(window) = queue.front() {

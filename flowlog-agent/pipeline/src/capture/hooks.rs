@@ -71,6 +71,16 @@ impl Hooked {
         Ok(())
     }
 
+    /// The hooks of an interface count for another rule: what is expected of them changes.
+    pub(super) fn expect_anew<N: Node>(&mut self, books: &Books<N>, id: IfaceId, dev: &NetDev) {
+        let (Some(checks), Some(w)) = (self.checks.get_mut(&id), books.ledger.get(id)) else { return };
+        // Without them it is looked at later.
+        let Ok(before) = books.source.counters(&dev.netns, dev.index) else { return };
+        let counts = w.spec.rule.action != Action::Rejected;
+        let counted = Direction::BOTH.into_iter().filter(|direction| counts && w.spec.captures(*direction));
+        *checks = counted.map(|direction| HookCheck::new(direction, before)).collect();
+    }
+
     /// Takes the hooks of an interface away.
     pub(super) fn take_away<N: Node>(
         &mut self,

@@ -133,6 +133,11 @@ impl<N: Node> Capture<N> {
         Ok((Self { books, watcher, numbering, hidden, behind, flows_max, is_closed: false }, pending))
     }
 
+    /// Flows in open windows before the largest is written early: so many from now on.
+    pub fn limit_flows(&mut self, flows_max: usize) {
+        self.flows_max = flows_max;
+    }
+
     /// The kernel's side, to look at.
     #[must_use]
     pub fn node(&self) -> &N {

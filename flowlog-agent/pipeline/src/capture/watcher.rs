@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flowlog_host::fault;
 use flowlog_model::{
     CaptureSpec, Epoch, IfaceId, MonoNs, Now, WatchSpec,
     interface::{Bound, By, Elsewhere, NetDev, NetnsName},
@@ -19,7 +20,7 @@ use crate::{
     books::{Books, Spans, first_window},
     error::CaptureError,
     source::{Node, SourceError, XdpPlace},
-    window::{Event, Ledger},
+    window::{Event, Ledger, ledger::Watched},
 };
 
 /// Interfaces that are hooked before the ring gets its turn: the kernel takes 12 ms for each hook (a grace period).
@@ -233,7 +234,9 @@ impl Watcher {
     /// Remembers since when interfaces are gone that should be watched.
     pub(super) fn note_gone(&mut self, ledger: &Ledger, found: &Resolution, now: Now) {
         let since_secs = now.wall.secs();
-        for (_, w) in ledger.watched().filter(|(_, w)| !found.wants(&w.spec)) {
+        // One that is there, and watched otherwise from now on, is not gone.
+        let is_there = |w: &Watched| found.wanted.values().any(|n| n.spec.key() == w.spec.key());
+        for (_, w) in ledger.watched().filter(|(_, w)| !found.wants(&w.spec) && !is_there(w)) {
             let same = |c: &&CaptureSpec| c.id(&self.node_id) == w.spec.interface_id && c.rule == w.spec.rule;
             if self.captures.iter().any(|c| same(&c)) {
                 let moved = found.wanted.get(&w.spec.interface_id).and_then(|n| n.dev.netns.name());
@@ -290,6 +293,7 @@ impl Watcher {
     ) -> Result<Looked, CaptureError> {
         // Verdicts first: a packet that passed a hook must not die unnoticed.
         books.source.attach_verdict()?;
+        self.change(books, found)?;
         self.retire(books, found, no_numbers)?;
         let mut looked = self.begin(books, found)?;
         let watched: Vec<IfaceId> = books.ledger.watched().map(|(id, _)| id).collect();
@@ -344,6 +348,47 @@ impl Watcher {
     /// Whether it is time to look at XDP without having been told.
     pub(super) fn is_xdp_due(&self, now: Now) -> bool {
         now.mono.0.saturating_sub(self.xdp_looked.0) >= XDP_LOOK_NS
+    }
+
+    /// Gives interfaces to another rule that the same hooks serve: their open windows end, and the next ones are the new rule's. No packet is
+    /// between the two, and no hook is touched.
+    fn change<N: Node>(&mut self, books: &mut Books<N>, found: &Resolution) -> Result<(), CaptureError> {
+        let successor = |w: &Watched| {
+            let of_same = |n: &&Resolved| n.spec.is_hooked_as(&w.spec) && !n.spec.is_same(&w.spec);
+            found.wanted.values().find(of_same).cloned()
+        };
+        let changed: Vec<(IfaceId, Resolved)> =
+            books.ledger.watched().filter_map(|(id, w)| Some((id, successor(w)?))).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let due: Vec<(IfaceId, bool)> = changed.iter().map(|(id, _)| (*id, false)).collect();
+        let now = books.source.now();
+        books.turn(&due, now, Scope::Closed)?;
+        let mut events = Vec::with_capacity(changed.len());
+        for (id, Resolved { spec, .. }) in &changed {
+            let Some(w) = books.ledger.get(*id) else { continue };
+            if w.spec.interface_id != spec.interface_id {
+                // Whoever has the id that it had must come after this.
+                self.spans.insert(w.spec.interface_id.clone(), *w.clock.current());
+            }
+            let span = w.clock.with_length(spec.rule.window_secs);
+            events.push(Event::Changed { id: *id, spec: Box::new(spec.clone()), span });
+        }
+        fault::point("change_turned");
+        books.record(&events)?;
+        fault::point("change_recorded");
+        for (id, Resolved { spec, dev }) in &changed {
+            self.hooked.expect_anew(books, *id, dev);
+            let (interface, flow_log) = (&dev.name, spec.rule.name.as_str());
+            tracing::info!(
+                interface,
+                netns = dev.netns.name(),
+                flow_log,
+                "the flow log has changed: a new window begins"
+            );
+        }
+        Ok(())
     }
 
     /// Stops watching what is not wanted.

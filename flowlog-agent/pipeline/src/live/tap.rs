@@ -90,7 +90,8 @@ impl Tap {
 
     /// An event has been applied: interfaces may be others now.
     pub(crate) fn note(&mut self, event: &Event) {
-        self.is_stale |= matches!(event, Event::Watch { .. } | Event::Unwatch { .. } | Event::Named { .. });
+        self.is_stale |=
+            matches!(event, Event::Watch { .. } | Event::Unwatch { .. } | Event::Changed { .. } | Event::Named { .. });
         if let Event::Watch { id, .. } = event {
             // The programs have not been told of this one, whatever had its id before.
             self.observed.remove(&id.0);

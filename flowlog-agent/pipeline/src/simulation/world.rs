@@ -58,6 +58,8 @@ struct Weather {
     small_spool: bool,
     /// Interfaces come, go, move, get other names, and cannot be hooked.
     restless: bool,
+    /// Flow logs are given other names, owners and lengths while they capture.
+    changing: bool,
     full_from: Option<u64>,
 }
 
@@ -82,6 +84,8 @@ pub(crate) struct World {
     weather: Weather,
     now: Now,
     power_cuts: u64,
+    /// How often flow logs were changed.
+    changes: u64,
 }
 
 struct Process {
@@ -109,6 +113,7 @@ impl World {
             clock_steps: random.once_in(3),
             small_spool: random.once_in(5),
             restless: random.once_in(2),
+            changing: random.once_in(2),
             full_from: None,
         };
         Self::with(seed, weather)
@@ -124,6 +129,7 @@ impl World {
             clock_steps: false,
             small_spool: false,
             restless: false,
+            changing: false,
             full_from: None,
         };
         Self::with(seed, weather)
@@ -157,7 +163,7 @@ impl World {
         let kernel = SimKernel::new(Random(random.number()));
         let now = Now { mono: MonoNs(1_000 * NS_PER_SEC.unsigned_abs()), wall: WallNs(1_700_000_000 * NS_PER_SEC) };
         kernel.set_now(now);
-        Self { random, kernel, disk, shelf, store, weather, now, power_cuts: 0 }
+        Self { random, kernel, disk, shelf, store, weather, now, power_cuts: 0, changes: 0 }
     }
 
     pub(crate) fn run(mut self) -> Life {
@@ -234,6 +240,10 @@ impl World {
             let disturbed = restless || settled && step == 0;
             // Errors are waited for, as in the main loop.
             let _ = process.work(self.now, disturbed, &mut self.random);
+            if self.weather.changing && self.random.once_in(5) {
+                self.changes += 1;
+                let _ = process.capture.want(self.wanted());
+            }
             if self.random.once_in(4) {
                 self.upload(&process, Duration::from_secs(2));
             }
@@ -249,6 +259,10 @@ impl World {
         Ok(())
     }
 
+    fn wanted(&self) -> Vec<CaptureSpec> {
+        NICS.map(|nic| spec(nic, self.changes, self.weather.clock_steps)).to_vec()
+    }
+
     fn start(&mut self) -> Result<Process, CaptureError> {
         let fs: Arc<dyn Filesystem> = Arc::new(self.disk.clone());
         let bytes_max = if self.weather.small_spool { 20_000 } else { 1 << 30 };
@@ -257,7 +271,7 @@ impl World {
         let boot = self.kernel.lock().boot;
         let head = Head { format: FORMAT, boot_id: boot.to_string(), ring_id: boot, pin_dir: None, begun: self.now };
         let source = SimSource::new(self.kernel.clone(), self.disk.clone());
-        let captures = NICS.map(spec).to_vec();
+        let captures = self.wanted();
         let setup = Setup { captures, node_id: "n".to_owned(), flows_max: usize::MAX };
         let (capture, pending) = Capture::start(source, setup, Inherited { fs: fs.clone(), found, head })?;
         // Nobody shows what is seen: that changes nothing for the capture.
@@ -355,18 +369,21 @@ impl Process {
     }
 }
 
-/// The first is meant by its name, the second by its address.
-fn spec(nic: u16) -> CaptureSpec {
+/// The first is meant by its name, the second by its address. Each change gives them another name, owner, or length of windows, which
+/// clocks that step back would not know apart.
+fn spec(nic: u16, changes: u64, is_length_fixed: bool) -> CaptureSpec {
+    let rule = Rule::sample(if is_length_fixed || changes.is_multiple_of(3) { 1 } else { 2 });
+    let called = if changes.is_multiple_of(2) { rule.name.clone() } else { "db".parse().expect("a name") };
     CaptureSpec {
         interface: if nic == 1 { Selector::name(name(nic)) } else { Selector::mac(mac(nic)) },
         interface_id: Some(format!("nic-{nic}")),
-        account_id: None,
+        account_id: (changes % 5 > 2).then(|| changes.to_string()),
         hook: HookKind::Tc,
         side: Side::Host,
         wait: true,
         translations: false,
         labels: flowlog_model::Labels::default(),
-        rule: Rule { nodata: false, ..Rule::sample(1) },
+        rule: Rule { nodata: false, name: called, ..rule },
         called: None,
     }
 }

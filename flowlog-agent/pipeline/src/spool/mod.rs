@@ -100,7 +100,7 @@ pub struct Entry {
 #[derive(Clone)]
 pub struct Spool {
     fs: Arc<dyn Filesystem>,
-    limits: Limits,
+    limits: Arc<Mutex<Limits>>,
     usage: Arc<Usage>,
     /// What files are whose names are digests: each is opened once.
     heads: Arc<Mutex<HashMap<String, name::FileHead>>>,
@@ -139,11 +139,23 @@ fn is_everybodys(error: &io::Error) -> bool {
 }
 
 impl Spool {
+    /// What it may hold.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it may hold from now on.
+    pub fn limit(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
     /// Opens (and makes) the spool in a state directory; removes what was being written when the last agent ended.
     ///
     /// # Errors
     /// If the directory cannot be made or read.
     pub fn open(fs: Arc<dyn Filesystem>, limits: Limits) -> Result<(Self, Leftovers), SpoolError> {
+        let limits = Arc::new(Mutex::new(limits));
         let spool = Self { fs, limits, usage: Arc::default(), heads: Arc::default() };
         spool.fs.make_dir(DIR).map_err(failed("make the directory", DIR))?;
         spool.fs.make_dir(QUARANTINE).map_err(failed("make the directory", QUARANTINE))?;
@@ -175,7 +187,7 @@ impl Spool {
     /// Whether a window may leave only its totals here; says why.
     #[must_use]
     pub(crate) fn is_full(&self, now_secs: i64) -> Option<String> {
-        let Limits { bytes_max, age_secs_max } = self.limits;
+        let Limits { bytes_max, age_secs_max } = self.limits();
         let bytes = self.bytes();
         let oldest_ns = self.usage.oldest_ns.load(Ordering::Relaxed);
         if bytes >= bytes_max {
@@ -191,7 +203,7 @@ impl Spool {
     pub(crate) fn no_room(&self, bytes: u64, now_secs: i64) -> Option<String> {
         self.is_full(now_secs).or_else(|| {
             let there = self.bytes();
-            let max = self.limits.bytes_max;
+            let max = self.limits().bytes_max;
             let too_many = there.saturating_add(bytes) > max.saturating_add(RESERVE_BYTES);
             too_many.then(|| format!("it holds {there} bytes of at most {max}, and this window has {bytes}"))
         })
@@ -203,7 +215,7 @@ impl Spool {
     /// If it could not be made durable: then it does not count as stored.
     pub fn hold(&self, location: &Location, object: &Object) -> Result<(), SpoolError> {
         let bytes = self.bytes();
-        let max = self.limits.bytes_max.saturating_add(RESERVE_BYTES);
+        let max = self.limits().bytes_max.saturating_add(RESERVE_BYTES);
         if bytes + object.bytes.len() as u64 > max {
             return Err(SpoolError::Full { bytes, max });
         }

@@ -82,6 +82,15 @@ impl WindowClock {
         Self { secs: i64::from(window_secs), open }
     }
 
+    /// The open window, if from its beginning on windows had another length.
+    #[must_use]
+    pub(crate) fn with_length(&self, window_secs: u32) -> Span {
+        let secs = i64::from(window_secs);
+        let Span { start_secs, opened, .. } = self.open;
+        // After a step back of the wall clock labels hold, whatever their length.
+        if secs == self.secs || opened.wall.secs() < start_secs { self.open } else { open(secs, None, opened) }
+    }
+
     #[must_use]
     pub fn current(&self) -> &Span {
         &self.open

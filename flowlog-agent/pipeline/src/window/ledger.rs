@@ -66,6 +66,14 @@ pub enum Event {
     },
     /// An interface is not watched any more. Its windows have been closed.
     Unwatch { id: IfaceId },
+    /// The interface is watched for another rule, from the beginning of the open window on. None that has ended is still to be closed.
+    Changed {
+        id: IfaceId,
+        #[serde(rename = "subject")]
+        spec: Box<WatchSpec>,
+        /// The open window, as the new rule has it.
+        span: Span,
+    },
     /// The interface has another name or hardware address, or its resource other labels.
     Named {
         id: IfaceId,
@@ -324,6 +332,11 @@ impl Ledger {
             Event::Close { id, truth, gap } => return self.close(id, truth, gap),
             Event::Unwatch { id } => {
                 self.watched.remove(&id);
+            }
+            Event::Changed { id, spec, span } => {
+                let w = self.watched.get_mut(&id)?;
+                w.clock = WindowClock::resume(spec.rule.window_secs, span);
+                w.spec = *spec;
             }
             Event::Named { id, interface, mac, labels } => {
                 let spec = &mut self.watched.get_mut(&id)?.spec;
