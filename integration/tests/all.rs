@@ -10,6 +10,8 @@ mod api;
 mod balancers;
 #[path = "all/behind.rs"]
 mod behind;
+#[path = "all/checked.rs"]
+mod checked;
 #[path = "all/cloud.rs"]
 mod cloud;
 #[path = "all/codes.rs"]
@@ -82,6 +84,8 @@ mod programs;
 mod random;
 #[path = "all/readable.rs"]
 mod readable;
+#[path = "all/reload.rs"]
+mod reload;
 #[path = "all/reuse.rs"]
 mod reuse;
 #[path = "all/rules.rs"]

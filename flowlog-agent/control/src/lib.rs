@@ -1,12 +1,13 @@
 //! Flow logs as customers manage them, in the order of the data:
 //!
 //! [`inventory`] (what is on this node) -> [`flow_logs`] (who may, what holds, the store) -> [`api`] (the cloud's API);
-//! [`console`] shows the same to people, and [`serve`] listens for both. [`metrics`]: figures for machines, on an address of their own.
+//! [`console`] shows the same to people, and [`serve`] listens for both, with a [`certificate`]. [`metrics`]: figures for machines, on an address of their own.
 //!
 //! How packets are captured, and how objects reach their bucket, does not belong here: an order goes to the agent, and it answers.
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod certificate;
 pub(crate) mod console;
 pub mod flow_logs;
 pub mod inventory;

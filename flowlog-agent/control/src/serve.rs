@@ -1,41 +1,35 @@
 //! Sockets, TLS, and limits on connections and time: whoever is slow or many is cut, and nobody else notices.
 
 use std::{
+    convert::Infallible,
     fs, io,
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use axum::{Router, body::Body};
-use flowlog_host::{
-    clock,
-    trust::{self, Kind, Stamp, stamp},
-};
+use flowlog_host::clock;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
+    sync::mpsc,
 };
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{
-        ServerConfig, crypto,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    },
-};
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 use crate::{
     api::{
-        App, Peer, RefusedLogins,
+        App, Peer, PublicUrl, RefusedLogins,
         auth::Limits,
         room::{Busy, Owner, Room, Seat},
         routes,
     },
+    certificate::Certificate,
     console::{self, Console},
     flow_logs::{Control, principals::is_operator},
 };
@@ -95,24 +89,119 @@ pub struct Listening {
 /// # Errors
 /// If an address or a certificate cannot be used.
 pub fn listen(options: &ApiOptions) -> Result<Listening, ServeError> {
-    let unix = socket(&options.socket).map_err(|source| ServeError::Socket { path: options.socket.clone(), source })?;
-    let tls = match &options.tls {
-        Some((certificate, key)) => Some(Certificate::open(certificate, key)?),
-        None => None,
-    };
+    let unix = own_socket(&options.socket)?;
+    let tls = certificate(options)?;
     let tcp = match options.listen {
-        Some(address) => {
-            let failed = |source| ServeError::Address { address, source };
-            let listener = std::net::TcpListener::bind(address).map_err(failed)?;
-            listener.set_nonblocking(true).map_err(failed)?;
-            let bound = listener.local_addr().map_err(failed)?;
-            tracing::info!(address = %bound, tls = tls.is_some(), "serving the API");
-            Some((listener, tls))
-        }
+        Some(address) => Some((address_of(address, tls.is_some())?, tls)),
         None => None,
     };
     let node = Arc::from(options.node.as_str());
-    Ok(Listening { unix, tcp, node, public_url: options.public_url.as_deref().map(Arc::from) })
+    Ok(Listening { unix, tcp, node, public_url: public_url(options) })
+}
+
+fn own_socket(path: &Path) -> Result<std::os::unix::net::UnixListener, ServeError> {
+    socket(path).map_err(|source| ServeError::Socket { path: path.to_owned(), source })
+}
+
+fn certificate(options: &ApiOptions) -> Result<Option<Certificate>, ServeError> {
+    let Some((certificate, key)) = &options.tls else { return Ok(None) };
+    let tls = |problem| ServeError::Tls { certificate: certificate.clone(), key: key.clone(), problem };
+    Certificate::open(certificate, key).map(Some).map_err(tls)
+}
+
+fn address_of(address: SocketAddr, tls: bool) -> Result<std::net::TcpListener, ServeError> {
+    let failed = |source| ServeError::Address { address, source };
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    tracing::info!(address = %bound, tls, "serving the API");
+    Ok(listener)
+}
+
+fn public_url(options: &ApiOptions) -> Option<Arc<str>> {
+    options.public_url.as_deref().map(Arc::from)
+}
+
+/// Where the API is to be served from now on. It listens there already, so that what cannot be is known before anything has changed.
+pub struct Relisten {
+    /// `None`: where it is.
+    unix: Option<std::os::unix::net::UnixListener>,
+    tcp: Tcp,
+    public_url: Option<Arc<str>>,
+    /// The sockets of before and after.
+    paths: (PathBuf, PathBuf),
+}
+
+/// What becomes of the address.
+enum Tcp {
+    /// It stays, with this certificate.
+    Stays(Option<Certificate>),
+    /// It is this one, or none.
+    Is(Option<(std::net::TcpListener, Option<Certificate>)>),
+}
+
+impl Relisten {
+    /// Begins to listen where `new` says, as far as it does not say what `old` said.
+    ///
+    /// # Errors
+    /// As [`listen`]; then nothing has changed.
+    pub fn prepare(old: &ApiOptions, new: &ApiOptions) -> Result<Self, ServeError> {
+        let tls = certificate(new)?;
+        let tcp = match new.listen {
+            Some(_) if new.listen == old.listen => Tcp::Stays(tls),
+            Some(address) => Tcp::Is(Some((address_of(address, tls.is_some())?, tls))),
+            None => Tcp::Is(None),
+        };
+        // Last: it leaves a file behind.
+        let unix = if new.socket == old.socket { None } else { Some(own_socket(&new.socket)?) };
+        Ok(Self { unix, tcp, public_url: public_url(new), paths: (old.socket.clone(), new.socket.clone()) })
+    }
+
+    /// It stays as it was.
+    pub fn abandon(self) {
+        if self.unix.is_some() {
+            let _ = fs::remove_file(&self.paths.1);
+        }
+    }
+}
+
+/// What is served on, and whoever has a connection there.
+struct Served {
+    unix: UnixListener,
+    tcp: Option<(TcpListener, Option<Certificate>)>,
+    rooms: [Room; 2],
+}
+
+impl Served {
+    /// Accepts connections for ever.
+    async fn accept(&self, router: &Router) -> Infallible {
+        let [of_socket, of_address] = &self.rooms;
+        tokio::select! {
+            never = serve_unix(&self.unix, of_socket, router) => never,
+            never = async {
+                match &self.tcp {
+                    Some((listener, tls)) => serve_tcp(listener, tls.as_ref(), of_address, router).await,
+                    None => std::future::pending().await,
+                }
+            } => never,
+        }
+    }
+
+    /// Connections that there are stay.
+    fn change(&mut self, change: Relisten, url: &PublicUrl) -> io::Result<()> {
+        let Relisten { unix, tcp, public_url, paths } = change;
+        if let Some(unix) = unix {
+            self.unix = UnixListener::from_std(unix)?;
+            let _ = fs::remove_file(&paths.0);
+        }
+        match tcp {
+            Tcp::Stays(tls) => self.tcp = self.tcp.take().map(|(listener, _)| (listener, tls)),
+            Tcp::Is(Some((listener, tls))) => self.tcp = Some((TcpListener::from_std(listener)?, tls)),
+            Tcp::Is(None) => self.tcp = None,
+        }
+        url.set(public_url);
+        Ok(())
+    }
 }
 
 /// Makes the node's own socket. Every user may connect to it; the kernel tells which user it is.
@@ -136,33 +225,47 @@ pub(crate) fn socket(path: &Path) -> io::Result<std::os::unix::net::UnixListener
 }
 
 impl Listening {
-    /// Serves for ever. `give_back` returns freed memory to the system; logins that are refused are counted in `refused`.
+    /// Serves for ever, elsewhere where `changes` say so. `give_back` returns freed memory to the system; logins that are refused are
+    /// counted in `refused`.
     ///
     /// # Errors
     /// If the runtime takes no more descriptors, or there can be no more threads.
-    pub async fn run(self, control: Arc<Control>, give_back: fn(), refused: RefusedLogins) -> io::Result<()> {
+    pub async fn run(
+        self,
+        control: Arc<Control>,
+        give_back: fn(),
+        refused: RefusedLogins,
+        mut changes: mpsc::Receiver<Relisten>,
+    ) -> io::Result<()> {
         let unix = UnixListener::from_std(self.unix)?;
         let tcp = match self.tcp {
             Some((listener, tls)) => Some((TcpListener::from_std(listener)?, tls)),
             None => None,
         };
+        let mut served = Served { unix, tcp, rooms: Default::default() };
         let keeping = control.clone();
         let limits = Arc::new(Limits::new(give_back, refused)?);
-        let app = App { control, limits, public_url: self.public_url };
+        let public_url = PublicUrl::default();
+        public_url.set(self.public_url);
+        let app = App { control, limits, public_url: public_url.clone() };
         let router = routes::router(app.clone()).merge(console::routes(Console::new(app, self.node)));
-        let tcp = async {
-            match tcp {
-                Some((listener, tls)) => serve_tcp(listener, tls, router.clone()).await,
-                None => std::future::pending().await,
+        let serving = async {
+            loop {
+                let change = tokio::select! {
+                    never = served.accept(&router) => match never {},
+                    Some(change) = changes.recv() => change,
+                };
+                if let Err(error) = served.change(change, &public_url) {
+                    tracing::error!(%error, "the API is served as before");
+                }
             }
         };
-        tokio::join!(serve_unix(unix, router.clone()), tcp, keeping.reader.keep_history());
+        tokio::join!(serving, keeping.reader.keep_history());
         Ok(())
     }
 }
 
-async fn serve_unix(listener: UnixListener, router: Router) {
-    let room = Room::default();
+async fn serve_unix(listener: &UnixListener, room: &Room, router: &Router) -> Infallible {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -178,8 +281,7 @@ async fn serve_unix(listener: UnixListener, router: Router) {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Router) {
-    let room = Room::default();
+async fn serve_tcp(listener: &TcpListener, tls: Option<&Certificate>, room: &Room, router: &Router) -> Infallible {
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -193,7 +295,7 @@ async fn serve_tcp(listener: TcpListener, tls: Option<Certificate>, router: Rout
         // Somebody who has gone already has reached nothing.
         let Ok(local) = stream.local_addr() else { continue };
         let Some(seat) = room.take(Owner::at(address), clock::now().mono) else { continue };
-        match &tls {
+        match tls {
             None => drop(tokio::spawn(connection(stream, router, Peer::Tcp { address, local, tls: false }, seat))),
             Some(certificate) => {
                 let acceptor = TlsAcceptor::from(certificate.current());
@@ -261,63 +363,4 @@ where
         () = in_time => tracing::debug!("a connection was cut after its time"),
         () = seat.needed() => tracing::debug!("a connection was cut: somebody with fewer needs the seat"),
     }
-}
-
-/// Certificate and key as they were when they were read.
-type Changed = [Option<Stamp>; 2];
-/// Largest key that is read: one of 16384 bits takes 13 KiB.
-const KEY_BYTES_MAX: u64 = 64 << 10;
-
-/// A certificate, read again when its files change.
-struct Certificate {
-    chain: PathBuf,
-    key: PathBuf,
-    used: Mutex<(Changed, Arc<ServerConfig>)>,
-}
-
-impl Certificate {
-    fn open(certificate: &Path, key: &Path) -> Result<Self, ServeError> {
-        let config = config(certificate, key).map_err(|problem| ServeError::Tls {
-            certificate: certificate.to_owned(),
-            key: key.to_owned(),
-            problem,
-        })?;
-        let used = Mutex::new((changed(certificate, key), Arc::new(config)));
-        Ok(Self { chain: certificate.to_owned(), key: key.to_owned(), used })
-    }
-
-    /// As of now; the last good one if the files are wrong.
-    fn current(&self) -> Arc<ServerConfig> {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = changed(&self.chain, &self.key);
-        if used.0 != now {
-            match config(&self.chain, &self.key) {
-                Ok(config) => used.1 = Arc::new(config),
-                Err(problem) => tracing::error!(problem, "the new TLS certificate cannot be used; the old one is"),
-            }
-            used.0 = now;
-        }
-        used.1.clone()
-    }
-}
-
-fn changed(certificate: &Path, key: &Path) -> Changed {
-    [certificate, key].map(|p| stamp(p).ok())
-}
-
-fn config(certificate: &Path, key: &Path) -> Result<ServerConfig, String> {
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(certificate).map_err(|e| format!("certificate: {e}"))?.collect();
-    let chain = chain.map_err(|e| format!("certificate: {e}"))?;
-    let key = trust::read(key, Kind::Secret, KEY_BYTES_MAX).map_err(|e| format!("key: {e}"))?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| format!("key: {e}"))?;
-    let provider = Arc::new(crypto::aws_lc_rs::default_provider());
-    let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut config = versions
-        .map_err(|e| e.to_string())?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|e| e.to_string())?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
 }

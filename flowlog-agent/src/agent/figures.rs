@@ -24,9 +24,12 @@ type Question = oneshot::Sender<Figures>;
 
 /// The main loop's end.
 pub(super) struct Questions {
-    asked: Option<mpsc::Receiver<Question>>,
+    asked: mpsc::Receiver<Question>,
+    asking: mpsc::Sender<Question>,
     refused: RefusedLogins,
     board: Board,
+    /// Who serves them, until this is dropped.
+    serving: Option<oneshot::Sender<()>>,
 }
 
 /// The other end.
@@ -42,29 +45,42 @@ impl FiguresSource for Asking {
 }
 
 impl Questions {
-    /// Serves figures, if they are to be served, on a thread that ends with the process.
-    pub(super) fn serve(
-        listening: Option<MetricsListener>,
-        refused: RefusedLogins,
-        board: Board,
-    ) -> Result<Self, AgentError> {
-        let Some(listening) = listening else { return Ok(Self { asked: None, refused, board }) };
-        let (sender, asked) = mpsc::channel(QUESTIONS_MAX);
-        thread::with_a_runtime("metrics", || async {
-            if let Err(error) = listening.run(Arc::new(Asking(sender))).await {
-                tracing::error!(%error, "metrics are not served");
+    /// Nobody serves them yet.
+    pub(super) fn new(refused: RefusedLogins, board: Board) -> Self {
+        let (asking, asked) = mpsc::channel(QUESTIONS_MAX);
+        Self { asked, asking, refused, board, serving: None }
+    }
+
+    /// Serves figures there from now on, if they are to be served, on a thread that ends with the process or when they are served elsewhere.
+    ///
+    /// # Errors
+    /// If there can be no thread; then they are served where they were.
+    pub(super) fn serve(&mut self, listening: Option<MetricsListener>) -> Result<(), AgentError> {
+        let serving = match listening {
+            None => None,
+            Some(listening) => {
+                let (end, ended) = oneshot::channel::<()>();
+                let source = Arc::new(Asking(self.asking.clone()));
+                thread::with_a_runtime("metrics", || async {
+                    tokio::select! {
+                        served = listening.run(source) => {
+                            if let Err(error) = served {
+                                tracing::error!(%error, "metrics are not served");
+                            }
+                        }
+                        _ = ended => {}
+                    }
+                })?;
+                Some(end)
             }
-        })?;
-        Ok(Self { asked: Some(asked), refused, board })
+        };
+        self.serving = serving;
+        Ok(())
     }
 
     /// The next question; waits for ever if nobody can ask.
     pub(super) async fn next(&mut self) -> Question {
-        let asked = match &mut self.asked {
-            Some(asked) => asked.recv().await,
-            None => None,
-        };
-        match asked {
+        match self.asked.recv().await {
             Some(question) => question,
             None => std::future::pending().await,
         }

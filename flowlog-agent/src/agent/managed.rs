@@ -1,6 +1,12 @@
 //! Rules from the store: the files around it, the thread that serves the API, and the orders that come from there.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use flowlog_control::{
@@ -21,7 +27,7 @@ use flowlog_control::{
         },
         watch::{self as changes, Again},
     },
-    serve::{Listening, listen},
+    serve::{Listening, Relisten, listen},
 };
 use flowlog_host::trust::{self, Kind, Stamp, TrustError, stamp};
 use flowlog_kernel::{heap, netdev};
@@ -39,6 +45,8 @@ use crate::config::{Config, Manage};
 
 /// Orders that wait at most: the control plane sends one at a time.
 const ORDERS_MAX: usize = 4;
+/// Changes of addresses that wait at most: a reload is over before the next one begins.
+const CHANGES_MAX: usize = 4;
 
 /// Everything that is read from files, now and when they change.
 #[derive(Clone)]
@@ -84,12 +92,15 @@ impl Files {
         Ok((opened, Watching { places, loader, sources, inventory, path, read, principals }))
     }
 
-    /// How buckets are reached: as the inventory says, else as configured.
+    /// How buckets are reached: as the inventory says, else as configured, which a reload may change.
     #[must_use]
-    pub(crate) fn buckets(inventory: Option<watch::Receiver<Arc<Loaded>>>, configured: S3Options) -> Buckets {
+    pub(crate) fn buckets(
+        inventory: Option<watch::Receiver<Arc<Loaded>>>,
+        configured: watch::Receiver<S3Options>,
+    ) -> Buckets {
         Buckets::new(Box::new(move |location| match &inventory {
-            Some(inventory) => inventory.borrow().inventory.buckets.options(location, &configured),
-            None => BucketRegistry::default().options(location, &configured),
+            Some(inventory) => inventory.borrow().inventory.buckets.options(location, &configured.borrow()),
+            None => BucketRegistry::default().options(location, &configured.borrow()),
         }))
     }
 }
@@ -165,9 +176,46 @@ pub(crate) struct Managed {
     files: Files,
     store: FlowLogStore,
     listening: Listening,
-    /// Captures of the configuration file: they do not depend on the store.
-    fixed: Vec<CaptureSpec>,
-    places_max: usize,
+    wanted: Wanted,
+}
+
+/// What is to be captured, and who says so.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    /// By the configuration.
+    pub fixed: Vec<CaptureSpec>,
+    /// By the store, as it ordered last.
+    pub managed: Vec<CaptureSpec>,
+    /// Interfaces that there is room for.
+    interfaces_max: usize,
+    /// Those that the store may have.
+    places_max: Arc<AtomicUsize>,
+}
+
+impl Wanted {
+    pub(crate) fn new(config: &Config) -> Self {
+        let mut wanted = Self { interfaces_max: usize::from(config.sizes.interfaces_max), ..Self::default() };
+        wanted.fix(config.captures.clone());
+        wanted
+    }
+
+    /// What the configuration says from now on.
+    pub(crate) fn fix(&mut self, fixed: Vec<CaptureSpec>) {
+        self.places_max.store(self.interfaces_max.saturating_sub(fixed.len()), Ordering::Relaxed);
+        self.fixed = fixed;
+    }
+
+    /// All of it, if the configuration said this.
+    #[must_use]
+    pub(crate) fn with(&self, fixed: &[CaptureSpec]) -> Vec<CaptureSpec> {
+        // What is first has an interface that both want.
+        [fixed, &self.managed[..]].concat()
+    }
+
+    #[must_use]
+    pub(crate) fn all(&self) -> Vec<CaptureSpec> {
+        self.with(&self.fixed)
+    }
 }
 
 impl Managed {
@@ -177,14 +225,14 @@ impl Managed {
     /// If a file, the store, an address or a certificate cannot be used.
     pub(crate) fn open(manage: &Manage, files: Files, config: &mut Config) -> Result<Self, AgentError> {
         let store = FlowLogStore::open(&config.state_dir)?;
-        let fixed = config.captures.clone();
         let loaded = files.inventory.borrow().clone();
-        config.captures.extend(captures::captures(store.flow_logs(), &loaded.inventory));
-        config.captures.extend(manage.templates.captures(&loaded.inventory, &templates::taken(&store)));
-        let places_max = usize::from(config.sizes.interfaces_max).saturating_sub(fixed.len());
+        let mut wanted = Wanted::new(config);
+        wanted.managed = captures::captures(store.flow_logs(), &loaded.inventory);
+        wanted.managed.extend(manage.templates.captures(&loaded.inventory, &templates::taken(&store)));
+        config.captures = wanted.all();
         let listening = listen(&manage.api)?;
         let (settings, templates) = (manage.settings.clone(), manage.templates.clone());
-        Ok(Self { settings, templates, files, store, listening, fixed, places_max })
+        Ok(Self { settings, templates, files, store, listening, wanted })
     }
 
     /// What is read from files, and found by sources.
@@ -209,11 +257,13 @@ impl Managed {
         status: watch::Receiver<Arc<Status>>,
         live: LiveFlows,
         refused: RefusedLogins,
-    ) -> Result<Orders, AgentError> {
-        let Self { settings, templates, files, store, listening, fixed, places_max } = self;
+    ) -> Result<(Orders, mpsc::Sender<Relisten>), AgentError> {
+        let Self { settings, templates, files, store, listening, wanted } = self;
         let Files { inventory, principals, .. } = files;
         let (changing, templates) = watch::channel(Arc::new(templates));
-        let (orders, wanted) = mpsc::channel(ORDERS_MAX);
+        let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+        let (change, changes) = mpsc::channel(CHANGES_MAX);
+        let places_max = wanted.places_max.clone();
         let buckets = Arc::new(Probe(buckets));
         let parts = Parts {
             store,
@@ -229,12 +279,13 @@ impl Managed {
         };
         let (control, worker) = control_plane(parts);
         thread::with_a_runtime("api", || async {
-            let ((), served) = tokio::join!(worker.run(), listening.run(Arc::new(control), heap::give_back, refused));
+            let serving = listening.run(Arc::new(control), heap::give_back, refused, changes);
+            let ((), served) = tokio::join!(worker.run(), serving);
             if let Err(error) = served {
                 tracing::error!(%error, "the API is not served");
             }
         })?;
-        Ok(Orders { wanted, fixed, templates: changing, waiting: None })
+        Ok((Orders { ordered: Some(ordered), wanted, templates: Some(changing), waiting: None }, change))
     }
 }
 
@@ -252,25 +303,45 @@ impl BucketProbe for Probe {
     }
 }
 
-/// Orders from the control plane.
+/// What is to be captured, and orders from the control plane.
 pub(crate) struct Orders {
-    wanted: mpsc::Receiver<CaptureOrder>,
-    fixed: Vec<CaptureSpec>,
+    /// `None`: nobody can order.
+    ordered: Option<mpsc::Receiver<CaptureOrder>>,
+    pub wanted: Wanted,
     /// Flow logs by selection: whoever changes them is followed.
-    #[allow(dead_code, reason = "held, so that whoever follows it waits")]
-    templates: watch::Sender<Arc<Templates>>,
+    templates: Option<watch::Sender<Arc<Templates>>>,
     /// Where to answer when the last order has been carried out.
     waiting: Option<Answer>,
 }
 
 impl Orders {
+    /// What the configuration says, and nobody else can.
+    #[must_use]
+    pub(crate) fn fixed(wanted: Wanted) -> Self {
+        Self { ordered: None, wanted, templates: None, waiting: None }
+    }
+
+    /// Flow logs by selection are these from now on; the control plane orders what comes of that.
+    pub(crate) fn select(&self, templates: &Templates) {
+        if let Some(sender) = &self.templates {
+            sender.send_if_modified(|now| {
+                let changed = **now != *templates;
+                if changed {
+                    *now = Arc::new(templates.clone());
+                }
+                changed
+            });
+        }
+    }
+
     /// The next one; waits for ever if nobody can order.
-    pub(crate) async fn next(orders: &mut Option<Self>) -> CaptureOrder {
-        match orders {
-            Some(orders) => match orders.wanted.recv().await {
-                Some(want) => want,
-                None => std::future::pending().await,
-            },
+    pub(crate) async fn next(&mut self) -> CaptureOrder {
+        let next = match &mut self.ordered {
+            Some(ordered) => ordered.recv().await,
+            None => None,
+        };
+        match next {
+            Some(want) => want,
             None => std::future::pending().await,
         }
     }
@@ -280,12 +351,13 @@ impl Orders {
     /// # Errors
     /// If the kernel or the journal refuses; whoever ordered is told, and orders again.
     pub(crate) fn begin(&mut self, want: CaptureOrder, capture: &mut Capture) -> Result<(), AgentError> {
-        let captures: Vec<CaptureSpec> = self.fixed.iter().cloned().chain(want.captures).collect();
         if want.is_trial {
+            let captures = Wanted { managed: want.captures, ..self.wanted.clone() }.all();
             let _ = want.done.send(capture.would_be(&captures).map_err(|e| e.to_string()));
             return Ok(());
         }
-        let result = capture.want(captures).map_err(AgentError::from);
+        self.wanted.managed = want.captures;
+        let result = capture.want(self.wanted.all()).map_err(AgentError::from);
         match &result {
             Ok(()) => self.waiting = Some(want.done),
             // Nobody listens: the agent is ending.

@@ -6,7 +6,7 @@
 //! * [`delivery`]: from a closed window to the store; [`ending`]: until all of it is there;
 //! * [`memory`]: what a start needs, and whether it fits;
 //! * [`managed`]: rules from the store, and the API's thread;
-//! * [`signals`]: being asked to stop; [`service`]: what the service manager is told, and a reload;
+//! * [`signals`]: being asked to stop; [`service`]: what the service manager is told; [`reload`]: the configuration, read again;
 //! * [`trouble`]: waiting for the state directory; [`thread`]: runtimes of their own;
 //! * [`error`]: what can go wrong;
 //! * this file: the main loop, and the commands around it.
@@ -19,6 +19,7 @@ mod kernel_source;
 mod live;
 mod managed;
 pub(crate) mod memory;
+pub(crate) mod reload;
 mod service;
 mod signals;
 mod start;
@@ -53,8 +54,10 @@ use flowlog_pipeline::{
 };
 use kernel_source::KernelSource;
 use live::LiveFlows;
-use managed::{Files, Managed, Orders, Watching};
-use service::{Reload, Service};
+use managed::{Files, Managed, Orders, Wanted, Watching};
+pub(crate) use reload::Plan;
+use reload::{Reached, Reload, Scene};
+use service::Service;
 use signals::{Hangups, Looks, Stop};
 use start::{
     check_interfaces, check_targets, ensure_room, open_kernel, open_spool, recover, setup, state_dir,
@@ -82,7 +85,8 @@ const DRAIN_BATCH: usize = 1_024;
 ///
 /// # Errors
 /// Anything that makes capturing impossible; all of it is checked before the first hook is attached.
-pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), AgentError> {
+pub(crate) async fn run(plan: Plan, confined: &Confined) -> Result<(), AgentError> {
+    let config = plan.config.clone();
     // Before anybody can find the process by its lock.
     let (mut stop, hangups, looks, service) = (Stop::new()?, Hangups::new()?, Looks::new()?, Service::new());
     let (fs, _lock) = state_dir(&config)?;
@@ -92,11 +96,12 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
     let Begun { config, spool, managed, metrics, mut capture, pending } = begun;
     // The first thread after this one is the next line's.
     confined.finish()?;
-    let reload = Reload::new(hangups, watching.map(Watching::start).transpose()?);
+    let again = watching.map(Watching::start).transpose()?;
     heap::give_back();
     let inventory = managed.as_ref().map(Managed::inventory);
-    let buckets = Arc::new(Files::buckets(inventory, config.s3.clone()));
-    let mut delivery = Delivery::start(&config, fs, spool, &capture, buckets.clone())?;
+    let (s3, reached) = watch::channel(config.s3.clone());
+    let buckets = Arc::new(Files::buckets(inventory, reached));
+    let mut delivery = Delivery::start(&config, fs.clone(), spool, &capture, buckets.clone())?;
     delivery.inherit(&mut capture, pending)?;
     let (live, ends) = Live::new();
     if managed.is_some() {
@@ -105,10 +110,17 @@ pub(crate) async fn run(config: Config, confined: &Confined) -> Result<(), Agent
     }
     let shown = LiveFlows(live.clone());
     let refused = RefusedLogins::default();
-    let serve = |m: Managed| m.serve(buckets, delivery.reporter.subscribe(), shown, refused.clone());
     let board = managed.as_ref().map(|m| m.files().board.clone()).unwrap_or_default();
-    let orders = managed.map(serve).transpose()?;
-    let questions = Questions::serve(metrics, refused, board)?;
+    let (orders, api) = match managed {
+        Some(managed) => {
+            let (orders, api) = managed.serve(buckets, delivery.reporter.subscribe(), shown, refused.clone())?;
+            (orders, Some(api))
+        }
+        None => (Orders::fixed(Wanted::new(&config)), None),
+    };
+    let mut questions = Questions::new(refused, board);
+    questions.serve(metrics)?;
+    let reload = Reload::new(hangups, again, plan, Reached { fs, s3, api });
     if let Some(unknown) = capture.node().kernel.reasons().unknown() {
         tracing::warn!("this kernel has {unknown}");
     }
@@ -214,7 +226,8 @@ pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
     let (spool, mut capture, pending) = taken;
     let (files, watching) = config.manage.as_ref().map(Files::open).transpose()?.unzip();
     watching.map(Watching::start).transpose()?;
-    let buckets = Arc::new(Files::buckets(files.map(|f| f.inventory), config.s3.clone()));
+    let (_s3, reached) = watch::channel(config.s3.clone());
+    let buckets = Arc::new(Files::buckets(files.map(|f| f.inventory), reached));
     let mut delivery = Delivery::start(&config, fs, spool, &capture, buckets)?;
     delivery.inherit(&mut capture, pending)?;
     finish(capture, delivery, &mut stop).await
@@ -236,7 +249,7 @@ pub(crate) fn ensure_same_netns(config: &Config) -> Result<(), AgentError> {
 
 /// Whom the main loop hears and tells, besides the kernel and the stores.
 struct Around {
-    orders: Option<Orders>,
+    orders: Orders,
     live: Live,
     questions: Questions,
     reload: Reload,
@@ -244,6 +257,14 @@ struct Around {
     /// How everything is doing, as it was reported last.
     status: watch::Receiver<Arc<Status>>,
     service: Service,
+}
+
+impl Around {
+    /// What a reload acts upon.
+    fn scene<'a>(&'a mut self, capture: &'a mut Capture, delivery: &'a mut Delivery) -> (&'a mut Reload, Scene<'a>) {
+        let Self { orders, questions, reload, service, .. } = self;
+        (reload, Scene { capture, delivery, orders, questions, service })
+    }
 }
 
 async fn main_loop(
@@ -274,12 +295,11 @@ async fn main_loop(
             woken = wakeups.next() => woken.map_err(system("watch the ring"))?,
             () = links.changed() => trouble.note(capture.look_at_interfaces().map_err(AgentError::from))?,
             () = links.neighbours_changed() => capture.neighbours_changed(),
-            want = Orders::next(&mut around.orders) => {
-                if let Some(orders) = &mut around.orders {
-                    trouble.note(orders.begin(want, capture))?;
-                }
+            want = around.orders.next() => trouble.note(around.orders.begin(want, capture))?,
+            came = around.reload.next() => {
+                let (reload, mut scene) = around.scene(capture, delivery);
+                reload.take(&came, clock::now(), &mut scene);
             }
-            asked = around.reload.next() => around.reload.take(&asked, clock::now()),
             _ = tick.tick() => {
                 capture.check_hooks();
                 trouble.note(capture.look_at_xdp(clock::now()).map_err(AgentError::from))?;
@@ -332,10 +352,15 @@ async fn catch_up(
                 () = tokio::time::sleep(TICK) => {}
             }
         }
-        if let Some(orders) = around.orders.as_mut().filter(|o| o.is_carried_out(capture)) {
+        if around.orders.is_carried_out(capture) {
             // The status goes out before the answer, so that it is up to date for whoever asks after the answer.
             delivery.report(capture, trouble.words());
-            orders.answer(capture);
+            around.orders.answer(capture);
+        }
+        if around.reload.is_due(capture) {
+            delivery.report(capture, trouble.words());
+            let (reload, mut scene) = around.scene(capture, delivery);
+            reload.finish(&mut scene);
         }
         if taken < DRAIN_BATCH {
             return Ok(false);

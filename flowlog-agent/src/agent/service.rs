@@ -2,14 +2,10 @@
 //!
 //! [`Service::alive`] is called by the main loop alone, so that a loop that hangs is seen, whatever other threads do.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
-use flowlog_control::inventory::watch::Again;
-use flowlog_model::{MonoNs, Now, status::Status};
+use flowlog_model::{MonoNs, Now, status::Status, text::printable};
 use sd_notify::NotifyState;
-use tokio::sync::oneshot;
-
-use super::signals::Hangups;
 
 /// Time between two signs of life: the main loop's own tick. A `WatchdogSec=` is to be several times as long.
 const SIGN_EVERY_NS: u64 = 2_000_000_000;
@@ -25,12 +21,19 @@ pub(super) struct Service {
     last_sign: MonoNs,
     /// The status that was said last.
     said: String,
+    /// Why the last reload was refused, if it was.
+    refused: Option<String>,
 }
 
 #[allow(clippy::unused_self, reason = "only who has the service may speak for the agent")]
 impl Service {
     pub(super) fn new() -> Self {
-        Self { is_watched: sd_notify::watchdog_enabled().is_some(), last_sign: MonoNs(0), said: String::new() }
+        Self {
+            is_watched: sd_notify::watchdog_enabled().is_some(),
+            last_sign: MonoNs(0),
+            said: String::new(),
+            refused: None,
+        }
     }
 
     /// The start waits for something; it does not hang.
@@ -54,16 +57,39 @@ impl Service {
 
     /// How everything is doing, if that is anything new.
     pub(super) fn status(&mut self, status: &Status, now: Now) {
-        let words = words(status, now.wall.secs());
+        let mut words = words(status, now.wall.secs());
+        if let Some(why) = &self.refused {
+            words = format!("{words}; the last reload was refused: {why}");
+        }
         if words != self.said {
             tell(&[NotifyState::Status(&words)]);
             self.said = words;
         }
     }
 
+    /// Files are being read again.
+    pub(super) fn reloading(&self, now: Now) {
+        tell(&[NotifyState::Reloading, NotifyState::MonotonicUsec(i128::from(now.mono.0 / 1_000))]);
+    }
+
+    /// They have been; what has changed, or why nothing has.
+    pub(super) fn reloaded(&mut self, outcome: Result<String, &str>) {
+        let words = match &outcome {
+            Ok(changed) if changed.is_empty() => "reloaded: nothing has changed".to_owned(),
+            Ok(changed) => format!("reloaded: {changed}"),
+            Err(why) => format!("the reload was refused: {why}"),
+        };
+        self.refused = outcome.err().map(|why| one_line(why).into_owned());
+        tell(&[NotifyState::Ready, NotifyState::Status(&one_line(&words))]);
+    }
+
     pub(super) fn stopping(&self, words: &str) {
         tell(&[NotifyState::Stopping, NotifyState::Status(words)]);
     }
+}
+
+fn one_line(words: &str) -> Cow<'_, str> {
+    printable(words)
 }
 
 /// Sends it. That nobody takes it is no reason to stop.
@@ -97,67 +123,6 @@ fn words(status: &Status, now_secs: i64) -> String {
         parts.push(format!("{} in quarantine", of(status.quarantined, "object")));
     }
     parts.join("; ")
-}
-
-/// Reading files again on SIGHUP, which systemd calls a reload. What is not in these files takes a new start.
-pub(super) struct Reload {
-    hangups: Hangups,
-    /// Who reads inventory and principals; nobody, without any.
-    again: Option<Again>,
-    reading: Option<oneshot::Receiver<()>>,
-}
-
-/// How far a reload is.
-pub(super) enum Step {
-    /// Somebody wants one.
-    Asked,
-    /// The files have been read.
-    Read,
-}
-
-impl Reload {
-    pub(super) fn new(hangups: Hangups, again: Option<Again>) -> Self {
-        Self { hangups, again, reading: None }
-    }
-
-    /// Waits for the next step. Whoever stops waiting for it misses none.
-    pub(super) async fn next(&mut self) -> Step {
-        if let Some(read) = &mut self.reading {
-            // Without an answer nobody reads them any more, which is in the log.
-            let _ = read.await;
-            Step::Read
-        } else {
-            self.hangups.next().await;
-            Step::Asked
-        }
-    }
-
-    /// Takes a step, and tells the service manager.
-    pub(super) fn take(&mut self, step: &Step, now: Now) {
-        match step {
-            Step::Asked => {
-                tell(&[NotifyState::Reloading, NotifyState::MonotonicUsec(i128::from(now.mono.0 / 1_000))]);
-                self.reading = self.again.as_ref().map(Again::ask);
-                if self.reading.is_none() {
-                    self.done();
-                }
-            }
-            Step::Read => {
-                self.reading = None;
-                self.done();
-            }
-        }
-    }
-
-    fn done(&self) {
-        let read =
-            if self.again.is_some() { "inventory and principals were read again" } else { "nothing to read again" };
-        tracing::info!(
-            "SIGHUP: {read}; certificates and credentials are read whenever they change; what else is configured takes a restart, which \
-             misses no packet"
-        );
-        tell(&[NotifyState::Ready]);
-    }
 }
 
 /// For the test that shows that a hung main loop is seen.

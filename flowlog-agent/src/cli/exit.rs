@@ -51,6 +51,9 @@ pub(super) enum Failure {
     /// What was given is wrong.
     #[error("{0}")]
     Wrong(String),
+    /// No agent runs that could do it.
+    #[error("{0}")]
+    NoAgent(String),
     /// It may be otherwise later.
     #[error("{0}")]
     NotNow(String),
@@ -84,7 +87,7 @@ pub(super) fn code(error: &anyhow::Error) -> ExitCode {
             c.downcast_ref().map(of_agent),
             c.downcast_ref().map(of_client),
             c.downcast_ref().map(of_tracer),
-            c.downcast_ref().map(|_: &ConfigError| EX_CONFIG),
+            c.downcast_ref().map(of_config),
             c.downcast_ref().map(|_: &LogError| EX_CONFIG),
             c.downcast_ref().map(of_command),
             c.downcast_ref().map(|_: &ParquetError| EX_DATAERR),
@@ -99,10 +102,18 @@ pub(super) fn code(error: &anyhow::Error) -> ExitCode {
     known.unwrap_or(by_kind).into()
 }
 
+fn of_config(error: &ConfigError) -> u8 {
+    match error {
+        ConfigError::Flag(_) => EX_USAGE,
+        ConfigError::Field(_) | ConfigError::Unreadable { .. } | ConfigError::File { .. } => EX_CONFIG,
+    }
+}
+
 fn of_command(error: &Failure) -> u8 {
     match error {
         Failure::NotThere(_) => EX_NOINPUT,
         Failure::Wrong(_) => EX_DATAERR,
+        Failure::NoAgent(_) => EX_UNAVAILABLE,
         Failure::NotNow(_) => EX_TEMPFAIL,
     }
 }

@@ -17,7 +17,7 @@ use flowlog_control::inventory::{
 use flowlog_kernel::netdev;
 
 use super::{exit::Failure, out};
-use crate::config::{ConfigError, RawConfig};
+use crate::config::{ConfigError, Layers};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -114,7 +114,8 @@ impl ImportArgs {
     fn source(self) -> anyhow::Result<RawSource> {
         let kind = SourceKind::from(self.kind);
         if let Some(path) = &self.config {
-            let sources = RawConfig::from_file(path)?.inventory.unwrap_or_default().sources;
+            let layers = Layers { file: Some(path.clone()), ..Layers::default() };
+            let sources = layers.read()?.raw.inventory.unwrap_or_default().sources;
             let is_meant =
                 |s: &RawSource| s.kind == kind && self.source.as_ref().is_none_or(|n| s.name.as_ref() == Some(n));
             let mut meant = sources.into_iter().filter(is_meant);

@@ -15,6 +15,7 @@ mod inventory;
 mod observe;
 mod out;
 mod read;
+mod reload;
 mod rule;
 mod run;
 mod status;
@@ -29,7 +30,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use args::{DetachArgs, RunArgs, StateArgs};
+use args::{DETACH_EXAMPLES, DetachArgs, RUN_EXAMPLES, RunArgs, StateArgs};
 use clap::{CommandFactory as _, Parser, Subcommand, builder::PossibleValuesParser, error::ErrorKind};
 /// eBPF flow logs: every packet of an interface, accepted or refused, as Parquet in object storage.
 #[derive(Parser)]
@@ -42,17 +43,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Capture. After SIGTERM or Ctrl-C the capture goes on in the kernel for the next `run`, or ends with `--no-pin`.
-    #[command(after_help = "\
-Examples:
-  flowlog run --interface eth0 --target ./flows
-  flowlog run -i tap0 --action rejected --window 1m --name web --target s3://bucket/prefix --s3-region eu-central-1
-  flowlog run --config /etc/flowlog/flowlog.toml")]
+    #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RunArgs>),
     /// End the running agent; its capture goes on in the kernel, for the next `run`.
     #[command(after_help = "Examples:\n  flowlog stop\n  flowlog stop --state-dir ./state")]
     Stop(StateArgs),
     /// End the capture: end the running agent, deliver what is captured, remove every hook and pin.
-    #[command(after_help = "Examples:\n  flowlog detach\n  flowlog detach --config /etc/flowlog/flowlog.toml")]
+    #[command(after_help = DETACH_EXAMPLES)]
     Detach(Box<DetachArgs>),
     /// Say how every rule is doing.
     Status(status::StatusArgs),
@@ -90,7 +87,11 @@ Examples:
         dir: PathBuf,
     },
     /// Say what this kernel and machine can do, and what is missing. Changes nothing.
-    Check(check::CheckArgs),
+    #[command(after_help = check::EXAMPLES)]
+    Check(Box<check::CheckArgs>),
+    /// Have the running agent read its configuration again, and say what has changed; or why nothing has.
+    #[command(after_help = reload::EXAMPLES)]
+    Reload(StateArgs),
     /// Say what becomes of single packets: how they were parsed and counted, which died, where and why. As root, beside a running agent.
     Trace(trace::TraceArgs),
     /// Print delivered objects as a table, with their balance.
@@ -108,7 +109,7 @@ Examples:
 /// Runs the command line; all errors end here, each as one line on standard error.
 #[must_use]
 pub fn main() -> ExitCode {
-    complete::answer(Cli::command);
+    complete::answer(completed);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -118,9 +119,9 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Run(args) => run::run(*args),
+        Command::Run(args) => run::run(&args),
         Command::Stop(state) => stop::run(&state.state_dir),
-        Command::Detach(args) => detach::run(*args),
+        Command::Detach(args) => detach::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Rule(args) => rule::run(args),
         Command::Observe(args) => observe::run(*args),
@@ -130,7 +131,8 @@ pub fn main() -> ExitCode {
         Command::Credential(what) => credential::run(&what),
         Command::Completions { shell } => completions(&shell),
         Command::Manuals { dir } => manuals(&dir),
-        Command::Check(args) => check::run(&args),
+        Command::Reload(state) => reload::run(&state.state_dir),
+        Command::Check(args) => check::run(*args),
         Command::Trace(args) => trace::run(args),
         Command::Read { paths, rows } => read::run(&paths, rows),
     };
@@ -142,6 +144,12 @@ pub fn main() -> ExitCode {
             exit::code(&error)
         }
     }
+}
+
+/// The command line with what shells are told of values; flags that say keys are made from their table, which knows nothing of this node.
+fn completed() -> clap::Command {
+    let told = |command: clap::Command| command.mut_arg("interface", |arg| arg.add(complete::interfaces()));
+    Cli::command().mut_subcommand("run", told).mut_subcommand("check", told)
 }
 
 fn completions(shell: &str) -> anyhow::Result<ExitCode> {
@@ -175,7 +183,9 @@ mod tests {
             _ => vec![part.to_owned()],
         });
         let all = quoted.map(|word| word.trim_start_matches("<(").trim_end_matches(')').to_owned());
-        all.skip_while(|word| word != "flowlog").take_while(|word| !matches!(word.as_str(), "|" | "<" | ">")).collect()
+        all.skip_while(|word| word != "flowlog")
+            .take_while(|word| !matches!(word.as_str(), "|" | "<" | ">" | "2>" | "&"))
+            .collect()
     }
 
     #[test]

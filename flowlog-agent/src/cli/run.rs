@@ -9,14 +9,16 @@ use flowlog_kernel::{
 };
 
 use super::args::RunArgs;
-use crate::agent::{self, AgentError, memory};
+use crate::agent::{self, AgentError, Plan, memory};
 
-pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     heap::return_large_blocks();
     confine::no_core_files().map_err(AgentError::from)?;
     args.log.start()?;
     // Before anything is loaded: what does not fit is ended by the kernel without a word.
-    let (config, _) = memory::checked(args.into_raw()?)?;
+    let layers = args.layers()?;
+    let merged = layers.read()?;
+    let (config, _) = memory::checked(merged.raw.clone())?;
     // Before there are threads: each would keep what it was made with.
     let confined = confine::enter(Keep {
         enters_namespaces: config.enters_namespaces,
@@ -24,7 +26,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         reads_others_files: config.reads_others_files(),
     })
     .map_err(AgentError::from)?;
-    runtime()?.block_on(agent::run(config, &confined))?;
+    runtime()?.block_on(agent::run(Plan { layers, merged, config }, &confined))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,6 +1,6 @@
 //! `flowlog stop`.
 
-use std::{io::ErrorKind, path::Path, process::ExitCode, time::Duration};
+use std::{io::ErrorKind, os::fd::OwnedFd, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use flowlog_host::lock;
@@ -20,8 +20,8 @@ pub(super) fn run(state_dir: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends the agent that holds a state directory and waits until it has; `false` if there is none.
-pub(super) fn stop(state_dir: &Path) -> anyhow::Result<bool> {
+/// The agent that holds a state directory, and its process id; `None`: there is none.
+pub(super) fn find(state_dir: &Path) -> anyhow::Result<Option<(OwnedFd, u32)>> {
     // Whether there is an agent cannot be told of a directory that may not be looked at.
     match std::fs::metadata(state_dir) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -29,14 +29,18 @@ pub(super) fn stop(state_dir: &Path) -> anyhow::Result<bool> {
         }
         _ => {}
     }
-    let Some(pid) = lock::holder(state_dir) else { return Ok(false) };
+    let Some(pid) = lock::holder(state_dir) else { return Ok(None) };
     let pid = Pid::from_raw(pid).context("the lock is held by no process")?;
     // A handle first: should the agent end by itself, its process id may become somebody else's.
     let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
         .with_context(|| format!("cannot reach the agent (process {pid:?})"))?;
-    if lock::holder(state_dir) != Some(pid.as_raw_nonzero().get()) {
-        return stop(state_dir);
-    }
+    let number = pid.as_raw_nonzero().get();
+    if lock::holder(state_dir) == Some(number) { Ok(Some((handle, number.unsigned_abs()))) } else { find(state_dir) }
+}
+
+/// Ends the agent that holds a state directory and waits until it has; `false` if there is none.
+pub(super) fn stop(state_dir: &Path) -> anyhow::Result<bool> {
+    let Some((handle, _)) = find(state_dir)? else { return Ok(false) };
     rustix::process::pidfd_send_signal(&handle, Signal::TERM).context("cannot signal the agent")?;
     let mut ended = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
     let patience = rustix::event::Timespec { tv_sec: i64::try_from(PATIENCE.as_secs())?, tv_nsec: 0 };

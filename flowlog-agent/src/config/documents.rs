@@ -7,7 +7,7 @@ use flowlog_control::{
     inventory::load::{Loader, Places},
 };
 
-use super::RawConfig;
+use super::Layers;
 
 /// Which file a block of TOML is an example of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +33,8 @@ impl Example {
     fn read(self, file: &Path) -> Result<(), String> {
         match self {
             Self::Configuration => {
-                let checked = RawConfig::from_file(file).and_then(RawConfig::check);
+                let layers = Layers { file: Some(file.to_owned()), ..Layers::default() };
+                let checked = layers.read().and_then(|merged| merged.raw.check());
                 checked.map(drop).map_err(|error| error.to_string())
             }
             Self::Inventory => {

@@ -2,14 +2,20 @@
 
 #[cfg(test)]
 mod documents;
+mod flags;
+mod keys;
+mod layers;
 mod marks;
 mod raw;
 mod select;
 #[cfg(test)]
 mod shipped;
+#[cfg(test)]
+mod table;
 
 use std::path::PathBuf;
 
+pub(crate) use flags::{CaptureFlags, EndFlags};
 use flowlog_control::{
     flow_logs::{flow_log::Settings, templates::Templates},
     inventory::{
@@ -20,15 +26,17 @@ use flowlog_control::{
     serve::ApiOptions,
 };
 use flowlog_ebpf::abi::RING_BYTES_MIN;
-use flowlog_host::trust::{self, Kind, TrustError};
 use flowlog_kernel::{Moves, Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
     CaptureSpec, HookKind, Labels, S3Options,
+    amount::{Secs, Size},
     interface::{NetnsName, Selector},
     rule::{Action, Directions, InvalidField, Location, Name, Rule, Side, Target, key_part, window_secs},
     xdp::XdpLevel,
 };
 use flowlog_pipeline::spool::Limits;
+pub(crate) use keys::NEEDS_RESTART;
+pub(crate) use layers::{Layers, Merged, Setting};
 pub(crate) use marks::Marks;
 use raw::RawInventory;
 pub(crate) use raw::{RawConfig, RawFlowLog, RawSizes};
@@ -132,19 +140,12 @@ pub(crate) enum ConfigError {
     /// What is in it cannot be used.
     #[error("config `{}`: {problem}", path.display())]
     File { path: PathBuf, problem: String },
+    /// A flag says what cannot be, or nothing.
+    #[error("{0}")]
+    Flag(String),
 }
 
 impl RawConfig {
-    /// Reads a TOML file that nobody but its owner may write. Unknown keys are refused.
-    pub(crate) fn from_file(path: &std::path::Path) -> Result<Self, ConfigError> {
-        let file = |problem: String| ConfigError::File { path: path.to_owned(), problem };
-        let text = trust::read(path, Kind::Orders, CONFIG_BYTES_MAX).map_err(|error| match error {
-            TrustError::Unreadable(source) => ConfigError::Unreadable { path: path.to_owned(), source },
-            other => file(other.to_string()),
-        })?;
-        toml::from_str(&text).map_err(|e| file(flowlog_control::toml_error(&text, &e)))
-    }
-
     /// As [`check`](Self::check), for commands that capture nothing new.
     pub(crate) fn check_without_captures(mut self) -> Result<Config, ConfigError> {
         self.flow_logs.clear();
@@ -202,7 +203,7 @@ impl RawConfig {
             templates: select::templates(&self.flow_logs)?,
             principals: api.principals.clone(),
             settings: Settings {
-                window_secs: window_secs(defaults.window.unwrap_or(WINDOW_SECS_DEFAULT))?,
+                window_secs: window(defaults.window)?,
                 hook: defaults.hook.as_deref().map_or(Ok(HookKind::default()), str::parse)?,
                 nodata: defaults.nodata.unwrap_or(true),
                 subsecond: defaults.subsecond.unwrap_or(false),
@@ -262,8 +263,8 @@ impl RawConfig {
         let state_dir = self.state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR_DEFAULT));
         let default = Limits::default();
         let spool = Limits {
-            bytes_max: self.spool.bytes_max.unwrap_or(default.bytes_max),
-            age_secs_max: self.spool.age_secs_max.unwrap_or(default.age_secs_max),
+            bytes_max: self.spool.bytes_max.map_or(default.bytes_max, |Size(bytes)| bytes),
+            age_secs_max: self.spool.age_max.map_or(default.age_secs_max, |Secs(secs)| secs),
         };
         let pin_dir = self.pin_dir.unwrap_or_else(|| PathBuf::from(PIN_DIR_DEFAULT));
         let pin_dir = (!self.no_pin).then_some(pin_dir);
@@ -312,11 +313,13 @@ impl RawSizes {
             let rule = format!("more than `kernel.interfaces_max` ({interfaces_max}, at most 65534); raise it");
             return Err(InvalidField::new("interface", interfaces.to_string(), rule));
         }
+        // What is more than 4 GiB is too much as well.
+        let ring_bytes = self.ring_bytes.map(|Size(bytes)| u32::try_from(bytes).unwrap_or(u32::MAX));
         Ok(Sizes {
             // Up to 4 Mi slots: 640 MiB for each CPU.
             passed_slots: power("kernel.cache_slots", self.cache_slots, default.passed_slots, 16, 1 << 22)?,
             refused_slots: power("kernel.refused_slots", self.refused_slots, default.refused_slots, 16, 1 << 22)?,
-            ring_bytes: power("kernel.ring_bytes", self.ring_bytes, default.ring_bytes, RING_BYTES_MIN, 1 << 30)?,
+            ring_bytes: power("kernel.ring_bytes", ring_bytes, default.ring_bytes, RING_BYTES_MIN, 1 << 30)?,
             interfaces_max,
         })
     }
@@ -341,7 +344,7 @@ impl RawFlowLog {
             directions: self.direction.as_deref().map_or(Ok(Directions::default()), str::parse)?,
             action: self.action.as_deref().map_or(Ok(Action::default()), str::parse)?,
             target,
-            window_secs: window_secs(self.window.unwrap_or(WINDOW_SECS_DEFAULT))?,
+            window_secs: window(self.window)?,
             nodata: self.nodata.unwrap_or(true),
             subsecond: self.subsecond.unwrap_or(false),
             hive_layout: layout(self.layout.as_deref())?,
@@ -393,6 +396,12 @@ fn whole(path: &std::path::Path) -> std::io::Result<PathBuf> {
     std::path::absolute(path)
 }
 
+fn window(written: Option<Secs>) -> Result<u32, InvalidField> {
+    // What is more than there are numbers is more than a day.
+    let secs = written.map_or(WINDOW_SECS_DEFAULT, |Secs(secs)| u32::try_from(secs).unwrap_or(u32::MAX));
+    window_secs(secs)
+}
+
 fn layout(s: Option<&str>) -> Result<bool, InvalidField> {
     match s.unwrap_or(LAYOUT_DEFAULT) {
         LAYOUT_DEFAULT => Ok(true),
@@ -423,7 +432,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("flowlog.toml");
         fs::write(&path, text).expect("write");
-        RawConfig::from_file(&path).and_then(RawConfig::check).map_err(|e| e.to_string())
+        let layers = Layers { file: Some(path), ..Layers::default() };
+        layers.read().and_then(|merged| merged.raw.check()).map_err(|e| e.to_string())
     }
 
     #[test]

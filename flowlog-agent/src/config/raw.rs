@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use flowlog_control::inventory::{Kind as ResourceKind, source::spec::RawSource};
-use flowlog_model::{Labels, S3Options};
+use flowlog_model::{
+    Labels, S3Options,
+    amount::{Secs, Size},
+};
 use serde::Deserialize;
 
 /// The file, as written. Flags fill the same structure.
@@ -65,8 +68,8 @@ pub(crate) struct RawSizes {
     pub cache_slots: Option<u32>,
     /// Slots of the refused cache for each CPU.
     pub refused_slots: Option<u32>,
-    /// Bytes of the ring buffer.
-    pub ring_bytes: Option<u32>,
+    /// Size of the ring buffer.
+    pub ring_bytes: Option<Size>,
     /// Interfaces that can be watched.
     pub interfaces_max: Option<u16>,
 }
@@ -101,9 +104,10 @@ pub(crate) struct RawMark {
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawSpool {
     /// Bytes before windows leave their totals only.
-    pub bytes_max: Option<u64>,
-    /// Age in seconds of the oldest object before windows leave their totals only.
-    pub age_secs_max: Option<u64>,
+    pub bytes_max: Option<Size>,
+    /// Age of the oldest object before windows leave their totals only. `age_secs_max` was its name.
+    #[serde(alias = "age_secs_max")]
+    pub age_max: Option<Secs>,
 }
 
 /// `[inventory]`. With it, flow logs are managed through the API, which is served then in any case.
@@ -147,7 +151,7 @@ pub(crate) struct RawMetrics {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawDefaults {
-    pub window: Option<u32>,
+    pub window: Option<Secs>,
     /// `tc`, `tcx`, `clsact`, `xdp`.
     pub hook: Option<String>,
     /// Write an object for a window without traffic.
@@ -178,7 +182,7 @@ pub(crate) struct RawFlowLog {
     pub direction: Option<String>,
     /// One of `accepted`, `rejected`, `any`.
     pub action: Option<String>,
-    pub window: Option<u32>,
+    pub window: Option<Secs>,
     /// `tc`, `tcx`, `clsact`, `xdp`.
     pub hook: Option<String>,
     /// The interface need not exist at the start.

@@ -33,6 +33,7 @@ fn interfaces_flow_logs_and_resources_are_completed_as_they_are_on_this_node() {
     let socket = managed.path("agent.sock").display().to_string();
     let offered = |words: &[&str]| offered(&managed.node, &socket, words);
     assert!(offered(&["flowlog", "ob"]).contains(&"observe".to_owned()));
+    assert_eq!(offered(&["flowlog", "run", "--dire"]), ["--direction"]);
     assert_eq!(
         offered(&["flowlog", "observe", "--interface", "tap"]),
         offered(&["flowlog", "check", "--interface", "tap"])

@@ -33,28 +33,18 @@ fn bad_input_is_refused_by_name_before_anything_is_attached() {
     refused(&run(&["-t", "./f", "--prefix", "a%2Fb"]), 78, &["prefix `a%2Fb`", "`%2F`"]);
     refused(&run(&["-t", "./f", "--window", "0"]), 78, &["window `0`", "at least 1 second"]);
     refused(&run(&["-t", "./f", "--name", "a/b"]), 78, &["name `a/b`"]);
-    refused(&run(&["-t", "./f", "--hook", "x"]), 78, &["hook `x`", "use `tc`"]);
+    refused(
+        &run(&["-t", "./f", "--hook", "x"]),
+        64,
+        &["invalid value 'x' for '--hook <HOOK>'", "tc, tcx, clsact, xdp"],
+    );
+    refused(&run(&["-t", "./f", "--ring-bytes", "8M"]), 64, &["means 1000s to some and 1024s to others", "`8M`"]);
     refused(&run(&["-t", "ftp://x"]), 78, &["target `ftp://x`", "s3://bucket"]);
     refused(&["run", "--config", "none.toml"], 78, &["config `none.toml`"]);
     refused(&run(&["-t", "s3://flows", "--s3-endpoint", "http://127.0.0.1:1"]), 78, &["plain http is off"]);
     refused(&["run", "-i", "eth0"], 64, &["--target"]);
-    refused(&["run", "--config", "x.toml", "--window", "60"], 64, &["--config", "--window"]);
+    refused(&["run", "--window", "60"], 64, &["--config", "--interface"]);
     refused(&["run", "-i", "eth0", "-t", "./f", "--colour"], 64, &["--colour"]);
-}
-
-#[test]
-fn bash_completes_the_options_of_a_command() {
-    // What bash does when somebody types `flowlog run --dire` and the tabulator.
-    let script = format!(
-        "flowlog() {{ {} \"$@\"; }}\nsource <(flowlog completions bash)\n\
-         COMP_WORDS=(flowlog run --dire) COMP_CWORD=2 COMP_LINE='flowlog run --dire' COMP_POINT=18\n\
-         _flowlog flowlog --dire run\necho \"${{COMPREPLY[@]}}\"",
-        binary().display()
-    );
-    let out = Command::new("bash").args(["--norc", "-c", &script]).output().unwrap();
-    let said = String::from_utf8_lossy(&out.stdout);
-    let error = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(said.trim(), "--direction", "{error}");
 }
 
 #[test]

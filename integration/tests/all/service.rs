@@ -116,3 +116,25 @@ fn a_hangup_has_files_read_again_and_says_when_they_have_been() {
     agent.wait_for("SIGHUP: inventory and principals were read again").unwrap();
     agent.end().unwrap();
 }
+
+#[test]
+fn a_reload_that_is_refused_is_in_the_status_until_one_succeeds() {
+    let manager = Manager::new();
+    let node = Managed::new("").unwrap();
+    let mut agent = node.spawn(&manager.variables()).unwrap();
+    manager.wait_for("READY=1");
+    let good = fs::read_to_string(node.path("flowlog.toml")).unwrap();
+    node.write("flowlog.toml", &format!("colour = 1\n{good}")).unwrap();
+    agent.signal(Signal::HUP);
+    manager.wait_for("RELOADING=1");
+    assert!(manager.wait_for("READY=1").contains("STATUS=the reload was refused: "));
+    assert!(manager.wait_for("STATUS=0 flow logs").contains("the last reload was refused: "));
+    node.write("flowlog.toml", &format!("flows_max = 5000\n{good}")).unwrap();
+    agent.signal(Signal::HUP);
+    manager.wait_for("RELOADING=1");
+    assert!(manager.wait_for("READY=1").contains("STATUS=reloaded: flows_max"));
+    assert!(!manager.wait_for("STATUS=0 flow logs").contains("refused"));
+    // What was refused is in the log as an error.
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.wait().unwrap(), Some(0));
+}

@@ -169,3 +169,29 @@ fn an_import_by_names_shows_and_writes_what_an_agent_then_reads() {
     let (code, _, words) = node.import(&["names", "--pattern", "^tap(", "--dry-run"]);
     assert!(code == Some(78) && words.contains("unclosed group"), "{words}");
 }
+
+#[test]
+fn another_selection_holds_after_a_reload_without_a_restart() {
+    let node = Sourced::new("no_pin = true", NAMES, "{ label.env = 'test' }").unwrap();
+    let (ns, far) = (&node.managed.node, &node.managed.far);
+    plug_in(ns, far, "tap100i0", 20).unwrap();
+    let mut agent = node.managed.start().unwrap();
+    assert_eq!(node.found("tap100i0")["selected_by"], json!(null));
+    let id = node.found("tap100i0")["id"].as_str().unwrap().to_owned();
+    let config = fs::read_to_string(node.managed.path("flowlog.toml")).unwrap();
+    let state = node.managed.path("state");
+    let reload = |text: &str| {
+        node.managed.write("flowlog.toml", text).unwrap();
+        let (code, out, error) = node.managed.command(&["reload", "--state-dir", state.to_str().unwrap()]).unwrap();
+        assert!(code == Some(0) && out.contains("flow logs by selection: changed"), "{out}{error}");
+    };
+    node.managed.send(20, "tap100i0", PACKETS).unwrap();
+    reload(&config.replace("env = 'test'", "env = 'prod'"));
+    agent.wait_for("watching interface=\"tap100i0\"").unwrap();
+    node.managed.send(20, "tap100i0", PACKETS).unwrap();
+    reload(&config);
+    node.until("still captured", |s| (!said(s).contains(&id)).then_some(()));
+    node.managed.send(20, "tap100i0", PACKETS).unwrap();
+    agent.end().unwrap();
+    assert_eq!(packets(&node.landed().unwrap()), PACKETS as u64, "of the time in which it was selected");
+}

@@ -22,7 +22,10 @@ pub(crate) mod requests;
 pub(crate) mod room;
 pub(crate) mod routes;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 pub use auth::RefusedLogins;
 use axum::{
@@ -54,7 +57,21 @@ pub(crate) struct App {
     pub control: Arc<Control>,
     pub limits: Arc<auth::Limits>,
     /// The URL under which clients reach this API, if it is configured.
-    pub public_url: Option<Arc<str>>,
+    pub public_url: PublicUrl,
+}
+
+/// A URL that a reload may change.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PublicUrl(Arc<Mutex<Option<Arc<str>>>>);
+
+impl PublicUrl {
+    pub(crate) fn get(&self) -> Option<Arc<str>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set(&self, url: Option<Arc<str>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = url;
+    }
 }
 
 /// How a request came in.
@@ -88,7 +105,7 @@ impl Base {
     /// As configured, else the address that was reached. The `Host` of a request is anybody's word: a link that somebody stores or
     /// follows must not lead where a request pointed.
     fn of(app: &App, peer: Option<&Peer>) -> Self {
-        match (&app.public_url, peer) {
+        match (app.public_url.get(), peer) {
             (Some(url), _) => Self(url.trim_end_matches('/').to_owned()),
             (None, Some(Peer::Tcp { local, tls, .. })) => {
                 Self(format!("{}://{local}", if *tls { "https" } else { "http" }))

@@ -32,7 +32,7 @@ const PATH_BYTES_MAX: usize = 200;
 
 /// Whether cookies of this connection cross the network encrypted; a proxy in front may do that.
 fn is_encrypted(app: &App, peer: Option<&Peer>) -> bool {
-    let behind_tls = app.public_url.as_ref().is_some_and(|url| url.starts_with("https://"));
+    let behind_tls = app.public_url.get().is_some_and(|url| url.starts_with("https://"));
     matches!(peer, Some(Peer::Tcp { tls, .. }) if *tls || behind_tls)
 }
 

@@ -32,7 +32,10 @@ pub mod templates;
 pub(crate) mod validator;
 pub(crate) mod worker;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use access::{Access, Caller, Operation};
 use async_trait::async_trait;
@@ -133,8 +136,8 @@ pub struct Parts {
     pub settings: Settings,
     /// Flow logs by selection, as of now and later.
     pub templates: watch::Receiver<Arc<Templates>>,
-    /// Interfaces that there is room for in the kernel's maps.
-    pub places_max: usize,
+    /// Interfaces that there is room for in the kernel's maps; a reload may change what others take.
+    pub places_max: Arc<AtomicUsize>,
     /// The way to the agent.
     pub orders: mpsc::Sender<CaptureOrder>,
     /// How every capture is doing.

@@ -1,7 +1,14 @@
 //! The green light: everything that must hold before a flow log may capture. All problems are found at once, each with
 //! field, value and remedy.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use flowlog_model::{FlowLogId, rule::InvalidField, status::CaptureState};
 use futures_util::{FutureExt as _, StreamExt as _, stream};
@@ -35,7 +42,7 @@ pub struct Validator {
     /// The way to the agent, who knows the interfaces.
     orders: mpsc::Sender<CaptureOrder>,
     /// Interfaces that there is room for in the kernel's maps.
-    places_max: usize,
+    places_max: Arc<AtomicUsize>,
 }
 
 impl Validator {
@@ -43,7 +50,7 @@ impl Validator {
         wanted: Wanted,
         buckets: Arc<dyn BucketProbe>,
         orders: mpsc::Sender<CaptureOrder>,
-        places_max: usize,
+        places_max: Arc<AtomicUsize>,
     ) -> Self {
         let Wanted { store, inventory, templates } = wanted;
         Self { store, inventory, templates, buckets, orders, places_max }
@@ -159,7 +166,7 @@ impl Validator {
         let mut parents = templates::taken(&store);
         parents.extend(batch.iter().map(|f| f.parent.id));
         let by_selection = self.templates.borrow().captures(inventory, &parents).len();
-        self.places_max.saturating_sub(taken + by_selection)
+        self.places_max.load(Ordering::Relaxed).saturating_sub(taken + by_selection)
     }
 
     /// Whether an object can be made in the bucket: one is, and removed again.

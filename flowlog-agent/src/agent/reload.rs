@@ -1,0 +1,367 @@
+//! A reload (SIGHUP): the configuration, the inventory and the principals are read again. All of what the configuration says from then on is
+//! applied, or none of it, with the reason.
+//!
+//! ```text
+//! asked -> inventory and principals read -> configuration read and checked, listening where it says -> captures changed -> the rest
+//!                                             | wrong                                                   | cannot be
+//!                                             +--------------------> refused: all as before <-----------+
+//! ```
+//!
+//! What can fail comes first; nothing that has changed by then is seen from outside but captures, which are changed back.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use flowlog_control::{
+    inventory::watch::Again,
+    metrics::{self, Endpoint, MetricsListener},
+    serve::Relisten,
+};
+use flowlog_host::fault;
+use flowlog_model::{CaptureSpec, MonoNs, Now, S3Options, status::CaptureState};
+use flowlog_pipeline::disk::Filesystem;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{
+    Capture,
+    delivery::Delivery,
+    figures::Questions,
+    managed::{Orders, Wanted},
+    memory,
+    service::Service,
+    signals::Hangups,
+    start::{check_interfaces, check_targets},
+};
+use crate::config::{Config, Layers, Merged, NEEDS_RESTART};
+
+/// Where it is written what came of the last reload, in the state directory: for `flowlog reload`, which waits for it.
+pub(crate) const FILE: &str = "reload.json";
+
+/// What came of a reload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reloaded {
+    pub pid: u32,
+    /// When it began, by the monotonic clock: it is of nobody who asked later.
+    pub begun: MonoNs,
+    /// What has changed; or why nothing has.
+    pub outcome: Result<Vec<String>, String>,
+}
+
+/// How a configuration came to be what it is, so that it can be made again.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub layers: Layers,
+    pub merged: Merged,
+    pub config: Config,
+}
+
+/// What a reload acts upon, beside the main loop's own.
+pub(super) struct Reached {
+    pub fs: Arc<dyn Filesystem>,
+    /// How buckets are reached.
+    pub s3: watch::Sender<S3Options>,
+    /// Where the API is served; nobody, if it is not.
+    pub api: Option<mpsc::Sender<Relisten>>,
+}
+
+/// See the module's head.
+pub(super) struct Reload {
+    hangups: Hangups,
+    /// Who reads inventory and principals; nobody, without any.
+    again: Option<Again>,
+    stage: Stage,
+    /// What is in force.
+    plan: Plan,
+    reached: Reached,
+    begun: MonoNs,
+}
+
+enum Stage {
+    Idle,
+    Reading(oneshot::Receiver<()>),
+    /// The captures are being changed.
+    Applying(Box<Change>),
+}
+
+/// A configuration that has been found sound, and what has been made for it.
+struct Change {
+    merged: Merged,
+    config: Config,
+    api: Option<Relisten>,
+    metrics: Metrics,
+    words: Vec<String>,
+}
+
+/// Where figures are served.
+enum Metrics {
+    /// Where they are.
+    Stay,
+    /// There, or nowhere.
+    Move(Option<MetricsListener>),
+}
+
+/// How far a reload is.
+pub(super) enum Step {
+    /// Somebody wants one.
+    Asked,
+    /// Inventory and principals have been read.
+    Read,
+}
+
+/// What the main loop has that a reload changes.
+pub(super) struct Scene<'a> {
+    pub capture: &'a mut Capture,
+    pub delivery: &'a mut Delivery,
+    pub orders: &'a mut Orders,
+    pub questions: &'a mut Questions,
+    pub service: &'a mut Service,
+}
+
+impl Reload {
+    pub(super) fn new(hangups: Hangups, again: Option<Again>, plan: Plan, reached: Reached) -> Self {
+        Self { hangups, again, stage: Stage::Idle, plan, reached, begun: MonoNs(0) }
+    }
+
+    /// Waits for the next step. Whoever stops waiting for it misses none.
+    pub(super) async fn next(&mut self) -> Step {
+        match &mut self.stage {
+            Stage::Idle => {
+                self.hangups.next().await;
+                Step::Asked
+            }
+            Stage::Reading(read) => {
+                // Without an answer nobody reads them any more, which is in the log.
+                let _ = read.await;
+                Step::Read
+            }
+            // The main loop sees when they have been changed.
+            Stage::Applying(_) => std::future::pending().await,
+        }
+    }
+
+    /// Takes a step.
+    pub(super) fn take(&mut self, step: &Step, now: Now, scene: &mut Scene<'_>) {
+        match step {
+            Step::Asked => {
+                self.begun = now.mono;
+                scene.service.reloading(now);
+                match self.again.as_ref().map(Again::ask) {
+                    Some(read) => self.stage = Stage::Reading(read),
+                    None => self.begin(scene),
+                }
+            }
+            Step::Read => self.begin(scene),
+        }
+    }
+
+    /// Reads the configuration, and begins to apply it.
+    fn begin(&mut self, scene: &mut Scene<'_>) {
+        self.stage = Stage::Idle;
+        let change = match self.prepare(scene.capture, &scene.orders.wanted) {
+            Ok(change) => change,
+            Err(why) => return self.end(Err(why), scene.service),
+        };
+        fault::point("reload_prepared");
+        let fixed = change.config.captures.clone();
+        self.stage = Stage::Applying(Box::new(change));
+        if fixed == self.plan.config.captures {
+            return self.finish(scene);
+        }
+        if let Err(error) = want(fixed, scene) {
+            // The journal refuses, and nothing is to be half done.
+            self.undo(error, scene);
+        }
+        fault::point("reload_wanted");
+    }
+
+    /// Whether the captures have been changed, and the rest is to come.
+    #[must_use]
+    pub(super) fn is_due(&self, capture: &Capture) -> bool {
+        matches!(self.stage, Stage::Applying(_)) && capture.is_complete()
+    }
+
+    /// Applies the rest; or, where a capture cannot be what it is to be, makes them what they were.
+    pub(super) fn finish(&mut self, scene: &mut Scene<'_>) {
+        let Stage::Applying(change) = &self.stage else { return };
+        let states = scene.capture.states();
+        let is_new = |c: &&CaptureSpec| !c.wait && !self.plan.config.captures.contains(c);
+        let trouble = change.config.captures.iter().filter(is_new).find_map(|c| {
+            match states.get(&c.id(&change.config.node_id)) {
+                Some(CaptureState::Trouble { why }) => {
+                    Some(format!("flow log `{}` on {}: {why}", c.name(), c.interface))
+                }
+                _ => None,
+            }
+        });
+        if let Some(why) = trouble {
+            return self.undo(why, scene);
+        }
+        let Stage::Applying(change) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
+        let Change { merged, config, api, metrics, words } = *change;
+        if let Metrics::Move(listening) = metrics {
+            if let Err(error) = scene.questions.serve(listening) {
+                tracing::error!(%error, "figures are served where they were");
+            } else if let Some(Endpoint::Socket(old)) = &self.plan.config.metrics {
+                let _ = std::fs::remove_file(old);
+            }
+        }
+        if let Some((relisten, sender)) = api.zip(self.reached.api.as_ref()) {
+            // There is room: reloads come one after the other.
+            let _ = sender.try_send(relisten);
+        }
+        scene.delivery.spool.limit(config.spool);
+        scene.capture.limit_flows(config.flows_max);
+        scene.delivery.encoder.limit_flows(config.flows_max);
+        self.reached.s3.send_replace(config.s3.clone());
+        if let Some(manage) = &config.manage {
+            scene.orders.select(&manage.templates);
+        }
+        self.plan.merged = merged;
+        self.plan.config = config;
+        fault::point("reload_applied");
+        self.end(Ok(words), scene.service);
+    }
+
+    /// Makes everything what it was.
+    fn undo(&mut self, why: String, scene: &mut Scene<'_>) {
+        if let Stage::Applying(change) = std::mem::replace(&mut self.stage, Stage::Idle) {
+            change.abandon();
+        }
+        if let Err(error) = want(self.plan.config.captures.clone(), scene) {
+            tracing::warn!(error, "will try again");
+        }
+        self.end(Err(why), scene.service);
+    }
+
+    /// Says what came of it.
+    fn end(&mut self, outcome: Result<Vec<String>, String>, service: &mut Service) {
+        let read = if self.again.is_some() { "inventory and principals were read again; " } else { "" };
+        match &outcome {
+            Ok(words) if words.is_empty() => tracing::info!("SIGHUP: {read}nothing else has changed"),
+            Ok(words) => tracing::info!("SIGHUP: {read}{}", words.join("; ")),
+            Err(why) => tracing::error!("SIGHUP: {read}the configuration is what it was: {why}"),
+        }
+        service.reloaded(outcome.as_ref().map(|words| words.join("; ")).map_err(String::as_str));
+        let reloaded = Reloaded { pid: std::process::id(), begun: self.begun, outcome };
+        if let Err(error) = self.write(&reloaded) {
+            tracing::warn!(%error, "`flowlog reload` is not told: cannot write `{FILE}`");
+        }
+    }
+
+    fn write(&self, reloaded: &Reloaded) -> std::io::Result<()> {
+        let json = serde_json::to_vec(reloaded).map_err(std::io::Error::other)?;
+        let partial = format!("{FILE}.partial");
+        // Not synced: after a power cut nobody waits for it.
+        self.reached.fs.create("", &partial)?.append(&json)?;
+        self.reached.fs.rename(("", &partial), ("", FILE))
+    }
+
+    /// Checks everything that can be, and listens where it is to be served. The error says why it cannot be.
+    fn prepare(&self, capture: &Capture, wanted: &Wanted) -> Result<Change, String> {
+        let old = &self.plan.config;
+        let merged = self.plan.layers.read().map_err(|e| e.to_string())?;
+        let changed = merged.changed(&self.plan.merged);
+        let fixed: Vec<String> = changed.iter().filter_map(|key| key.refused_by_a_reload()).collect();
+        if !fixed.is_empty() {
+            return Err(fixed.join("; "));
+        }
+        let (config, _) = memory::checked(merged.raw.clone()).map_err(|e| e.to_string())?;
+        if config.enters_namespaces && !old.enters_namespaces {
+            return Err(format!(
+                "flow_log.netns: the agent has given up what entering other namespaces takes; {NEEDS_RESTART}"
+            ));
+        }
+        if config.manage.is_some() != old.manage.is_some() {
+            return Err(format!("api: whether it is served is decided at the start; {NEEDS_RESTART}"));
+        }
+        let of = |config: &Config| config.manage.as_ref().map(|m| m.sources.clone()).unwrap_or_default();
+        if of(&config) != of(old) {
+            return Err(format!("inventory.source: {NEEDS_RESTART}"));
+        }
+        check_targets(&config).map_err(|e| e.to_string())?;
+        check_interfaces(&config).map_err(|e| e.to_string())?;
+        check_others(capture, wanted, &config)?;
+        let metrics = if config.metrics == old.metrics {
+            Metrics::Stay
+        } else {
+            Metrics::Move(config.metrics.as_ref().map(metrics::listen).transpose().map_err(|e| e.to_string())?)
+        };
+        let api = match config.manage.as_ref().zip(old.manage.as_ref()).filter(|(new, old)| new.api != old.api) {
+            Some((new, old)) => match Relisten::prepare(&old.api, &new.api) {
+                Ok(relisten) => Some(relisten),
+                Err(error) => {
+                    forget(&config, &metrics);
+                    return Err(error.to_string());
+                }
+            },
+            None => None,
+        };
+        let keys = changed.iter().map(|key| key.path());
+        let of = |config: &Config| config.manage.as_ref().map(|m| m.templates.all.clone()).unwrap_or_default();
+        let selected = (of(&config) != of(old)).then(|| "flow logs by selection: changed".to_owned());
+        let words = keys.chain(differences(&old.captures, &config.captures, &config.node_id)).chain(selected).collect();
+        Ok(Change { merged, config, api, metrics, words })
+    }
+}
+
+impl Change {
+    fn abandon(self) {
+        forget(&self.config, &self.metrics);
+        if let Some(api) = self.api {
+            api.abandon();
+        }
+    }
+}
+
+/// Removes the socket of a listener for figures that is not to be.
+fn forget(config: &Config, made: &Metrics) {
+    if let (Metrics::Move(Some(_)), Some(Endpoint::Socket(path))) = (made, &config.metrics) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Has these captured from now on, beside what the store orders.
+fn want(fixed: Vec<CaptureSpec>, scene: &mut Scene<'_>) -> Result<(), String> {
+    scene.orders.wanted.fix(fixed);
+    scene.capture.want(scene.orders.wanted.all()).map_err(|e| e.to_string())
+}
+
+/// No flow log of the API may lose its interface, its id or its room to one of the file.
+fn check_others(capture: &Capture, wanted: &Wanted, config: &Config) -> Result<(), String> {
+    let all = wanted.with(&config.captures);
+    let max = usize::from(config.sizes.interfaces_max);
+    if all.len() > max {
+        let managed = wanted.managed.len();
+        return Err(format!("kernel.interfaces_max: flow logs of the API have {managed} of {max} places"));
+    }
+    let (now, then) = (capture.states(), capture.would_be(&all).map_err(|e| e.to_string())?);
+    let ids: BTreeMap<String, &CaptureSpec> = config.captures.iter().map(|c| (c.id(&config.node_id), c)).collect();
+    for theirs in &wanted.managed {
+        let id = theirs.id(&config.node_id);
+        if ids.contains_key(&id) {
+            return Err(format!("interface_id `{id}`: is that of flow log `{}` of the API", theirs.name()));
+        }
+        // One by selection leaves what the file names itself to that.
+        let is_captured = theirs.rule.id.is_some() && matches!(now.get(&id), Some(CaptureState::Attached { .. }));
+        if let Some(CaptureState::Trouble { why }) = then.get(&id).filter(|_| is_captured) {
+            return Err(format!("flow log `{}` of the API would end: {why}; delete one of the two", theirs.name()));
+        }
+    }
+    Ok(())
+}
+
+/// What becomes of flow logs, each in a few words.
+fn differences(old: &[CaptureSpec], new: &[CaptureSpec], node_id: &str) -> Vec<String> {
+    let of = |all: &[CaptureSpec]| -> BTreeMap<String, CaptureSpec> {
+        all.iter().map(|c| (c.id(node_id), c.clone())).collect()
+    };
+    let (old, new) = (of(old), of(new));
+    let words = |c: &CaptureSpec, what: &str| format!("flow log `{}` on {}: {what}", c.name(), c.interface);
+    let gone = old.iter().filter(|(id, _)| !new.contains_key(*id)).map(|(_, c)| words(c, "removed"));
+    let come = new.iter().filter_map(|(id, c)| match old.get(id) {
+        None => Some(words(c, "added")),
+        Some(before) if before != c => Some(words(c, "changed")),
+        Some(_) => None,
+    });
+    gone.chain(come).collect()
+}
