@@ -2,13 +2,15 @@
 
 use std::{
     fs,
+    net::TcpStream,
+    os::unix::net::UnixStream,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
 
-use crate::{managed::Managed, rows::Objects};
+use crate::{http, managed::Managed, rows::Objects};
 
 /// Longer than anything takes that is waited for, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -113,6 +115,28 @@ impl Sourced {
             }
             None => self.until("no problem", |s| problems(s).is_empty().then_some(())),
         }
+    }
+
+    /// The console's tree, as the operator sees it.
+    ///
+    /// # Panics
+    /// If there is no page.
+    #[must_use]
+    pub fn tree(&self) -> String {
+        let mut stream = UnixStream::connect(self.managed.path("agent.sock")).expect("the socket");
+        let request = http::request("GET", "/", "", None);
+        http::exchange_text(&mut stream, &request).expect("a page").2
+    }
+
+    /// The figures that are served on an address in its namespace.
+    ///
+    /// # Panics
+    /// If there are none.
+    #[must_use]
+    pub fn figures(&self, address: &str) -> String {
+        let request = http::request("GET", "/metrics", "", None);
+        let ask = || http::exchange_text(&mut TcpStream::connect(address).expect("an address"), &request);
+        self.managed.node.run(ask).expect("figures").2
     }
 
     /// Runs the command without an agent: exit code, standard output, standard error.

@@ -157,6 +157,8 @@ fn nics_of_a_guest_are_captured_from_its_start_to_its_stop_and_those_that_are_pl
     let nic = node.found(&tap);
     assert_eq!((&nic["id"], &nic["server"], &nic["contract"]), (&json!(PORT), &json!(VM), &json!("7")));
     assert_eq!((&nic["labels"]["vm"], &nic["labels"]["project_name"]), (&json!("web"), &json!("acme")));
+    let tree = node.tree();
+    assert!(tree.contains("all (by selection)") && tree.contains(PORT), "{tree}");
     // A NIC is plugged in.
     let second = libvirtd.file("nic.xml", &interface("52:54:00:00:02:02", "nic-second", 2));
     libvirtd.ask(&["attach-device", "instance-00000201", &second, "--live"]);

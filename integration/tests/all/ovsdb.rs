@@ -10,6 +10,8 @@ use integration::{managed::plug_in, sourced::Sourced};
 use serde_json::{Value, json};
 
 const PACKETS: usize = 20;
+/// Where figures are served, in the node's namespace.
+const ADDRESS: &str = "127.0.0.1:9469";
 const PORT: &str = "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad101";
 const VM: &str = "7d2b0d3a-4f5e-4a60-8f57-3a1f2f3c0101";
 
@@ -109,7 +111,8 @@ fn ports_of_the_switch_are_captured_as_they_come_change_and_go_and_while_the_dat
     let mut database = Ovsdb::new(dir.path());
     let source =
         format!("[[inventory.source]]\nkind = 'ovsdb'\nsocket = '{}'\ncontract = '7'\n", database.socket().display());
-    let node = Sourced::new("no_pin = true", &source, "{ contract = '7' }").unwrap();
+    let more = format!("no_pin = true\n[metrics]\nlisten = '{ADDRESS}'");
+    let node = Sourced::new(&more, &source, "{ contract = '7' }").unwrap();
     let (ns, far) = (&node.managed.node, &node.managed.far);
     for (n, name) in [(20, "tap20"), (21, "tap21")] {
         plug_in(ns, far, name, n).unwrap();
@@ -137,12 +140,21 @@ fn ports_of_the_switch_are_captured_as_they_come_change_and_go_and_while_the_dat
     database.kill();
     node.problem(Some("what it said before still holds"));
     assert_eq!(node.found("tap20")["id"], json!(PORT));
+    let figure = |name: &str, value: &str| {
+        let line = format!("flowlog_inventory_source_{name}{{kind=\"ovsdb\",source=\"ovsdb\"}} {value}\n");
+        let figures = node.figures(ADDRESS);
+        assert!(figures.contains(&line), "no {line} in {figures}");
+    };
+    figure("up", "0.0");
+    figure("nics", "2.0");
     node.managed.send(20, "tap20", PACKETS).unwrap();
     // It is back, and something has gone that nobody told of.
     database.start();
     database.unplug("tap21");
     node.problem(None);
     node.lost("tap21");
+    figure("up", "1.0");
+    figure("nics", "1.0");
     node.managed.send(21, "tap21", PACKETS).unwrap();
     agent.signal(rustix::process::Signal::TERM);
     assert_eq!(agent.wait().unwrap(), Some(0));

@@ -76,3 +76,67 @@ impl Known {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use flowlog_model::{interface::Selector, rule::Side};
+
+    use super::*;
+    use crate::inventory::{Interface, Kind, source::Identity};
+
+    fn written(id: u128, selector: Selector) -> Resource {
+        Resource {
+            id: Uuid::from_u128(id),
+            kind: Kind::Nic,
+            name: String::new(),
+            contract: "1".parse().expect("contract"),
+            datacenter: Uuid::from_u128(3),
+            server: None,
+            side: Side::Guest,
+            translations: false,
+            labels: flowlog_model::Labels::default(),
+            source: None,
+            interfaces: vec![Interface { id: id.to_string(), selector }],
+        }
+    }
+
+    fn found(id: u128, interface: &str, mac: &str) -> FoundNic {
+        FoundNic {
+            identity: Identity::Port(Uuid::from_u128(id)),
+            interface: interface.to_owned(),
+            mac: Some(mac.parse().expect("an address")),
+            server: None,
+            name: String::new(),
+            project: None,
+            labels: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            side: None,
+        }
+    }
+
+    #[test]
+    fn a_nic_that_a_file_or_a_source_before_knows_is_known_by_id_interface_or_address() {
+        // A file has the tap's address, which begins with fe.
+        let tap = "fe:54:00:00:00:01".parse().expect("an address");
+        let files = [written(1, Selector::name("tap1")), written(2, Selector::mac(tap))];
+        let mut known = Known::of(files.iter());
+        let mut said = |nic: &FoundNic, source: &str| known.claim(nic, source);
+        for nic in [
+            found(1, "tap9", "52:54:00:00:00:09"),
+            found(9, "tap1", "52:54:00:00:00:09"),
+            found(9, "tap9", "52:54:00:00:00:01"),
+        ] {
+            let twice = said(&nic, "libvirt");
+            assert!(
+                matches!(&twice, Some(Twice::Elsewhere(words)) if words.starts_with("a file has nic")),
+                "{twice:?}"
+            );
+        }
+        assert!(said(&found(5, "tap5", "52:54:00:00:00:05"), "libvirt").is_none());
+        let twice = said(&found(6, "other", "52:54:00:00:00:05"), "ovsdb");
+        assert!(matches!(&twice, Some(Twice::Elsewhere(words)) if words.starts_with("libvirt has nic")), "{twice:?}");
+        // Two VMs of one source may have an address; an id or an interface is one NIC's.
+        assert!(said(&found(7, "tap7", "52:54:00:00:00:05"), "libvirt").is_none());
+        assert!(matches!(said(&found(7, "tap8", "52:54:00:00:00:08"), "libvirt"), Some(Twice::Within(_))));
+    }
+}
