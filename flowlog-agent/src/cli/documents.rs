@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use clap::CommandFactory as _;
+use flowlog_model::live::FlowEvent;
 
 use super::{Cli, tests::words};
 
@@ -63,6 +64,19 @@ fn every_command_in_the_documents_is_understood() {
         }
     }
     assert!(seen > 20, "{seen}: they are looked for in the wrong places");
+}
+
+#[test]
+fn every_line_of_a_stream_in_the_documents_is_one() {
+    let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/live.md");
+    let text = fs::read_to_string(document).expect("the document");
+    let lines = text.split("```json\n").skip(1).flat_map(|rest| rest.split("```").next().unwrap_or_default().lines());
+    let parsed: Vec<FlowEvent> =
+        lines.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect();
+    assert!(
+        matches!(parsed.as_slice(), [FlowEvent::Windows { .. }, FlowEvent::Flow(_), FlowEvent::Lost { .. }]),
+        "{parsed:?}"
+    );
 }
 
 #[test]

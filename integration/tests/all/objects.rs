@@ -225,6 +225,22 @@ for wanted, where in questions:
 print(compared, "compared")
 "#;
 
+/// Asks `DuckDB` every query of the documents in the folder `FOLDER`; prints those that it does not understand.
+const QUERIES: &str = r#"
+import sys, pathlib, re, duckdb
+duck = duckdb.connect()
+duck.sql(f"create view flows as select * from read_parquet('{sys.argv[1]}/**/*.parquet', hive_partitioning=true)")
+compared = 0
+for path in sorted(pathlib.Path("FOLDER").rglob("*.md")):
+    for query in re.findall(r"^```sql\n(.*?)^```", path.read_text(), re.S | re.M):
+        compared += 1
+        try:
+            duck.sql(query).fetchall()
+        except Exception as error:
+            print(path.name, error)
+print(compared, "compared")
+"#;
+
 /// Has a program look at objects of flows of both verdicts, and of windows without anything; with and without nanoseconds. It must
 /// have made so many comparisons at least, and found nothing.
 fn compare(program: &str, at_least: usize) {
@@ -254,6 +270,11 @@ fn compare(program: &str, at_least: usize) {
 #[test]
 fn the_bounds_in_every_footer_are_those_of_the_rows() {
     compare(STATISTICS, 2 * schema::COLUMNS.len());
+}
+
+#[test]
+fn the_queries_of_the_documents_are_understood() {
+    compare(&QUERIES.replace("FOLDER", repository().join("docs").to_str().unwrap()), 1);
 }
 
 #[test]
