@@ -131,9 +131,10 @@ fn runs_of_programs_are_counted_while_the_kernel_keeps_statistics() {
     let received = rx() - begun;
     let text = scrape(&pair.a);
     fs::write(SWITCH, before.trim()).unwrap();
-    let runs = sum(&text, "flowlog_program_runs_total", &["program=\"tc_ingress"]);
+    let runs = sum(&text, "flowlog_program_runs_total", &["program=\"flowlog_tc_ingress"]);
     assert!(received >= 200 && (received..received + 200).contains(&runs), "{received} {runs}");
-    let seconds = text.lines().find(|l| l.starts_with("flowlog_program_run_seconds_total{program=\"tc_ingress"));
+    let seconds =
+        text.lines().find(|l| l.starts_with("flowlog_program_run_seconds_total{program=\"flowlog_tc_ingress"));
     assert!(seconds.is_some_and(|l| !l.ends_with(" 0") && !l.ends_with(" 0.0")), "{seconds:?}");
     agent.stop().unwrap();
 }
