@@ -134,7 +134,7 @@ fn ports_of_the_switch_are_captured_as_they_come_change_and_go_and_while_the_dat
     // It becomes another port's.
     database.change("tap21", &[("iface-id", "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad102")]);
     node.until("another id", |s| (s.nic("tap21")?["id"] != second["id"]).then_some(()));
-    agent.wait_for("watching interface=\"tap21\"").unwrap();
+    agent.wait_for("a new window begins interface=\"tap21\"").unwrap();
     node.managed.send(21, "tap21", PACKETS).unwrap();
     // The database dies: what it said holds.
     database.kill();

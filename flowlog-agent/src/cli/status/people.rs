@@ -46,7 +46,9 @@ impl Shown<'_> {
     pub(super) fn text(&self) -> String {
         let mut out = self.head();
         let mut table = Table::new(&COLUMNS);
-        for of in &self.status.rules {
+        let mut rules: Vec<&RuleStatus> = self.status.rules.iter().collect();
+        rules.sort_by(|a, b| (&a.rule, place(a)).cmp(&(&b.rule, place(b))));
+        for of in &rules {
             table.row(self.row(of));
         }
         for Leaving { folder, interface_id, delivery, .. } in &self.status.leaving {
@@ -68,7 +70,7 @@ impl Shown<'_> {
         }
         out += &table.lines();
         // Writing to a String cannot fail.
-        for of in &self.status.rules {
+        for of in rules {
             for words in self.below(of) {
                 let _ = writeln!(out, "{} on {}: {words}", of.rule, place(of));
             }
