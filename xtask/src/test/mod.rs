@@ -108,8 +108,9 @@ pub(crate) fn programs_for(target: Option<&str>, environment: &[(&str, &str)]) -
     run_command(&mut cargo(&["build", "--locked", "--package", "flowlog-agent", "--features", "faults"]))?;
     let build = ["test", "--locked", "-p", "integration", "--features", FAULTS, "--test", "all", "--no-run"];
     let messages = output(cargo(&build).arg("--message-format=json"))?;
-    // One JSON object a line; the test binary is the only one with a path here.
-    let tests = messages.lines().filter_map(|l| l.split_once("\"executable\":\"")?.1.split('"').next()).next_back();
+    // One JSON object a line. Programs that the tests call have a path as well, in any order.
+    let of_tests = messages.lines().filter(|line| line.contains("\"kind\":[\"test\"]"));
+    let tests = of_tests.filter_map(|l| l.split_once("\"executable\":\"")?.1.split('"').next()).next_back();
     let tests = PathBuf::from(tests.context("cargo named no test binary")?);
     let agent = tests.ancestors().nth(2).context("a folder for the agent")?.join("flowlog");
     Ok(Programs { agent, tests })
