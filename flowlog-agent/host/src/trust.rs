@@ -5,7 +5,7 @@
 use std::{
     fs,
     io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -25,6 +25,9 @@ pub enum TrustError {
     Unreadable(#[from] io::Error),
     #[error("is {bytes} bytes; at most {bytes_max} are read")]
     TooLarge { bytes: u64, bytes_max: u64 },
+    /// A pipe, a device, a directory: whoever reads it may wait for ever.
+    #[error("is no regular file")]
+    NoFile,
     /// Others may do what they must not.
     #[error("mode {mode:04o} lets {others}; make it `{remedy} {}`", path.display())]
     Open {
@@ -45,17 +48,33 @@ pub fn check(path: &Path, kind: Kind) -> Result<(), TrustError> {
     judge(path, kind, fs::metadata(path)?.mode())
 }
 
-/// Reads a text, if it can be relied on and is not too large.
+/// Reads a text out of a regular file, if it can be relied on and is not too large. It never waits for anybody.
 ///
 /// # Errors
 /// See [`TrustError`].
 pub fn read(path: &Path, kind: Kind, bytes_max: u64) -> Result<String, TrustError> {
-    let file = fs::File::open(path)?;
+    // Opening a pipe waits for somebody to write to it, unless this is said; for a file it means nothing.
+    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(TrustError::NoFile);
+    }
+    text(path, &file, kind, bytes_max)
+}
+
+/// As [`read`], of what somebody has named to a command: that may be a pipe (`--config <(make-config)`), and is waited for.
+///
+/// # Errors
+/// See [`TrustError`].
+pub fn read_named(path: &Path, kind: Kind, bytes_max: u64) -> Result<String, TrustError> {
+    text(path, &fs::File::open(path)?, kind, bytes_max)
+}
+
+fn text(path: &Path, mut file: &fs::File, kind: Kind, bytes_max: u64) -> Result<String, TrustError> {
     let meta = file.metadata()?;
     judge(path, kind, meta.mode())?;
     let mut text = String::new();
     // A pipe has no size.
-    let bytes = (&file).take(bytes_max + 1).read_to_string(&mut text)? as u64;
+    let bytes = file.by_ref().take(bytes_max + 1).read_to_string(&mut text)? as u64;
     if bytes > bytes_max {
         return Err(TrustError::TooLarge { bytes: bytes.max(meta.len()), bytes_max });
     }
@@ -124,6 +143,19 @@ mod tests {
             // As the kernel gives it: with the file's type.
             let said = judge(Path::new("/x"), kind, 0o100_000 | mode).err().map(|e| e.to_string());
             assert_eq!(said.as_deref(), expected, "{kind:?} {mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let pipe = dir.path().join("pipe.toml");
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).expect("a pipe");
+        for kind in [Kind::Orders, Kind::Secret] {
+            for path in [&*pipe, dir.path()] {
+                assert!(matches!(read(path, kind, 5), Err(TrustError::NoFile)), "{}", path.display());
+            }
         }
     }
 

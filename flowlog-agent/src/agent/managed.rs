@@ -89,7 +89,7 @@ impl Files {
             interfaces: sources.interfaces(),
         };
         let path = manage.principals.clone();
-        Ok((opened, Watching { places, loader, sources, inventory, path, read, principals }))
+        Ok((opened, Watching { places, sources, reading: Reading { loader, inventory, path, read, principals } }))
     }
 
     /// How buckets are reached: as the inventory says, else as configured, which a reload may change.
@@ -108,14 +108,8 @@ impl Files {
 /// What reads the files again when they change.
 pub(crate) struct Watching {
     places: Places,
-    loader: Loader,
     sources: Sources,
-    inventory: watch::Sender<Arc<Loaded>>,
-    /// File of the principals.
-    path: Option<PathBuf>,
-    /// The principals as they were read last.
-    read: Option<Stamp>,
-    principals: watch::Sender<Arc<Principals>>,
+    reading: Reading,
 }
 
 impl Watching {
@@ -124,8 +118,7 @@ impl Watching {
     /// # Errors
     /// If the kernel refuses.
     pub(crate) fn start(self) -> Result<Again, AgentError> {
-        let Self { places, loader, sources, inventory, path, read, principals } = self;
-        let mut reading = Reading { loader, inventory, path, read, principals };
+        let Self { places, sources, mut reading } = self;
         let files: Vec<PathBuf> = places.file.iter().chain(&reading.path).cloned().collect();
         let dirs = Vec::from_iter(places.dir);
         let again =

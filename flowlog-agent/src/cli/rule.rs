@@ -215,6 +215,16 @@ fn mark(mark: Mark) -> (&'static str, Colour) {
     }
 }
 
+/// In the words of the command line; the API has the cloud's. What is wrong in a draft is shown as it was given.
+fn direction(of: &Properties) -> String {
+    of.direction.parse().map_or_else(|_| of.direction.clone(), |d: Directions| d.as_str().to_owned())
+}
+
+/// As [`direction`].
+fn action(of: &Properties) -> String {
+    of.action.parse().map_or_else(|_| of.action.clone(), |a: Action| a.as_str().to_owned())
+}
+
 fn listed(all: Value, output: Output) -> anyhow::Result<ExitCode> {
     if output == Output::Json {
         out::json(&all)?;
@@ -239,7 +249,7 @@ fn listed(all: Value, output: Output) -> anyhow::Result<ExitCode> {
         let mut row = cells![p.name, word(state)];
         row.push(Cell::coloured(marked, colour));
         let resource = format!("{} {}", word(&parent.kind), parent.id);
-        row.extend(cells![p.direction, p.action, p.bucket, interfaces, resource, id, contract]);
+        row.extend(cells![direction(p), action(p), p.bucket, interfaces, resource, id, contract]);
         table.row(row);
     }
     out::text(&table.lines())?;
@@ -273,8 +283,8 @@ fn table(s: &Summary) -> String {
     s.why.iter().for_each(|why| line("", why.clone()));
     line("id", f.id.to_string());
     line("name", p.name.clone());
-    line("direction", p.direction.clone());
-    line("action", p.action.clone());
+    line("direction", direction(p));
+    line("action", action(p));
     line("bucket", p.bucket.clone());
     if let Some(name) = f.key_name.as_ref().map(Name::as_str).filter(|name| *name != p.name) {
         line("keys begin", format!("{name} (the name it was activated with)"));

@@ -1,9 +1,9 @@
 //! Tables for people. On a terminal a row is one line, and what does not fit is cut short in the columns that may be; on a pipe nothing is.
 
-use std::io::IsTerminal as _;
-
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Width, presets};
 use flowlog_model::text::printable;
+
+use crate::log::takes_colours;
 
 /// A column: its heading, and what becomes of it where there is little room.
 #[derive(Clone, Copy, Debug)]
@@ -181,9 +181,9 @@ pub(super) fn painted(words: &str, colour: Colour) -> String {
     if has_colours() { format!("\x1b[{number}m{words}\x1b[0m") } else { words.to_owned() }
 }
 
-/// Whether standard output shows colours, and nobody has asked for none (no-color.org).
-pub(super) fn has_colours() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+/// Whether standard output shows colours.
+fn has_colours() -> bool {
+    takes_colours(&std::io::stdout())
 }
 
 #[cfg(test)]

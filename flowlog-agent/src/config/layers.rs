@@ -154,7 +154,7 @@ impl Layers {
 /// Reads a TOML file that nobody but its owner may write. Unknown keys are refused, old names are replaced.
 fn read(path: &Path) -> Result<Table, ConfigError> {
     let file = |problem: String| ConfigError::File { path: path.to_owned(), problem };
-    let text = trust::read(path, Kind::Orders, CONFIG_BYTES_MAX).map_err(|error| match error {
+    let text = trust::read_named(path, Kind::Orders, CONFIG_BYTES_MAX).map_err(|error| match error {
         TrustError::Unreadable(source) => ConfigError::Unreadable { path: path.to_owned(), source },
         other => file(other.to_string()),
     })?;

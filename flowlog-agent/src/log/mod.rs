@@ -9,15 +9,15 @@
 mod journal;
 mod repeats;
 
-use std::io::{IsTerminal as _, stderr};
+use std::io::{IsTerminal, stderr};
 
 use clap::{ArgAction, Args, ValueEnum};
 use flowlog_model::text::printable;
 use journal::Journal;
 pub(crate) use repeats::tell as tell_repeats;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, field::MakeExt as _, fmt::format::debug_fn, layer::SubscriberExt as _,
-    util::SubscriberInitExt as _,
+    EnvFilter, Layer, Registry, field::MakeExt as _, filter::LevelFilter, fmt::format::debug_fn,
+    layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
 /// What has directives for parts of the agent.
@@ -76,10 +76,7 @@ impl LogArgs {
             // A flag is nearer than the environment.
             (Some(level), _) => Ok(EnvFilter::new(level)),
             (None, None) => Ok(EnvFilter::new("info")),
-            (None, Some(value)) => EnvFilter::try_new(&value).map_err(|error| {
-                let problem = error.to_string();
-                LogError { value, problem }
-            }),
+            (None, Some(value)) => directives(&value).map_err(|problem| LogError { value, problem }),
         }
     }
 
@@ -100,9 +97,19 @@ impl LogArgs {
     }
 }
 
-/// Whether standard error takes colours, and nobody asked for none (no-color.org).
-fn takes_colours() -> bool {
-    stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+/// Levels, alone or of parts. A word alone that is no level would be a part's name to the library: nothing but that part would be heard.
+fn directives(value: &str) -> Result<EnvFilter, String> {
+    let words = value.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let mut alone = words.filter(|word| !word.contains(['=', '[']));
+    if let Some(word) = alone.find(|word| word.parse::<LevelFilter>().is_err()) {
+        return Err(format!("`{word}` is no level"));
+    }
+    EnvFilter::try_new(value).map_err(|error| error.to_string())
+}
+
+/// Whether a stream takes colours, and nobody asked for none (no-color.org).
+pub(crate) fn takes_colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Lines for people.
@@ -118,7 +125,7 @@ fn text() -> impl Layer<Registry> + Send + Sync {
         // It would say on standard error that standard error is closed, and panic.
         .log_internal_errors(false)
         .with_writer(stderr)
-        .with_ansi(takes_colours())
+        .with_ansi(takes_colours(&stderr()))
         .with_target(false)
 }
 
@@ -136,6 +143,16 @@ fn json() -> impl Layer<Registry> + Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_alone_is_a_level_or_refused() {
+        for good in ["debug", "WARN", "off", "info,flowlog_pipeline=debug", "flowlog_kernel=trace,error"] {
+            assert!(directives(good).is_ok(), "{good}");
+        }
+        for bad in ["bogus", "info,flowlog_pipeline", "flowlog=loud"] {
+            assert!(directives(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn flags_are_nearer_than_the_default() {

@@ -82,6 +82,16 @@ fn everything_that_a_configuration_names_is_looked_at_before_a_start() {
     assert_eq!(code, Some(1));
     Checked::expect(&answer, "target s3://flows", "missing", "");
     assert!(!answer.to_string().contains("secret"), "{answer:#}");
+    let selecting = format!(
+        "[[inventory.source]]\nkind = 'libvirt'\ndirectory = '{}'\n\
+         [[flow_log]]\nname = 'all'\nselect = {{ }}\ntarget = 's3://selected'\n\
+         [s3]\nallow_http = true\nendpoint = 'http://127.0.0.1:1'\n",
+        node.node.path("absent").display()
+    );
+    let (code, answer) = node.check(&selecting, &[]);
+    assert_eq!(code, Some(1));
+    Checked::expect(&answer, "target s3://selected", "missing", "");
+    Checked::expect(&answer, "inventory", "limited", "absent");
 }
 
 #[test]

@@ -82,3 +82,20 @@ fn a_flow_log_waits_for_its_vm_and_follows_it_wherever_the_inventory_says_it_is(
     assert_eq!(landed.rows.iter().filter(|r| r.skip == "gap").count(), 2);
     assert!(landed.rows.iter().all(|r| r.interface == VM), "{:#?}", landed.rows);
 }
+
+#[test]
+fn a_pipe_among_the_drop_ins_is_a_problem_and_nobody_waits_for_it() {
+    let node = Managed::new("no_pin = true").unwrap();
+    let mut agent = node.start().unwrap();
+    let pipe = node.path("inventory.d/a-pipe.toml");
+    let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+    // What comes after it is read all the same.
+    drop_in(&node, "name = 'tap20'");
+    let (since, mut said) = (Instant::now(), String::new());
+    while !(said.contains(VM) && said.contains("a-pipe.toml: is no regular file")) {
+        assert!(since.elapsed() < Duration::from_secs(30), "{said}");
+        said = node.ask("GET", "/flowlog/v1/inventory", None).body.to_string();
+    }
+    agent.wait_for("a-pipe.toml: is no regular file").unwrap();
+}

@@ -296,6 +296,14 @@ fn the_command_line_shows_and_does_what_a_person_wants() {
     let (_, json, _) = run(&["rule", "list", "--output", "json"]);
     let listed: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(listed[0]["properties"]["name"], "site");
+    // Drafts take nothing's place.
+    for name in ["early", "earlier", "earliest"] {
+        assert_eq!(run(&["rule", "add", "--resource", NIC, "--name", name, "--bucket", "flows"]).0, Some(0));
+    }
+    let (_, inventory, _) = run(&["inventory", "list"]);
+    assert!(inventory.contains("site") && !inventory.contains("earl"), "{inventory}");
+    let (_, table, _) = run(&["rule", "list"]);
+    assert!(table.contains(" bidirectional ") && table.contains(" any "), "the command line's words: {table}");
     assert_eq!(run(&["rule", "delete", "site"]), (Some(0), "deleted\n".to_owned(), String::new()));
     assert!(run(&["rule", "audit"]).1.contains("renamed from `web` to `site`"));
     let (code, bash, _) = run(&["completions", "bash"]);

@@ -52,6 +52,8 @@ pub(crate) fn exports(folder: &Path) -> String {
     let folder = folder.display();
     let libraries = format!("{folder}/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
     format!(
-        "export PATH=$PATH:{folder}/usr/bin:{folder}/usr/sbin LD_LIBRARY_PATH={libraries} LIBXDP_OBJECT_PATH={libraries}/bpf\n"
+        "export PATH=$PATH:{folder}/usr/bin:{folder}/usr/sbin LD_LIBRARY_PATH={libraries} LIBXDP_OBJECT_PATH={libraries}/bpf\n\
+         [ -d $LIBXDP_OBJECT_PATH ] || export LIBXDP_OBJECT_PATH=/usr/lib/{}-linux-gnu/bpf\n",
+        std::env::consts::ARCH
     )
 }

@@ -174,7 +174,9 @@ pub(crate) async fn inventory(RequestContext { app, caller, .. }: RequestContext
     let covered = app.control.reader.covered(&caller);
     let seen = loaded.inventory.resources.values().filter(|r| caller.sees(&r.contract));
     let resources = seen.map(|resource| {
-        let flow_log = taken.iter().find(|f| f.parent.id == resource.id);
+        let of_resource = taken.iter().filter(|f| f.parent.id == resource.id);
+        // The one that captures, or is about to, before drafts.
+        let flow_log = of_resource.min_by_key(|f| matches!(f.state, State::Draft | State::Validated));
         let name = |f: &FlowLog| FlowLogName { id: f.id, name: f.properties.name.clone(), state: f.state };
         let selected_by = covered.get(&resource.id).cloned();
         Listed { resource: resource.clone(), flow_log: flow_log.map(name), selected_by }

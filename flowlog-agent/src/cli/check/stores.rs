@@ -5,13 +5,16 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 use flowlog_control::{
     certificate::{CertificateFacts, facts},
     flow_logs::principals::Principals,
-    inventory::load::Loader,
+    inventory::{load::Loader, source::follow::Sources},
 };
 use flowlog_host::{
     clock,
     trust::{self, Kind},
 };
-use flowlog_kernel::probe::{Finding, State, finding};
+use flowlog_kernel::{
+    netdev,
+    probe::{Finding, State, finding},
+};
 use flowlog_model::{
     amount::duration,
     rule::{Location, Rule},
@@ -27,8 +30,8 @@ const RENEWED_BEFORE_SECS: i64 = 14 * 86_400;
 /// Whether objects can be made where each flow log's go. All are asked at the same time; none waits longer than a delivery would.
 pub(super) async fn buckets(config: &Config) -> Vec<Finding> {
     let mut places: BTreeMap<(String, String), &Rule> = BTreeMap::new();
-    for capture in &config.captures {
-        let rule = &capture.rule;
+    let selecting = config.manage.iter().flat_map(|m| m.templates.all.iter().map(|t| &t.rule));
+    for rule in config.captures.iter().map(|c| &c.rule).chain(selecting) {
         places.entry((rule.target.location.to_string(), rule.folder())).or_insert(rule);
     }
     let mut asked = JoinSet::new();
@@ -135,10 +138,14 @@ fn of_inventory(manage: &Manage) -> Vec<Finding> {
             all.push(finding("inventory", State::Missing, format!("{}: {error}", path.display())));
         }
     }
-    if !all.is_empty() || (places.file.is_none() && places.dir.is_none()) {
+    let is_none = places.file.is_none() && places.dir.is_none() && manage.sources.is_empty();
+    if !all.is_empty() || is_none {
         return all;
     }
-    let loaded = Loader::new(places.clone()).load();
+    // A source that does not answer now may later, and ends no start.
+    let names = netdev::all().unwrap_or_default().into_iter().map(|dev| dev.name).collect();
+    let sources = Sources::open(manage.sources.clone(), names);
+    let loaded = Loader::new(places.clone()).with(&sources).load();
     all.extend(loaded.problems.iter().map(|words| finding("inventory", State::Limited, words)));
     let count = loaded.inventory.resources.len();
     all.push(finding("inventory", State::Ok, format!("{count} NICs, gateways and balancers")));
