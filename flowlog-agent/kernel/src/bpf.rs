@@ -123,11 +123,18 @@ struct TypesAttr {
     spare: u32,
 }
 
+/// How something is named by its id, and where the kernel puts the next one.
 #[repr(C)]
-struct ByIdAttr {
+pub(super) struct ByIdAttr {
     id: u32,
-    next_id: u32,
+    pub(super) next_id: u32,
     open_flags: u32,
+}
+
+impl ByIdAttr {
+    pub(super) fn of(id: u32) -> Self {
+        Self { id, next_id: 0, open_flags: 0 }
+    }
 }
 
 #[repr(C)]
@@ -213,14 +220,20 @@ struct FunctionInfo {
 }
 
 /// The system call; what it returns where it succeeds.
-fn call<T>(command: u32, attr: &T) -> io::Result<i32> {
-    // SAFETY: a `repr(C)` beginning of `union bpf_attr` without padding, with its size; the kernel takes what is behind it for zero.
-    // Pointers in it are to memory that its maker keeps.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
+pub(super) fn call_with<T>(command: u32, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: a `repr(C)` beginning of `union bpf_attr` without padding, with its size; the kernel takes what is behind it for zero,
+    // and writes at most into it. Pointers in it are to memory that its maker keeps.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { i32::try_from(result).map_err(io::Error::other) }
 }
 
-fn descriptor<T>(command: u32, attr: &T) -> io::Result<OwnedFd> {
+/// The same for commands that write nothing into it.
+fn call<T>(command: u32, mut attr: T) -> io::Result<i32> {
+    call_with(command, &mut attr)
+}
+
+/// The same for commands that return a descriptor.
+pub(super) fn descriptor<T>(command: u32, attr: T) -> io::Result<OwnedFd> {
     let fd = call(command, attr)?;
     // SAFETY: these commands return a new descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -263,7 +276,7 @@ pub(super) fn load_typed(kind: ProgramKind, name: &str, code: &Code, types: &[u8
     let btf_size = u32::try_from(types.len()).map_err(io::Error::other)?;
     let attr =
         TypesAttr { btf: address(types.as_ptr()), btf_log_buf: 0, btf_size, btf_log_size: 0, log_level: 0, spare: 0 };
-    let types = descriptor(BPF_BTF_LOAD, &attr)?;
+    let types = descriptor(BPF_BTF_LOAD, attr)?;
     let Code { instructions, functions, function_bytes } = code;
     let count = functions.len().checked_div(*function_bytes).unwrap_or(0);
     verify(&LoadAttr {
@@ -290,11 +303,11 @@ pub(super) fn load_for(
 }
 
 fn verify(attr: &LoadAttr) -> Result<OwnedFd, Unloaded> {
-    descriptor(BPF_PROG_LOAD, attr).map_err(|error| {
+    descriptor(BPF_PROG_LOAD, *attr).map_err(|error| {
         let mut log = vec![0u8; LOG_BYTES];
         let log_size = u32::try_from(LOG_BYTES).unwrap_or(0);
         let again = LoadAttr { log_level: LOG_LEVEL, log_size, log_buf: address(log.as_mut_ptr()), ..*attr };
-        let _ = descriptor(BPF_PROG_LOAD, &again);
+        let _ = descriptor(BPF_PROG_LOAD, again);
         log.truncate(log.iter().position(|byte| *byte == 0).unwrap_or(0));
         let said = String::from_utf8_lossy(&log);
         let last = said.lines().rfind(|line| !line.is_empty() && !line.starts_with("processed "));
@@ -324,16 +337,14 @@ fn load_attr(kind: ProgramKind, name: &str, instructions: &[Instruction]) -> io:
 
 /// A program by its id. Takes `CAP_SYS_ADMIN`.
 pub(super) fn program(id: u32) -> io::Result<OwnedFd> {
-    descriptor(BPF_PROG_GET_FD_BY_ID, &ByIdAttr { id, next_id: 0, open_flags: 0 })
+    descriptor(BPF_PROG_GET_FD_BY_ID, ByIdAttr::of(id))
 }
 
-fn info(program: BorrowedFd<'_>, info: &mut ProgramInfo) -> io::Result<()> {
-    let info_len = u32::try_from(size_of::<ProgramInfo>()).map_err(io::Error::other)?;
-    call(
-        BPF_OBJ_GET_INFO_BY_FD,
-        &InfoAttr { bpf_fd: number(program), info_len, info: address(std::ptr::from_mut(info)) },
-    )
-    .map(drop)
+/// What the kernel knows of a program or link: `info` is the beginning of its `struct bpf_*_info`.
+pub(super) fn info<T>(of: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let info_len = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    let attr = InfoAttr { bpf_fd: number(of), info_len, info: address(std::ptr::from_mut(info)) };
+    call(BPF_OBJ_GET_INFO_BY_FD, attr).map(drop)
 }
 
 /// The kernel's id of a program.
@@ -366,13 +377,13 @@ pub(super) fn main_function(program: BorrowedFd<'_>) -> io::Result<Option<Functi
 
 /// Attaches a program that traces to what it was loaded for.
 pub(super) fn trace(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    descriptor(BPF_RAW_TRACEPOINT_OPEN, &OpenAttr { name: 0, prog_fd: number(program), spare: 0 })
+    descriptor(BPF_RAW_TRACEPOINT_OPEN, OpenAttr { name: 0, prog_fd: number(program), spare: 0 })
 }
 
 /// Attaches a program to an interface of the network namespace we are in.
 pub(super) fn link(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     let prog_fd = number(program);
-    descriptor(BPF_LINK_CREATE, &LinkAttr { prog_fd, target_ifindex: ifindex, attach_type, flags })
+    descriptor(BPF_LINK_CREATE, LinkAttr { prog_fd, target_ifindex: ifindex, attach_type, flags })
 }
 
 /// `BPF_F_BEFORE` without another program: before all.
@@ -393,13 +404,13 @@ pub(super) fn link_behind(
     let attach_type = ATTACH_TCX[direction.index()];
     let Some(relative_id) = behind else { return link(program, ifindex, attach_type, FIRST) };
     let first = LinkAttr { prog_fd: number(program), target_ifindex: ifindex, attach_type, flags: BEHIND_ID };
-    descriptor(BPF_LINK_CREATE, &OrderAttr { link: first, relative_id, spare: 0, expected_revision: 0 })
+    descriptor(BPF_LINK_CREATE, OrderAttr { link: first, relative_id, spare: 0, expected_revision: 0 })
 }
 
 /// Puts another program in the place of the one that a link holds.
 pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let attr = UpdateAttr { link_fd: number(link), new_prog_fd: number(program), flags: 0, old_prog_fd: 0 };
-    call(BPF_LINK_UPDATE, &attr).map(drop)
+    call(BPF_LINK_UPDATE, attr).map(drop)
 }
 
 /// Makes an array with room for one program.
@@ -414,7 +425,7 @@ pub(super) fn program_array(name: &str) -> io::Result<OwnedFd> {
         numa_node: 0,
         map_name: name_of(name),
     };
-    descriptor(BPF_MAP_CREATE, &attr)
+    descriptor(BPF_MAP_CREATE, attr)
 }
 
 /// Puts a program into an array of programs.
@@ -427,20 +438,20 @@ pub(super) fn set_element(map: BorrowedFd<'_>, key: u32, program: BorrowedFd<'_>
         value: address(&raw const value),
         flags: 0,
     };
-    call(BPF_MAP_UPDATE_ELEM, &attr).map(drop)
+    call(BPF_MAP_UPDATE_ELEM, attr).map(drop)
 }
 
 /// Pins what a descriptor stands for.
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let attr = ObjectAttr { pathname: address(path.as_ptr()), bpf_fd: number(object), file_flags: 0 };
-    call(BPF_OBJ_PIN, &attr).map(drop)
+    call(BPF_OBJ_PIN, attr).map(drop)
 }
 
 /// What is pinned at a path.
 pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    descriptor(BPF_OBJ_GET, &ObjectAttr { pathname: address(path.as_ptr()), bpf_fd: 0, file_flags: 0 })
+    descriptor(BPF_OBJ_GET, ObjectAttr { pathname: address(path.as_ptr()), bpf_fd: 0, file_flags: 0 })
 }
 
 const _: () = {

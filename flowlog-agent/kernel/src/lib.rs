@@ -23,6 +23,7 @@ mod bpf;
 pub(crate) mod btf;
 pub mod confine;
 mod entry;
+mod extension;
 pub mod heap;
 pub(crate) mod layout;
 pub mod limits;

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     bpf::{self, Function, Instruction, ProgramKind},
-    heap,
+    extension, heap,
     object::{self, MapFds, TakenOut},
 };
 
@@ -51,7 +51,7 @@ pub(super) struct Pair {
 impl Pair {
     /// Has the kernel verify a pair for a program.
     pub(super) fn load(object: &[u8], maps: &MapFds, of: BorrowedFd<'_>) -> Result<Self, TraceError> {
-        let function = bpf::main_function(of).map_err(TraceError::Unknown)?.ok_or(TraceError::NoTypes)?;
+        let function = main_function(of)?;
         let taken = object::take(object, maps, None, [ENTRY.0, EXIT.0]).map_err(TraceError::Object);
         let loaded = taken.and_then(|TakenOut { programs: [entry, exit], .. }| {
             let entry = load(function, ENTRY, &entry.instructions)?;
@@ -78,9 +78,16 @@ impl Pair {
     }
 }
 
-/// A program by its id.
+/// What runs where the program with this id is attached: it, or the extension in its place.
 pub(super) fn program(id: u32) -> Result<OwnedFd, TraceError> {
-    bpf::program(id).map_err(TraceError::Unknown)
+    let named = bpf::program(id).map_err(TraceError::Unknown)?;
+    // Extensions cannot be extended: one look is enough.
+    let instead = extension::of(main_function(named.as_fd())?).map_err(TraceError::Unknown)?;
+    Ok(instead.unwrap_or(named))
+}
+
+fn main_function(program: BorrowedFd<'_>) -> Result<Function<'_>, TraceError> {
+    bpf::main_function(program).map_err(TraceError::Unknown)?.ok_or(TraceError::NoTypes)
 }
 
 fn load(function: Function<'_>, (name, attach_type): (&str, u32), code: &[Instruction]) -> Result<OwnedFd, TraceError> {

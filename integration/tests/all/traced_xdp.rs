@@ -1,7 +1,10 @@
 //! P1 and P8 where somebody else's native XDP program is traced: what it drops and forwards has rows for each flow. Witnesses: the
 //! driver's counters, and the program's own. On machines that let nobody trace programs: that is said, and the driver's count stands.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use integration::{
     agent::{Agent, run_to_end},
@@ -182,44 +185,70 @@ fn a_machine_that_lets_nobody_trace_says_so_and_the_drivers_count_stands() {
     assert_balanced(&landed);
 }
 
-/// libxdp's own command for packet filters, on the node's interface: it has the dispatcher run its program.
-fn xdp_filter(pair: &Pair, args: &[&str]) -> std::io::Result<std::process::Output> {
+/// One of libxdp's own commands, on the node's interface; what it prints.
+fn xdp_tool(pair: &Pair, program: &str, args: &[&str]) -> String {
     let mut command = std::process::Command::new("nsenter");
     // `ip netns exec` would hide the bpf file system, by which its calls find each other.
-    command.arg(format!("--net=/run/netns/{}", pair.a.name())).arg("xdp-filter").args(args).output()
+    let done = command.arg(format!("--net=/run/netns/{}", pair.a.name())).arg(program).args(args).output().unwrap();
+    assert!(done.status.success(), "{program} {args:?}: {done:?}");
+    String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
-#[test]
-fn what_a_program_of_libxdps_dispatcher_drops_is_in_flows() {
-    let (pair, _peer) = pair();
-    if !std::env::var_os("LIBXDP_OBJECT_PATH").is_some_and(|dir| std::path::Path::new(&dir).exists()) {
+/// An interface with libxdp's dispatcher, and in it a filter of port 7 that is libxdp's own; `None`: this machine cannot have it.
+fn dispatched() -> Option<(Pair, Other)> {
+    let (pair, peer) = pair();
+    if objects_of_libxdp().is_none() {
         features::skipped(
             "libxdp is for guests: where nobody may trace, its programs cannot be put into its dispatcher",
         );
-        return;
+        return None;
     }
     for args in [&["load", "eth0"][..], &["port", "7", "--proto", "udp"]] {
-        let done = xdp_filter(&pair, args).unwrap();
-        assert!(done.status.success(), "{args:?}: {done:?}");
+        xdp_tool(&pair, "xdp-filter", args);
     }
+    Some((pair, peer))
+}
+
+/// Where libxdp's programs are.
+fn objects_of_libxdp() -> Option<PathBuf> {
+    std::env::var_os("LIBXDP_OBJECT_PATH").map(PathBuf::from).filter(|dir| dir.exists())
+}
+
+/// What the agent says of an interface on which libxdp's filter drops port 7 is what that filter says.
+fn assert_filter_is_in_flows(pair: &Pair) {
     let mut agent = Agent::start(&pair.a, &["eth0"], &TRACE).unwrap();
     if !is_traced(&mut agent) {
         return;
     }
     let named = agent.log();
     assert!(named.contains("xdp_dispatcher"), "{named}");
-    send_all(&pair);
+    send_all(pair);
     let landed = agent.stop().unwrap();
-    let said = xdp_filter(&pair, &["status"]).unwrap();
-    let _ = xdp_filter(&pair, &["unload", "eth0"]);
+    let status = xdp_tool(pair, "xdp-filter", &["status"]);
     // Its own count of port 7: the last number of the line.
-    let status = String::from_utf8_lossy(&said.stdout);
-    let line =
-        status.lines().find(|line| line.split_whitespace().next() == Some("7")).unwrap_or_else(|| panic!("{said:?}"));
+    let line = status.lines().find(|line| line.split_whitespace().next() == Some("7")).expect("a line for port 7");
     let counted: u64 = line.split_whitespace().next_back().unwrap().parse().unwrap();
     assert_eq!(counted, DROPPED as u64, "{status}");
     assert_eq!(rejected(&landed, 7), counted, "{:#?}", landed.rows);
     assert_eq!(landed.flows("REJECT").0, counted, "nothing else was refused: {:#?}", landed.rows);
     assert_eq!(accepted(&landed, 8), PASSED as u64, "{:#?}", landed.rows);
     assert_balanced(&landed);
+}
+
+#[test]
+fn what_a_program_of_libxdps_dispatcher_drops_is_in_flows() {
+    let Some((pair, _peer)) = dispatched() else { return };
+    assert_filter_is_in_flows(&pair);
+    xdp_tool(&pair, "xdp-filter", &["unload", "eth0"]);
+}
+
+#[test]
+fn what_one_of_two_programs_of_libxdps_dispatcher_drops_is_in_flows() {
+    let Some((pair, _peer)) = dispatched() else { return };
+    // The one that AF_XDP sockets come with: without a socket it passes all.
+    let second = objects_of_libxdp().expect("its filter is from there").join("xsk_def_xdp_prog.o");
+    xdp_tool(&pair, "xdp-loader", &["load", "eth0", second.to_str().unwrap()]);
+    assert!(xdp_tool(&pair, "xdp-loader", &["status", "eth0"]).contains("xsk_def_prog"), "both run");
+    assert_filter_is_in_flows(&pair);
+    xdp_tool(&pair, "xdp-loader", &["unload", "eth0", "--all"]);
 }
