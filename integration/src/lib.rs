@@ -49,5 +49,6 @@ pub mod taps;
 pub mod terminal;
 pub mod tracing;
 pub mod traffic;
+pub mod visitor;
 
 pub use flowlog_lab as net;

@@ -60,8 +60,8 @@ impl Terminal {
     ///
     /// # Errors
     /// If nobody takes them.
-    pub fn press(&mut self, keys: &str) -> anyhow::Result<()> {
-        Ok(self.keys.write_all(keys.as_bytes())?)
+    pub fn press(&mut self, keys: impl AsRef<[u8]>) -> anyhow::Result<()> {
+        Ok(self.keys.write_all(keys.as_ref())?)
     }
 
     /// Sends the program a signal.

@@ -145,10 +145,13 @@ pub(super) fn run(args: ObserveArgs) -> anyhow::Result<ExitCode> {
     others.extend(since.map(|time| ("since".to_owned(), in_query(time))));
     let path = filter.path("flows", others);
     let mut lost = 0;
-    if output == LineForm::Table {
-        out::text(&(heading() + "\n"))?;
-    }
+    let mut is_headed = output != LineForm::Table;
     let ended = socket.client().stream(&path, |line| {
+        // Not before the agent has answered: an error has no columns.
+        if !is_headed {
+            out::text(&(heading() + "\n"))?;
+            is_headed = true;
+        }
         match serde_json::from_str(line) {
             Ok(FlowEvent::Lost { lost_lines }) => lost = lost_lines,
             Ok(FlowEvent::Windows { windows_since, left_out }) => note_windows(windows_since.as_deref(), left_out),

@@ -4,105 +4,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
+    io::{BufRead as _, Read as _},
     os::unix::net::UnixStream,
     time::Duration,
 };
 
 use integration::{
+    claims::until,
     http::exchange_text,
-    managed::{CONTRACT, LISTEN, Managed, NAT, NIC, OTHERS_NIC, PASSWORD, as_user},
+    managed::{CONTRACT, LISTEN, Managed, NAT, NIC, NLB, OTHERS_NIC, PASSWORD, as_user},
+    visitor::{Got, Visitor, as_somebody, log_in},
 };
 use serde_json::json;
-
-/// An answer: status, head and body.
-struct Got {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Got {
-    fn header(&self, name: &str) -> Option<&str> {
-        let lines = self.head.lines().filter_map(|l| l.split_once(": "));
-        lines.into_iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
-    }
-
-    /// What the form of this page has to show that it is ours.
-    fn form_token(&self) -> &str {
-        let field = self.body.split("name=\"form_token\" value=\"").nth(1).expect("a form");
-        field.split('"').next().expect("its value")
-    }
-
-    /// Paths that the page leads to.
-    fn links(&self) -> BTreeSet<String> {
-        let quoted = |attribute: &str| {
-            let parts = self.body.split(attribute).skip(1);
-            parts.filter_map(|rest| rest.split('"').next()).map(str::to_owned).collect::<Vec<_>>()
-        };
-        let all = [quoted("href=\""), quoted("hx-get=\""), quoted("data-history=\"")].concat();
-        all.into_iter().filter(|l| l.starts_with('/')).map(|l| l.split('#').next().unwrap().to_owned()).collect()
-    }
-}
-
-/// A browser of somebody's: keeps cookies.
-struct Visitor<'a> {
-    node: &'a Managed,
-    cookie: Option<String>,
-}
-
-impl Visitor<'_> {
-    fn request(&self, method: &str, path: &str, more: &str, body: &str) -> String {
-        let cookie = self.cookie.as_ref().map(|c| format!("cookie: {c}\r\n")).unwrap_or_default();
-        let length = body.len();
-        format!(
-            "{method} {path} HTTP/1.1\r\nhost: {LISTEN}\r\nconnection: close\r\ncontent-type: application/x-www-form-urlencoded\r\n\
-             {cookie}{more}content-length: {length}\r\n\r\n{body}"
-        )
-    }
-
-    /// An answer that goes on, from its first byte.
-    fn stream(&self, path: &str) -> BufReader<TcpStream> {
-        let mut stream = self.node.node.run(|| TcpStream::connect(LISTEN)).unwrap();
-        stream.write_all(self.request("GET", path, "", "").as_bytes()).unwrap();
-        BufReader::new(stream)
-    }
-
-    fn send(&self, method: &str, path: &str, more: &str, body: &str) -> Got {
-        let request = self.request(method, path, more, body);
-        let (status, head, body) = self
-            .node
-            .node
-            .run(|| exchange_text(&mut TcpStream::connect(LISTEN).unwrap(), request.as_bytes()))
-            .unwrap_or_else(|e| panic!("{method} {path}: {e}"));
-        Got { status, head, body }
-    }
-
-    fn get(&self, path: &str) -> Got {
-        self.send("GET", path, "", "")
-    }
-
-    /// Sends a form as a page of ours does.
-    fn post(&self, path: &str, fields: &str) -> Got {
-        let token = self.get("/").form_token().to_owned();
-        self.send("POST", path, "sec-fetch-site: same-origin\r\n", &format!("form_token={token}&{fields}"))
-    }
-}
-
-fn log_in<'a>(node: &'a Managed, name: &str, password: &str) -> (Visitor<'a>, Got) {
-    let mut visitor = Visitor { node, cookie: None };
-    let form = format!("name={name}&password={}&next=/console/audit", password.replace(' ', "+"));
-    let got = visitor.send("POST", "/console/login", "", &form);
-    visitor.cookie = got.header("set-cookie").map(|c| c.split(';').next().unwrap().to_owned());
-    (visitor, got)
-}
-
-fn as_somebody<'a>(node: &'a Managed, name: &str) -> Visitor<'a> {
-    let (visitor, got) = log_in(node, name, PASSWORD);
-    assert!(got.status == 303 && got.header("location") == Some("/console/audit"), "{}", got.head);
-    visitor
-}
 
 #[test]
 fn pages_have_nothing_of_another_contract_and_lead_nowhere_else() {
@@ -364,6 +277,65 @@ fn the_page_of_a_flow_log_says_since_when_it_captures_what_landed_last_and_how_t
     let (code, shown, err) = node.command(&["rule", "show", "web"]).unwrap();
     assert_eq!(code, Some(0), "{err}");
     assert!(shown.contains("capturing since 20") && shown.contains(" seen = "), "{shown}");
+}
+
+#[test]
+fn a_flow_log_that_waits_does_not_say_that_it_captures() {
+    let node = Managed::new("no_pin = true").unwrap();
+    let _agent = node.start().unwrap();
+    let id = node.draft(NIC, "web", "flows");
+    assert_eq!(node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})))).0, "DONE");
+    let ann = as_somebody(&node, "ann");
+    let page = || ann.get(&format!("/console/live/flowlogs/{id}")).body;
+    assert!(page().contains("Capturing since"));
+    node.node.exec("ip link del tap0").unwrap();
+    until("waiting", || node.summary(&id)["mark"] == "yellow");
+    let page = page();
+    assert!(page.contains("Waiting to capture") && !page.contains("Capturing"), "{page}");
+    assert!(!page.contains("first object comes"), "nothing comes of nothing: {page}");
+}
+
+#[test]
+fn what_is_wrong_is_said_at_its_field_all_at_once_and_what_was_typed_stays() {
+    let node = Managed::new("no_pin = true").unwrap();
+    let _agent = node.start().unwrap();
+    let ann = as_somebody(&node, "ann");
+    // A draft keeps what is wrong; a wrong name hides nothing of what is wrong with the bucket.
+    let add = |resource: &str, name: &str, bucket: &str| {
+        let fields = format!("name={name}&direction=INGRESS&action=ALL&bucket={bucket}");
+        ann.post(&format!("/console/resources/{resource}/flowlogs"), &fields)
+    };
+    assert_eq!(add(NIC, "a+b", "nobodys").status, 303);
+    let page = ann.get(&format!("/console/resources/{NIC}")).body;
+    assert_eq!(page.matches("aria-invalid=\"true\"").count(), 2, "{page}");
+    assert!(page.contains("1 to 63 ASCII") && page.contains("does not exist, is not contract"), "{page}");
+    // What not even a draft keeps is in the form again.
+    let long = "b".repeat(2_000);
+    let refused = add(NLB, "front", &long);
+    assert_eq!(refused.status, 422);
+    assert!(refused.body.contains("value=\"front\"") && refused.body.contains(&long), "{}", refused.body);
+    assert!(refused.body.contains("must be at most 1024 bytes"), "{}", refused.body);
+    // So is the name that an active one cannot have.
+    let id = node.draft(NAT, "edge", "flows");
+    assert_eq!(node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})))).0, "DONE");
+    let refused = ann.post(&format!("/console/flowlogs/{id}/rename"), "name=a+b");
+    assert_eq!(refused.status, 422);
+    assert!(
+        refused.body.contains("value=\"a b\"") && refused.body.contains("aria-invalid=\"true\""),
+        "{}",
+        refused.body
+    );
+    assert!(refused.body.contains("1 to 63 ASCII") && !refused.body.contains("properties"), "{}", refused.body);
+    assert_eq!(node.summary(&id)["properties"]["name"], "edge");
+    // Whoever may not check is told so.
+    let draft = node.draft(NLB, "front", "flows");
+    let refused = as_somebody(&node, "joe").post(&format!("/console/flowlogs/{draft}/validate"), "");
+    assert!(refused.status == 403 && refused.body.contains("needs the privilege"), "{}", refused.body);
+    // An address with an id that is none is one of nothing.
+    for path in ["/console/resources/nic-1", "/console/flowlogs/web", "/console/requests/7"] {
+        let got = ann.get(path);
+        assert!(got.status == 404 && got.body.contains("There is no such thing here"), "{path}: {}", got.body);
+    }
 }
 
 #[test]

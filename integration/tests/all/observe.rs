@@ -403,6 +403,8 @@ fn top_on_a_terminal_obeys_its_keys_and_leaves_the_terminal_as_it_was() {
     let mut terminal = Terminal::run(shown.command(&["top", "--every", "500ms", "--direction", "ingress"])).unwrap();
     // Once a report has come, traffic is in one of the next.
     terminal.wait_for("report", |screen| !screen.starts_with('-') && screen.contains("packets/s")).unwrap();
+    // Bytes that no key sends, as when something is pasted, stop nothing.
+    terminal.press(b"\xff\xfe").unwrap();
     let traffic = Traffic::begin(&shown.pair);
     terminal.wait_for("interface", |screen| screen.contains("node-eth0  flowlog")).unwrap();
     terminal.press("4").unwrap();

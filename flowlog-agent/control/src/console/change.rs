@@ -1,7 +1,7 @@
 //! Wishes: add, check, change, rename, delete. Each is the editor's or the validator's to grant; a draft that is wrong is kept, and says why.
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse as _, Redirect},
 };
 use flowlog_model::FlowLogId;
@@ -9,14 +9,20 @@ use maud::html;
 use uuid::Uuid;
 
 use super::{
-    Console, Page, Visitor,
-    door::Filled,
+    Console, NotShown, Page, Visitor,
+    door::{Filled, Id},
     form,
     frame::{self, At},
-    request, resource,
+    request,
+    resource::{self, Refilled},
     words::seen,
 };
-use crate::flow_logs::{Refused, editor::Patch, expected::Expected};
+use crate::flow_logs::{
+    Refused,
+    editor::Patch,
+    expected::Expected,
+    flow_log::{FlowLog, Properties},
+};
 
 /// The version that a form was made of.
 fn expected(filled: &Filled) -> Expected {
@@ -32,57 +38,67 @@ async fn checked(console: &Console, visitor: &Visitor, id: FlowLogId) -> Page {
     }
 }
 
+/// What the editor has made of a wish; what it does not keep is shown in the form again. `id` and `parent` are those of the flow log.
+fn granted<T>(
+    console: &Console,
+    visitor: &Visitor,
+    (id, parent): (Option<FlowLogId>, Uuid),
+    values: &Properties,
+    result: Result<T, Refused>,
+) -> Result<T, NotShown> {
+    result.map_err(|refused| match refused {
+        Refused::Invalid(problems) => {
+            resource::refused(console, visitor, parent, &Refilled { id, values, problems: &problems })
+        }
+        refused => refused.into(),
+    })
+}
+
 /// POST of a draft.
-pub(super) async fn add(
-    State(console): State<Console>,
-    visitor: Visitor,
-    Path(id): Path<Uuid>,
-    filled: Filled,
-) -> Page {
+pub(super) async fn add(State(console): State<Console>, visitor: Visitor, Id(id): Id, filled: Filled) -> Page {
     let control = &console.app.control;
     let resource = control.reader.resource(&visitor.caller, id)?;
-    let flow_log = control.editor.add(&visitor.caller, &resource, form::properties(&filled))?;
+    let values = form::properties(&filled);
+    let added = control.editor.add(&visitor.caller, &resource, values.clone());
+    let flow_log = granted(&console, &visitor, (None, id), &values, added)?;
     checked(&console, &visitor, flow_log.id).await
 }
 
 /// POST: check it.
-pub(super) async fn validate(
-    State(console): State<Console>,
-    visitor: Visitor,
-    Path(id): Path<Uuid>,
-    _: Filled,
-) -> Page {
-    checked(&console, &visitor, FlowLogId(id)).await
+pub(super) async fn validate(State(console): State<Console>, visitor: Visitor, Id(id): Id, _: Filled) -> Page {
+    let flow_log = console.app.control.validator.validate(&visitor.caller, FlowLogId(id)).await?;
+    Ok(Redirect::to(&resource::path(&flow_log)).into_response())
 }
 
 /// POST of all fields of a draft.
-pub(super) async fn change(
-    State(console): State<Console>,
-    visitor: Visitor,
-    Path(id): Path<Uuid>,
-    filled: Filled,
-) -> Page {
+pub(super) async fn change(State(console): State<Console>, visitor: Visitor, Id(id): Id, filled: Filled) -> Page {
     let id = FlowLogId(id);
-    let editor = &console.app.control.editor;
-    editor.change(&visitor.caller, id, form::patch(&filled), false, &expected(&filled))?;
+    changed(&console, &visitor, (id, &filled), form::properties(&filled).into())?;
     checked(&console, &visitor, id).await
 }
 
 /// POST of a name.
-pub(super) async fn rename(
-    State(console): State<Console>,
-    visitor: Visitor,
-    Path(id): Path<Uuid>,
-    filled: Filled,
-) -> Page {
+pub(super) async fn rename(State(console): State<Console>, visitor: Visitor, Id(id): Id, filled: Filled) -> Page {
     let patch = Patch { name: Some(filled.one("name").trim().to_owned()), ..Patch::default() };
-    let editor = &console.app.control.editor;
-    let (renamed, _) = editor.change(&visitor.caller, FlowLogId(id), patch, false, &expected(&filled))?;
+    let renamed = changed(&console, &visitor, (FlowLogId(id), &filled), patch)?;
     Ok(Redirect::to(&resource::path(&renamed)).into_response())
 }
 
+fn changed(
+    console: &Console,
+    visitor: &Visitor,
+    (id, filled): (FlowLogId, &Filled),
+    patch: Patch,
+) -> Result<FlowLog, NotShown> {
+    let control = &console.app.control;
+    let old = control.reader.flow_log(&visitor.caller, id)?;
+    let values = patch.clone().apply(&old.properties);
+    let result = control.editor.change(&visitor.caller, id, patch, false, &expected(filled));
+    granted(console, visitor, (Some(id), old.parent.id), &values, result).map(|(flow_log, _)| flow_log)
+}
+
 /// GET of what a deletion means.
-pub(super) async fn ask_to_delete(State(console): State<Console>, visitor: Visitor, Path(id): Path<Uuid>) -> Page {
+pub(super) async fn ask_to_delete(State(console): State<Console>, visitor: Visitor, Id(id): Id) -> Page {
     let flow_log = console.app.control.reader.flow_log(&visitor.caller, FlowLogId(id))?;
     let name = seen(&flow_log.properties.name);
     let content = html! {
@@ -104,12 +120,7 @@ pub(super) async fn ask_to_delete(State(console): State<Console>, visitor: Visit
 }
 
 /// POST: delete it.
-pub(super) async fn delete(
-    State(console): State<Console>,
-    visitor: Visitor,
-    Path(id): Path<Uuid>,
-    filled: Filled,
-) -> Page {
+pub(super) async fn delete(State(console): State<Console>, visitor: Visitor, Id(id): Id, filled: Filled) -> Page {
     let editor = &console.app.control.editor;
     let request = editor.delete(&visitor.caller, FlowLogId(id), &expected(&filled))?;
     Ok(Redirect::to(&request::path(request.id)).into_response())

@@ -4,12 +4,13 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use axum::{
-    extract::{FromRequest, FromRequestParts, Request, State},
+    extract::{FromRequest, FromRequestParts, Path, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Redirect, Response},
 };
 use flowlog_host::clock;
+use uuid::Uuid;
 
 use super::{Console, NotShown, Visitor, session::Door};
 use crate::{
@@ -87,7 +88,7 @@ fn visitor(console: &Console, parts: &Parts) -> Result<(Visitor, Option<HeaderVa
     let is_use = !parts.uri.path().starts_with(LIVE);
     let kept = token(app, (&parts.headers, peer));
     if let Some(visitor) = kept.and_then(|token| sessions.find(token, door, &principals, now, is_use)) {
-        auth::admit(parts, app, &visitor.caller).map_err(|e| NotShown(e).into_response())?;
+        auth::admit(parts, app, &visitor.caller).map_err(|e| NotShown::Trouble(e).into_response())?;
         return Ok((visitor, None));
     }
     let by_uid = match door {
@@ -95,7 +96,7 @@ fn visitor(console: &Console, parts: &Parts) -> Result<(Visitor, Option<HeaderVa
         Door::Password => None,
     };
     let Some(caller) = by_uid else { return Err(unknown(app, parts)) };
-    auth::admit(parts, app, &caller).map_err(|e| NotShown(e).into_response())?;
+    auth::admit(parts, app, &caller).map_err(|e| NotShown::Trouble(e).into_response())?;
     // A form of a session that is over is not one of ours any more: its token does not fit the new one.
     let (token, visitor) = sessions.begin(caller, door, &principals, now);
     Ok((visitor, cookie(app, peer, &token)))
@@ -120,7 +121,7 @@ fn unknown(app: &App, parts: &Parts) -> Response {
     let stranger = auth::stranger(parts, app);
     let is_socket = matches!(parts.extensions.get(), Some(Peer::Unix { .. }));
     if is_socket || stranger.told().0 != StatusCode::UNAUTHORIZED {
-        return NotShown(stranger).into_response();
+        return NotShown::Trouble(stranger).into_response();
     }
     if parts.uri.path().starts_with(LIVE) {
         // A redirect would put the login into the middle of a page. Which page that is only the script knows that asked.
@@ -162,6 +163,18 @@ impl FromRequestParts<Console> for Visitor {
 
     fn from_request_parts(parts: &mut Parts, _: &Console) -> impl Future<Output = Result<Self, NotShown>> {
         std::future::ready(parts.extensions.get::<Self>().cloned().ok_or_else(|| ApiError::unauthorized().into()))
+    }
+}
+
+/// The id in a page's address. What is none is the address of nothing.
+pub(super) struct Id(pub Uuid);
+
+impl FromRequestParts<Console> for Id {
+    type Rejection = NotShown;
+
+    async fn from_request_parts(parts: &mut Parts, console: &Console) -> Result<Self, NotShown> {
+        let path = Path::<Uuid>::from_request_parts(parts, console).await;
+        path.map(|Path(id)| Self(id)).map_err(|_no_id| ApiError::not_found(parts.uri.path()).into())
     }
 }
 

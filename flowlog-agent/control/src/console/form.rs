@@ -9,7 +9,7 @@ use super::{
     frame,
     words::{said, seen},
 };
-use crate::flow_logs::{editor::Patch, flow_log::Properties};
+use crate::flow_logs::flow_log::Properties;
 
 /// Words of the API for directions and actions, the usual one first.
 const DIRECTIONS: [&str; 3] = ["BIDIRECTIONAL", "INGRESS", "EGRESS"];
@@ -25,12 +25,6 @@ pub(super) fn properties(filled: &Filled) -> Properties {
         action: trimmed("action"),
         bucket: trimmed("bucket"),
     }
-}
-
-/// The same, as a change of all fields.
-#[must_use]
-pub(super) fn patch(filled: &Filled) -> Patch {
-    properties(filled).into()
 }
 
 /// Where a form goes, and what it is for.

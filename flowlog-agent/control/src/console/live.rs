@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{
     Extension,
     body::{Body, Bytes},
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, header},
     response::{IntoResponse as _, Response},
 };
@@ -16,10 +16,10 @@ use flowlog_model::{
 use futures_util::stream;
 use maud::{Markup, html};
 use tokio::time::{Interval, MissedTickBehavior};
-use uuid::Uuid;
 
 use super::{
-    Console, Page, Visitor, door,
+    Console, Page, Visitor,
+    door::{self, Id},
     words::{count, seen},
 };
 use crate::{
@@ -77,7 +77,7 @@ struct Watch {
 pub(super) async fn watch(
     State(console): State<Console>,
     visitor: Visitor,
-    Path(id): Path<Uuid>,
+    Id(id): Id,
     seat: Option<Extension<Arc<Seat>>>,
     peer: Option<Extension<Peer>>,
     headers: HeaderMap,

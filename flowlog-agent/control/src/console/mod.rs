@@ -111,17 +111,24 @@ const HARDENED: [(HeaderName, &str); 5] = [
 ];
 
 /// A page that is not shown, or a wish that is not granted.
-pub(super) struct NotShown(ApiError);
+pub(super) enum NotShown {
+    Trouble(ApiError),
+    /// The form is shown again, with what is wrong in it.
+    Refilled(Box<Response>),
+}
 
 impl<E: Into<ApiError>> From<E> for NotShown {
     fn from(error: E) -> Self {
-        Self(error.into())
+        Self::Trouble(error.into())
     }
 }
 
 impl IntoResponse for NotShown {
     fn into_response(self) -> Response {
-        frame::trouble(&self.0)
+        match self {
+            Self::Trouble(error) => frame::trouble(&error),
+            Self::Refilled(page) => *page,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What becomes of a wish that takes time: waiting, being carried out, done, or failed and why.
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{Html, IntoResponse as _},
 };
 use maud::{Markup, html};
@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{
     Console, Page, Visitor,
+    door::Id,
     frame::{self, At},
     words::{seen, short, time},
 };
@@ -21,7 +22,7 @@ pub(super) fn path(id: Uuid) -> String {
 }
 
 /// GET of one.
-pub(super) async fn show(State(console): State<Console>, visitor: Visitor, Path(id): Path<Uuid>) -> Page {
+pub(super) async fn show(State(console): State<Console>, visitor: Visitor, Id(id): Id) -> Page {
     let request = console.app.control.reader.request(&visitor.caller, id)?;
     let content = html! {
         h1 { (title(&request.work)) }
@@ -32,7 +33,7 @@ pub(super) async fn show(State(console): State<Console>, visitor: Visitor, Path(
 }
 
 /// GET of how far it is.
-pub(super) async fn live(State(console): State<Console>, visitor: Visitor, Path(id): Path<Uuid>) -> Page {
+pub(super) async fn live(State(console): State<Console>, visitor: Visitor, Id(id): Id) -> Page {
     let request = console.app.control.reader.request(&visitor.caller, id)?;
     Ok(Html(drawn(&console, &visitor, &request).into_string()).into_response())
 }

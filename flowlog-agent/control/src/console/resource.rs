@@ -1,16 +1,18 @@
 //! The overview, and a NIC, gateway or balancer with its flow log: what it is, how it is doing, and what its reader may do with it.
 
 use axum::{
-    extract::{Path, Query, State},
-    response::{IntoResponse as _, Redirect},
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse as _, Redirect, Response},
 };
-use flowlog_model::FlowLogId;
+use flowlog_model::{FlowLogId, rule::InvalidField};
 use maud::{Markup, html};
 use serde::Deserialize;
 use uuid::Uuid;
 
 use super::{
-    Console, Page, Visitor,
+    Console, NotShown, Page, Visitor,
+    door::Id,
     form::Form,
     frame::{self, At},
     summary, tree,
@@ -23,6 +25,21 @@ use crate::{
     },
     inventory::{Contract, Resource},
 };
+
+/// What somebody has filled in and what is wrong with it, where nothing of it was kept.
+pub(super) struct Refilled<'a> {
+    /// The flow log that was to become this; `None`: a new one.
+    pub id: Option<FlowLogId>,
+    pub values: &'a Properties,
+    pub problems: &'a [InvalidField],
+}
+
+impl<'a> Refilled<'a> {
+    /// What the form of this flow log, or of a new one, shows instead of what is there.
+    fn of(refilled: Option<&Self>, id: Option<FlowLogId>) -> Option<(&'a Properties, &'a [InvalidField])> {
+        refilled.filter(|r| r.id == id).map(|r| (r.values, r.problems))
+    }
+}
 
 #[derive(Deserialize)]
 pub(super) struct Search {
@@ -69,32 +86,60 @@ pub(super) async fn overview(
 }
 
 /// GET of a flow log by its id: a link that outlives names.
-pub(super) async fn of_flow_log(State(console): State<Console>, visitor: Visitor, Path(id): Path<Uuid>) -> Page {
+pub(super) async fn of_flow_log(State(console): State<Console>, visitor: Visitor, Id(id): Id) -> Page {
     let reader = &console.app.control.reader;
     let flow_log = reader.flow_log(&visitor.caller, FlowLogId(id))?;
     if reader.resource(&visitor.caller, flow_log.parent.id).is_ok() {
         return Ok(Redirect::to(&format!("/console/resources/{}#flow-log-{id}", flow_log.parent.id)).into_response());
     }
-    // Its parent has left the inventory.
+    Ok(orphan(&console, &visitor, &flow_log, None))
+}
+
+/// A flow log whose parent has left the inventory.
+fn orphan(console: &Console, visitor: &Visitor, flow_log: &FlowLog, refilled: Option<&Refilled<'_>>) -> Response {
     let content = html! {
         h1 { (flow_log.parent.kind) " " (short(flow_log.parent.id)) }
         p.problem { "It is not in the inventory any more." }
-        (section(&console, &visitor, &flow_log, true))
+        (section(console, visitor, flow_log, true, refilled))
     };
-    Ok(frame::page(&console, &visitor, At::Overview, &flow_log.properties.name, &content))
+    frame::page(console, visitor, At::Overview, &flow_log.properties.name, &content)
 }
 
 /// GET of a NIC, gateway or balancer.
-pub(super) async fn show(State(console): State<Console>, visitor: Visitor, Path(id): Path<Uuid>) -> Page {
+pub(super) async fn show(State(console): State<Console>, visitor: Visitor, Id(id): Id) -> Page {
     let resource = console.app.control.reader.resource(&visitor.caller, id)?;
-    let content = drawn(&console, &visitor, &resource);
-    Ok(frame::page(&console, &visitor, At::Resource(id), &label(&resource), &content))
+    Ok(page(&console, &visitor, &resource, None))
 }
 
-fn drawn(console: &Console, visitor: &Visitor, resource: &Resource) -> Markup {
+fn page(console: &Console, visitor: &Visitor, resource: &Resource, refilled: Option<&Refilled<'_>>) -> Response {
+    let content = drawn(console, visitor, resource, refilled);
+    frame::page(console, visitor, At::Resource(resource.id), &label(resource), &content)
+}
+
+/// The page of a NIC, gateway or balancer once more: what was filled in is in its form, with what is wrong beside it.
+pub(super) fn refused(console: &Console, visitor: &Visitor, parent: Uuid, refilled: &Refilled<'_>) -> NotShown {
+    let reader = &console.app.control.reader;
+    let shown = match (reader.resource(&visitor.caller, parent), refilled.id) {
+        (Ok(resource), _) => Ok(page(console, visitor, &resource, Some(refilled))),
+        (Err(_), Some(id)) => {
+            reader.flow_log(&visitor.caller, id).map(|f| orphan(console, visitor, &f, Some(refilled)))
+        }
+        (Err(gone), None) => Err(gone),
+    };
+    match shown {
+        Ok(mut page) => {
+            *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
+            NotShown::Refilled(Box::new(page))
+        }
+        Err(refused) => refused.into(),
+    }
+}
+
+fn drawn(console: &Console, visitor: &Visitor, resource: &Resource, refilled: Option<&Refilled<'_>>) -> Markup {
     let reader = &console.app.control.reader;
     let flow_logs = reader.flow_logs(&visitor.caller, |f| f.parent.id == resource.id);
     let standing = tree::standing(&flow_logs, resource.id).map(|f| f.id);
+    let is_open = |id| standing == Some(id) || refilled.is_some_and(|r| r.id == Some(id));
     let selected_by = reader.covered(&visitor.caller).remove(&resource.id);
     let interfaces: Vec<String> = resource.interfaces.iter().map(|i| i.selector.to_string()).collect();
     html! {
@@ -111,8 +156,8 @@ fn drawn(console: &Console, visitor: &Visitor, resource: &Resource) -> Markup {
                 div { dt { "Captured" } dd { "by flow log " strong { (seen(name)) } " of this node's configuration, which selects it; a flow log of its own takes its place" } }
             }
         }
-        @for flow_log in &flow_logs { (section(console, visitor, flow_log, standing == Some(flow_log.id))) }
-        @if flow_logs.is_empty() { (adding(visitor, resource)) }
+        @for flow_log in &flow_logs { (section(console, visitor, flow_log, is_open(flow_log.id), refilled)) }
+        @if flow_logs.is_empty() { (adding(visitor, resource, refilled)) }
     }
 }
 
@@ -129,13 +174,13 @@ pub(super) fn refusal(visitor: &Visitor, operation: Operation, contract: &Contra
     }
 }
 
-fn adding(visitor: &Visitor, resource: &Resource) -> Markup {
+fn adding(visitor: &Visitor, resource: &Resource, refilled: Option<&Refilled<'_>>) -> Markup {
     let words = |s: &str| s.to_owned();
     let empty =
         Properties { name: words(""), direction: words("BIDIRECTIONAL"), action: words("ALL"), bucket: words("") };
     let action = format!("/console/resources/{}/flowlogs", resource.id);
-    let form =
-        Form { action, ids: "new".to_owned(), button: "Add flow log", values: &empty, problems: &[], version: None };
+    let (values, problems) = Refilled::of(refilled, None).unwrap_or((&empty, &[]));
+    let form = Form { action, ids: "new".to_owned(), button: "Add flow log", values, problems, version: None };
     html! {
         section.flow-log {
             h2 { (Light::Grey.drawn()) " No flow log" }
@@ -151,40 +196,50 @@ fn adding(visitor: &Visitor, resource: &Resource) -> Markup {
 }
 
 /// One flow log.
-fn section(console: &Console, visitor: &Visitor, flow_log: &FlowLog, is_open: bool) -> Markup {
+fn section(
+    console: &Console,
+    visitor: &Visitor,
+    flow_log: &FlowLog,
+    is_open: bool,
+    refilled: Option<&Refilled<'_>>,
+) -> Markup {
     let summary = console.app.control.reader.summary(flow_log.clone());
     let light = Light::of(&summary);
     let is_begun = flow_log.state.captures() || flow_log.state == Stage::Deleting;
     let id = flow_log.id;
+    let refilled = Refilled::of(refilled, Some(id));
     html! {
         section.flow-log id=(format!("flow-log-{id}")) {
             details open[is_open] {
                 summary { h2 { @if !is_begun { (light.drawn()) " " } (seen(&flow_log.properties.name)) @if !is_begun { " " span.quiet { (light.words()) } } } }
                 @if is_begun {
                     (summary::drawn(console, &summary))
-                    (active(visitor, flow_log))
+                    (active(visitor, flow_log, refilled))
                 } @else {
-                    (draft(visitor, flow_log))
+                    (draft(visitor, flow_log, refilled))
                 }
             }
         }
     }
 }
 
-fn draft(visitor: &Visitor, flow_log: &FlowLog) -> Markup {
+fn draft(visitor: &Visitor, flow_log: &FlowLog, refilled: Option<(&Properties, &[InvalidField])>) -> Markup {
     let id = flow_log.id;
+    let (values, problems) = refilled.unwrap_or((&flow_log.properties, &flow_log.problems));
     let form = Form {
         action: format!("/console/flowlogs/{id}/change"),
         ids: id.to_string(),
         button: "Save and check",
-        values: &flow_log.properties,
-        problems: &flow_log.problems,
+        values,
+        problems,
         version: Some(flow_log.etag()),
     };
     let refused = refusal(visitor, Operation::Change, &flow_log.contract);
     html! {
         p role="status" {
-            @if !flow_log.problems.is_empty() {
+            @if refilled.is_some() {
+                "It captures nothing, and what you have filled in was not kept: see what is wrong with it."
+            } @else if !flow_log.problems.is_empty() {
                 "It captures nothing: " (flow_log.problems.len()) " of its fields must be corrected first."
             } @else if flow_log.state == Stage::Validated {
                 "All checks have passed. It captures nothing until it is provisioned."
@@ -212,8 +267,10 @@ fn draft(visitor: &Visitor, flow_log: &FlowLog) -> Markup {
     }
 }
 
-fn active(visitor: &Visitor, flow_log: &FlowLog) -> Markup {
+fn active(visitor: &Visitor, flow_log: &FlowLog, refilled: Option<(&Properties, &[InvalidField])>) -> Markup {
     let id = flow_log.id;
+    let (Properties { name, .. }, problems) = refilled.unwrap_or((&flow_log.properties, &[]));
+    let is_wrong = !problems.is_empty();
     html! {
         div.actions {
             @match refusal(visitor, Operation::Rename, &flow_log.contract) {
@@ -223,9 +280,13 @@ fn active(visitor: &Visitor, flow_log: &FlowLog) -> Markup {
                         (frame::token(visitor))
                         input type="hidden" name="version" value=(flow_log.etag());
                         label for=(format!("rename-{id}")) { "Name" }
-                        input id=(format!("rename-{id}")) name="name" value=(flow_log.properties.name) maxlength="63" autocomplete="off"
-                            spellcheck="false";
+                        input id=(format!("rename-{id}")) name="name" value=(name) maxlength="63" autocomplete="off"
+                            spellcheck="false" aria-invalid=[is_wrong.then_some("true")]
+                            aria-describedby=[is_wrong.then(|| format!("rename-{id}-help"))];
                         button type="submit" { "Rename" }
+                        @if is_wrong {
+                            div id=(format!("rename-{id}-help")) { @for problem in problems { p.problem { (seen(&problem.rule)) } } }
+                        }
                     }
                     (deletion(visitor, flow_log))
                 }

@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::State,
     response::{Html, IntoResponse as _},
 };
 use flowlog_host::clock;
@@ -11,10 +11,11 @@ use flowlog_model::{
     status::{CaptureState, RouteState, RuleStatus},
 };
 use maud::{Markup, html};
-use uuid::Uuid;
 
 use super::{
-    Console, Page, Visitor, live,
+    Console, Page, Visitor,
+    door::Id,
+    live,
     words::{Light, bytes, count, duration, said, seen, time},
 };
 use crate::flow_logs::{
@@ -55,18 +56,23 @@ fn changing(summary: &Summary) -> Markup {
 
 fn state(summary: &Summary) -> Markup {
     let is_delivering = summary.lag_secs == 0 && summary.captures.iter().all(|c| c.delivery.state.error().is_none());
-    let since = html! {
-        "Capturing" @if let Some(secs) = summary.since_secs() { " since " (time(secs)) }
+    let attached = summary.attached();
+    let begun = html! {
+        @match attached {
+            0 => "Waiting to capture",
+            some if some < summary.captures.len() => { "Capturing " (some) " of " (summary.captures.len()) " interfaces" }
+            _ => { "Capturing" @if let Some(secs) = summary.since_secs() { " since " (time(secs)) } }
+        }
     };
     html! {
         @match (summary.flow_log.state, summary.last_object()) {
             (Stage::Provisioning, _) => "Being activated.",
             (Stage::Deleting, _) => "Being ended; its last window is flushed.",
             (_, None) if summary.lag_secs == 0 => {
-                (since) "; the first object comes with the end of the first window."
+                (begun) @if attached > 0 { "; the first object comes with the end of the first window" } "."
             },
             (_, last) => {
-                (since) @if is_delivering { ", delivering" }
+                (begun) @if is_delivering && attached > 0 { ", delivering" }
                 @if let Some(last) = last { "; last object " (ago(last.at_secs)) ", " (bytes(last.bytes)) }
                 @if summary.lag_secs > 0 { "; the oldest object has waited for " (duration(summary.lag_secs)) }
                 "."
@@ -184,14 +190,14 @@ fn totals(traffic: &Traffic) -> Markup {
 }
 
 /// GET of what changes.
-pub(super) async fn renewed(State(console): State<Console>, visitor: Visitor, Path(id): Path<Uuid>) -> Page {
+pub(super) async fn renewed(State(console): State<Console>, visitor: Visitor, Id(id): Id) -> Page {
     let reader = &console.app.control.reader;
     let summary = reader.summary(reader.flow_log(&visitor.caller, FlowLogId(id))?);
     Ok(Html(changing(&summary).into_string()).into_response())
 }
 
 /// GET of what the chart draws.
-pub(super) async fn history(State(console): State<Console>, visitor: Visitor, Path(id): Path<Uuid>) -> Page {
+pub(super) async fn history(State(console): State<Console>, visitor: Visitor, Id(id): Id) -> Page {
     let reader = &console.app.control.reader;
     let flow_log = reader.flow_log(&visitor.caller, FlowLogId(id))?;
     Ok(Json(reader.traffic(&flow_log)).into_response())

@@ -9,13 +9,14 @@ use flowlog_model::{
     rule::{Rule, Side, Target},
 };
 
-use super::flow_log::{Checked, FlowLog, State};
+use super::flow_log::{Checked, Destination, FlowLog, State};
 use crate::inventory::{BucketRegistry, Contract, Interface, Inventory, Resource};
 
 /// Where objects of a flow log go.
 #[must_use]
-pub(crate) fn target(checked: &Checked, contract: &Contract, buckets: &BucketRegistry) -> Target {
-    Target { location: buckets.location(contract, &checked.bucket), prefix: checked.prefix.clone() }
+fn target(checked: &Checked, contract: &Contract, buckets: &BucketRegistry) -> Target {
+    let Destination { bucket, prefix } = &checked.destination;
+    Target { location: buckets.location(contract, bucket), prefix: prefix.clone() }
 }
 
 /// The parent of a flow log, if it is in the inventory.

@@ -93,7 +93,7 @@ impl From<Properties> for Patch {
 }
 
 impl Patch {
-    fn apply(self, to: &Properties) -> Properties {
+    pub(crate) fn apply(self, to: &Properties) -> Properties {
         let to = to.clone();
         Properties {
             name: self.name.unwrap_or(to.name),

@@ -91,7 +91,14 @@ pub(crate) struct Checked {
     pub name: Name,
     pub directions: Directions,
     pub action: Action,
+    pub destination: Destination,
+}
+
+/// The bucket of a flow log, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Destination {
     pub bucket: String,
+    /// What keys of objects begin with, before the name.
     pub prefix: Option<String>,
 }
 
@@ -111,13 +118,21 @@ impl Properties {
         let name = kept(self.name.parse(), &mut problems);
         let directions = kept(self.direction.parse(), &mut problems);
         let action = kept(self.action.parse(), &mut problems);
-        let bucket = bucket_and_prefix(&self.bucket).map_err(|p| problems.extend(p)).ok();
-        match (name, directions, action, bucket) {
-            (Some(name), Some(directions), Some(action), Some((bucket, prefix))) => {
-                Ok(Checked { name, directions, action, bucket, prefix })
+        let destination = self.destination().map_err(|p| problems.extend(p)).ok();
+        match (name, directions, action, destination) {
+            (Some(name), Some(directions), Some(action), Some(destination)) => {
+                Ok(Checked { name, directions, action, destination })
             }
             _ => Err(problems),
         }
+    }
+
+    /// Understands the bucket, whatever the other fields are.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn destination(&self) -> Result<Destination, Vec<InvalidField>> {
+        bucket_and_prefix(&self.bucket).map(|(bucket, prefix)| Destination { bucket, prefix })
     }
 
     /// Fields that are too long even for a draft.
@@ -331,7 +346,7 @@ pub(crate) mod tests {
             action: words("any"),
             bucket: words("flows/team"),
         };
-        assert!(good.check().is_ok_and(|c| c.prefix.as_deref() == Some("team")));
+        assert!(good.check().is_ok_and(|c| c.destination.prefix.as_deref() == Some("team")));
         assert_eq!(good.clone().canonical().action, "ALL");
         let long = Properties { name: "n".repeat(2_000), ..good };
         assert_eq!(long.check().expect_err("long").len(), 1);

@@ -41,6 +41,12 @@ impl Summary {
         all.and_then(|all| all.into_iter().max())
     }
 
+    /// How many of its interfaces are being captured.
+    #[must_use]
+    pub fn attached(&self) -> usize {
+        self.captures.iter().filter(|c| matches!(c.capture, CaptureState::Attached { .. })).count()
+    }
+
     /// The object that was delivered last.
     #[must_use]
     pub fn last_object(&self) -> Option<&DeliveredObject> {

@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use flowlog_model::{FlowLogId, rule::InvalidField, status::CaptureState};
+use flowlog_model::{
+    FlowLogId,
+    rule::{InvalidField, Name},
+    status::CaptureState,
+};
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -18,9 +22,9 @@ use super::{
     BucketProbe, CaptureOrder, ProbeError, Refused, Wanted,
     access::{Access, Caller, Operation},
     allowed,
-    captures::{captures_with, interfaces, target},
+    captures::{captures_with, interfaces},
     editor::{audit, touch},
-    flow_log::{Checked, FlowLog, State},
+    flow_log::{Destination, FlowLog, State},
     reader::visible,
     stamp,
     store::{Change, FlowLogStore, SharedStore},
@@ -126,14 +130,12 @@ impl Validator {
 
     /// Everything that is wrong with a flow log by itself.
     async fn own_problems(&self, caller: &Caller, flow_log: &FlowLog, inventory: &Inventory) -> Vec<InvalidField> {
-        let (checked, mut problems) = match flow_log.properties.check() {
-            Ok(checked) => (Some(checked), Vec::new()),
-            Err(problems) => (None, problems),
-        };
+        let mut problems = flow_log.properties.check().err().unwrap_or_default();
         problems.extend(parent_problem(flow_log, inventory));
         problems.extend(permission_problem(caller, flow_log));
-        if let Some(checked) = checked {
-            problems.extend(self.bucket_problem(&checked, flow_log, inventory).await);
+        // A bucket is tried whatever else is wrong: nobody is to correct one field to learn of the next.
+        if let Ok(destination) = flow_log.properties.destination() {
+            problems.extend(self.bucket_problem(&destination, flow_log, inventory).await);
         }
         problems
     }
@@ -172,12 +174,11 @@ impl Validator {
     /// Whether an object can be made in the bucket: one is, and removed again.
     async fn bucket_problem(
         &self,
-        checked: &Checked,
+        destination: &Destination,
         flow_log: &FlowLog,
         inventory: &Inventory,
     ) -> Option<InvalidField> {
         let contract = &flow_log.contract;
-        let target = target(checked, contract, &inventory.buckets);
         let value = flow_log.properties.bucket.clone();
         let problem = |words: String| Some(InvalidField::new("bucket", value.clone(), words));
         // The same words for all that is closed: nobody learns which buckets there are.
@@ -186,17 +187,17 @@ impl Validator {
                 "does not exist, is not contract {contract}'s, or does not let this node write; create it, or name another"
             ))
         };
-        if !inventory.buckets.has(contract, &checked.bucket) {
+        if !inventory.buckets.has(contract, &destination.bucket) {
             return closed();
         }
-        let folder = target
-            .prefix
-            .as_ref()
-            .map_or_else(|| checked.name.as_str().to_owned(), |prefix| format!("{prefix}/{}", checked.name.as_str()));
-        match tokio::time::timeout(PROBE_TIMEOUT, self.buckets.probe(&target.location, &folder)).await {
+        let location = inventory.buckets.location(contract, &destination.bucket);
+        let name: Option<Name> = flow_log.properties.name.parse().ok();
+        let steps = [destination.prefix.as_deref(), name.as_ref().map(Name::as_str)];
+        let folder = steps.into_iter().flatten().collect::<Vec<_>>().join("/");
+        match tokio::time::timeout(PROBE_TIMEOUT, self.buckets.probe(&location, &folder)).await {
             Ok(Ok(())) => None,
             Ok(Err(ProbeError::Closed(words))) => {
-                tracing::info!(%contract, bucket = checked.bucket, words, "a bucket is closed to its flow log");
+                tracing::info!(%contract, bucket = destination.bucket, words, "a bucket is closed to its flow log");
                 closed()
             }
             Ok(Err(ProbeError::Other(words))) => problem(words),

@@ -32,7 +32,9 @@ pub enum ExpressionError {
         /// What would have to follow.
         expected: String,
     },
-    #[error("expression, column {column}: more than {TESTS_MAX} tests")]
+    #[error(
+        "expression, column {column}: more than {TESTS_MAX} conditions; trace fewer at once, or a net in place of its hosts"
+    )]
     Long {
         /// Where the first begins that is too much.
         column: usize,

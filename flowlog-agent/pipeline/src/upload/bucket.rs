@@ -205,7 +205,7 @@ impl Bucket {
             }
             Inner::Objects(store) => store,
         };
-        let key = format!("{folder}/{PROBE_NAME}");
+        let key = if folder.is_empty() { PROBE_NAME.to_owned() } else { format!("{folder}/{PROBE_NAME}") };
         let mut upload = store.put_multipart(&Path::from(key.as_str())).await.map_err(|e| self.error(&e))?;
         if let Err(error) = upload.abort().await {
             tracing::info!(

@@ -7,10 +7,11 @@
 //! linked to its name, which must be free. Where the file system has no such files, one with a random name takes its place.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Read as _, Write as _},
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
-    path::{Component, Path, PathBuf},
+    path::{Component, Components, Path, PathBuf},
 };
 
 use rustix::{
@@ -65,9 +66,9 @@ impl Directory {
         Ok(rustix::fs::fsync(&dir)?)
     }
 
-    /// Shows that files can be written below `folder`, by one that never has a name: a kill leaves nothing.
+    /// Shows that files can be written below `folder`, or where it would be made, by one that never has a name: a kill leaves nothing.
     pub(crate) fn probe(&self, folder: &str, bytes: &[u8]) -> io::Result<()> {
-        let dir = self.folder(Path::new(folder), true)?;
+        let (dir, _) = self.deepest(Path::new(folder).components())?;
         match write(&dir, bytes)?.name {
             Some(partial) => Ok(rustix::fs::unlinkat(&dir, &partial, AtFlags::empty())?),
             None => Ok(()),
@@ -89,27 +90,45 @@ impl Directory {
         Ok(rustix::fs::open(&self.0, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
     }
 
+    /// The last directory of these steps that is there, and the steps that are not.
+    fn deepest<'a>(&self, mut steps: Components<'a>) -> io::Result<(OwnedFd, Components<'a>)> {
+        let mut dir = self.root()?;
+        loop {
+            let rest = steps.clone();
+            let Some(step) = steps.next() else { return Ok((dir, rest)) };
+            match enter(&dir, step) {
+                Ok(next) => dir = next,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((dir, rest)),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
     /// A directory below it, step by step; what is missing is made, and durable, if `make` says so.
     fn folder(&self, folder: &Path, make: bool) -> io::Result<OwnedFd> {
-        let mut dir = self.root()?;
-        for step in folder.components() {
-            let Component::Normal(step) = step else { return Err(io::ErrorKind::InvalidInput.into()) };
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let next = || rustix::fs::openat(&dir, step, flags, Mode::empty());
-            let next = match next() {
-                Err(Errno::NOENT) if make => {
-                    match rustix::fs::mkdirat(&dir, step, DIRECTORY_MODE) {
-                        Ok(()) | Err(Errno::EXIST) => rustix::fs::fsync(&dir)?,
-                        Err(e) => return Err(e.into()),
-                    }
-                    next()?
+        let (mut dir, missing) = self.deepest(folder.components())?;
+        for step in missing {
+            if make {
+                match rustix::fs::mkdirat(&dir, normal(step)?, DIRECTORY_MODE) {
+                    Ok(()) | Err(Errno::EXIST) => rustix::fs::fsync(&dir)?,
+                    Err(e) => return Err(e.into()),
                 }
-                found => found?,
-            };
-            dir = next;
+            }
+            dir = enter(&dir, step)?;
         }
         Ok(dir)
     }
+}
+
+/// A directory in another one; links are not followed.
+fn enter(dir: impl AsFd, step: Component<'_>) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, normal(step)?, flags, Mode::empty())?)
+}
+
+/// A step that goes down, and nowhere else.
+fn normal(step: Component<'_>) -> io::Result<&OsStr> {
+    if let Component::Normal(step) = step { Ok(step) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 /// Folder and name of a key.
@@ -152,7 +171,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = Directory::open(&dir.path().join("objects")).expect("open");
         store.probe("p/web", b"probe").expect("probe");
-        assert_eq!(fs::read_dir(dir.path().join("objects/p/web")).expect("list").count(), 0);
+        assert_eq!(fs::read_dir(dir.path().join("objects")).expect("list").count(), 0, "no folder, either");
         fs::write(dir.path().join("objects/file"), b"in the way").expect("write");
         store.probe("file/web", b"probe").expect_err("a file where a directory is needed");
     }

@@ -1,6 +1,10 @@
 //! Drawing on a terminal.
 
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::{
+    io,
+    sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError},
+    thread,
+};
 
 use flowlog_model::{live::TopReport, text::printable};
 use ratatui::{
@@ -25,8 +29,17 @@ pub(super) fn show(reports: &Receiver<TopReport>) -> anyhow::Result<()> {
     shown
 }
 
+/// What comes from the keyboard. crossterm waits for more bytes behind those that are no key (`event::poll` as well, whatever time it is
+/// given), so it waits in a thread of its own, which ends with the process.
+fn keyboard() -> Receiver<io::Result<Event>> {
+    let (sender, events) = mpsc::channel();
+    thread::spawn(move || while let Ok(()) = sender.send(event::read()) {});
+    events
+}
+
 fn attend(terminal: &mut DefaultTerminal, reports: &Receiver<TopReport>) -> anyhow::Result<()> {
     let mut view = View::default();
+    let keyboard = keyboard();
     loop {
         loop {
             match reports.try_recv() {
@@ -36,10 +49,12 @@ fn attend(terminal: &mut DefaultTerminal, reports: &Receiver<TopReport>) -> anyh
             }
         }
         terminal.draw(|frame| draw(frame, &view))?;
-        if event::poll(KEY_PAUSE)?
-            && let Some(key) = key(&event::read()?)
-            && !view.key(key)
-        {
+        let event = match keyboard.recv_timeout(KEY_PAUSE) {
+            Ok(event) => event?,
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("nothing reads the keyboard any more"),
+        };
+        if key(&event).is_some_and(|key| !view.key(key)) {
             return Ok(());
         }
     }
