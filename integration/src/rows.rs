@@ -3,10 +3,12 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use flate2::read::GzDecoder;
 use parquet::{
     file::reader::{FileReader as _, SerializedFileReader},
     record::{Field, Row as ParquetRow},
@@ -88,6 +90,11 @@ impl Objects {
         let mut objects = Self::default();
         for file in files {
             objects.keys.push(file.strip_prefix(dir)?.to_string_lossy().into_owned());
+            if file.extension().is_some_and(|e| e == "gz") {
+                objects.rows.extend(of_text(&file)?);
+                objects.metadata.push(BTreeMap::new());
+                continue;
+            }
             let reader = SerializedFileReader::new(File::open(&file)?).with_context(|| file.display().to_string())?;
             let said = reader.metadata().file_metadata().key_value_metadata().cloned().unwrap_or_default();
             objects.metadata.push(said.into_iter().map(|kv| (kv.key, kv.value.unwrap_or_default())).collect());
@@ -123,6 +130,40 @@ impl Objects {
         let l = self.lost();
         (a.0 + r.0 + l.0, a.1 + r.1 + l.1)
     }
+}
+
+/// Rows of an object that is text: 14 columns, of which the first line has the names.
+fn of_text(file: &Path) -> anyhow::Result<Vec<Row>> {
+    let mut text = String::new();
+    GzDecoder::new(File::open(file)?).read_to_string(&mut text).with_context(|| file.display().to_string())?;
+    let mut lines = text.lines();
+    ensure!(lines.next().is_some_and(|names| names.starts_with("version account-id interface-id ")), "no names");
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.split(' ').collect();
+        let [_, _, interface, src, dst, sport, dport, protocol, packets, bytes, start, end, action, status] = cells[..]
+        else {
+            anyhow::bail!("{}: {line}", file.display());
+        };
+        let text = |cell: &str| if cell == "-" { String::new() } else { cell.to_owned() };
+        let number = |cell: &str| if cell == "-" { Ok(-1) } else { cell.parse::<i64>() };
+        let count = |cell: &str| if cell == "-" { Ok(0) } else { cell.parse::<u64>() };
+        Ok(Row {
+            interface: interface.to_owned(),
+            src: text(src),
+            dst: text(dst),
+            sport: number(sport)?,
+            dport: number(dport)?,
+            protocol: number(protocol)?,
+            packets: count(packets)?,
+            bytes: count(bytes)?,
+            start_ns: number(start)? * 1_000_000_000,
+            end_ns: number(end)? * 1_000_000_000,
+            action: text(action),
+            status: status.to_owned(),
+            ..Row::default()
+        })
+    };
+    lines.map(row).collect()
 }
 
 /// All files below a directory, in order.
@@ -165,6 +206,7 @@ fn convert(row: &ParquetRow) -> Row {
     let number = |name: &str| match field(name) {
         Field::Int(n) => i64::from(n),
         Field::Long(n) => n,
+        Field::TimestampMicros(us) => us / 1_000_000,
         Field::Null => -1,
         other => panic!("{name}: {other:?}"),
     };

@@ -1,10 +1,12 @@
 //! What a customer asks for: a name, a direction, an action and a target. Pure validation: whether the
 //! target exists is found out by the pipeline, whether the interface does by the kernel's side.
 
+mod objects;
 mod target;
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
+pub use objects::{Format, Layout, NAME_FOLDER};
 use serde::{Deserialize, Serialize};
 pub use target::{Location, Target, bucket_and_prefix};
 
@@ -289,8 +291,12 @@ pub struct Rule {
     pub nodata: bool,
     /// Fill the columns `start_ns` and `end_ns`: half as many bytes again.
     pub subsecond: bool,
-    /// Hive-style key folders (`year=…/`), or none.
-    pub hive_layout: bool,
+    /// How its keys are made up. Agents before there were three had a yes or no.
+    #[serde(alias = "hive_layout")]
+    pub layout: Layout,
+    /// What its objects are.
+    #[serde(default)]
+    pub format: Format,
 }
 
 impl Rule {
@@ -300,11 +306,12 @@ impl Rule {
         self.id.map_or_else(|| self.name.as_str().to_owned(), |id| id.to_string())
     }
 
-    /// What all its keys begin with: `[prefix/]name`.
+    /// What all its keys begin with: `[prefix/]name`, or `[prefix/]flow_log=name`.
     #[must_use]
     pub fn folder(&self) -> String {
         let name = self.name.as_str();
-        self.target.prefix.as_ref().map_or_else(|| name.to_owned(), |p| format!("{p}/{name}"))
+        let name = if self.layout == Layout::HiveNamed { format!("{NAME_FOLDER}={name}") } else { name.to_owned() };
+        self.target.prefix.as_ref().map_or_else(|| name.clone(), |p| format!("{p}/{name}"))
     }
 }
 
@@ -325,7 +332,8 @@ impl Rule {
             window_secs,
             nodata: true,
             subsecond: false,
-            hive_layout: true,
+            layout: Layout::Hive,
+            format: Format::Parquet,
         }
     }
 }

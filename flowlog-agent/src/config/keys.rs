@@ -2,8 +2,9 @@
 //! `flowlog check` shows, what a reload refuses, and docs/configuration.md are made from this table; tests compare it with what is read.
 
 use flowlog_kernel::pins::PIN_DIR_DEFAULT;
+use flowlog_model::rule::{Format, Layout};
 
-use super::{LAYOUT_DEFAULT, NAME_DEFAULT, STATE_DIR_DEFAULT};
+use super::{FORMAT_DEFAULT, LAYOUT_DEFAULT, NAME_DEFAULT, STATE_DIR_DEFAULT};
 
 /// What is written behind a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,7 +205,8 @@ const DIRECTIONS: Form = Form::Word(&["bidirectional", "ingress", "egress"]);
 const ACTIONS: Form = Form::Word(&["any", "accepted", "rejected"]);
 const HOOKS: Form = Form::Word(&["tc", "tcx", "clsact", "xdp"]);
 const LEVELS: Form = Form::Word(&["counters", "trace", "wrap"]);
-const LAYOUTS: Form = Form::Word(&["hive", "flat"]);
+const LAYOUTS: Form = Form::Word(Layout::WORDS);
+const FORMATS: Form = Form::Word(Format::WORDS);
 const MARKS: Form = Form::Word(&["packet", "connection", "nothing"]);
 
 const FALSE: Fallback = Fallback::Is("false");
@@ -337,6 +339,7 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     ConfigKey::new(FLOW_LOG_DEFAULTS, "nodata", Switch, TRUE, "Write an object for a window without traffic"),
     ConfigKey::new(FLOW_LOG_DEFAULTS, "subsecond", Switch, FALSE, "Fill the columns start_ns and end_ns too"),
     ConfigKey::new(FLOW_LOG_DEFAULTS, "layout", LAYOUTS, Is(LAYOUT_DEFAULT), "How keys are made up"),
+    ConfigKey::new(FLOW_LOG_DEFAULTS, "format", FORMATS, Is(FORMAT_DEFAULT), "What objects are"),
     ConfigKey::new(FLOW_LOG, "interfaces", List, Words("needed, or `select`"), "Interface to capture; several are so many captures")
         .short(Group::FlowLog, ('i', "interface"), "NAME")
         .applies(),
@@ -376,8 +379,11 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     ConfigKey::new(FLOW_LOG, "subsecond", Switch, FALSE, "Fill the columns start_ns and end_ns too: objects grow by half")
         .flag(Group::FlowLog, "subsecond", "true|false")
         .applies(),
-    ConfigKey::new(FLOW_LOG, "layout", LAYOUTS, Is(LAYOUT_DEFAULT), "Keys with year=…/month=…/day=…/hour=… (hive), or without (flat)")
+    ConfigKey::new(FLOW_LOG, "layout", LAYOUTS, Is(LAYOUT_DEFAULT), "Keys with year=…/month=…/day=…/hour=… (hive), with flow_log=NAME in front of that (hive-named), or without (flat)")
         .flag(Group::FlowLog, "layout", "LAYOUT")
+        .applies(),
+    ConfigKey::new(FLOW_LOG, "format", FORMATS, Is(FORMAT_DEFAULT), "Parquet with all columns, or gzipped text with the 14 of version 2")
+        .flag(Group::FlowLog, "format", "FORMAT")
         .applies(),
     ConfigKey::new(FLOW_LOG, "interface_id", Text, Words("NODE-INTERFACE"), "Id of the interface in records and keys; with one interface only").applies(),
     ConfigKey::new(FLOW_LOG, "account_id", Text, NONE, "Contract of the interface's owner").applies(),

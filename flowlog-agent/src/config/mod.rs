@@ -15,7 +15,7 @@ mod table;
 
 use std::path::PathBuf;
 
-pub(crate) use flags::{CaptureFlags, EndFlags};
+pub(crate) use flags::{CaptureFlags, EndFlags, StoreFlags};
 use flowlog_control::{
     flow_logs::{flow_log::Settings, templates::Templates},
     inventory::{
@@ -31,7 +31,9 @@ use flowlog_model::{
     CaptureSpec, HookKind, Labels, S3Options,
     amount::{Secs, Size},
     interface::{NetnsName, Selector},
-    rule::{Action, Directions, InvalidField, Location, Name, Rule, Side, Target, key_part, window_secs},
+    rule::{
+        Action, Directions, Format, InvalidField, Layout, Location, Name, Rule, Side, Target, key_part, window_secs,
+    },
     xdp::XdpLevel,
 };
 use flowlog_pipeline::spool::Limits;
@@ -44,7 +46,9 @@ pub(crate) use raw::{RawConfig, RawFlowLog, RawSizes};
 /// Default window: 10 minutes, as cloud flow logs have it.
 pub(crate) const WINDOW_SECS_DEFAULT: u32 = 600;
 /// Default of `layout`, as it is written.
-pub(crate) const LAYOUT_DEFAULT: &str = "hive";
+pub(crate) const LAYOUT_DEFAULT: &str = Layout::Hive.as_str();
+/// Default of `format`, as it is written.
+pub(crate) const FORMAT_DEFAULT: &str = Format::Parquet.as_str();
 /// Default name of the implicit rule.
 pub(crate) const NAME_DEFAULT: &str = "flowlog";
 pub(crate) const STATE_DIR_DEFAULT: &str = "/var/lib/flowlog";
@@ -207,7 +211,8 @@ impl RawConfig {
                 hook: defaults.hook.as_deref().map_or(Ok(HookKind::default()), str::parse)?,
                 nodata: defaults.nodata.unwrap_or(true),
                 subsecond: defaults.subsecond.unwrap_or(false),
-                hive_layout: layout(defaults.layout.as_deref())?,
+                layout: defaults.layout.as_deref().map_or(Ok(Layout::default()), str::parse)?,
+                format: defaults.format.as_deref().map_or(Ok(Format::default()), str::parse)?,
             },
             api: ApiOptions {
                 socket: api.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET_DEFAULT)),
@@ -347,7 +352,8 @@ impl RawFlowLog {
             window_secs: window(self.window)?,
             nodata: self.nodata.unwrap_or(true),
             subsecond: self.subsecond.unwrap_or(false),
-            hive_layout: layout(self.layout.as_deref())?,
+            layout: self.layout.as_deref().map_or(Ok(Layout::default()), str::parse)?,
+            format: self.format.as_deref().map_or(Ok(Format::default()), str::parse)?,
         })
     }
 
@@ -400,14 +406,6 @@ fn window(written: Option<Secs>) -> Result<u32, InvalidField> {
     // What is more than there are numbers is more than a day.
     let secs = written.map_or(WINDOW_SECS_DEFAULT, |Secs(secs)| u32::try_from(secs).unwrap_or(u32::MAX));
     window_secs(secs)
-}
-
-fn layout(s: Option<&str>) -> Result<bool, InvalidField> {
-    match s.unwrap_or(LAYOUT_DEFAULT) {
-        LAYOUT_DEFAULT => Ok(true),
-        "flat" => Ok(false),
-        other => Err(InvalidField::new("layout", other, "use `hive` or `flat`")),
-    }
 }
 
 /// The host name, made key-safe.

@@ -160,6 +160,7 @@ pub(crate) struct RawDefaults {
     pub subsecond: Option<bool>,
     /// How keys are made up: `hive` or `flat`.
     pub layout: Option<String>,
+    pub format: Option<String>,
 }
 
 /// One of the tables `[[flow_log]]` of the file.
@@ -195,6 +196,7 @@ pub(crate) struct RawFlowLog {
     pub subsecond: Option<bool>,
     /// How keys are made up: `hive` or `flat`.
     pub layout: Option<String>,
+    pub format: Option<String>,
     /// Inventory id; only with one interface.
     pub interface_id: Option<String>,
     pub account_id: Option<String>,

@@ -11,7 +11,7 @@ use flowlog_pipeline::{
     disk::real::Disk,
     encode::{
         self, Names, ObjectInfo,
-        parquet::{CHOSEN, Profile, write},
+        parquet::{CHOSEN, Profile, TimesEncoding, write},
         rows::{CHOSEN as ORDER, Order, Rows},
     },
     spool::{Limits, Spool},
@@ -236,12 +236,16 @@ fn formats(rounds: u32, report: &mut Report) -> anyhow::Result<()> {
     }
     let mut subsecond = records::info();
     subsecond.rule.subsecond = true;
-    for (name, info, order) in [
-        ("in order of time", &records::info(), Order::Start),
-        ("with --subsecond", &subsecond, ORDER),
-        ("with --subsecond, in order of time", &subsecond, Order::Start),
+    let times = |times| Profile { times, ..CHOSEN };
+    for (name, info, order, profile) in [
+        ("in order of time", &records::info(), Order::Start, CHOSEN),
+        ("with --subsecond", &subsecond, ORDER, CHOSEN),
+        ("with --subsecond, nanoseconds delta-coded", &subsecond, ORDER, times(TimesEncoding::Delta)),
+        ("with --subsecond, nanoseconds in a dictionary", &subsecond, ORDER, times(TimesEncoding::Dictionary)),
+        ("with --subsecond, nanoseconds split into bytes", &subsecond, ORDER, times(TimesEncoding::Split)),
+        ("with --subsecond, in order of time", &subsecond, Order::Start, CHOSEN),
     ] {
-        let (s, bytes) = parquet_as(info, &records, order, CHOSEN)?;
+        let (s, bytes) = parquet_as(info, &records, order, profile)?;
         add(name, &[(s, bytes.len())]);
     }
     let object = parquet(&records, CHOSEN)?.1;

@@ -13,7 +13,7 @@ use flowlog_ebpf::{
 };
 use flowlog_model::{
     MonoNs, Now, WallNs,
-    rule::{Action, Directions, Rule, Side},
+    rule::{Action, Directions, Format, Layout, Rule, Side},
 };
 use flowlog_pipeline::{
     encode::ObjectInfo,
@@ -115,7 +115,8 @@ pub(crate) fn info() -> ObjectInfo {
         window_secs: WINDOW_SECS,
         nodata: true,
         subsecond: false,
-        hive_layout: true,
+        layout: Layout::Hive,
+        format: Format::Parquet,
     };
     ObjectInfo {
         rule,

@@ -50,6 +50,22 @@ fn nothing_is_lost_or_doubled_when_the_agent_is_killed_at_any_step() {
     });
 }
 
+/// The same of objects that are text, at the steps that a window takes once it has ended.
+#[test]
+fn nothing_is_lost_or_doubled_in_text_when_the_agent_is_killed_on_the_way_to_the_store() {
+    let args = [&ARGS[..], &["--format", "text"]].concat();
+    check(&args, |node| {
+        let of_windows = ["encode", "spool_rename", "spool_dir_sync", "spool_release", "put_sent", "spool_unlink"];
+        assert!(of_windows.iter().all(|point| fault::POINTS.contains(point)), "{:?}", fault::POINTS);
+        for point in of_windows {
+            let mut agent = node.spawn(&[("FLOWLOG_FAULT", &format!("{point}:2"))])?;
+            agent.wait_for(&format!("killed at {point}"))?;
+            agent.wait()?;
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn nothing_is_lost_or_doubled_when_the_agent_is_killed_fifty_times_at_random() {
     // The same times every run: a failure can be repeated, as far as threads allow.

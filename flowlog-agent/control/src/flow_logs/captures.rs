@@ -73,7 +73,8 @@ pub(super) fn captures_of(flow_log: &FlowLog, inventory: &Inventory) -> Vec<Capt
         window_secs: settings.window_secs,
         nodata: settings.nodata,
         subsecond: settings.subsecond,
-        hive_layout: settings.hive_layout,
+        layout: settings.layout,
+        format: settings.format,
     };
     let (interfaces, side) = interfaces(flow_log, inventory);
     let parent = parent(flow_log, inventory);

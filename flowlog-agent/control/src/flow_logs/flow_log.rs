@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use flowlog_model::{
     FlowLogId, HookKind,
-    rule::{Action, Directions, InvalidField, Name, bucket_and_prefix},
+    rule::{Action, Directions, Format, InvalidField, Layout, Name, bucket_and_prefix},
     status::CaptureState,
 };
 use serde::{Deserialize, Serialize};
@@ -180,7 +180,14 @@ pub struct Settings {
     pub nodata: bool,
     /// Fill the columns `start_ns` and `end_ns`.
     pub subsecond: bool,
-    pub hive_layout: bool,
+    /// How its keys are made up: `hive`, `hive-named` or `flat`.
+    #[serde(alias = "hive_layout")]
+    #[schema(value_type = String)]
+    pub layout: Layout,
+    /// What its objects are: `parquet` or `text`.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub format: Format,
 }
 
 /// What a flow log is attached to.
@@ -296,7 +303,8 @@ pub(crate) mod tests {
                 hook: HookKind::Tc,
                 nodata: true,
                 subsecond: false,
-                hive_layout: true,
+                layout: Layout::Hive,
+                format: Format::Parquet,
             },
             state: State::Draft,
             key_name: None,

@@ -34,7 +34,11 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    fn parse(field: &'static str, value: &str) -> Result<Self, InvalidField> {
+    /// An address, or a network.
+    ///
+    /// # Errors
+    /// If it is neither.
+    pub fn parse(field: &'static str, value: &str) -> Result<Self, InvalidField> {
         let invalid =
             || InvalidField::new(field, value, "use an address, or a network such as `10.0.0.0/8` or `fd00::/8`");
         let (address, bits) = value.split_once('/').map_or((value, None), |(a, b)| (a, Some(b)));

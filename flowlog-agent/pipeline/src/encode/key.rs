@@ -1,6 +1,7 @@
 //! Object keys: a function of node, rule, interface, window start and sequence alone (promise P2), so that a retry or a
 //! restart writes the same key again.
 
+use flowlog_model::rule::Layout;
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::ObjectInfo;
@@ -22,15 +23,16 @@ pub(crate) fn stem_of(key: &str) -> &str {
     file.rsplitn(3, '_').nth(2).unwrap_or(file)
 }
 
-/// `[prefix/]name/year=…/month=…/day=…/hour=…/INTERFACE_NODE_STARTTIME_SEQUENCE.parquet`; INTERFACE without `_NODE` where it
-/// begins with the node; without the folders of the date if the rule wants a flat layout. Times are UTC. The folder names are what
+/// `[prefix/]name/year=…/month=…/day=…/hour=…/INTERFACE_NODE_STARTTIME_SEQUENCE.parquet` (or `.log.gz`); INTERFACE without `_NODE` where it
+/// begins with the node; without the folders of the date if the rule wants a flat layout, and with `flow_log=name` if it wants the name to be
+/// a partition as well. Times are UTC. The folder names are what
 /// Hive, Spark, `DuckDB` and the like take as partition columns.
 #[must_use]
 pub(crate) fn object_key(info: &ObjectInfo) -> String {
     let start =
         Timestamp::from_second(info.span.start_secs).unwrap_or(Timestamp::UNIX_EPOCH).to_zoned_datetime(TimeZone::UTC);
     let file = format!(
-        "{}_{:04}{:02}{:02}T{:02}{:02}{:02}Z_{}.parquet",
+        "{}_{:04}{:02}{:02}T{:02}{:02}{:02}Z_{}.{}",
         stem(&info.interface_id, &info.node_id),
         start.year(),
         start.month(),
@@ -38,11 +40,12 @@ pub(crate) fn object_key(info: &ObjectInfo) -> String {
         start.hour(),
         start.minute(),
         start.second(),
-        info.span.sequence
+        info.span.sequence,
+        info.rule.format.ending()
     );
     let mut parts = Vec::with_capacity(6);
     parts.push(info.rule.folder());
-    if info.rule.hive_layout {
+    if info.rule.layout != Layout::Flat {
         parts.push(format!("year={:04}", start.year()));
         parts.push(format!("month={:02}", start.month()));
         parts.push(format!("day={:02}", start.day()));

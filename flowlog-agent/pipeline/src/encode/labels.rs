@@ -24,6 +24,8 @@ use parquet::{
 
 /// Rows in a data page.
 const PAGE_ROWS: usize = 128 * 1024;
+/// Rows up to which values are written one after the other: a dictionary's page has 15 bytes in front of it, and compression adds some to both.
+pub(crate) const FEW_ROWS: usize = 4;
 /// Values in one bit-packed run: as many as a header of one byte tells.
 const RUN: usize = 63 * 8;
 
@@ -87,6 +89,11 @@ impl Labels {
         self.codes.clone()
     }
 
+    /// Whether a dictionary saves nothing.
+    fn is_plain(&self) -> bool {
+        self.values.is_empty() || self.rows <= FEW_ROWS
+    }
+
     /// Bytes of the dictionary.
     #[must_use]
     pub(crate) fn dictionary_bytes(&self) -> usize {
@@ -128,6 +135,16 @@ fn wider<'a>(all: Option<Bounds<'a>>, (min, max): Bounds<'a>) -> Bounds<'a> {
 enum Codes<'a> {
     Same(u32, usize),
     Each(&'a [u32]),
+}
+
+impl Codes<'_> {
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        let (same, each) = match self {
+            Self::Same(code, rows) => (Some(std::iter::repeat_n(*code, *rows)), None),
+            Self::Each(codes) => (None, Some(codes.iter().copied())),
+        };
+        same.into_iter().flatten().chain(each.into_iter().flatten())
+    }
 }
 
 fn varint(out: &mut Vec<u8>, mut n: usize) {
@@ -174,8 +191,8 @@ fn packed(out: &mut Vec<u8>, values: impl ExactSizeIterator<Item = u32>, bits: u
     }
 }
 
-/// A data page's body, and how many of its rows are null.
-fn body(codes: &Codes<'_>, optional: bool, bits: usize) -> (Vec<u8>, usize) {
+/// What a data page's body begins with: which rows have a value; and how many have none.
+fn levels(codes: &Codes<'_>, optional: bool) -> (Vec<u8>, usize) {
     let mut out = Vec::new();
     let nulls = match codes {
         Codes::Same(code, rows) => usize::from(*code == NULL) * rows,
@@ -191,6 +208,12 @@ fn body(codes: &Codes<'_>, optional: bool, bits: usize) -> (Vec<u8>, usize) {
         let length = u32::try_from(out.len() - 4).expect("a page is small");
         out[..4].copy_from_slice(&length.to_le_bytes());
     }
+    (out, nulls)
+}
+
+/// A data page's body, and how many of its rows are null.
+fn body(codes: &Codes<'_>, optional: bool, bits: usize) -> (Vec<u8>, usize) {
+    let (mut out, nulls) = levels(codes, optional);
     out.push(u8::try_from(bits).expect("codes have 32 bits"));
     match codes {
         Codes::Same(NULL, _) => {}
@@ -224,16 +247,28 @@ impl Compressor {
     }
 }
 
+/// What a chunk says besides its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Says {
+    /// The least and the greatest value.
+    pub(crate) bounds: bool,
+    /// Where its pages are, and the bounds of each.
+    pub(crate) pages: bool,
+}
+
 /// A whole column chunk, to be appended to a row group.
 pub(crate) fn chunk(
     column: &ColumnDescPtr,
     labels: &Labels,
     compressor: &mut Compressor,
+    says: Says,
 ) -> Result<(Bytes, ColumnCloseResult), ParquetError> {
+    if labels.is_plain() {
+        return plain_chunk(column, labels, says);
+    }
     let mut sink = TrackedWrite::new(Vec::new());
     let mut pages = SerializedPageWriter::new(&mut sink);
     let optional = column.max_def_level() > 0;
-    // A chunk without values still needs a dictionary that indices could refer to.
     let bits = labels.values.len().saturating_sub(1).bit_width() as usize;
     let mut compressed = 0;
     let mut uncompressed = 0;
@@ -277,15 +312,68 @@ pub(crate) fn chunk(
         .set_total_uncompressed_size(signed(uncompressed))
         .set_dictionary_page_offset(Some(signed(first.offset)))
         .set_data_page_offset(data_offset.unwrap_or_default())
-        .set_statistics(statistics(column.physical_type(), bounds, nulls as u64))
+        .set_statistics(statistics(column.physical_type(), bounds.filter(|_| says.bounds), nulls as u64))
         .build()?;
     let close = ColumnCloseResult {
         bytes_written: compressed,
         rows_written: labels.rows as u64,
         metadata,
         bloom_filter: None,
-        column_index: Some(index.build()?),
-        offset_index: Some(offsets.build()),
+        column_index: if says.pages { Some(index.build()?) } else { None },
+        offset_index: says.pages.then(|| offsets.build()),
+    };
+    Ok((sink.into_inner()?.into(), close))
+}
+
+/// The same of few rows, or of rows without any value: one page that is neither a dictionary's nor compressed. Each of the two would
+/// cost more than it saves, and 32 of the 42 columns of a window without traffic have no value.
+fn plain_chunk(
+    column: &ColumnDescPtr,
+    labels: &Labels,
+    says: Says,
+) -> Result<(Bytes, ColumnCloseResult), ParquetError> {
+    let mut sink = TrackedWrite::new(Vec::new());
+    let mut pages = SerializedPageWriter::new(&mut sink);
+    let codes = labels.page_codes(0..labels.rows);
+    let (mut page, nulls) = levels(&codes, column.max_def_level() > 0);
+    let each = codes.iter().filter_map(|code| labels.values.get(code as usize));
+    for value in each {
+        plain_into(&mut page, value);
+    }
+    let size = page.len();
+    let page = Page::DataPage {
+        buf: page.into(),
+        num_values: u32::try_from(labels.rows).unwrap_or(NULL),
+        encoding: Encoding::PLAIN,
+        def_level_encoding: Encoding::RLE,
+        rep_level_encoding: Encoding::RLE,
+        statistics: None,
+    };
+    let spec = pages.write_page(CompressedPage::new(page, size))?;
+    let bounds = labels.bounds(0..labels.rows);
+    let mut index = ColumnIndexBuilder::new(column.physical_type());
+    let mut offsets = OffsetIndexBuilder::new();
+    offsets.append_row_count(signed(labels.rows as u64));
+    offsets.append_offset_and_size(signed(spec.offset), i32::try_from(spec.bytes_written).unwrap_or(i32::MAX));
+    let (min, max) = bounds.map_or_else(Default::default, |(a, b)| (plain_value(a), plain_value(b)));
+    index.append(bounds.is_none(), min, max, signed(nulls as u64), None);
+    let written = signed(spec.bytes_written);
+    let metadata = ColumnChunkMetaData::builder(column.clone())
+        .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
+        .set_compression(Compression::UNCOMPRESSED)
+        .set_num_values(signed(labels.rows as u64))
+        .set_total_compressed_size(written)
+        .set_total_uncompressed_size(written)
+        .set_data_page_offset(signed(spec.offset))
+        .set_statistics(statistics(column.physical_type(), bounds.filter(|_| says.bounds), nulls as u64))
+        .build()?;
+    let close = ColumnCloseResult {
+        bytes_written: spec.bytes_written,
+        rows_written: labels.rows as u64,
+        metadata,
+        bloom_filter: None,
+        column_index: if says.pages { Some(index.build()?) } else { None },
+        offset_index: says.pages.then(|| offsets.build()),
     };
     Ok((sink.into_inner()?.into(), close))
 }
@@ -315,13 +403,18 @@ fn plain_value(value: &Label) -> Vec<u8> {
     }
 }
 
+/// A value in PLAIN encoding, behind others.
+fn plain_into(out: &mut Vec<u8>, value: &Label) {
+    if let Label::Text(text) = value {
+        out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(NULL).to_le_bytes());
+    }
+    out.extend_from_slice(&plain_value(value));
+}
+
 fn dictionary(values: &[Label]) -> Vec<u8> {
     let mut out = Vec::new();
     for value in values {
-        if let Label::Text(text) = value {
-            out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(NULL).to_le_bytes());
-        }
-        out.extend_from_slice(&plain_value(value));
+        plain_into(&mut out, value);
     }
     out
 }
@@ -341,105 +434,4 @@ fn statistics(of: Type, bounds: Option<Bounds<'_>>, nulls: u64) -> Statistics {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use parquet::{
-        basic::ZstdLevel,
-        file::{
-            page_index::column_index::ColumnIndexMetaData,
-            properties::WriterProperties,
-            reader::FileReader as _,
-            serialized_reader::{ReadOptionsBuilder, SerializedFileReader},
-            writer::SerializedFileWriter,
-        },
-        record::{Field, RowAccessor as _},
-        schema::parser::parse_message_type,
-    };
-
-    use super::*;
-
-    /// One optional INT32 column as a file.
-    fn written(labels: &Labels) -> Bytes {
-        let schema = Arc::new(parse_message_type("message m { optional int32 a; }").expect("a schema"));
-        let codec = Compression::ZSTD(ZstdLevel::try_new(1).expect("a level"));
-        let mut file =
-            SerializedFileWriter::new(Vec::new(), schema, Arc::new(WriterProperties::new())).expect("a file");
-        let column = file.schema_descr().column(0);
-        let mut group = file.next_row_group().expect("a row group");
-        let mut compressor = Compressor::new(codec, 1).expect("a compressor");
-        let (bytes, close) = chunk(&column, labels, &mut compressor).expect("a chunk");
-        group.append_column(&bytes, close).expect("appends");
-        group.close().expect("closes");
-        Bytes::from(file.into_inner().expect("finishes"))
-    }
-
-    /// Writes one optional INT32 column and reads it back with the library's reader.
-    fn there_and_back(labels: &Labels) -> Vec<Option<i32>> {
-        let reader = SerializedFileReader::new(written(labels)).expect("a Parquet file");
-        let rows = reader.get_row_iter(None).expect("rows").map(|row| row.expect("a row"));
-        rows.map(|row| match row.get_column_iter().next() {
-            Some((_, Field::Null)) => None,
-            _ => Some(row.get_int(0).expect("an integer")),
-        })
-        .collect()
-    }
-
-    #[test]
-    fn labels_read_back_as_written_whatever_their_number_and_gaps() {
-        for rows in [1, 7, 8, 9, RUN - 1, RUN, RUN + 1, 3 * RUN + 5, PAGE_ROWS + 3] {
-            for different in [1, 2, 3, 255, 256, 257, 40_000] {
-                for gap in [0, 1, 2, 7] {
-                    let mut labels = Labels::default();
-                    for value in 0..different {
-                        labels.label(Label::Int(value - 5));
-                    }
-                    let value = |row: usize| (i32::try_from(row * 7).unwrap_or(0)) % different;
-                    // Gap 1: nothing but nulls.
-                    let null = |row: usize| gap != 0 && row.is_multiple_of(gap);
-                    for row in 0..rows {
-                        labels.push(if null(row) { NULL } else { u32::try_from(value(row)).unwrap_or(NULL) });
-                    }
-                    let wanted: Vec<_> = (0..rows).map(|row| (!null(row)).then(|| value(row) - 5)).collect();
-                    assert!(there_and_back(&labels) == wanted, "{rows} rows, {different} labels, gap {gap}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn bounds_are_those_of_the_rows_for_the_chunk_and_for_each_page() {
-        // The vocabulary goes from 0 to 9; the first page has 3 to 5, the second nothing, the third 7.
-        let mut labels = Labels::default();
-        for value in 0..10 {
-            labels.label(Label::Int(value));
-        }
-        for row in 0..=2 * PAGE_ROWS {
-            let code = if row < PAGE_ROWS { 3 + u32::try_from(row % 3).unwrap_or(0) } else { NULL };
-            labels.push(if row == 2 * PAGE_ROWS { 7 } else { code });
-        }
-        let options = ReadOptionsBuilder::new().with_page_index().build();
-        let reader = SerializedFileReader::new_with_options(written(&labels), options).expect("a Parquet file");
-        let metadata = reader.metadata();
-        let column = metadata.row_group(0).column(0);
-        let Some(Statistics::Int32(chunk)) = column.statistics() else { panic!("{:?}", column.statistics()) };
-        assert_eq!(
-            (chunk.min_opt(), chunk.max_opt(), chunk.null_count_opt()),
-            (Some(&3), Some(&7), Some(PAGE_ROWS as u64))
-        );
-        let index = metadata.page_index_for_row_group(0);
-        let Some(ColumnIndexMetaData::INT32(pages)) = index.column_index(0) else { panic!("no index") };
-        let bounds: Vec<_> =
-            (0..3).map(|page| (pages.min_value(page).copied(), pages.max_value(page).copied())).collect();
-        assert_eq!(bounds, [(Some(3), Some(5)), (None, None), (Some(7), Some(7))]);
-        let none = SerializedFileReader::new(written(&Labels::same(None, 10))).expect("a Parquet file");
-        let none = none.metadata().row_group(0).column(0).statistics().cloned().expect("a number of nulls");
-        assert_eq!((none.min_bytes_opt(), none.max_bytes_opt(), none.null_count_opt()), (None, None, Some(10)));
-    }
-
-    #[test]
-    fn a_column_of_one_value_or_of_none_reads_back() {
-        assert_eq!(there_and_back(&Labels::same(Some(Label::Int(2)), 1_000)), vec![Some(2); 1_000]);
-        assert_eq!(there_and_back(&Labels::same(None, 1_000)), vec![None; 1_000]);
-    }
-}
+mod tests;

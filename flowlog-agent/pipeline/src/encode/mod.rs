@@ -3,7 +3,7 @@
 //! * [`schema`]: the columns, their types, and what they mean;
 //! * [`rows`]: building them; [`values`], [`address`]: what they are built of; [`order`]: what comes first;
 //! * [`labels`]: column chunks of those with few different values; [`numbers`]: which 16-bit numbers have; [`sparse`]: of those that few rows have a value in;
-//! * [`parquet`]: the file; encodings, chosen by measurement;
+//! * [`parquet`]: the file; encodings, chosen by measurement; [`text`]: the same rows as clouds write them;
 //! * [`key`]: where the object goes.
 //!
 //! Pure: bytes in memory, no I/O, no clock.
@@ -17,7 +17,10 @@ pub mod parquet;
 pub mod rows;
 pub mod schema;
 mod sparse;
+pub mod text;
 mod values;
+
+use flowlog_model::rule::Format;
 
 pub use crate::window::ObjectInfo;
 use crate::window::{Flow, Settled};
@@ -60,12 +63,20 @@ pub struct RowCounts {
     pub skipped: usize,
 }
 
-/// What can go wrong: the Parquet writer's own errors.
+/// What can go wrong: the writers' own errors.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot encode window {key}: {source}")]
 pub struct EncodeError {
     key: String,
-    source: ::parquet::errors::ParquetError,
+    source: WriteError,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error(transparent)]
+    Parquet(#[from] ::parquet::errors::ParquetError),
+    #[error(transparent)]
+    Text(#[from] std::io::Error),
 }
 
 /// Encodes a window; `None` if there is nothing to say (no rows, and the rule wants no NODATA rows).
@@ -76,7 +87,11 @@ pub fn encode(info: &ObjectInfo, settled: &Settled, names: &Names) -> Result<Opt
     }
     let key = key::object_key(info);
     let counts = rows.counts();
-    match parquet::write(info, &rows, names, parquet::CHOSEN) {
+    let written = match info.rule.format {
+        Format::Parquet => parquet::write(info, &rows, names, parquet::CHOSEN).map_err(WriteError::from),
+        Format::Text => text::write(info, &rows).map_err(WriteError::from),
+    };
+    match written {
         Ok(bytes) => Ok(Some(Object { key, bytes, rows: counts })),
         Err(source) => Err(EncodeError { key, source }),
     }

@@ -10,7 +10,7 @@ use parquet::{
     errors::ParquetError,
     file::{
         metadata::KeyValue,
-        properties::WriterProperties,
+        properties::{DEFAULT_DATA_PAGE_ROW_COUNT_LIMIT, EnabledStatistics, WriterProperties},
         writer::{SerializedFileWriter, SerializedRowGroupWriter},
     },
     schema::types::ColumnPath,
@@ -18,7 +18,7 @@ use parquet::{
 
 use super::{
     Names, ObjectInfo,
-    labels::{self, Compressor},
+    labels::{self, Compressor, Says},
     rows::{self, Rows},
     schema::{self, ColumnId},
     values::{Bools, Column},
@@ -34,13 +34,57 @@ pub struct Profile {
     pub dictionary_bytes: usize,
     /// Delta encoding for the column `bytes`, else a dictionary as far as it goes.
     pub delta_bytes: bool,
+    /// The columns `start_ns` and `end_ns`.
+    pub times: TimesEncoding,
     /// Rows in a row group.
     pub row_group_rows: usize,
 }
 
+/// How nanoseconds are written. They are as good as random within their window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimesEncoding {
+    /// Whole numbers: zstd finds that the upper bytes repeat, and that the lower ones are 0.
+    Plain,
+    Delta,
+    Dictionary,
+    /// Smaller still; but Spark 3.5 and fastparquet cannot read it.
+    Split,
+}
+
 /// What objects are written with.
-pub const CHOSEN: Profile =
-    Profile { zstd_level: 1, dictionary_bytes: 4 << 20, delta_bytes: true, row_group_rows: 256 << 10 };
+pub const CHOSEN: Profile = Profile {
+    zstd_level: 1,
+    dictionary_bytes: 4 << 20,
+    delta_bytes: true,
+    times: TimesEncoding::Plain,
+    row_group_rows: 256 << 10,
+};
+
+/// How much an object says of itself. An idle interface's windows are nearly all footer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ObjectSize {
+    /// Rows that are read as soon as the footer is: bounds of the window alone, by which tables are partitioned.
+    Few,
+    /// One page a column: its bounds are the chunk's, and where it is, is known.
+    Some,
+    /// Several pages.
+    Many,
+}
+
+impl ObjectSize {
+    fn of(rows: usize) -> Self {
+        match rows {
+            0..=labels::FEW_ROWS => Self::Few,
+            n if n <= DEFAULT_DATA_PAGE_ROW_COUNT_LIMIT => Self::Some,
+            _ => Self::Many,
+        }
+    }
+
+    /// Whether the bounds of a column are worth their bytes.
+    fn says_bounds_of(self, column: ColumnId) -> bool {
+        self != Self::Few || column == ColumnId::WindowStart
+    }
+}
 
 /// Writes one object.
 ///
@@ -49,8 +93,14 @@ pub const CHOSEN: Profile =
 pub fn write(info: &ObjectInfo, rows: &Rows<'_>, names: &Names, profile: Profile) -> Result<Vec<u8>, ParquetError> {
     let schema = ArrowSchemaConverter::new().convert(&schema::schema())?;
     let lost = lost_words(rows, &names.reason);
-    let more = [(LOST_KEY, Some(lost)), (TRANSLATIONS_KEY, info.translations.then(|| translations_words(rows)))];
-    let properties = Arc::new(properties(info, &rows.balance, more, profile)?);
+    let more = [
+        (LOST_KEY, Some(lost)),
+        (TRANSLATIONS_KEY, info.translations.then(|| translations_words(rows))),
+        (ORDER_KEY, (rows.len() > 1).then(|| rows::CHOSEN.words().to_owned())),
+    ];
+    let size = ObjectSize::of(rows.len());
+    let profile = Profile { zstd_level: if size == ObjectSize::Few { 0 } else { profile.zstd_level }, ..profile };
+    let properties = Arc::new(properties(info, &rows.balance, more, profile, size)?);
     let mut compressor = Compressor::new(compression(profile)?, profile.zstd_level)?;
     let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), properties)?;
     for columns in rows.groups(info, names, profile.row_group_rows, profile.dictionary_bytes) {
@@ -58,7 +108,11 @@ pub fn write(info: &ObjectInfo, rows: &Rows<'_>, names: &Names, profile: Profile
         for (number, column) in columns.into_iter().enumerate() {
             match column {
                 Column::Labels(labels) => {
-                    let (bytes, close) = labels::chunk(&schema.column(number), &labels, &mut compressor)?;
+                    let says = Says {
+                        bounds: size.says_bounds_of(schema::COLUMNS[number].id),
+                        pages: size == ObjectSize::Many,
+                    };
+                    let (bytes, close) = labels::chunk(&schema.column(number), &labels, &mut compressor, says)?;
                     group.append_column(&bytes, close)?;
                 }
                 Column::Longs(values) => typed::<Int64Type>(&mut group, &values, &vec![1; values.len()])?,
@@ -91,27 +145,44 @@ fn compression(profile: Profile) -> Result<Compression, ParquetError> {
 fn properties(
     info: &ObjectInfo,
     balance: &Balance,
-    more: [(&str, Option<String>); 2],
+    more: [(&str, Option<String>); 3],
     profile: Profile,
+    size: ObjectSize,
 ) -> Result<WriterProperties, ParquetError> {
+    let statistics = match size {
+        ObjectSize::Few => EnabledStatistics::None,
+        ObjectSize::Some => EnabledStatistics::Chunk,
+        ObjectSize::Many => EnabledStatistics::Page,
+    };
     let mut builder = WriterProperties::builder()
+        .set_statistics_enabled(statistics)
+        .set_offset_index_disabled(size != ObjectSize::Many)
+        .set_dictionary_enabled(size != ObjectSize::Few)
         .set_compression(compression(profile)?)
         .set_dictionary_page_size_limit(profile.dictionary_bytes)
         .set_max_row_group_row_count(Some(profile.row_group_rows))
         .set_created_by(concat!("flowlog version ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_key_value_metadata(Some(metadata(info, balance, more)));
-    let bytes = profile.delta_bytes.then_some(ColumnId::Bytes);
-    for column in [ColumnId::StartNs, ColumnId::EndNs].into_iter().chain(bytes) {
+    let times = match profile.times {
+        TimesEncoding::Plain => Some(Encoding::PLAIN),
+        TimesEncoding::Delta => Some(Encoding::DELTA_BINARY_PACKED),
+        TimesEncoding::Split => Some(Encoding::BYTE_STREAM_SPLIT),
+        TimesEncoding::Dictionary => None,
+    };
+    let bytes = profile.delta_bytes.then_some(Encoding::DELTA_BINARY_PACKED);
+    for (column, encoding) in [(ColumnId::StartNs, times), (ColumnId::EndNs, times), (ColumnId::Bytes, bytes)] {
+        let Some(encoding) = encoding else { continue };
         let column = ColumnPath::from(column.name());
-        builder = builder
-            .set_column_dictionary_enabled(column.clone(), false)
-            .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
+        builder = builder.set_column_dictionary_enabled(column.clone(), false).set_column_encoding(column, encoding);
     }
     Ok(builder.build())
 }
 
 /// Key of a balance entry in the object's metadata.
 pub const BALANCE_KEY: &str = "flowlog.balance";
+/// Keys of the window's begin and end, Unix seconds.
+pub const WINDOW_START_KEY: &str = "flowlog.window_start";
+pub const WINDOW_END_KEY: &str = "flowlog.window_end";
 
 /// Key of what was lost after it had passed, by reason.
 pub const LOST_KEY: &str = "flowlog.lost";
@@ -131,6 +202,9 @@ fn lost_words(rows: &Rows<'_>, reason_name: &dyn Fn(u16) -> Option<String>) -> S
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// Key of the order that rows are in, if there are several.
+const ORDER_KEY: &str = "flowlog.order";
+
 /// Key of what is known of address translations, if that is wanted.
 pub const TRANSLATIONS_KEY: &str = "flowlog.translations";
 
@@ -142,7 +216,7 @@ fn translations_words(rows: &Rows<'_>) -> String {
     format!("known={known} several={several} unknown={unknown} not_kept={not_kept}")
 }
 
-fn metadata(info: &ObjectInfo, balance: &Balance, more: [(&str, Option<String>); 2]) -> Vec<KeyValue> {
+fn metadata(info: &ObjectInfo, balance: &Balance, more: [(&str, Option<String>); 3]) -> Vec<KeyValue> {
     let pair = |key: &str, value: String| KeyValue::new(format!("flowlog.{key}"), value);
     let mut pairs = vec![
         pair("schema_version", schema::SCHEMA_VERSION.to_owned()),
@@ -150,11 +224,10 @@ fn metadata(info: &ObjectInfo, balance: &Balance, more: [(&str, Option<String>);
         pair("rule_id", info.rule.label()),
         pair("node", info.node_id.clone()),
         pair("interface", info.interface_id.clone()),
-        pair("window_start", info.span.start_secs.to_string()),
-        pair("window_end", info.span.end_secs.to_string()),
+        KeyValue::new(WINDOW_START_KEY.to_owned(), info.span.start_secs.to_string()),
+        KeyValue::new(WINDOW_END_KEY.to_owned(), info.span.end_secs.to_string()),
         pair("sequence", info.span.sequence.to_string()),
         pair("marks", info.marks().unwrap_or_default()),
-        pair("order", rows::CHOSEN.words().to_owned()),
         KeyValue::new(BALANCE_KEY.to_owned(), balance.to_string()),
     ];
     pairs.extend(more.into_iter().filter_map(|(key, value)| Some(KeyValue::new(key.to_owned(), value?))));

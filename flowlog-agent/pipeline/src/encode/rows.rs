@@ -81,6 +81,23 @@ impl<'a> Rows<'a> {
         self.flows.is_empty() && self.losses.is_empty() && self.xdp.is_empty() && !self.gap
     }
 
+    /// The flows, in their order.
+    pub(super) fn flows(&self) -> impl Iterator<Item = Flow> + '_ {
+        self.flows.iter().filter_map(|number| self.table.flow(*number))
+    }
+
+    /// Whether packets are in no flow's row.
+    #[must_use]
+    pub(super) fn skips_packets(&self) -> bool {
+        !self.losses.is_empty() || !self.xdp.is_empty()
+    }
+
+    /// How many there are, without a NODATA row.
+    #[must_use]
+    pub(crate) fn len(&self) -> usize {
+        self.counts.accepted + self.counts.rejected + self.counts.skipped
+    }
+
     #[must_use]
     pub(crate) fn counts(&self) -> RowCounts {
         self.counts
@@ -208,6 +225,18 @@ const SKIP: [&str; LossReason::ALL.len() + 3] = {
 /// The code of a gap; those of XDP follow.
 const SKIP_GAP: usize = LossReason::ALL.len();
 
+/// Nanoseconds are multiples of so many, two to the power of 16: the tick that they are true to is a millisecond at least, and zeros
+/// cost nothing.
+const STEP_NS: i64 = 1 << 16;
+
+/// Rounded down, within its second.
+fn rounded(ns: i64) -> i64 {
+    (ns & !(STEP_NS - 1)).max(ns - ns.rem_euclid(NS_PER_SEC))
+}
+
+/// Microseconds in a second.
+const US_PER_SEC: i64 = 1_000_000;
+
 fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
@@ -270,8 +299,10 @@ impl<'a> Builder<'a> {
         self.start.push(first.secs(), |s| Some(Label::Long(*s)));
         self.end.push(last.secs(), |s| Some(Label::Long(*s)));
         if self.info.rule.subsecond {
-            self.start_ns.push(first.0);
-            self.end_ns.push(last.0);
+            // Never before the part of the window that it is in.
+            let begin = self.info.span.opened.wall.0;
+            self.start_ns.push(rounded(first.0).max(begin));
+            self.end_ns.push(rounded(last.0).max(begin));
         }
         self.action.0.push(u32::from(flow.refused));
         self.status.0.push(LogStatus::Ok as u32);
@@ -404,7 +435,7 @@ impl<'a> Builder<'a> {
             ColumnId::RejectReason => labels(&mut self.reason.labels),
             ColumnId::RuleId => text(Some(&info.rule.label())),
             ColumnId::NodeId => text(Some(&info.node_id)),
-            ColumnId::WindowStart => long(info.span.start_secs),
+            ColumnId::WindowStart => long(info.span.start_secs.saturating_mul(US_PER_SEC)),
             ColumnId::Sequence => long(signed(info.span.sequence)),
             ColumnId::WindowMarks => text(info.marks().as_deref()),
             ColumnId::SkipReason => labels(&mut self.skip.0),

@@ -1,4 +1,4 @@
-//! One object store, behind create-only puts whose outcome is always known in the end. Only this file, `s3`, `credentials`, `http`, `acl`
+//! One object store, behind create-only puts whose outcome is always known in the end. Only this file, `reader`, `s3`, `credentials`, `http`, `acl`
 //! and, for tests, `scripted` and `tests` name `object_store`.
 //!
 //! A put is create-only where the store honours it. Whenever the outcome is not clear (already there, time-out,
@@ -7,7 +7,12 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use flowlog_model::{S3Options, ids::hex, rule::Location, text::printable};
+use flowlog_model::{
+    S3Options,
+    ids::hex,
+    rule::{Format, Location},
+    text::printable,
+};
 use object_store::{
     Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, path::Path,
 };
@@ -222,19 +227,24 @@ impl Bucket {
     }
 
     fn error(&self, error: &object_store::Error) -> BucketError {
-        let location = self.name.clone();
+        BucketError::of(&self.name, error)
+    }
+}
+
+impl BucketError {
+    /// What a store of this name has said.
+    pub(super) fn of(name: &str, error: &object_store::Error) -> Self {
+        let location = name.to_owned();
         let words = words(error);
         match error {
             // A put can only miss the bucket; object_store says so as "not found".
-            object_store::Error::NotFound { .. } => BucketError::NoBucket(location),
+            object_store::Error::NotFound { .. } => Self::NoBucket(location),
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                BucketError::Denied { location, words }
+                Self::Denied { location, words }
             }
-            _ if matches!(Refusal::of(error), Some(Refusal::Redirect(_))) => {
-                BucketError::Redirected { location, words }
-            }
-            _ if is_refusal(&error.to_string()) => BucketError::Refused { location, words },
-            _ => BucketError::Other { location, words },
+            _ if matches!(Refusal::of(error), Some(Refusal::Redirect(_))) => Self::Redirected { location, words },
+            _ if is_refusal(&error.to_string()) => Self::Refused { location, words },
+            _ => Self::Other { location, words },
         }
     }
 }
@@ -254,7 +264,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> +
 /// Puts an object that must not exist, with its checksum beside it.
 async fn put(store: &dyn ObjectStore, key: &str, bytes: Vec<u8>, sha256: &str) -> Result<(), object_store::Error> {
     let mut attributes = Attributes::new();
-    attributes.insert(Attribute::ContentType, "application/vnd.apache.parquet".into());
+    let is_text = key.ends_with(Format::Text.ending());
+    let kind = if is_text { "application/gzip" } else { "application/vnd.apache.parquet" };
+    attributes.insert(Attribute::ContentType, kind.into());
     attributes.insert(Attribute::Metadata(SHA256.into()), sha256.to_owned().into());
     let options = PutOptions { mode: PutMode::Create, attributes, ..PutOptions::default() };
     store.put_opts(&Path::from(key), pieces(bytes), options).await.map(drop)

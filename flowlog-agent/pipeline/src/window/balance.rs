@@ -149,7 +149,7 @@ pub mod names {
     pub const DIFFERENCE: &str = "difference";
 }
 
-/// `name=packets/bytes` pairs, separated by spaces: the form of the books in object metadata and logs.
+/// `name=packets/bytes` pairs, separated by spaces: the form of the books in object metadata and logs. What is not there is 0.
 impl std::fmt::Display for Balance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let parts = [
@@ -170,7 +170,8 @@ impl std::fmt::Display for Balance {
             (XDP_DROPPED, self.xdp_dropped),
             (XDP_FORWARDED, self.xdp_forwarded),
         ];
-        for (name, count) in parts {
+        let said = parts.into_iter().filter(|(name, count)| *name == names::SEEN || *count != Count::default());
+        for (name, count) in said {
             write!(f, "{name}={}/{} ", count.packets, count.bytes)?;
         }
         if self.unverified {
