@@ -80,10 +80,14 @@ mod pins;
 mod powercut;
 #[path = "all/programs.rs"]
 mod programs;
+#[path = "all/queries.rs"]
+mod queries;
 #[path = "all/random.rs"]
 mod random;
 #[path = "all/readable.rs"]
 mod readable;
+#[path = "all/reading.rs"]
+mod reading;
 #[path = "all/reload.rs"]
 mod reload;
 #[path = "all/reuse.rs"]

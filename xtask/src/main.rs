@@ -6,6 +6,7 @@ mod browser;
 mod build;
 mod check;
 mod demo;
+mod engines;
 mod fuzz;
 mod mutants;
 mod package;
@@ -37,6 +38,8 @@ enum Verb {
     Test(test::Args),
     /// The console in a real browser (root, about two minutes)
     Browser(browser::Args),
+    /// What lands, in the SQL engines that take long to install or to start (root, two minutes)
+    Engines,
     /// The tests on Debian's kernels 6.1, 6.12 and the newest, in guests (root)
     Vm(vm::Args),
     /// Measure packets, wire, agent and rules; `cargo xtask bench --help` lists the options (root)
@@ -75,6 +78,7 @@ fn run() -> anyhow::Result<()> {
         Some(Verb::Demo) => demo::run(),
         Some(Verb::Test(args)) => test::run(&args),
         Some(Verb::Browser(args)) => browser::run(&args),
+        Some(Verb::Engines) => engines::run(),
         Some(Verb::Vm(args)) => vm::run(&args),
         Some(Verb::Bench(args)) => bench::run(&args),
         Some(Verb::Fuzz(args)) => fuzz::run(&args),

@@ -31,6 +31,17 @@ const PYTHON: [(&str, &str); 5] = [
     ("boto3", "boto3==1.44.8"),
 ];
 
+/// The same for `cargo xtask engines`: engines and readers that take long to install or to start. Spark is the version that Iceberg's tests
+/// can use as well; it runs on Java 17.
+const ENGINES: [(&str, &str); 6] = [
+    ("pyarrow.parquet", "pyarrow==26.0.1"),
+    ("datafusion", "datafusion==55.0.0"),
+    ("duckdb", "duckdb==2.0.1"),
+    ("chdb", "chdb==4.4.0"),
+    ("fastparquet", "fastparquet==2026.9.0"),
+    ("pyspark", "pyspark==3.5.9"),
+];
+
 pub(crate) fn run() -> anyhow::Result<()> {
     bpf()?;
     cargo_deny()?;
@@ -121,15 +132,27 @@ pub(crate) fn network_tools() -> anyhow::Result<()> {
 
 /// What tests run in Python: [`PYTHON`].
 pub(crate) fn python_packages() -> anyhow::Result<()> {
-    let venv = root().join(".tools/python");
+    environment("python", &PYTHON)
+}
+
+/// Engines that read what lands: [`ENGINES`], and Java for one of them.
+pub(crate) fn engines() -> anyhow::Result<()> {
+    apt(&[("java", "openjdk-17-jre-headless")])?;
+    environment("engines", &ENGINES)
+}
+
+/// A Python environment in `.tools/`, with packages; made again where one of them is missing, or of another version.
+fn environment(name: &str, packages: &[(&str, &str)]) -> anyhow::Result<()> {
+    let venv = root().join(".tools").join(name);
     let python = venv.join("bin/python");
-    let imports = format!("import {}", PYTHON.map(|(module, _)| module).join(", "));
-    let imports = Command::new(&python).args(["-c", &imports]).output();
-    if imports.is_ok_and(|o| o.status.success()) {
+    let (modules, packages): (Vec<_>, Vec<_>) = packages.iter().copied().unzip();
+    let stamp = venv.join("flowlog-packages");
+    let is_stamped = fs::read_to_string(&stamp).is_ok_and(|text| text == packages.join("\n"));
+    let imports = format!("import {}", modules.join(", "));
+    if is_stamped && Command::new(&python).args(["-c", &imports]).output().is_ok_and(|o| o.status.success()) {
         return Ok(());
     }
-    let packages = PYTHON.map(|(_, package)| package);
-    step(&format!("{} into .tools/python, for the tests", packages.join(", ")));
+    step(&format!("{} into .tools/{name}, for the tests", packages.join(", ")));
     if !has("python3") {
         apt(&[("python3", "python3")])?;
     }
@@ -138,7 +161,8 @@ pub(crate) fn python_packages() -> anyhow::Result<()> {
         run_command(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
     }
     let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-    run_command(Command::new(&python).args(pip).args(packages))
+    run_command(Command::new(&python).args(pip).args(&packages))?;
+    Ok(fs::write(stamp, packages.join("\n"))?)
 }
 
 /// Real servers, for the tests: Ceph's RADOS gateway, which speaks S3, a proxy, Prometheus, what commands the kernel's load balancer, and what

@@ -24,7 +24,7 @@ const EX_CONFIG: u8 = 78;
 /// What each says: in every help, and in docs/command-line.md.
 const MEANINGS: [(u8, &str); 11] = [
     (0, "done"),
-    (1, "`check` has found something missing, or `rule validate` something wrong"),
+    (1, "`check` has found something missing, `rule validate` something wrong, or `read --balance` a difference"),
     (3, "`status`: no agent is running; what it says is as of its end"),
     (EX_USAGE, "the command line is wrong"),
     (EX_DATAERR, "refused: what is asked for is wrong, or could not be done; a file is none of flowlog's"),

@@ -18,6 +18,7 @@ mod read;
 mod reload;
 mod rule;
 mod run;
+mod sql;
 mod status;
 mod stop;
 mod table;
@@ -94,16 +95,10 @@ Examples:
     Reload(StateArgs),
     /// Say what becomes of single packets: how they were parsed and counted, which died, where and why. As root, beside a running agent.
     Trace(trace::TraceArgs),
-    /// Print delivered objects as a table, with their balance.
-    #[command(after_help = "Examples:\n  flowlog read ./flows\n  flowlog read --rows 0 ./flows/flowlog/year=2026")]
-    Read {
-        /// Parquet files, or directories to search for them.
-        #[arg(required = true)]
-        paths: Vec<PathBuf>,
-        /// Rows to print; 0 for all.
-        #[arg(long, default_value_t = 40)]
-        rows: usize,
-    },
+    /// Print delivered objects: as tables with their balance, as CSV, JSON or text; or the sums of their books.
+    Read(Box<read::ReadArgs>),
+    /// Print what an engine has to be told of delivered objects: the table, a view of the clouds' 14 columns, and queries.
+    Sql(sql::SqlArgs),
 }
 
 /// Runs the command line; all errors end here, each as one line on standard error.
@@ -134,7 +129,8 @@ pub fn main() -> ExitCode {
         Command::Reload(state) => reload::run(&state.state_dir),
         Command::Check(args) => check::run(*args),
         Command::Trace(args) => trace::run(args),
-        Command::Read { paths, rows } => read::run(&paths, rows),
+        Command::Read(args) => read::run(&args),
+        Command::Sql(args) => sql::run(&args),
     };
     match result {
         Ok(code) => code,

@@ -1,162 +1,173 @@
-//! `flowlog read`: delivered objects as a table a person can read.
+//! `flowlog read`: delivered objects, for people and for programs, and their books.
+//!
+//! * [`places`]: which objects; [`contents`]: their bytes, of files and of buckets;
+//! * [`filter`]: which rows; [`values`]: one value as text;
+//! * [`table`]: an object as a table; [`lines`]: all objects as CSV, JSON or text; [`balance`]: sums of the books.
+
+mod balance;
+mod contents;
+mod filter;
+mod lines;
+mod places;
+mod table;
+mod values;
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    panic,
+    path::PathBuf,
     process::ExitCode,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 use anyhow::Context as _;
-use arrow::{
-    array::{Array as _, AsArray as _, RecordBatch},
-    datatypes::{Int32Type, Int64Type},
-};
-use flowlog_model::text::printable;
-use flowlog_pipeline::{
-    encode::{parquet::BALANCE_KEY, schema::ColumnId},
-    window::balance_names as names,
-};
-use jiff::Timestamp;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use filter::{Conditions, When};
+use places::{Found, Places};
 
-use super::{exit::Failure, out::say};
+use super::out::{self, say};
+use crate::config::{Layers, StoreFlags};
 
-pub(super) fn run(paths: &[PathBuf], rows_max: usize) -> anyhow::Result<ExitCode> {
-    let mut files = Vec::new();
-    for path in paths {
-        find(path, &mut files)?;
+/// Objects that are read at the same time before what they hold is shown.
+const BATCH: usize = 512;
+/// Larger objects are read by themselves, and shown as they are read.
+const LARGE_BYTES: u64 = 1 << 20;
+/// Requests to a store at the same time: what takes long is the way.
+const REQUESTS: usize = 16;
+/// Rows of an object that a table shows if nothing is said.
+const TABLE_ROWS: usize = 40;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Conditions are COLUMN OPERATOR VALUE, joined by `and`: = != < <= > >=; addresses also of a network (srcaddr = 10.0.0.0/8). A time is
+2026-11-28, 2026-11-28T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d.
+
+Examples:
+  flowlog read ./flows
+  flowlog read --rows 0 ./flows/flowlog/year=2026
+  flowlog read --since 2h --where 'action = REJECT and dstport = 22' ./flows
+  flowlog read -o csv --since 2026-11-27 --until 2026-11-28 s3://flows/team-a
+  flowlog read --balance ./flows")]
+pub(super) struct ReadArgs {
+    /// Parquet files, directories to search for them, or `s3://bucket[/prefix]`.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Rows to print of each object; 0 for all. Default: 40 of a table, else all.
+    #[arg(long)]
+    rows: Option<usize>,
+    /// Only rows that begin at this time or later.
+    #[arg(long, value_name = "TIME")]
+    since: Option<When>,
+    /// Only rows that begin before this time.
+    #[arg(long, value_name = "TIME")]
+    until: Option<When>,
+    /// Only rows for which these hold.
+    #[arg(long = "where", value_name = "CONDITIONS")]
+    conditions: Option<Conditions>,
+    /// How rows are printed.
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Print the sums of the books of all objects instead of rows; exit 1 if one of them does not balance.
+    #[arg(long, conflicts_with_all = ["output", "rows", "conditions"])]
+    balance: bool,
+    /// Configuration with the way to the buckets. Flags win over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    /// A table for each object, with its balance.
+    Table,
+    /// All columns, with a header.
+    Csv,
+    /// One object of JSON a line, with the columns that have a value.
+    Json,
+    /// The 14 columns of version 2, separated by spaces, with a header.
+    Text,
+}
+
+pub(super) fn run(args: &ReadArgs) -> anyhow::Result<ExitCode> {
+    let layers = Layers { file: args.config.clone(), given: args.store.0.clone() };
+    let places = Places::new(layers.read()?.raw.s3)?;
+    let span = filter::span(args.since, args.until);
+    let objects = places.find(&args.paths, span)?;
+    if args.balance {
+        return balance::run(&objects, span);
     }
-    files.sort();
-    for file in &files {
-        for line in table(file, rows_max)? {
-            // Whoever wrote the file may have written anything into it.
-            say!("{}", printable(&line))?;
+    let mut conditions = args.conditions.clone().unwrap_or_default();
+    conditions.within(span);
+    let most = |default| match args.rows.unwrap_or(default) {
+        0 => usize::MAX,
+        rows => rows,
+    };
+    match args.output {
+        Output::Table => {
+            let rows_max = most(TABLE_ROWS);
+            in_order(&objects, |object| table::lines(object, &conditions, rows_max), |text| out::text(&text))?;
+            say!("{} objects", objects.len())?;
+        }
+        Output::Csv | Output::Json | Output::Text => {
+            let shape = lines::Shape::new(args.output);
+            out::text(shape.header())?;
+            show_lines(&objects, &conditions, shape, most(0))?;
         }
     }
-    say!("{} objects", files.len())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn find(path: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
-    let meta = fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    if meta.is_file() {
-        files.push(path.to_owned());
-        return Ok(());
-    }
-    for entry in fs::read_dir(path).with_context(|| format!("cannot list `{}`", path.display()))? {
-        let entry = entry?.path();
-        if entry.is_dir() || entry.extension().is_some_and(|e| e == "parquet") {
-            find(&entry, files)?;
+/// Small objects several at a time, large ones as they are read.
+fn show_lines(objects: &[Found], conditions: &Conditions, shape: lines::Shape, rows_max: usize) -> anyhow::Result<()> {
+    for run in objects.chunk_by(|a, b| a.bytes.max(b.bytes) <= LARGE_BYTES) {
+        if let [large] = run
+            && large.bytes > LARGE_BYTES
+        {
+            let shown = lines::each(large, conditions, shape, rows_max, &mut |text| out::text(&text));
+            shown.with_context(|| format!("cannot read `{large}`"))?;
+            continue;
         }
+        let work = |object: &Found| {
+            let mut all = String::new();
+            lines::each(object, conditions, shape, rows_max, &mut |text| {
+                all.push_str(&text);
+                Ok(())
+            })?;
+            Ok(all)
+        };
+        in_order(run, work, |text| out::text(&text))?;
     }
     Ok(())
 }
 
-/// The lines that show a file.
-fn table(file: &Path, rows_max: usize) -> anyhow::Result<Vec<String>> {
-    let named = || format!("cannot read `{}`", file.display());
-    let reader =
-        ParquetRecordBatchReaderBuilder::try_new(fs::File::open(file).with_context(named)?).with_context(named)?;
-    let meta = reader.metadata().file_metadata();
-    let total = meta.num_rows();
-    let balance = meta
-        .key_value_metadata()
-        .and_then(|kv| kv.iter().find(|p| p.key == BALANCE_KEY))
-        .and_then(|p| p.value.clone())
-        .unwrap_or_default();
-    let mut lines = vec![String::new(), format!("{}  ({total} rows)", file.display())];
-    lines.push(format!(
-        "  {:<8} {:<8} {:<7} {:<6} {:<22} {:<22} {:>8} {:>11} {:<10} {}",
-        "START", "STATUS", "DIR", "PROTO", "SOURCE", "DESTINATION", "PACKETS", "BYTES", "ACTION", "REASON"
-    ));
-    let mut left = if rows_max == 0 { usize::MAX } else { rows_max };
-    for batch in reader.build().with_context(named)? {
-        let batch = batch.with_context(named)?;
-        for row in 0..batch.num_rows().min(left) {
-            lines.push(line(&batch, row).with_context(named)?);
-        }
-        left -= batch.num_rows().min(left);
+/// Does something with each object, several at the same time, and hands over what comes of it in the order of the objects.
+fn in_order<T: Send>(
+    objects: &[Found],
+    work: impl Fn(&Found) -> anyhow::Result<T> + Sync,
+    mut take: impl FnMut(T) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    for batch in objects.chunks(BATCH) {
+        let threads = if batch.iter().any(Found::is_remote) { REQUESTS } else { cores };
+        let next = AtomicUsize::new(0);
+        let mut done: Vec<(usize, anyhow::Result<T>)> = Vec::with_capacity(batch.len());
+        thread::scope(|scope| {
+            let one = || {
+                let mut mine = Vec::new();
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(object) = batch.get(at) else { break mine };
+                    let result = work(object).with_context(|| format!("cannot read `{object}`"));
+                    mine.push((at, result));
+                }
+            };
+            let workers: Vec<_> = (0..threads.min(batch.len())).map(|_| scope.spawn(one)).collect();
+            for worker in workers {
+                done.extend(worker.join().unwrap_or_else(|panic| panic::resume_unwind(panic)));
+            }
+        });
+        done.sort_unstable_by_key(|(at, _)| *at);
+        done.into_iter().try_for_each(|(_, result)| take(result?))?;
     }
-    let shown = if rows_max == 0 { usize::MAX } else { rows_max };
-    if usize::try_from(total).unwrap_or(0) > shown {
-        lines.push(format!("  … {} more", usize::try_from(total).unwrap_or(0) - shown));
-    }
-    lines.push(format!("  {}", conservation(&balance)));
-    Ok(lines)
-}
-
-/// The books of the window as one equation, in packets.
-fn conservation(balance: &str) -> String {
-    let of = |wanted: &str| {
-        let pair = balance.split_whitespace().find_map(|p| p.split_once('=').filter(|(name, _)| *name == wanted));
-        pair.and_then(|(_, counts)| counts.split_once('/')).map_or("?", |(packets, _)| packets)
-    };
-    format!(
-        "conservation: {} seen - {} not IP + {} refused before a hook = {} accepted + {} rejected + {} lost (difference {})",
-        of(names::SEEN),
-        of(names::NON_IP),
-        of(names::REFUSED_UNSEEN),
-        of(names::ACCEPTED_ROWS),
-        of(names::REJECTED_ROWS),
-        of(names::LOST),
-        of(names::DIFFERENCE),
-    )
-}
-
-fn line(batch: &RecordBatch, row: usize) -> anyhow::Result<String> {
-    let wrong = |id: ColumnId, what: &str| {
-        Failure::Wrong(format!("column `{}` is {what}: flowlog did not write this", id.name()))
-    };
-    let column = |id: ColumnId| batch.column_by_name(id.name()).ok_or_else(|| wrong(id, "missing"));
-    let text = |id: ColumnId| -> anyhow::Result<String> {
-        let c = column(id)?.as_string_opt::<i32>().ok_or_else(|| wrong(id, "not text"))?;
-        Ok(if c.is_null(row) { "-".to_owned() } else { c.value(row).to_owned() })
-    };
-    let small = |id: ColumnId| -> anyhow::Result<Option<i32>> {
-        let c = column(id)?.as_primitive_opt::<Int32Type>().ok_or_else(|| wrong(id, "not int32"))?;
-        Ok((!c.is_null(row)).then(|| c.value(row)))
-    };
-    let big = |id: ColumnId| -> anyhow::Result<Option<i64>> {
-        let c = column(id)?.as_primitive_opt::<Int64Type>().ok_or_else(|| wrong(id, "not int64"))?;
-        Ok((!c.is_null(row)).then(|| c.value(row)))
-    };
-    let number = |n: Option<i64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
-    let start = Timestamp::from_second(big(ColumnId::Start)?.unwrap_or(0)).map(|t| t.strftime("%H:%M:%S").to_string());
-    let protocol = small(ColumnId::Protocol)?;
-    let end = |address: String, port: Option<i32>| match port {
-        Some(p) if matches!(protocol, Some(6 | 17 | 132)) => format!("{address}:{p}"),
-        _ => address,
-    };
-    // The other side of an address translation.
-    let told = match [text(ColumnId::PktSrcAddr)?, text(ColumnId::PktDstAddr)?] {
-        [source, destination] if source == "-" && destination == "-" => String::new(),
-        [source, destination] => {
-            let (source, destination) =
-                (end(source, small(ColumnId::PktSrcPort)?), end(destination, small(ColumnId::PktDstPort)?));
-            format!("told {source} > {destination}")
-        }
-    };
-    let protocol_name = match (protocol, small(ColumnId::IcmpType)?) {
-        (Some(6), _) => "tcp".to_owned(),
-        (Some(17), _) => "udp".to_owned(),
-        (Some(1 | 58), Some(kind)) => format!("icmp/{kind}"),
-        (other, _) => number(other.map(i64::from)),
-    };
-    let reason = match (text(ColumnId::RejectReason)?, text(ColumnId::SkipReason)?) {
-        (r, s) if r == "-" => s,
-        (r, _) => r,
-    };
-    Ok(format!(
-        "  {:<8} {:<8} {:<7} {:<6} {:<22} {:<22} {:>8} {:>11} {:<10} {}",
-        start.unwrap_or_default(),
-        text(ColumnId::LogStatus)?,
-        text(ColumnId::FlowDirection)?,
-        protocol_name,
-        end(text(ColumnId::SrcAddr)?, small(ColumnId::SrcPort)?),
-        end(text(ColumnId::DstAddr)?, small(ColumnId::DstPort)?),
-        number(big(ColumnId::Packets)?),
-        number(big(ColumnId::Bytes)?),
-        text(ColumnId::Action)?,
-        [reason.trim_start_matches('-'), &told].join(" ").trim()
-    ))
+    Ok(())
 }

@@ -69,6 +69,15 @@ pub(crate) struct CaptureFlags(pub Given);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EndFlags(pub Given);
 
+/// Flags of the command that reads objects: the way to the buckets.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StoreFlags(pub Given);
+
+fn of_store(key: &ConfigKey) -> bool {
+    // An ACL is of objects that are put.
+    key.table == "s3" && key.name != "acl"
+}
+
 fn all(_: &ConfigKey) -> bool {
     true
 }
@@ -153,3 +162,4 @@ macro_rules! args {
 
 args!(CaptureFlags, all);
 args!(EndFlags, of_end);
+args!(StoreFlags, of_store);

@@ -165,7 +165,8 @@ print(json.dumps({
 }))
 "#;
 
-/// Compares the statistics in every footer below a directory with the data, and prints every difference.
+/// Compares the statistics in every footer below a directory with the data, and prints every difference. Bounds may be left out of small
+/// objects, but for the window's.
 const STATISTICS: &str = r#"
 import sys, pathlib, pyarrow.parquet as pq, pyarrow.compute as pc
 compared = 0
@@ -176,10 +177,13 @@ for path in pathlib.Path(sys.argv[1]).rglob("*.parquet"):
         for c in range(f.metadata.num_columns):
             column, s = f.metadata.row_group(g).column(c), f.metadata.row_group(g).column(c).statistics
             values = rows.column(column.path_in_schema).drop_null()
-            said = (s.min, s.max) if s.has_min_max else None
+            said = (s.min, s.max) if s is not None and s.has_min_max else None
             true = (pc.min(values).as_py(), pc.max(values).as_py()) if len(values) else None
             compared += 1
-            if said != true or s.null_count != rows.num_rows - len(values):
+            left_out = said is None and rows.num_rows <= 4 and column.path_in_schema != "window_start"
+            if s is None and left_out:
+                continue
+            if (said != true and not left_out) or s.null_count != rows.num_rows - len(values):
                 print(column.path_in_schema, "says", said, s.null_count, "has", true, rows.num_rows - len(values))
 print(compared, "compared")
 "#;
@@ -190,12 +194,20 @@ const ENGINES: &str = r#"
 import sys, duckdb, datafusion
 data = sys.argv[1]
 duck = duckdb.connect()
+duck.sql("set timezone = 'UTC'")
 fusion = datafusion.SessionContext(datafusion.SessionConfig({"datafusion.execution.listing_table_ignore_subdirectory": "false"}))
 duck.sql(f"create view footers as select * from read_parquet('{data}/**/*.parquet', hive_partitioning=false)")
 duck.sql("create table rows as from footers")
 fusion.register_parquet("footers", data)
-columns = [(name, of not in ("VARCHAR", "BOOLEAN")) for name, of, *_ in duck.sql("describe rows").fetchall()]
-booleans = {name for name, of, *_ in duck.sql("describe rows").fetchall() if of == "BOOLEAN"}
+kinds = {name: of for name, of, *_ in duck.sql("describe rows").fetchall()}
+columns = [(name, of in ("INTEGER", "BIGINT")) for name, of in kinds.items()]
+def literal(name, value):
+    if kinds[name] == "VARCHAR":
+        return f"'{value}'"
+    if kinds[name].startswith("TIMESTAMP"):
+        return f"cast('{value.strftime('%Y-%m-%dT%H:%M:%SZ')}' as timestamp with time zone)"
+    return str(value)
+nobodys = {"VARCHAR": ["zzz"], "INTEGER": [65536], "BIGINT": [65536]}
 def aggregates(name, is_number):
     yield from (f'min("{name}")', f'max("{name}")', f'count("{name}")', f'count(distinct "{name}")')
     if is_number:
@@ -209,10 +221,8 @@ questions = [(wanted, "true")]
 for name, is_number in columns:
     values = [v for v, in duck.sql(f'select distinct "{name}" from rows where "{name}" is not null order by 1 limit 3').fetchall()]
     filters = [f'"{name}" is null', f'"{name}" is not null']
-    literal = str if is_number or name in booleans else "'{}'".format
-    nobodys = [] if name in booleans else [65536 if is_number else "zzz"]
-    filters += [f'"{name}" = {literal(v)}' for v in values + nobodys]
-    filters += [f'"{name}" > {literal(v)}' for v in values[:1]]
+    filters += [f'"{name}" = {literal(name, v)}' for v in values + nobodys.get(kinds[name], [])]
+    filters += [f'"{name}" > {literal(name, v)}' for v in values[:1]]
     questions += [(wanted, where) for where in filters]
     # Nothing else is answered from footers alone.
     questions.append((list(aggregates(name, False))[:3], "true"))
@@ -229,6 +239,7 @@ print(compared, "compared")
 const QUERIES: &str = r#"
 import sys, pathlib, re, duckdb
 duck = duckdb.connect()
+duck.sql(f"create view flowlog as select * from read_parquet('{sys.argv[1]}/**/*.parquet', hive_partitioning=true)")
 duck.sql(f"create view flows as select * from read_parquet('{sys.argv[1]}/**/*.parquet', hive_partitioning=true)")
 compared = 0
 for path in sorted(pathlib.Path("FOLDER").rglob("*.md")):
@@ -316,12 +327,9 @@ fn a_second_independent_reader_reads_the_same() {
 #[test]
 fn the_documents_have_every_column() {
     let records = std::fs::read_to_string(repository().join("docs/records.md")).unwrap();
-    for ColumnSpec { name, of, meaning, .. } in schema::COLUMNS {
-        let of = format!("{of}").to_lowercase();
-        assert!(
-            records.contains(&format!("| `{name}` | {of} | {meaning} |")),
-            "docs/records.md lacks `{name}` | {of} | {meaning}"
-        );
+    for ColumnSpec { field_id, name, of, meaning, .. } in schema::COLUMNS {
+        let line = format!("| {field_id} | `{name}` | {of} | {meaning} |");
+        assert!(records.contains(&line), "docs/records.md lacks {line}");
     }
 }
 

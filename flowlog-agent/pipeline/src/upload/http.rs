@@ -21,8 +21,8 @@ use tokio::time::{Instant, sleep_until};
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Slowest way to a store that is used: bytes a second.
 const BYTES_PER_SEC_MIN: u64 = 250_000;
-/// Longest reply that is read. The agent reads no objects; an error document has hundreds of bytes, fresh credentials thousands.
-const REPLY_BYTES_MAX: usize = 64 << 10;
+/// Longest reply that the agent reads. It reads no objects; an error document has hundreds of bytes, fresh credentials thousands.
+pub(super) const REPLY_BYTES_MAX: usize = 64 << 10;
 /// What the client and the kernel (`net.ipv4.tcp_wmem`) may hold of an upload that has left the agent and not the machine.
 const BUFFERED_BYTES_MAX: u64 = 5 << 20;
 
@@ -30,9 +30,9 @@ const BUFFERED_BYTES_MAX: u64 = 5 << 20;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     #[error(
-        "the reply has more than {REPLY_BYTES_MAX} bytes, which no reply of an object store to an agent has; check `endpoint`"
+        "the reply has more than {0} bytes, which no reply of an object store to what was asked has; check `endpoint`"
     )]
-    TooLong,
+    TooLong(usize),
     #[error("redirects are not followed; if the store has moved, set `endpoint` to where it points: {0}")]
     Redirect(String),
     #[error(
@@ -105,7 +105,10 @@ impl Pace {
 
 /// Makes [`Client`]s for `object_store`: for buckets, and for what gives out credentials.
 #[derive(Debug)]
-pub(super) struct Connector;
+pub(super) struct Connector {
+    /// Longest reply that is read.
+    pub(super) reply_bytes_max: usize,
+}
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
@@ -121,13 +124,16 @@ impl HttpConnector for Connector {
             client = client.connect_timeout(Duration::from_secs(secs));
         }
         let client = client.build().map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })?;
-        Ok(HttpClient::new(Client(client)))
+        Ok(HttpClient::new(Client { inner: client, reply_bytes_max: self.reply_bytes_max }))
     }
 }
 
 /// See the module's head.
 #[derive(Debug)]
-struct Client(reqwest::Client);
+struct Client {
+    inner: reqwest::Client,
+    reply_bytes_max: usize,
+}
 
 #[async_trait::async_trait]
 impl HttpService for Client {
@@ -141,7 +147,7 @@ impl Client {
     /// Sends a request, and reads the whole reply.
     async fn exchange(&self, request: HttpRequest, pace: &Arc<Pace>) -> Result<HttpResponse, HttpError> {
         let request = reqwest::Request::try_from(request.map(|body| counted(body, pace))).map_err(http_error)?;
-        let mut reply = self.0.execute(request).await.map_err(http_error)?;
+        let mut reply = self.inner.execute(request).await.map_err(http_error)?;
         if reply.status().is_redirection()
             && let Some(to) = reply.headers().get("location")
         {
@@ -149,8 +155,8 @@ impl Client {
         }
         let mut body = Vec::new();
         while let Some(part) = reply.chunk().await.map_err(http_error)? {
-            if body.len() + part.len() > REPLY_BYTES_MAX {
-                return Err(Refusal::TooLong.into());
+            if body.len() + part.len() > self.reply_bytes_max {
+                return Err(Refusal::TooLong(self.reply_bytes_max).into());
             }
             pace.moved(part.len());
             body.extend_from_slice(&part);

@@ -4,6 +4,7 @@
 //! refused or retrying holds back no other.
 //!
 //! * [`bucket`]: one object store; `directory`: a local directory as one;
+//! * [`reader`]: a bucket to read from, for the command `read`;
 //! * `s3`: how a bucket is opened, and with which `credentials`; `http`: how requests to it travel, and what a store may not do; `acl`:
 //!   its owner may read what lands;
 //! * this file: routes, pauses, what there is to say about them.
@@ -14,6 +15,7 @@ pub(crate) mod bucket;
 mod credentials;
 mod directory;
 mod http;
+pub mod reader;
 mod s3;
 #[cfg(test)]
 pub(crate) mod scripted;
@@ -32,6 +34,7 @@ use flowlog_model::{
     rule::{Location, Rule},
     status::{DeliveredObject, RouteState, RouteStatus},
 };
+pub use reader::Reader;
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,

@@ -12,7 +12,7 @@ use super::{
     acl::{Acl, WithAcl},
     bucket::words,
     credentials::FileCredentials,
-    http::Connector,
+    http::{Connector, REPLY_BYTES_MAX},
 };
 
 /// Time to get a connection.
@@ -22,11 +22,38 @@ const RETRIES: usize = 1;
 /// The region where none is said (`object_store`'s own).
 const REGION_DEFAULT: &str = "us-east-1";
 
-/// Makes a store of a bucket's name and the options; does not reach out to it yet.
+/// A bucket to put objects into; does not reach out to it yet.
 ///
 /// # Errors
 /// With the option that is wrong.
 pub(super) fn open(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, String> {
+    let builder = builder(bucket, o)?;
+    let connector = Connector { reply_bytes_max: REPLY_BYTES_MAX };
+    if !o.acl {
+        return Ok(Arc::new(builder.with_http_connector(connector).build().map_err(|e| words(&e))?));
+    }
+    let region = builder.get_config_value(&AmazonS3ConfigKey::Region).unwrap_or_else(|| REGION_DEFAULT.to_owned());
+    let acl = Arc::new(Acl::new(bucket, &region));
+    let connector = WithAcl { inner: connector, acl: acl.clone() };
+    let store = builder.with_http_connector(connector).build().map_err(|e| words(&e))?;
+    acl.sign_with(store.credentials().clone());
+    Ok(Arc::new(store))
+}
+
+/// The same to read from, in pieces of so many bytes at most.
+///
+/// # Errors
+/// With the option that is wrong.
+pub(super) fn open_to_read(
+    bucket: &str,
+    o: &S3Options,
+    piece_bytes_max: usize,
+) -> Result<Arc<dyn ObjectStore>, String> {
+    let connector = Connector { reply_bytes_max: piece_bytes_max };
+    Ok(Arc::new(builder(bucket, o)?.with_http_connector(connector).build().map_err(|e| words(&e))?))
+}
+
+fn builder(bucket: &str, o: &S3Options) -> Result<AmazonS3Builder, String> {
     let client = ClientOptions::new().with_connect_timeout(CONNECT_TIMEOUT);
     let retry = RetryConfig { max_retries: RETRIES, ..RetryConfig::default() };
     let mut builder = AmazonS3Builder::from_env()
@@ -51,13 +78,5 @@ pub(super) fn open(bucket: &str, o: &S3Options) -> Result<Arc<dyn ObjectStore>, 
         provider.current().map_err(|e| e.to_string())?;
         builder = builder.with_credentials(Arc::new(provider));
     }
-    if !o.acl {
-        return Ok(Arc::new(builder.with_http_connector(Connector).build().map_err(|e| words(&e))?));
-    }
-    let region = builder.get_config_value(&AmazonS3ConfigKey::Region).unwrap_or_else(|| REGION_DEFAULT.to_owned());
-    let acl = Arc::new(Acl::new(bucket, &region));
-    let connector = WithAcl { inner: Connector, acl: acl.clone() };
-    let store = builder.with_http_connector(connector).build().map_err(|e| words(&e))?;
-    acl.sign_with(store.credentials().clone());
-    Ok(Arc::new(store))
+    Ok(builder)
 }
