@@ -90,7 +90,7 @@ fn the_sample_is_understood(python: &str, engines: &[(&str, &str)]) {
     }
 }
 
-/// Traffic of both verdicts, with a witness of its own; every engine sums up what was sent.
+/// Traffic of both verdicts, with a witness of its own, and two flow logs under one root; every engine sums up what was sent.
 fn what_was_sent_is_summed_up(python: &str, engines: &[(&str, &str)]) {
     let pair = Pair::new().unwrap();
     pair.a
@@ -105,15 +105,18 @@ fn what_was_sent_is_summed_up(python: &str, engines: &[(&str, &str)]) {
     agent.end().unwrap();
     let refused = pair.a.nft_counter("inet t", "refused").unwrap();
     assert_eq!(refused.0, 30);
+    // Another flow log under the same root, with the same in it.
+    let [from, to] = ["web", "db"].map(|name| agent.objects().join(format!("flow_log={name}")));
+    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
     let mut first: Option<Value> = None;
     for (engine, script) in engines {
         let said = ask(python, (engine, script), &agent.objects(), &[]);
         assert_types(engine, &said, &["flow_log"]);
         let rejects = &said["answers"]["rejects"][0];
-        assert_eq!((&rejects[2], &rejects[4]), (&"10.1.0.2".into(), &30.into()), "{engine}: {rejects}");
+        assert_eq!((&rejects[2], &rejects[4]), (&"10.1.0.2".into(), &60.into()), "{engine}: {rejects}");
         let balance = said["answers"]["balance"].as_array().unwrap();
         let sum = |at: usize| balance.iter().map(|row| row[at].as_u64().unwrap()).sum::<u64>();
-        assert!(sum(2) >= 20 && sum(3) == refused.0, "{engine}: {balance:?}");
+        assert!(sum(2) >= 40 && sum(3) == 2 * refused.0, "{engine}: {balance:?}");
         let answers = said["answers"].clone();
         assert_eq!(first.get_or_insert_with(|| answers.clone()), &answers, "{engine}");
     }
