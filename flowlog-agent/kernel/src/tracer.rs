@@ -189,10 +189,11 @@ impl Tracer {
         Ok(Self { programs: ebpf, _links: links, logger, said, read: 0, budget, knowledge, hooks, own_inum })
     }
 
-    /// Whether an agent captures on this node.
+    /// Why no agent is known that what is said could be about; `None`: one is.
     #[must_use]
-    pub fn knows_an_agent(&self) -> bool {
-        self.knowledge.agent.is_there()
+    pub fn absence(&self) -> Option<&'static str> {
+        let agent = &self.knowledge.agent;
+        (!agent.is_there()).then(|| agent.absence())
     }
 
     /// What is not as it was when this began, in words: an agent has come or gone, or an interface has. What is said from then on may not be

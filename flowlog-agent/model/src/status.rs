@@ -72,6 +72,9 @@ pub struct RuleStatus {
     pub interface_id: String,
     /// Whether it is being captured.
     pub capture: CaptureState,
+    /// How it is hooked: `tc`, `tcx`, `clsact` or `xdp`.
+    #[serde(default)]
+    pub hook: String,
     /// Since when it is being captured without a break, Unix seconds: an agent that stops or is replaced is none, as its hooks go on.
     #[serde(default)]
     pub since_secs: Option<i64>,

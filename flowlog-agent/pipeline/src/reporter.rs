@@ -116,6 +116,7 @@ impl Reporter {
                 rule_id: rule.id,
                 interface: w.map(|w| w.spec.interface.clone()).unwrap_or_default(),
                 capture: state,
+                hook: c.hook.as_str().to_owned(),
                 since_secs: w.filter(|_| is_attached).map(|w| w.since_secs),
                 target: rule.target.to_string(),
                 window_start: w.map_or(0, |w| w.clock.current().start_secs),

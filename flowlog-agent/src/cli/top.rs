@@ -3,6 +3,7 @@
 //! * [`view`]: what is shown, and what keys change of it; [`screen`]: drawing it on a terminal;
 //! * this file: the command, and where the reports come from.
 
+mod keys;
 mod screen;
 mod view;
 

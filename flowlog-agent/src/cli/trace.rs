@@ -74,8 +74,8 @@ pub(super) fn run(args: TraceArgs) -> anyhow::Result<ExitCode> {
         confine::enter(Keep::default()).and_then(|confined| confined.finish()).context("cannot give up privileges")?;
         let length = amount::duration(i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
         out::note(&format!("tracing {} for {length}", question.interfaces.join(", ")));
-        if !tracer.knows_an_agent() {
-            out::note("no agent captures on this node: what hooks and verdicts would say is not known");
+        if let Some(why) = tracer.absence() {
+            out::note(&format!("{why} on this node: what hooks and verdicts would say is not known"));
         }
         let said = tokio::select! {
             said = watch(&mut tracer, count) => said?,

@@ -92,6 +92,7 @@ fn who_has_no_privilege_reads_and_has_nothing_to_press() {
         assert!(forms.iter().all(|f| ["/console/logout", "/console/provision"].contains(f)), "{path}: {forms:?}");
         assert!(got.body.contains("privilege to create flow logs") && !got.body.contains("Delete"), "{path}");
     }
+    assert_eq!(eve.get(&format!("/console/flowlogs/{id}/delete")).status, 403);
     assert!(!eve.get("/").body.contains("/console/audit"));
     assert_eq!(eve.get("/console/audit").status, 403);
     for (path, fields) in [
@@ -206,6 +207,11 @@ fn a_stream_of_live_flows_ends_with_its_session() {
     }
     assert!(head.starts_with("HTTP/1.1 200") && head.contains("content-type: text/event-stream"), "{head}");
     assert_eq!(ann.get(&path.replace("/watch", "")).status, 200);
+    // So does one of a flow log that is deleted.
+    let other = node.draft(NAT, "other", "flows");
+    let mut deleted = ann.stream(&format!("/console/live/flowlogs/{other}/watch"));
+    assert_eq!(ann.post(&format!("/console/flowlogs/{other}/delete"), "").status, 303);
+    deleted.read_to_string(&mut String::new()).unwrap();
     assert_eq!(ann.post("/console/logout", "").status, 303);
     // Read to its end, which comes when the session is over.
     stream.read_to_string(&mut head).unwrap();
@@ -315,6 +321,11 @@ fn what_is_wrong_is_said_at_its_field_all_at_once_and_what_was_typed_stays() {
     assert_eq!(refused.status, 422);
     assert!(refused.body.contains("value=\"front\"") && refused.body.contains(&long), "{}", refused.body);
     assert!(refused.body.contains("must be at most 1024 bytes"), "{}", refused.body);
+    // Also beside a draft, and with all that is wrong, not only what is too long.
+    let refused = add(NIC, &long, "nobodys%21");
+    assert_eq!(refused.status, 422);
+    assert!(refused.body.contains("must be at most 1024 bytes") && refused.body.contains("value=\"nobodys!\""));
+    assert_eq!(refused.body.split("One more").nth(1).unwrap().matches("aria-invalid=\"true\"").count(), 2);
     // So is the name that an active one cannot have.
     let id = node.draft(NAT, "edge", "flows");
     assert_eq!(node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})))).0, "DONE");

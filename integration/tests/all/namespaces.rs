@@ -17,7 +17,7 @@ use integration::{
 };
 
 /// Namespaces of appliances beside each other.
-const MANY: usize = 100;
+const MANY: usize = 200;
 
 /// Where an interface is, as the configuration names it.
 enum At<'a> {
@@ -226,7 +226,7 @@ fn many(outside: &Netns) -> Vec<Netns> {
 }
 
 #[test]
-fn a_hundred_appliances_are_captured_each_for_itself() {
+fn hundreds_of_appliances_are_captured_each_for_itself() {
     let node = Netns::new("node").unwrap();
     let outside = Netns::new("outside").unwrap();
     let all = many(&outside);

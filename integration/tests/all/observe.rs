@@ -404,7 +404,7 @@ fn top_on_a_terminal_obeys_its_keys_and_leaves_the_terminal_as_it_was() {
     // Once a report has come, traffic is in one of the next.
     terminal.wait_for("report", |screen| !screen.starts_with('-') && screen.contains("packets/s")).unwrap();
     // Bytes that no key sends, as when something is pasted, stop nothing.
-    terminal.press(b"\xff\xfe").unwrap();
+    terminal.press(b"\xff\xfe\x1b[200~").unwrap();
     let traffic = Traffic::begin(&shown.pair);
     terminal.wait_for("interface", |screen| screen.contains("node-eth0  flowlog")).unwrap();
     terminal.press("4").unwrap();

@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// Without anything to say, an empty line shows so often that the stream goes on, and finds out that nobody reads it any more.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(3);
 /// Shortest and longest stretch of time of a report.
 const EVERY: [Duration; 2] = [Duration::from_millis(500), Duration::from_mins(1)];
 /// Entries of each kind in a report, unless asked for otherwise, and at most.

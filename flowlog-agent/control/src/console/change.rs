@@ -17,11 +17,15 @@ use super::{
     resource::{self, Refilled},
     words::seen,
 };
-use crate::flow_logs::{
-    Refused,
-    editor::Patch,
-    expected::Expected,
-    flow_log::{FlowLog, Properties},
+use crate::{
+    api::error::ApiError,
+    flow_logs::{
+        Refused,
+        access::Operation,
+        editor::Patch,
+        expected::Expected,
+        flow_log::{FlowLog, Properties},
+    },
 };
 
 /// The version that a form was made of.
@@ -100,6 +104,9 @@ fn changed(
 /// GET of what a deletion means.
 pub(super) async fn ask_to_delete(State(console): State<Console>, visitor: Visitor, Id(id): Id) -> Page {
     let flow_log = console.app.control.reader.flow_log(&visitor.caller, FlowLogId(id))?;
+    if let Some(words) = resource::refusal(&visitor, Operation::Delete, &flow_log.contract) {
+        return Err(ApiError::forbidden(words).into());
+    }
     let name = seen(&flow_log.properties.name);
     let content = html! {
         h1 { "Delete the flow log “" (name) "”?" }

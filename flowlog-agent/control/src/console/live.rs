@@ -29,7 +29,7 @@ use crate::{
         live::sight,
         room::{Seat, Streaming},
     },
-    flow_logs::flow_log::FlowLog,
+    flow_logs::{access::Caller, flow_log::FlowLog},
     live::LiveStream,
 };
 
@@ -67,6 +67,8 @@ struct Watch {
     console: Console,
     headers: HeaderMap,
     peer: Option<Peer>,
+    caller: Caller,
+    flow_log: FlowLogId,
     observer: Box<dyn LiveStream>,
     sums: Interval,
     said_lost: u64,
@@ -104,7 +106,8 @@ pub(super) async fn watch(
     sums.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let streaming = seat.map(|Extension(seat)| Streaming::new(seat));
     let peer = peer.map(|Extension(peer)| peer);
-    let watch = Watch { console, headers, peer, observer, sums, said_lost: 0, streaming };
+    let (caller, flow_log) = (visitor.caller, flow_log.id);
+    let watch = Watch { console, headers, peer, caller, flow_log, observer, sums, said_lost: 0, streaming };
     let body = stream::unfold(watch, |mut watch| async move {
         let bytes = watch.next().await?;
         Some((Ok::<_, Infallible>(bytes), watch))
@@ -126,7 +129,7 @@ impl Watch {
         if let Some(streaming) = &self.streaming {
             streaming.is_read();
         }
-        if !door::goes_on(&self.console, &self.headers, self.peer.as_ref()) {
+        if !door::goes_on(&self.console, &self.headers, self.peer.as_ref()) || !self.is_there() {
             return None;
         }
         let mut out = String::new();
@@ -143,6 +146,11 @@ impl Watch {
             out.push_str(&event("lost", &count(lost)));
         }
         Some(out.into())
+    }
+
+    /// Whether its flow log still is.
+    fn is_there(&self) -> bool {
+        self.console.app.control.reader.flow_log(&self.caller, self.flow_log).is_ok()
     }
 
     /// What the open windows have, now.

@@ -97,7 +97,7 @@ fn interfaces(rules: &[RuleStatus]) -> Markup {
                             td {
                                 @match &r.capture {
                                     CaptureState::Attached { ifindex, netns, .. } => {
-                                        "index " (ifindex) @if let Some(netns) = netns { " in " (seen(netns)) }
+                                        (seen(&r.hook)) ", index " (ifindex) @if let Some(netns) = netns { " in " (seen(netns)) }
                                     }
                                     other => (seen(other.why().unwrap_or("not looked for yet"))),
                                 }

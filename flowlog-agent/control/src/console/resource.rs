@@ -157,7 +157,7 @@ fn drawn(console: &Console, visitor: &Visitor, resource: &Resource, refilled: Op
             }
         }
         @for flow_log in &flow_logs { (section(console, visitor, flow_log, is_open(flow_log.id), refilled)) }
-        @if flow_logs.is_empty() { (adding(visitor, resource, refilled)) }
+        @if flow_logs.is_empty() || refilled.is_some_and(|r| r.id.is_none()) { (adding(visitor, resource, flow_logs.is_empty(), refilled)) }
     }
 }
 
@@ -174,7 +174,7 @@ pub(super) fn refusal(visitor: &Visitor, operation: Operation, contract: &Contra
     }
 }
 
-fn adding(visitor: &Visitor, resource: &Resource, refilled: Option<&Refilled<'_>>) -> Markup {
+fn adding(visitor: &Visitor, resource: &Resource, is_first: bool, refilled: Option<&Refilled<'_>>) -> Markup {
     let words = |s: &str| s.to_owned();
     let empty =
         Properties { name: words(""), direction: words("BIDIRECTIONAL"), action: words("ALL"), bucket: words("") };
@@ -183,7 +183,7 @@ fn adding(visitor: &Visitor, resource: &Resource, refilled: Option<&Refilled<'_>
     let form = Form { action, ids: "new".to_owned(), button: "Add flow log", values, problems, version: None };
     html! {
         section.flow-log {
-            h2 { (Light::Grey.drawn()) " No flow log" }
+            @if is_first { h2 { (Light::Grey.drawn()) " No flow log" } } @else { h2 { "One more" } }
             @match refusal(visitor, Operation::Create, &resource.contract) {
                 Some(words) => p.quiet { (words) },
                 None => {

@@ -158,7 +158,7 @@ fn attached(state: &CaptureState) -> Markup {
                 (seen(interface)) ", index " (ifindex)
                 @if let Some(netns) = netns { ", in the namespace " (seen(netns)) }
             }
-            CaptureState::Waiting { why } => { "waiting: " (seen(why)) },
+            CaptureState::Waiting { why } => (seen(why)),
             CaptureState::Trouble { why } => { "in trouble: " (seen(why)) },
             CaptureState::Unknown => "not looked for yet",
         }

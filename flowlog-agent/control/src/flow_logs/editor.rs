@@ -185,9 +185,8 @@ impl Editor {
         properties: Properties,
     ) -> Result<FlowLog, Refused> {
         allowed(caller, Operation::Create, &resource.contract, &format!("{} {}", resource.kind, resource.id))?;
-        let long = properties.too_long();
-        if !long.is_empty() {
-            return Err(Refused::Invalid(long));
+        if let Some(problems) = properties.unkept() {
+            return Err(Refused::Invalid(problems));
         }
         let count = store.flow_logs().values().filter(|f| f.contract == resource.contract).count();
         if count >= FLOW_LOGS_PER_CONTRACT_MAX {
@@ -240,8 +239,8 @@ impl Editor {
         if active && !only_name {
             return Err(Refused::Invalid(immutable(&old.properties, &properties)));
         }
-        let problems = if active || activate { properties.check().err() } else { Some(properties.too_long()) };
-        if let Some(problems) = problems.filter(|p| !p.is_empty()) {
+        let problems = if active || activate { properties.check().err() } else { properties.unkept() };
+        if let Some(problems) = problems {
             return Err(Refused::Invalid(problems));
         }
         let name = &properties.name;

@@ -112,13 +112,14 @@ impl Properties {
     /// Everything that is wrong with them.
     pub(crate) fn check(&self) -> Result<Checked, Vec<InvalidField>> {
         let mut problems = self.too_long();
-        if !problems.is_empty() {
-            return Err(problems);
-        }
-        let name = kept(self.name.parse(), &mut problems);
-        let directions = kept(self.direction.parse(), &mut problems);
-        let action = kept(self.action.parse(), &mut problems);
-        let destination = self.destination().map_err(|p| problems.extend(p)).ok();
+        // That one is too long is all that is wrong with it.
+        let long: Vec<String> = problems.iter().map(|p| p.field.to_string()).collect();
+        let mut also = Vec::new();
+        let name = kept(self.name.parse(), &mut also);
+        let directions = kept(self.direction.parse(), &mut also);
+        let action = kept(self.action.parse(), &mut also);
+        let destination = self.destination().map_err(|p| also.extend(p)).ok();
+        problems.extend(also.into_iter().filter(|p| !long.iter().any(|field| *field == p.field)));
         match (name, directions, action, destination) {
             (Some(name), Some(directions), Some(action), Some(destination)) => {
                 Ok(Checked { name, directions, action, destination })
@@ -135,9 +136,13 @@ impl Properties {
         bucket_and_prefix(&self.bucket).map(|(bucket, prefix)| Destination { bucket, prefix })
     }
 
-    /// Fields that are too long even for a draft.
+    /// Everything that is wrong with what not even a draft keeps: with fields that are too long.
     #[must_use]
-    pub(crate) fn too_long(&self) -> Vec<InvalidField> {
+    pub(crate) fn unkept(&self) -> Option<Vec<InvalidField>> {
+        if self.too_long().is_empty() { None } else { self.check().err() }
+    }
+
+    fn too_long(&self) -> Vec<InvalidField> {
         let values = [&self.name, &self.direction, &self.action, &self.bucket];
         let long = Self::FIELDS.into_iter().zip(values).filter(|(_, value)| value.len() > FIELD_BYTES_MAX);
         long.map(|(field, value)| {

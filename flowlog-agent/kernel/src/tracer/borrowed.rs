@@ -28,6 +28,8 @@ type Words = [u32; 4];
 /// See the module's head.
 #[derive(Default)]
 pub(super) struct Borrowed {
+    /// Agents that capture on this machine, whichever is meant.
+    agents: usize,
     /// Ids by name.
     maps: BTreeMap<String, u32>,
     ifaces: Option<Array<MapData, Words>>,
@@ -62,9 +64,10 @@ impl Borrowed {
             *is_here |= hooks.contains(&program.id());
             all.extend(maps);
         }
-        let only = agents.len() == 1;
-        let found = agents.into_values().find(|(is_here, _)| *is_here || only);
-        found.map(|(_, maps)| Self::open(maps)).unwrap_or_default()
+        let count = agents.len();
+        let found = agents.into_values().find(|(is_here, _)| *is_here || count == 1);
+        let borrowed = found.map(|(_, maps)| Self::open(maps)).unwrap_or_default();
+        Self { agents: count, ..borrowed }
     }
 
     fn open(maps: BTreeMap<String, u32>) -> Self {
@@ -76,6 +79,7 @@ impl Borrowed {
         }
         let array = |name: &str| data(name).map(Map::Array);
         Self {
+            agents: 1,
             ifaces: array("IFACES").and_then(|map| map.try_into().ok()),
             watched: array("WATCHED").and_then(|map| map.try_into().ok()),
             bases: data("BASES").map(Map::HashMap).and_then(|map| map.try_into().ok()),
@@ -85,9 +89,18 @@ impl Borrowed {
         }
     }
 
-    /// Whether there is an agent.
+    /// Whether there is an agent, and it is known which.
     pub(super) fn is_there(&self) -> bool {
         !self.maps.is_empty()
+    }
+
+    /// Why there is none.
+    pub(super) fn absence(&self) -> &'static str {
+        match self.agents {
+            0 => "no agent captures",
+            1 => "the agent is of another version",
+            _ => "several agents capture, none of them here",
+        }
     }
 
     /// A file that stands for the notes, for the loader; `None`: there is no agent.

@@ -118,12 +118,8 @@ impl Knowledge {
         }
         let Some(key) = key else { return "an interface that is gone".to_owned() };
         let Some(wanted) = self.agent.wanted(key) else {
-            let whose = if self.agent.is_there() {
-                "no hook of flowlog's: not watched"
-            } else {
-                "no hook of flowlog's: no agent captures"
-            };
-            return whose.to_owned();
+            let whose = if self.agent.is_there() { "not watched" } else { self.agent.absence() };
+            return format!("no hook of flowlog's: {whose}");
         };
         let hook = if at != AT_EGRESS && wanted.flags & XDP_INGRESS != 0 {
             "hook xdp"
@@ -146,7 +142,7 @@ impl Knowledge {
         let whose = match wanted {
             Some(_) => String::new(),
             None if self.agent.is_there() => format!(" (not watched: {verdict} is what it would be)"),
-            None => " (no agent captures)".to_owned(),
+            None => format!(" ({})", self.agent.absence()),
         };
         let verdict = if wanted.is_none() { "no verdict" } else { verdict };
         format!("{verdict}{whose}, {reason} at {at}{}{}", self.noted(seen, key), self.ways(seen, key))

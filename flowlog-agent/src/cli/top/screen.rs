@@ -1,15 +1,10 @@
 //! Drawing on a terminal.
 
-use std::{
-    io,
-    sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError},
-    thread,
-};
+use std::sync::mpsc::{Receiver, TryRecvError};
 
 use flowlog_model::{live::TopReport, text::printable};
 use ratatui::{
     DefaultTerminal, Frame,
-    crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
     layout::{Constraint, Layout},
     style::{Style, Stylize as _},
     text::Line as Words,
@@ -18,7 +13,8 @@ use ratatui::{
 
 use super::{
     KEY_PAUSE,
-    view::{Key, Tab, View, rate},
+    keys::Keyboard,
+    view::{Tab, View, rate},
 };
 
 /// Shows reports until a key, or the last of them, ends it. The terminal is then as it was before.
@@ -29,17 +25,9 @@ pub(super) fn show(reports: &Receiver<TopReport>) -> anyhow::Result<()> {
     shown
 }
 
-/// What comes from the keyboard. crossterm waits for more bytes behind those that are no key (`event::poll` as well, whatever time it is
-/// given), so it waits in a thread of its own, which ends with the process.
-fn keyboard() -> Receiver<io::Result<Event>> {
-    let (sender, events) = mpsc::channel();
-    thread::spawn(move || while let Ok(()) = sender.send(event::read()) {});
-    events
-}
-
 fn attend(terminal: &mut DefaultTerminal, reports: &Receiver<TopReport>) -> anyhow::Result<()> {
     let mut view = View::default();
-    let keyboard = keyboard();
+    let keyboard = Keyboard::open()?;
     loop {
         loop {
             match reports.try_recv() {
@@ -49,33 +37,12 @@ fn attend(terminal: &mut DefaultTerminal, reports: &Receiver<TopReport>) -> anyh
             }
         }
         terminal.draw(|frame| draw(frame, &view))?;
-        let event = match keyboard.recv_timeout(KEY_PAUSE) {
-            Ok(event) => event?,
-            Err(RecvTimeoutError::Timeout) => continue,
-            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("nothing reads the keyboard any more"),
-        };
-        if key(&event).is_some_and(|key| !view.key(key)) {
-            return Ok(());
+        for key in keyboard.wait(KEY_PAUSE)? {
+            if !view.key(key) {
+                return Ok(());
+            }
         }
     }
-}
-
-/// A key that means something here.
-fn key(event: &Event) -> Option<Key> {
-    let Event::Key(pressed) = event else { return None };
-    if pressed.kind == KeyEventKind::Release {
-        return None;
-    }
-    Some(match pressed.code {
-        KeyCode::Char('c') if pressed.modifiers.contains(KeyModifiers::CONTROL) => Key::Interrupt,
-        KeyCode::Char(c) => Key::Char(c),
-        KeyCode::Enter => Key::Enter,
-        KeyCode::Esc => Key::Escape,
-        KeyCode::Backspace => Key::Backspace,
-        KeyCode::Tab | KeyCode::Right => Key::Next,
-        KeyCode::BackTab | KeyCode::Left => Key::Previous,
-        _ => return None,
-    })
 }
 
 fn draw(frame: &mut Frame<'_>, view: &View) {
