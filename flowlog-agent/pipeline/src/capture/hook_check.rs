@@ -18,6 +18,8 @@ pub(crate) struct HookCheck {
     state: State,
     /// It has been seen running before: the log says so once.
     ran: bool,
+    /// The last look found packets that the hook had not counted.
+    is_suspect: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ impl HookCheck {
     /// `before` are the interface's counters from before the attach.
     #[must_use]
     pub(crate) fn new(direction: Direction, before: Counters) -> Self {
-        Self { direction, before, state: State::Waiting, ran: false }
+        Self { direction, before, state: State::Waiting, ran: false, is_suspect: false }
     }
 
     /// Whether there is nothing more to find out for now.
@@ -58,8 +60,13 @@ impl HookCheck {
             }
             self.state = State::Runs;
             self.ran = true;
+            self.is_suspect = false;
         } else if passed > PACKETS_UNSEEN_MAX && !w.xdp.programs().iter().any(|p| p.mode == XdpMode::Driver) {
             // What a driver's program takes is in the interface's counters, sent back or received, and no hook's.
+            // The hook's count was read before the interface's: what came in between is in its next one.
+            if !std::mem::replace(&mut self.is_suspect, true) {
+                return;
+            }
             let in_front = node.hiding(spec).map(|found| found.front_words());
             tracing::warn!(interface, %direction, passed, in_front, "hook is attached but sees nothing: another program ends the chain before it");
             self.state = State::Dead;
