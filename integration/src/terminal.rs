@@ -33,11 +33,19 @@ impl Terminal {
     ///
     /// # Errors
     /// If there are no pseudo-terminals, or the command cannot be started.
-    pub fn run(mut command: Command) -> anyhow::Result<Self> {
+    pub fn run(command: Command) -> anyhow::Result<Self> {
+        Self::run_on(command, COLUMNS)
+    }
+
+    /// The same on one with so many columns.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_on(mut command: Command, columns: NonZero<u16>) -> anyhow::Result<Self> {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
         grantpt(&master)?;
         unlockpt(&master)?;
-        tcsetwinsize(&master, Winsize { ws_row: ROWS.get(), ws_col: COLUMNS.get(), ws_xpixel: 0, ws_ypixel: 0 })?;
+        tcsetwinsize(&master, Winsize { ws_row: ROWS.get(), ws_col: columns.get(), ws_xpixel: 0, ws_ypixel: 0 })?;
         let slave = File::options().read(true).write(true).open(ptsname(&master, Vec::new())?.to_str()?)?;
         let child = command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave).spawn()?;
         drop(command);
@@ -53,7 +61,7 @@ impl Terminal {
                 }
             }
         });
-        Ok(Self { child, keys, output, screen: vt100::Parser::new(ROWS, COLUMNS, 0) })
+        Ok(Self { child, keys, output, screen: vt100::Parser::new(ROWS, columns, 0) })
     }
 
     /// Presses keys.
@@ -84,6 +92,20 @@ impl Terminal {
             let bytes = self.output.recv_timeout(left).with_context(|| format!("no {what} on:\n{shown}"))?;
             self.screen.process(&bytes);
         }
+    }
+
+    /// Waits for the program's end; what is on the screen then, lines whole that are longer than a row.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn shown_at_end(mut self) -> anyhow::Result<String> {
+        let status = self.child.wait()?;
+        while let Ok(bytes) = self.output.recv_timeout(PATIENCE) {
+            self.screen.process(&bytes);
+        }
+        let shown = self.screen.screen().contents();
+        ensure!(status.success(), "{status}: {shown}");
+        Ok(shown)
     }
 
     /// Waits for the program's end, and checks that the terminal is as it was before.

@@ -99,8 +99,13 @@ pub fn listen(options: &ApiOptions) -> Result<Listening, ServeError> {
     Ok(Listening { unix, tcp, node, public_url: public_url(options) })
 }
 
+/// Its directory is made if that alone is missing: nobody but this agent needs `/run/flowlog`.
 fn own_socket(path: &Path) -> Result<std::os::unix::net::UnixListener, ServeError> {
-    socket(path).map_err(|source| ServeError::Socket { path: path.to_owned(), source })
+    let made = match path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
+        Some(dir) if dir.parent().is_some_and(Path::exists) => fs::create_dir(dir),
+        _ => Ok(()),
+    };
+    made.and_then(|()| socket(path)).map_err(|source| ServeError::Socket { path: path.to_owned(), source })
 }
 
 fn certificate(options: &ApiOptions) -> Result<Option<Certificate>, ServeError> {
@@ -204,10 +209,11 @@ impl Served {
     }
 }
 
-/// Makes the node's own socket. Every user may connect to it; the kernel tells which user it is.
+/// Makes a socket, in a directory that is there. Every user may connect to it; the kernel tells which user it is.
 pub(crate) fn socket(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-        fs::create_dir_all(dir)?;
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
+        let words = format!("there is no directory `{}`: make it first, or name another socket", dir.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, words));
     }
     // A socket that nobody serves is a leftover of an agent that has ended, and is replaced. Any other file is left alone.
     if fs::symlink_metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type())) {
@@ -362,5 +368,21 @@ where
         }
         () = in_time => tracing::debug!("a connection was cut after its time"),
         () = seat.needed() => tracing::debug!("a connection was cut: somebody with fewer needs the seat"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_directory_is_made_for_a_socket_but_the_last_one_for_the_agents_own() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let at = |name: &str| dir.path().join(name);
+        let error = socket(&at("run/metrics.sock")).expect_err("no directory").to_string();
+        assert!(error.contains("there is no directory `") && error.contains("run`"), "{error}");
+        assert!(own_socket(&at("typo/run/agent.sock")).is_err());
+        assert_eq!(fs::read_dir(dir.path()).expect("a list").count(), 0, "something was made");
+        assert!(own_socket(&at("run/agent.sock")).is_ok() && socket(&at("run/metrics.sock")).is_ok());
     }
 }

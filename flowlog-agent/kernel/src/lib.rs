@@ -82,6 +82,9 @@ pub enum KernelError {
     /// A setting that this kernel cannot have.
     #[error(transparent)]
     Setting(#[from] InvalidField),
+    /// Another agent has it.
+    #[error("cannot {action}: {source}")]
+    InUse { action: String, source: io::Error },
     #[error("cannot {action}: {problem}")]
     Refused {
         action: String,

@@ -137,7 +137,13 @@ impl Pins {
         make_dir(root)?;
         // The directory could be a link to somebody else's, or writable by others.
         lock::private_dir(root).map_err(|e| failed(format!("use the pin directory `{shown}`"), &e))?;
-        let lock = lock::take(root).map_err(|e| failed(format!("lock the pin directory `{shown}`"), &e))?;
+        let lock = lock::take(root).map_err(|source| {
+            let action = format!("lock the pin directory `{shown}`");
+            match source.kind() {
+                io::ErrorKind::ResourceBusy => KernelError::InUse { action, source },
+                _ => failed(action, &source),
+            }
+        })?;
         let handle = PathBuf::from(format!("/proc/self/fd/{}", lock.as_raw_fd()));
         let set = handle.join(set_name());
         let mut pins = Self { root: root.to_owned(), handle, set, adopted: false, _lock: lock };

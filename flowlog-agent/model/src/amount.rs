@@ -162,6 +162,47 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+/// An amount, and how it was written: whoever is told that it will not do finds that in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written<T> {
+    /// What it means.
+    pub is: T,
+    /// What was written.
+    pub text: String,
+}
+
+impl<T: FromStr<Err = NoAmount>> de::Visitor<'_> for Written<NumberOr<T>> {
+    type Value = Written<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.is.expecting(f)
+    }
+
+    fn visit_u64<E: de::Error>(self, n: u64) -> Result<Written<T>, E> {
+        self.is.visit_u64(n).map(|is| Written { is, text: n.to_string() })
+    }
+
+    fn visit_i64<E: de::Error>(self, n: i64) -> Result<Written<T>, E> {
+        self.is.visit_i64(n).map(|is| Written { is, text: n.to_string() })
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Written<T>, E> {
+        self.is.visit_str(text).map(|is| Written { is, text: text.to_owned() })
+    }
+}
+
+macro_rules! written {
+    ($($amount:ident),*) => {$(
+        impl<'de> Deserialize<'de> for Written<$amount> {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                from.deserialize_any(Written { is: NumberOr($amount), text: String::new() })
+            }
+        }
+    )*};
+}
+
+written!(Secs, Size);
+
 /// A length of time, to one unit.
 #[must_use]
 pub fn duration(secs: i64) -> String {

@@ -150,13 +150,13 @@ impl WatchSpec {
     }
 
     /// Whether the same hooks serve both: packets that one's programs see the other's do, and count as it does. Whose they become, where
-    /// they go, and when a window ends may differ.
+    /// they go, when a window ends, and whether it is asked for their other side may differ.
     #[must_use]
     pub fn is_hooked_as(&self, other: &Self) -> bool {
         let is_seen = |spec: &Self| spec.rule.action != Action::Rejected;
         // What XDP counts it need not see where nothing is counted.
         let counts_alike = self.hook != HookKind::Xdp || is_seen(self) == is_seen(other);
-        let of = |spec: &Self| (spec.key(), spec.hook, spec.side, spec.rule.directions, spec.translations);
+        let of = |spec: &Self| (spec.key(), spec.hook, spec.side, spec.rule.directions);
         of(self) == of(other) && self.node_id == other.node_id && counts_alike
     }
 

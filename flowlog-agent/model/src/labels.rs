@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::rule::{InvalidField, NAME_BYTES_MAX};
+use crate::{
+    rule::{InvalidField, NAME_BYTES_MAX},
+    text::quotable,
+};
 
 /// Labels of one resource: they are kept for each watch, in the journal, and in each of its objects.
 pub const LABELS_MAX: usize = 16;
@@ -27,7 +30,7 @@ impl Labels {
         if value.len() > LABEL_BYTES_MAX || value.chars().any(char::is_control) {
             let beginning: String = value.chars().take(32).collect();
             let rule = format!("a value has at most {LABEL_BYTES_MAX} bytes, and no control characters");
-            return Err(InvalidField::new("label", format!("{name} = {}", beginning.escape_debug()), rule));
+            return Err(InvalidField::new("label", format!("{name} = {}", quotable(&beginning)), rule));
         }
         if self.0.len() >= LABELS_MAX && !self.0.contains_key(name) {
             let rule = format!("is one too many: a resource has {LABELS_MAX} labels at most");
@@ -68,7 +71,7 @@ fn check_name(name: &str) -> Result<(), InvalidField> {
     }
     let beginning: String = name.chars().take(32).collect();
     let rule = format!("a name has 1 to {NAME_BYTES_MAX} ASCII letters, digits, `.`, `_` or `-`");
-    Err(InvalidField::new("label", beginning.escape_debug().to_string(), rule))
+    Err(InvalidField::new("label", quotable(&beginning), rule))
 }
 
 impl TryFrom<BTreeMap<String, String>> for Labels {
@@ -91,7 +94,7 @@ impl From<Labels> for BTreeMap<String, String> {
 impl fmt::Display for Labels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, (name, value)) in self.iter().enumerate() {
-            write!(f, "{}{name}={}", if n == 0 { "" } else { ", " }, value.escape_debug())?;
+            write!(f, "{}{name}={}", if n == 0 { "" } else { ", " }, quotable(value))?;
         }
         Ok(())
     }

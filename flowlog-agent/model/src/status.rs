@@ -34,9 +34,19 @@ pub struct Status {
     /// Objects in `quarantine` of the state directory: a person must look at them.
     #[serde(default)]
     pub quarantined: usize,
+    /// What it does before it ends, and how that is cut short, if it has been asked to end.
+    #[serde(default)]
+    pub stopping: Option<String>,
     /// SIGUSR1 makes this agent write `live.json`; an older one would end by it.
     #[serde(default)]
     pub looks_when_asked: bool,
+}
+
+impl Status {
+    /// How the delivery of everything is doing, of what has ended too.
+    pub fn deliveries(&self) -> impl Iterator<Item = &RouteStatus> {
+        self.rules.iter().map(|r| &r.delivery).chain(self.leaving.iter().map(|l| &l.delivery))
+    }
 }
 
 /// Objects of a capture that has ended: its flow log was deleted, or is not configured any more.

@@ -20,6 +20,16 @@ pub fn printable(words: &str) -> Cow<'_, str> {
     Cow::Owned(seen)
 }
 
+/// The same on a place between quotes in a sentence: what cannot be seen is written by its number as well. Quotes stay as they are.
+#[must_use]
+pub fn quotable(words: &str) -> String {
+    let mut seen = String::with_capacity(words.len());
+    for c in words.chars() {
+        if matches!(c, '\'' | '"') { seen.push(c) } else { seen.extend(c.escape_debug()) }
+    }
+    seen
+}
+
 /// Controls of C0 and C1, and the bidirectional ones (Unicode Standard Annex 9, table 2) with line and paragraph separator.
 fn acts(c: char) -> bool {
     c.is_control()
@@ -29,6 +39,12 @@ fn acts(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quotes_of_a_name_stay_and_what_cannot_be_seen_does_not() {
+        assert_eq!(quotable("o'brien \"x\""), "o'brien \"x\"");
+        assert_eq!(quotable("a\u{1b}\n\u{200b}"), "a\\u{1b}\\n\\u{200b}");
+    }
 
     #[test]
     fn what_acts_on_a_terminal_is_written_by_its_number_and_all_else_stays() {

@@ -8,6 +8,7 @@ use std::{
 
 use flowlog_host::clock;
 use flowlog_model::{
+    CaptureSpec,
     figures::Look,
     rule::Rule,
     status::{
@@ -41,6 +42,11 @@ pub struct Reporter {
     closed: BTreeMap<(String, String), ClosedWindows>,
     /// What an earlier agent knew last.
     known: BTreeMap<Captured, Known>,
+    /// Where the objects of the rules go that were said last, in their order.
+    routes: Vec<(Route, String)>,
+    node_id: String,
+    /// What is done before the end, once there is one.
+    stopping: Option<String>,
     written: Status,
     said: watch::Sender<Arc<Status>>,
 }
@@ -54,7 +60,21 @@ impl Reporter {
             disk::read(&*fs, "", FILE).ok().and_then(|json| serde_json::from_slice(&json).ok());
         let known = earlier.into_iter().flat_map(|status| status.rules).map(|r| (Captured::of(&r), Known::of(r)));
         let known = known.collect();
-        Self { fs, closed: BTreeMap::new(), known, written: Status::default(), said: watch::Sender::default() }
+        Self {
+            fs,
+            closed: BTreeMap::new(),
+            known,
+            routes: Vec::new(),
+            node_id: String::new(),
+            stopping: None,
+            written: Status::default(),
+            said: watch::Sender::default(),
+        }
+    }
+
+    /// From now on it is said that the agent is about to end. It does not look when it is asked any more.
+    pub fn stop(&mut self, words: &str) {
+        self.stopping = Some(words.to_owned());
     }
 
     /// What was said last.
@@ -102,6 +122,9 @@ impl Reporter {
         let wanted: BTreeSet<(String, String)> =
             capture.captures().iter().map(|c| (c.rule.folder(), capture.id(c))).collect();
         self.closed.retain(|of, _| wanted.contains(of));
+        let of = |c: &CaptureSpec| (route_of(&c.rule), stem(&capture.id(c), capture.node_id()));
+        self.routes = capture.captures().iter().map(of).collect();
+        capture.node_id().clone_into(&mut self.node_id);
         let rules = capture.captures().iter().map(|c| {
             let rule = &c.rule;
             let interface_id = capture.id(c);
@@ -133,7 +156,7 @@ impl Reporter {
                 None => status,
             }
         });
-        let mut status = Status {
+        let status = Status {
             written_secs: self.written.written_secs,
             pid: std::process::id(),
             rules: rules.collect(),
@@ -142,8 +165,31 @@ impl Reporter {
             trouble: trouble.map(str::to_owned),
             quarantined: deliveries.aside.values().sum(),
             leaving: deliveries.left(capture.node_id()),
-            looks_when_asked: true,
+            stopping: self.stopping.clone(),
+            looks_when_asked: self.stopping.is_none(),
         };
+        self.say(status, now_secs);
+    }
+
+    /// Says how the delivery of what is left is doing, when there is no capture any more.
+    pub fn report_rest(&mut self, progress: &Progress, spool: &Spool) {
+        let now_secs = clock::now().wall.secs();
+        let mut deliveries = Deliveries::of(progress, spool);
+        let mut status = self.written.clone();
+        for (rule, (route, stem)) in status.rules.iter_mut().zip(&self.routes) {
+            let last = rule.delivery.last_object.take();
+            rule.delivery = deliveries.take(route.clone(), stem.clone());
+            rule.delivery.last_object = rule.delivery.last_object.take().or(last);
+        }
+        status.spool_bytes = spool.bytes();
+        status.spool_full = spool.is_full(now_secs);
+        status.quarantined = deliveries.aside.values().sum();
+        status.leaving = deliveries.left(&self.node_id);
+        (status.stopping, status.looks_when_asked) = (self.stopping.clone(), self.stopping.is_none());
+        self.say(status, now_secs);
+    }
+
+    fn say(&mut self, mut status: Status, now_secs: i64) {
         if status == self.written {
             return;
         }
@@ -324,6 +370,36 @@ mod tests {
         assert_eq!(left.len(), 1);
         assert_eq!((left[0].folder.as_str(), left[0].interface_id.as_str()), ("old", "nic-b"));
         assert!(left[0].delivery.waiting == 3 && left[0].delivery.state.error() == Some("gone"));
+    }
+
+    #[test]
+    fn when_the_capture_has_ended_it_is_said_what_is_left_and_that_the_agent_is_ending() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let disk: Arc<dyn Filesystem> = Arc::new(Disk::open(dir.path()).expect("disk"));
+        let (spool, _) = Spool::open(disk.clone(), Limits::default()).expect("open");
+        let mut reporter = Reporter::new(disk);
+        let web = Route { store: "s3://flows".to_owned(), folder: "web".to_owned() };
+        let object = DeliveredObject { key: "last".to_owned(), bytes: 41, at_secs: 7 };
+        let mut rule = RuleStatus { rule: "web".to_owned(), ..RuleStatus::default() };
+        rule.delivery = RouteStatus { waiting: 1, last_object: Some(object.clone()), ..RouteStatus::default() };
+        reporter.written = Status { rules: vec![rule], looks_when_asked: true, ..Status::default() };
+        reporter.routes = vec![(web.clone(), "nic-a_n".to_owned())];
+        "n".clone_into(&mut reporter.node_id);
+        let waiting = |waiting| RouteStatus { waiting, ..RouteStatus::default() };
+        let old = Route { folder: "old".to_owned(), ..web.clone() };
+        let progress = Progress {
+            interfaces: [((web, "nic-a_n".to_owned()), waiting(5)), ((old, "nic-b_n".to_owned()), waiting(2))].into(),
+            ..Progress::default()
+        };
+        reporter.stop("delivering");
+        reporter.report_rest(&progress, &spool);
+        let json = std::fs::read(dir.path().join(FILE)).expect("the file");
+        let said: Status = serde_json::from_slice(&json).expect("a status");
+        assert_eq!((said.stopping.as_deref(), said.looks_when_asked), (Some("delivering"), false));
+        assert_eq!((said.rules[0].delivery.waiting, &said.rules[0].delivery.last_object), (5, &Some(object)));
+        assert_eq!((said.leaving[0].interface_id.as_str(), said.leaving[0].delivery.waiting), ("nic-b", 2));
+        reporter.report_rest(&Progress::default(), &spool);
+        assert!(reporter.said().leaving.is_empty() && reporter.said().rules[0].delivery.waiting == 0);
     }
 
     #[test]

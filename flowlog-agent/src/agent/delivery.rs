@@ -117,6 +117,11 @@ impl Delivery {
         self.reporter.report(capture, &self.progress.borrow(), &self.spool, trouble);
     }
 
+    /// The same, when there is no capture any more.
+    pub(super) fn report_rest(&mut self) {
+        self.reporter.report_rest(&self.progress.borrow(), &self.spool);
+    }
+
     /// Hands closed windows to the encoder. Whoever stops waiting for it loses none.
     pub(super) async fn encode(&mut self, capture: &mut Capture) -> Result<(), AgentError> {
         self.queue.extend(capture.take_closed());

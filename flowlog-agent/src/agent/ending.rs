@@ -6,15 +6,21 @@ use flowlog_host::clock;
 
 use super::{Capture, delivery::Delivery, error::AgentError, signals::Stop, trouble::Trouble};
 
-/// So often it is said what is waited for.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+/// So often the status is brought up to date.
+const STATUS_EVERY: Duration = Duration::from_secs(2);
+/// The log says what is waited for once in so many of these times.
+const SAY_EVERY: usize = 5;
+/// What `flowlog status` says meanwhile, and `flowlog stop`, which waits for it.
+const STOPPING: &str = "delivering what is captured; a further `flowlog stop` (or Ctrl-C) ends it at once, and leaves the rest in the spool";
 
 /// Ends the capture, delivers everything and removes what is left.
 ///
 /// # Errors
 /// [`AgentError::LeftBehind`] if a signal came first; what there is to deliver is in the state directory then.
 pub(super) async fn finish(mut capture: Capture, mut delivery: Delivery, stop: &mut Stop) -> Result<(), AgentError> {
-    tracing::info!("stopping: taking the hooks away and flushing the open windows");
+    tracing::info!("stopping: taking the hooks away and flushing the open windows; a further signal ends it at once");
+    delivery.reporter.stop(STOPPING);
+    delivery.report(&capture, None);
     let closed = tokio::select! {
         biased;
         () = stop.asked() => {
@@ -29,7 +35,9 @@ pub(super) async fn finish(mut capture: Capture, mut delivery: Delivery, stop: &
     closed?;
     capture.end();
     drop(capture);
-    delivered(&delivery, stop).await
+    let done = delivered(&mut delivery, stop).await;
+    delivery.report_rest();
+    done
 }
 
 /// Takes the hooks away, and waits until all windows are objects in the spool. A full disk is waited for.
@@ -56,11 +64,11 @@ async fn close(capture: &mut Capture, delivery: &mut Delivery) -> Result<(), Age
 }
 
 /// Waits until the spool is empty, and says what it waits for.
-async fn delivered(delivery: &Delivery, stop: &mut Stop) -> Result<(), AgentError> {
+async fn delivered(delivery: &mut Delivery, stop: &mut Stop) -> Result<(), AgentError> {
     let mut progress = delivery.progress.clone();
     delivery.wake.notify_one();
-    let mut say = tokio::time::interval(SAY_EVERY);
-    say.tick().await;
+    let mut tell = tokio::time::interval(STATUS_EVERY);
+    let mut told = 0;
     while !delivery.spool.is_empty() {
         tokio::select! {
             biased;
@@ -71,10 +79,16 @@ async fn delivered(delivery: &Delivery, stop: &mut Stop) -> Result<(), AgentErro
             }
             // The uploader lives longer than this.
             _ = progress.changed() => {}
-            _ = say.tick() => {
+            _ = tell.tick() => {
+                delivery.report_rest();
+                told += 1;
+                // What is delivered at once needs no words.
+                if told % SAY_EVERY != 2 {
+                    continue;
+                }
                 let waiting = delivery.spool.entries().map_or(0, |e| e.len());
                 let why = progress.borrow_and_update().trouble().unwrap_or("the store is slow").to_owned();
-                tracing::info!(waiting, why, "waiting for objects to be delivered; a signal leaves them in the spool");
+                tracing::info!(waiting, why, "waiting for objects to be delivered; a further signal leaves them in the spool");
             }
         }
     }

@@ -150,7 +150,7 @@ pub(crate) async fn run(plan: Plan, confined: &Confined) -> Result<(), AgentErro
         );
         return Ok(());
     }
-    around.service.stopping("stopping: delivering what is captured");
+    around.service.stopping("stopping: delivering what is captured; a further signal leaves the rest in the spool");
     // The signal that led here is being obeyed; the next one ends the waiting.
     stop.obey();
     match finish(capture, delivery, &mut stop).await {

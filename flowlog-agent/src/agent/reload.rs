@@ -32,7 +32,7 @@ use super::{
     signals::Hangups,
     start::{check_interfaces, check_targets},
 };
-use crate::config::{Config, Layers, Merged, NEEDS_RESTART};
+use crate::config::{Config, Layers, Merged, needs_restart};
 
 /// Where it is written what came of the last reload, in the state directory: for `flowlog reload`, which waits for it.
 pub(crate) const FILE: &str = "reload.json";
@@ -259,24 +259,26 @@ impl Reload {
     /// Checks everything that can be, and listens where it is to be served. The error says why it cannot be.
     fn prepare(&self, capture: &Capture, wanted: &Wanted) -> Result<Change, String> {
         let old = &self.plan.config;
+        let is_pinned = old.pin_dir.is_some();
+        let restart = needs_restart(is_pinned);
         let merged = self.plan.layers.read().map_err(|e| e.to_string())?;
         let changed = merged.changed(&self.plan.merged);
-        let fixed: Vec<String> = changed.iter().filter_map(|key| key.refused_by_a_reload()).collect();
+        let fixed: Vec<String> = changed.iter().filter_map(|key| key.refused_by_a_reload(is_pinned)).collect();
         if !fixed.is_empty() {
             return Err(fixed.join("; "));
         }
         let (config, _) = memory::checked(merged.raw.clone()).map_err(|e| e.to_string())?;
         if config.enters_namespaces && !old.enters_namespaces {
             return Err(format!(
-                "flow_log.netns: the agent has given up what entering other namespaces takes; {NEEDS_RESTART}"
+                "flow_log.netns: the agent has given up what entering other namespaces takes; {restart}"
             ));
         }
         if config.manage.is_some() != old.manage.is_some() {
-            return Err(format!("api: whether it is served is decided at the start; {NEEDS_RESTART}"));
+            return Err(format!("api: whether it is served is decided at the start; {restart}"));
         }
         let of = |config: &Config| config.manage.as_ref().map(|m| m.sources.clone()).unwrap_or_default();
         if of(&config) != of(old) {
-            return Err(format!("inventory.source: {NEEDS_RESTART}"));
+            return Err(format!("inventory.source: {restart}"));
         }
         check_targets(&config).map_err(|e| e.to_string())?;
         check_interfaces(&config).map_err(|e| e.to_string())?;

@@ -110,9 +110,8 @@ fn words(status: &Status, now_secs: i64) -> String {
     if captured < status.rules.len() {
         parts[0] = format!("{}, {} not captured", parts[0], status.rules.len() - captured);
     }
-    let deliveries = || status.rules.iter().map(|r| &r.delivery).chain(status.leaving.iter().map(|l| &l.delivery));
-    let waiting: usize = deliveries().map(|d| d.waiting).sum();
-    parts.push(match deliveries().filter_map(|d| d.oldest_secs).min() {
+    let waiting: usize = status.deliveries().map(|d| d.waiting).sum();
+    parts.push(match status.deliveries().filter_map(|d| d.oldest_secs).min() {
         Some(oldest) if waiting > 0 => {
             format!("{}, the oldest for {} s", of(waiting, "undelivered object"), (now_secs - oldest).max(0))
         }

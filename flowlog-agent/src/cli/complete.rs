@@ -2,7 +2,11 @@
 //!
 //! A shell asks this binary itself, with a variable in its environment. Nothing here says why it knows nothing: whoever presses tab sees.
 
-use std::{path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use clap::Command;
 use clap_complete::{
@@ -57,7 +61,7 @@ pub(super) fn interfaces() -> ArgValueCandidates {
     })
 }
 
-/// Names of flow logs: drafts too, if there is a socket.
+/// Names of flow logs that can be managed: drafts too, if there is a socket.
 pub(super) fn flow_logs() -> ArgValueCandidates {
     ArgValueCandidates::new(|| match asked::<Vec<Summary>>("flowlogs") {
         Some(all) => {
@@ -65,7 +69,20 @@ pub(super) fn flow_logs() -> ArgValueCandidates {
                 |f: &FlowLog| candidate(&f.properties.name, Some(format!("{}, {}", client::word(&f.state), f.id)));
             all.iter().filter_map(|s| named(&s.flow_log)).collect()
         }
-        None => captured().into_iter().filter_map(|(rule, interface)| candidate(&rule, Some(interface))).collect(),
+        None => captures(&read()),
+    })
+}
+
+/// Names of flow logs that have flows: what captures nothing, such as a draft, has none; those of the configuration do.
+pub(super) fn captured() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| {
+        let managed = asked::<Vec<Summary>>("flowlogs").unwrap_or_default();
+        let managed = managed.into_iter().filter(|s| !s.captures.is_empty()).map(|s| s.flow_log.properties.name);
+        let listed = asked::<InventoryList>("inventory").map(|list| list.resources).unwrap_or_default();
+        let by_selection = listed.into_iter().filter_map(|listed| listed.selected_by);
+        let written = read().rules.into_iter().map(|r| r.rule);
+        let all: BTreeSet<String> = managed.chain(by_selection).chain(written).collect();
+        all.iter().filter_map(|name| candidate(name, None)).collect()
     })
 }
 
@@ -87,13 +104,16 @@ fn candidate(word: &str, help: Option<String>) -> Option<CompletionCandidate> {
     can_be_typed.then(|| CompletionCandidate::new(word).help(help.map(|words| printable(&words).into_owned().into())))
 }
 
-/// Rules and their interfaces, from what the agent has written down.
-fn captured() -> Vec<(String, String)> {
+/// What the agent has written down.
+fn read() -> Status {
     let status = std::fs::read(Path::new(STATE_DIR_DEFAULT).join(FILE)).unwrap_or_default();
-    let status: Status = serde_json::from_slice(&status).unwrap_or_default();
-    let mut all: Vec<_> = status.rules.into_iter().map(|r| (r.rule, r.interface)).collect();
-    all.dedup_by(|a, b| a.0 == b.0);
-    all
+    serde_json::from_slice(&status).unwrap_or_default()
+}
+
+/// Rules, each once, with an interface of theirs.
+fn captures(status: &Status) -> Vec<CompletionCandidate> {
+    let all: BTreeMap<&str, &str> = status.rules.iter().map(|r| (r.rule.as_str(), r.interface.as_str())).collect();
+    all.into_iter().filter_map(|(rule, interface)| candidate(rule, Some(interface.to_owned()))).collect()
 }
 
 /// What the agent at the usual socket says.

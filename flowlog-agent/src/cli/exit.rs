@@ -31,7 +31,7 @@ const MEANINGS: [(u8, &str); 11] = [
     (EX_NOINPUT, "what is named is not there"),
     (EX_UNAVAILABLE, "no agent answers, or its stream has ended"),
     (EX_SOFTWARE, "the system refused, or flowlog is wrong"),
-    (EX_TEMPFAIL, "not now: try again"),
+    (EX_TEMPFAIL, "not now: try again; or another agent has the state directory, or the pins"),
     (EX_NOPERM, "a permission is missing"),
     (EX_CONFIG, "the configuration is wrong, or does not fit this machine"),
 ];
@@ -149,7 +149,8 @@ fn of_agent(error: &AgentError) -> u8 {
         AgentError::Kernel(KernelError::Permission { .. })
         | AgentError::Confine(ConfineError::CannotFollow { .. } | ConfineError::CannotAsk { .. })
         | AgentError::Target { source: BucketError::Denied { .. }, .. } => EX_NOPERM,
-        AgentError::LeftBehind { .. } => EX_TEMPFAIL,
+        AgentError::LeftBehind { .. } | AgentError::Kernel(KernelError::InUse { .. }) => EX_TEMPFAIL,
+        AgentError::StateDir { source, .. } if source.kind() == ErrorKind::ResourceBusy => EX_TEMPFAIL,
         AgentError::Kernel(KernelError::Setting(_))
         | AgentError::NetDev(_)
         | AgentError::Target { .. }

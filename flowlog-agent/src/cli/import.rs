@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{ErrorKind, Read as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -10,14 +11,14 @@ use anyhow::Context as _;
 use flowlog_control::inventory::{
     Contract,
     source::{
-        import::import,
+        import::{HEAD, import},
         spec::{RawSource, SourceKind},
     },
 };
 use flowlog_kernel::netdev;
 
 use super::{exit::Failure, out};
-use crate::config::{ConfigError, Layers};
+use crate::config::{ConfigError, Layers, whole};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -38,7 +39,7 @@ pub(super) struct ImportArgs {
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
     /// Where the database listens [default: /run/openvswitch/db.sock].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, visible_alias = "socket", value_name = "FILE")]
     database: Option<PathBuf>,
     /// A regular expression over names of interfaces, with named groups; may be repeated.
     #[arg(long = "pattern", value_name = "REGEX")]
@@ -55,9 +56,12 @@ pub(super) struct ImportArgs {
     /// Show what the file would say, and write nothing.
     #[arg(long, required_unless_present = "to", conflicts_with = "to")]
     dry_run: bool,
-    /// Write this inventory file, in the place of one that is there.
+    /// Write this inventory file, in the place of one that an import has written.
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
+    /// Write it in the place of any file.
+    #[arg(long, requires = "to")]
+    replace: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -83,7 +87,10 @@ fn pair(text: &str) -> Result<(String, String), &'static str> {
 }
 
 pub(super) fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
-    let to = args.to.clone();
+    let (to, replaces_any) = (args.to.clone(), args.replace);
+    if let Some(path) = to.as_deref().filter(|_| !replaces_any) {
+        ensure_ours(path)?;
+    }
     let source = args.source()?.check().map_err(ConfigError::from)?;
     let names = netdev::all().context("cannot list the interfaces")?.into_iter().map(|dev| dev.name).collect();
     let imported = import(source, names);
@@ -102,12 +109,33 @@ pub(super) fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What somebody has written by hand is not replaced.
+fn ensure_ours(path: &Path) -> anyhow::Result<()> {
+    let mut head = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(HEAD.len() as u64).read_to_end(&mut head));
+    match read {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot read `{}`, which is to be replaced", path.display())),
+        Ok(_) if head == HEAD.as_bytes() => Ok(()),
+        Ok(_) => {
+            let words = format!(
+                "`{}` is there, and no import has written it: name another file, or say `--replace`",
+                path.display()
+            );
+            Err(Failure::Wrong(words).into())
+        }
+    }
+}
+
 /// Beside its place first: an agent may be reading it.
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".partial");
-    fs::write(&beside, text)?;
-    fs::rename(beside, path)
+    let written = fs::write(&beside, text).and_then(|()| fs::rename(&beside, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    written
 }
 
 impl ImportArgs {
@@ -127,8 +155,9 @@ impl ImportArgs {
             };
         }
         let mut source = RawSource::of(kind);
-        source.directory = self.directory;
-        source.socket = self.database;
+        // As paths of a command line are meant: from where it is given.
+        source.directory = self.directory.as_deref().map(whole).transpose().context("--directory")?;
+        source.socket = self.database.as_deref().map(whole).transpose().context("--database")?;
         source.patterns = self.patterns;
         source.contract = self.contract;
         for (project, contract) in self.projects {

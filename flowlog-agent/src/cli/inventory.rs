@@ -20,8 +20,6 @@ Examples:
   flowlog inventory list
   flowlog inventory list -o json")]
 pub(super) struct InventoryArgs {
-    #[command(flatten)]
-    agent: ClientArgs,
     #[command(subcommand)]
     what: What,
 }
@@ -29,16 +27,16 @@ pub(super) struct InventoryArgs {
 #[derive(Subcommand)]
 enum What {
     /// List NICs, NAT gateways and load balancers, and their flow logs.
-    List,
+    List(ClientArgs),
     /// Show what a source of the inventory would bring, or write it into a file: without an agent.
     Import(Box<import::ImportArgs>),
 }
 
 pub(super) fn run(args: InventoryArgs) -> anyhow::Result<ExitCode> {
-    let InventoryArgs { agent, what } = args;
-    if let What::Import(import) = what {
-        return import::run(*import);
-    }
+    let agent = match args.what {
+        What::Import(import) => return import::run(*import),
+        What::List(agent) => agent,
+    };
     let output = agent.output;
     let inventory = agent.client().get("inventory")?;
     if output == Output::Json {
@@ -48,7 +46,7 @@ pub(super) fn run(args: InventoryArgs) -> anyhow::Result<ExitCode> {
     let InventoryList { resources, unowned, problems } = read(inventory)?;
     let mut table = Table::new(&[
         Column::whole("ID"),
-        Column::whole("KIND"),
+        Column::cut("KIND"),
         Column::cut("CONTRACT"),
         Column::whole("SIDE").spare(),
         Column::cut("INTERFACES"),

@@ -33,6 +33,9 @@ use std::{
 use anyhow::Context as _;
 use args::{DETACH_EXAMPLES, DetachArgs, RUN_EXAMPLES, RunArgs, StateArgs};
 use clap::{CommandFactory as _, Parser, Subcommand, builder::PossibleValuesParser, error::ErrorKind};
+
+use crate::log;
+
 /// eBPF flow logs: every packet of an interface, accepted or refused, as Parquet in object storage.
 #[derive(Parser)]
 #[command(name = "flowlog", version, max_term_width = 110, after_help = exit::help())]
@@ -136,7 +139,10 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if error.is::<out::Closed>() => ExitCode::SUCCESS,
         Err(error) => {
-            out::error(&exit::words(&error));
+            let words = exit::words(&error);
+            if !log::last_words(&words) {
+                out::error(&words);
+            }
             exit::code(&error)
         }
     }

@@ -40,7 +40,7 @@ pub(super) struct FilterArgs {
     #[arg(long, short, value_name = "NAME", add = complete::interfaces())]
     interface: Vec<String>,
     /// Name of the flow log.
-    #[arg(long, value_name = "NAME", add = complete::flow_logs())]
+    #[arg(long, value_name = "NAME", add = complete::captured())]
     flow_log: Vec<String>,
     /// Drop reason: the kernel's name.
     #[arg(long, value_name = "NAME")]

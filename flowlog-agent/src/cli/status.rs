@@ -118,7 +118,7 @@ fn say(state_dir: &Path, form: StatusForm, is_long: bool, before: &mut Option<Lo
             out::text(&Shown { status: &status, is_running, look, before, now_secs, is_long }.text())?;
         }
         StatusForm::Json => out::json(&All { status, running: is_running, live: look.as_ref() })?,
-        StatusForm::Prometheus => out::text(&metrics::text(Figures { status, is_running, live: None }))?,
+        StatusForm::Prometheus => out::text(&metrics::classic_text(Figures { status, is_running, live: None }))?,
     }
     *before = look;
     // 3 is what service managers expect of a status command when nothing runs.

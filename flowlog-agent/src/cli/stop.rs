@@ -4,12 +4,19 @@ use std::{io::ErrorKind, os::fd::OwnedFd, path::Path, process::ExitCode, time::D
 
 use anyhow::Context as _;
 use flowlog_host::lock;
+use flowlog_model::status::Status;
+use flowlog_pipeline::reporter::FILE;
 use rustix::process::{Pid, Signal};
 
-use super::{exit::Failure, out::say};
+use super::{
+    exit::Failure,
+    out::{self, say},
+};
 
 /// How long an agent may take to write its last records down.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// After so long without a word it is said what the agent is doing.
+const SILENCE: Duration = Duration::from_secs(3);
 
 pub(super) fn run(state_dir: &Path) -> anyhow::Result<ExitCode> {
     if stop(state_dir)? {
@@ -40,13 +47,33 @@ pub(super) fn find(state_dir: &Path) -> anyhow::Result<Option<(OwnedFd, u32)>> {
 
 /// Ends the agent that holds a state directory and waits until it has; `false` if there is none.
 pub(super) fn stop(state_dir: &Path) -> anyhow::Result<bool> {
-    let Some((handle, _)) = find(state_dir)? else { return Ok(false) };
+    let Some((handle, pid)) = find(state_dir)? else { return Ok(false) };
     rustix::process::pidfd_send_signal(&handle, Signal::TERM).context("cannot signal the agent")?;
-    let mut ended = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
-    let patience = rustix::event::Timespec { tv_sec: i64::try_from(PATIENCE.as_secs())?, tv_nsec: 0 };
-    if rustix::event::poll(&mut ended, Some(&patience)).context("cannot wait for the agent")? == 0 {
-        let words = format!("the agent has not ended after {} s; see its log", PATIENCE.as_secs());
-        return Err(Failure::NotNow(words).into());
+    if has_ended(&handle, SILENCE)? {
+        return Ok(true);
     }
-    Ok(true)
+    if let Some(words) = doing(state_dir, pid) {
+        out::note(&format!("waiting for the agent: {words}"));
+    }
+    if has_ended(&handle, PATIENCE.saturating_sub(SILENCE))? {
+        return Ok(true);
+    }
+    let doing = doing(state_dir, pid).unwrap_or_else(|| "see its log".to_owned());
+    Err(Failure::NotNow(format!("the agent has not ended after {} s: {doing}", PATIENCE.as_secs())).into())
+}
+
+/// Waits for the end of a process, and no longer than that.
+fn has_ended(handle: &OwnedFd, patience: Duration) -> anyhow::Result<bool> {
+    let mut ended = [rustix::event::PollFd::new(handle, rustix::event::PollFlags::IN)];
+    let patience = rustix::event::Timespec { tv_sec: i64::try_from(patience.as_secs())?, tv_nsec: 0 };
+    Ok(rustix::event::poll(&mut ended, Some(&patience)).context("cannot wait for the agent")? > 0)
+}
+
+/// What an agent does before it ends, if it says so.
+fn doing(state_dir: &Path, pid: u32) -> Option<String> {
+    let status = std::fs::read(state_dir.join(FILE)).ok()?;
+    let status: Status = serde_json::from_slice(&status).ok()?;
+    let waiting: usize = status.deliveries().map(|d| d.waiting).sum();
+    let words = status.stopping.filter(|_| status.pid == pid)?;
+    Some(format!("{waiting} undelivered objects; {words}"))
 }

@@ -1,4 +1,7 @@
-//! Tables for people. On a terminal a row is one line, and what does not fit is cut short in the columns that may be; on a pipe nothing is.
+//! Tables for people. On a terminal a row is one line: what does not fit is cut short in the columns that may be, and the least important ones are
+//! left out; where that does not do either, each row is folded into lines of its own. On a pipe nothing is cut, left out or folded.
+
+use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Width, presets};
 use flowlog_model::text::printable;
@@ -10,6 +13,8 @@ use crate::log::takes_colours;
 pub(super) struct Column {
     heading: &'static str,
     kind: Kind,
+    /// Characters that are left of it where it is cut short.
+    cut_to: u16,
     is_spare: bool,
 }
 
@@ -22,7 +27,7 @@ enum Kind {
 
 impl Column {
     const fn new(heading: &'static str, kind: Kind) -> Self {
-        Self { heading, kind, is_spare: false }
+        Self { heading, kind, cut_to: CUT_CHARS_MIN, is_spare: false }
     }
 
     /// Words; whole, however narrow the terminal is.
@@ -40,6 +45,12 @@ impl Column {
         Self::new(heading, Kind::Number)
     }
 
+    /// So many characters are left of it at least.
+    pub(super) const fn at_least(mut self, chars: u16) -> Self {
+        self.cut_to = chars;
+        self
+    }
+
     /// It is left out where the others do not fit; the last of these first.
     pub(super) const fn spare(mut self) -> Self {
         self.is_spare = true;
@@ -50,13 +61,13 @@ impl Column {
     fn least(&self, longest: u16) -> u16 {
         let heading = u16::try_from(self.heading.len()).unwrap_or(u16::MAX);
         match self.kind {
-            Kind::Cut => heading.max(CUT_CHARS_MIN).min(longest),
+            Kind::Cut => heading.max(self.cut_to).min(longest),
             Kind::Whole | Kind::Number => longest,
         }
     }
 }
 
-/// Characters that are left of a column that is cut short.
+/// Characters that are left of a column that is cut short, if it says nothing else.
 const CUT_CHARS_MIN: u16 = 6;
 /// Between columns.
 const GAP_CHARS: u16 = 2;
@@ -95,6 +106,7 @@ pub(super) use cells;
 pub(super) struct Table {
     inner: comfy_table::Table,
     columns: Vec<Column>,
+    rows: Vec<Vec<Cell>>,
     has_colours: bool,
 }
 
@@ -113,13 +125,14 @@ impl Table {
             inner.force_no_tty().set_width(width);
         }
         inner.set_header(columns.iter().map(|column| column.heading));
-        Self { inner, columns: columns.to_vec(), has_colours }
+        Self { inner, columns: columns.to_vec(), rows: Vec::new(), has_colours }
     }
 
     /// Adds a row. Whatever is in it, it can do nothing to a terminal.
     pub(super) fn row(&mut self, cells: Vec<Cell>) {
-        let cells = cells.into_iter().map(|Cell(words, colour)| {
-            let cell = comfy_table::Cell::new(printable(&words));
+        let all: Vec<Cell> = cells.into_iter().map(|Cell(words, c)| Cell(printable(&words).into_owned(), c)).collect();
+        let cells = all.iter().map(|Cell(words, colour)| {
+            let cell = comfy_table::Cell::new(words);
             match colour.filter(|_| self.has_colours) {
                 Some(colour) => cell.fg(colour.into()),
                 None => cell,
@@ -128,6 +141,25 @@ impl Table {
         let mut row = comfy_table::Row::from(cells.collect::<Vec<_>>());
         row.max_height(1);
         self.inner.add_row(row);
+        self.rows.push(all);
+    }
+
+    /// Each row as lines of its own, headings in front.
+    fn folded(&self) -> String {
+        let width = self.columns.iter().map(|c| c.heading.len()).max().unwrap_or_default();
+        let mut out = String::new();
+        for (n, row) in self.rows.iter().enumerate() {
+            out += if n == 0 { "" } else { "\n" };
+            for (Column { heading, .. }, Cell(words, colour)) in self.columns.iter().zip(row) {
+                let words = match colour.filter(|_| self.has_colours) {
+                    Some(colour) => coloured(words, colour),
+                    None => words.clone(),
+                };
+                // Writing to a String cannot fail.
+                let _ = writeln!(out, "{heading:<width$}  {words}");
+            }
+        }
+        out
     }
 
     /// Its lines.
@@ -155,6 +187,9 @@ impl Table {
                 column.set_constraint(ColumnConstraint::ContentWidth);
             }
         }
+        if needed > room && !self.rows.is_empty() {
+            return self.folded();
+        }
         let mut out = self.inner.trim_fmt();
         out.push('\n');
         out
@@ -173,12 +208,16 @@ impl From<Colour> for comfy_table::Color {
 
 /// Words in a colour, where there are colours.
 pub(super) fn painted(words: &str, colour: Colour) -> String {
+    if has_colours() { coloured(words, colour) } else { words.to_owned() }
+}
+
+fn coloured(words: &str, colour: Colour) -> String {
     let number = match colour {
         Colour::Green => 32,
         Colour::Yellow => 33,
         Colour::Red => 31,
     };
-    if has_colours() { format!("\x1b[{number}m{words}\x1b[0m") } else { words.to_owned() }
+    format!("\x1b[{number}m{words}\x1b[0m")
 }
 
 /// Whether standard output shows colours.
@@ -217,6 +256,14 @@ mod tests {
             assert!(narrow.contains('…') && narrow.contains("1234567"), "{narrow}");
             assert_eq!(narrow.contains("bidirectional"), has_direction, "{narrow}");
         }
+    }
+
+    #[test]
+    fn a_table_that_cannot_fit_is_folded_and_nothing_of_it_is_lost() {
+        let narrow = table(Some(20));
+        let expected = "NAME         web\nDIRECTION    bidirectional\nPACKETS      5\nLAST OBJECT  a/very/long/key/of/an/object.parquet\n\n\
+                        NAME         \\u{1b}[2Jtwo\\nlines\nDIRECTION    ingress\n";
+        assert!(narrow.starts_with(expected), "{narrow}");
     }
 
     #[test]

@@ -178,21 +178,37 @@ impl ConfigKey {
 }
 
 /// What to do about what cannot change while the agent runs.
-pub(crate) const NEEDS_RESTART: &str = "restart to change it: the capture goes on meanwhile, and no packet is missed";
+const NEEDS_RESTART: &str = "restart to change it: the capture goes on meanwhile, and no packet is missed";
 /// The same, of what the kernel's half has been made with.
 const NEEDS_DETACH: &str =
     "`flowlog detach` ends the capture that was made with it, and the next start begins one with the new value";
+/// The same where nothing is pinned: the agent's end is that of the capture.
+const NEEDS_RESTART_UNPINNED: &str = "restart to change it; nothing is pinned, so the capture ends with this agent, and packets until the next start are in no object";
+
+impl Takes {
+    /// What to do about what a reload cannot apply; `None`: it can.
+    #[must_use]
+    pub(crate) const fn remedy(self, is_pinned: bool) -> Option<&'static str> {
+        match self {
+            Self::Reload => None,
+            Self::Restart | Self::Detach if !is_pinned => Some(NEEDS_RESTART_UNPINNED),
+            Self::Restart => Some(NEEDS_RESTART),
+            Self::Detach => Some(NEEDS_DETACH),
+        }
+    }
+}
+
+/// What to do about what takes a new start, whichever key it is.
+#[must_use]
+pub(crate) const fn needs_restart(is_pinned: bool) -> &'static str {
+    if is_pinned { NEEDS_RESTART } else { NEEDS_RESTART_UNPINNED }
+}
 
 impl ConfigKey {
     /// Why a reload cannot apply it; `None`: it can.
     #[must_use]
-    pub(crate) fn refused_by_a_reload(&self) -> Option<String> {
-        let how = match self.takes {
-            Takes::Reload => return None,
-            Takes::Restart => NEEDS_RESTART,
-            Takes::Detach => NEEDS_DETACH,
-        };
-        Some(format!("{}: {how}", self.path()))
+    pub(crate) fn refused_by_a_reload(&self, is_pinned: bool) -> Option<String> {
+        self.takes.remedy(is_pinned).map(|how| format!("{}: {how}", self.path()))
     }
 }
 
@@ -393,4 +409,20 @@ pub(crate) const KEYS: &[ConfigKey] = &[
 #[must_use]
 pub(crate) fn key(table: &str, name: &str) -> Option<&'static ConfigKey> {
     KEYS.iter().find(|key| (key.table, key.name) == (table, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_reload_promises_that_the_capture_goes_on_only_where_it_does() {
+        for key in KEYS {
+            let [pinned, unpinned] = [true, false].map(|is_pinned| key.refused_by_a_reload(is_pinned));
+            assert_eq!(pinned.is_some(), key.takes != Takes::Reload, "{}", key.path());
+            assert_eq!(pinned.is_some(), unpinned.is_some(), "{}", key.path());
+            let unpinned = unpinned.unwrap_or_default();
+            assert!(!unpinned.contains("no packet is missed") && !unpinned.contains("detach"), "{unpinned}");
+        }
+    }
 }

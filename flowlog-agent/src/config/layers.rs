@@ -216,12 +216,7 @@ impl Merged {
                 let said = get(&self.table, key);
                 let origin = match said {
                     None => Origin::Default,
-                    // Of one that was of a flow log and says it here, too.
-                    Some(value)
-                        if self.given.says(key) || (get(&self.file, key) != Some(value) && !of_environment(key)) =>
-                    {
-                        Origin::Flag
-                    }
+                    Some(_) if self.is_of_flag(key) => Origin::Flag,
                     Some(_) if get(&self.file, key).is_some() => Origin::File,
                     Some(_) => Origin::Environment,
                 };
@@ -237,7 +232,9 @@ impl Merged {
                 let said = log.get(key.name);
                 let origin = match said {
                     None => Origin::Default,
-                    Some(_) if at >= of_file || self.given.says(key) => Origin::Flag,
+                    Some(_) if at >= of_file => Origin::Flag,
+                    // Flags that make a flow log change no other.
+                    Some(_) if self.given.says(key) && !self.given.makes_a_flow_log() => Origin::Flag,
                     Some(_) => Origin::File,
                 };
                 all.push(Setting { key: format!("{FLOW_LOG}[{at}].{}", key.name), value: shown(said, key), origin });
@@ -246,15 +243,17 @@ impl Merged {
         all
     }
 
+    /// Whether a flag says it; one of a flow log says it in the defaults, too, if it makes none.
+    fn is_of_flag(&self, key: &ConfigKey) -> bool {
+        let of_flow_log = key.table == FLOW_LOG_DEFAULTS && !self.given.makes_a_flow_log();
+        self.given.says(key) || (of_flow_log && self.given.get(FLOW_LOG, key.name).is_some())
+    }
+
     /// Keys whose values differ from those of `other`, flow logs aside.
     #[must_use]
     pub(crate) fn changed(&self, other: &Self) -> Vec<&'static ConfigKey> {
         KEYS.iter().filter(|key| !key.is_of_flow_log() && get(&self.table, key) != get(&other.table, key)).collect()
     }
-}
-
-fn of_environment(key: &ConfigKey) -> bool {
-    ["state_dir", "credentials_file"].contains(&key.name)
 }
 
 /// A value as it would be written; without what may be secret in it.

@@ -29,7 +29,7 @@ use flowlog_ebpf::abi::RING_BYTES_MIN;
 use flowlog_kernel::{Moves, Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
     CaptureSpec, HookKind, Labels, S3Options,
-    amount::{Secs, Size},
+    amount::{Secs, Size, Written},
     interface::{NetnsName, Selector},
     rule::{
         Action, Directions, Format, InvalidField, Layout, Location, Name, Rule, Side, Target, key_part, window_secs,
@@ -37,7 +37,7 @@ use flowlog_model::{
     xdp::XdpLevel,
 };
 use flowlog_pipeline::spool::Limits;
-pub(crate) use keys::NEEDS_RESTART;
+pub(crate) use keys::needs_restart;
 pub(crate) use layers::{Layers, Merged, Setting};
 pub(crate) use marks::Marks;
 use raw::RawInventory;
@@ -207,7 +207,7 @@ impl RawConfig {
             templates: select::templates(&self.flow_logs)?,
             principals: api.principals.clone(),
             settings: Settings {
-                window_secs: window(defaults.window)?,
+                window_secs: window("flow_log_defaults.window", defaults.window.as_ref())?,
                 hook: defaults.hook.as_deref().map_or(Ok(HookKind::default()), str::parse)?,
                 nodata: defaults.nodata.unwrap_or(true),
                 subsecond: defaults.subsecond.unwrap_or(false),
@@ -306,24 +306,32 @@ impl RawConfig {
 impl RawSizes {
     fn check(&self, interfaces: usize) -> Result<Sizes, InvalidField> {
         let default = Sizes::default();
-        let power = |field, value: Option<u32>, default: u32, min: u32, max: u32| match value {
+        let power = |field, value: Option<(u32, String)>, default: u32, min: u32, max: u32| match value {
             None => Ok(default),
-            Some(v) if v.is_power_of_two() && (min..=max).contains(&v) => Ok(v),
-            Some(v) => {
-                Err(InvalidField::new(field, v.to_string(), format!("must be a power of two from {min} to {max}")))
+            Some((v, _)) if v.is_power_of_two() && (min..=max).contains(&v) => Ok(v),
+            Some((_, text)) => {
+                Err(InvalidField::new(field, text, format!("must be a power of two from {min} to {max}")))
             }
         };
+        let slots = |value: Option<u32>| value.map(|v| (v, v.to_string()));
         let interfaces_max = self.interfaces_max.unwrap_or(default.interfaces_max);
         if interfaces > usize::from(interfaces_max) || interfaces_max == u16::MAX {
             let rule = format!("more than `kernel.interfaces_max` ({interfaces_max}, at most 65534); raise it");
             return Err(InvalidField::new("interface", interfaces.to_string(), rule));
         }
         // What is more than 4 GiB is too much as well.
-        let ring_bytes = self.ring_bytes.map(|Size(bytes)| u32::try_from(bytes).unwrap_or(u32::MAX));
+        let ring_bytes = self.ring_bytes.clone();
+        let ring_bytes = ring_bytes.map(|w| (u32::try_from(w.is.0).unwrap_or(u32::MAX), w.text));
         Ok(Sizes {
             // Up to 4 Mi slots: 640 MiB for each CPU.
-            passed_slots: power("kernel.cache_slots", self.cache_slots, default.passed_slots, 16, 1 << 22)?,
-            refused_slots: power("kernel.refused_slots", self.refused_slots, default.refused_slots, 16, 1 << 22)?,
+            passed_slots: power("kernel.cache_slots", slots(self.cache_slots), default.passed_slots, 16, 1 << 22)?,
+            refused_slots: power(
+                "kernel.refused_slots",
+                slots(self.refused_slots),
+                default.refused_slots,
+                16,
+                1 << 22,
+            )?,
             ring_bytes: power("kernel.ring_bytes", ring_bytes, default.ring_bytes, RING_BYTES_MIN, 1 << 30)?,
             interfaces_max,
         })
@@ -349,7 +357,7 @@ impl RawFlowLog {
             directions: self.direction.as_deref().map_or(Ok(Directions::default()), str::parse)?,
             action: self.action.as_deref().map_or(Ok(Action::default()), str::parse)?,
             target,
-            window_secs: window(self.window)?,
+            window_secs: window("window", self.window.as_ref())?,
             nodata: self.nodata.unwrap_or(true),
             subsecond: self.subsecond.unwrap_or(false),
             layout: self.layout.as_deref().map_or(Ok(Layout::default()), str::parse)?,
@@ -398,14 +406,15 @@ impl RawFlowLog {
 
 /// A path as the whole node knows it: what is written relative is meant from where the command was started.
 #[allow(clippy::disallowed_methods, reason = "here the working directory is asked, and nowhere else")]
-fn whole(path: &std::path::Path) -> std::io::Result<PathBuf> {
+pub(crate) fn whole(path: &std::path::Path) -> std::io::Result<PathBuf> {
     std::path::absolute(path)
 }
 
-fn window(written: Option<Secs>) -> Result<u32, InvalidField> {
+fn window(field: &'static str, written: Option<&Written<Secs>>) -> Result<u32, InvalidField> {
+    let Some(Written { is: Secs(secs), text }) = written else { return Ok(WINDOW_SECS_DEFAULT) };
     // What is more than there are numbers is more than a day.
-    let secs = written.map_or(WINDOW_SECS_DEFAULT, |Secs(secs)| u32::try_from(secs).unwrap_or(u32::MAX));
-    window_secs(secs)
+    let secs = u32::try_from(*secs).unwrap_or(u32::MAX);
+    window_secs(secs).map_err(|InvalidField { rule, .. }| InvalidField::new(field, text, rule))
 }
 
 /// The host name, made key-safe.
@@ -463,6 +472,13 @@ mod tests {
         let log = |more: &str| format!("[[flow_log]]\ninterfaces = ['e0']\ntarget = '/tmp/x'\n{more}");
         for (text, expected) in [
             (log("window = 0"), "window `0`: must be at least 1 second"),
+            (log("window = '7m'"), "window `7m`: must divide a day evenly"),
+            (log("window = '100000d'"), "window `100000d`: must be at most 86400 seconds"),
+            (
+                log("[inventory]\nfile = '/x'\n[flow_log_defaults]\nwindow = '7m'"),
+                "flow_log_defaults.window `7m`: must",
+            ),
+            (log("[kernel]\nring_bytes = '3MiB'"), "kernel.ring_bytes `3MiB`: must be a power of two"),
             (log("prefix = 'a/b'"), "prefix `a/b`: may not contain `/`"),
             (log("prefix = 'a%2Fb'"), "prefix `a%2Fb`: may not contain `/` or `%2F`"),
             (log("direction = 'up'"), "direction `up`: use `ingress`"),

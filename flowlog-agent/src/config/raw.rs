@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use flowlog_control::inventory::{Kind as ResourceKind, source::spec::RawSource};
 use flowlog_model::{
     Labels, S3Options,
-    amount::{Secs, Size},
+    amount::{Secs, Size, Written},
 };
 use serde::Deserialize;
 
@@ -69,7 +69,7 @@ pub(crate) struct RawSizes {
     /// Slots of the refused cache for each CPU.
     pub refused_slots: Option<u32>,
     /// Size of the ring buffer.
-    pub ring_bytes: Option<Size>,
+    pub ring_bytes: Option<Written<Size>>,
     /// Interfaces that can be watched.
     pub interfaces_max: Option<u16>,
 }
@@ -151,7 +151,7 @@ pub(crate) struct RawMetrics {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawDefaults {
-    pub window: Option<Secs>,
+    pub window: Option<Written<Secs>>,
     /// `tc`, `tcx`, `clsact`, `xdp`.
     pub hook: Option<String>,
     /// Write an object for a window without traffic.
@@ -183,7 +183,7 @@ pub(crate) struct RawFlowLog {
     pub direction: Option<String>,
     /// One of `accepted`, `rejected`, `any`.
     pub action: Option<String>,
-    pub window: Option<Secs>,
+    pub window: Option<Written<Secs>>,
     /// `tc`, `tcx`, `clsact`, `xdp`.
     pub hook: Option<String>,
     /// The interface need not exist at the start.

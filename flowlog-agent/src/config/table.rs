@@ -129,6 +129,35 @@ fn flags_of_a_flow_log_make_one_with_an_interface_and_say_a_key_of_all_without()
 }
 
 #[test]
+fn where_a_value_comes_from_is_said_of_each_flow_log_by_itself() {
+    let file = format!("{LOG}window = 600\nname = 'a'\n[inventory]\nfile = '/x'\n[flow_log_defaults]\nwindow = '1m'\n");
+    let origin = |both: &Both, key: &str| both.setting(key).1;
+    let added = Both::new(&file, &["-i", "eth8", "-t", "./b", "--window", "1m"]);
+    for (key, from) in [
+        ("flow_log[0].interfaces", Origin::File),
+        ("flow_log[0].target", Origin::File),
+        ("flow_log[0].window", Origin::File),
+        ("flow_log[0].hook", Origin::Default),
+        ("flow_log[1].interfaces", Origin::Flag),
+        ("flow_log[1].window", Origin::Flag),
+        ("flow_log[1].name", Origin::Default),
+        ("flow_log_defaults.window", Origin::File),
+    ] {
+        assert_eq!(origin(&added, key), from, "{key}");
+    }
+    // Without one of its own a flag is of all, though the file says the same.
+    let changed = Both::new(&file, &["--window", "1m"]);
+    for (key, from) in [
+        ("flow_log[0].window", Origin::Flag),
+        ("flow_log[0].target", Origin::File),
+        ("flow_log_defaults.window", Origin::Flag),
+        ("flow_log_defaults.hook", Origin::Default),
+    ] {
+        assert_eq!(origin(&changed, key), from, "{key}");
+    }
+}
+
+#[test]
 fn amounts_are_written_with_or_without_units_and_old_names_still_hold() {
     let of = |spool: &str| Both::new(&format!("{LOG}[spool]\n{spool}\n"), &[]).check();
     let limits = of("bytes_max = '2GiB'\nage_max = '12h'").expect("sound").spool;

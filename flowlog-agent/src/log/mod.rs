@@ -9,7 +9,11 @@
 mod journal;
 mod repeats;
 
-use std::io::{IsTerminal, stderr};
+use std::{
+    ffi::OsString,
+    io::{IsTerminal, stderr},
+    sync::OnceLock,
+};
 
 use clap::{ArgAction, Args, ValueEnum};
 use flowlog_model::text::printable;
@@ -85,17 +89,43 @@ impl LogArgs {
     /// # Errors
     /// If the environment's levels cannot be understood.
     pub(crate) fn start(&self) -> Result<(), LogError> {
+        let _ = FORM.set(self.log_format);
         let filter = self.filter()?;
         let journal = (self.log_format == LogForm::Auto).then(Journal::of_stderr).flatten();
         let output: Box<dyn Layer<Registry> + Send + Sync> = match (self.log_format, journal) {
             (LogForm::Json, _) => Box::new(json()),
-            (_, Some(journal)) => Box::new(journal),
+            (_, Some(journal)) => {
+                let _ = JOURNALED.set(());
+                Box::new(journal)
+            }
             (_, None) => Box::new(text()),
         };
         tracing_subscriber::registry().with(repeats::Few(output).with_filter(filter)).init();
         Ok(())
     }
 }
+
+/// The form of this process's log, once it has one.
+static FORM: OnceLock<LogForm> = OnceLock::new();
+
+/// Says why a command ends, where whoever reads its log reads entries: there it is one. `false`: it is to be said as everywhere else.
+pub(crate) fn last_words(words: &str) -> bool {
+    match FORM.get() {
+        // Whatever the levels are: that nothing is said of it would be no answer.
+        Some(LogForm::Json) => {
+            tracing::subscriber::with_default(Registry::default().with(json()), || tracing::error!("{words}"));
+            true
+        }
+        Some(LogForm::Auto) if JOURNALED.get().is_some() && tracing::enabled!(tracing::Level::ERROR) => {
+            tracing::error!("{words}");
+            true
+        }
+        _ => false,
+    }
+}
+
+/// Set where the log is the system's journal.
+static JOURNALED: OnceLock<()> = OnceLock::new();
 
 /// Levels, alone or of parts. A word alone that is no level would be a part's name to the library: nothing but that part would be heard.
 fn directives(value: &str) -> Result<EnvFilter, String> {
@@ -107,9 +137,13 @@ fn directives(value: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(value).map_err(|error| error.to_string())
 }
 
-/// Whether a stream takes colours, and nobody asked for none (no-color.org).
+/// Whether a stream takes colours, and nobody asked for none (no-color.org); a dumb terminal would show their codes (terminfo(5)).
 pub(crate) fn takes_colours(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    stream.is_terminal() && wants_colours(std::env::var_os("NO_COLOR"), std::env::var_os("TERM"))
+}
+
+fn wants_colours(no_color: Option<OsString>, term: Option<OsString>) -> bool {
+    no_color.is_none_or(|value| value.is_empty()) && term.is_none_or(|name| name != "dumb")
 }
 
 /// Lines for people.
@@ -152,6 +186,15 @@ mod tests {
         for bad in ["bogus", "info,flowlog_pipeline", "flowlog=loud"] {
             assert!(directives(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn nobody_gets_colours_who_cannot_show_them_or_wants_none() {
+        let wants = |no_color: Option<&str>, term: Option<&str>| {
+            wants_colours(no_color.map(OsString::from), term.map(OsString::from))
+        };
+        assert!(wants(None, Some("xterm-256color")) && wants(Some(""), Some("xterm")) && wants(None, None));
+        assert!(!wants(Some("1"), Some("xterm")) && !wants(None, Some("dumb")));
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn exit_codes_are_those_of_the_readme() {
         (69, &["inventory", "list", "--socket", &none], "cannot reach the agent"),
         (78, &["run", "--config", &none], "config `"),
         (78, &["run", "--config", &wrong], "unknown field `window`"),
-        (78, &["run", "--config", &config], "in use by process"),
+        (75, &["run", "--config", &config], "in use by process"),
         (78, &["run", "--interface", "no-such-if", "--target", &none, "--state-dir", &none, "--no-pin"], "no-such-if"),
         (78, &["detach", "--config", &wrong], "unknown field `window`"),
     ];

@@ -29,7 +29,7 @@ fn offered(ns: &Netns, socket: &str, words: &[&str]) -> Vec<String> {
 fn interfaces_flow_logs_and_resources_are_completed_as_they_are_on_this_node() {
     let managed = Managed::new("no_pin = true").unwrap();
     let agent = managed.start().unwrap();
-    let _draft = managed.draft(NIC, "web-shop", "flows");
+    let id = managed.draft(NIC, "web-shop", "flows");
     let socket = managed.path("agent.sock").display().to_string();
     let offered = |words: &[&str]| offered(&managed.node, &socket, words);
     assert!(offered(&["flowlog", "ob"]).contains(&"observe".to_owned()));
@@ -40,6 +40,10 @@ fn interfaces_flow_logs_and_resources_are_completed_as_they_are_on_this_node() {
     );
     assert!(offered(&["flowlog", "observe", "-i", "tap"]).contains(&"tap0".to_owned()));
     assert_eq!(offered(&["flowlog", "rule", "show", "we"]), ["web-shop"]);
+    // A draft has no flows.
+    assert!(offered(&["flowlog", "observe", "--flow-log", "we"]).iter().all(String::is_empty));
+    let provisioned = managed.ask("POST", "/flowlog/v1/provision", Some(&serde_json::json!({"flow_logs": [id]})));
+    assert_eq!(managed.finish(&provisioned).0, "DONE");
     assert_eq!(offered(&["flowlog", "observe", "--flow-log", "we"]), ["web-shop"]);
     assert_eq!(offered(&["flowlog", "rule", "add", "--resource", NIC]), [NIC]);
     assert_eq!(offered(&["flowlog", "rule", "add", "--action", "a"]), ["accepted", "any"]);

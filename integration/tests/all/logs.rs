@@ -44,6 +44,31 @@ fn as_json_each_line_is_an_object_with_flow_log_and_interface() {
 }
 
 #[test]
+fn as_json_the_reason_why_there_is_no_start_is_an_object_too() {
+    let pair = Pair::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let json = ["--target", "./o", "--no-pin", "--log-format", "json"];
+    for (more, code, words) in [
+        (&["--interface", "eth9"][..], 78, "eth9"),
+        (&["--interface", "eth0", "--config", "none.toml"], 78, "config `none.toml`"),
+        (&["--interface", "eth0", "-qq", "--window", "7"], 78, "window `7`"),
+    ] {
+        let (status, out, error) = run_to_end(&pair.a, &[&["run"], &json[..], more].concat(), dir.path()).unwrap();
+        assert_eq!((status, out.as_str()), (Some(code), ""), "{error}");
+        let lines: Vec<Value> = error.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let last = lines.last().unwrap();
+        assert_eq!(last["level"], "ERROR", "{error}");
+        assert!(last["message"].as_str().unwrap().contains(words) && last["timestamp"].is_string(), "{error}");
+    }
+    // Also where it is the log itself that is wrong.
+    let mut command = pair.a.command(binary());
+    command.args(["run", "--interface", "eth0"]).args(json).env("FLOWLOG_LOG", "flowlog=loud");
+    let out = command.current_dir(dir.path()).output().unwrap();
+    let said: Value = serde_json::from_slice(&out.stderr).unwrap();
+    assert!(out.status.code() == Some(78) && said["message"].as_str().unwrap().contains("write a level"), "{said}");
+}
+
+#[test]
 fn flags_and_the_environment_say_how_much_is_said() {
     let text = said(&[], &[]);
     assert!(text.contains(" INFO watching interface=\"eth0\"") && !text.contains("DEBUG"), "{text}");
@@ -114,7 +139,7 @@ fn the_journal_gets_entries_with_fields_also_from_an_agent_that_has_given_up_wha
 }
 
 /// The log as a terminal gets it. The terminal is `script`'s.
-fn on_a_terminal(no_color: &str) -> Vec<u8> {
+fn on_a_terminal(no_color: &str, term: &str) -> Vec<u8> {
     let pair = Pair::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let line = format!(
@@ -122,7 +147,7 @@ fn on_a_terminal(no_color: &str) -> Vec<u8> {
         binary().display()
     );
     let mut command = pair.a.command("script");
-    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("NO_COLOR", no_color);
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("NO_COLOR", no_color).env("TERM", term);
     let mut child = command.current_dir(&dir).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut read = BufReader::new(child.stdout.take().unwrap());
     let mut log = Vec::new();
@@ -137,8 +162,10 @@ fn on_a_terminal(no_color: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_terminal_gets_colours_unless_somebody_wants_none() {
-    assert!(on_a_terminal("").contains(&0x1b));
-    let plain = on_a_terminal("1");
-    assert!(!plain.contains(&0x1b), "{}", String::from_utf8_lossy(&plain));
+fn a_terminal_gets_colours_unless_it_is_a_dumb_one_or_somebody_wants_none() {
+    assert!(on_a_terminal("", "xterm-256color").contains(&0x1b));
+    for (no_color, term) in [("1", "xterm-256color"), ("", "dumb")] {
+        let plain = on_a_terminal(no_color, term);
+        assert!(!plain.contains(&0x1b), "{}", String::from_utf8_lossy(&plain));
+    }
 }

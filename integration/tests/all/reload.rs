@@ -169,7 +169,7 @@ fn a_flow_log_that_changes_goes_on_in_a_new_window_without_a_packet_between_the_
     });
     let oracle = oracle.unwrap();
     let log = agent.log();
-    assert_eq!(log.lines().filter(|l| l.contains("attached")).count(), 2, "no hook is touched: {log}");
+    assert_eq!(log.lines().filter(|l| l.contains(" INFO attached ")).count(), 2, "no hook is touched: {log}");
     let landed = site.judge(&oracle, before);
     for (name, windows) in [("first", 2), ("second", 2), ("team/third", 2)] {
         assert_eq!(objects_of(&landed, name).len(), windows, "{name}: {:?}", landed.keys);
@@ -179,15 +179,20 @@ fn a_flow_log_that_changes_goes_on_in_a_new_window_without_a_packet_between_the_
 }
 
 #[test]
-fn what_needs_other_hooks_ends_one_capture_and_begins_the_other_and_the_books_balance() {
+fn what_needs_other_hooks_ends_one_capture_and_begins_the_other_the_books_balance_and_the_time_between_is_a_gap() {
     let site = Site::new();
     site.second_cable();
     site.write(&site.flow_log("eth1", "web", LONG));
     let mut agent = site.start(&[]);
     site.send_over_second(10);
-    for (more, packets) in
-        [("action = 'rejected'", 0), ("action = 'any'", 20), ("direction = 'egress'", 0), ("translations = true", 30)]
-    {
+    for (more, packets) in [
+        ("action = 'rejected'", 0),
+        ("action = 'any'", 20),
+        ("direction = 'egress'", 0),
+        ("hook = 'clsact'", 30),
+        ("translations = true\nhook = 'clsact'", 40),
+        ("hook = 'clsact'", 50),
+    ] {
         site.write(&site.flow_log("eth1", "web", &format!("{LONG}\n{more}")));
         assert!(site.reload().contains("flow log `web` on eth1: changed"));
         site.send_over_second(if packets == 0 { 5 } else { packets });
@@ -195,7 +200,10 @@ fn what_needs_other_hooks_ends_one_capture_and_begins_the_other_and_the_books_ba
     agent.end().unwrap();
     let landed = site.node.detach().unwrap();
     // What was accepted while only refused packets, or only the other direction, was wanted is in no row.
-    assert_eq!(landed.sum(|r| r.dport == 9).0, 10 + 20 + 30);
+    assert_eq!(landed.sum(|r| r.dport == 9).0, 10 + 20 + 30 + 40 + 50);
+    // Other hooks were attached twice: between those before and those after nobody counted.
+    let gaps: Vec<_> = landed.rows.iter().filter(|r| r.skip == "gap").collect();
+    assert_eq!(gaps.len(), 2, "{gaps:#?}");
     for balance in integration::rows::metadata(&site.node.objects(), "flowlog.balance").unwrap() {
         assert!(balance.ends_with("difference=0/0"), "{balance}");
     }
@@ -264,6 +272,21 @@ fn what_cannot_be_is_refused_with_the_reason_and_all_goes_on_as_before() {
     let landed = site.node.detach().unwrap();
     assert_eq!(landed.sum(|r| r.dport == 9).0, 20);
     assert_eq!((landed.keys.len(), objects_of(&landed, "web").len()), (1, 1), "{:?}", landed.keys);
+}
+
+#[test]
+fn a_refused_reload_of_an_agent_without_pins_does_not_promise_that_the_capture_goes_on() {
+    let site = Site::new();
+    let web = format!("no_pin = true\n{}", site.flow_log("eth0", "web", LONG));
+    site.write(&web);
+    let mut agent = site.start(&[]);
+    for text in [format!("xdp = 'trace'\n{web}"), format!("{web}[kernel]\nring_bytes = '1MiB'\n")] {
+        site.write(&text);
+        let said = site.refused();
+        assert!(said.contains("the capture ends with this agent") && !said.contains("detach"), "{said}");
+    }
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.wait().unwrap(), Some(0));
 }
 
 #[test]

@@ -166,6 +166,21 @@ fn an_import_by_names_shows_and_writes_what_an_agent_then_reads() {
     let mut agent = node.managed.start().unwrap();
     assert_eq!(node.found("tap100i0")["labels"]["env"], "prod");
     agent.end().unwrap();
+    // What an import has written is replaced, what somebody has written is not.
+    assert_eq!(node.import(&[&source[..], &["--to", to]].concat()).0, Some(0));
+    let (own, inventory) = (node.managed.path("inventory.toml"), node.managed.inventory());
+    let own = own.to_str().unwrap();
+    let (code, _, words) = node.import(&[&source[..], &["--to", own]].concat());
+    assert!(code == Some(65) && words.contains("no import has written it"), "{words}");
+    assert_eq!(fs::read_to_string(own).unwrap(), inventory);
+    assert_eq!(node.import(&[&source[..], &["--to", own, "--replace"]].concat()).0, Some(0));
+    assert_eq!(fs::read_to_string(own).unwrap(), shown);
+    // A path of the command line is meant from where it is given, and the database is called as in the configuration, too.
+    for flags in [["libvirt", "--directory"], ["ovsdb", "--socket"]] {
+        let (code, _, words) = node.import(&[&flags[..], &["no/such", "--dry-run"]].concat());
+        let whole = std::env::current_dir().unwrap().join("no/such");
+        assert!(code == Some(75) && words.contains(whole.to_str().unwrap()), "{code:?} {words}");
+    }
     let (code, _, words) = node.import(&["names", "--pattern", "^tap(", "--dry-run"]);
     assert!(code == Some(78) && words.contains("unclosed group"), "{words}");
 }

@@ -3,10 +3,18 @@
 
 use std::{
     fs,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use integration::{agent::binary, claims::until, net::sh, node::Node, rows::Objects, terminal::Terminal, traffic};
+use integration::{
+    agent::{Agent, binary, run_to_end},
+    claims::until,
+    net::{Pair, sh},
+    node::Node,
+    rows::Objects,
+    terminal::Terminal,
+    traffic,
+};
 use serde_json::Value;
 
 const FLOWS: u16 = 1_500;
@@ -90,6 +98,44 @@ fn live(node: &Node) -> Value {
     let (code, json, stderr) = node.command(&["status", "-o", "json"]).unwrap();
     assert_eq!(code, Some(0), "{stderr}");
     serde_json::from_str::<Value>(&json).unwrap()["live"]["captures"][0].clone()
+}
+
+#[test]
+fn an_agent_that_ends_and_cannot_deliver_says_so_and_that_a_further_signal_ends_it_at_once() {
+    let pair = Pair::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    // Nobody answers there.
+    let store = ["--target", "s3://flows", "--s3-endpoint", "http://127.0.0.1:1", "--s3-allow-http"];
+    let mut agent = Agent::start(&pair.a, &["eth0"], &store).unwrap();
+    let state = agent.state();
+    let state = state.to_str().unwrap();
+    let ask = |what: &str| run_to_end(&pair.a, &[what, "--state-dir", state], dir.path()).unwrap();
+    let (words, began) = (["delivering what is captured", "a further `flowlog stop`"], Instant::now());
+    let said = |text: &str| words.iter().all(|w| text.contains(w));
+    let (code, _, error) = std::thread::scope(|scope| {
+        let first = scope.spawn(|| ask("stop"));
+        until("it says that it is stopping", || {
+            let (code, table, _) = ask("status");
+            code == Some(0) && table.starts_with("stopping (process") && said(&table)
+        });
+        // Nobody is asked what is counted who does not answer, and waited for.
+        let (code, json, _) = run_to_end(&pair.a, &["status", "--state-dir", state, "-o", "json"], dir.path()).unwrap();
+        let json: Value = serde_json::from_str(&json).unwrap();
+        assert!(code == Some(0) && json["live"].is_null() && said(json["stopping"].as_str().unwrap()), "{json}");
+        // Whoever waits for the end is told after a moment, and then ends it.
+        agent.wait_for("waiting for objects to be delivered; a further signal leaves them in the spool").unwrap();
+        std::thread::sleep(Duration::from_secs(4));
+        assert_eq!(ask("stop").0, Some(0));
+        first.join().unwrap()
+    });
+    assert!(
+        code == Some(0) && error.contains("waiting for the agent: 1 undelivered objects") && said(&error),
+        "{error}"
+    );
+    assert!(began.elapsed() < Duration::from_secs(45), "it was waited for in vain");
+    agent.wait_for("second signal: 1 objects in the spool").unwrap();
+    let (code, table, _) = ask("status");
+    assert!(code == Some(3) && table.starts_with("not running"), "{table}");
 }
 
 #[test]

@@ -10,8 +10,10 @@ use std::{
 use integration::{
     agent::{binary, run_to_end},
     managed::{LISTEN, Managed, NIC},
+    terminal::Terminal,
 };
 use rustix::process::Signal;
+use serde_json::json;
 
 #[test]
 fn what_the_api_cannot_be_served_on_is_a_sentence_before_anything_is_attached() {
@@ -90,6 +92,38 @@ fn a_reader_that_goes_away_is_no_reason_to_panic() {
     }
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn tables_with_long_ids_fit_a_terminal_of_eighty_columns_are_folded_on_a_narrow_one_and_are_whole_on_a_pipe() {
+    let managed = Managed::new("no_pin = true").unwrap();
+    let mut agent = managed.start().unwrap();
+    let id = managed.draft(NIC, "a-flow-log-with-a-name-that-is-rather-long", "flows");
+    let provisioned = managed.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})));
+    assert_eq!(managed.finish(&provisioned).0, "DONE");
+    let state = managed.path("state").display().to_string();
+    for (args, heading, whole) in [
+        (&["inventory", "list"][..], "INTERFACES", NIC),
+        (&["rule", "list"], "MARK", id.as_str()),
+        (&["status", "--state-dir", &state], "ACCEPTED", "a-flow-log-with-a-name-that-is-rather-long"),
+    ] {
+        let on = |columns: u16| {
+            let mut command = managed.node.command(binary());
+            command.args(args).env("FLOWLOG_SOCKET", managed.path("agent.sock"));
+            Terminal::run_on(command, columns.try_into().unwrap()).unwrap().shown_at_end().unwrap()
+        };
+        let eighty = on(80);
+        let table: Vec<&str> = eighty.lines().skip_while(|l| !l.contains(heading)).collect();
+        let rows = table.iter().take_while(|l| !l.contains(" on tap0: ")).filter(|l| l.chars().count() > 80);
+        assert_eq!(rows.count(), 0, "{eighty}");
+        // Headings are in front, and nothing is cut.
+        let narrow = on(40);
+        assert!(narrow.lines().filter(|l| l.starts_with(heading)).count() > 0, "{narrow}");
+        let (_, piped, _) = managed.command(args).unwrap();
+        assert!(piped.contains(whole) && !piped.contains('…'), "{piped}");
+        assert!(narrow.contains(whole) || args[0] == "inventory", "{narrow}");
+    }
+    agent.end().unwrap();
 }
 
 #[test]

@@ -35,6 +35,7 @@ use axum::{
 };
 use error::ApiError;
 use flow_logs::Place;
+use flowlog_model::text::quotable;
 use query::Query;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
@@ -122,7 +123,7 @@ fn meant_for_own_contract(caller: &Caller, headers: &HeaderMap) -> Result<(), Ap
     if named.trim() == own.as_str() {
         return Ok(());
     }
-    let words = format!("{CONTRACT_HEADER} `{}`: these credentials are of contract {own}", named.escape_debug());
+    let words = format!("{CONTRACT_HEADER} `{}`: these credentials are of contract {own}", quotable(&named));
     Err(ApiError::forbidden(words))
 }
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use flowlog_model::{FlowLogId, rule::InvalidField};
+use flowlog_model::{FlowLogId, rule::InvalidField, text::quotable};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{self, MapAccess, Visitor},
@@ -246,7 +246,7 @@ impl Editor {
         let name = &properties.name;
         let tries = activate && !active;
         let what = match (properties != old.properties, only_name, tries) {
-            (true, true, _) => Some(format!("renamed from `{}` to `{}`", old.shown_name(), name.escape_debug())),
+            (true, true, _) => Some(format!("renamed from `{}` to `{}`", old.shown_name(), quotable(name))),
             (true, false, _) => Some("draft changed".to_owned()),
             (false, _, true) => Some("provisioning asked for".to_owned()),
             (false, _, false) => None,

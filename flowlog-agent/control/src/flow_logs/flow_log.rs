@@ -12,6 +12,7 @@ use flowlog_model::{
     FlowLogId, HookKind,
     rule::{Action, Directions, Format, InvalidField, Layout, Name, bucket_and_prefix},
     status::CaptureState,
+    text::quotable,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -245,8 +246,8 @@ pub struct FlowLog {
 
 impl FlowLog {
     /// Its name, fit for a sentence.
-    pub(crate) fn shown_name(&self) -> impl std::fmt::Display {
-        self.properties.name.escape_debug()
+    pub(crate) fn shown_name(&self) -> String {
+        quotable(&self.properties.name)
     }
 
     /// Names what it is now: another one whenever it changes.

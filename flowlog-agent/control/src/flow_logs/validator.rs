@@ -246,7 +246,7 @@ fn only_one(store: &FlowLogStore, flow_log: &FlowLog, before: &[&FlowLog]) -> Op
     let other = others.find(|f| f.parent.id == flow_log.parent.id)?;
     let rule = format!(
         "it has the flow log `{}` ({}) already, and takes one; delete one of the two",
-        other.properties.name.escape_debug(),
+        other.shown_name(),
         other.id
     );
     Some(InvalidField::new("interface", flow_log.parent.id.to_string(), rule))

@@ -223,9 +223,8 @@ impl Worker {
         }
         let found: BTreeMap<FlowLogId, Vec<InvalidField>> = pending.iter().map(|f| f.id).zip(checked).collect();
         let wrong = pending.iter().filter_map(|f| Some((f, found.get(&f.id).filter(|p| !p.is_empty())?)));
-        let words: Vec<String> = wrong
-            .map(|(f, problems)| format!("flow log `{}`: {}", f.properties.name.escape_debug(), join(problems)))
-            .collect();
+        let words: Vec<String> =
+            wrong.map(|(f, problems)| format!("flow log `{}`: {}", f.shown_name(), join(problems))).collect();
         let ids: Vec<FlowLogId> = found.keys().copied().collect();
         self.rewrite(request, &ids, Some((Progress::Failed, words.join("; "))), |f| {
             f.problems = found.get(&f.id).cloned().unwrap_or_default();

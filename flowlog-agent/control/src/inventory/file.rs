@@ -255,6 +255,14 @@ impl Gateway {
     }
 }
 
+/// As much of a name as is kept, of one that nobody has written for us; whether that is not all of it.
+pub(super) fn fit_name(name: &str) -> (String, bool) {
+    let mut fit: String = name.chars().filter(|c| !c.is_control()).collect();
+    fit.truncate(fit.floor_char_boundary(RESOURCE_NAME_BYTES_MAX));
+    let is_cut = fit != name;
+    (fit, is_cut)
+}
+
 fn check_name(name: &str) -> Result<(), String> {
     if name.len() > RESOURCE_NAME_BYTES_MAX || name.chars().any(char::is_control) {
         return Err(format!("name: at most {RESOURCE_NAME_BYTES_MAX} bytes without control characters"));

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use flowlog_model::interface::{By, Mac};
+use flowlog_model::{
+    interface::{By, Mac},
+    text::quotable,
+};
 use uuid::Uuid;
 
 use super::{Resource, source::FoundNic};
@@ -59,7 +62,7 @@ impl Known {
         let mac = mac.filter(|origin| origin.as_str() != source);
         let first = self.ids.get(&id).or_else(|| self.names.get(&nic.interface)).or(mac);
         if let Some(first) = first {
-            let interface = nic.interface.escape_debug();
+            let interface = quotable(&nic.interface);
             return Some(if first == source {
                 Twice::Within(format!(
                     "nic {id} ({interface}): another one has its id or its interface; the first one counts"

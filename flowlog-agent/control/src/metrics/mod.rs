@@ -1,10 +1,13 @@
 //! Figures for Prometheus, and whether the agent is well: on an address of their own, for machines of this node.
 //!
-//! * [`text`]: figures, as they are written down;
+//! * [`seats`]: who has a connection;
+//! * [`text`]: figures, as they are written down; [`classic`]: the same in the older form;
 //! * this file: where they are served, and from whom they come.
 //!
 //! Nobody is asked who they are, and names of customers' flow logs are in it: so it is a loopback address or a socket, never more.
 
+mod classic;
+mod seats;
 mod text;
 
 use std::{
@@ -20,8 +23,9 @@ use std::{
 use async_trait::async_trait;
 use axum::{
     Router,
+    body::Body,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -30,21 +34,23 @@ use flowlog_model::{
     rule::InvalidField,
     status::{CaptureState, Status},
 };
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use seats::{Busy, Seats};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
 };
+use tower::ServiceExt as _;
 
 use crate::serve::{CONNECTION_MAX, HEAD_TIMEOUT, ServeError, refused};
-pub use text::text;
 
-/// Connections at the same time: one who scrapes has one, and there are few of them.
-const CONNECTIONS_MAX: usize = 16;
+/// Figures in the form that collectors of text files read.
+#[must_use]
+pub fn classic_text(figures: Figures) -> String {
+    classic::of_openmetrics(&text::text(figures))
+}
+
 /// Time for the main loop to answer. It answers between two looks into the ring: within ms, unless a disk does not take what is written.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Where figures are served.
@@ -135,28 +141,28 @@ impl MetricsListener {
             .route("/healthz", get(healthy))
             .route("/readyz", get(ready))
             .with_state(source);
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let seats = Seats::default();
         match self {
             Self::Address(listener) => {
                 let listener = TcpListener::from_std(listener)?;
                 loop {
                     let accepted = listener.accept().await.map(|(stream, _)| stream);
-                    accept(accepted, &router, &room).await;
+                    accept(accepted, &router, &seats).await;
                 }
             }
             Self::Socket(listener) => {
                 let listener = UnixListener::from_std(listener)?;
                 loop {
                     let accepted = listener.accept().await.map(|(stream, _)| stream);
-                    accept(accepted, &router, &room).await;
+                    accept(accepted, &router, &seats).await;
                 }
             }
         }
     }
 }
 
-/// Serves a connection beside others; one too many is closed at once.
-async fn accept<S>(accepted: io::Result<S>, router: &Router, room: &Arc<Semaphore>)
+/// Serves a connection beside others, until somebody needs its seat more.
+async fn accept<S>(accepted: io::Result<S>, router: &Router, seats: &Seats)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -164,16 +170,26 @@ where
         Ok(stream) => stream,
         Err(error) => return refused(&error).await,
     };
-    let Ok(seat) = room.clone().try_acquire_owned() else { return };
-    let service = TowerToHyperService::new(router.clone());
+    let Some(seat) = seats.take().map(Arc::new) else { return };
+    let (router, held) = (router.clone(), seat.clone());
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let (router, busy) = (router.clone(), Busy::new(held.clone()));
+        async move {
+            let _busy = busy;
+            router.oneshot(request.map(Body::new)).await
+        }
+    });
     tokio::spawn(async move {
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).half_close(true);
-        let served = tokio::time::timeout(CONNECTION_MAX, http.serve_connection(TokioIo::new(stream), service)).await;
-        if let Ok(Err(error)) = served {
-            tracing::debug!(%error, "a connection for metrics ended");
+        tokio::select! {
+            served = tokio::time::timeout(CONNECTION_MAX, http.serve_connection(TokioIo::new(stream), service)) => {
+                if let Ok(Err(error)) = served {
+                    tracing::debug!(%error, "a connection for metrics ended");
+                }
+            }
+            () = seat.needed() => tracing::debug!("a connection for metrics was cut: somebody else needs the seat"),
         }
-        drop(seat);
     });
 }
 
@@ -189,9 +205,15 @@ fn silent() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "the main loop does not answer\n").into_response()
 }
 
-async fn metrics(State(source): State<Source>) -> Response {
-    let figures = figures(&source).await;
-    figures.map_or_else(silent, |f| ([(header::CONTENT_TYPE, text::CONTENT_TYPE)], text(f)).into_response())
+async fn metrics(State(source): State<Source>, headers: HeaderMap) -> Response {
+    let Some(figures) = figures(&source).await else { return silent() };
+    let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let (form, text) = if accepted.any(classic::takes_openmetrics) {
+        (text::CONTENT_TYPE, text::text(figures))
+    } else {
+        (classic::CONTENT_TYPE, classic_text(figures))
+    };
+    ([(header::CONTENT_TYPE, form)], text).into_response()
 }
 
 /// Whether the main loop does its work: who restarts the agent asks this.
@@ -250,7 +272,7 @@ mod tests {
         let source: Source = Arc::new(Hung);
         assert_eq!(healthy(State(source.clone())).await.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(ready(State(source.clone())).await.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(metrics(State(source)).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(metrics(State(source), HeaderMap::new()).await.status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[test]

@@ -4,11 +4,14 @@
 //! Names and units are as <https://prometheus.io/docs/practices/naming/> has them. Labels have as many values as there are flow logs on the
 //! node, and stores, and fixed words.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use flowlog_model::{
     figures::{CaptureFigures, Figures, Latencies, LiveFigures, NodeFigures, Traffic},
-    status::{CaptureState, RouteState, RuleStatus, Status},
+    status::{CaptureState, Leaving, RouteState, RouteStatus, RuleStatus, Status},
 };
 use prometheus_client::{
     collector::Collector,
@@ -23,9 +26,14 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 /// Names and values of labels.
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
+/// Stores that are named in figures of what has ended: they may be as many as customers have had.
+const STORES_MAX: usize = 64;
+/// What the others are called together.
+const OTHER_STORES: &str = "others";
+
 /// Figures as text.
 #[must_use]
-pub fn text(figures: Figures) -> String {
+pub(super) fn text(figures: Figures) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Told(figures)));
     let mut out = String::new();
@@ -44,6 +52,7 @@ impl Collector for Told {
         out.agent(status, *is_running)?;
         out.captures(status)?;
         out.deliveries(status)?;
+        out.leaving(&status.leaving)?;
         match live {
             Some(LiveFigures { captures, node }) => {
                 out.traffic(status, captures)?;
@@ -66,6 +75,19 @@ fn labels(rule: &RuleStatus) -> Labels<'_> {
 fn with<'a>(mut labels: Labels<'a>, more: &[(&'static str, &'a str)]) -> Labels<'a> {
     labels.extend(more);
     labels
+}
+
+/// Every state of a delivery.
+const ROUTE_STATES: [&str; 5] = ["idle", "delivering", "retrying", "degraded", "blocked"];
+
+fn word(state: &RouteState) -> &'static str {
+    match state {
+        RouteState::Idle => "idle",
+        RouteState::Delivering => "delivering",
+        RouteState::Retrying { .. } => "retrying",
+        RouteState::Degraded { .. } => "degraded",
+        RouteState::Blocked { .. } => "blocked",
+    }
 }
 
 /// Where families are written to.
@@ -120,8 +142,7 @@ impl Out<'_> {
         let help = "1 if the state directory takes nothing, so that nothing is delivered.";
         self.gauge("flowlog_state_directory_trouble", help, bit(status.trouble.is_some()))?;
         self.gauge("flowlog_spool_bytes", "Objects in the spool, waiting for delivery.", float(status.spool_bytes))?;
-        let oldest = status.rules.iter().map(|r| &r.delivery).chain(status.leaving.iter().map(|l| &l.delivery));
-        let oldest = oldest.filter_map(|d| d.oldest_secs).min();
+        let oldest = status.deliveries().filter_map(|d| d.oldest_secs).min();
         let help = "When the oldest object in the spool was made. Absent while it is empty.";
         self.gauges("flowlog_spool_oldest_timestamp_seconds", help, oldest.map(|secs| (Vec::new(), seconds(secs))))?;
         let help = "1 if the spool is full, so that windows leave their totals only.";
@@ -183,15 +204,8 @@ impl Out<'_> {
     fn deliveries(&mut self, status: &Status) -> fmt::Result {
         let rules = &status.rules;
         let by_state = rules.iter().flat_map(|rule| {
-            let state = match rule.delivery.state {
-                RouteState::Idle => "idle",
-                RouteState::Delivering => "delivering",
-                RouteState::Retrying { .. } => "retrying",
-                RouteState::Degraded { .. } => "degraded",
-                RouteState::Blocked { .. } => "blocked",
-            };
-            ["idle", "delivering", "retrying", "degraded", "blocked"]
-                .map(|one| (with(labels(rule), &[("state", one)]), bit(one == state)))
+            let state = word(&rule.delivery.state);
+            ROUTE_STATES.map(|one| (with(labels(rule), &[("state", one)]), bit(one == state)))
         });
         self.gauges("flowlog_delivery_state", "1 for the state that delivery is in, 0 for the others.", by_state)?;
         let of = |count: fn(&RuleStatus) -> u64| rules.iter().map(move |rule| (labels(rule), count(rule)));
@@ -208,6 +222,37 @@ impl Out<'_> {
         let oldest = rules.iter().filter_map(|r| Some((labels(r), seconds(r.delivery.oldest_secs?))));
         let help = "When the oldest of these objects was made. Absent while there are none.";
         self.gauges("flowlog_waiting_oldest_timestamp_seconds", help, oldest)
+    }
+
+    /// What captures that have ended still have to deliver, by store: each of them would be a series of its own for ever.
+    fn leaving(&mut self, all: &[Leaving]) -> fmt::Result {
+        let stores: BTreeSet<&str> = all.iter().map(|l| l.store.as_str()).collect();
+        let named: BTreeSet<&str> = stores.into_iter().take(STORES_MAX).collect();
+        let mut by_store = BTreeMap::<&str, Vec<&RouteStatus>>::new();
+        for Leaving { store, delivery, .. } in all {
+            let store = named.get(store.as_str()).copied().unwrap_or(OTHER_STORES);
+            by_store.entry(store).or_default().push(delivery);
+        }
+        let of = |store| vec![("store", store)];
+        let sums = |count: fn(&RouteStatus) -> u64| {
+            let sum = move |all: &Vec<&RouteStatus>| float(all.iter().map(|d| count(d)).sum());
+            by_store.iter().map(move |(store, all)| (of(*store), sum(all)))
+        };
+        let help = "Objects of captures that have ended, which wait for delivery.";
+        self.gauges("flowlog_leaving_objects", help, sums(|d| d.waiting as u64))?;
+        self.gauges("flowlog_leaving_bytes", "Bytes of these objects.", sums(|d| d.waiting_bytes))?;
+        let oldest = |all: &Vec<&RouteStatus>| all.iter().filter_map(|d| d.oldest_secs).min();
+        let times = by_store.iter().filter_map(|(store, all)| Some((of(*store), seconds(oldest(all)?))));
+        let help = "When the oldest of these objects was made. Absent while there are none.";
+        self.gauges("flowlog_leaving_oldest_timestamp_seconds", help, times)?;
+        let by_state = by_store.iter().flat_map(|(store, all)| {
+            ROUTE_STATES.map(|one| {
+                let count = all.iter().filter(|d| word(&d.state) == one).count();
+                (with(of(*store), &[("state", one)]), float(count as u64))
+            })
+        });
+        let help = "Captures that have ended and have objects to deliver, by how that is doing.";
+        self.gauges("flowlog_leaving_captures", help, by_state)
     }
 
     /// What the programs have counted up to now.
@@ -326,5 +371,40 @@ mod tests {
             assert!(text.contains(line), "no {line} in:\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn what_has_ended_and_is_not_delivered_is_summed_up_by_store_and_those_have_a_limit() {
+        let leaving = |n: usize, state: RouteState| Leaving {
+            store: format!("s3://b{n:03}"),
+            folder: "web".to_owned(),
+            interface_id: n.to_string(),
+            delivery: RouteStatus {
+                state,
+                waiting: 3,
+                waiting_bytes: 7,
+                oldest_secs: Some(9),
+                ..RouteStatus::default()
+            },
+        };
+        let dead = || RouteState::Retrying { since_secs: 1, tries: 1, error: "gone".to_owned() };
+        let mut figures = Figures::default();
+        figures.status.leaving = vec![leaving(0, dead()), leaving(0, dead()), leaving(1, RouteState::Delivering)];
+        let few = text(figures.clone());
+        for line in [
+            "flowlog_leaving_objects{store=\"s3://b000\"} 6.0\n",
+            "flowlog_leaving_bytes{store=\"s3://b001\"} 7.0\n",
+            "flowlog_leaving_oldest_timestamp_seconds{store=\"s3://b000\"} 9.0\n",
+            "flowlog_leaving_captures{store=\"s3://b000\",state=\"retrying\"} 2.0\n",
+            "flowlog_leaving_captures{store=\"s3://b001\",state=\"retrying\"} 0.0\n",
+        ] {
+            assert!(few.contains(line), "no {line} in:\n{few}");
+        }
+        figures.status.leaving = (0..200).map(|n| leaving(n, dead())).collect();
+        let many = text(figures);
+        let objects: Vec<&str> = many.lines().filter(|l| l.starts_with("flowlog_leaving_objects{")).collect();
+        assert_eq!(objects.len(), STORES_MAX + 1, "{objects:#?}");
+        let rest = format!("flowlog_leaving_objects{{store=\"others\"}} {}.0", 3 * (200 - STORES_MAX));
+        assert!(objects.contains(&rest.as_str()), "{objects:#?}");
     }
 }

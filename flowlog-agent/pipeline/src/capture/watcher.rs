@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flowlog_ebpf::abi;
 use flowlog_host::fault;
 use flowlog_model::{
     CaptureSpec, Epoch, IfaceId, MonoNs, Now, WatchSpec,
@@ -83,6 +84,8 @@ pub(super) struct Watcher {
     pub(super) hooked: Hooked,
     /// Interfaces that were watched and are gone, by id.
     gone: BTreeMap<String, Gone>,
+    /// Interfaces that are being hooked otherwise, by id, and since when nothing counts there.
+    replaced: BTreeMap<String, i64>,
     /// Last windows of earlier watches, by interface id: new ones must come after them.
     spans: Spans,
     /// What the next look at the interfaces waits for.
@@ -107,6 +110,7 @@ impl Watcher {
             node_id,
             hooked: Hooked::new(),
             gone: BTreeMap::new(),
+            replaced: BTreeMap::new(),
             spans,
             waiting: Waiting::Change,
             looked: now,
@@ -260,6 +264,7 @@ impl Watcher {
         }
         let wanted: BTreeSet<String> = self.captures.iter().map(|c| c.id(&self.node_id)).collect();
         self.gone.retain(|id, _| wanted.contains(id));
+        self.replaced.retain(|id, _| wanted.contains(id));
         // Only a watch of about the same time can share a window with a new one, and so its keys: older spans are forgotten.
         self.spans.retain(|_, span| span.start_secs > since_secs - 2 * i64::from(WINDOW_SECS_MAX));
     }
@@ -363,6 +368,14 @@ impl Watcher {
             return Ok(());
         }
         let due: Vec<(IfaceId, bool)> = changed.iter().map(|(id, _)| (*id, false)).collect();
+        // Who does not want translations gets none: they end with the window that wanted them.
+        for (id, Resolved { spec, dev }) in changed.iter().filter(|(_, n)| !n.spec.translations) {
+            let flags = books.source.flags(dev.key());
+            if flags & abi::WANT_TRANSLATIONS != 0 {
+                tracing::debug!(interface = spec.interface, "translations are not asked for any more");
+                books.source.set_flags(*id, dev.key(), flags & !abi::WANT_TRANSLATIONS);
+            }
+        }
         let now = books.source.now();
         books.turn(&due, now, Scope::Closed)?;
         let mut events = Vec::with_capacity(changed.len());
@@ -405,6 +418,10 @@ impl Watcher {
         }
         let ids: Vec<IfaceId> = gone.iter().map(|(id, _)| *id).collect();
         let devices = devices(books)?;
+        let now = books.source.now();
+        for (_, spec) in gone.iter().filter(|(_, spec)| found.wanted.contains_key(&spec.interface_id)) {
+            self.replaced.insert(spec.interface_id.clone(), now.wall.secs());
+        }
         end_accounting(books, &ids, &devices, no_numbers);
         for (id, spec) in &gone {
             self.hooked.take_away(&mut books.source, (*id, spec), &devices)?;
@@ -422,7 +439,7 @@ impl Watcher {
     }
 
     /// Begins the watches that are wanted and are not in the ledger yet.
-    fn begin<N: Node>(&self, books: &mut Books<N>, found: &Resolution) -> Result<Looked, CaptureError> {
+    fn begin<N: Node>(&mut self, books: &mut Books<N>, found: &Resolution) -> Result<Looked, CaptureError> {
         let mut troubles = BTreeMap::new();
         let mut new = Vec::new();
         let mut ids = books.ledger.free_ids();
@@ -440,6 +457,11 @@ impl Watcher {
         drop(ids);
         if !new.is_empty() {
             books.record(&new)?;
+            for event in &new {
+                if let Event::Watch { spec, .. } = event {
+                    self.replaced.remove(&spec.interface_id);
+                }
+            }
         }
         Ok(Looked { troubles, is_more })
     }
@@ -448,7 +470,9 @@ impl Watcher {
     fn beginning(&self, id: IfaceId, spec: &WatchSpec, now: Now) -> Event {
         let previous = self.spans.get(&spec.interface_id).copied();
         let span = first_window(spec.rule.window_secs, previous, now);
-        let gap = self.gone.get(&spec.interface_id).map(|gone| (gone.since_secs, now.wall.secs()));
+        let gone = self.gone.get(&spec.interface_id).map(|gone| gone.since_secs);
+        let since = gone.or_else(|| self.replaced.get(&spec.interface_id).copied());
+        let gap = since.map(|since_secs| (since_secs, now.wall.secs()));
         let since_secs = Some(now.wall.secs());
         Event::Watch { id, spec: Box::new(spec.clone()), span, epoch: Epoch(1), gap, since_secs }
     }

@@ -337,6 +337,9 @@ impl Ledger {
                 let w = self.watched.get_mut(&id)?;
                 w.clock = WindowClock::resume(spec.rule.window_secs, span);
                 w.spec = *spec;
+                if !w.spec.translations {
+                    w.kept = Kept::default();
+                }
             }
             Event::Named { id, interface, mac, labels } => {
                 let spec = &mut self.watched.get_mut(&id)?.spec;

@@ -99,19 +99,20 @@ fn bytes_in(dir: &Path) -> u64 {
 /// Where the agent is to listen.
 enum At {
     Address(SocketAddr),
-    Socket(PathBuf),
+    /// And whether its directory is made, if that alone is missing.
+    Socket(PathBuf, bool),
 }
 
 /// Whether it can listen where it is to, or does already.
 pub(super) fn listeners(config: &Config) -> Vec<Finding> {
     let mut places = Vec::new();
     if let Some(manage) = &config.manage {
-        places.push(("api.socket", At::Socket(manage.api.socket.clone())));
+        places.push(("api.socket", At::Socket(manage.api.socket.clone(), true)));
         places.extend(manage.api.listen.map(|address| ("api.listen", At::Address(address))));
     }
     places.extend(config.metrics.clone().map(|endpoint| match endpoint {
         Endpoint::Address(address) => ("metrics.listen", At::Address(address)),
-        Endpoint::Socket(path) => ("metrics.listen", At::Socket(path)),
+        Endpoint::Socket(path) => ("metrics.listen", At::Socket(path, false)),
     }));
     let agent = lock::holder(&config.state_dir);
     places.into_iter().map(|(what, at)| listener(what, &at, agent)).collect()
@@ -120,7 +121,7 @@ pub(super) fn listeners(config: &Config) -> Vec<Finding> {
 fn listener(key: &str, at: &At, agent: Option<i32>) -> Finding {
     let (what, tried) = match at {
         At::Address(address) => (format!("{key} {address}"), TcpListener::bind(address).map(drop)),
-        At::Socket(path) => (format!("{key} {}", path.display()), can_be_made(path)),
+        At::Socket(path, makes_dir) => (format!("{key} {}", path.display()), can_be_made(path, *makes_dir)),
     };
     match tried {
         Ok(()) => finding(what, State::Ok, "free"),
@@ -132,15 +133,21 @@ fn listener(key: &str, at: &At, agent: Option<i32>) -> Finding {
     }
 }
 
-/// Nothing is made. A socket that nobody serves is a leftover, and its folder is made at the start.
-fn can_be_made(path: &Path) -> io::Result<()> {
+/// Nothing is made. A socket that nobody serves is a leftover.
+fn can_be_made(path: &Path, makes_dir: bool) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(meta) if !std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => {
             Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is another file of this name"))
         }
         Ok(_) if UnixStream::connect(path).is_ok() => Err(io::ErrorKind::AddrInUse.into()),
         _ => {
-            let there = path.ancestors().skip(1).find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+            let dir = path.parent().unwrap_or(Path::new("/"));
+            let above = dir.parent().filter(|_| makes_dir && !dir.exists());
+            let there = above.unwrap_or(dir);
+            if !there.exists() {
+                let words = format!("there is no directory `{}`", there.display());
+                return Err(io::Error::new(io::ErrorKind::NotFound, words));
+            }
             Ok(rustix::fs::access(there, rustix::fs::Access::WRITE_OK)?)
         }
     }
@@ -153,7 +160,7 @@ fn is_held(at: &At, pid: i32) -> bool {
         At::Address(address) => {
             [of("tcp"), of("tcp6")].iter().flat_map(|text| listening(text, address.port())).collect()
         }
-        At::Socket(path) => bound(&of("unix"), path),
+        At::Socket(path, _) => bound(&of("unix"), path),
     };
     let own = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().filter_map(Result::ok);
     let mut own = own.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned()));
@@ -196,12 +203,18 @@ mod tests {
         drop(held);
         assert_eq!(listener("api.listen", &at, None).detail, "free");
         let dir = tempfile::tempdir().expect("tempdir");
-        let at = At::Socket(dir.path().join("agent.sock"));
+        let at = At::Socket(dir.path().join("agent.sock"), false);
         assert_eq!(listener("api.socket", &at, None).detail, "free");
         let held = std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).expect("a socket");
         assert_eq!(listener("api.socket", &at, Some(own)).state, State::Ok);
         assert_eq!(listener("api.socket", &at, None).state, State::Missing);
         drop(held);
         assert_eq!(listener("api.socket", &at, None).detail, "free", "a leftover is replaced");
+        let in_dir = |name: &str, makes_dir| listener("a socket", &At::Socket(dir.path().join(name), makes_dir), None);
+        assert_eq!(in_dir("run/agent.sock", true).state, State::Ok);
+        for (name, makes_dir) in [("run/metrics.sock", false), ("typo/run/agent.sock", true)] {
+            let missing = in_dir(name, makes_dir);
+            assert!(missing.state == State::Missing && missing.detail.contains("no directory"), "{missing:?}");
+        }
     }
 }

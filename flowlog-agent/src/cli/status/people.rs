@@ -29,7 +29,8 @@ pub(super) struct Shown<'a> {
 
 const COLUMNS: [Column; 12] = [
     Column::cut("RULE"),
-    Column::whole("INTERFACE"),
+    // Names whole; an id, which is there instead while there is no interface, is below as well.
+    Column::cut("INTERFACE").at_least(15),
     Column::whole("DIRECTION").spare(),
     Column::whole("ACTION").spare(),
     Column::whole("STATE"),
@@ -38,7 +39,7 @@ const COLUMNS: [Column; 12] = [
     Column::number("REJECTED"),
     Column::number("LOST"),
     Column::number("WAITING").spare(),
-    Column::cut("LAST OBJECT"),
+    Column::cut("LAST OBJECT").spare(),
     Column::cut("WINDOW").spare(),
 ];
 
@@ -80,7 +81,7 @@ impl Shown<'_> {
                 let _ = writeln!(out, "{folder} of {interface_id}: {words}");
             }
         }
-        if self.is_running && self.look.is_none() && !self.status.rules.is_empty() {
+        if self.is_running && self.look.is_none() && self.status.stopping.is_none() && !self.status.rules.is_empty() {
             out += "packets are those of closed windows: this user cannot ask the agent, or it does not answer\n";
         }
         out
@@ -88,11 +89,11 @@ impl Shown<'_> {
 
     /// The agent itself.
     fn head(&self) -> String {
-        let Status { pid, trouble, spool_full, rules, quarantined, .. } = self.status;
-        let mut out = if self.is_running {
-            format!("running (process {pid})\n")
-        } else {
-            "not running; as of its end:\n".to_owned()
+        let Status { pid, trouble, spool_full, rules, quarantined, stopping, .. } = self.status;
+        let mut out = match stopping.as_ref().filter(|_| self.is_running) {
+            Some(words) => format!("stopping (process {pid}): {words}\n"),
+            None if self.is_running => format!("running (process {pid})\n"),
+            None => "not running; as of its end:\n".to_owned(),
         };
         for (what, words) in [("trouble", trouble), ("spool is full", spool_full)] {
             if let Some(words) = words {
@@ -285,6 +286,15 @@ mod tests {
         };
         let status = Status { rules: vec![rule], pid: 5, ..Status::default() };
         Shown { status: &status, is_running: true, look, before, now_secs: 1_000, is_long: false }.text()
+    }
+
+    #[test]
+    fn an_agent_that_is_about_to_end_says_so_as_long_as_it_runs() {
+        let status = Status { pid: 5, stopping: Some("delivering".to_owned()), ..Status::default() };
+        let of =
+            |is_running| Shown { status: &status, is_running, look: None, before: None, now_secs: 0, is_long: false };
+        assert!(of(true).text().starts_with("stopping (process 5): delivering\n"));
+        assert!(of(false).text().starts_with("not running"));
     }
 
     #[test]

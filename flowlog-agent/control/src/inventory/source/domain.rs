@@ -19,7 +19,7 @@
 
 use std::{collections::BTreeMap, str};
 
-use flowlog_model::{interface::Mac, rule::Side};
+use flowlog_model::{interface::Mac, rule::Side, text::quotable};
 use quick_xml::{
     Reader,
     events::{BytesRef, BytesStart, Event},
@@ -95,7 +95,7 @@ pub(super) fn nics(text: &str) -> Result<Vec<FoundNic>, String> {
         }
     }
     if let Some(open) = at.last() {
-        return Err(format!("ends within <{}>", open.escape_debug()));
+        return Err(format!("ends within <{}>", quotable(open)));
     }
     domain.nics()
 }
@@ -117,7 +117,7 @@ fn character(reference: &BytesRef<'_>) -> Result<String, String> {
         "gt" => ">",
         "quot" => "\"",
         "apos" => "'",
-        other => return Err(format!("entity `{}` is not known", other.escape_debug())),
+        other => return Err(format!("entity `{}` is not known", quotable(other))),
     };
     Ok(known.to_owned())
 }
@@ -175,7 +175,7 @@ impl Domain {
 
     fn nics(self) -> Result<Vec<FoundNic>, String> {
         let uuid = self.uuid.trim();
-        let vm: Uuid = uuid.parse().map_err(|_no_uuid| format!("a domain's uuid is `{}`", uuid.escape_debug()))?;
+        let vm: Uuid = uuid.parse().map_err(|_no_uuid| format!("a domain's uuid is `{}`", quotable(uuid)))?;
         let name = if self.nova_name.is_empty() { &self.name } else { &self.nova_name };
         let mut nics = Vec::new();
         // One without a device on this node is the hardware's, or another process's: nothing here sees its packets.

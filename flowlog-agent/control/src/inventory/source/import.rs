@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use flowlog_model::{Labels, interface::Selector, rule::Side};
+use flowlog_model::{Labels, interface::Selector, rule::Side, text::printable};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -14,6 +14,9 @@ use crate::inventory::{
     Resource,
     load::{Loader, Places},
 };
+
+/// The first line of a file that is made from what a source has found: one that begins with it may be replaced by the next one.
+pub const HEAD: &str = "# Written by `flowlog inventory import`, which replaces it.\n";
 
 /// What a source has found.
 pub struct Imported {
@@ -76,11 +79,11 @@ impl Imported {
             })
         });
         let file = BTreeMap::from([("nic", nics.collect::<Vec<_>>())]);
-        let mut text =
-            if self.is_empty() { String::new() } else { toml::to_string(&file).map_err(|e| e.to_string())? };
+        let nics = if self.is_empty() { String::new() } else { toml::to_string(&file).map_err(|e| e.to_string())? };
+        let mut text = format!("{HEAD}{nics}");
         for words in self.unowned.iter().map(ToString::to_string) {
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "# {}", words.escape_debug());
+            let _ = writeln!(text, "# {}", printable(&words));
         }
         Ok(text)
     }
@@ -104,6 +107,7 @@ mod tests {
         let imported = import(source.check().expect("good"), names);
         assert_eq!((imported.resources.len(), imported.unowned.len(), imported.problems.len()), (2, 2, 0));
         let text = imported.text().expect("text");
+        assert!(text.starts_with(HEAD) && !text.contains('\\'), "{text}");
         assert!(
             text.contains("# nic ") && text.contains("project `other`") && text.contains("it has no project"),
             "{text}"

@@ -10,12 +10,13 @@ use flowlog_model::{
     Labels,
     interface::Selector,
     rule::{InvalidField, Side, key_part},
+    text::quotable,
 };
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{FoundNic, identity, names::NamePattern};
-use crate::inventory::{Contract, Interface, Kind, Resource};
+use crate::inventory::{Contract, Interface, Kind, Resource, file::fit_name};
 
 /// Where libvirt keeps the status of running domains.
 pub const LIBVIRT_DIR_DEFAULT: &str = "/run/libvirt/qemu";
@@ -124,7 +125,7 @@ pub struct UnownedNic {
 impl fmt::Display for UnownedNic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { id, interface, project, source, .. } = self;
-        let (interface, project) = (interface.escape_debug(), project.as_deref().map(str::escape_debug));
+        let (interface, project) = (quotable(interface), project.as_deref().map(quotable));
         write!(f, "nic {id} ({interface}) of source {source} is nobody's: ")?;
         match project {
             Some(project) => write!(f, "no contract is named for its project `{project}`"),
@@ -276,10 +277,15 @@ impl SourceSpec {
                 problems.push(format!("source {}: nic {id}: {error}; left out", self.name));
             }
         }
+        let (name, is_cut) = fit_name(&nic.name);
+        if is_cut {
+            problems
+                .push(format!("source {}: nic {id}: its name is too long, or has control characters; cut", self.name));
+        }
         Ok(Resource {
             id,
             kind: Kind::Nic,
-            name: nic.name.clone(),
+            name,
             datacenter: self
                 .datacenters
                 .get(&contract)
@@ -351,5 +357,17 @@ mod tests {
         assert_eq!(again.datacenter, identity::datacenter("31960002"));
         assert_ne!(again.datacenter, owned.datacenter);
         assert!(problems.is_empty(), "{problems:?}");
+    }
+
+    #[test]
+    fn a_name_that_files_could_not_have_is_cut_and_that_is_said() {
+        let spec = RawSource { contract: Some("7".parse().expect("a contract")), ..RawSource::of(SourceKind::Libvirt) };
+        let mut nic =
+            names::find(&[names::NamePattern::new(r"^t(?<nic>\d)$").expect("good")], ["t1"].into_iter()).nics.remove(0);
+        nic.name = format!("{}ü{}", "n".repeat(254), "n".repeat(45));
+        let mut problems = Vec::new();
+        let kept = spec.check().expect("good").resource(&nic, &mut problems).expect("owned");
+        assert_eq!(kept.name, "n".repeat(254), "no half of a letter");
+        assert!(problems.len() == 1 && problems[0].contains("its name is too long"), "{problems:?}");
     }
 }
