@@ -1,6 +1,9 @@
 //! Loading the eBPF object: map sizes, constants, programs.
 
-use aya::{Ebpf, EbpfLoader, maps::Array};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData},
+};
 use flowlog_ebpf::abi::{ABI_VERSION, Setup};
 
 use super::{
@@ -46,7 +49,11 @@ pub struct Kernel {
     /// Who empties their caches.
     pub sweeper: Sweeper,
     sizes: Sizes,
+    /// As they are without anybody's wish.
+    unmoved: Reasons,
     reasons: Reasons,
+    /// What each counts as, for the programs.
+    actions: Array<MapData, u8>,
     knows_connections: bool,
 }
 
@@ -63,8 +70,8 @@ impl Kernel {
     pub fn open(options: &Options, mut pins: Option<Pins>) -> Result<Self, KernelError> {
         let Options { sizes, netns_inum, moves, mark } = options;
         let (sizes, netns_inum) = (*sizes, *netns_inum);
-        let Layout { offsets, reasons, drop_arguments, mark, connection } = kernel_layout(*mark)?;
-        let reasons = reasons.with(moves)?;
+        let Layout { offsets, reasons: unmoved, drop_arguments, mark, connection } = kernel_layout(*mark)?;
+        let reasons = unmoved.clone().with(moves)?;
         let cpus = aya::util::nr_cpus().map_err(unreadable)?.get() as usize;
         let sequence_bits = notes::sequence_bits(cpus);
         let tick = flowlog_host::clock::tick_ns();
@@ -116,7 +123,8 @@ impl Kernel {
         // First: if a program is refused, maps that another process goes on with are as they were.
         let mut programs = Programs::load(ebpf)?;
         let maps = programs.maps();
-        set_reasons(maps, &reasons)?;
+        let mut actions = take(maps, "REASONS")?.try_into().map_err(|e| unfilled(&e))?;
+        set_reasons(&mut actions, &reasons)?;
         notes::begin(maps, cpus)?;
         set_setup(maps, setup)?;
         let interfaces = Interfaces::open(maps, netns_inum)?;
@@ -128,7 +136,19 @@ impl Kernel {
         let sweeper = Sweeper::new(aya::util::online_cpus().map_err(unreadable)?, sizes);
         let wraps = Wraps::new(pins.as_ref().map(Pins::wraps_dir));
         let hooks = Hooks::new(pins);
-        Ok(Self { programs, hooks, wraps, interfaces, truth, sweeper, sizes, reasons, knows_connections })
+        Ok(Self {
+            programs,
+            hooks,
+            wraps,
+            interfaces,
+            truth,
+            sweeper,
+            sizes,
+            unmoved,
+            reasons,
+            actions,
+            knows_connections,
+        })
     }
 
     /// Whether hooks and maps outlive this process.
@@ -149,6 +169,24 @@ impl Kernel {
     #[must_use]
     pub fn reasons(&self) -> &Reasons {
         &self.reasons
+    }
+
+    /// What they would be with these wishes.
+    ///
+    /// # Errors
+    /// As [`Reasons::with`].
+    pub fn reasons_with(&self, moves: &Moves) -> Result<Reasons, KernelError> {
+        self.unmoved.clone().with(moves)
+    }
+
+    /// From now on packets count by these.
+    ///
+    /// # Errors
+    /// If the kernel does not take them: some may hold then, and others not.
+    pub fn set_reasons(&mut self, reasons: Reasons) -> Result<(), KernelError> {
+        set_reasons(&mut self.actions, &reasons)?;
+        self.reasons = reasons;
+        Ok(())
     }
 
     /// Whether the programs can ask connection tracking for the other side of a translation.
@@ -221,11 +259,10 @@ fn rand_seed() -> u64 {
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
-fn set_reasons(ebpf: &mut Ebpf, reasons: &Reasons) -> Result<(), KernelError> {
-    let refused = |e: aya::maps::MapError| KernelError::from_chain("fill map REASONS", &e);
-    let mut map: Array<_, u8> = take(ebpf, "REASONS")?.try_into().map_err(refused)?;
-    for (index, action) in (0u32..).zip(&reasons.actions) {
-        map.set(index, action, 0).map_err(refused)?;
-    }
-    Ok(())
+fn unfilled(error: &aya::maps::MapError) -> KernelError {
+    KernelError::from_chain("fill map REASONS", error)
+}
+
+fn set_reasons(map: &mut Array<MapData, u8>, reasons: &Reasons) -> Result<(), KernelError> {
+    (0u32..).zip(&reasons.actions).try_for_each(|(index, action)| map.set(index, action, 0)).map_err(|e| unfilled(&e))
 }

@@ -34,6 +34,9 @@ pub struct Status {
     /// Objects in `quarantine` of the state directory: a person must look at them.
     #[serde(default)]
     pub quarantined: usize,
+    /// Sources of the inventory that do not answer, each in a sentence: what they said last holds.
+    #[serde(default)]
+    pub sources: Vec<String>,
     /// What it does before it ends, and how that is cut short, if it has been asked to end.
     #[serde(default)]
     pub stopping: Option<String>,

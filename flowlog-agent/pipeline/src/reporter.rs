@@ -45,6 +45,8 @@ pub struct Reporter {
     /// Where the objects of the rules go that were said last, in their order.
     routes: Vec<(Route, String)>,
     node_id: String,
+    /// Sources of the inventory that do not answer.
+    sources: Vec<String>,
     /// What is done before the end, once there is one.
     stopping: Option<String>,
     written: Status,
@@ -66,10 +68,16 @@ impl Reporter {
             known,
             routes: Vec::new(),
             node_id: String::new(),
+            sources: Vec::new(),
             stopping: None,
             written: Status::default(),
             said: watch::Sender::default(),
         }
+    }
+
+    /// These sources of the inventory do not answer.
+    pub fn sources(&mut self, silent: Vec<String>) {
+        self.sources = silent;
     }
 
     /// From now on it is said that the agent is about to end. It does not look when it is asked any more.
@@ -165,6 +173,7 @@ impl Reporter {
             trouble: trouble.map(str::to_owned),
             quarantined: deliveries.aside.values().sum(),
             leaving: deliveries.left(capture.node_id()),
+            sources: self.sources.clone(),
             stopping: self.stopping.clone(),
             looks_when_asked: self.stopping.is_none(),
         };

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use flowlog_kernel::{Reasons, heap};
@@ -22,14 +22,30 @@ use tokio::sync::{Notify, watch};
 use super::{Capture, error::AgentError, thread};
 use crate::config::Config;
 
+/// Names of the operator's rules by their marks, for those who make rows and lines; a reload changes them.
+#[derive(Clone, Default)]
+pub(super) struct MarkNames(Arc<RwLock<BTreeMap<u32, String>>>);
+
+impl MarkNames {
+    /// These, from now on.
+    pub(super) fn are(&self, names: BTreeMap<u32, String>) {
+        // Whoever panicked has replaced them or not.
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = names;
+    }
+
+    fn get(&self, mark: u32) -> Option<String> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&mark).cloned()
+    }
+}
+
 /// What drop reasons are called, and what refused a flow: the rule that is known by the mark, else the part of the kernel.
-fn names(reasons: Reasons, marks: BTreeMap<u32, String>) -> Names {
+fn names(reasons: Reasons, marks: MarkNames) -> Names {
     let of_rules = reasons.clone();
     Names {
         reason: Box::new(move |index| reasons.name(index).map(str::to_owned)),
         rule: Box::new(move |info, flow| {
-            if let Some(name) = marks.get(&flow.mark) {
-                return Some(name.clone());
+            if let Some(name) = marks.get(flow.mark) {
+                return Some(name);
             }
             let subsystem = of_rules.subsystem(flow.reason)?;
             let programs: &[String] = match subsystem {
@@ -45,14 +61,12 @@ fn names(reasons: Reasons, marks: BTreeMap<u32, String>) -> Names {
 }
 
 /// The same, for live flows: who else was at the hooks is not known of them.
-pub(super) fn line_names(reasons: &Reasons, marks: BTreeMap<u32, String>) -> LineNames {
+pub(super) fn line_names(reasons: &Reasons, marks: MarkNames) -> LineNames {
     let (of_rules, reasons) = (reasons.clone(), reasons.clone());
     LineNames {
         reasons: reasons.names().map(str::to_owned).collect(),
         reason: Box::new(move |index| reasons.name(index).map(str::to_owned)),
-        rule: Box::new(move |mark, reason| {
-            marks.get(&mark).cloned().or_else(|| of_rules.subsystem(reason).map(str::to_owned))
-        }),
+        rule: Box::new(move |mark, reason| marks.get(mark).or_else(|| of_rules.subsystem(reason).map(str::to_owned))),
     }
 }
 
@@ -67,6 +81,8 @@ pub(super) struct Delivery {
     /// Durable objects of which the journal does not know yet.
     encoded: Vec<Encoded>,
     pub(super) reporter: Reporter,
+    /// What rules are called, by their marks.
+    pub(super) marks: MarkNames,
 }
 
 impl Delivery {
@@ -87,11 +103,13 @@ impl Delivery {
         // What it has not delivered is in the spool.
         thread::with_a_runtime("upload", || uploader.run(woken))?;
         let reasons = capture.node().kernel.reasons().clone();
-        let names = names(reasons, config.marks.names.clone());
+        let marks = MarkNames::default();
+        marks.are(config.marks.names.clone());
+        let names = names(reasons, marks.clone());
         let tools = Tools { names, give_back: heap::give_back };
         let encoder = Encoder::start(spool.clone(), tools, config.flows_max)?;
         let reporter = Reporter::new(fs);
-        Ok(Self { spool, encoder, progress, wake, queue: VecDeque::new(), encoded: Vec::new(), reporter })
+        Ok(Self { spool, encoder, progress, wake, queue: VecDeque::new(), encoded: Vec::new(), reporter, marks })
     }
 
     /// Windows that an earlier agent had closed: encoded again, unless their object is in the spool.

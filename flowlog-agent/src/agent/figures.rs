@@ -78,6 +78,11 @@ impl Questions {
         Ok(())
     }
 
+    /// Sources of the inventory that do not answer.
+    pub(super) fn silent_sources(&self) -> Vec<String> {
+        self.board.silent()
+    }
+
     /// The next question; waits for ever if nobody can ask.
     pub(super) async fn next(&mut self) -> Question {
         match self.asked.recv().await {

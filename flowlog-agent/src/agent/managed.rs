@@ -1,7 +1,7 @@
 //! Rules from the store: the files around it, the thread that serves the API, and the orders that come from there.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -24,8 +24,9 @@ use flowlog_control::{
         source::{
             board::Board,
             follow::{Interfaces, Sources},
+            last_said::LastSaid,
         },
-        watch::{self as changes, Again},
+        watch::{self as changes, Again, Folders},
     },
     serve::{Listening, Relisten, listen},
 };
@@ -60,36 +61,30 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Reads them; whoever is to go on doing so is the second part.
+    /// Reads them; whoever is to go on doing so is the second part. What sources say is written down below the state directory, and known
+    /// from there where one does not answer.
     ///
     /// # Errors
     /// If the principals are wrong, or a place does not exist or can be written by others. A drop-in that can is left out.
-    pub(crate) fn open(manage: &Manage) -> Result<(Self, Watching), AgentError> {
-        let places = manage.places.clone();
-        for path in places.file.iter().chain(&places.dir).chain(&manage.principals) {
-            let unusable = |e: TrustError| AgentError::File { path: path.clone(), problem: e.to_string() };
-            trust::check(path, Kind::Orders).map_err(unusable)?;
-        }
+    pub(crate) fn open(manage: &Manage, state_dir: Option<&Path>) -> Result<(Self, Watching), AgentError> {
+        let Place { places, principals: path } = Place::of(manage)?;
         let names = netdev::all().unwrap_or_default().into_iter().map(|dev| dev.name).collect();
-        let sources = Sources::open(manage.sources.clone(), names);
+        let sources = Sources::open(manage.sources.clone(), names, state_dir.map(LastSaid::below));
         let mut loader = Loader::new(places.clone()).with(&sources);
         let first = loader.load();
         first.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
-        let read = manage.principals.as_deref().and_then(|p| stamp(p).ok());
-        let known = match &manage.principals {
-            Some(path) => Principals::read(path).map_err(|problem| AgentError::File { path: path.clone(), problem })?,
-            None => Principals::default(),
-        };
+        let read = path.as_deref().and_then(|p| stamp(p).ok());
+        let known = principals(path.as_deref())?;
         let inventory = watch::Sender::new(Arc::new(first));
-        let principals = watch::Sender::new(Arc::new(known));
+        let sender = watch::Sender::new(Arc::new(known));
         let opened = Self {
             inventory: inventory.subscribe(),
-            principals: principals.subscribe(),
+            principals: sender.subscribe(),
             board: sources.board(),
             interfaces: sources.interfaces(),
         };
-        let path = manage.principals.clone();
-        Ok((opened, Watching { places, sources, reading: Reading { loader, inventory, path, read, principals } }))
+        let reading = Reading { loader, inventory, path, read, principals: sender };
+        Ok((opened, Watching { places, sources, reading }))
     }
 
     /// How buckets are reached: as the inventory says, else as configured, which a reload may change.
@@ -105,6 +100,45 @@ impl Files {
     }
 }
 
+/// Where the files are that are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    places: Places,
+    /// File of the principals.
+    principals: Option<PathBuf>,
+}
+
+impl Place {
+    /// As a configuration says.
+    ///
+    /// # Errors
+    /// If one does not exist, or can be written by others.
+    pub(crate) fn of(manage: &Manage) -> Result<Self, AgentError> {
+        let Manage { places, principals, .. } = manage;
+        for path in places.file.iter().chain(&places.dir).chain(principals) {
+            let unusable = |e: TrustError| AgentError::File { path: path.clone(), problem: e.to_string() };
+            trust::check(path, Kind::Orders).map_err(unusable)?;
+        }
+        Ok(Self { places: places.clone(), principals: principals.clone() })
+    }
+
+    /// Looks whether they can be read from there, and watches them; nothing has changed yet.
+    ///
+    /// # Errors
+    /// If the principals are wrong, or the kernel refuses.
+    pub(crate) fn prepare(&self) -> Result<Folders, AgentError> {
+        principals(self.principals.as_deref())?;
+        let Self { places, principals } = self;
+        let files: Vec<PathBuf> = places.file.iter().chain(principals).cloned().collect();
+        Folders::of(&files, &Vec::from_iter(places.dir.clone())).map_err(system("watch the inventory"))
+    }
+}
+
+fn principals(path: Option<&Path>) -> Result<Principals, AgentError> {
+    let Some(path) = path else { return Ok(Principals::default()) };
+    Principals::read(path).map_err(|problem| AgentError::File { path: path.to_owned(), problem })
+}
+
 /// What reads the files again when they change.
 pub(crate) struct Watching {
     places: Places,
@@ -117,12 +151,11 @@ impl Watching {
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub(crate) fn start(self) -> Result<Again, AgentError> {
+    pub(crate) fn start(self) -> Result<Again<Place>, AgentError> {
         let Self { places, sources, mut reading } = self;
-        let files: Vec<PathBuf> = places.file.iter().chain(&reading.path).cloned().collect();
-        let dirs = Vec::from_iter(places.dir);
-        let again =
-            changes::watch(&files, &dirs, move || reading.read_again()).map_err(system("watch the inventory"))?;
+        let folders = Place { places, principals: reading.path.clone() }.prepare()?;
+        let again = changes::watch(folders, move |place| reading.read_again(place));
+        let again = again.map_err(system("watch the inventory"))?;
         let nudge = again.nudge().map_err(system("watch the inventory"))?;
         sources.follow(&Arc::new(nudge)).map_err(system("start a thread"))?;
         Ok(again)
@@ -141,7 +174,15 @@ struct Reading {
 }
 
 impl Reading {
-    fn read_again(&mut self) {
+    fn read_again(&mut self, place: Option<Place>) {
+        if let Some(Place { places, principals }) = place {
+            self.loader.move_to(places);
+            if self.path != principals {
+                (self.path, self.read) = (principals, None);
+                // What another file said holds no more, whatever becomes of this one.
+                drop(self.principals.send_replace(Arc::default()));
+            }
+        }
         let loaded = self.loader.load();
         self.inventory.send_if_modified(|now| {
             let changed = **now != loaded;
@@ -254,6 +295,7 @@ impl Managed {
         let Self { settings, templates, files, store, listening, wanted } = self;
         let Files { inventory, principals, .. } = files;
         let (changing, templates) = watch::channel(Arc::new(templates));
+        let (settling, settings) = watch::channel(settings);
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
         let (change, changes) = mpsc::channel(CHANGES_MAX);
         let places_max = wanted.places_max.clone();
@@ -278,7 +320,7 @@ impl Managed {
                 tracing::error!(%error, "the API is not served");
             }
         })?;
-        Ok((Orders { ordered: Some(ordered), wanted, templates: Some(changing), waiting: None }, change))
+        Ok((Orders { ordered: Some(ordered), wanted, follows: Some((changing, settling)), waiting: None }, change))
     }
 }
 
@@ -301,8 +343,8 @@ pub(crate) struct Orders {
     /// `None`: nobody can order.
     ordered: Option<mpsc::Receiver<CaptureOrder>>,
     pub wanted: Wanted,
-    /// Flow logs by selection: whoever changes them is followed.
-    templates: Option<watch::Sender<Arc<Templates>>>,
+    /// Flow logs by selection, and what holds for new ones of the API: who changes them is followed.
+    follows: Option<(watch::Sender<Arc<Templates>>, watch::Sender<Settings>)>,
     /// Where to answer when the last order has been carried out.
     waiting: Option<Answer>,
 }
@@ -311,12 +353,12 @@ impl Orders {
     /// What the configuration says, and nobody else can.
     #[must_use]
     pub(crate) fn fixed(wanted: Wanted) -> Self {
-        Self { ordered: None, wanted, templates: None, waiting: None }
+        Self { ordered: None, wanted, follows: None, waiting: None }
     }
 
     /// Flow logs by selection are these from now on; the control plane orders what comes of that.
     pub(crate) fn select(&self, templates: &Templates) {
-        if let Some(sender) = &self.templates {
+        if let Some((sender, _)) = &self.follows {
             sender.send_if_modified(|now| {
                 let changed = **now != *templates;
                 if changed {
@@ -324,6 +366,13 @@ impl Orders {
                 }
                 changed
             });
+        }
+    }
+
+    /// Flow logs that are made from now on have these.
+    pub(crate) fn settle(&self, settings: &Settings) {
+        if let Some((_, sender)) = &self.follows {
+            sender.send_replace(settings.clone());
         }
     }
 

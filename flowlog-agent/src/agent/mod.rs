@@ -90,7 +90,8 @@ pub(crate) async fn run(plan: Plan, confined: &Confined) -> Result<(), AgentErro
     // Before anybody can find the process by its lock.
     let (mut stop, hangups, looks, service) = (Stop::new()?, Hangups::new()?, Looks::new()?, Service::new());
     let (fs, _lock) = state_dir(&config)?;
-    let (files, watching) = config.manage.as_ref().map(Files::open).transpose()?.unzip();
+    let (files, watching) =
+        config.manage.as_ref().map(|m| Files::open(m, Some(&config.state_dir))).transpose()?.unzip();
     let start = || begin(config.clone(), &fs, files.clone());
     let Some(begun) = when_there_is_room(&mut stop, &service, start).await? else { return Ok(()) };
     let Begun { config, spool, managed, metrics, mut capture, pending } = begun;
@@ -105,7 +106,7 @@ pub(crate) async fn run(plan: Plan, confined: &Confined) -> Result<(), AgentErro
     delivery.inherit(&mut capture, pending)?;
     let (live, ends) = Live::new();
     if managed.is_some() {
-        let names = line_names(capture.node().kernel.reasons(), config.marks.names.clone());
+        let names = line_names(capture.node().kernel.reasons(), delivery.marks.clone());
         capture.show(ends.start(names).map_err(system("start a thread"))?);
     }
     let shown = LiveFlows(live.clone());
@@ -224,7 +225,7 @@ pub(crate) async fn detach(mut config: Config) -> Result<(), AgentError> {
         return Err(AgentError::LeftBehind { what: "all hooks".to_owned() });
     };
     let (spool, mut capture, pending) = taken;
-    let (files, watching) = config.manage.as_ref().map(Files::open).transpose()?.unzip();
+    let (files, watching) = config.manage.as_ref().map(|m| Files::open(m, None)).transpose()?.unzip();
     watching.map(Watching::start).transpose()?;
     let (_s3, reached) = watch::channel(config.s3.clone());
     let buckets = Arc::new(Files::buckets(files.map(|f| f.inventory), reached));
@@ -305,6 +306,7 @@ async fn main_loop(
                 trouble.note(capture.look_at_xdp(clock::now()).map_err(AgentError::from))?;
                 capture.look_at_hiding(clock::now());
                 log::tell_repeats();
+                delivery.reporter.sources(around.questions.silent_sources());
                 delivery.report(capture, trouble.words());
                 around.service.status(&around.status.borrow(), clock::now());
             }

@@ -12,7 +12,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use flowlog_control::{
-    inventory::watch::Again,
+    inventory::watch::{Again, Folders},
     metrics::{self, Endpoint, MetricsListener},
     serve::Relisten,
 };
@@ -25,8 +25,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     Capture,
     delivery::Delivery,
+    error::AgentError,
     figures::Questions,
-    managed::{Orders, Wanted},
+    managed::{Orders, Place, Wanted},
     memory,
     service::Service,
     signals::Hangups,
@@ -68,7 +69,7 @@ pub(super) struct Reached {
 pub(super) struct Reload {
     hangups: Hangups,
     /// Who reads inventory and principals; nobody, without any.
-    again: Option<Again>,
+    again: Option<Again<Place>>,
     stage: Stage,
     /// What is in force.
     plan: Plan,
@@ -89,6 +90,8 @@ struct Change {
     config: Config,
     api: Option<Relisten>,
     metrics: Metrics,
+    /// Where inventory and principals are to be read, if that is elsewhere.
+    place: Option<(Folders, Place)>,
     words: Vec<String>,
 }
 
@@ -118,7 +121,7 @@ pub(super) struct Scene<'a> {
 }
 
 impl Reload {
-    pub(super) fn new(hangups: Hangups, again: Option<Again>, plan: Plan, reached: Reached) -> Self {
+    pub(super) fn new(hangups: Hangups, again: Option<Again<Place>>, plan: Plan, reached: Reached) -> Self {
         Self { hangups, again, stage: Stage::Idle, plan, reached, begun: MonoNs(0) }
     }
 
@@ -196,8 +199,11 @@ impl Reload {
         if let Some(why) = trouble {
             return self.undo(why, scene);
         }
+        if let Err(why) = count_by(&change.config, scene.capture) {
+            return self.undo(why, scene);
+        }
         let Stage::Applying(change) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
-        let Change { merged, config, api, metrics, words } = *change;
+        let Change { merged, config, api, metrics, place, words } = *change;
         if let Metrics::Move(listening) = metrics {
             if let Err(error) = scene.questions.serve(listening) {
                 tracing::error!(%error, "figures are served where they were");
@@ -215,7 +221,13 @@ impl Reload {
         self.reached.s3.send_replace(config.s3.clone());
         if let Some(manage) = &config.manage {
             scene.orders.select(&manage.templates);
+            scene.orders.settle(&manage.settings);
         }
+        if let Some(((folders, place), again)) = place.zip(self.again.as_ref()) {
+            again.move_to(folders, place);
+        }
+        scene.delivery.marks.are(config.marks.names.clone());
+        scene.capture.node_mut().restore_order = config.restore_order;
         self.plan.merged = merged;
         self.plan.config = config;
         fault::point("reload_applied");
@@ -227,7 +239,9 @@ impl Reload {
         if let Stage::Applying(change) = std::mem::replace(&mut self.stage, Stage::Idle) {
             change.abandon();
         }
-        if let Err(error) = want(self.plan.config.captures.clone(), scene) {
+        let captures = want(self.plan.config.captures.clone(), scene);
+        let reasons = count_by(&self.plan.config, scene.capture);
+        if let Err(error) = captures.and(reasons) {
             tracing::warn!(error, "will try again");
         }
         self.end(Err(why), scene.service);
@@ -280,9 +294,11 @@ impl Reload {
         if of(&config) != of(old) {
             return Err(format!("inventory.source: {restart}"));
         }
+        capture.node().kernel.reasons_with(&config.reasons).map_err(|e| e.to_string())?;
         check_targets(&config).map_err(|e| e.to_string())?;
         check_interfaces(&config).map_err(|e| e.to_string())?;
         check_others(capture, wanted, &config)?;
+        let place = moved(old, &config).map_err(|e| e.to_string())?;
         let metrics = if config.metrics == old.metrics {
             Metrics::Stay
         } else {
@@ -302,7 +318,7 @@ impl Reload {
         let of = |config: &Config| config.manage.as_ref().map(|m| m.templates.all.clone()).unwrap_or_default();
         let selected = (of(&config) != of(old)).then(|| "flow logs by selection: changed".to_owned());
         let words = keys.chain(differences(&old.captures, &config.captures, &config.node_id)).chain(selected).collect();
-        Ok(Change { merged, config, api, metrics, words })
+        Ok(Change { merged, config, api, metrics, place, words })
     }
 }
 
@@ -326,6 +342,29 @@ fn forget(config: &Config, made: &Metrics) {
 fn want(fixed: Vec<CaptureSpec>, scene: &mut Scene<'_>) -> Result<(), String> {
     scene.orders.wanted.fix(fixed);
     scene.capture.want(scene.orders.wanted.all()).map_err(|e| e.to_string())
+}
+
+/// Where inventory and principals are to be read, if that is elsewhere than before; what they say is another matter.
+fn moved(old: &Config, new: &Config) -> Result<Option<(Folders, Place)>, AgentError> {
+    let Some((new, old)) = new.manage.as_ref().zip(old.manage.as_ref()) else { return Ok(None) };
+    if (&new.places, &new.principals) == (&old.places, &old.principals) {
+        return Ok(None);
+    }
+    let place = Place::of(new)?;
+    Ok(Some((place.prepare()?, place)))
+}
+
+/// Has drop reasons count as a configuration says, from now on.
+fn count_by(config: &Config, capture: &mut Capture) -> Result<(), String> {
+    let kernel = &mut capture.node_mut().kernel;
+    let reasons = kernel.reasons_with(&config.reasons).map_err(|e| e.to_string())?;
+    if reasons.actions == kernel.reasons().actions {
+        return Ok(());
+    }
+    if let Some(absent) = reasons.absent() {
+        tracing::warn!("this kernel has {absent}");
+    }
+    kernel.set_reasons(reasons).map_err(|e| e.to_string())
 }
 
 /// No flow log of the API may lose its interface, its id or its room to one of the file.

@@ -269,7 +269,8 @@ pub(crate) const KEYS: &[ConfigKey] = &[
         FALSE,
         "Put tcx hooks in front again where somebody else's program went in front of them",
     )
-    .flag(Group::Node, "restore-order", "true|false"),
+    .flag(Group::Node, "restore-order", "true|false")
+    .applies(),
     ConfigKey::new(
         "",
         "xdp",
@@ -310,12 +311,12 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     ConfigKey::new("kernel", "interfaces_max", Number, Is("512"), "Interfaces that can be watched, at most 65534")
         .flag(Group::Kernel, "interfaces-max", "N")
         .takes_detach(),
-    ConfigKey::new("reasons", "rejected", List, EMPTY, "Drop reasons, by name: packets that die for these are REJECT"),
-    ConfigKey::new("reasons", "lost", List, EMPTY, "... are ACCEPT, and lost"),
-    ConfigKey::new("reasons", "ignored", List, EMPTY, "... are ACCEPT, and nothing else is said of them"),
+    ConfigKey::new("reasons", "rejected", List, EMPTY, "Drop reasons, by name: packets that die for these are REJECT").applies(),
+    ConfigKey::new("reasons", "lost", List, EMPTY, "... are ACCEPT, and lost").applies(),
+    ConfigKey::new("reasons", "ignored", List, EMPTY, "... are ACCEPT, and nothing else is said of them").applies(),
     ConfigKey::new("rule_mark", "from", MARKS, Is("packet"), "Which mark of a refused packet says the rule of your firewall"),
     ConfigKey::new("rule_mark", "mask", Number, Is("0xffffffff"), "Which bits of it"),
-    ConfigKey::new("", "verdict_marks", Form::Table, NONE, "Names of rules, by their mark: `0x12 = \"sg-ssh\"`"),
+    ConfigKey::new("", "verdict_marks", Form::Table, NONE, "Names of rules, by their mark: `0x12 = \"sg-ssh\"`").applies(),
     ConfigKey::new("s3", "endpoint", Text, Words("AWS"), "URL of the S3 server").flag(Group::Store, "s3-endpoint", "URL").applies(),
     ConfigKey::new("s3", "region", Text, Words("us-east-1"), "S3 region").flag(Group::Store, "s3-region", "REGION").applies(),
     ConfigKey::new("s3", "path_style", Switch, FALSE, "Bucket in the path, not in the host name")
@@ -336,13 +337,13 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     ConfigKey::new("s3", "acl", Switch, TRUE, "Objects have the ACL that lets the bucket's owner read them")
         .switch_off(Group::Store, "s3-no-acl", "Put objects without the ACL that lets the bucket's owner read them")
         .applies(),
-    ConfigKey::new("inventory", "file", Path, NONE, "What is on this node, for flow logs that customers manage; its content is read again when it changes"),
-    ConfigKey::new("inventory", "dir", Path, NONE, "The same, as a directory of drop-ins"),
+    ConfigKey::new("inventory", "file", Path, NONE, "What is on this node, for flow logs that customers manage; its content is read again when it changes").applies(),
+    ConfigKey::new("inventory", "dir", Path, NONE, "The same, as a directory of drop-ins").applies(),
     ConfigKey::new("inventory", "source", Form::Table, NONE, "What the hypervisor knows of this node; one `[[inventory.source]]` each"),
     ConfigKey::new("api", "socket", Path, Words("none, with an inventory /run/flowlog/agent.sock"), "The node's own socket, for observe, top and rule")
         .flag(Group::Listeners, "socket", "FILE")
         .applies(),
-    ConfigKey::new("api", "principals", Path, Words("none: nobody but root"), "Who may do what; its content is read again when it changes"),
+    ConfigKey::new("api", "principals", Path, Words("none: nobody but root"), "Who may do what; its content is read again when it changes").applies(),
     ConfigKey::new("api", "listen", Address, NONE, "Address of the API, in addition to the socket; without TLS on loopback only").applies(),
     ConfigKey::new("api", "tls_certificate", Path, NONE, "Certificate chain in PEM form; read again when it changes").applies(),
     ConfigKey::new("api", "tls_key", Path, NONE, "Its key in PEM form; read again when it changes").applies(),
@@ -350,12 +351,12 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     ConfigKey::new("metrics", "listen", Text, NONE, "Where figures for Prometheus are served: a loopback address, or the absolute path of a socket")
         .flag(Group::Listeners, "metrics-listen", "ADDRESS")
         .applies(),
-    ConfigKey::new(FLOW_LOG_DEFAULTS, "window", Time, Is("10m"), "Length of a window of flow logs that customers make"),
-    ConfigKey::new(FLOW_LOG_DEFAULTS, "hook", HOOKS, Is("tc"), "How their interfaces are hooked"),
-    ConfigKey::new(FLOW_LOG_DEFAULTS, "nodata", Switch, TRUE, "Write an object for a window without traffic"),
-    ConfigKey::new(FLOW_LOG_DEFAULTS, "subsecond", Switch, FALSE, "Fill the columns start_ns and end_ns too"),
-    ConfigKey::new(FLOW_LOG_DEFAULTS, "layout", LAYOUTS, Is(LAYOUT_DEFAULT), "How keys are made up"),
-    ConfigKey::new(FLOW_LOG_DEFAULTS, "format", FORMATS, Is(FORMAT_DEFAULT), "What objects are"),
+    ConfigKey::new(FLOW_LOG_DEFAULTS, "window", Time, Is("10m"), "Length of a window of flow logs that customers make").applies(),
+    ConfigKey::new(FLOW_LOG_DEFAULTS, "hook", HOOKS, Is("tc"), "How their interfaces are hooked").applies(),
+    ConfigKey::new(FLOW_LOG_DEFAULTS, "nodata", Switch, TRUE, "Write an object for a window without traffic").applies(),
+    ConfigKey::new(FLOW_LOG_DEFAULTS, "subsecond", Switch, FALSE, "Fill the columns start_ns and end_ns too").applies(),
+    ConfigKey::new(FLOW_LOG_DEFAULTS, "layout", LAYOUTS, Is(LAYOUT_DEFAULT), "How keys are made up").applies(),
+    ConfigKey::new(FLOW_LOG_DEFAULTS, "format", FORMATS, Is(FORMAT_DEFAULT), "What objects are").applies(),
     ConfigKey::new(FLOW_LOG, "interfaces", List, Words("needed, or `select`"), "Interface to capture; several are so many captures")
         .short(Group::FlowLog, ('i', "interface"), "NAME")
         .applies(),

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use integration::{managed::plug_in, sourced::Sourced};
+use integration::{agent::binary, managed::plug_in, sourced::Sourced};
 use serde_json::{Value, json};
 
 const PACKETS: usize = 20;
@@ -163,6 +163,62 @@ fn ports_of_the_switch_are_captured_as_they_come_change_and_go_and_while_the_dat
     assert_eq!(of(PORT), 2 * PACKETS as u64, "{:#?}", landed.rows);
     assert_eq!(of(second["id"].as_str().unwrap()), PACKETS as u64);
     assert_eq!(of("5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad102"), PACKETS as u64);
+}
+
+#[test]
+fn an_agent_that_starts_while_the_database_is_down_goes_on_with_what_it_said_last_until_it_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut database = Ovsdb::new(dir.path());
+    let source =
+        format!("[[inventory.source]]\nkind = 'ovsdb'\nsocket = '{}'\ncontract = '7'\n", database.socket().display());
+    let node = Sourced::new("", &source, "{ contract = '7' }").unwrap();
+    let (ns, far) = (&node.managed.node, &node.managed.far);
+    for (n, name) in [(20, "tap20"), (21, "tap21")] {
+        plug_in(ns, far, name, n).unwrap();
+    }
+    let state = node.managed.path("state");
+    let command = |what: &str| {
+        let mut command = ns.command(binary());
+        let out = command.args([what, "--state-dir", state.to_str().unwrap()]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let send = |n, name| node.managed.send(n, name, PACKETS).unwrap();
+    database.plug("tap20", &[("iface-id", PORT)]);
+    let mut agent = node.managed.start().unwrap();
+    assert_eq!(node.found("tap20")["id"], json!(PORT));
+    send(20, "tap20");
+    agent.signal(rustix::process::Signal::TERM);
+    assert_eq!(agent.wait().unwrap(), Some(0));
+    database.kill();
+    // The kernel goes on counting, and so does the next agent.
+    send(20, "tap20");
+    let mut next = node.managed.start().unwrap();
+    assert_eq!(node.found("tap20")["id"], json!(PORT));
+    node.problem(Some("what it said before still holds"));
+    let silent = "the source `ovsdb` of the inventory does not answer (1 NICs)";
+    node.until("the status says so", |_| command("status").contains(silent).then_some(()));
+    send(20, "tap20");
+    // It is back, and takes over: one has gone that nobody told of, another has come.
+    database.start();
+    database.unplug("tap20");
+    database.plug("tap21", &[("iface-id", "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad102")]);
+    next.wait_for("watching interface=\"tap21\"").unwrap();
+    node.lost("tap20");
+    node.problem(None);
+    node.until("the status says no more of it", |_| (!command("status").contains(silent)).then_some(()));
+    send(20, "tap20");
+    send(21, "tap21");
+    next.signal(rustix::process::Signal::TERM);
+    assert_eq!(next.wait().unwrap(), Some(0));
+    assert!(next.log().contains(silent), "{}", next.log());
+    let config = node.managed.path("flowlog.toml");
+    let ended = ns.command(binary()).args(["detach", "--config", config.to_str().unwrap()]).output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let landed = node.landed().unwrap();
+    let of = |id: &str| landed.sum(|r| r.dport == 9 && r.direction == "egress" && r.interface == id).0;
+    assert_eq!(of(PORT), 3 * PACKETS as u64, "{:#?}", landed.rows);
+    assert_eq!(of("5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad102"), PACKETS as u64);
+    assert!(landed.rows.iter().all(|r| r.skip != "gap"), "{:#?}", landed.rows);
 }
 
 #[test]

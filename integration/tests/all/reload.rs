@@ -244,7 +244,10 @@ fn what_cannot_be_is_refused_with_the_reason_and_all_goes_on_as_before() {
         ("[[flow_log".to_owned(), "flowlog.toml"),
         (String::new(), "name at least one interface"),
         (format!("{changed}[kernel]\nring_bytes = '1MiB'\n"), "kernel.ring_bytes: `flowlog detach` ends the capture"),
-        (format!("{changed}[reasons]\nlost = ['NO_SOCKET']\n"), "reasons.lost: restart to change it"),
+        (format!("{changed}[reasons]\nlost = ['NO_SOKET']\n"), "reasons `NO_SOKET`"),
+        (format!("{changed}[rule_mark]\nmask = 255\n"), "rule_mark.mask: restart to change it"),
+        (format!("{changed}[api]\nprincipals = '/no/such'\n"), "`/no/such`: No such file"),
+        (format!("{changed}[[inventory.source]]\nkind = 'libvirt'\ncontract = '1'\n"), "inventory.source: restart"),
         (format!("xdp = 'trace'\n{changed}"), "xdp: restart to change it"),
         (changed.clone() + &site.flow_log("eth9", "none", ""), "eth9"),
         (
@@ -272,6 +275,45 @@ fn what_cannot_be_is_refused_with_the_reason_and_all_goes_on_as_before() {
     let landed = site.node.detach().unwrap();
     assert_eq!(landed.sum(|r| r.dport == 9).0, 20);
     assert_eq!((landed.keys.len(), objects_of(&landed, "web").len()), (1, 1), "{:?}", landed.keys);
+}
+
+#[test]
+fn drop_reasons_and_names_of_marks_hold_from_a_reload_on_and_until_it_as_before() {
+    let site = Site::new();
+    let firewall =
+        "table ip t {\n chain c { type filter hook input priority 0; udp dport 7 meta mark set 0x12 drop; }\n}";
+    site.node.pair.a.nft(firewall).unwrap();
+    let web = site.flow_log("eth0", "web", LONG);
+    site.write(&web);
+    let mut agent = site.start(&[]);
+    // To port 9 nobody listens.
+    let send = || {
+        site.node.pair.b.run(|| {
+            traffic::udp("10.1.0.1:9", 20, 50).unwrap();
+            traffic::udp("10.1.0.1:7", 20, 50).unwrap();
+        });
+        site.node.pair.wait_until_quiet();
+    };
+    send();
+    let moved = format!("{web}[reasons]\nrejected = ['NO_SOCKET']\n[verdict_marks]\n0x12 = 'sg-echo'\n");
+    site.write(&moved);
+    let said = site.reload();
+    assert!(said.contains("reasons.rejected") && said.contains("verdict_marks"), "{said}");
+    send();
+    // One that is refused changes neither.
+    site.write(&format!("{web}[reasons]\nlost = ['NO_SOKET']\n"));
+    assert!(site.refused().contains("NO_SOKET"));
+    send();
+    site.write(&moved.replace("rejected", "ignored"));
+    assert!(site.reload().contains("reasons.ignored"));
+    send();
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.wait().unwrap(), Some(0));
+    let landed = site.node.detach().unwrap();
+    let of = |port: i64, action: &str| landed.sum(|r| r.dport == port && r.action == action).0;
+    assert_eq!((of(9, "ACCEPT"), of(9, "REJECT"), of(7, "REJECT")), (40, 40, 80), "{:#?}", landed.rows);
+    let named = landed.rows.iter().filter(|r| r.dport == 7 && r.rule == "sg-echo").count();
+    assert!(named > 0, "names are those of when the window is written: {:#?}", landed.rows);
 }
 
 #[test]

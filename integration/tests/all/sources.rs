@@ -3,7 +3,7 @@
 use std::fs;
 
 use integration::{
-    managed::{CONTRACT, NIC, plug_in},
+    managed::{CONTRACT, Managed, NIC, plug_in},
     sourced::{OWNER, Sourced, TEMPLATE},
 };
 use rustix::process::Signal;
@@ -183,6 +183,57 @@ fn an_import_by_names_shows_and_writes_what_an_agent_then_reads() {
     }
     let (code, _, words) = node.import(&["names", "--pattern", "^tap(", "--dry-run"]);
     assert!(code == Some(78) && words.contains("unclosed group"), "{words}");
+}
+
+#[test]
+fn flow_logs_that_are_made_after_a_reload_have_its_defaults_and_those_before_keep_theirs() {
+    let managed = Managed::new("no_pin = true").unwrap();
+    let mut agent = managed.start().unwrap();
+    let before = managed.draft(NIC, "before", "flows");
+    let config = fs::read_to_string(managed.path("flowlog.toml")).unwrap();
+    managed.write("flowlog.toml", &format!("{config}[flow_log_defaults]\nwindow = '1m'\nsubsecond = true\n")).unwrap();
+    let state = managed.path("state");
+    let (code, out, error) = managed.command(&["reload", "--state-dir", state.to_str().unwrap()]).unwrap();
+    assert!(code == Some(0) && out.contains("flow_log_defaults.window"), "{out}{error}");
+    let after = managed.draft(NIC, "after", "flows");
+    for (id, window_secs, subsecond) in [(before, 600, false), (after, 60, true)] {
+        let settings = &managed.ask("GET", &format!("/flowlog/v1/flowlogs/{id}"), None).body["settings"];
+        assert_eq!((&settings["window_secs"], &settings["subsecond"]), (&window_secs.into(), &subsecond.into()));
+    }
+    agent.end().unwrap();
+}
+
+#[test]
+fn an_inventory_and_principals_that_are_elsewhere_after_a_reload_are_read_and_watched_there() {
+    let managed = Managed::new("no_pin = true").unwrap();
+    let mut agent = managed.start().unwrap();
+    let config = fs::read_to_string(managed.path("flowlog.toml")).unwrap();
+    let node = Sourced { managed };
+    let managed = &node.managed;
+    assert_eq!(managed.ask_as("ann", "GET", "/flowlog/v1/flowlogs", None).status, 200);
+    // Elsewhere there is one NIC of another label, and nobody who knows a password.
+    fs::create_dir(managed.path("other.d")).unwrap();
+    let nic = managed.inventory().split("[[nic]]").nth(1).unwrap().to_owned();
+    managed.write("other.d/nic.toml", &format!("[[nic]]{nic}labels = {{ env = 'a' }}\n")).unwrap();
+    managed.write("nobody.toml", "").unwrap();
+    let d = managed.dir.path().display();
+    let moved = config
+        .replace(&format!("file = '{d}/inventory.toml'\ndir = '{d}/inventory.d'"), &format!("dir = '{d}/other.d'"))
+        .replace("principals.toml", "nobody.toml");
+    managed.write("flowlog.toml", &moved).unwrap();
+    let state = managed.path("state");
+    let (code, out, error) = managed.command(&["reload", "--state-dir", state.to_str().unwrap()]).unwrap();
+    assert!(code == Some(0) && out.contains("inventory.file") && out.contains("api.principals"), "{out}{error}");
+    node.until("read there", |s| (s.nic("tap0")?["labels"]["env"] == "a").then_some(()));
+    assert!(node.nic("natgw0").is_none());
+    node.until("nobody knows ann", |s| {
+        (s.managed.ask_as("ann", "GET", "/flowlog/v1/flowlogs", None).status == 401).then_some(())
+    });
+    // And watched there, and not where they were.
+    managed.write("inventory.toml", "").unwrap();
+    managed.write("other.d/nic.toml", &format!("[[nic]]{nic}labels = {{ env = 'b' }}\n")).unwrap();
+    node.until("watched there", |s| (s.nic("tap0")?["labels"]["env"] == "b").then_some(()));
+    agent.end().unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{self, MapAccess, Visitor},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -125,12 +125,12 @@ impl Patch {
 pub struct Editor {
     store: SharedStore,
     /// For new flow logs.
-    settings: Settings,
+    settings: watch::Receiver<Settings>,
     work: Arc<Notify>,
 }
 
 impl Editor {
-    pub(super) fn new(store: SharedStore, settings: Settings, work: Arc<Notify>) -> Self {
+    pub(super) fn new(store: SharedStore, settings: watch::Receiver<Settings>, work: Arc<Notify>) -> Self {
         Self { store, settings, work }
     }
 
@@ -199,7 +199,7 @@ impl Editor {
             contract,
             parent: Parent { kind, id, datacenter, server },
             properties: properties.canonical(),
-            settings: self.settings.clone(),
+            settings: self.settings.borrow().clone(),
             state: State::Draft,
             key_name: None,
             interfaces,

@@ -132,8 +132,8 @@ pub struct Parts {
     pub principals: watch::Receiver<Arc<Principals>>,
     /// The way to buckets.
     pub buckets: Arc<dyn BucketProbe>,
-    /// For new flow logs.
-    pub settings: Settings,
+    /// For new flow logs, as of now and later.
+    pub settings: watch::Receiver<Settings>,
     /// Flow logs by selection, as of now and later.
     pub templates: watch::Receiver<Arc<Templates>>,
     /// Interfaces that there is room for in the kernel's maps; a reload may change what others take.

@@ -80,6 +80,11 @@ impl Loader {
         Self { sources: sources.specs().to_vec(), board: sources.board(), ..self }
     }
 
+    /// Reads from these from now on.
+    pub fn move_to(&mut self, places: Places) {
+        self.places = places;
+    }
+
     /// Reads files that have changed; the whole inventory as of now.
     pub fn load(&mut self) -> Loaded {
         let Listing { mut files, kept, problem } = self.files();

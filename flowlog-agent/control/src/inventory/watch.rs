@@ -24,21 +24,37 @@ const QUIET: Duration = Duration::from_millis(50);
 /// Bursts that are waited for at most before reading all the same.
 const BURSTS_MAX: u32 = 5;
 
-/// Calls `changed` on a thread of its own whenever something in the folders of `files` or in `dirs` changes, and whenever it is asked to. The
-/// thread ends with the process. A folder that does not exist is not watched.
+/// Folders in which it is noticed when something changes.
+pub struct Folders(OwnedFd);
+
+impl Folders {
+    /// Those that `files` are in, and `dirs`. One that does not exist is left out.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn of(files: &[PathBuf], dirs: &[PathBuf]) -> io::Result<Self> {
+        let folders = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+        watch_folders(&folders, files, dirs)?;
+        Ok(Self(folders))
+    }
+}
+
+/// Calls `changed` on a thread of its own whenever something in the folders changes, and whenever it is asked to, if so with where it is from then
+/// on to read. The thread ends with the process.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn watch(files: &[PathBuf], dirs: &[PathBuf], mut changed: impl FnMut() + Send + 'static) -> io::Result<Again> {
-    let folders = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-    watch_folders(&folders, files, dirs)?;
+pub fn watch<M: Send + 'static>(
+    folders: Folders,
+    mut changed: impl FnMut(Option<M>) + Send + 'static,
+) -> io::Result<Again<M>> {
     let woken = eventfd(0, EventfdFlags::CLOEXEC)?;
     let (ask, asked) = mpsc::channel();
     let again = Again { wake: woken.try_clone()?, ask };
-    let watch = Watch { folders, woken, asked };
+    let mut watch = Watch { folders, woken, asked };
     std::thread::Builder::new().name("files".to_owned()).spawn(move || {
         // What has changed since the caller looked.
-        changed();
+        changed(None);
         loop {
             if let Err(error) = watch.wait() {
                 tracing::error!(%error, "files are not watched any more");
@@ -46,8 +62,16 @@ pub fn watch(files: &[PathBuf], dirs: &[PathBuf], mut changed: impl FnMut() + Se
             }
             // Whoever asks from here on is asking for one more time.
             let asked: Vec<_> = watch.asked.try_iter().collect();
-            changed();
-            for answer in asked {
+            let (mut place, mut answers) = (None, Vec::with_capacity(asked.len()));
+            for Asked { moved, answer } in asked {
+                if let Some((folders, to)) = moved {
+                    watch.folders = folders;
+                    place = Some(to);
+                }
+                answers.push(answer);
+            }
+            changed(place);
+            for answer in answers {
                 let _ = answer.send(());
             }
         }
@@ -56,9 +80,15 @@ pub fn watch(files: &[PathBuf], dirs: &[PathBuf], mut changed: impl FnMut() + Se
 }
 
 /// Has the files read again that are watched, though nobody has seen a change.
-pub struct Again {
+pub struct Again<M> {
     wake: OwnedFd,
-    ask: mpsc::Sender<oneshot::Sender<()>>,
+    ask: mpsc::Sender<Asked<M>>,
+}
+
+struct Asked<M> {
+    /// They are elsewhere from now on.
+    moved: Option<(Folders, M)>,
+    answer: oneshot::Sender<()>,
 }
 
 /// Has the inventory read again, because a source has found something else.
@@ -73,7 +103,7 @@ impl Nudge {
     }
 }
 
-impl Again {
+impl<M> Again<M> {
     /// For those who find what is not in the files.
     ///
     /// # Errors
@@ -85,8 +115,17 @@ impl Again {
     /// Asks for it. The answer comes when they have been read; none, if nobody reads them any more.
     #[must_use]
     pub fn ask(&self) -> oneshot::Receiver<()> {
+        self.send(None)
+    }
+
+    /// From now on they are elsewhere; they are read there soon.
+    pub fn move_to(&self, folders: Folders, place: M) {
+        drop(self.send(Some((folders, place))));
+    }
+
+    fn send(&self, moved: Option<(Folders, M)>) -> oneshot::Receiver<()> {
         let (answer, answered) = oneshot::channel();
-        let _ = self.ask.send(answer);
+        let _ = self.ask.send(Asked { moved, answer });
         // It fails where the counter is at its end: then the thread is about to be woken.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
         answered
@@ -94,16 +133,16 @@ impl Again {
 }
 
 /// What the thread waits for.
-struct Watch {
-    folders: OwnedFd,
+struct Watch<M> {
+    folders: Folders,
     woken: OwnedFd,
-    asked: mpsc::Receiver<oneshot::Sender<()>>,
+    asked: mpsc::Receiver<Asked<M>>,
 }
 
-impl Watch {
+impl<M> Watch<M> {
     /// Waits for a change, until its burst is over; or for somebody who asks.
     fn wait(&self) -> Result<(), Errno> {
-        let mut ready = [PollFd::new(&self.folders, PollFlags::IN), PollFd::new(&self.woken, PollFlags::IN)];
+        let mut ready = [PollFd::new(&self.folders.0, PollFlags::IN), PollFd::new(&self.woken, PollFlags::IN)];
         match poll(&mut ready, None) {
             Err(Errno::INTR) => return Ok(()),
             other => drop(other?),
@@ -112,7 +151,7 @@ impl Watch {
         if woken {
             rustix::io::read(&self.woken, &mut [0; size_of::<u64>()])?;
         }
-        if changed { take_burst(&self.folders).map(drop) } else { Ok(()) }
+        if changed { take_burst(&self.folders.0).map(drop) } else { Ok(()) }
     }
 }
 

@@ -144,6 +144,11 @@ impl<N: Node> Capture<N> {
         &self.books.source
     }
 
+    /// The same, to be told what a reload has changed of it.
+    pub fn node_mut(&mut self) -> &mut N {
+        &mut self.books.source
+    }
+
     /// Shows live flows through this from now on.
     pub fn show(&mut self, mut tap: Tap) {
         tap.name(self.captures(), self.node_id());

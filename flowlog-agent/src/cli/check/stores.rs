@@ -144,7 +144,7 @@ fn of_inventory(manage: &Manage) -> Vec<Finding> {
     }
     // A source that does not answer now may later, and ends no start.
     let names = netdev::all().unwrap_or_default().into_iter().map(|dev| dev.name).collect();
-    let sources = Sources::open(manage.sources.clone(), names);
+    let sources = Sources::open(manage.sources.clone(), names, None);
     let loaded = Loader::new(places.clone()).with(&sources).load();
     all.extend(loaded.problems.iter().map(|words| finding("inventory", State::Limited, words)));
     let count = loaded.inventory.resources.len();

@@ -100,6 +100,9 @@ impl Shown<'_> {
                 let _ = writeln!(out, "{what}: {words}");
             }
         }
+        for words in &self.status.sources {
+            let _ = writeln!(out, "{words}");
+        }
         let sum = |count: fn(&RuleStatus) -> u64| rules.iter().map(count).sum::<u64>();
         for (what, windows) in [
             (

@@ -186,12 +186,12 @@ impl Domain {
                 (None, Some(mac)) => Identity::VmAndMac(vm, mac),
                 (None, None) => continue,
             };
-            let mut labels = BTreeMap::from([("vm", name.trim().to_owned())]);
+            let mut labels = BTreeMap::from([("vm".into(), name.trim().to_owned())]);
             let more = [("domain", self.name.trim()), ("project_name", self.project_name.trim()), ("nic", &card.alias)];
             let more = more
                 .into_iter()
                 .filter(|(label, value)| !value.is_empty() && (*label, *value) != ("domain", name.trim()));
-            labels.extend(more.map(|(label, value)| (label, value.to_owned())));
+            labels.extend(more.map(|(label, value)| (label.into(), value.to_owned())));
             nics.push(FoundNic {
                 identity,
                 interface: target,
@@ -274,7 +274,7 @@ mod tests {
         let sides: Vec<Option<Side>> = nics.iter().map(|n| n.side).collect();
         assert_eq!(sides, [None, Some(Side::Host), None]);
         assert!(nics.iter().all(|n| n.server == Some(vm) && n.project.as_deref() == Some("0123")));
-        let labels: Vec<(&str, &str)> = nics[0].labels.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        let labels: Vec<(&str, &str)> = nics[0].labels.iter().map(|(k, v)| (k.as_ref(), v.as_str())).collect();
         let expected =
             [("domain", "instance-0000000a"), ("nic", "net0"), ("project_name", "acme"), ("vm", "web & app")];
         assert_eq!(labels, expected);

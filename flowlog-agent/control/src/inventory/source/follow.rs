@@ -9,6 +9,7 @@ use std::{
 use super::{
     Look, Source,
     board::Board,
+    last_said::LastSaid,
     libvirt::StatusFiles,
     names::{self, NamePattern},
     ovsdb::Database,
@@ -46,10 +47,14 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Has each look once, so that an agent that begins knows what the last one knew. `names` are those of the interfaces there are.
+    /// Has each look once, so that an agent that begins knows what the last one knew; where one does not answer, what it said last holds.
+    /// `names` are those of the interfaces there are.
     #[must_use]
-    pub fn open(specs: Vec<SourceSpec>, names: Vec<String>) -> Self {
-        let board = Board::of(&specs);
+    pub fn open(specs: Vec<SourceSpec>, names: Vec<String>, last_said: Option<LastSaid>) -> Self {
+        if let Some(last_said) = &last_said {
+            last_said.keep_only(&specs);
+        }
+        let board = Board::of(&specs, last_said);
         let mut looking: Vec<(usize, Box<dyn Source>)> = Vec::new();
         let mut patterns = Vec::new();
         for (n, spec) in specs.iter().enumerate() {
@@ -62,6 +67,7 @@ impl Sources {
         for (n, source) in &mut looking {
             look(&mut **source, *n, &board);
         }
+        board.silent().iter().for_each(|words| tracing::warn!("{words}"));
         let by_name = ByName { board: board.clone(), patterns, names: Vec::new(), nudge: None };
         let interfaces = Interfaces(Arc::new(Mutex::new(by_name)));
         interfaces.are(names);
@@ -200,7 +206,7 @@ mod tests {
     fn interfaces_that_come_and_go_are_found_and_not_found_any_more() {
         let mut raw = RawSource::of(SourceKind::Names);
         raw.patterns = vec![r"^tap(?<vm>\d+)i(?<nic>\d+)$".to_owned()];
-        let sources = Sources::open(vec![raw.check().expect("a source")], vec!["lo".into(), "tap1i0".into()]);
+        let sources = Sources::open(vec![raw.check().expect("a source")], vec!["lo".into(), "tap1i0".into()], None);
         let (board, interfaces) = (sources.board(), sources.interfaces());
         let found = || -> Vec<String> { board.get(0).0.iter().map(|n| n.interface.clone()).collect() };
         assert!(interfaces.are_wanted());

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 
 use flowlog_model::interface::Mac;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// What our ids of version 5 (RFC 9562) are made within. It is never to change: all of them would.
 const NAMESPACE: Uuid = Uuid::from_u128(0x7c2e_5b0a_91d4_4f6e_8a33_d5e1_64b7_09fc);
 
 /// What a NIC is known by, whatever its interface is called.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Identity {
     /// The cloud's own id of its port.
     Port(Uuid),

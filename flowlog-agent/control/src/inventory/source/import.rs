@@ -29,7 +29,7 @@ pub struct Imported {
 /// Looks once. `names` are those of the interfaces there are.
 #[must_use]
 pub fn import(source: SourceSpec, names: Vec<String>) -> Imported {
-    let sources = Sources::open(vec![source], names);
+    let sources = Sources::open(vec![source], names, None);
     let loaded = Loader::new(Places::default()).with(&sources).load();
     let (inventory, problems) = (loaded.inventory, loaded.problems);
     Imported { resources: inventory.resources.into_values().collect(), unowned: inventory.unowned, problems }

@@ -5,6 +5,7 @@
 //! * [`ovsdb`]: the interfaces of Open vSwitch, from its database; [`rpc`]: how it is spoken to;
 //! * [`spec`]: what the configuration says of a source, and what NICs that it finds become; [`identity`]: their ids;
 //! * [`board`]: what all of them have found, and how they are doing; [`follow`]: looking again;
+//! * [`last_said`]: what each said last, for an agent that starts while it does not answer;
 //! * [`import`]: what one would bring, without an agent.
 //!
 //! A source only finds. That a file knows a NIC better is [`load`](super::load)'s matter, what is captured
@@ -15,24 +16,26 @@ mod domain;
 pub mod follow;
 mod identity;
 pub mod import;
+pub mod last_said;
 pub(crate) mod libvirt;
 pub(crate) mod names;
 pub(crate) mod ovsdb;
 mod rpc;
 pub mod spec;
 
-use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use flowlog_host::trust::TrustError;
 use flowlog_model::{interface::Mac, rule::Side};
 pub(crate) use identity::Identity;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// NICs of one source that are taken: as many as the inventory takes drop-in files.
 const NICS_MAX: usize = 10_000;
 
 /// A NIC, as a source knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundNic {
     pub(crate) identity: Identity,
     /// Name of its interface on this node.
@@ -46,7 +49,7 @@ pub struct FoundNic {
     /// The cloud's project it belongs to.
     pub(crate) project: Option<String>,
     /// What else is known of it; not checked.
-    pub(crate) labels: BTreeMap<&'static str, String>,
+    pub(crate) labels: BTreeMap<Cow<'static, str>, String>,
     /// What is known under names that the configuration has chosen.
     pub(crate) groups: BTreeMap<String, String>,
     /// Which side of it this node sees, where that is not what the configuration says.

@@ -244,6 +244,15 @@ impl SourceSpec {
         }
     }
 
+    /// Where it is asked; `None`: it is not asked, but told.
+    #[must_use]
+    pub(super) fn asked_at(&self) -> Option<String> {
+        match &self.place {
+            SourcePlace::Names(_) => None,
+            SourcePlace::Libvirt(path) | SourcePlace::Ovsdb(path) => Some(path.display().to_string()),
+        }
+    }
+
     /// Whose a NIC of this project is.
     fn owner(&self, project: Option<&str>) -> Option<&Contract> {
         project.and_then(|p| self.contracts.get(p)).or(self.contract.as_ref())
@@ -266,7 +275,7 @@ impl SourceSpec {
         };
         let mut labels = self.labels.clone();
         let project = nic.project.as_deref().map(|project| ("project", project));
-        let known = nic.labels.iter().map(|(name, value)| (*name, value.as_str()));
+        let known = nic.labels.iter().map(|(name, value)| (name.as_ref(), value.as_str()));
         let groups = nic.groups.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in project.into_iter().chain(known).chain(groups) {
             // What the configuration says of all of them goes before what one is found with.
