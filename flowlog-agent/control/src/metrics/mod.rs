@@ -36,7 +36,7 @@ use flowlog_model::{
 };
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use seats::{Busy, Seats};
+use seats::{Answering, Seats};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -173,7 +173,7 @@ where
     let Some(seat) = seats.take().map(Arc::new) else { return };
     let (router, held) = (router.clone(), seat.clone());
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (router, busy) = (router.clone(), Busy::new(held.clone()));
+        let (router, busy) = (router.clone(), Answering::new(held.clone()));
         async move {
             let _busy = busy;
             router.oneshot(request.map(Body::new)).await

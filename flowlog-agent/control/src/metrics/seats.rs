@@ -39,7 +39,7 @@ impl State {
 pub(super) struct Seats(Arc<Mutex<State>>);
 
 /// A place that is taken; free again when dropped.
-pub(super) struct Seat {
+pub(super) struct MetricsSeat {
     seats: Seats,
     number: u64,
     end: Arc<Notify>,
@@ -52,7 +52,7 @@ impl Seats {
     }
 
     /// Takes one; `None`: everybody is being answered.
-    pub(super) fn take(&self) -> Option<Seat> {
+    pub(super) fn take(&self) -> Option<MetricsSeat> {
         let mut state = self.lock();
         if state.taken.len() >= SEATS {
             let idle = state.taken.iter().filter(|(_, t)| t.busy == 0);
@@ -64,11 +64,11 @@ impl Seats {
         let number = state.tick();
         let end = Arc::new(Notify::new());
         state.taken.insert(number, Taken { busy: 0, used: number, end: end.clone() });
-        Some(Seat { seats: self.clone(), number, end })
+        Some(MetricsSeat { seats: self.clone(), number, end })
     }
 }
 
-impl Seat {
+impl MetricsSeat {
     fn change(&self, change: impl FnOnce(&mut Taken)) {
         let mut state = self.seats.lock();
         let now = state.tick();
@@ -84,23 +84,23 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for MetricsSeat {
     fn drop(&mut self) {
         self.seats.lock().taken.remove(&self.number);
     }
 }
 
 /// A request that is being answered; until it is dropped.
-pub(super) struct Busy(Arc<Seat>);
+pub(super) struct Answering(Arc<MetricsSeat>);
 
-impl Busy {
-    pub(super) fn new(seat: Arc<Seat>) -> Self {
+impl Answering {
+    pub(super) fn new(seat: Arc<MetricsSeat>) -> Self {
         seat.change(|t| t.busy += 1);
         Self(seat)
     }
 }
 
-impl Drop for Busy {
+impl Drop for Answering {
     fn drop(&mut self) {
         self.0.change(|t| t.busy = t.busy.saturating_sub(1));
     }
@@ -110,24 +110,25 @@ impl Drop for Busy {
 mod tests {
     use super::*;
 
-    fn is_open(seat: &Seat) -> bool {
+    fn is_open(seat: &MetricsSeat) -> bool {
         seat.seats.lock().taken.contains_key(&seat.number)
     }
 
     #[test]
     fn whoever_is_silent_longest_makes_room_and_nobody_who_is_being_answered() {
         let seats = Seats::default();
-        let all: Vec<Arc<Seat>> = (0..SEATS).map(|_| Arc::new(seats.take().expect("a seat"))).collect();
+        let all: Vec<Arc<MetricsSeat>> = (0..SEATS).map(|_| Arc::new(seats.take().expect("a seat"))).collect();
         // The first has asked since, the second is being answered.
-        drop(Busy::new(all[0].clone()));
-        let busy = Busy::new(all[1].clone());
+        drop(Answering::new(all[0].clone()));
+        let busy = Answering::new(all[1].clone());
         let _one = seats.take().expect("a seat");
         let open: Vec<bool> = all.iter().map(|seat| is_open(seat)).collect();
         assert!(!open[2] && open.iter().filter(|is| !**is).count() == 1, "{open:?}");
-        let rest: Vec<Seat> = (0..SEATS - 2).map(|_| seats.take().expect("a seat")).collect();
+        let rest: Vec<MetricsSeat> = (0..SEATS - 2).map(|_| seats.take().expect("a seat")).collect();
         assert!(is_open(&all[1]) && !is_open(&all[0]));
         drop(rest);
-        let working: Vec<Busy> = (0..SEATS - 1).map(|_| Busy::new(Arc::new(seats.take().expect("a seat")))).collect();
+        let working: Vec<Answering> =
+            (0..SEATS - 1).map(|_| Answering::new(Arc::new(seats.take().expect("a seat")))).collect();
         assert!(seats.take().is_none(), "everybody is being answered");
         drop((busy, working));
         assert!(seats.take().is_some());
