@@ -1,7 +1,7 @@
 //! The live capture: the books of the kernel's programs, and who keeps them in step with the interfaces. Everything here runs on one
 //! thread.
 //!
-//! * [`watcher`]: which interfaces are watched, as they come, go and move;
+//! * [`watcher`]: which interfaces are watched, as they come, go and move; [`waiting`]: when it looks again;
 //! * [`hooks`]: the hooks on them, and the moment from which packets count;
 //! * [`hook_check`]: does an attached hook run? [`hidden`]: what keeps packets from it;
 //! * [`resolution`]: which interface each capture means;
@@ -19,6 +19,7 @@ mod hooks;
 mod numbering;
 pub(crate) mod resolution;
 mod shown;
+mod waiting;
 mod watcher;
 
 use std::collections::BTreeMap;

@@ -16,6 +16,7 @@ use flowlog_model::{
 use super::{
     hooks::{Hooked, devices, end_accounting, judge},
     resolution::{Absent, Resolution, Resolved, resolve},
+    waiting::Waiting,
 };
 use crate::{
     books::{Books, Spans, first_window},
@@ -30,36 +31,6 @@ const NEW_PER_LOOK: usize = 8;
 const XDP_LOOK_NS: u64 = 4_000_000_000;
 /// For so long an interface that is gone may be on its way to another namespace.
 const GONE_RECENTLY_SECS: i64 = 5;
-
-/// What the next look at the interfaces waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waiting {
-    /// For a change: the kernel tells.
-    Change,
-    /// For the ring to have had its turn: there is more to hook.
-    Turn,
-    /// The last look could not do all there was to do.
-    Trouble,
-    /// An interface has just gone: it may be on its way to another namespace.
-    Move,
-    /// An interface is captured in another namespace, or meant there: nobody tells when it changes.
-    Elsewhere,
-    /// One may be in another namespace.
-    Sought,
-}
-
-impl Waiting {
-    /// For how long at most; `None`: for ever.
-    fn pause_ns(self) -> Option<u64> {
-        match self {
-            Self::Change => None,
-            Self::Turn => Some(0),
-            Self::Trouble | Self::Move => Some(200_000_000),
-            Self::Elsewhere => Some(500_000_000),
-            Self::Sought => Some(10_000_000_000),
-        }
-    }
-}
 
 /// An interface that was watched, and is not there any more.
 struct Gone {
