@@ -2,7 +2,7 @@
 
 /// What the next look at the interfaces waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waiting {
+pub(super) enum NextLook {
     /// For a change: the kernel tells.
     Change,
     /// For the ring to have had its turn: there is more to hook.
@@ -17,7 +17,7 @@ pub(super) enum Waiting {
     Sought,
 }
 
-impl Waiting {
+impl NextLook {
     /// For how long at most; `None`: for ever.
     pub(super) fn pause_ns(self) -> Option<u64> {
         match self {

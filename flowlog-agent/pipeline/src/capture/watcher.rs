@@ -16,7 +16,7 @@ use flowlog_model::{
 use super::{
     hooks::{Hooked, devices, end_accounting, judge},
     resolution::{Absent, Resolution, Resolved, resolve},
-    waiting::Waiting,
+    waiting::NextLook,
 };
 use crate::{
     books::{Books, Spans, first_window},
@@ -60,7 +60,7 @@ pub(super) struct Watcher {
     /// Last windows of earlier watches, by interface id: new ones must come after them.
     spans: Spans,
     /// What the next look at the interfaces waits for.
-    waiting: Waiting,
+    waiting: NextLook,
     /// When the last one was.
     looked: Now,
     /// Captures without an interface, and why, by interface id.
@@ -83,7 +83,7 @@ impl Watcher {
             gone: BTreeMap::new(),
             replaced: BTreeMap::new(),
             spans,
-            waiting: Waiting::Change,
+            waiting: NextLook::Change,
             looked: now,
             absent: BTreeMap::new(),
             troubles: BTreeMap::new(),
@@ -101,8 +101,8 @@ impl Watcher {
     /// an error the next look comes soon.
     pub(super) fn begin_look(&mut self, now: Now) -> bool {
         self.looked = now;
-        let before = std::mem::replace(&mut self.waiting, Waiting::Trouble);
-        matches!(before, Waiting::Trouble | Waiting::Turn)
+        let before = std::mem::replace(&mut self.waiting, NextLook::Trouble);
+        matches!(before, NextLook::Trouble | NextLook::Turn)
     }
 
     /// Remembers how a look ended, and with it what the next one waits for.
@@ -121,20 +121,20 @@ impl Watcher {
     }
 
     /// What the next look waits for, after one at `now`. `told`: changes in other namespaces bring it.
-    fn waits_for(&self, ledger: &Ledger, (is_more, sought, told): (bool, bool, bool), now: Now) -> Waiting {
+    fn waits_for(&self, ledger: &Ledger, (is_more, sought, told): (bool, bool, bool), now: Now) -> NextLook {
         let recently = |g: &Gone| now.wall.secs() - g.since_secs < GONE_RECENTLY_SECS;
         if is_more {
-            Waiting::Turn
+            NextLook::Turn
         } else if !self.troubles.is_empty() {
-            Waiting::Trouble
+            NextLook::Trouble
         } else if self.gone.values().any(recently) {
-            Waiting::Move
+            NextLook::Move
         } else if self.is_missing_elsewhere() || (!told && ledger.watched().any(|(_, w)| w.spec.netns.is_some())) {
-            Waiting::Elsewhere
+            NextLook::Elsewhere
         } else if sought || !self.gone.is_empty() {
-            Waiting::Sought
+            NextLook::Sought
         } else {
-            Waiting::Change
+            NextLook::Change
         }
     }
 
@@ -152,7 +152,7 @@ impl Watcher {
 
     /// Whether the last look has hooked all that can be.
     pub(super) fn is_complete(&self) -> bool {
-        self.waiting != Waiting::Turn
+        self.waiting != NextLook::Turn
     }
 
     /// How every capture is doing, by interface id.
