@@ -5,6 +5,7 @@ use std::{process::Command, time::Duration};
 use integration::{
     agent::{Agent, binary},
     cgroups::Memory,
+    claims::until,
     net::sh,
     node::Node,
     oracle::{Difference, Oracle},
@@ -47,13 +48,15 @@ fn a_full_disk_is_waited_for_and_loses_nothing() {
     let node = Node::new(&["--window", "1", "--cache-slots", "256", "--ring-bytes", "33554432"]).unwrap();
     let disk = SmallDisk::new(&node);
     let mut agent = node.start().unwrap();
+    // What was never written cannot be read from a full disk.
+    until("a first status", || node.command(&["status"]).is_ok_and(|(_, said, _)| said.contains("running")));
     let oracle = Oracle::watch(&node.pair, 500, PAUSE, |_| {
         for _ in 0..2 {
             disk.fill();
             agent.wait_for("will try again")?;
             std::thread::sleep(Duration::from_secs(2));
-            let (_, status, _) = node.command(&["status"])?;
-            anyhow::ensure!(status.contains("running"), "{status}");
+            let (code, status, said) = node.command(&["status"])?;
+            anyhow::ensure!(status.contains("running"), "{code:?} {status} {said}");
             disk.empty();
             agent.wait_for("can be written to again")?;
             agent.wait_for("delivered")?;

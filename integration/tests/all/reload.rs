@@ -283,7 +283,8 @@ fn drop_reasons_and_names_of_marks_hold_from_a_reload_on_and_until_it_as_before(
     let firewall =
         "table ip t {\n chain c { type filter hook input priority 0; udp dport 7 meta mark set 0x12 drop; }\n}";
     site.node.pair.a.nft(firewall).unwrap();
-    let web = site.flow_log("eth0", "web", LONG);
+    let of = |name: &str| format!("{}[rule_mark]\nmask = 0xff\n", site.flow_log("eth0", name, LONG));
+    let web = of("web");
     site.write(&web);
     let mut agent = site.start(&[]);
     // To port 9 nobody listens.
@@ -307,6 +308,9 @@ fn drop_reasons_and_names_of_marks_hold_from_a_reload_on_and_until_it_as_before(
     site.write(&moved.replace("rejected", "ignored"));
     assert!(site.reload().contains("reasons.ignored"));
     send();
+    // Another name is another window: the agent writes the first one, with the names that hold now.
+    site.write(&moved.replace("rejected", "ignored").replace(&web, &of("second")));
+    assert!(site.reload().contains("changed"));
     agent.signal(Signal::TERM);
     assert_eq!(agent.wait().unwrap(), Some(0));
     let landed = site.node.detach().unwrap();
