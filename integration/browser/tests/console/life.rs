@@ -109,7 +109,11 @@ fn capture(node: &Managed, browser: &Browser) {
         until("a window had something", || !is_empty());
         node.send(1, "tap0", 12).unwrap();
         browser.reads(".live", "×12");
-        browser.reads(".sums", "NETFILTER_DROP");
+        // Sums are of open windows, every three seconds; these windows have one.
+        until("sums of an open window", || {
+            node.send(1, "tap0", 12).unwrap();
+            browser.text(".sums").contains("NETFILTER_DROP")
+        });
         browser.picture("captured");
     });
     browser.resize(1_280, 1_000);
