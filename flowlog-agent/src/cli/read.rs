@@ -102,17 +102,13 @@ pub(super) fn run(args: &ReadArgs) -> anyhow::Result<ExitCode> {
         0 => usize::MAX,
         rows => rows,
     };
-    match args.output {
-        Output::Table => {
-            let rows_max = most(TABLE_ROWS);
-            in_order(&objects, |object| table::lines(object, &conditions, rows_max), |text| out::text(&text))?;
-            say!("{} objects", objects.len())?;
-        }
-        Output::Csv | Output::Json | Output::Text => {
-            let shape = lines::Shape::new(args.output);
-            out::text(shape.header())?;
-            show_lines(&objects, &conditions, shape, most(0))?;
-        }
+    if let Some(shape) = lines::Shape::of(args.output) {
+        out::text(shape.header())?;
+        show_lines(&objects, &conditions, shape, most(0))?;
+    } else {
+        let rows_max = most(TABLE_ROWS);
+        in_order(&objects, |object| table::lines(object, &conditions, rows_max), |text| out::text(&text))?;
+        say!("{} objects", objects.len())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -13,11 +13,11 @@ use flowlog_ebpf::{
 };
 use flowlog_model::{
     MonoNs, Now, WallNs,
-    rule::{Action, Directions, Format, Layout, Rule, Side},
+    rule::{Action, Directions, Format, Layout, Rule},
 };
 use flowlog_pipeline::{
     encode::ObjectInfo,
-    window::{FlowTable, Foreign, WindowClock, XdpWindow, block::Record},
+    window::{FlowTable, WindowClock, block::Record},
 };
 
 /// Length of the window.
@@ -118,20 +118,6 @@ pub(crate) fn info() -> ObjectInfo {
         layout: Layout::Hive,
         format: Format::Parquet,
     };
-    ObjectInfo {
-        rule,
-        node_id: "node-17".into(),
-        account_id: None,
-        interface_id: "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad001".to_owned(),
-        side: Side::Host,
-        span: *WindowClock::new(WINDOW_SECS, now).current(),
-        flushed_early: false,
-        late: false,
-        gap: None,
-        foreign: Foreign::default(),
-        xdp: XdpWindow::default(),
-        translations: false,
-        labels: flowlog_model::Labels::default(),
-        hiding: flowlog_model::hiding::Hiding::default(),
-    }
+    let span = *WindowClock::new(WINDOW_SECS, now).current();
+    ObjectInfo::sample(rule, "node-17", "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad001", span)
 }

@@ -3,6 +3,8 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
+    process::Stdio,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -112,26 +114,23 @@ fn an_agent_that_ends_and_cannot_deliver_says_so_and_that_a_further_signal_ends_
     let ask = |what: &str| run_to_end(&pair.a, &[what, "--state-dir", state], dir.path()).unwrap();
     let (words, began) = (["delivering what is captured", "a further `flowlog stop`"], Instant::now());
     let said = |text: &str| words.iter().all(|w| text.contains(w));
-    let (code, _, error) = std::thread::scope(|scope| {
-        let first = scope.spawn(|| ask("stop"));
-        until("it says that it is stopping", || {
-            let (code, table, _) = ask("status");
-            code == Some(0) && table.starts_with("stopping (process") && said(&table)
-        });
-        // Nobody is asked what is counted who does not answer, and waited for.
-        let (code, json, _) = run_to_end(&pair.a, &["status", "--state-dir", state, "-o", "json"], dir.path()).unwrap();
-        let json: Value = serde_json::from_str(&json).unwrap();
-        assert!(code == Some(0) && json["live"].is_null() && said(json["stopping"].as_str().unwrap()), "{json}");
-        // Whoever waits for the end is told after a moment, and then ends it.
-        agent.wait_for("waiting for objects to be delivered; a further signal leaves them in the spool").unwrap();
-        std::thread::sleep(Duration::from_secs(4));
-        assert_eq!(ask("stop").0, Some(0));
-        first.join().unwrap()
+    let mut first =
+        pair.a.command(binary()).args(["stop", "--state-dir", state]).stderr(Stdio::piped()).spawn().unwrap();
+    until("it says that it is stopping", || {
+        let (code, table, _) = ask("status");
+        code == Some(0) && table.starts_with("stopping (process") && said(&table)
     });
-    assert!(
-        code == Some(0) && error.contains("waiting for the agent: 1 undelivered objects") && said(&error),
-        "{error}"
-    );
+    // Nobody is asked what is counted who does not answer, and waited for.
+    let (code, json, _) = run_to_end(&pair.a, &["status", "--state-dir", state, "-o", "json"], dir.path()).unwrap();
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert!(code == Some(0) && json["live"].is_null() && said(json["stopping"].as_str().unwrap()), "{json}");
+    // Whoever waits for the end is told after a moment, and then ends it.
+    agent.wait_for("waiting for objects to be delivered; a further signal leaves them in the spool").unwrap();
+    let mut told = String::new();
+    BufReader::new(first.stderr.take().unwrap()).read_line(&mut told).unwrap();
+    assert!(told.contains("waiting for the agent: 1 undelivered objects") && said(&told), "{told}");
+    assert_eq!(ask("stop").0, Some(0));
+    assert_eq!(first.wait().unwrap().code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(45), "it was waited for in vain");
     agent.wait_for("second signal: 1 objects in the spool").unwrap();
     let (code, table, _) = ask("status");

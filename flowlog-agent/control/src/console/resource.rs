@@ -34,13 +34,6 @@ pub(super) struct Refilled<'a> {
     pub problems: &'a [InvalidField],
 }
 
-impl<'a> Refilled<'a> {
-    /// What the form of this flow log, or of a new one, shows instead of what is there.
-    fn of(refilled: Option<&Self>, id: Option<FlowLogId>) -> Option<(&'a Properties, &'a [InvalidField])> {
-        refilled.filter(|r| r.id == id).map(|r| (r.values, r.problems))
-    }
-}
-
 #[derive(Deserialize)]
 pub(super) struct Search {
     #[serde(default)]
@@ -179,7 +172,8 @@ fn adding(visitor: &Visitor, resource: &Resource, is_first: bool, refilled: Opti
     let empty =
         Properties { name: words(""), direction: words("BIDIRECTIONAL"), action: words("ALL"), bucket: words("") };
     let action = format!("/console/resources/{}/flowlogs", resource.id);
-    let (values, problems) = Refilled::of(refilled, None).unwrap_or((&empty, &[]));
+    let refilled = refilled.filter(|r| r.id.is_none());
+    let (values, problems) = refilled.map_or((&empty, &[][..]), |r| (r.values, r.problems));
     let form = Form { action, ids: "new".to_owned(), button: "Add flow log", values, problems, version: None };
     html! {
         section.flow-log {
@@ -207,7 +201,7 @@ fn section(
     let light = Light::of(&summary);
     let is_begun = flow_log.state.captures() || flow_log.state == Stage::Deleting;
     let id = flow_log.id;
-    let refilled = Refilled::of(refilled, Some(id));
+    let refilled = refilled.filter(|r| r.id == Some(id));
     html! {
         section.flow-log id=(format!("flow-log-{id}")) {
             details open[is_open] {
@@ -223,9 +217,10 @@ fn section(
     }
 }
 
-fn draft(visitor: &Visitor, flow_log: &FlowLog, refilled: Option<(&Properties, &[InvalidField])>) -> Markup {
+fn draft(visitor: &Visitor, flow_log: &FlowLog, refilled: Option<&Refilled<'_>>) -> Markup {
     let id = flow_log.id;
-    let (values, problems) = refilled.unwrap_or((&flow_log.properties, &flow_log.problems));
+    let (values, problems) =
+        refilled.map_or((&flow_log.properties, &flow_log.problems[..]), |r| (r.values, r.problems));
     let form = Form {
         action: format!("/console/flowlogs/{id}/change"),
         ids: id.to_string(),
@@ -267,9 +262,9 @@ fn draft(visitor: &Visitor, flow_log: &FlowLog, refilled: Option<(&Properties, &
     }
 }
 
-fn active(visitor: &Visitor, flow_log: &FlowLog, refilled: Option<(&Properties, &[InvalidField])>) -> Markup {
+fn active(visitor: &Visitor, flow_log: &FlowLog, refilled: Option<&Refilled<'_>>) -> Markup {
     let id = flow_log.id;
-    let (Properties { name, .. }, problems) = refilled.unwrap_or((&flow_log.properties, &[]));
+    let (values, problems) = refilled.map_or((&flow_log.properties, &[][..]), |r| (r.values, r.problems));
     let is_wrong = !problems.is_empty();
     html! {
         div.actions {
@@ -280,7 +275,7 @@ fn active(visitor: &Visitor, flow_log: &FlowLog, refilled: Option<(&Properties, 
                         (frame::token(visitor))
                         input type="hidden" name="version" value=(flow_log.etag());
                         label for=(format!("rename-{id}")) { "Name" }
-                        input id=(format!("rename-{id}")) name="name" value=(name) maxlength="63" autocomplete="off"
+                        input id=(format!("rename-{id}")) name="name" value=(values.name) maxlength="63" autocomplete="off"
                             spellcheck="false" aria-invalid=[is_wrong.then_some("true")]
                             aria-describedby=[is_wrong.then(|| format!("rename-{id}-help"))];
                         button type="submit" { "Rename" }

@@ -113,14 +113,14 @@ impl Properties {
     /// Everything that is wrong with them.
     pub(crate) fn check(&self) -> Result<Checked, Vec<InvalidField>> {
         let mut problems = self.too_long();
-        // That one is too long is all that is wrong with it.
-        let long: Vec<String> = problems.iter().map(|p| p.field.to_string()).collect();
         let mut also = Vec::new();
         let name = kept(self.name.parse(), &mut also);
         let directions = kept(self.direction.parse(), &mut also);
         let action = kept(self.action.parse(), &mut also);
         let destination = self.destination().map_err(|p| also.extend(p)).ok();
-        problems.extend(also.into_iter().filter(|p| !long.iter().any(|field| *field == p.field)));
+        // That one is too long is all that is wrong with it.
+        also.retain(|p| problems.iter().all(|long| long.field != p.field));
+        problems.append(&mut also);
         match (name, directions, action, destination) {
             (Some(name), Some(directions), Some(action), Some(destination)) => {
                 Ok(Checked { name, directions, action, destination })

@@ -5,11 +5,13 @@
 //! (`cargo xtask bench agent`). So these column chunks are put together here, in the plainest form there is: a
 //! dictionary page, and data pages of definition levels and dictionary indices, both run-length or bit-packed (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>).
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use parquet::{
     basic::{Compression, Encoding, Type},
     column::{
-        page::{CompressedPage, Page, PageWriter as _},
+        page::{CompressedPage, Page, PageWriteSpec, PageWriter as _},
         writer::ColumnCloseResult,
     },
     data_type::ByteArray,
@@ -101,7 +103,7 @@ impl Labels {
     }
 
     /// The least and the greatest label that rows of a page have. A label may be one that no row has.
-    fn bounds(&self, page: std::ops::Range<usize>) -> Option<Bounds<'_>> {
+    fn bounds(&self, page: Range<usize>) -> Option<Bounds<'_>> {
         if self.codes.is_empty() {
             return self.values.first().map(|only| (only, only));
         }
@@ -272,7 +274,6 @@ pub(crate) fn chunk(
     let bits = labels.values.len().saturating_sub(1).bit_width() as usize;
     let mut compressed = 0;
     let mut uncompressed = 0;
-    let mut nulls = 0;
     let mut write = |page: Page, size: usize| {
         let spec = pages.write_page(CompressedPage::new(page, size))?;
         compressed += spec.bytes_written;
@@ -284,44 +285,16 @@ pub(crate) fn chunk(
     let num_values = u32::try_from(labels.values.len()).unwrap_or(NULL);
     let buf = compressor.compress(plain)?.into();
     let first = write(Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }, size)?;
-    let mut index = ColumnIndexBuilder::new(column.physical_type());
-    let mut offsets = OffsetIndexBuilder::new();
-    let mut data_offset = None;
-    let mut bounds = None;
+    let mut book = PageBook::new(column, labels);
     for start in (0..labels.rows).step_by(PAGE_ROWS) {
         let rows = start..(start + PAGE_ROWS).min(labels.rows);
-        let (page, page_nulls) = body(&labels.page_codes(rows.clone()), optional, bits);
+        let (page, nulls) = body(&labels.page_codes(rows.clone()), optional, bits);
         let size = page.len();
-        let spec = write(data_page(compressor.compress(page)?.into(), rows.len()), size)?;
-        let offset = signed(spec.offset);
-        let length = i32::try_from(spec.bytes_written).unwrap_or(i32::MAX);
-        data_offset.get_or_insert(offset);
-        offsets.append_row_count(signed(rows.len() as u64));
-        offsets.append_offset_and_size(offset, length);
-        let of_page = labels.bounds(rows);
-        let (min, max) = of_page.map_or_else(Default::default, |(a, b)| (plain_value(a), plain_value(b)));
-        index.append(of_page.is_none(), min, max, signed(page_nulls as u64), None);
-        bounds = of_page.map(|of_page| wider(bounds, of_page)).or(bounds);
-        nulls += page_nulls;
+        let spec = write(data_page(compressor.compress(page)?.into(), rows.len(), Encoding::RLE_DICTIONARY), size)?;
+        book.add(rows, &spec, nulls);
     }
-    let metadata = ColumnChunkMetaData::builder(column.clone())
-        .set_encodings(vec![Encoding::PLAIN, Encoding::RLE, Encoding::RLE_DICTIONARY])
-        .set_compression(compressor.codec)
-        .set_num_values(signed(labels.rows as u64))
-        .set_total_compressed_size(signed(compressed))
-        .set_total_uncompressed_size(signed(uncompressed))
-        .set_dictionary_page_offset(Some(signed(first.offset)))
-        .set_data_page_offset(data_offset.unwrap_or_default())
-        .set_statistics(statistics(column.physical_type(), bounds.filter(|_| says.bounds), nulls as u64))
-        .build()?;
-    let close = ColumnCloseResult {
-        bytes_written: compressed,
-        rows_written: labels.rows as u64,
-        metadata,
-        bloom_filter: None,
-        column_index: if says.pages { Some(index.build()?) } else { None },
-        offset_index: says.pages.then(|| offsets.build()),
-    };
+    let size = Size { compressed, uncompressed, compression: compressor.codec, dictionary: Some(first.offset) };
+    let close = book.close(&size, says)?;
     Ok((sink.into_inner()?.into(), close))
 }
 
@@ -341,49 +314,88 @@ fn plain_chunk(
         plain_into(&mut page, value);
     }
     let size = page.len();
-    let page = Page::DataPage {
-        buf: page.into(),
-        num_values: u32::try_from(labels.rows).unwrap_or(NULL),
-        encoding: Encoding::PLAIN,
-        def_level_encoding: Encoding::RLE,
-        rep_level_encoding: Encoding::RLE,
-        statistics: None,
-    };
+    let page = data_page(page.into(), labels.rows, Encoding::PLAIN);
     let spec = pages.write_page(CompressedPage::new(page, size))?;
-    let bounds = labels.bounds(0..labels.rows);
-    let mut index = ColumnIndexBuilder::new(column.physical_type());
-    let mut offsets = OffsetIndexBuilder::new();
-    offsets.append_row_count(signed(labels.rows as u64));
-    offsets.append_offset_and_size(signed(spec.offset), i32::try_from(spec.bytes_written).unwrap_or(i32::MAX));
-    let (min, max) = bounds.map_or_else(Default::default, |(a, b)| (plain_value(a), plain_value(b)));
-    index.append(bounds.is_none(), min, max, signed(nulls as u64), None);
-    let written = signed(spec.bytes_written);
-    let metadata = ColumnChunkMetaData::builder(column.clone())
-        .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
-        .set_compression(Compression::UNCOMPRESSED)
-        .set_num_values(signed(labels.rows as u64))
-        .set_total_compressed_size(written)
-        .set_total_uncompressed_size(written)
-        .set_data_page_offset(signed(spec.offset))
-        .set_statistics(statistics(column.physical_type(), bounds.filter(|_| says.bounds), nulls as u64))
-        .build()?;
-    let close = ColumnCloseResult {
-        bytes_written: spec.bytes_written,
-        rows_written: labels.rows as u64,
-        metadata,
-        bloom_filter: None,
-        column_index: if says.pages { Some(index.build()?) } else { None },
-        offset_index: says.pages.then(|| offsets.build()),
-    };
+    let mut book = PageBook::new(column, labels);
+    book.add(0..labels.rows, &spec, nulls);
+    let bytes = spec.bytes_written;
+    let size =
+        Size { compressed: bytes, uncompressed: bytes, compression: Compression::UNCOMPRESSED, dictionary: None };
+    let close = book.close(&size, says)?;
     Ok((sink.into_inner()?.into(), close))
 }
 
-/// A page of indices into the dictionary.
-fn data_page(buf: Bytes, rows: usize) -> Page {
+/// What a chunk takes, and how.
+struct Size {
+    compressed: u64,
+    uncompressed: u64,
+    compression: Compression,
+    /// Where its dictionary is, if it has one.
+    dictionary: Option<u64>,
+}
+
+/// What a chunk's metadata say of its data pages.
+struct PageBook<'a> {
+    column: &'a ColumnDescPtr,
+    labels: &'a Labels,
+    index: ColumnIndexBuilder,
+    offsets: OffsetIndexBuilder,
+    first_offset: Option<i64>,
+    bounds: Option<Bounds<'a>>,
+    nulls: u64,
+}
+
+impl<'a> PageBook<'a> {
+    fn new(column: &'a ColumnDescPtr, labels: &'a Labels) -> Self {
+        let (index, offsets) = (ColumnIndexBuilder::new(column.physical_type()), OffsetIndexBuilder::new());
+        Self { column, labels, index, offsets, first_offset: None, bounds: None, nulls: 0 }
+    }
+
+    /// A page that has been written, with these rows.
+    fn add(&mut self, rows: Range<usize>, spec: &PageWriteSpec, nulls: usize) {
+        let offset = signed(spec.offset);
+        self.first_offset.get_or_insert(offset);
+        self.offsets.append_row_count(signed(rows.len() as u64));
+        self.offsets.append_offset_and_size(offset, i32::try_from(spec.bytes_written).unwrap_or(i32::MAX));
+        let of_page = self.labels.bounds(rows);
+        let (min, max) = of_page.map_or_else(Default::default, |(a, b)| (plain_value(a), plain_value(b)));
+        self.index.append(of_page.is_none(), min, max, signed(nulls as u64), None);
+        self.bounds = of_page.map(|of_page| wider(self.bounds, of_page)).or(self.bounds);
+        self.nulls += nulls as u64;
+    }
+
+    fn close(self, size: &Size, says: Says) -> Result<ColumnCloseResult, ParquetError> {
+        let rows = self.labels.rows as u64;
+        let mut encodings = vec![Encoding::PLAIN, Encoding::RLE];
+        encodings.extend(size.dictionary.map(|_| Encoding::RLE_DICTIONARY));
+        let bounds = self.bounds.filter(|_| says.bounds);
+        let metadata = ColumnChunkMetaData::builder(self.column.clone())
+            .set_encodings(encodings)
+            .set_compression(size.compression)
+            .set_num_values(signed(rows))
+            .set_total_compressed_size(signed(size.compressed))
+            .set_total_uncompressed_size(signed(size.uncompressed))
+            .set_dictionary_page_offset(size.dictionary.map(signed))
+            .set_data_page_offset(self.first_offset.unwrap_or_default())
+            .set_statistics(statistics(self.column.physical_type(), bounds, self.nulls))
+            .build()?;
+        Ok(ColumnCloseResult {
+            bytes_written: size.compressed,
+            rows_written: rows,
+            metadata,
+            bloom_filter: None,
+            column_index: if says.pages { Some(self.index.build()?) } else { None },
+            offset_index: says.pages.then(|| self.offsets.build()),
+        })
+    }
+}
+
+/// A page of values, or of indices into the dictionary.
+fn data_page(buf: Bytes, rows: usize, encoding: Encoding) -> Page {
     Page::DataPage {
         buf,
         num_values: u32::try_from(rows).unwrap_or(NULL),
-        encoding: Encoding::RLE_DICTIONARY,
+        encoding,
         def_level_encoding: Encoding::RLE,
         rep_level_encoding: Encoding::RLE,
         statistics: None,

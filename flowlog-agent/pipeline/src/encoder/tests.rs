@@ -5,7 +5,7 @@ use flowlog_ebpf::abi::{Count, Key, Meta, Record4, Stats, Truth, class};
 use flowlog_model::{
     HookKind, MonoNs, Now, WallNs,
     interface::Netns,
-    rule::{Format, Layout, Rule, Side},
+    rule::{Format, Layout, Rule},
 };
 
 use parquet::{
@@ -18,7 +18,7 @@ use crate::{
     disk::real::Disk,
     encode::schema::{COLUMNS, SCHEMA_VERSION},
     spool::Limits,
-    window::{Foreign, ObjectInfo, WindowClock, XdpWindow},
+    window::{ObjectInfo, WindowClock},
 };
 
 /// Largest object of a window without traffic.
@@ -38,22 +38,7 @@ fn closed(rule: Rule, node_id: &str, interface_id: &str) -> Closed {
     truth.verdict[0][0].refused = count(3);
     truth.verdict[0][0].seen = count(0);
     let span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(1_800_000_000_000_000_000) }).current();
-    let info = ObjectInfo {
-        rule,
-        node_id: node_id.to_owned(),
-        account_id: None,
-        interface_id: interface_id.to_owned(),
-        side: Side::Host,
-        span,
-        flushed_early: false,
-        late: false,
-        gap: None,
-        foreign: Foreign::default(),
-        xdp: XdpWindow::default(),
-        translations: false,
-        labels: flowlog_model::Labels::default(),
-        hiding: flowlog_model::hiding::Hiding::default(),
-    };
+    let info = ObjectInfo::sample(rule, node_id, interface_id, span);
     Closed { info, table, truth: Some(truth), hook: HookKind::Tc, place: (1, Netns::at(1, None)) }
 }
 

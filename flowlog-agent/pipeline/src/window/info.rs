@@ -52,6 +52,27 @@ pub struct Foreign {
 pub(crate) const GAP: &str = "gap";
 
 impl ObjectInfo {
+    /// One of a window about which nothing is unusual, for tests and benchmarks of later stages.
+    #[must_use]
+    pub fn sample(rule: Rule, node_id: &str, interface_id: &str, span: Span) -> Self {
+        Self {
+            rule,
+            node_id: node_id.to_owned(),
+            account_id: None,
+            interface_id: interface_id.to_owned(),
+            side: Side::Host,
+            span,
+            flushed_early: false,
+            late: false,
+            gap: None,
+            foreign: Foreign::default(),
+            xdp: XdpWindow::default(),
+            translations: false,
+            labels: Labels::default(),
+            hiding: Hiding::default(),
+        }
+    }
+
     /// What is unusual about the window, as in the column `window_marks`; `None` if it is whole.
     #[must_use]
     pub(crate) fn marks(&self) -> Option<String> {
@@ -77,25 +98,9 @@ mod tests {
 
     #[test]
     fn everything_unusual_about_a_window_is_marked_and_a_whole_window_is_not() {
-        let rule = Rule::sample(60);
         let mut span = *WindowClock::new(60, Now { mono: MonoNs(0), wall: WallNs(0) }).current();
         span.begins_late = false;
-        let whole = ObjectInfo {
-            rule,
-            node_id: "n".to_owned(),
-            account_id: None,
-            interface_id: "n-eth0".to_owned(),
-            side: Side::Host,
-            span,
-            flushed_early: false,
-            late: false,
-            gap: None,
-            foreign: Foreign::default(),
-            xdp: XdpWindow::default(),
-            translations: false,
-            labels: Labels::default(),
-            hiding: Hiding::default(),
-        };
+        let whole = ObjectInfo::sample(Rule::sample(60), "n", "n-eth0", span);
         assert_eq!(whole.marks(), None);
         span.begins_late = true;
         span.ends_early = true;

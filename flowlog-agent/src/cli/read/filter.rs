@@ -15,10 +15,12 @@ use jiff::{Timestamp, civil, tz::TimeZone};
 use parquet::{
     arrow::{
         ProjectionMask,
-        arrow_reader::{ArrowPredicate, ArrowPredicateFn, RowFilter},
+        arrow_reader::{ArrowPredicate, ArrowPredicateFn, ParquetRecordBatchReaderBuilder, RowFilter},
     },
     schema::types::SchemaDescriptor,
 };
+
+use super::contents::Contents;
 
 /// Most conditions: each reads a column.
 const CONDITIONS_MAX: usize = 32;
@@ -205,8 +207,19 @@ impl Conditions {
         self.0.is_empty()
     }
 
-    /// The filter for a file. `None`: it has no such row, since it lacks a column.
-    pub(super) fn filter(&self, schema: &SchemaDescriptor) -> Option<RowFilter> {
+    /// Has a file read with them. `None`: it has no such row, since it lacks a column.
+    pub(super) fn on(
+        &self,
+        builder: ParquetRecordBatchReaderBuilder<Contents>,
+    ) -> Option<ParquetRecordBatchReaderBuilder<Contents>> {
+        if self.is_empty() {
+            return Some(builder);
+        }
+        let filter = self.filter(builder.metadata().file_metadata().schema_descr())?;
+        Some(builder.with_row_filter(filter))
+    }
+
+    fn filter(&self, schema: &SchemaDescriptor) -> Option<RowFilter> {
         let mut predicates: Vec<Box<dyn ArrowPredicate>> = Vec::new();
         for condition in &self.0 {
             let name = condition.column.name();

@@ -22,11 +22,13 @@ pub(super) enum Shape {
 }
 
 impl Shape {
-    pub(super) fn new(output: Output) -> Self {
+    /// That of an output; `None`: it is a table.
+    pub(super) fn of(output: Output) -> Option<Self> {
         match output {
-            Output::Csv => Self::Csv,
-            Output::Text => Self::Text,
-            Output::Json | Output::Table => Self::Json,
+            Output::Csv => Some(Self::Csv),
+            Output::Text => Some(Self::Text),
+            Output::Json => Some(Self::Json),
+            Output::Table => None,
         }
     }
 
@@ -62,10 +64,8 @@ pub(super) fn each(
 ) -> anyhow::Result<()> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(Contents::open(object)?)?;
     let schema = builder.metadata().file_metadata().schema_descr_ptr();
-    let Some(filter) = conditions.filter(&schema) else { return Ok(()) };
     let shown = ProjectionMask::columns(&schema, shape.columns().map(ColumnId::name));
-    let builder = builder.with_projection(shown).with_limit(rows_max);
-    let builder = if conditions.is_empty() { builder } else { builder.with_row_filter(filter) };
+    let Some(builder) = conditions.on(builder.with_projection(shown).with_limit(rows_max)) else { return Ok(()) };
     for batch in builder.build()? {
         let batch = batch?;
         let cells = Values::all(&batch, shape.columns())?;

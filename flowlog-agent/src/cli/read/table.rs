@@ -45,10 +45,9 @@ pub(super) fn lines(object: &Found, conditions: &Conditions, rows_max: usize) ->
     let balance = entry(meta, BALANCE_KEY).unwrap_or_default().to_owned();
     let schema = meta.schema_descr_ptr();
     let shown = ProjectionMask::columns(&schema, SHOWN.map(ColumnId::name));
-    let Some(filter) = conditions.filter(&schema) else { return Ok(String::new()) };
     // As many as are shown, and one that says whether there are more.
     let builder = builder.with_projection(shown).with_limit(rows_max.saturating_add(1));
-    let builder = if conditions.is_empty() { builder } else { builder.with_row_filter(filter) };
+    let Some(builder) = conditions.on(builder) else { return Ok(String::new()) };
     let mut rows = Vec::new();
     for batch in builder.build()? {
         let batch = batch?;
