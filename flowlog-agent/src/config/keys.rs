@@ -399,7 +399,7 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     ConfigKey::new(FLOW_LOG, "layout", LAYOUTS, Is(LAYOUT_DEFAULT), "Keys with year=…/month=…/day=…/hour=… (hive), with flow_log=NAME in front of that (hive-named), or without (flat)")
         .flag(Group::FlowLog, "layout", "LAYOUT")
         .applies(),
-    ConfigKey::new(FLOW_LOG, "format", FORMATS, Is(FORMAT_DEFAULT), "Parquet with all columns, or gzipped text with the 14 of version 2")
+    ConfigKey::new(FLOW_LOG, "format", FORMATS, Is(FORMAT_DEFAULT), "Parquet with all columns, or those that a row has a value in, or gzipped text with the 14 of version 2")
         .flag(Group::FlowLog, "format", "FORMAT")
         .applies(),
     ConfigKey::new(FLOW_LOG, "interface_id", Text, Words("NODE-INTERFACE"), "Id of the interface in records and keys; with one interface only").applies(),

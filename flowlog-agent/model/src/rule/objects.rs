@@ -74,24 +74,27 @@ impl TryFrom<LayoutWord> for Layout {
 
 /// What an object is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// All columns.
     #[default]
     Parquet,
+    /// As Parquet, without the columns in which no row has a value.
+    ParquetNarrow,
     /// The 14 columns of version 2 as text in gzip, as clouds write them.
     Text,
 }
 
 impl Format {
     /// All words, as in the configuration.
-    pub const WORDS: &[&str] = &["parquet", "text"];
+    pub const WORDS: &[&str] = &["parquet", "parquet-narrow", "text"];
 
     /// As in the configuration.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Parquet => "parquet",
+            Self::ParquetNarrow => "parquet-narrow",
             Self::Text => "text",
         }
     }
@@ -100,7 +103,7 @@ impl Format {
     #[must_use]
     pub const fn ending(self) -> &'static str {
         match self {
-            Self::Parquet => "parquet",
+            Self::Parquet | Self::ParquetNarrow => "parquet",
             Self::Text => "log.gz",
         }
     }
@@ -110,7 +113,7 @@ impl FromStr for Format {
     type Err = InvalidField;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let named = [Self::Parquet, Self::Text].into_iter().find(|f| f.as_str() == s);
+        let named = [Self::Parquet, Self::ParquetNarrow, Self::Text].into_iter().find(|f| f.as_str() == s);
         named.ok_or_else(|| InvalidField::new("format", s, words(Self::WORDS)))
     }
 }

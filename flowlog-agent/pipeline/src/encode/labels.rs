@@ -91,6 +91,11 @@ impl Labels {
         self.codes.clone()
     }
 
+    /// Whether no row has a value.
+    pub(super) fn is_empty(&self) -> bool {
+        self.values.is_empty() || (!self.codes.is_empty() && self.codes.iter().all(|c| *c == NULL))
+    }
+
     /// Whether a dictionary saves nothing.
     fn is_plain(&self) -> bool {
         self.values.is_empty() || self.rows <= FEW_ROWS

@@ -88,7 +88,9 @@ pub fn encode(info: &ObjectInfo, settled: &Settled, names: &Names) -> Result<Opt
     let key = key::object_key(info);
     let counts = rows.counts();
     let written = match info.rule.format {
-        Format::Parquet => parquet::write(info, &rows, names, parquet::CHOSEN).map_err(WriteError::from),
+        Format::Parquet | Format::ParquetNarrow => {
+            parquet::write(info, &rows, names, parquet::CHOSEN).map_err(WriteError::from)
+        }
         Format::Text => text::write(info, &rows).map_err(WriteError::from),
     };
     match written {

@@ -16,11 +16,13 @@ use parquet::{
     schema::types::ColumnPath,
 };
 
+use flowlog_model::rule::Format;
+
 use super::{
     Names, ObjectInfo,
     labels::{self, Compressor, Says},
     rows::{self, Rows},
-    schema::{self, ColumnId},
+    schema::{self, COLUMNS, ColumnId, ColumnSpec},
     values::{Bools, Column},
 };
 use crate::window::{Balance, Untold};
@@ -91,7 +93,28 @@ impl ObjectSize {
 /// # Errors
 /// The writer's own; none are known for columns of [`schema::COLUMNS`].
 pub fn write(info: &ObjectInfo, rows: &Rows<'_>, names: &Names, profile: Profile) -> Result<Vec<u8>, ParquetError> {
-    let schema = ArrowSchemaConverter::new().convert(&schema::schema())?;
+    let size = ObjectSize::of(rows.len());
+    let groups = rows.groups(info, names, profile.row_group_rows, profile.dictionary_bytes);
+    if info.rule.format != Format::ParquetNarrow || size == ObjectSize::Many {
+        return put(info, rows, names, profile, &[true; COLUMNS.len()], groups);
+    }
+    let groups: Vec<Vec<Column>> = groups.collect();
+    let has_values = |number: usize| groups.iter().any(|columns| !columns[number].is_empty());
+    let kept = std::array::from_fn(has_values);
+    put(info, rows, names, profile, &kept, groups.into_iter())
+}
+
+/// Writes the columns that are kept.
+fn put(
+    info: &ObjectInfo,
+    rows: &Rows<'_>,
+    names: &Names,
+    profile: Profile,
+    kept: &[bool; COLUMNS.len()],
+    groups: impl Iterator<Item = Vec<Column>>,
+) -> Result<Vec<u8>, ParquetError> {
+    let specs: Vec<&ColumnSpec> = COLUMNS.iter().zip(kept).filter_map(|(c, kept)| kept.then_some(c)).collect();
+    let schema = ArrowSchemaConverter::new().convert(&schema::schema(specs.iter().copied()))?;
     let lost = lost_words(rows, &names.reason);
     let more = [
         (LOST_KEY, Some(lost)),
@@ -103,15 +126,13 @@ pub fn write(info: &ObjectInfo, rows: &Rows<'_>, names: &Names, profile: Profile
     let properties = Arc::new(properties(info, &rows.balance, more, profile, size)?);
     let mut compressor = Compressor::new(compression(profile)?, profile.zstd_level)?;
     let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), properties)?;
-    for columns in rows.groups(info, names, profile.row_group_rows, profile.dictionary_bytes) {
+    for columns in groups {
         let mut group = file.next_row_group()?;
-        for (number, column) in columns.into_iter().enumerate() {
+        let columns = columns.into_iter().zip(kept).filter_map(|(column, kept)| kept.then_some(column));
+        for (number, (column, spec)) in columns.zip(&specs).enumerate() {
             match column {
                 Column::Labels(labels) => {
-                    let says = Says {
-                        bounds: size.says_bounds_of(schema::COLUMNS[number].id),
-                        pages: size == ObjectSize::Many,
-                    };
+                    let says = Says { bounds: size.says_bounds_of(spec.id), pages: size == ObjectSize::Many };
                     let (bytes, close) = labels::chunk(&schema.column(number), &labels, &mut compressor, says)?;
                     group.append_column(&bytes, close)?;
                 }

@@ -141,12 +141,12 @@ columns! {
     RttUs = 42: "rtt_us", Int64, true, "time of the TCP handshake from SYN to SYN-ACK at this interface, microseconds; in the rows of both directions";
 }
 
-/// The Arrow schema of [`COLUMNS`].
+/// The Arrow schema of these columns.
 #[must_use]
-pub(crate) fn schema() -> Arc<Schema> {
+pub(crate) fn schema<'a>(columns: impl IntoIterator<Item = &'a ColumnSpec>) -> Arc<Schema> {
     let numbered = |id: i32| HashMap::from([(PARQUET_FIELD_ID_META_KEY.to_owned(), id.to_string())]);
     let field = |c: &ColumnSpec| Field::new(c.name, c.of.arrow(), c.nullable).with_metadata(numbered(c.field_id));
-    Arc::new(Schema::new(COLUMNS.iter().map(field).collect::<Vec<_>>()))
+    Arc::new(Schema::new(columns.into_iter().map(field).collect::<Vec<_>>()))
 }
 
 #[cfg(test)]

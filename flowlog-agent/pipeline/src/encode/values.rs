@@ -14,6 +14,17 @@ pub(crate) enum Column {
     Bools(Bools),
 }
 
+impl Column {
+    /// Whether no row has a value.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Self::Labels(labels) => labels.is_empty(),
+            Self::Longs(_) => false,
+            Self::Bools(bools) => bools.values.is_empty(),
+        }
+    }
+}
+
 /// Labels of a set that is found out on the way.
 pub(super) struct Found<K> {
     pub(super) labels: Labels,

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use flowlog_model::rule::NAME_FOLDER;
 use flowlog_pipeline::encode::{
-    schema::{COLUMNS, ValueType},
+    schema::{COLUMNS, ColumnSpec, ValueType},
     text::COLUMNS_OF_VERSION_2,
 };
 
@@ -18,13 +18,19 @@ impl Engine {
     /// A type of ours in its words.
     fn type_of(self, of: ValueType) -> &'static str {
         match (self, of) {
+            (Self::Clickhouse, ValueType::Boolean) => "Nullable(Bool)",
             (_, ValueType::Boolean) => "boolean",
-            (Self::Trino, ValueType::Int32) => "integer",
+            (Self::Clickhouse, ValueType::Int32) => "Nullable(Int32)",
+            (Self::Trino | Self::Duckdb, ValueType::Int32) => "integer",
             (_, ValueType::Int32) => "int",
+            (Self::Clickhouse, ValueType::Int64) => "Nullable(Int64)",
             (_, ValueType::Int64) => "bigint",
-            (Self::Trino, ValueType::Utf8) => "varchar",
+            (Self::Clickhouse, ValueType::Utf8) => "Nullable(String)",
+            (Self::Trino | Self::Duckdb, ValueType::Utf8) => "varchar",
             (_, ValueType::Utf8) => "string",
+            (Self::Clickhouse, ValueType::Timestamp) => "Nullable(DateTime64(6, 'UTC'))",
             (Self::Trino, ValueType::Timestamp) => "timestamp(6)",
+            (Self::Duckdb, ValueType::Timestamp) => "timestamp with time zone",
             (_, ValueType::Timestamp) => "timestamp",
         }
     }
@@ -142,18 +148,33 @@ fn duckdb(table: &str, source: &Source) -> String {
     } else {
         ""
     };
+    // By field ids: an object need not have all of them, and none is opened to find out.
+    let column = |c: &ColumnSpec| {
+        format!(
+            "  {}: {{name: '{}', type: '{}', default_value: NULL}}",
+            c.field_id,
+            c.name,
+            Engine::Duckdb.type_of(c.of)
+        )
+    };
+    let columns = COLUMNS.iter().map(column).collect::<Vec<_>>().join(",\n");
     format!(
         "-- DuckDB.\n{way}set timezone = 'UTC';\ncreate or replace view {table} as\nselect * from read_parquet('{root}/**/*.parquet', \
-         hive_partitioning = true, hive_types = {{{types}}});\n"
+         hive_partitioning = true, hive_types = {{{types}}}, schema = map {{\n{columns}\n}});\n"
     )
 }
 
 fn clickhouse(table: &str, source: &Source) -> String {
     let Source { root, .. } = source;
+    let parts = partitions(source).into_iter().map(|(name, is_number)| {
+        format!(",\n  {} {}", Engine::Clickhouse.quoted(name), if is_number { "Int32" } else { "String" })
+    });
+    let columns =
+        format!("{}{}", Engine::Clickhouse.columns(), parts.collect::<Vec<_>>().concat()).replace('\'', "\\'");
     let reads = if source.is_bucket {
-        format!("s3('{root}/**.parquet', 'Parquet')")
+        format!("s3('{root}/**.parquet', 'Parquet', '\n{columns}\n')")
     } else {
-        format!("file('{root}/**/*.parquet', 'Parquet')")
+        format!("file('{root}/**/*.parquet', 'Parquet', '\n{columns}\n')")
     };
     format!(
         "-- ClickHouse. A directory is one below the server's user_files_path, or any of clickhouse-local.\n\
