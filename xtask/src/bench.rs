@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: measures, on this machine.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
+
+use anyhow::Context as _;
 
 use crate::{
     build, setup,
-    util::{cargo, run as run_command, step},
+    util::{cargo, output, run as run_command, step},
 };
 
 /// The suite has options of its own, and a `--help` for them.
@@ -26,4 +28,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     run_command(
         cargo().args(["bench", "--locked", "--package", "integration", "--bench", "suite", "--"]).args(&args.suite),
     )
+}
+
+/// Builds the suite for release, and says where it is.
+pub(crate) fn suite() -> anyhow::Result<PathBuf> {
+    step("building the benchmark for release (minutes the first time)");
+    let build =
+        ["bench", "--locked", "--package", "integration", "--bench", "suite", "--no-run", "--message-format=json"];
+    let messages = output(cargo().args(build))?;
+    let of_suite = messages.lines().filter(|line| line.contains("\"kind\":[\"bench\"]"));
+    let path = of_suite.filter_map(|l| l.split_once("\"executable\":\"")?.1.split('"').next()).next_back();
+    Ok(PathBuf::from(path.context("cargo named no benchmark")?))
 }

@@ -48,11 +48,14 @@ enum Part {
     Kinds,
     /// Two CPUs at once
     Cpus,
+    /// One flow, and a new one each packet: what `cargo xtask vm --instructions` counts
+    Hits,
 }
 
 impl Options {
     fn wants(&self, part: Part) -> bool {
-        self.only.is_empty() || self.only.contains(&part)
+        // `Kinds` has these figures, and more.
+        (self.only.is_empty() && part != Part::Hits) || self.only.contains(&part)
     }
 
     /// Few rounds, to see that everything runs.
@@ -186,6 +189,9 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
     if options.wants(Part::Cpus) {
         two_cpus(lab, &compared, options.rounds, report)?;
     }
+    if options.wants(Part::Hits) {
+        hits(lab, &tc_empty, options.rounds, report)?;
+    }
     Ok(())
 }
 
@@ -308,13 +314,8 @@ fn records_per_packet(lab: &mut Lab, subjects: &[Subject], report: &mut Report) 
     Ok(())
 }
 
-fn kinds(lab: &mut Lab, tc_empty: &Subject, n: u32, report: &mut Report) -> anyhow::Result<()> {
-    let mut table = Table::new(
-        "Hooks, families and protocols, uniform order",
-        "ns per packet over an empty program of the same type",
-        "",
-        &FLOW_NAMES,
-    );
+/// Our hooks: those of TC, those of XDP.
+fn hooks(lab: &mut Lab, tc_empty: &Subject) -> anyhow::Result<[Programs; 2]> {
     let xdp_empty = lab.baseline("empty XDP", "xdp_empty")?;
     let ingress = lab.ours("TC ingress", "flowlog_tc_ingress", Hook::Tc)?;
     let egress = lab.ours("TC egress", "flowlog_tc_egress", Hook::Tc)?;
@@ -325,9 +326,39 @@ fn kinds(lab: &mut Lab, tc_empty: &Subject, n: u32, report: &mut Report) -> anyh
     let passes = lab.wrapping("XDP wrapped, it passes", "xdp_empty")?;
     let drops = lab.wrapping("XDP wrapped, it drops", "xdp_drop")?;
     let xdp = Programs { empty: xdp_empty, all: vec![xdp, passes, drops] };
+    Ok([tc, xdp])
+}
+
+/// The least that shows each way through the programs: in an emulator a packet takes a hundred times as long.
+fn hits(lab: &mut Lab, tc_empty: &Subject, n: u32, report: &mut Report) -> anyhow::Result<()> {
+    let columns = ["one flow", "a new flow each packet"];
+    let mut table = Table::new("Hits and misses", "ns per packet over an empty program of the same type", "", &columns);
+    let hooks = hooks(lab, tc_empty)?;
+    set_order(lab, Order::Uniform, 1)?;
+    for kind in Kind::ALL {
+        for programs in &hooks {
+            let hit = rounds(lab, programs, n, |lab, subject| batch(lab, subject, kind, false))?;
+            let miss = rounds(lab, programs, n, |lab, subject| batch(lab, subject, kind, true))?;
+            for (subject, (hit, miss)) in programs.all.iter().zip(hit.into_iter().zip(miss)) {
+                table.row(format!("{}, {}", subject.name, kind.name()), vec![Some(hit), Some(miss)]);
+            }
+        }
+    }
+    report.table(table);
+    Ok(())
+}
+
+fn kinds(lab: &mut Lab, tc_empty: &Subject, n: u32, report: &mut Report) -> anyhow::Result<()> {
+    let mut table = Table::new(
+        "Hooks, families and protocols, uniform order",
+        "ns per packet over an empty program of the same type",
+        "",
+        &FLOW_NAMES,
+    );
+    let hooks = hooks(lab, tc_empty)?;
     for kind in Kind::ALL {
         let mut medians = Vec::new();
-        for programs in [&tc, &xdp] {
+        for programs in &hooks {
             for (subject, figures) in programs.all.iter().zip(by_flows(lab, programs, kind, Order::Uniform, n)?) {
                 medians.push(figures.iter().flatten().map(|f| f.median).collect::<Vec<_>>());
                 table.row(format!("{}, {}", subject.name, kind.name()), figures);

@@ -2,15 +2,17 @@
 
 use std::{
     fmt::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use super::{Plan, kernels::Kernel};
+use crate::test::Programs;
 
 /// Tests that must pass on every kernel of the matrix, by the beginning of their names: one of each kind of thing that a
 /// kernel could do differently. An emulated processor takes ten seconds to start an agent, and CI has ten minutes.
 const SMOKE: &[&str] = &[
+    "balancers::ipvs",
     "fragments::three_fragments_are_refused_on_the_way_in",
     "hooks::a_kernel_without_tcx",
     "hooks::a_qdisc",
@@ -22,6 +24,9 @@ const SMOKE: &[&str] = &[
     "pins::a_restart_replaces",
     "programs::",
     "stacking::what_a_neighbour",
+    "stacking::what_leaves",
+    "traced_xdp::what_one_of_two_programs_of_libxdps",
+    "traced_xdp::what_a_program_of_libxdps",
     "traced_xdp::what_a_traced_program",
     "verdicts::bridge_forward",
     "verdicts::generic_xdp",
@@ -39,6 +44,10 @@ const MODULES: [&str; 7] = ["openvswitch", "bonding max_bonds=0", "ipvlan", "mac
 const BOOTED: &str = "VM: booted";
 const BEGIN: &str = "VM: begin ";
 const END: &str = "VM: end ";
+/// The step whose output is the result.
+const COUNTED: &str = "instructions";
+/// Switches a guest off.
+const OFF: &str = "sync; echo o > /proc/sysrq-trigger; read -t 60 < /dev/zero\n";
 
 #[derive(Clone, Debug)]
 pub(crate) enum Choice {
@@ -48,6 +57,18 @@ pub(crate) enum Choice {
     All,
     /// The tests whose names contain one of these.
     Named(Vec<String>),
+}
+
+/// What a guest is for.
+pub(crate) enum Work {
+    Tests {
+        programs: Programs,
+        choice: Choice,
+    },
+    /// What a packet takes, by this benchmark, on a processor whose clock is what it executes.
+    Instructions {
+        suite: PathBuf,
+    },
 }
 
 impl Choice {
@@ -63,7 +84,7 @@ impl Choice {
 /// The guest's first process once it has its root. `modules`: what to put at `/lib/modules`, if it is not there. `ended`: tests
 /// that an earlier guest came to the end of.
 pub(crate) fn script(kernel: &Kernel, modules: Option<&Path>, plan: &Plan, ended: &[Test]) -> String {
-    let Plan { programs, choice, tools, record, .. } = plan;
+    let Plan { work, tools, record, .. } = plan;
     let bind = modules.map_or_else(String::new, |m| format!("mount --bind {} /lib/modules", m.display()));
     let mut text = format!(
         "#!/bin/bash\n\
@@ -83,14 +104,22 @@ pub(crate) fn script(kernel: &Kernel, modules: Option<&Path>, plan: &Plan, ended
     for module in MODULES {
         let _ = writeln!(text, "modprobe -q {module} || echo 'VM: no module {module}'");
     }
-    let agent = programs.agent.display();
-    let tests = programs.tests.display();
-    let again = ended.iter().flat_map(|test| ["--skip", &test.name]);
-    let arguments = choice.arguments().into_iter().chain(again).map(|a| format!("'{a}'")).collect::<Vec<_>>().join(" ");
-    step(&mut text, "check", &format!("{agent} check"));
-    // One at a time: some change what is the whole kernel's, and an emulated processor is slow enough.
-    step(&mut text, "tests", &format!("{tests} --color=never --nocapture --test-threads=1 {arguments}"));
-    text += "sync; echo o > /proc/sysrq-trigger; read -t 60 < /dev/zero\n";
+    match work {
+        // More rounds than one: what the kernel does once is not what a packet takes.
+        Work::Instructions { suite } => {
+            step(&mut text, COUNTED, &format!("{} packet --only hits --rounds 3", suite.display()));
+        }
+        Work::Tests { programs: Programs { agent, tests }, choice } => {
+            let (agent, tests) = (agent.display(), tests.display());
+            let again = ended.iter().flat_map(|test| ["--skip", &test.name]);
+            let arguments = choice.arguments().into_iter().chain(again).map(|a| format!("'{a}'"));
+            let arguments = arguments.collect::<Vec<_>>().join(" ");
+            step(&mut text, "check", &format!("{agent} check"));
+            // One at a time: some change what is the whole kernel's, and an emulated processor is slow enough.
+            step(&mut text, "tests", &format!("{tests} --color=never --nocapture --test-threads=1 {arguments}"));
+        }
+    }
+    text += OFF;
     text
 }
 
@@ -140,6 +169,10 @@ pub(crate) struct Console {
     panic: Option<String>,
     /// What the verifier needed for the programs, in the lines of `integration/verified_instructions.txt`.
     pub verified: Vec<String>,
+    /// What the step [`COUNTED`] has said.
+    pub counted: Vec<String>,
+    /// Whether that step runs.
+    counts: bool,
 }
 
 impl Console {
@@ -152,6 +185,8 @@ impl Console {
             panic: None,
             since: Instant::now(),
             verified: Vec::new(),
+            counted: Vec::new(),
+            counts: false,
         }
     }
 
@@ -160,11 +195,13 @@ impl Console {
         let line = line.trim_end();
         if line.starts_with(BOOTED) {
             self.booted = true;
-        } else if line.starts_with(BEGIN) {
+        } else if let Some(name) = line.strip_prefix(BEGIN) {
             self.since = Instant::now();
+            self.counts = name == COUNTED;
         } else if let Some(end) = line.strip_prefix(END) {
             let (name, status) = end.rsplit_once(' ')?;
-            self.finished |= name == "tests";
+            self.finished |= name == "tests" || name == COUNTED;
+            self.counts = false;
             // What the tests say is read one by one; the rest is one test itself.
             let passed = status == "0";
             if name == "tests" {
@@ -175,6 +212,8 @@ impl Console {
             }
             let outcome = if passed { Outcome::Pass } else { Outcome::Fail(format!("ended with status {status}")) };
             return Some(self.ended(name.to_owned(), outcome));
+        } else if self.counts {
+            self.counted.push(line.to_owned());
         } else if let Some(verified) = line.strip_prefix("VERIFIED ") {
             self.verified.push(verified.to_owned());
         } else if let Some(skipped) = line.strip_prefix("SKIPPED ") {

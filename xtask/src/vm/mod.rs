@@ -28,16 +28,15 @@ use std::{
 use anyhow::bail;
 
 use crate::{
-    build, setup,
-    test::{self, Programs},
+    bench, build, setup, test,
     util::{root, step},
 };
 use boot::{Accelerator, Boot};
-use job::{Choice, Outcome, Test};
+use job::{Choice, Outcome, Test, Work};
 use kernels::{Catalogue, Kernel};
 use report::Result as Report;
 
-/// What CI boots: the oldest that is promised, the one most nodes run, and what comes.
+/// The oldest that is promised, the one most nodes run, and what comes. CI boots the first and the last, and arm64 on the one between.
 const SMOKE_KERNELS: [&str; 3] = ["6.1", "6.12", "newest"];
 /// A guest that takes longer has a problem of its own.
 const SMOKE_TIME_MAX: Duration = Duration::from_mins(20);
@@ -117,6 +116,7 @@ impl Arch {
 }
 
 #[derive(clap::Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
 pub(crate) struct Args {
     /// A series, such as 6.12, or newest; default: 6.1, 6.12 and newest; with --all every series there is
     #[arg(value_name = "KERNEL")]
@@ -127,6 +127,9 @@ pub(crate) struct Args {
     /// Tests whose names contain NAME, instead (can be repeated)
     #[arg(long = "test", value_name = "NAME")]
     tests: Vec<String>,
+    /// Instead of tests, count the instructions that a packet takes in each of the programs
+    #[arg(long, conflicts_with_all = ["all", "tests", "record", "arch"])]
+    instructions: bool,
     /// Machine of the guests; for aarch64 the tests are cross compiled
     #[arg(long, value_enum, default_value_t = Arch::X86)]
     arch: Arch,
@@ -150,11 +153,24 @@ impl Args {
         }
     }
 
+    /// Builds what the guests run.
+    fn work(&self) -> anyhow::Result<Work> {
+        if self.instructions {
+            return Ok(Work::Instructions { suite: bench::suite()? });
+        }
+        let programs = match self.arch {
+            Arch::X86 => test::programs()?,
+            Arch::Arm => arm::programs()?,
+        };
+        Ok(Work::Tests { programs, choice: self.choice() })
+    }
+
     /// Kernels to boot, each once.
     fn kernels(&self, catalogue: &Catalogue, dir: &Path) -> anyhow::Result<Vec<Kernel>> {
         let series = match self.choice() {
             _ if !self.kernels.is_empty() => self.kernels.clone(),
             Choice::All => catalogue.series(),
+            _ if self.instructions => vec!["newest".to_owned()],
             _ => SMOKE_KERNELS.map(str::to_owned).to_vec(),
         };
         let mut kernels: Vec<Kernel> = Vec::new();
@@ -175,24 +191,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     setup::guests(args.arch.qemu(), args.arch.qemu_package(), boot::file_server().is_some())?;
     boot::ensure_possible(args.arch)?;
     build::ensure_fresh()?;
-    let programs = match args.arch {
-        Arch::X86 => test::programs()?,
-        Arch::Arm => arm::programs()?,
-    };
+    let work = args.work()?;
     let dir = root().join("target/vm");
     let catalogue = Catalogue::open(&dir, args.arch)?;
     let kernels = args.kernels(&catalogue, &dir)?;
-    let (served, programs) = match args.arch {
-        Arch::X86 => (PathBuf::from("/"), programs),
-        Arch::Arm => arm::root(&dir, catalogue.archive(), &programs, &kernels)?,
+    let (served, work) = match work {
+        Work::Tests { programs, choice } if args.arch == Arch::Arm => {
+            let (served, programs) = arm::root(&dir, catalogue.archive(), &programs, &kernels)?;
+            (served, Work::Tests { programs, choice })
+        }
+        work => (PathBuf::from("/"), work),
     };
     let busybox = catalogue.busybox(&dir)?;
     let tools = match args.arch {
         Arch::X86 => tools::exports(&tools::folder(&dir)?),
         Arch::Arm => String::new(),
     };
-    let plan =
-        Plan { arch: args.arch, dir, served, busybox, tools, programs, choice: args.choice(), record: args.record };
+    let plan = Plan { arch: args.arch, dir, served, busybox, tools, work, record: args.record };
     let began = Instant::now();
     let results = plan.side_by_side(&kernels)?;
     if !args.keep {
@@ -213,8 +228,7 @@ struct Plan {
     busybox: PathBuf,
     /// Lines of the guest's script that make further programs known.
     tools: String,
-    programs: Programs,
-    choice: Choice,
+    work: Work,
     record: bool,
 }
 
@@ -272,18 +286,32 @@ impl Plan {
             initrd: &initrd,
             root: &self.served,
             log: self.logs().join(format!("{}-{}.log", kernel.series, self.arch.debian())),
-            time_max: if matches!(self.choice, Choice::All) { ALL_TIME_MAX } else { SMOKE_TIME_MAX },
+            time_max: if matches!(self.work, Work::Tests { choice: Choice::All, .. }) {
+                ALL_TIME_MAX
+            } else {
+                SMOKE_TIME_MAX
+            },
         };
-        let kvm = self.arch == Arch::X86 && kernels::kvm();
+        let first = match self.work {
+            Work::Instructions { .. } => Accelerator::Counting,
+            _ if self.arch == Arch::X86 && kernels::kvm() => Accelerator::Kvm,
+            Work::Tests { .. } => Accelerator::Tcg,
+        };
+        let second = if first == Accelerator::Kvm { Accelerator::Tcg } else { first };
         let mut tests = Vec::new();
         let mut verified = Vec::new();
-        for accelerator in [if kvm { Accelerator::Kvm } else { Accelerator::Tcg }, Accelerator::Tcg] {
+        for accelerator in [first, second] {
             fs::write(&script, job::script(kernel, modules, self, &tests))?;
             let ran = boot(accelerator).run(|test| {
                 println!("{:<5} {test}", kernel.series);
                 tests.push(test);
             })?;
             verified.extend(ran.console.verified);
+            // The benchmark calls its clock's unit nanoseconds.
+            ran.console
+                .counted
+                .iter()
+                .for_each(|line| println!("{}", line.replace("ns per packet", "instructions per packet")));
             match ran.crash {
                 None if ran.console.booted => return Ok(Report { kernel: kernel.clone(), tests, verified }),
                 None => step(&format!("{} did not boot", kernel.release)),
