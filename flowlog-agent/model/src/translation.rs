@@ -33,8 +33,13 @@ pub struct Service {
     pub proto: u8,
     /// Where clients send to.
     pub address: IpAddr,
-    /// The port there.
+    /// The port there; [`ANY_PORT`](Self::ANY_PORT): whichever it is.
     pub port: u16,
+}
+
+impl Service {
+    /// How IPVS writes down that a service is for every port of its address.
+    pub const ANY_PORT: u16 = 0;
 }
 
 /// All such addresses of a network namespace.
@@ -51,6 +56,28 @@ impl Services {
     #[must_use]
     pub fn may_serve(&self, of: &Tuple) -> bool {
         let Tuple { dst, dport, proto, .. } = *of;
-        self.by_mark || self.at.contains(&Service { proto, address: dst, port: dport })
+        let is_served = |port| self.at.contains(&Service { proto, address: dst, port });
+        self.by_mark || is_served(dport) || is_served(Service::ANY_PORT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_without_a_port_is_for_every_port_of_its_address() {
+        let address: IpAddr = "10.3.0.1".parse().expect("an address");
+        let at = HashSet::from([Service { proto: 17, address, port: Service::ANY_PORT }]);
+        let services = Services { at, by_mark: false };
+        let to = |dst: &str, proto| Tuple {
+            src: address,
+            dst: dst.parse().expect("an address"),
+            sport: 9,
+            dport: 53,
+            proto,
+        };
+        assert!(services.may_serve(&to("10.3.0.1", 17)));
+        assert!(!services.may_serve(&to("10.3.0.1", 6)) && !services.may_serve(&to("10.3.0.2", 17)));
     }
 }

@@ -219,3 +219,52 @@ fn ipvs_that_only_passes_on_shows_the_target_and_what_it_has_forgotten_is_counte
     let said = landed.metadata.iter().find_map(|m| m.get("flowlog.translations")).unwrap();
     assert!(said.contains("unknown=1"), "{said}");
 }
+
+/// Every kind of service and every way to its target, IPv6 as well. The target is asked for by the kernel's own list.
+#[test]
+fn ipvs_shows_the_target_however_it_is_chosen_and_reached() {
+    let net = balancer();
+    if !balances(&net.router, &[]) {
+        return;
+    }
+    for (ns, interface, at) in [
+        (&net.client, "eth0", "fd02::2/64"),
+        (&net.router, "in0", "fd02::1/64"),
+        (&net.router, "out0", "fd03::1/64"),
+        (&net.server, "eth0", "fd03::2/64"),
+    ] {
+        ns.sysctl(&format!("net.ipv6.conf.{interface}.disable_ipv6"), "0").unwrap();
+        address(ns, interface, at).unwrap();
+    }
+    net.router
+        .nft("table ip m {\n chain p { type filter hook prerouting priority -150; udp dport 55 meta mark set 7; }\n}\n")
+        .unwrap();
+    // What is said to IPVS of service and target, where the client sends to, and the target.
+    let cases = [
+        ("-A -u [fd03::1]:53 -s rr", "-a -u [fd03::1]:53 -r [fd02::2]:54 -m", "[fd03::1]:53", "fd02::2 54"),
+        ("-A -u 10.3.0.1:54 -s rr", "-a -u 10.3.0.1:54 -r 10.2.0.3 -i", "10.3.0.1:54", "10.2.0.3 54"),
+        ("-A -f 7 -s rr", "-a -f 7 -r 10.2.0.3 -g", "10.3.0.1:55", "10.2.0.3 55"),
+        ("-A -u 10.3.0.1:0 -s rr -p 60", "-a -u 10.3.0.1:0 -r 10.2.0.2 -g", "10.3.0.1:56", "10.2.0.2 56"),
+    ];
+    for (service, target, ..) in cases {
+        assert!(balances(&net.router, &[service, target]));
+    }
+    let agent = Agent::start(&net.router, &["out0"], TRANSLATIONS).unwrap();
+    let wanted = cases.map(|(_, _, public, target)| {
+        let public: SocketAddr = public.parse().unwrap();
+        let from = if public.is_ipv6() { "[fd03::2]:0" } else { "10.3.0.2:0" };
+        let port = net.server.run(|| {
+            let client = UdpSocket::bind(from).unwrap();
+            client.send_to(&[0; 8], public).unwrap();
+            client.local_addr().unwrap().port()
+        });
+        let listed = || net.router.exec("cat /proc/net/ip_vs_conn").unwrap().contains(&format!(" {port:04X} "));
+        until("a connection", listed);
+        (i64::from(port), target)
+    });
+    let landed = agent.stop().unwrap();
+    for (port, target) in wanted {
+        let row = landed.rows.iter().find(|r| r.sport == port && r.direction == "ingress").unwrap();
+        assert_eq!(row.other_side[1], target, "{row:#?}");
+    }
+}
