@@ -24,6 +24,8 @@ mod confined;
 mod connections;
 #[path = "all/console.rs"]
 mod console;
+#[path = "all/documents.rs"]
+mod documents;
 #[path = "all/elsewhere.rs"]
 mod elsewhere;
 #[path = "all/first_flow_log.rs"]
@@ -88,6 +90,8 @@ mod random;
 mod readable;
 #[path = "all/reading.rs"]
 mod reading;
+#[path = "all/rehook.rs"]
+mod rehook;
 #[path = "all/reload.rs"]
 mod reload;
 #[path = "all/reuse.rs"]

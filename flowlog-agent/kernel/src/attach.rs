@@ -4,16 +4,16 @@
 //! `TCX_NEXT`, so everything after them still runs.
 
 mod elsewhere;
+mod filter;
 mod order;
 mod traced;
 
-use std::{fmt, mem::ManuallyDrop, os::fd::OwnedFd, path::PathBuf};
+use std::{fmt, os::fd::OwnedFd, path::PathBuf};
 
 use aya::{
     programs::{
-        BtfTracePoint, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        BtfTracePoint, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{NlOptions, SchedClassifierLink, TcAttach, TcError, TcHandle, qdisc_add_clsact},
         xdp::XdpLink,
     },
     util::KernelVersion,
@@ -24,22 +24,13 @@ use flowlog_model::{
     rule::Direction,
 };
 
-use self::{
-    elsewhere::{EntryFilter, pin_name},
-    order::Tcx,
-    traced::Traced,
-};
+use self::{elsewhere::pin_name, filter::Filter, order::Tcx, traced::Traced};
 use super::{
     KernelError,
     netdev::netns,
     pins::{self, Pins},
     programs::Programs,
 };
-
-/// Priority of our clsact filters: the first there is.
-const CLSACT_PRIORITY: u16 = 1;
-/// Handle of our clsact filters, so that they can be told from others at the same priority.
-const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 0xf10e);
 
 /// How a hook is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +54,38 @@ impl fmt::Display for Attached {
     }
 }
 
+/// Where on an interface a hook of ours can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HookPlace {
+    Tcx(Direction),
+    Clsact(Direction),
+    Xdp,
+}
+
+impl HookPlace {
+    /// Where a direction is hooked in this way, on this kernel.
+    fn of(direction: Direction, kind: HookKind) -> Self {
+        match kind {
+            HookKind::Xdp if direction == Direction::Ingress => Self::Xdp,
+            HookKind::Tcx => Self::Tcx(direction),
+            // XDP has no egress: TC does it.
+            HookKind::Tc | HookKind::Xdp if has_tcx() => Self::Tcx(direction),
+            HookKind::Tc | HookKind::Xdp | HookKind::Clsact => Self::Clsact(direction),
+        }
+    }
+}
+
+/// The place of a hook, when it was attached.
+struct On {
+    key: IfKey,
+    netns: Netns,
+    place: HookPlace,
+}
+
 /// What holds one program in place.
 pub(super) struct Hook {
-    /// The interface, when it was attached; `None`: a verdict program.
-    dev: Option<(IfKey, Netns)>,
+    /// Where that is; `None`: a verdict program.
+    on: Option<On>,
     link: Held,
     /// Where it is pinned, if it is.
     pin: Option<PathBuf>,
@@ -77,7 +96,6 @@ enum Held {
     Link {
         _link: FdLink,
     },
-    Clsact(SchedClassifierLink),
     /// On tcx, in any namespace.
     Tcx(Tcx),
     /// On XDP in another network namespace.
@@ -86,8 +104,8 @@ enum Held {
         /// The kernel's id of the program.
         id: u32,
     },
-    /// The same as a clsact filter.
-    Filter(EntryFilter),
+    /// On clsact, in any namespace.
+    Filter(Filter),
 }
 
 /// Whether the running kernel is `major.minor` or newer.
@@ -131,11 +149,23 @@ impl Hooks {
         self.held.iter().filter_map(id).collect()
     }
 
-    /// Hooks one direction of an interface. A hook of an earlier agent is given our program in place: no packet is missed. `base` is what
-    /// the hook must add to the interface's index, if it is in another network namespace.
+    /// Whether one direction of an interface is hooked in this way by this process.
+    #[must_use]
+    pub fn has(&self, of: IfKey, direction: Direction, kind: HookKind) -> bool {
+        self.at(of, HookPlace::of(direction, kind)).is_some()
+    }
+
+    /// Which of those that are held is at a place.
+    fn at(&self, of: IfKey, place: HookPlace) -> Option<usize> {
+        self.held.iter().position(|h| h.on.as_ref().is_some_and(|on| on.key == of && on.place == place))
+    }
+
+    /// Hooks one direction of an interface, unless it is. A hook of an earlier agent is given our program in place, and one of the other kind of
+    /// TC makes way: no packet is missed, and none is counted twice. `base` is what the hook must add to the interface's index, if it is in
+    /// another network namespace.
     ///
     /// # Errors
-    /// [`KernelError::Attach`] with the kernel's words; nothing stays attached then.
+    /// [`KernelError::Attach`] with the kernel's words; what was there before stays.
     pub fn attach(
         &mut self,
         programs: &mut Programs,
@@ -143,18 +173,21 @@ impl Hooks {
         direction: Direction,
         kind: HookKind,
     ) -> Result<Attached, KernelError> {
-        if let Some(base) = base {
-            let entered = netns::enter(&dev.netns, || self.attach_entry(programs, (dev, base), direction, kind));
-            return entered.unwrap_or_else(|e| Err(attach_error(&dev.name, "a hook", &e)));
-        }
+        let place = HookPlace::of(direction, kind);
+        let is_held = self.at(dev.key(), place).is_some();
         // The kernel finds an interface by its index in the namespace of whoever asks.
-        let entered = netns::enter(&dev.netns, || match kind {
-            HookKind::Xdp if direction == Direction::Ingress => self.attach_xdp(programs, dev),
-            HookKind::Tcx if !has_tcx() => Err(no_tcx(dev, direction)),
-            HookKind::Tcx => self.attach_tcx(programs, dev, direction),
-            // XDP has no egress: TC does it.
-            HookKind::Tc | HookKind::Xdp if has_tcx() => self.attach_tcx(programs, dev, direction),
-            HookKind::Tc | HookKind::Xdp | HookKind::Clsact => self.attach_clsact(programs, dev, direction),
+        let entered = netns::enter(&dev.netns, || match place {
+            HookPlace::Tcx(_) if !has_tcx() => Err(no_tcx(dev, direction)),
+            HookPlace::Tcx(_) if is_held => Ok(Attached::Tcx),
+            HookPlace::Clsact(_) if is_held => Ok(Attached::Clsact),
+            // It may be generic as well: the log said which when it was attached.
+            HookPlace::Xdp if is_held => Ok(Attached::XdpNative),
+            HookPlace::Tcx(_) => self.attach_tcx(programs, (dev, base), direction).map(|()| Attached::Tcx),
+            HookPlace::Clsact(_) => self.attach_clsact(programs, (dev, base), direction).map(|()| Attached::Clsact),
+            HookPlace::Xdp => match base {
+                None => self.attach_xdp(programs, dev),
+                Some(base) => self.attach_xdp_entry(programs, (dev, base)),
+            },
         });
         entered.unwrap_or_else(|e| Err(attach_error(&dev.name, "a hook", &e)))
     }
@@ -166,8 +199,13 @@ impl Hooks {
         (pin, link)
     }
 
-    /// Keeps a new link: pinned, if there is a place for it. `dev` is absent for verdicts.
-    fn keep(&mut self, dev: Option<&NetDev>, link: FdLink, pin: Option<PathBuf>) -> Result<(), KernelError> {
+    /// Keeps a new link: pinned, if there is a place for it. `on` is absent for verdicts.
+    fn keep(
+        &mut self,
+        on: Option<(&NetDev, HookPlace)>,
+        link: FdLink,
+        pin: Option<PathBuf>,
+    ) -> Result<(), KernelError> {
         let link = match &pin {
             Some(path) => {
                 // A dead one may be in the way: its interface is gone.
@@ -178,49 +216,13 @@ impl Hooks {
             }
             None => link,
         };
-        self.hold(dev, Held::Link { _link: link }, pin);
+        self.hold(on, Held::Link { _link: link }, pin);
         Ok(())
     }
 
-    fn hold(&mut self, dev: Option<&NetDev>, link: Held, pin: Option<PathBuf>) {
-        self.held.push(Hook { dev: dev.map(|d| (d.key(), d.netns.clone())), link, pin });
-    }
-
-    fn attach_tcx(
-        &mut self,
-        programs: &mut Programs,
-        dev: &NetDev,
-        direction: Direction,
-    ) -> Result<Attached, KernelError> {
-        let program = programs.descriptor(tc_program(direction).0)?;
-        let linked = self.link_tcx(dev, direction, program);
-        linked.map_err(|e| attach_error(&dev.name, &format!("tcx {direction}"), &e))?;
-        Ok(Attached::Tcx)
-    }
-
-    fn attach_clsact(
-        &mut self,
-        programs: &mut Programs,
-        dev: &NetDev,
-        direction: Direction,
-    ) -> Result<Attached, KernelError> {
-        let (name, attach_type) = tc_program(direction);
-        add_clsact(dev, direction)?;
-        let program: &mut SchedClassifier = programs.get(name)?;
-        // Filters outlive their agent without a pin: replace one of ours in place.
-        let earlier =
-            SchedClassifierLink::attached(dev.index, attach_type.into(), CLSACT_PRIORITY, CLSACT_HANDLE, None);
-        let replaced = earlier.ok().and_then(|link| program.attach_to_link(link).ok());
-        let options = NlOptions { priority: CLSACT_PRIORITY, handle: CLSACT_HANDLE, classid: None };
-        let attached = match replaced {
-            Some(id) => Ok(id),
-            None => program.attach(dev.index, TcAttach::Netlink { parent: attach_type.into(), options }),
-        };
-        let link = attached
-            .and_then(|id| program.take_link(id))
-            .map_err(|e| attach_error(&dev.name, &format!("clsact {direction}"), &e))?;
-        self.hold(Some(dev), Held::Clsact(link), None);
-        Ok(Attached::Clsact)
+    fn hold(&mut self, on: Option<(&NetDev, HookPlace)>, link: Held, pin: Option<PathBuf>) {
+        let on = on.map(|(dev, place)| On { key: dev.key(), netns: dev.netns.clone(), place });
+        self.held.push(Hook { on, link, pin });
     }
 
     fn attach_xdp(&mut self, programs: &mut Programs, dev: &NetDev) -> Result<Attached, KernelError> {
@@ -232,8 +234,8 @@ impl Hooks {
         {
             let link = program.take_link(id).map_err(|e| failed(&e))?;
             let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
-            self.hold(Some(dev), Held::Link { _link: link }, pin);
-            // It may be generic as well: the log said which when it was attached.
+            self.hold(Some((dev, HookPlace::Xdp)), Held::Link { _link: link }, pin);
+            // As above: it may be generic as well.
             return Ok(Attached::XdpNative);
         }
         let mut native_problem = None;
@@ -241,7 +243,7 @@ impl Hooks {
             match program.attach(dev.index, mode).and_then(|id| program.take_link(id)) {
                 Ok(link) => {
                     let link = link.try_into().map_err(|e: LinkError| failed(&e))?;
-                    self.keep(Some(dev), link, pin)?;
+                    self.keep(Some((dev, HookPlace::Xdp)), link, pin)?;
                     return Ok(attached);
                 }
                 Err(e) => {
@@ -257,7 +259,7 @@ impl Hooks {
     /// `flowlog-ebpf/src/bin/flowlog/verdict.rs`.
     pub fn attach_verdict(&mut self, programs: &mut Programs) -> Result<(), KernelError> {
         // A second link would count everything twice.
-        if self.held.iter().any(|h| h.dev.is_none()) {
+        if self.held.iter().any(|h| h.on.is_none()) {
             return Ok(());
         }
         programs.use_verdicts()?;
@@ -279,11 +281,26 @@ impl Hooks {
 
     /// Takes the hooks of one interface away.
     pub fn detach(&mut self, of: IfKey) -> Result<(), KernelError> {
-        let is_its = |h: &Hook| h.dev.as_ref().is_some_and(|(key, _)| *key == of);
-        let (gone, kept) = std::mem::take(&mut self.held).into_iter().partition(is_its);
+        self.detach_where(|on| on.key == of)
+    }
+
+    fn detach_where(&mut self, is_it: impl Fn(&On) -> bool) -> Result<(), KernelError> {
+        let is_it = |h: &Hook| h.on.as_ref().is_some_and(&is_it);
+        let (gone, kept): (Vec<Hook>, Vec<Hook>) = std::mem::take(&mut self.held).into_iter().partition(is_it);
         self.held = kept;
-        let gone: Vec<Hook> = gone;
         gone.into_iter().try_for_each(Hook::detach)
+    }
+
+    /// Takes the hooks of an interface away but for these; filters of an earlier agent as well. (What such an agent has pinned is
+    /// [left over](Self::remove_stale_hooks).)
+    pub fn keep_only(&mut self, dev: &NetDev, kept: &[(Direction, HookKind)]) -> Result<(), KernelError> {
+        let places: Vec<HookPlace> = kept.iter().map(|(direction, kind)| HookPlace::of(*direction, *kind)).collect();
+        self.detach_where(|on| on.key == dev.key() && !places.contains(&on.place))?;
+        for direction in Direction::BOTH.into_iter().filter(|d| !places.contains(&HookPlace::Clsact(*d))) {
+            // Dropped, it is taken away.
+            drop(Filter::there(dev, direction));
+        }
+        Ok(())
     }
 
     /// Takes all hooks away; maps and their contents stay.
@@ -291,7 +308,7 @@ impl Hooks {
         self.traced.end()?;
         // Hooks first: a packet that dies after its hook is gone is then merely not seen.
         let (verdicts, hooks): (Vec<Hook>, Vec<Hook>) =
-            std::mem::take(&mut self.held).into_iter().partition(|h| h.dev.is_none());
+            std::mem::take(&mut self.held).into_iter().partition(|h| h.on.is_none());
         hooks.into_iter().chain(verdicts).try_for_each(Hook::detach)
     }
 
@@ -319,9 +336,6 @@ impl Drop for Hooks {
             // What is pinned stays. Filters have no pins, and would be taken away by their handles.
             for hook in self.held.drain(..) {
                 match hook.link {
-                    Held::Clsact(link) => {
-                        let _ = ManuallyDrop::new(link);
-                    }
                     Held::Filter(filter) => filter.leave(),
                     Held::Link { .. } | Held::Tcx(_) | Held::Entry { .. } => {}
                 }
@@ -333,35 +347,7 @@ impl Drop for Hooks {
 impl Hook {
     fn detach(self) -> Result<(), KernelError> {
         // The pin goes first. Then our link is the last reference, and closing it detaches the hook at once.
-        self.pin.as_deref().map_or(Ok(()), pins::remove)?;
-        if let (Held::Clsact(link), Some((_, netns))) = (self.link, self.dev) {
-            // A filter is removed by its interface's index, which means another interface in another namespace.
-            let mut link = Some(link);
-            if netns::enter(&netns, || drop(link.take())).is_err() {
-                // The namespace is gone, and the filter with it.
-                let _ = ManuallyDrop::new(link);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Makes the qdisc that clsact filters hang on, if it is not there.
-fn add_clsact(dev: &NetDev, direction: Direction) -> Result<(), KernelError> {
-    match qdisc_add_clsact(dev.index) {
-        Ok(()) => Ok(()),
-        Err(e) if is_there(&e) => Ok(()),
-        Err(e) => Err(attach_error(&dev.name, &format!("the qdisc for clsact {direction}"), &e)),
-    }
-}
-
-/// Whether a qdisc could not be added because it is there already. What else is in the way must be told: the filter would
-/// only fail for lack of the qdisc.
-fn is_there(error: &TcError) -> bool {
-    match error {
-        TcError::NetlinkError(e) => e.raw_os_error() == Some(libc::EEXIST),
-        TcError::AlreadyAttached => true,
-        _ => false,
+        self.pin.as_deref().map_or(Ok(()), pins::remove)
     }
 }
 
@@ -388,10 +374,10 @@ fn no_tcx(dev: &NetDev, direction: Direction) -> KernelError {
     }
 }
 
-fn tc_program(direction: Direction) -> (&'static str, TcAttachType) {
+fn tc_program(direction: Direction) -> &'static str {
     match direction {
-        Direction::Ingress => ("flowlog_tc_ingress", TcAttachType::Ingress),
-        Direction::Egress => ("flowlog_tc_egress", TcAttachType::Egress),
+        Direction::Ingress => "flowlog_tc_ingress",
+        Direction::Egress => "flowlog_tc_egress",
     }
 }
 

@@ -25,6 +25,7 @@ const BPF_RAW_TRACEPOINT_OPEN: u32 = 17;
 const BPF_BTF_LOAD: u32 = 18;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
+const BPF_LINK_DETACH: u32 = 34;
 /// `BPF_MAP_TYPE_PROG_ARRAY`.
 const PROGRAM_ARRAY: u32 = 3;
 /// Longest name of a program or map, with its end.
@@ -174,6 +175,11 @@ struct UpdateAttr {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+#[repr(C)]
+struct DetachAttr {
+    link_fd: u32,
 }
 
 #[repr(C)]
@@ -411,6 +417,12 @@ pub(super) fn link_behind(
 pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let attr = UpdateAttr { link_fd: number(link), new_prog_fd: number(program), flags: 0, old_prog_fd: 0 };
     call(BPF_LINK_UPDATE, attr).map(drop)
+}
+
+/// Takes a link's program away from where it is attached, whoever else holds the link; when this returns, every packet that had begun to pass
+/// it has (`tcx_entry_sync`).
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    call(BPF_LINK_DETACH, DetachAttr { link_fd: number(link) }).map(drop)
 }
 
 /// Makes an array with room for one program.

@@ -22,6 +22,7 @@ mod behind;
 mod bpf;
 pub(crate) mod btf;
 pub mod confine;
+mod each_cpu;
 mod entry;
 mod extension;
 pub mod heap;

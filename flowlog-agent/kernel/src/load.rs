@@ -5,12 +5,13 @@ use aya::{
     maps::{Array, MapData},
 };
 use flowlog_ebpf::abi::{ABI_VERSION, Setup};
+use flowlog_model::interface::IfKey;
 
 use super::{
     KernelError, Ring,
     attach::Hooks,
     btf::Btf,
-    heap,
+    each_cpu, heap,
     layout::{self, Mark, Moves, Reasons},
     maps::{Interfaces, SetupPod},
     notes,
@@ -155,6 +156,18 @@ impl Kernel {
     #[must_use]
     pub fn is_pinned(&self) -> bool {
         self.hooks.are_pinned()
+    }
+
+    /// Whether XDP can go on counting what comes in through an interface where TC has, and TC where XDP has, each packet once.
+    ///
+    /// # Errors
+    /// In words why not.
+    pub fn hands_over_xdp(&self, at: IfKey, interface: &str) -> Result<(), String> {
+        if !self.interfaces.is_here(at) {
+            return Err("how its packets are steered cannot be read from another network namespace".to_owned());
+        }
+        let parted = each_cpu::parts_packets(interface).map(str::to_owned);
+        parted.or_else(each_cpu::obstacle).map_or(Ok(()), Err)
     }
 
     /// Goes on with what an earlier agent has wrapped, or takes it back: see [`Wraps`].

@@ -12,13 +12,15 @@ use std::{
 
 use aya::{Ebpf, Pod};
 use flowlog_ebpf::abi::{self, Iface, NextHop, SPOTS, Setup, Stacked};
+use flowlog_host::fault;
 use flowlog_model::{
     Epoch, IfaceId,
     interface::{IfKey, OnTop},
 };
 
 use super::{
-    KernelError, behind::Behind, mapping::Mapping, netdev::neighbours::NeighbourBehind, notes::Above, spots::Spots,
+    KernelError, behind::Behind, each_cpu, mapping::Mapping, netdev::neighbours::NeighbourBehind, notes::Above,
+    spots::Spots, sweep::wait_for_programs,
 };
 
 /// [`Setup`], marked as plain old data for the loader.
@@ -64,10 +66,11 @@ impl Mapped {
     }
 }
 
-/// Word of [`Iface`] that holds id and flags; then epoch, oldest.
+/// Word of [`Iface`] that holds id and flags; then epoch, oldest, CPUs that count by XDP.
 const WORD_ID_FLAGS: usize = 0;
 const WORD_EPOCH: usize = 1;
 const WORD_OLDEST: usize = 2;
+const WORD_BY_XDP: usize = 3;
 /// Word of [`abi::Watched`] that holds the epoch; then namespace, spot, whether it is observed.
 const WORD_WATCHED_EPOCH: usize = 0;
 const WORD_NETNS: usize = 1;
@@ -116,6 +119,7 @@ impl Interfaces {
     pub fn watch(&mut self, at: IfKey, iface: Iface) -> Result<(), KernelError> {
         let (spot, _) = self.spots.claim(at)?;
         let id = u32::from(iface.id);
+        self.hand_over(at, (iface.id, iface.flags));
         self.watched.store(id, WORD_NETNS, at.netns_inum);
         self.watched.store(id, WORD_SPOT, spot);
         self.watched.store(id, WORD_OBSERVED, 0);
@@ -151,10 +155,37 @@ impl Interfaces {
         self.spots.find(at).filter(|_| self.watched(at) == Some(id))
     }
 
-    /// Changes what is wanted of an interface that is being accounted for, in one store.
+    /// Changes what is wanted of an interface that is being accounted for, in one store; where XDP is to count what TC has counted, or TC what
+    /// XDP has, one CPU after the other before that.
     pub fn set_flags(&self, id: IfaceId, at: IfKey, flags: u16) {
         if let Some(spot) = self.spot_of(id, at) {
+            self.hand_over(at, (id.0, flags));
             self.ifaces.store(spot, WORD_ID_FLAGS, u32::from(id.0) | u32::from(flags) << 16);
+        }
+    }
+
+    /// Has XDP count what comes in where TC does, or TC where XDP does, if that is what flags change: each packet is counted by one of the two
+    /// ([`abi::HANDS_OVER`]). An agent that was killed over it leaves some CPUs with the one and some with the other; then this goes on.
+    fn hand_over(&self, at: IfKey, (id, flags): (u16, u16)) {
+        let (watched, before) = self.id_and_flags(at);
+        let both_count = before & flags & abi::WANT_INGRESS != 0;
+        let changes = (before ^ flags) & abi::XDP_INGRESS != 0 || before & abi::HANDS_OVER != 0;
+        let Some(spot) = self.spots.find(at).filter(|_| watched == id && both_count && changes) else { return };
+        let to_xdp = flags & abi::XDP_INGRESS != 0;
+        if before & abi::HANDS_OVER == 0 {
+            self.ifaces.store(spot, WORD_BY_XDP, if to_xdp { 0 } else { u32::MAX });
+            // Whoever sees the flag sees the number.
+            wait_for_programs();
+            self.ifaces.store(spot, WORD_ID_FLAGS, u32::from(id) | u32::from(before | abi::HANDS_OVER) << 16);
+        }
+        fault::point("xdp_hand_over");
+        let Some(by_xdp) = self.ifaces.word(spot, WORD_BY_XDP) else { return };
+        let turned = each_cpu::on_each(!to_xdp, move |cpu| {
+            by_xdp.store(if to_xdp { cpu + 1 } else { cpu }, Ordering::SeqCst);
+            fault::point("xdp_cpu_handed_over");
+        });
+        if let Err(error) = turned {
+            tracing::warn!(%error, ifindex = at.index, "a packet that is between XDP and TC at this moment may be missed or counted twice");
         }
     }
 

@@ -22,7 +22,7 @@ use super::{
     btf::Btf,
     confine::{self, capabilities::NEEDED},
     layout::{self, Moves},
-    pins::{PIN_DIR_DEFAULT, is_bpffs},
+    pins::is_bpffs,
     refusal, wrap,
 };
 use crate::netdev;
@@ -67,9 +67,10 @@ pub fn finding(what: impl Into<String>, state: State, detail: impl Into<String>)
     Finding { what: what.into(), state, detail: detail.into() }
 }
 
-/// Checks the machine and the given interfaces, and whether drop reasons can be moved like this.
+/// Checks the machine and the given interfaces, whether drop reasons can be moved like this, and whether the capture can be pinned there, if it
+/// is to be pinned.
 #[must_use]
-pub fn machine(interfaces: &[String], moves: &Moves) -> Vec<Finding> {
+pub fn machine(interfaces: &[String], moves: &Moves, pin_dir: Option<&Path>) -> Vec<Finding> {
     let mut all = vec![kernel_version(), btf(moves)];
     all.extend(capabilities());
     all.push(filters());
@@ -77,7 +78,7 @@ pub fn machine(interfaces: &[String], moves: &Moves) -> Vec<Finding> {
     all.extend(accepted());
     all.push(hooks());
     all.push(symbols());
-    all.push(pinning());
+    all.push(pinning(pin_dir));
     all.extend(interfaces.iter().map(|name| interface(name)));
     all
 }
@@ -201,8 +202,12 @@ fn hooks() -> Finding {
     }
 }
 
-fn pinning() -> Finding {
-    let dir = Path::new(PIN_DIR_DEFAULT).parent().unwrap_or(Path::new("/"));
+fn pinning(pin_dir: Option<&Path>) -> Finding {
+    let Some(pin_dir) = pin_dir else {
+        return finding("pinning", State::Ok, "not asked for (`no_pin`): the capture ends with the agent");
+    };
+    // It is made at the start.
+    let dir = pin_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
     if is_bpffs(dir) {
         finding("pinning", State::Ok, format!("a bpf file system is mounted on {}", dir.display()))
     } else {

@@ -149,15 +149,29 @@ impl WatchSpec {
         Bound { name: &self.interface, index: self.ifindex, netns_inum: self.netns_inum, mac: self.mac }
     }
 
-    /// Whether the same hooks serve both: packets that one's programs see the other's do, and count as it does. Whose they become, where
-    /// they go, when a window ends, and whether it is asked for their other side may differ.
+    /// Whether both are about one interface, as one node's watch follows another.
     #[must_use]
-    pub fn is_hooked_as(&self, other: &Self) -> bool {
-        let is_seen = |spec: &Self| spec.rule.action != Action::Rejected;
-        // What XDP counts it need not see where nothing is counted.
-        let counts_alike = self.hook != HookKind::Xdp || is_seen(self) == is_seen(other);
-        let of = |spec: &Self| (spec.key(), spec.hook, spec.side, spec.rule.directions);
-        of(self) == of(other) && self.node_id == other.node_id && counts_alike
+    pub fn is_on_same(&self, other: &Self) -> bool {
+        self.key() == other.key() && self.node_id == other.node_id
+    }
+
+    /// Which kind of hook counts what comes in; `None`: nobody does. XDP counts for [`HookKind::Xdp`], where TC only notes.
+    #[must_use]
+    pub fn counts_ingress_by(&self) -> Option<HookKind> {
+        (self.rule.action != Action::Rejected && self.captures(Direction::Ingress)).then_some(self.hook)
+    }
+
+    /// How its TC hooks are attached: XDP has some beside it.
+    #[must_use]
+    pub fn tc_hook(&self) -> HookKind {
+        if self.hook == HookKind::Xdp { HookKind::Tc } else { self.hook }
+    }
+
+    /// Whether XDP counts what comes in for the one, and TC for the other.
+    #[must_use]
+    pub fn crosses_xdp(&self, other: &Self) -> bool {
+        let by_xdp = |spec: &Self| spec.counts_ingress_by().map(|hook| hook == HookKind::Xdp);
+        by_xdp(self).zip(by_xdp(other)).is_some_and(|(one, two)| one != two)
     }
 
     /// Whether it is the same rule on the same interface, which may have another name, and other labels, by now.

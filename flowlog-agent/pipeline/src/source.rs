@@ -113,11 +113,18 @@ pub trait Node: Source {
     fn interfaces_max(&self) -> u16;
     /// Attaches the verdict programs, if they are not.
     fn attach_verdict(&mut self) -> Result<(), SourceError>;
-    /// Attaches the hooks that a rule needs, or takes over those that are there; returns the directions whose packets are
-    /// counted. What has been attached before an error stays: [`unhook`](Self::unhook) takes it away.
+    /// Attaches the hooks that a rule needs and that are not there, or takes over an earlier agent's; returns the directions whose packets are
+    /// counted, once the programs know of the watch. One that takes the place of another neither misses a packet nor counts one again. What has
+    /// been attached before an error stays: [`unhook`](Self::unhook) takes it away.
     fn hook(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<Vec<Direction>, SourceError>;
+    /// Whether what comes in through an interface can be counted by XDP from one packet to the next where TC has counted it, and the other way.
+    fn hands_over_xdp(&self, _spec: &WatchSpec) -> bool {
+        true
+    }
     /// Takes the hooks of an interface away.
     fn unhook(&mut self, of: IfKey) -> Result<(), SourceError>;
+    /// Takes those hooks of an interface away that a rule does not need.
+    fn unhook_rest(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<(), SourceError>;
     /// Takes hooks away whose interface is gone, and forgets where that was.
     fn remove_stale_hooks(&mut self) -> Result<(), SourceError>;
     /// Tells the programs of an interface.

@@ -10,9 +10,12 @@ use flowlog_control::{
     metrics::{FiguresSource, MetricsListener},
 };
 use flowlog_host::clock;
-use flowlog_model::figures::{CaptureFigures, Figures, LiveFigures, Look, NodeFigures};
+use flowlog_model::{
+    figures::{CaptureFigures, Figures, LiveFigures, Look, NodeFigures},
+    status::Status,
+};
 use flowlog_pipeline::capture::Load;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Capture, delivery::Delivery, error::AgentError, thread};
 
@@ -109,6 +112,17 @@ impl Questions {
         let status = delivery.reporter.said();
         // Whoever asked may not have waited.
         let _ = question.send(Figures { status, is_running: true, live: Some(LiveFigures { captures, node }) });
+    }
+}
+
+impl Questions {
+    /// Answers for ever, while the agent only delivers what is left: by how that is going.
+    pub(super) async fn answer_rest(&mut self, said: &watch::Receiver<Arc<Status>>) {
+        loop {
+            let question = self.next().await;
+            let status = Status::clone(&said.borrow());
+            let _ = question.send(Figures { status, is_running: true, live: None });
+        }
     }
 }
 

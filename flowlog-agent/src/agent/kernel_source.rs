@@ -59,6 +59,14 @@ fn unknown(error: NetDevError) -> SourceError {
     SourceError::Interface(Box::new(error))
 }
 
+/// The hooks that a rule needs.
+fn hooks_of(spec: &WatchSpec) -> Vec<(Direction, HookKind)> {
+    // Where XDP counts, and where nothing is counted, a TC hook notes who the packets are.
+    let tc = Direction::BOTH.into_iter().filter(|direction| spec.captures(*direction));
+    let xdp = (spec.counts_ingress_by() == Some(HookKind::Xdp)).then_some((Direction::Ingress, HookKind::Xdp));
+    tc.map(|direction| (direction, spec.tc_hook())).chain(xdp).collect()
+}
+
 impl KernelSource {
     /// The kernel's ids of our own programs.
     fn own(&self) -> Vec<u32> {
@@ -276,27 +284,33 @@ impl Node for KernelSource {
     }
 
     fn hook(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<Vec<Direction>, SourceError> {
-        let counts = spec.rule.action != Action::Rejected;
         let Kernel { hooks, programs, interfaces, .. } = &mut self.kernel;
         let place = (dev, interfaces.claim(dev.key()).map_err(failed)?);
-        let mut counted = Vec::new();
-        for direction in Direction::BOTH {
-            if !spec.captures(direction) {
+        for (direction, kind) in hooks_of(spec) {
+            if hooks.has(dev.key(), direction, kind) {
                 continue;
             }
-            // Where XDP counts, and where nothing is counted, a TC hook notes who the packets are.
-            let kind = if spec.hook == HookKind::Xdp { HookKind::Tc } else { spec.hook };
             let hook = hooks.attach(programs, place, direction, kind).map_err(failed)?;
             tracing::info!(interface = dev.name, netns = dev.netns.name(), %direction, %hook, "attached");
-            if counts && spec.hook == HookKind::Xdp && direction == Direction::Ingress {
-                let hook = hooks.attach(programs, place, direction, HookKind::Xdp).map_err(failed)?;
-                tracing::info!(interface = dev.name, netns = dev.netns.name(), %direction, %hook, "attached");
-            }
-            if counts {
-                counted.push(direction);
-            }
         }
-        Ok(counted)
+        let counts = spec.rule.action != Action::Rejected;
+        Ok(Direction::BOTH.into_iter().filter(|direction| counts && spec.captures(*direction)).collect())
+    }
+
+    fn unhook_rest(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<(), SourceError> {
+        self.kernel.hooks.keep_only(dev, &hooks_of(spec)).map_err(failed)
+    }
+
+    fn hands_over_xdp(&self, spec: &WatchSpec) -> bool {
+        let Err(why) = self.kernel.hands_over_xdp(spec.key(), &spec.interface) else { return true };
+        let (interface, flow_log) = (&spec.interface, spec.rule.name.as_str());
+        tracing::warn!(
+            interface,
+            flow_log,
+            why,
+            "XDP and TC cannot take over from each other here: the capture ends and begins anew"
+        );
+        false
     }
 
     fn unhook(&mut self, of: IfKey) -> Result<(), SourceError> {
@@ -315,7 +329,7 @@ impl Node for KernelSource {
 
     fn watch(&mut self, dev: &NetDev, watch: Watch) -> Result<(), SourceError> {
         let Watch { id, flags, epoch, oldest } = watch;
-        let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, spare: 0 };
+        let iface = Iface { id: id.0, flags, epoch: epoch.0, oldest: oldest.0, by_xdp: 0 };
         self.kernel.interfaces.watch(dev.key(), iface).map_err(failed)
     }
 

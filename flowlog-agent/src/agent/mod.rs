@@ -154,7 +154,12 @@ pub(crate) async fn run(plan: Plan, confined: &Confined) -> Result<(), AgentErro
     around.service.stopping("stopping: delivering what is captured; a further signal leaves the rest in the spool");
     // The signal that led here is being obeyed; the next one ends the waiting.
     stop.obey();
-    match finish(capture, delivery, &mut stop).await {
+    let Around { mut questions, status, .. } = around;
+    let finished = tokio::select! {
+        ended = finish(capture, delivery, &mut stop) => ended,
+        () = questions.answer_rest(&status) => unreachable!("it answers for ever"),
+    };
+    match finished {
         Err(AgentError::LeftBehind { what }) => {
             tracing::warn!("second signal: {what} are left; the next start delivers them");
             result

@@ -2,6 +2,7 @@
 
 use std::{error::Error, io::ErrorKind, process::ExitCode};
 
+use arrow::error::ArrowError;
 use flowlog_kernel::{KernelError, confine::ConfineError, tracer::TracerError};
 use flowlog_pipeline::upload::BucketError;
 use hyper::StatusCode;
@@ -51,6 +52,9 @@ pub(super) enum Failure {
     /// What was given is wrong.
     #[error("{0}")]
     Wrong(String),
+    /// A word of the command line is wrong.
+    #[error("{0}")]
+    Usage(String),
     /// No agent runs that could do it.
     #[error("{0}")]
     NoAgent(String),
@@ -91,6 +95,8 @@ pub(super) fn code(error: &anyhow::Error) -> ExitCode {
             c.downcast_ref().map(|_: &LogError| EX_CONFIG),
             c.downcast_ref().map(of_command),
             c.downcast_ref().map(|_: &ParquetError| EX_DATAERR),
+            c.downcast_ref().map(|_: &ArrowError| EX_DATAERR),
+            c.downcast_ref().map(of_bucket),
         ];
         by_type.into_iter().flatten().next()
     });
@@ -109,10 +115,23 @@ fn of_config(error: &ConfigError) -> u8 {
     }
 }
 
+fn of_bucket(error: &BucketError) -> u8 {
+    match error {
+        BucketError::Denied { .. } => EX_NOPERM,
+        BucketError::NoBucket(_) => EX_NOINPUT,
+        // The configuration, or a flag in its place: as at a start.
+        BucketError::Options(_) => EX_CONFIG,
+        BucketError::Redirected { .. } | BucketError::Refused { .. } => EX_DATAERR,
+        BucketError::Other { .. } => EX_TEMPFAIL,
+        BucketError::Spool(_) => EX_SOFTWARE,
+    }
+}
+
 fn of_command(error: &Failure) -> u8 {
     match error {
         Failure::NotThere(_) => EX_NOINPUT,
         Failure::Wrong(_) => EX_DATAERR,
+        Failure::Usage(_) => EX_USAGE,
         Failure::NoAgent(_) => EX_UNAVAILABLE,
         Failure::NotNow(_) => EX_TEMPFAIL,
     }

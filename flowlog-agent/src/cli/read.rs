@@ -24,7 +24,10 @@ use anyhow::Context as _;
 use filter::{Conditions, When};
 use places::{Found, Places};
 
-use super::out::{self, say};
+use super::{
+    exit,
+    out::{self, say},
+};
 use crate::config::{Layers, StoreFlags};
 
 /// Objects that are read at the same time before what they hold is shown.
@@ -33,6 +36,8 @@ const BATCH: usize = 512;
 const LARGE_BYTES: u64 = 1 << 20;
 /// Requests to a store at the same time: what takes long is the way.
 const REQUESTS: usize = 16;
+/// Objects that could not be read are named up to so many: where a whole store fails, one line is as good as a thousand.
+const UNREAD_NAMED_MAX: usize = 20;
 /// Rows of an object that a table shows if nothing is said.
 const TABLE_ROWS: usize = 40;
 
@@ -48,7 +53,7 @@ Examples:
   flowlog read -o csv --since 2026-11-27 --until 2026-11-28 s3://flows/team-a
   flowlog read --balance ./flows")]
 pub(super) struct ReadArgs {
-    /// Parquet files, directories to search for them, or `s3://bucket[/prefix]`.
+    /// Parquet files, directories to search for them, or `s3://bucket[/prefix]`. What is named twice is read once.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
     /// Rows to print of each object; 0 for all. Default: 40 of a table, else all.
@@ -93,8 +98,10 @@ pub(super) fn run(args: &ReadArgs) -> anyhow::Result<ExitCode> {
     let places = Places::new(layers.read()?.raw.s3)?;
     let span = filter::span(args.since, args.until);
     let objects = places.find(&args.paths, span)?;
+    let mut unread = Unread::default();
     if args.balance {
-        return balance::run(&objects, span);
+        let balance = balance::run(&objects, span, &mut unread)?;
+        return unread.end(objects.len()).map(|_all| balance);
     }
     let mut conditions = args.conditions.clone().unwrap_or_default();
     conditions.within(span);
@@ -104,23 +111,72 @@ pub(super) fn run(args: &ReadArgs) -> anyhow::Result<ExitCode> {
     };
     if let Some(shape) = lines::Shape::of(args.output) {
         out::text(shape.header())?;
-        show_lines(&objects, &conditions, shape, most(0))?;
+        show_lines(&objects, &conditions, shape, most(0), &mut unread)?;
     } else {
         let rows_max = most(TABLE_ROWS);
-        in_order(&objects, |object| table::lines(object, &conditions, rows_max), |text| out::text(&text))?;
-        say!("{} objects", objects.len())?;
+        in_order(&objects, |object| table::lines(object, &conditions, rows_max), |text| out::text(&text), &mut unread)?;
+        say!("{} objects", objects.len() - unread.count)?;
     }
-    Ok(ExitCode::SUCCESS)
+    unread.end(objects.len())
+}
+
+/// Objects that could not be read: each is said, and the others are read all the same.
+#[derive(Default)]
+struct Unread {
+    count: usize,
+    first: Option<anyhow::Error>,
+}
+
+impl Unread {
+    fn note(&mut self, error: anyhow::Error) {
+        self.count += 1;
+        // The first is said at the end, if it is the only one; else here, with the next one.
+        match self.first.as_ref() {
+            None => self.first = Some(error),
+            Some(first) => {
+                if self.count == 2 {
+                    out::note(&exit::words(first));
+                }
+                if self.count <= UNREAD_NAMED_MAX {
+                    out::note(&exit::words(&error));
+                }
+            }
+        }
+    }
+
+    /// The end of a command that has looked at so many objects.
+    fn end(self, objects: usize) -> anyhow::Result<ExitCode> {
+        match self.first {
+            None => Ok(ExitCode::SUCCESS),
+            Some(error) if self.count == 1 && objects == 1 => Err(error),
+            Some(error) => {
+                Err(error.context(format!("{} of {objects} objects could not be read, the first", self.count)))
+            }
+        }
+    }
 }
 
 /// Small objects several at a time, large ones as they are read.
-fn show_lines(objects: &[Found], conditions: &Conditions, shape: lines::Shape, rows_max: usize) -> anyhow::Result<()> {
+fn show_lines(
+    objects: &[Found],
+    conditions: &Conditions,
+    shape: lines::Shape,
+    rows_max: usize,
+    unread: &mut Unread,
+) -> anyhow::Result<()> {
     for run in objects.chunk_by(|a, b| a.bytes.max(b.bytes) <= LARGE_BYTES) {
         if let [large] = run
             && large.bytes > LARGE_BYTES
         {
-            let shown = lines::each(large, conditions, shape, rows_max, &mut |text| out::text(&text));
-            shown.with_context(|| format!("cannot read `{large}`"))?;
+            let mut unshown = Ok(());
+            let shown = lines::each(large, conditions, shape, rows_max, &mut |text| {
+                unshown = out::text(&text);
+                if unshown.is_ok() { Ok(()) } else { Err(anyhow::anyhow!("nobody reads on")) }
+            });
+            unshown?;
+            if let Err(error) = shown {
+                unread.note(error.context(format!("cannot read `{large}`")));
+            }
             continue;
         }
         let work = |object: &Found| {
@@ -131,16 +187,18 @@ fn show_lines(objects: &[Found], conditions: &Conditions, shape: lines::Shape, r
             })?;
             Ok(all)
         };
-        in_order(run, work, |text| out::text(&text))?;
+        in_order(run, work, |text| out::text(&text), unread)?;
     }
     Ok(())
 }
 
-/// Does something with each object, several at the same time, and hands over what comes of it in the order of the objects.
+/// Does something with each object, several at the same time, and hands over what comes of it in the order of the objects. Those with which it
+/// cannot be done are noted.
 fn in_order<T: Send>(
     objects: &[Found],
     work: impl Fn(&Found) -> anyhow::Result<T> + Sync,
     mut take: impl FnMut(T) -> anyhow::Result<()>,
+    unread: &mut Unread,
 ) -> anyhow::Result<()> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     for batch in objects.chunks(BATCH) {
@@ -163,7 +221,12 @@ fn in_order<T: Send>(
             }
         });
         done.sort_unstable_by_key(|(at, _)| *at);
-        done.into_iter().try_for_each(|(_, result)| take(result?))?;
+        for (_, result) in done {
+            match result {
+                Ok(result) => take(result)?,
+                Err(error) => unread.note(error),
+            }
+        }
     }
     Ok(())
 }

@@ -34,6 +34,7 @@ pub(super) fn run(state_dir: &Path) -> anyhow::Result<ExitCode> {
     let Some((agent, pid)) = stop::find(state_dir)? else {
         return Err(Failure::NoAgent(format!("no agent is running on `{}`", state_dir.display())).into());
     };
+    refuse_stopping(state_dir, pid)?;
     let since = clock::now().mono;
     let changes = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
         .and_then(|changes| {
@@ -52,6 +53,14 @@ pub(super) fn run(state_dir: &Path) -> anyhow::Result<ExitCode> {
         Err(why) => return Err(Failure::Wrong(format!("the agent goes on as before: {why}")).into()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An agent that is about to end reads nothing again.
+fn refuse_stopping(state_dir: &Path, pid: u32) -> anyhow::Result<()> {
+    match stop::doing(state_dir, pid) {
+        Some(words) => Err(Failure::NotNow(format!("the agent is stopping: {words}")).into()),
+        None => Ok(()),
+    }
 }
 
 /// Waits for the answer of this process to whoever has asked since then.
@@ -83,6 +92,7 @@ fn answer(
         if !ready[1].revents().is_empty() {
             return Err(Failure::NoAgent("the agent has ended".to_owned()).into());
         }
+        refuse_stopping(state_dir, pid)?;
         let mut buffer = [MaybeUninit::uninit(); 4 << 10];
         let mut reader = inotify::Reader::new(changes, &mut buffer);
         while reader.next().is_ok() {}

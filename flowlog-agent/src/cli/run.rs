@@ -18,7 +18,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     // Before anything is loaded: what does not fit is ended by the kernel without a word.
     let layers = args.layers()?;
     let merged = layers.read()?;
-    let (config, _) = memory::checked(merged.raw.clone())?;
+    let (config, _) = memory::checked(merged.raw.clone()).map_err(|error| merged.blame(error))?;
     // Before there are threads: each would keep what it was made with.
     let confined = confine::enter(Keep {
         enters_namespaces: config.enters_namespaces,

@@ -17,6 +17,21 @@ use super::{exit::Failure, out};
 /// Longest name of a table that all engines take.
 const TABLE_BYTES_MAX: usize = 63;
 
+/// Words that at least one of the engines does not take for the name of a table: those that Trino, Athena (queries and definitions), `DuckDB` and
+/// Spark have reserved.
+const RESERVED: &str = "\
+all alter analyse analyze and anti any array as asc asymmetric authorization between bigint binary boolean both by case cast char check \
+collate column commit conf constraint create cross cube current current_catalog current_date current_path current_role current_schema \
+current_time current_timestamp current_user cursor database date deallocate decimal default deferrable delete desc describe distinct do \
+double drop else end escape except exchange execute exists extended external extract false fetch first float following for foreign from \
+full function glob grant group grouping having if import in initially inner insert int integer intersect interval into is isnull join lambda \
+last lateral leading left less like limit listagg local localtime localtimestamp macro map minus more natural none normalize not notnull \
+null numeric of offset on only or order out outer over overlaps partialscan partition percent pivot placing preceding precision prepare \
+preserve primary procedure qualify range reads recursive reduce references regexp returning revoke right rlike rollback rollup row rows \
+select semi session_user set show similar skip smallint some start summarize symmetric table tablesample then time timestamp to trailing \
+transform trigger trim true truncate unbounded uescape union unique uniquejoin unnest unpivot update user using utc_timestamp values varchar \
+variadic views when where window with";
+
 #[derive(clap::Args)]
 #[command(after_help = "\
 The script is for the engine's own client; docs/queries.md has every query with what it says.
@@ -75,7 +90,9 @@ struct Source {
 fn table(text: &str) -> Result<String, String> {
     let is_good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let good = text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') && text.chars().all(is_good);
-    if good && text.len() <= TABLE_BYTES_MAX {
+    if RESERVED.split_ascii_whitespace().any(|word| word == text) {
+        Err("is a word of SQL: use another name".to_owned())
+    } else if good && text.len() <= TABLE_BYTES_MAX {
         Ok(text.to_owned())
     } else {
         Err(format!("use lower case letters, digits and `_`, {TABLE_BYTES_MAX} at most"))
@@ -177,7 +194,7 @@ mod tests {
             let error = script(&told.args).expect_err("refused").to_string();
             assert!(error.contains(why), "{error}");
         }
-        for table in ["Flows", "a;b", "1a", "", &"a".repeat(64)] {
+        for table in ["Flows", "a;b", "1a", "", &"a".repeat(64), "select", "table", "user", "order", "date"] {
             let words = ["sql", "duckdb", "--target", "s3://flows", "--table", table];
             assert!(<Told as clap::Parser>::try_parse_from(words).is_err(), "{table}");
         }

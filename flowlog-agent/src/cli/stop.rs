@@ -4,7 +4,7 @@ use std::{io::ErrorKind, os::fd::OwnedFd, path::Path, process::ExitCode, time::D
 
 use anyhow::Context as _;
 use flowlog_host::lock;
-use flowlog_model::status::Status;
+use flowlog_model::{amount::bytes, status::Status};
 use flowlog_pipeline::reporter::FILE;
 use rustix::process::{Pid, Signal};
 
@@ -20,11 +20,33 @@ const SILENCE: Duration = Duration::from_secs(3);
 
 pub(super) fn run(state_dir: &Path) -> anyhow::Result<ExitCode> {
     if stop(state_dir)? {
-        say!("stopped; the capture goes on in the kernel unless it was run with --no-pin")?;
+        say!("stopped; {}", rest(state_dir))?;
     } else {
         say!("no agent is running on `{}`", state_dir.display())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What becomes of the capture, and what of its objects is not delivered: as the agent has said last.
+fn rest(state_dir: &Path) -> String {
+    let said = std::fs::read(state_dir.join(FILE)).ok().and_then(|json| serde_json::from_slice::<Status>(&json).ok());
+    let Some(status) = said else {
+        return "what it has captured is not known: it had not said anything yet".to_owned();
+    };
+    let waiting: usize = status.deliveries().map(|d| d.waiting).sum();
+    let capture = if status.stopping.is_some() {
+        "the capture has ended with it"
+    } else {
+        "the capture goes on in the kernel (`flowlog detach` ends it)"
+    };
+    let left = match waiting {
+        0 => "all objects are delivered".to_owned(),
+        n => format!(
+            "{n} undelivered objects ({}) stay in the spool: the next `flowlog run` delivers them",
+            bytes(status.spool_bytes)
+        ),
+    };
+    format!("{capture}; {left}")
 }
 
 /// The agent that holds a state directory, and its process id; `None`: there is none.
@@ -70,7 +92,7 @@ fn has_ended(handle: &OwnedFd, patience: Duration) -> anyhow::Result<bool> {
 }
 
 /// What an agent does before it ends, if it says so.
-fn doing(state_dir: &Path, pid: u32) -> Option<String> {
+pub(super) fn doing(state_dir: &Path, pid: u32) -> Option<String> {
     let status = std::fs::read(state_dir.join(FILE)).ok()?;
     let status: Status = serde_json::from_slice(&status).ok()?;
     let waiting: usize = status.deliveries().map(|d| d.waiting).sum();

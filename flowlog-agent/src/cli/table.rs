@@ -15,7 +15,8 @@ pub(super) struct Column {
     kind: Kind,
     /// Characters that are left of it where it is cut short.
     cut_to: u16,
-    is_spare: bool,
+    /// How soon it is left out where the others do not fit; 0: never.
+    spare: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,7 @@ enum Kind {
 
 impl Column {
     const fn new(heading: &'static str, kind: Kind) -> Self {
-        Self { heading, kind, cut_to: CUT_CHARS_MIN, is_spare: false }
+        Self { heading, kind, cut_to: CUT_CHARS_MIN, spare: 0 }
     }
 
     /// Words; whole, however narrow the terminal is.
@@ -52,8 +53,13 @@ impl Column {
     }
 
     /// It is left out where the others do not fit; the last of these first.
-    pub(super) const fn spare(mut self) -> Self {
-        self.is_spare = true;
+    pub(super) const fn spare(self) -> Self {
+        self.sooner(1)
+    }
+
+    /// The same, before all that are left out less soon.
+    pub(super) const fn sooner(mut self, spare: u8) -> Self {
+        self.spare = spare;
         self
     }
 
@@ -163,7 +169,12 @@ impl Table {
     }
 
     /// Its lines.
-    pub(super) fn lines(mut self) -> String {
+    pub(super) fn lines(self) -> String {
+        self.lines_and_left_out().0
+    }
+
+    /// Its lines, and headings of the columns that there was no room for.
+    pub(super) fn lines_and_left_out(mut self) -> (String, Vec<&'static str>) {
         let room = self.inner.width().unwrap_or(u16::MAX);
         let least: Vec<u16> = self
             .columns
@@ -172,14 +183,22 @@ impl Table {
             .map(|(c, longest)| c.least(longest))
             .collect();
         let mut needed = least.iter().fold(0, |sum: u16, chars| sum.saturating_add(chars.saturating_add(GAP_CHARS)));
+        let mut left_out = vec![false; self.columns.len()];
+        let mut soonest: Vec<usize> = (0..self.columns.len()).filter(|at| self.columns[*at].spare > 0).collect();
+        soonest.sort_by_key(|at| std::cmp::Reverse((self.columns[*at].spare, *at)));
+        for at in soonest {
+            if needed > room {
+                needed -= least[at] + GAP_CHARS;
+                left_out[at] = true;
+            }
+        }
         let columns = self.columns.iter().zip(&least).zip(self.inner.column_iter_mut());
-        for ((of, least), column) in columns.rev() {
+        for (((of, least), column), left_out) in columns.zip(&left_out) {
             column.set_padding((0, GAP_CHARS));
             if of.kind == Kind::Number {
                 column.set_cell_alignment(CellAlignment::Right);
             }
-            if of.is_spare && needed > room {
-                needed -= least + GAP_CHARS;
+            if *left_out {
                 column.set_constraint(ColumnConstraint::Hidden);
             } else if of.kind == Kind::Cut {
                 column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least + GAP_CHARS)));
@@ -188,11 +207,12 @@ impl Table {
             }
         }
         if needed > room && !self.rows.is_empty() {
-            return self.folded();
+            return (self.folded(), Vec::new());
         }
         let mut out = self.inner.trim_fmt();
         out.push('\n');
-        out
+        let left_out = self.columns.iter().zip(left_out).filter_map(|(of, is)| is.then_some(of.heading));
+        (out, left_out.collect())
     }
 }
 
@@ -204,6 +224,33 @@ impl From<Colour> for comfy_table::Color {
             Colour::Red => Self::Red,
         }
     }
+}
+
+/// Lines as wide as the terminal: a longer one goes on below, between two words and a little to the right.
+pub(super) fn fitted(text: &str) -> String {
+    fitted_to(text, comfy_table::Table::new().width())
+}
+
+fn fitted_to(text: &str, width: Option<u16>) -> String {
+    let Some(width) = width.map(usize::from) else { return text.to_owned() };
+    let mut out = String::new();
+    for line in text.lines() {
+        let mut used = 0;
+        for (at, word) in line.split(' ').enumerate() {
+            let chars = word.chars().count();
+            if at > 0 && used + 1 + chars > width {
+                out += "\n  ";
+                used = 2;
+            } else if at > 0 {
+                out.push(' ');
+                used += 1;
+            }
+            out += word;
+            used += chars;
+        }
+        out.push('\n');
+    }
+    out
 }
 
 /// Words in a colour, where there are colours.
@@ -240,6 +287,18 @@ mod tests {
         table.row(cells!["web", "bidirectional", 5, "a/very/long/key/of/an/object.parquet"]);
         table.row(cells!["\u{1b}[2Jtwo\nlines", "ingress", 1_234_567, "-"]);
         table.lines()
+    }
+
+    #[test]
+    fn what_is_said_below_a_table_is_as_wide_as_the_terminal() {
+        let text = "web on eth0: the oldest object waits for 12 min\n  kept\n";
+        assert_eq!(fitted_to(text, None), text);
+        let narrow = fitted_to(text, Some(24));
+        assert_eq!(
+            narrow,
+            "web on eth0: the oldest\n  object waits for 12 min\n  kept\n".replace("12 min", "12\n  min")
+        );
+        assert!(narrow.lines().all(|line| line.chars().count() <= 24), "{narrow}");
     }
 
     #[test]

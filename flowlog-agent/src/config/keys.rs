@@ -170,6 +170,13 @@ impl ConfigKey {
         if self.table.is_empty() { self.name.to_owned() } else { format!("{}.{}", self.table, self.name) }
     }
 
+    /// Whether this is what it is called where its value breaks a rule.
+    #[must_use]
+    pub(crate) fn is_called(&self, field: &str) -> bool {
+        let is_its = self.name == field || self.name.strip_suffix('s') == Some(field);
+        self.path() == field || (self.is_of_flow_log() && is_its)
+    }
+
     /// Whether it is of a flow log of the file.
     #[must_use]
     pub(crate) fn is_of_flow_log(&self) -> bool {

@@ -67,6 +67,18 @@ pub(crate) struct Merged {
     given: Given,
 }
 
+impl Merged {
+    /// A value that breaks a rule is the command line's fault if a flag has said it.
+    pub(crate) fn blame(&self, error: anyhow::Error) -> anyhow::Error {
+        match error.downcast_ref() {
+            Some(ConfigError::Field(wrong)) if self.given.iter().any(|(key, _)| key.is_called(&wrong.field)) => {
+                ConfigError::Flag(wrong.to_string()).into()
+            }
+            _ => error,
+        }
+    }
+}
+
 impl Layers {
     /// Reads the file, and what flags and environment say.
     ///

@@ -27,6 +27,10 @@ use tracing_subscriber::{
 /// What has directives for parts of the agent.
 const VARIABLE: &str = "FLOWLOG_LOG";
 
+/// What is said if nobody says how much. What the library says of a request that it tries again names neither flow log nor store; if the second
+/// try fails as well, the uploader says why, with both.
+const LEVELS_DEFAULT: &str = "info,object_store=warn";
+
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
 #[error("{VARIABLE} `{value}`: {problem}; write a level (`debug`), or levels of parts (`info,flowlog_pipeline=debug`)")]
@@ -79,7 +83,7 @@ impl LogArgs {
         match (self.level(), said) {
             // A flag is nearer than the environment.
             (Some(level), _) => Ok(EnvFilter::new(level)),
-            (None, None) => Ok(EnvFilter::new("info")),
+            (None, None) => Ok(EnvFilter::new(LEVELS_DEFAULT)),
             (None, Some(value)) => directives(&value).map_err(|problem| LogError { value, problem }),
         }
     }

@@ -69,20 +69,26 @@ pub const NO_NUMBERS: u16 = 1 << 8;
 /// Of translated packets, the addresses and ports on the other side of the translation are wanted ([`class::TOLD`](super::class::TOLD)).
 pub const WANT_TRANSLATIONS: u16 = 1 << 9;
 
+/// Who counts ingress is changing from TC to XDP or back, one CPU after the other: [`Iface::by_xdp`] says where it is XDP.
+///
+/// A packet passes XDP and TC on one CPU, in one go. So whoever changes that number on the CPU that it is about, outside of an interrupt, does
+/// so between two packets: each is counted once, be it by the one or by the other.
+pub const HANDS_OVER: u16 = 1 << 10;
+
 /// A watched interface, at its spot in the `IFACES` array. All zero: not watched.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Iface {
     /// Id used in keys and truth counters; 0: not watched.
     pub id: u16,
-    /// `WANT_*` ([`WANT_TRANSLATIONS`] among them), [`NO_LINK_HEADER`], [`IS_BRIDGE`], [`ONLY_NOTED`], [`XDP_INGRESS`].
+    /// `WANT_*` ([`WANT_TRANSLATIONS`] among them), [`NO_LINK_HEADER`], [`IS_BRIDGE`], [`ONLY_NOTED`], [`XDP_INGRESS`], [`HANDS_OVER`].
     pub flags: u16,
     /// The epoch that packets are counted in now.
     pub epoch: u32,
     /// Oldest epoch that may still be written to.
     pub oldest: u32,
-    /// Explicit padding up to 16 bytes, always 0.
-    pub spare: u32,
+    /// With [`HANDS_OVER`]: XDP counts ingress on CPUs below this, TC on the others. Else of no meaning.
+    pub by_xdp: u32,
 }
 
 /// Where a watched interface is: at its id in the `WATCHED` array.

@@ -14,7 +14,7 @@ use aya::{
     programs::{Program, ProgramFd, TestRun as _, TestRunOptions},
 };
 use flowlog_ebpf::{
-    abi::{Iface, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_INGRESS, WANT_TRANSLATIONS},
+    abi::{Iface, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_INGRESS, WANT_TRANSLATIONS, XDP_INGRESS},
     bench::{Drive, ORDER_ENTRIES, PROGRAMS_MAX},
 };
 use flowlog_kernel::{Kernel, Ring, Sizes};
@@ -111,7 +111,7 @@ impl Lab {
         let mut bench = load_bench()?;
         let mut kernel = Kernel::load(Sizes::default(), 1)?;
         let ring = kernel.take_ring()?;
-        kernel.interfaces.watch(INTERFACE, Iface { id: 1, flags: FLAGS, epoch: 1, oldest: 1, spare: 0 })?;
+        kernel.interfaces.watch(INTERFACE, Iface { id: 1, flags: FLAGS, epoch: 1, oldest: 1, by_xdp: 0 })?;
         let mut map = |name: &str| bench.take_map(name).with_context(|| format!("map {name}"));
         let drive = map("DRIVE")?.try_into()?;
         let order = map("ORDER")?.try_into()?;
@@ -292,5 +292,6 @@ fn enter(
     let array = if hook == Hook::Tc { tc } else { xdp };
     array.set(slot, fd, 0).with_context(|| format!("enter `{name}` into the driver's table"))?;
     *slots += 1;
-    Ok(Subject { name: name.to_owned(), hook, slot, flags: 0 })
+    let flags = if hook == Hook::Tc { 0 } else { XDP_INGRESS };
+    Ok(Subject { name: name.to_owned(), hook, slot, flags })
 }

@@ -53,6 +53,14 @@ fn exit_codes_are_those_of_the_readme() {
     fs::write(managed.path("odd.parquet"), "no parquet").unwrap();
     fs::write(managed.path("odd.toml"), "window = 7\n").unwrap();
     let odd = text("odd.parquet");
+    let flipped = text("flipped.parquet");
+    let mut bytes = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("objects/v3-plain.parquet")).unwrap();
+    bytes[4..400].iter_mut().for_each(|byte| *byte ^= 0xff);
+    fs::write(&flipped, bytes).unwrap();
+    let (pipe, words) = (text("pipe.parquet"), text("words.log.gz"));
+    managed.node.exec(&format!("mkfifo {pipe}")).unwrap();
+    fs::write(&words, "").unwrap();
+    let made = text("made");
     let wrong = text("odd.toml");
     let config = text("flowlog.toml");
     let table: &[Line<'_>] = &[
@@ -76,6 +84,41 @@ fn exit_codes_are_those_of_the_readme() {
         (65, &["rule", "provision", &others], "not provisioned"),
         (65, &["credential", "password"], "at least 12 bytes"),
         (65, &["read", &odd], "cannot read"),
+        (65, &["read", &flipped], "cannot read"),
+        (65, &["read", &pipe], "is a pipe, and no object"),
+        (65, &["read", "/dev/null"], "is a device, and no object"),
+        (65, &["read", &words], "is a text object: `zcat` shows it"),
+        (64, &["read", "s3://"], "s3://"),
+        (64, &["read", "s3:flows"], "s3:flows"),
+        (64, &["read", "--where", "dstport = 22 and", &odd], "there is no condition"),
+        (64, &["sql", "duckdb", "--target", "./x", "--table", "select"], "is a word of SQL"),
+        (64, &["sql", "duckdb", "--target", "s3://"], "s3://"),
+        (64, &["run", "--interface", "lo", "--target", "s3://"], "s3://"),
+        (64, &["run", "--interface", "lo", "--target", &none, "--window", "7s"], "window `7`"),
+        (64, &["run", "--interface", "lo", "--target", &none, "--direction", "both"], "both"),
+        (64, &["check", "--interface", "lo", "--target", &none, "--window", "7s"], "window `7`"),
+        (78, &["read", "--s3-endpoint", "http://127.0.0.1:1", "s3://flows"], "plain http is off"),
+        (
+            78,
+            &[
+                "run",
+                "--interface",
+                "lo",
+                "--target",
+                "s3://flows",
+                "--s3-endpoint",
+                "http://127.0.0.1:1",
+                "--state-dir",
+                &made,
+                "--no-pin",
+            ],
+            "plain http is off",
+        ),
+        (
+            78,
+            &["run", "--interface", "lo", "--target", "/proc/x", "--state-dir", &made, "--no-pin"],
+            "directory `/proc/x` cannot be used",
+        ),
         (66, &["rule", "show", "nobody"], "no flow log has the name"),
         (66, &["rule", "show", OTHERS_NIC], "does not exist"),
         (66, &["status", "--state-dir", &none], "no agent has run"),

@@ -44,6 +44,30 @@ fn as_json_each_line_is_an_object_with_flow_log_and_interface() {
 }
 
 #[test]
+fn what_is_said_of_a_store_has_the_flow_logs_own_name_whatever_its_folders_are_called() {
+    let pair = Pair::new().unwrap();
+    let named =
+        ["--name", "web", "--prefix", "team", "--layout", "hive-named", "--window", "1", "--log-format", "json"];
+    let json = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+    let mut agent = Agent::start(&pair.a, &["eth0"], &named).unwrap();
+    for message in ["the target takes objects", "delivered"] {
+        assert_eq!(json(&agent.wait_for(&format!("\"{message}\"")).unwrap())["flow_log"], "web", "{message}");
+    }
+    agent.end().unwrap();
+    // A store that hangs up on whoever comes: each request is tried a second time, which is nobody's business.
+    let store = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", store.local_addr().unwrap());
+    drop(store);
+    let to_it = ["--target", "s3://flows/team", "--s3-endpoint", &endpoint, "--s3-allow-http"];
+    let mut agent = Agent::start(&pair.a, &["eth0"], &[&named[..2], &named[4..], &to_it].concat()).unwrap();
+    for message in ["the target cannot be used", "cannot deliver"] {
+        assert_eq!(json(&agent.wait_for(&format!("\"{message}\"")).unwrap())["flow_log"], "web", "{message}");
+    }
+    let log = agent.log();
+    assert!(!log.contains("transport error"), "{log}");
+}
+
+#[test]
 fn as_json_the_reason_why_there_is_no_start_is_an_object_too() {
     let pair = Pair::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -51,7 +75,7 @@ fn as_json_the_reason_why_there_is_no_start_is_an_object_too() {
     for (more, code, words) in [
         (&["--interface", "eth9"][..], 78, "eth9"),
         (&["--interface", "eth0", "--config", "none.toml"], 78, "config `none.toml`"),
-        (&["--interface", "eth0", "-qq", "--window", "7"], 78, "window `7`"),
+        (&["--interface", "eth0", "-qq", "--window", "7"], 64, "window `7`"),
     ] {
         let (status, out, error) = run_to_end(&pair.a, &[&["run"], &json[..], more].concat(), dir.path()).unwrap();
         assert_eq!((status, out.as_str()), (Some(code), ""), "{error}");

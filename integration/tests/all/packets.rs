@@ -74,11 +74,6 @@ impl Bench {
         let mut kernel = Kernel::load(Sizes::default(), 1).unwrap();
         kernel.programs.load_all().unwrap();
         let ring = kernel.take_ring().unwrap();
-        let flags = abi::WANT_INGRESS | abi::WANT_EGRESS;
-        kernel
-            .interfaces
-            .watch(LOOPBACK, Iface { id: ID.0, flags, epoch: EPOCH.0, oldest: EPOCH.0, spare: 0 })
-            .unwrap();
         Self { kernel, ring }
     }
 
@@ -89,6 +84,11 @@ impl Bench {
         sk_buff[164..168].copy_from_slice(&g.gso_segs.to_ne_bytes());
         sk_buff[176..180].copy_from_slice(&g.gso_size.to_ne_bytes());
         let context = (!is_xdp(program)).then_some(sk_buff.as_slice());
+        let by_xdp = if is_xdp(program) { abi::XDP_INGRESS } else { 0 };
+        let flags = abi::WANT_INGRESS | abi::WANT_EGRESS | by_xdp;
+        let iface = Iface { id: ID.0, flags, epoch: EPOCH.0, oldest: EPOCH.0, by_xdp: 0 };
+        self.kernel.interfaces.unwatch(LOOPBACK);
+        self.kernel.interfaces.watch(LOOPBACK, iface).unwrap();
         let verdict =
             self.kernel.programs.test_run(program, &g.frame, context).unwrap_or_else(|e| panic!("{}: {e}", g.name));
         let pass = if is_xdp(program) { 2 } else { u32::MAX };

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    net::TcpListener,
     path::Path,
     process::{Command, Output},
 };
@@ -69,6 +70,73 @@ fn cells(line: &str) -> Vec<String> {
         c == ',' && !is_quoted
     });
     split.map(|cell| cell.trim_matches('"').to_owned()).collect()
+}
+
+#[test]
+fn an_object_that_cannot_be_read_is_said_and_all_others_are_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let versions = ["v2-plain.parquet", "v3-plain.parquet"];
+    for version in versions {
+        fs::copy(objects().join(version), file(version)).unwrap();
+    }
+    let lines = |args: &[&str]| {
+        let out = flowlog(&[&["read"], args].concat());
+        (out.status.code(), String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let both = versions.map(file);
+    let (code, alone, _) = lines(&["-o", "json", &both[0], &both[1]]);
+    assert!(code == Some(0) && alone.lines().count() > 2, "{alone}");
+    // Named twice, reached twice: a link to a directory that it is in, too.
+    std::os::unix::fs::symlink(dir.path(), file("again")).unwrap();
+    let whole = dir.path().display().to_string();
+    assert_eq!(lines(&["-o", "json", &whole, &both[1], &whole]), (Some(0), alone.clone(), String::new()));
+    fs::write(file("v2-broken.parquet"), "no object").unwrap();
+    fs::write(file("text.log.gz"), "").unwrap();
+    assert!(Command::new("mkfifo").arg(file("pipe.parquet")).status().unwrap().success());
+    for args in [&["--balance"][..], &["-o", "csv"], &["-o", "table"], &["-o", "json"]] {
+        let (code, said, errors) = lines(&[&[whole.as_str()], args].concat());
+        assert_eq!(code, Some(65), "{args:?}: {errors}");
+        assert!(
+            errors.contains("1 of 3 objects could not be read") && errors.contains("v2-broken.parquet"),
+            "{errors}"
+        );
+        assert!(errors.contains("pipe.parquet` is a pipe, and no object: passed over"), "{errors}");
+        assert!(errors.contains("1 text objects (`*.log.gz`) are not shown"), "{errors}");
+        assert!(!said.is_empty() && (args != ["-o", "json"] || said == alone), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn without_credentials_it_is_said_where_they_were_looked_for_and_an_instance_is_asked_only_if_it_may_be() {
+    let service = TcpListener::bind("127.0.0.1:0").unwrap();
+    let read = |disabled: &str| {
+        let mut command = Command::new(binary());
+        command.args(["read", "s3://flows"]).env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
+        command.env("AWS_METADATA_ENDPOINT", format!("http://{}", service.local_addr().unwrap()));
+        let out = command.env("AWS_EC2_METADATA_DISABLED", disabled).output().unwrap();
+        (out.status.code(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (code, said) = read("true");
+    assert!(
+        code == Some(78) && said.contains("AWS_EC2_METADATA_DISABLED is set, so the instance is not asked"),
+        "{said}"
+    );
+    service.set_nonblocking(true).unwrap();
+    assert!(service.accept().is_err(), "nobody has asked");
+    service.set_nonblocking(false).unwrap();
+    let answers = service.try_clone().unwrap();
+    // Whoever asks is hung up on.
+    std::thread::spawn(move || answers.incoming().for_each(drop));
+    let (code, said) = read("");
+    assert!(code == Some(75) && said.contains("this machine's metadata service has none either"), "{code:?} {said}");
+    for words in [
+        "no S3 credentials",
+        "`s3.credentials` names no file",
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
 }
 
 #[test]

@@ -179,7 +179,7 @@ fn a_flow_log_that_changes_goes_on_in_a_new_window_without_a_packet_between_the_
 }
 
 #[test]
-fn what_needs_other_hooks_ends_one_capture_and_begins_the_other_the_books_balance_and_the_time_between_is_a_gap() {
+fn what_counts_less_or_by_other_hooks_is_in_no_row_meanwhile_and_the_books_balance() {
     let site = Site::new();
     site.second_cable();
     site.write(&site.flow_log("eth1", "web", LONG));
@@ -201,9 +201,8 @@ fn what_needs_other_hooks_ends_one_capture_and_begins_the_other_the_books_balanc
     let landed = site.node.detach().unwrap();
     // What was accepted while only refused packets, or only the other direction, was wanted is in no row.
     assert_eq!(landed.sum(|r| r.dport == 9).0, 10 + 20 + 30 + 40 + 50);
-    // Other hooks were attached twice: between those before and those after nobody counted.
     let gaps: Vec<_> = landed.rows.iter().filter(|r| r.skip == "gap").collect();
-    assert_eq!(gaps.len(), 2, "{gaps:#?}");
+    assert!(gaps.is_empty(), "{gaps:#?}");
     for balance in integration::rows::metadata(&site.node.objects(), "flowlog.balance").unwrap() {
         assert!(balance.ends_with("difference=0/0"), "{balance}");
     }

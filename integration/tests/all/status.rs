@@ -108,7 +108,9 @@ fn an_agent_that_ends_and_cannot_deliver_says_so_and_that_a_further_signal_ends_
     let dir = tempfile::tempdir().unwrap();
     // Nobody answers there.
     let store = ["--target", "s3://flows", "--s3-endpoint", "http://127.0.0.1:1", "--s3-allow-http"];
-    let mut agent = Agent::start(&pair.a, &["eth0"], &store).unwrap();
+    let metrics = dir.path().join("metrics.sock");
+    let listen = ["--metrics-listen", metrics.to_str().unwrap()];
+    let mut agent = Agent::start(&pair.a, &["eth0"], &[&store[..], &listen].concat()).unwrap();
     let state = agent.state();
     let state = state.to_str().unwrap();
     let ask = |what: &str| run_to_end(&pair.a, &[what, "--state-dir", state], dir.path()).unwrap();
@@ -124,12 +126,28 @@ fn an_agent_that_ends_and_cannot_deliver_says_so_and_that_a_further_signal_ends_
     let (code, json, _) = run_to_end(&pair.a, &["status", "--state-dir", state, "-o", "json"], dir.path()).unwrap();
     let json: Value = serde_json::from_str(&json).unwrap();
     assert!(code == Some(0) && json["live"].is_null() && said(json["stopping"].as_str().unwrap()), "{json}");
+    // Who wants it to reload is told at once that it will not, and who watches it that it is well, and does not capture.
+    let asked = Instant::now();
+    let (code, _, refused) = ask("reload");
+    assert!(code == Some(75) && refused.contains("the agent is stopping") && said(&refused), "{code:?} {refused}");
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    let get = |path: &str| {
+        let mut stream = std::os::unix::net::UnixStream::connect(&metrics).unwrap();
+        let request = integration::http::request("GET", path, "", None);
+        let (status, _, body) = integration::http::exchange_text(&mut stream, &request).unwrap();
+        (status, body)
+    };
+    let (healthy, ready, figures) = (get("/healthz"), get("/readyz"), get("/metrics"));
+    assert_eq!((healthy.0, ready.0, figures.0), (200, 503, 200), "{healthy:?} {ready:?}");
+    assert!(ready.1.contains("stopping: delivering"), "{ready:?}");
     // Whoever waits for the end is told after a moment, and then ends it.
     agent.wait_for("waiting for objects to be delivered; a further signal leaves them in the spool").unwrap();
     let mut told = String::new();
     BufReader::new(first.stderr.take().unwrap()).read_line(&mut told).unwrap();
     assert!(told.contains("waiting for the agent: 1 undelivered objects") && said(&told), "{told}");
-    assert_eq!(ask("stop").0, Some(0));
+    let (code, last, _) = ask("stop");
+    assert!(code == Some(0) && last.contains("the capture has ended with it; 1 undelivered objects ("), "{last}");
+    assert!(last.contains("stay in the spool: the next `flowlog run` delivers them"), "{last}");
     assert_eq!(first.wait().unwrap().code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(45), "it was waited for in vain");
     agent.wait_for("second signal: 1 objects in the spool").unwrap();

@@ -230,14 +230,15 @@ async fn ready(State(source): State<Source>) -> Response {
     }
 }
 
-/// What keeps the agent from capturing, one a line. An interface that is waited for does not, and a store that does not answer is the
+/// What keeps the agent from capturing, one a line: its end as well. An interface that is waited for does not, and a store that does not answer is the
 /// spool's matter.
 fn trouble(status: &Status) -> String {
     let rules = status.rules.iter().filter_map(|rule| match &rule.capture {
         CaptureState::Trouble { why } => Some(format!("flow log {}: {why}\n", rule.rule)),
         CaptureState::Attached { .. } | CaptureState::Waiting { .. } | CaptureState::Unknown => None,
     });
-    status.trouble.iter().map(|words| format!("{words}\n")).chain(rules).collect()
+    let stopping = status.stopping.iter().map(|words| format!("stopping: {words}\n"));
+    stopping.chain(status.trouble.iter().map(|words| format!("{words}\n"))).chain(rules).collect()
 }
 
 #[cfg(test)]
@@ -287,5 +288,7 @@ mod tests {
         status.rules[0].capture = CaptureState::Trouble { why: "it cannot be hooked".to_owned() };
         status.trouble = Some("no room".to_owned());
         assert_eq!(trouble(&status), "no room\nflow log web: it cannot be hooked\n");
+        let stopping = Status { stopping: Some("delivering".to_owned()), ..Status::default() };
+        assert_eq!(trouble(&stopping), "stopping: delivering\n");
     }
 }

@@ -12,7 +12,7 @@ use flowlog_model::{
     rule::Direction,
 };
 
-use super::{Held, Hooks, attach_error, elsewhere::pin_name};
+use super::{Held, HookPlace, Hooks, On, attach_error, elsewhere::pin_name};
 use crate::{
     KernelError,
     bpf::{self, ATTACH_TCX},
@@ -41,7 +41,8 @@ impl Hooks {
         let new = || bpf::link(program.as_fd(), dev.index, ATTACH_TCX[direction.index()], FIRST);
         let (link, pin) = self.link(dev, &direction.to_string(), &program, new)?;
         let id = bpf::id(program.as_fd())?;
-        self.hold(Some(dev), Held::Tcx(Tcx { link, program, id, direction }), pin);
+        let place = HookPlace::Tcx(direction);
+        self.hold(Some((dev, place)), Held::Tcx(Tcx { link, program, id, direction }), pin);
         Ok(())
     }
 
@@ -84,12 +85,9 @@ impl Hooks {
         direction: Direction,
     ) -> Result<bool, KernelError> {
         let failed = |e: &io::Error| attach_error(name, &format!("tcx {direction}"), e);
-        let is_it = |h: &super::Hook| {
-            let its = h.dev.as_ref().is_some_and(|(key, _)| *key == of);
-            its && matches!(&h.link, Held::Tcx(tcx) if tcx.direction == direction)
-        };
-        let Some(hook) = self.held.iter_mut().find(|h| is_it(h)) else { return Ok(false) };
-        let (Held::Tcx(tcx), Some((_, there))) = (&mut hook.link, &hook.dev) else { return Ok(false) };
+        let held = self.at(of, HookPlace::Tcx(direction)).and_then(|at| self.held.get_mut(at));
+        let Some(hook) = held else { return Ok(false) };
+        let (Held::Tcx(tcx), Some(On { netns: there, .. })) = (&mut hook.link, &hook.on) else { return Ok(false) };
         let again = match base {
             None => programs.again(direction)?,
             Some(base) => {
@@ -103,6 +101,11 @@ impl Hooks {
 }
 
 impl Tcx {
+    /// Another descriptor of the link.
+    pub(super) fn link(&self) -> io::Result<OwnedFd> {
+        self.link.try_clone()
+    }
+
     /// `again` takes our place, we go in front, and the old link goes.
     fn step_forward(
         &mut self,

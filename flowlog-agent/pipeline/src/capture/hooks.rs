@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flowlog_ebpf::abi;
+use flowlog_host::fault;
 use flowlog_model::{
     HookKind, IfaceId, WatchSpec,
     interface::{NetDev, NetnsName},
@@ -66,13 +67,52 @@ impl Hooked {
                 return Err(error);
             }
         };
+        if new == 0 {
+            // An earlier agent may have hooked it for a rule that has changed since.
+            node.unhook_rest(&w.spec, dev)?;
+        }
         let checks = counted.into_iter().map(|direction| HookCheck::new(direction, before)).collect();
         self.checks.insert(id, checks);
         Ok(())
     }
 
+    /// Attaches what another rule on an interface needs besides the hooks that there are; until the programs are told, nothing is counted by
+    /// it. Where that cannot be all is as it was.
+    pub(super) fn extend<N: Node>(
+        &self,
+        books: &mut Books<N>,
+        id: IfaceId,
+        Resolved { spec, dev }: &Resolved,
+    ) -> Result<(), SourceError> {
+        // One that this process has not hooked yet is hooked with all others.
+        let Some(w) = books.ledger.get(id).filter(|_| self.has(id)) else { return Ok(()) };
+        let node = &mut books.source;
+        let Err(error) = node.hook(spec, dev) else { return Ok(()) };
+        node.hook(&w.spec, dev)?;
+        node.unhook_rest(&w.spec, dev)?;
+        Err(error)
+    }
+
+    /// From now on packets count as another rule wants, whose hooks are there; those that it does not need are taken away.
+    pub(super) fn reduce<N: Node>(
+        &mut self,
+        books: &mut Books<N>,
+        id: IfaceId,
+        Resolved { spec, dev }: &Resolved,
+        no_numbers: u16,
+    ) -> Result<(), SourceError> {
+        if !self.has(id) {
+            return Ok(());
+        }
+        books.source.set_flags(id, dev.key(), flags(spec, dev) | no_numbers);
+        fault::point("change_told");
+        books.source.unhook_rest(spec, dev)?;
+        self.expect_anew(books, id, dev);
+        Ok(())
+    }
+
     /// The hooks of an interface count for another rule: what is expected of them changes.
-    pub(super) fn expect_anew<N: Node>(&mut self, books: &Books<N>, id: IfaceId, dev: &NetDev) {
+    fn expect_anew<N: Node>(&mut self, books: &Books<N>, id: IfaceId, dev: &NetDev) {
         let (Some(checks), Some(w)) = (self.checks.get_mut(&id), books.ledger.get(id)) else { return };
         // Without them it is looked at later.
         let Ok(before) = books.source.counters(&dev.netns, dev.index) else { return };

@@ -12,6 +12,7 @@
 //! Each part owns what it remembers, and is handed the books when it needs them. [`Capture`] says in which order they act.
 
 mod behind;
+mod change;
 mod figures;
 mod hidden;
 mod hook_check;

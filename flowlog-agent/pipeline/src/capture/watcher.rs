@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flowlog_ebpf::abi;
-use flowlog_host::fault;
 use flowlog_model::{
     CaptureSpec, Epoch, IfaceId, MonoNs, Now, WatchSpec,
     interface::{Bound, By, Elsewhere, NetDev, NetnsName},
@@ -14,6 +12,7 @@ use flowlog_model::{
 };
 
 use super::{
+    change::Stays,
     hooks::{Hooked, devices, end_accounting, judge},
     resolution::{Absent, Resolution, Resolved, resolve},
     waiting::NextLook,
@@ -58,7 +57,7 @@ pub(super) struct Watcher {
     /// Interfaces that are being hooked otherwise, by id, and since when nothing counts there.
     replaced: BTreeMap<String, i64>,
     /// Last windows of earlier watches, by interface id: new ones must come after them.
-    spans: Spans,
+    pub(super) spans: Spans,
     /// What the next look at the interfaces waits for.
     waiting: NextLook,
     /// When the last one was.
@@ -269,9 +268,10 @@ impl Watcher {
     ) -> Result<Looked, CaptureError> {
         // Verdicts first: a packet that passed a hook must not die unnoticed.
         books.source.attach_verdict()?;
-        self.change(books, found)?;
-        self.retire(books, found, no_numbers)?;
+        let stays = self.change(books, found, no_numbers)?;
+        self.retire(books, found, (&stays, no_numbers))?;
         let mut looked = self.begin(books, found)?;
+        looked.troubles.extend(stays.into_values().map(|(id, error)| (id, error.into())));
         let watched: Vec<IfaceId> = books.ledger.watched().map(|(id, _)| id).collect();
         for id in watched {
             match self.hooked.attach(books, id, found, no_numbers) {
@@ -326,63 +326,15 @@ impl Watcher {
         now.mono.0.saturating_sub(self.xdp_looked.0) >= XDP_LOOK_NS
     }
 
-    /// Gives interfaces to another rule that the same hooks serve: their open windows end, and the next ones are the new rule's. No packet is
-    /// between the two, and no hook is touched.
-    fn change<N: Node>(&mut self, books: &mut Books<N>, found: &Resolution) -> Result<(), CaptureError> {
-        let successor = |w: &Watched| {
-            let of_same = |n: &&Resolved| n.spec.is_hooked_as(&w.spec) && !n.spec.is_same(&w.spec);
-            found.wanted.values().find(of_same).cloned()
-        };
-        let changed: Vec<(IfaceId, Resolved)> =
-            books.ledger.watched().filter_map(|(id, w)| Some((id, successor(w)?))).collect();
-        if changed.is_empty() {
-            return Ok(());
-        }
-        let due: Vec<(IfaceId, bool)> = changed.iter().map(|(id, _)| (*id, false)).collect();
-        // Who does not want translations gets none: they end with the window that wanted them.
-        for (id, Resolved { spec, dev }) in changed.iter().filter(|(_, n)| !n.spec.translations) {
-            let flags = books.source.flags(dev.key());
-            if flags & abi::WANT_TRANSLATIONS != 0 {
-                tracing::debug!(interface = spec.interface, "translations are not asked for any more");
-                books.source.set_flags(*id, dev.key(), flags & !abi::WANT_TRANSLATIONS);
-            }
-        }
-        let now = books.source.now();
-        books.turn(&due, now, Scope::Closed)?;
-        let mut events = Vec::with_capacity(changed.len());
-        for (id, Resolved { spec, .. }) in &changed {
-            let Some(w) = books.ledger.get(*id) else { continue };
-            if w.spec.interface_id != spec.interface_id {
-                // Whoever has the id that it had must come after this.
-                self.spans.insert(w.spec.interface_id.clone(), *w.clock.current());
-            }
-            let span = w.clock.with_length(spec.rule.window_secs);
-            events.push(Event::Changed { id: *id, spec: Box::new(spec.clone()), span });
-        }
-        fault::point("change_turned");
-        books.record(&events)?;
-        fault::point("change_recorded");
-        for (id, Resolved { spec, dev }) in &changed {
-            self.hooked.expect_anew(books, *id, dev);
-            let (interface, flow_log) = (&dev.name, spec.rule.name.as_str());
-            tracing::info!(
-                interface,
-                netns = dev.netns.name(),
-                flow_log,
-                "the flow log has changed: a new window begins"
-            );
-        }
-        Ok(())
-    }
-
     /// Stops watching what is not wanted.
     fn retire<N: Node>(
         &mut self,
         books: &mut Books<N>,
         found: &Resolution,
-        no_numbers: u16,
+        (stays, no_numbers): (&Stays, u16),
     ) -> Result<(), CaptureError> {
-        let unwanted = books.ledger.watched().filter(|(_, w)| !found.wants(&w.spec));
+        let stays = |id: IfaceId, w: &Watched| stays.get(&id).is_some_and(|(next, _)| *next == w.spec.interface_id);
+        let unwanted = books.ledger.watched().filter(|(id, w)| !found.wants(&w.spec) && !stays(*id, w));
         let gone: Vec<(IfaceId, WatchSpec)> = unwanted.map(|(id, w)| (id, w.spec.clone())).collect();
         if gone.is_empty() {
             return Ok(());

@@ -42,7 +42,8 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Keeps what the rule wants, in the order it is written in. Unwanted directions were never counted.
+    /// Keeps what the rule wants, in the order it is written in. A direction that it does not want was counted only if the rule before it did:
+    /// for the moment until the programs are told.
     #[must_use]
     pub fn select(info: &ObjectInfo, settled: &'a Settled, order: Order) -> Self {
         let Settled { table, losses, balance, short: _ } = settled;
@@ -52,14 +53,15 @@ impl<'a> Rows<'a> {
             Action::Accepted => !refused,
             Action::Rejected => refused,
         };
+        let goes = |direction: Direction| info.rule.directions.includes(info.side.owners(direction));
         // Packets of unknown verdict are reported to rules that want one action only as well.
-        losses.retain(|l| wanted(l.refused) || l.reason == LossReason::VerdictUnknown);
+        losses.retain(|l| goes(l.direction) && (wanted(l.refused) || l.reason == LossReason::VerdictUnknown));
         let xdp: Vec<Xdp> = Xdp::of(info).filter(|x| wanted(x.refused)).collect();
         let mut counts = RowCounts { skipped: losses.len() + xdp.len(), ..RowCounts::default() };
         let mut translated = (0, 0);
         let mut keyed = Vec::with_capacity(table.flow_count());
         for number in table.numbers() {
-            let Some(flow) = table.flow(number).filter(|f| wanted(f.refused)) else { continue };
+            let Some(flow) = table.flow(number).filter(|f| goes(f.direction) && wanted(f.refused)) else { continue };
             *(if flow.refused { &mut counts.rejected } else { &mut counts.accepted }) += 1;
             match table.other_side(&flow) {
                 Some(OtherSide::Is(..)) => translated.0 += 1,

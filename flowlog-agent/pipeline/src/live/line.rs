@@ -75,7 +75,8 @@ impl Seen {
 
     pub(crate) fn of_flow(flow: Flow, verdict: Verdict, was_accepted: bool, place: &Place) -> Option<Self> {
         let (src, dst) = flow.addresses.ips();
-        place.takes(verdict).then_some(Self { flow, verdict, was_accepted, src, dst })
+        let is_wanted = place.takes(verdict) && place.spec.captures(flow.direction);
+        is_wanted.then_some(Self { flow, verdict, was_accepted, src, dst })
     }
 
     /// Source and destination.

@@ -215,6 +215,11 @@ impl Node for SimSource {
         Ok(())
     }
 
+    fn unhook_rest(&mut self, _spec: &WatchSpec, _dev: &NetDev) -> Result<(), SourceError> {
+        self.step();
+        Ok(())
+    }
+
     fn remove_stale_hooks(&mut self) -> Result<(), SourceError> {
         self.step();
         Ok(())

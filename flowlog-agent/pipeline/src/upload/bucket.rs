@@ -117,7 +117,8 @@ impl Bucket {
         }
     }
 
-    /// Whether a location and options can make a store at all, whatever that store says.
+    /// Whether a location and options can make a store at all, whatever that store says. A directory is made, unless what it is to be in is not
+    /// there either.
     ///
     /// # Errors
     /// [`BucketError::Options`].
@@ -126,6 +127,10 @@ impl Bucket {
             Location::Bucket(_) => Self::open(location, options).map(drop),
             Location::Directory(dir) if dir.exists() && !dir.is_dir() => {
                 Err(BucketError::Options(format!("`{}` is not a directory", dir.display())))
+            }
+            // Made now or never: what would be said of it at the first delivery is said at once.
+            Location::Directory(dir) if !dir.exists() && dir.parent().is_some_and(std::path::Path::is_dir) => {
+                Self::open(location, options).map(drop)
             }
             // It may be mounted later, or come into the inventory.
             Location::Directory(_) | Location::OfContract { .. } => Ok(()),

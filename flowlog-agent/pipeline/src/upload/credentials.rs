@@ -8,6 +8,8 @@ use std::{
 use flowlog_host::trust::{self, Kind, Stamp, stamp};
 use object_store::{CredentialProvider, aws::AwsCredential};
 
+use super::bucket::words;
+
 /// Largest file of credentials that is read.
 const CREDENTIALS_BYTES_MAX: u64 = 64 << 10;
 
@@ -70,6 +72,31 @@ impl CredentialProvider for FileCredentials {
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
         self.current().map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })
+    }
+}
+
+/// Says that there are no credentials, and where they were looked for.
+pub(super) fn no_credentials(of_instance: &str) -> String {
+    format!(
+        "no S3 credentials: `s3.credentials` names no file; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set, nor is a web identity or a \
+         container's; {of_instance}"
+    )
+}
+
+/// Credentials of the instance's metadata service, which is asked last. Where it does not answer, the bucket has nothing to do with it.
+#[derive(Debug)]
+pub(super) struct OfInstance(pub(super) Arc<dyn CredentialProvider<Credential = AwsCredential>>);
+
+#[async_trait::async_trait]
+impl CredentialProvider for OfInstance {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        self.0.get_credential().await.map_err(|error| {
+            let said = format!("this machine's metadata service has none either: {}", words(&error));
+            let source = Box::new(std::io::Error::other(no_credentials(&said)));
+            object_store::Error::Generic { store: "S3", source }
+        })
     }
 }
 

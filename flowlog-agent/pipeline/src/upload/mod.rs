@@ -56,6 +56,8 @@ const REFUSED_IN_A_ROW_MAX: usize = 8;
 const REFUSALS_MAX: u32 = 5;
 /// A route that has been retrying for so long needs a person.
 const DEGRADED_AFTER_SECS: i64 = 300;
+/// What is in front of the name in the folder of a flow log whose layout is `hive-named`.
+const NAMED_FOLDER: &str = "flow_log=";
 /// Routes that deliver at the same time to one store: more only compete for its bandwidth, and each holds an object in
 /// memory. Another store has its own.
 const DELIVERIES_PER_STORE: usize = 4;
@@ -67,6 +69,15 @@ pub struct Route {
     pub store: String,
     /// What its keys begin with: `[prefix/]name`.
     pub folder: String,
+}
+
+impl Route {
+    /// The flow log's name, for logs: in a layout of one table for all, its folder is called after that as well.
+    #[must_use]
+    pub fn flow_log(&self) -> &str {
+        let last = self.folder.rsplit('/').next().unwrap_or_default();
+        last.strip_prefix(NAMED_FOLDER).unwrap_or(last)
+    }
 }
 
 /// What the uploader has to say about itself.
@@ -303,7 +314,7 @@ impl Uploader {
                         });
                     }
                     Err(error @ BucketError::Refused { .. }) if refused.len() < REFUSED_IN_A_ROW_MAX => {
-                        tracing::warn!(key = entry.key, %error, "will try again");
+                        tracing::warn!(flow_log = fared.route.flow_log(), key = entry.key, %error, "will try again");
                         refused.push(entry);
                         fared.error.get_or_insert(error);
                     }
@@ -328,11 +339,18 @@ impl Uploader {
             self.refusals.remove(&(entry.location.clone(), entry.key.clone()));
             match self.spool.quarantine(&entry) {
                 Ok(file) => {
-                    tracing::error!(key = entry.key, file, "the store takes other objects and not this one; put aside");
+                    tracing::error!(
+                        flow_log = route.flow_log(),
+                        key = entry.key,
+                        file,
+                        "the store takes other objects and not this one; put aside"
+                    );
                     let at_secs = clock::now().wall.secs();
                     self.progress.send_modify(|p| p.note(route, &entry, Outcome::Conflict, at_secs));
                 }
-                Err(error) => tracing::error!(key = entry.key, %error, "cannot put this object aside"),
+                Err(error) => {
+                    tracing::error!(flow_log = route.flow_log(), key = entry.key, %error, "cannot put this object aside")
+                }
             }
         }
     }
@@ -353,7 +371,7 @@ impl Uploader {
             self.pauses.remove(&route);
             self.unproven.remove(&route);
             if is_probe {
-                tracing::info!(flow_log = route.folder, store = route.store, "the target takes objects");
+                tracing::info!(flow_log = route.flow_log(), store = route.store, "the target takes objects");
             }
             self.progress.send_modify(|p| p.routes.entry(route).or_default().state = RouteState::Delivering);
             return;
@@ -362,7 +380,7 @@ impl Uploader {
         let pause = last.mul_f64(0.5 + (self.jitter)() / 2.0);
         self.pauses.insert(route.clone(), (Instant::now() + pause, last));
         let what = if is_probe { "the target cannot be used" } else { "cannot deliver" };
-        tracing::warn!(flow_log = route.folder, store = route.store, %error, retry_in_ms = pause.as_millis(), "{what}");
+        tracing::warn!(flow_log = route.flow_log(), store = route.store, %error, retry_in_ms = pause.as_millis(), "{what}");
         let now_secs = clock::now().wall.secs();
         self.progress.send_modify(|p| {
             let status = p.routes.entry(route).or_default();
@@ -418,16 +436,15 @@ async fn deliver(spool: &Spool, store: &Bucket, entry: &Entry) -> Result<Outcome
     fault::point("reply_lost");
     if outcome == Outcome::Conflict {
         let path = spool.quarantine(entry).map_err(spooled)?;
-        let flow_log = route(entry).folder;
         tracing::error!(
-            flow_log,
+            flow_log = route(entry).flow_log(),
             key = entry.key,
             file = path,
             "the store holds other bytes under this key; put aside"
         );
     } else {
         // The log comes first: an agent that only waits for an empty spool ends as soon as the file is removed.
-        tracing::info!(key = entry.key, ?outcome, flow_log = route(entry).folder, "delivered");
+        tracing::info!(key = entry.key, ?outcome, flow_log = route(entry).flow_log(), "delivered");
         spool.remove(entry).map_err(spooled)?;
     }
     Ok(outcome)

@@ -11,7 +11,7 @@ use object_store::{
 use super::{
     acl::{Acl, WithAcl},
     bucket::words,
-    credentials::FileCredentials,
+    credentials::{FileCredentials, OfInstance, no_credentials},
     http::{Connector, REPLY_BYTES_MAX},
 };
 
@@ -21,6 +21,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRIES: usize = 1;
 /// The region where none is said (`object_store`'s own).
 const REGION_DEFAULT: &str = "us-east-1";
+
+/// With this the metadata service of an instance is not asked for credentials, as by the clouds' own tools.
+const METADATA_DISABLED: &str = "AWS_EC2_METADATA_DISABLED";
 
 /// A bucket to put objects into; does not reach out to it yet.
 ///
@@ -73,10 +76,33 @@ fn builder(bucket: &str, o: &S3Options) -> Result<AmazonS3Builder, String> {
     if let Some(region) = &o.region {
         builder = builder.with_region(region);
     }
+    with_credentials(builder, o)
+}
+
+/// Credentials of the file that is named, else of the environment, else of the instance.
+fn with_credentials(builder: AmazonS3Builder, o: &S3Options) -> Result<AmazonS3Builder, String> {
+    use AmazonS3ConfigKey as Key;
     if let Some(path) = &o.credentials_file {
         let provider = FileCredentials::new(path.clone());
         provider.current().map_err(|e| e.to_string())?;
-        builder = builder.with_credentials(Arc::new(provider));
+        return Ok(builder.with_credentials(Arc::new(provider)));
     }
-    Ok(builder)
+    let has = |keys: &[Key]| keys.iter().all(|key| builder.get_config_value(key).is_some());
+    let skips = builder.get_config_value(&Key::SkipSignature).is_some_and(|value| value == "true");
+    let ways: [&[Key]; 5] = [
+        &[Key::AccessKeyId],
+        &[Key::SecretAccessKey],
+        &[Key::WebIdentityTokenFile, Key::RoleArn],
+        &[Key::ContainerCredentialsRelativeUri],
+        &[Key::ContainerCredentialsFullUri, Key::ContainerAuthorizationTokenFile],
+    ];
+    if skips || ways.into_iter().any(has) {
+        return Ok(builder);
+    }
+    if std::env::var(METADATA_DISABLED).is_ok_and(|value| value.eq_ignore_ascii_case("true")) {
+        return Err(no_credentials(&format!("{METADATA_DISABLED} is set, so the instance is not asked")));
+    }
+    let connector = Connector { reply_bytes_max: REPLY_BYTES_MAX };
+    let instance = builder.clone().with_http_connector(connector).build().map_err(|e| words(&e))?;
+    Ok(builder.with_credentials(Arc::new(OfInstance(instance.credentials().clone()))))
 }

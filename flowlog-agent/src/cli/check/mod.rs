@@ -72,9 +72,9 @@ pub(super) fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let raw = merged.raw.clone();
     let raw = if is_configured { raw } else { RawConfig { flow_logs: vec![any_flow_log()], ..raw } };
     // First, because the programs are loaded to see whether they are accepted.
-    let (config, here) = memory::checked(raw)?;
+    let (config, here) = memory::checked(raw).map_err(|error| merged.blame(error))?;
     let (_, cpus) = config.sizes.memory_bytes_here();
-    let mut findings = probe::machine(&interfaces, &config.reasons);
+    let mut findings = probe::machine(&interfaces, &config.reasons, config.pin_dir.as_deref());
     findings.push(fitting(&here, cpus));
     if is_configured {
         findings.extend(configured(&config)?);

@@ -15,6 +15,7 @@ use super::{
         out::{self, say},
         table::{Column, Table, cells},
     },
+    Unread,
     contents::Contents,
     filter::Span,
     in_order,
@@ -34,7 +35,7 @@ struct Books {
 }
 
 /// Prints the sums; says which objects do not balance.
-pub(super) fn run(objects: &[Found], span: Span) -> anyhow::Result<ExitCode> {
+pub(super) fn run(objects: &[Found], span: Span, unread: &mut Unread) -> anyhow::Result<ExitCode> {
     let mut order: Vec<String> = Vec::new();
     let mut sums: BTreeMap<String, (i128, i128)> = BTreeMap::new();
     let mut differing = Vec::new();
@@ -56,7 +57,7 @@ pub(super) fn run(objects: &[Found], span: Span) -> anyhow::Result<ExitCode> {
         }
         Ok(())
     };
-    in_order(objects, |object| read(object, span), add)?;
+    in_order(objects, |object| read(object, span), add, unread)?;
     let mut table = Table::new(&[Column::whole("ENTRY"), Column::number("PACKETS"), Column::number("BYTES")]);
     for name in &order {
         let (packets, bytes) = sums.get(name).copied().unwrap_or_default();

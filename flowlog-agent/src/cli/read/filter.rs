@@ -25,6 +25,16 @@ use super::contents::Contents;
 /// Most conditions: each reads a column.
 const CONDITIONS_MAX: usize = 32;
 const US_PER_SEC: i64 = 1_000_000;
+/// How a condition looks.
+const EXAMPLE: &str = "use one such as `dstport = 22`";
+/// Columns whose values are a few words, and these.
+const WORDS: [(ColumnId, &[&str]); 3] = [
+    (ColumnId::Action, &["ACCEPT", "REJECT"]),
+    (ColumnId::LogStatus, &["OK", "NODATA", "SKIPDATA"]),
+    (ColumnId::FlowDirection, &["ingress", "egress"]),
+];
+/// Columns with a point in time, as Unix seconds.
+const TIMES: [ColumnId; 2] = [ColumnId::Start, ColumnId::End];
 /// Columns with an address.
 const ADDRESSES: [ColumnId; 4] = [ColumnId::SrcAddr, ColumnId::DstAddr, ColumnId::PktSrcAddr, ColumnId::PktDstAddr];
 
@@ -72,8 +82,9 @@ enum Operator {
 
 impl Operator {
     /// The longer ones first: the shorter ones are how those begin.
-    const ALL: [(&str, Self); 6] = [
+    const ALL: [(&str, Self); 7] = [
         ("!=", Self::IsNot),
+        ("==", Self::Is),
         ("<=", Self::AtMost),
         (">=", Self::AtLeast),
         ("=", Self::Is),
@@ -118,6 +129,9 @@ impl FromStr for Conditions {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut rest = text.trim_start();
+        if rest.is_empty() {
+            return Err(format!("there is no condition; {EXAMPLE}"));
+        }
         let mut all = Vec::new();
         loop {
             let (condition, behind) = condition(rest)?;
@@ -125,6 +139,9 @@ impl FromStr for Conditions {
             rest = behind.trim_start();
             match word(rest) {
                 ("", "") => break,
+                (and, "") if and.eq_ignore_ascii_case("and") => {
+                    return Err(format!("behind the last `{and}` there is no condition; {EXAMPLE}"));
+                }
                 (and, behind) if and.eq_ignore_ascii_case("and") => rest = behind.trim_start(),
                 _ => return Err(format!("`{rest}`: conditions are joined by `and`; for more, see docs/queries.md")),
             }
@@ -149,6 +166,9 @@ fn condition(text: &str) -> Result<(Condition, &str), String> {
     })?;
     let rest = rest.trim_start();
     let found = Operator::ALL.into_iter().find_map(|(sign, o)| Some((o, rest.strip_prefix(sign)?)));
+    if rest.starts_with("=!") {
+        return Err(format!("behind `{name}`: `=!` is no operator; use !="));
+    }
     let (operator, rest) = found.ok_or_else(|| format!("behind `{name}`: use =, !=, <, <=, > or >="))?;
     let rest = rest.trim_start();
     let (value, quoted, rest) = if let Some(inner) = rest.strip_prefix('\'') {
@@ -177,6 +197,12 @@ fn wanted(column: &ColumnSpec, value: &str, quoted: bool) -> Result<Wanted, Stri
     }
     match column.of {
         ValueType::Boolean => value.parse().map(Wanted::Is).map_err(|_unreadable| wrong("true, false or null")),
+        ValueType::Int64 if TIMES.contains(&column.id) => {
+            let seconds = value.parse().ok().or_else(|| value.parse().ok().map(|When(secs)| secs));
+            seconds.map(Wanted::Number).ok_or_else(|| {
+                wrong("Unix seconds, a time such as 2026-11-28T10:00:00Z, or how long ago: 90s, 15m, 2h, 7d")
+            })
+        }
         ValueType::Int32 | ValueType::Int64 => {
             value.parse().map(Wanted::Number).map_err(|_unreadable| wrong("a number or null"))
         }
@@ -187,7 +213,13 @@ fn wanted(column: &ColumnSpec, value: &str, quoted: bool) -> Result<Wanted, Stri
         ValueType::Utf8 if value.contains('/') && ADDRESSES.contains(&column.id) => {
             Cidr::parse(column.name, value).map(Wanted::Network).map_err(|e| e.to_string())
         }
-        ValueType::Utf8 => Ok(Wanted::Text(value.to_owned())),
+        ValueType::Utf8 => match WORDS.iter().find(|(id, _)| *id == column.id) {
+            None => Ok(Wanted::Text(value.to_owned())),
+            Some((_, words)) => {
+                let meant = words.iter().find(|word| word.eq_ignore_ascii_case(value));
+                meant.map(|word| Wanted::Text((*word).to_owned())).ok_or_else(|| wrong(&words.join(", ")))
+            }
+        },
     }
 }
 
@@ -313,8 +345,19 @@ mod tests {
     fn conditions_are_read_as_people_write_them_and_what_is_wrong_is_named() {
         assert_eq!(of("action = REJECT and dstport=22"), of("action='REJECT' AND dstport  =  22"));
         assert_eq!(of("window_start >= 2026-11-28T01:00:00Z"), of("window_start>=2026-11-28T01:00"));
+        assert_eq!(of("dstport == 22"), of("dstport = 22"));
+        assert_eq!(of("action = reject and log_status=ok"), of("action = REJECT and log_status = OK"));
+        assert_eq!(of("flow_direction != Egress"), of("flow_direction != egress"));
+        assert_eq!(of("start > 2026-11-28"), of("start > 1795824000"));
         for (text, words) in [
-            ("", "is no column"),
+            ("", "there is no condition; use one such as"),
+            ("  ", "there is no condition"),
+            ("dstport = 22 and", "behind the last `and` there is no condition"),
+            ("dstport = 22 AND ", "behind the last `AND`"),
+            ("and dstport = 22", "`and` is no column"),
+            ("dstport =! 22", "`=!` is no operator; use !="),
+            ("action = DROP", "use ACCEPT, REJECT"),
+            ("start > yesterday", "Unix seconds, a time such as"),
             ("colour = 1", "is no column; there are version, account_id"),
             ("dstport", "use =, !="),
             ("dstport =", "a value"),

@@ -12,7 +12,7 @@ use flowlog_model::{
 };
 use serde::Serialize;
 
-use crate::cli::table::{Cell, Colour, Column, Table, cells};
+use crate::cli::table::{Cell, Colour, Column, Table, cells, fitted};
 
 /// What there is to show.
 pub(super) struct Shown<'a> {
@@ -27,25 +27,26 @@ pub(super) struct Shown<'a> {
     pub(super) is_long: bool,
 }
 
+const LAST_OBJECT: &str = "LAST OBJECT";
 const COLUMNS: [Column; 12] = [
     Column::cut("RULE"),
     // Names whole; an id, which is there instead while there is no interface, is below as well.
     Column::cut("INTERFACE").at_least(15),
-    Column::whole("DIRECTION").spare(),
-    Column::whole("ACTION").spare(),
+    Column::whole("DIRECTION").sooner(2),
+    Column::whole("ACTION").sooner(3),
     Column::whole("STATE"),
     Column::number("PACKETS/s"),
     Column::number("ACCEPTED"),
     Column::number("REJECTED"),
     Column::number("LOST"),
     Column::number("WAITING").spare(),
-    Column::cut("LAST OBJECT").spare(),
-    Column::cut("WINDOW").spare(),
+    Column::cut(LAST_OBJECT).spare(),
+    Column::cut("WINDOW").sooner(4),
 ];
 
 impl Shown<'_> {
     pub(super) fn text(&self) -> String {
-        let mut out = self.head();
+        let out = self.head();
         let mut table = Table::new(&COLUMNS);
         let mut rules: Vec<&RuleStatus> = self.status.rules.iter().collect();
         rules.sort_by(|a, b| (&a.rule, place(a)).cmp(&(&b.rule, place(b))));
@@ -69,10 +70,14 @@ impl Shown<'_> {
                 "-"
             ]);
         }
-        out += &table.lines();
+        let (lines, left_out) = table.lines_and_left_out();
+        let mut out = fitted(&out) + &lines;
+        let before = out.len();
         // Writing to a String cannot fail.
         for of in rules {
-            for words in self.below(of) {
+            let last =
+                Some(last_object_words(of, self.now_secs)).filter(|_| left_out.contains(&LAST_OBJECT) && !self.is_long);
+            for words in last.into_iter().flatten().chain(self.below(of)) {
                 let _ = writeln!(out, "{} on {}: {words}", of.rule, place(of));
             }
         }
@@ -84,7 +89,8 @@ impl Shown<'_> {
         if self.is_running && self.look.is_none() && self.status.stopping.is_none() && !self.status.rules.is_empty() {
             out += "packets are those of closed windows: this user cannot ask the agent, or it does not answer\n";
         }
-        out
+        let below = fitted(&out.split_off(before));
+        out + &below
     }
 
     /// The agent itself.
@@ -199,17 +205,18 @@ fn lag_words(secs: i64) -> String {
     format!("the oldest object waits for {}", duration(secs))
 }
 
+/// How long ago its last object was delivered, if one was.
+fn last_object_words(of: &RuleStatus, now_secs: i64) -> Option<String> {
+    let last = of.delivery.last_object.as_ref()?;
+    let ago = duration(now_secs.saturating_sub(last.at_secs).max(0));
+    Some(format!("last object {ago} ago, {}", bytes(last.bytes)))
+}
+
 /// Since when it is captured, what was delivered last, what waits, and what the last window came to.
 pub(in crate::cli) fn progress_words(of: &RuleStatus, now_secs: i64) -> Vec<String> {
     let mut parts: Vec<String> =
         of.since_secs.map(|secs| format!("capturing since {}", date(secs))).into_iter().collect();
-    parts.push(match &of.delivery.last_object {
-        Some(last) => {
-            let ago = duration(now_secs.saturating_sub(last.at_secs).max(0));
-            format!("last object {ago} ago, {}", bytes(last.bytes))
-        }
-        None => "no object yet".to_owned(),
-    });
+    parts.push(last_object_words(of, now_secs).unwrap_or_else(|| "no object yet".to_owned()));
     match of.lag_secs(now_secs) {
         0 => {}
         lag => parts.push(lag_words(lag)),

@@ -1,10 +1,10 @@
 //! Accounting at a hook: the truth counters, and what becomes of a packet.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use flowlog_ebpf::{
     abi::{
-        Cpu, HookTruth, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS, PLACE_LOST, PLACE_NOWHERE,
-        PLACE_RECORD, PLACE_SLOT, PLACE_XDP, WANT_TRANSLATIONS, class,
+        Cpu, HANDS_OVER, HookTruth, INGRESS, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS,
+        PLACE_LOST, PLACE_NOWHERE, PLACE_RECORD, PLACE_SLOT, PLACE_XDP, WANT_INGRESS, WANT_TRANSLATIONS, class,
     },
     packet::{self, Bytes, Flow, Frame, Packet},
 };
@@ -101,7 +101,7 @@ pub struct Want {
     pub counts: u16,
     /// Set: packets are noted, even if they are not counted.
     pub notes: u16,
-    /// Set: a hook of another kind counts them, and this one only notes. 0: there is no such hook.
+    /// Set: a hook of another kind counts them, and this one only notes; or it may, and who does has to be looked up. 0: there is no such hook.
     pub elsewhere: u16,
 }
 
@@ -118,6 +118,33 @@ pub fn counting<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At>
     found(iface, (ifindex, direction), now_ns, None)
 }
 
+/// Whether it has to be looked up which kind of hook counts what comes in through an interface.
+#[inline(always)]
+pub fn is_handed_over<W: Where>(ifindex: u32) -> bool {
+    IFACES.get(W::spot(ifindex)).is_some_and(|iface| iface.flags & HANDS_OVER != 0)
+}
+
+/// Whether XDP counts on this CPU while that is so.
+#[inline(always)]
+fn is_by_xdp(iface: &Iface) -> bool {
+    // SAFETY: takes no arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    cpu < iface.by_xdp
+}
+
+/// As [`counting`], for XDP while that is so.
+#[inline(always)]
+pub fn counting_by_xdp<W: Where>(ifindex: u32) -> Option<At> {
+    // SAFETY: takes no arguments.
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    let iface = *IFACES.get(W::spot(ifindex))?;
+    let counts = WANT_INGRESS | HANDS_OVER;
+    if iface.flags & counts != counts || !is_by_xdp(&iface) {
+        return None;
+    }
+    found(iface, (ifindex, INGRESS), now_ns, None)
+}
+
 /// As [`counting`], of what was taken in front of the hook, by a program that knows the interface already, and the time.
 #[inline(always)]
 pub fn taking(iface: &Iface, direction: u8, now_ns: u64) -> Option<At> {
@@ -125,7 +152,7 @@ pub fn taking(iface: &Iface, direction: u8, now_ns: u64) -> Option<At> {
     found(*iface, (0, direction), now_ns, None)
 }
 
-/// As [`counting`], where packets are only noted. `None`: nobody wants this direction of this interface.
+/// As [`counting`], where packets are only noted, or where that has to be looked up. `None`: nobody wants this direction of this interface.
 #[inline(always)]
 pub fn noting<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At> {
     // SAFETY: takes no arguments.
@@ -133,6 +160,9 @@ pub fn noting<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At> {
     let iface = *IFACES.get(W::spot(ifindex))?;
     if iface.flags & (want.counts | want.notes) == 0 {
         return None;
+    }
+    if iface.flags & want.elsewhere & HANDS_OVER != 0 && iface.flags & want.counts != 0 && !is_by_xdp(&iface) {
+        return found(iface, (ifindex, direction), now_ns, None);
     }
     let place = if iface.flags & want.counts != 0 { PLACE_XDP } else { PLACE_NOWHERE };
     if place == PLACE_NOWHERE && iface.flags & ONLY_NOTED != 0 {

@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use flowlog_ebpf::{
     abi::{
-        EGRESS, INGRESS, Key, NO_LINK_HEADER, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS, WANT_REFUSED_INGRESS,
-        WANT_TRANSLATIONS, XDP_INGRESS,
+        EGRESS, HANDS_OVER, INGRESS, Key, NO_LINK_HEADER, WANT_EGRESS, WANT_INGRESS, WANT_REFUSED_EGRESS,
+        WANT_REFUSED_INGRESS, WANT_TRANSLATIONS, XDP_INGRESS,
     },
     packet::{self, Flow, Frame, common4, common6},
 };
@@ -54,7 +54,7 @@ pub fn flowlog_elsewhere_egress(ctx: TcContext) -> i32 {
 #[inline(always)]
 const fn want(direction: u8) -> Want {
     if direction == INGRESS {
-        Want { counts: WANT_INGRESS, notes: WANT_REFUSED_INGRESS, elsewhere: XDP_INGRESS }
+        Want { counts: WANT_INGRESS, notes: WANT_REFUSED_INGRESS, elsewhere: XDP_INGRESS | HANDS_OVER }
     } else {
         Want { counts: WANT_EGRESS, notes: WANT_REFUSED_EGRESS, elsewhere: 0 }
     }
@@ -160,6 +160,10 @@ fn hook<W: Where>(ctx: &TcContext, direction: u8) {
 fn only_noted<W: Where>(skb: *mut __sk_buff, direction: u32) -> u32 {
     // SAFETY: the context pointer; the verifier rewrites the load to the real member.
     let ifindex = unsafe { (*skb).ifindex };
+    if direction == u32::from(INGRESS) && account::is_handed_over::<W>(ifindex) {
+        // For a moment only: what finds out who counts is not worth having twice.
+        return 0;
+    }
     match account::noting::<W>(ifindex, direction as u8, want(direction as u8)) {
         Some(at) => u32::from(common(skb, &at)),
         None => 1,

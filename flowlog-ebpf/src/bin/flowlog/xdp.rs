@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use flowlog_ebpf::{
-    abi::{INGRESS, Key, NO_LINK_HEADER, WANT_INGRESS},
+    abi::{HANDS_OVER, INGRESS, Key, NO_LINK_HEADER, WANT_INGRESS, XDP_INGRESS},
     packet::{Flow, Frame, common4, common6},
 };
 
@@ -36,7 +36,7 @@ pub fn flowlog_elsewhere_xdp(ctx: XdpContext) -> u32 {
 }
 
 /// Every frame is counted. The TC hook notes it, once there is a buffer.
-pub const WANT: Want = Want { counts: WANT_INGRESS, notes: 0, elsewhere: 0 };
+pub const WANT: Want = Want { counts: WANT_INGRESS | XDP_INGRESS, notes: 0, elsewhere: HANDS_OVER };
 
 /// A frame without an `sk_buff`: no buffer to remember, never GSO.
 pub struct Raw;
@@ -68,7 +68,12 @@ impl Hook for Raw {
 fn hook<W: Where>(ctx: &XdpContext) {
     // SAFETY: the context pointer.
     let ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
-    let Some(at) = account::counting::<W>(ifindex, INGRESS, WANT) else { return };
+    let Some(at) = account::counting::<W>(ifindex, INGRESS, WANT) else {
+        if account::is_handed_over::<W>(ifindex) {
+            uncommon::<W>(ctx.ctx);
+        }
+        return;
+    };
     let direct = Direct { data: ctx.data(), end: ctx.data_end() };
     let linear = direct.end - direct.data;
     if linear < ONE_BUFFER_MAX && at.iface.flags & NO_LINK_HEADER == 0 {
@@ -108,7 +113,8 @@ pub fn parse<W: Where>(ctx: *mut xdp_md) -> u64 {
 #[inline(always)]
 fn at<W: Where>(ctx: *mut xdp_md) -> Option<At> {
     // SAFETY: the context pointer.
-    account::counting::<W>(unsafe { (*ctx).ingress_ifindex }, INGRESS, WANT)
+    let ifindex = unsafe { (*ctx).ingress_ifindex };
+    account::counting::<W>(ifindex, INGRESS, WANT).or_else(|| account::counting_by_xdp::<W>(ifindex))
 }
 
 #[inline(never)]
