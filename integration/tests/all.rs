@@ -110,6 +110,8 @@ mod stacking;
 mod status;
 #[path = "all/stores.rs"]
 mod stores;
+#[path = "all/tables.rs"]
+mod tables;
 #[path = "all/terminal.rs"]
 mod terminal;
 #[path = "all/trace.rs"]

@@ -38,7 +38,7 @@ enum Verb {
     Test(test::Args),
     /// The console in a real browser (root, about two minutes)
     Browser(browser::Args),
-    /// What lands, in the SQL engines that take long to install or to start (root, two minutes)
+    /// What lands, in the SQL engines that take long to install or to start (root, five minutes)
     Engines,
     /// The tests on Debian's kernels 6.1, 6.12 and the newest, in guests (root)
     Vm(vm::Args),

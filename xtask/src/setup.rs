@@ -31,15 +31,25 @@ const PYTHON: [(&str, &str); 5] = [
     ("boto3", "boto3==1.44.8"),
 ];
 
-/// The same for `cargo xtask engines`: engines and readers that take long to install or to start. Spark is the version that Iceberg's tests
-/// can use as well; it runs on Java 17.
-const ENGINES: [(&str, &str); 6] = [
+/// The same for `cargo xtask engines`: engines and readers that take long to install or to start. Spark is the newest version that there is a
+/// package with Iceberg's jar for; it runs on Java 17.
+const ENGINES: [(&str, &str); 8] = [
     ("pyarrow.parquet", "pyarrow==26.0.1"),
     ("datafusion", "datafusion==55.0.0"),
     ("duckdb", "duckdb==2.0.1"),
     ("chdb", "chdb==4.4.0"),
     ("fastparquet", "fastparquet==2026.9.0"),
     ("pyspark", "pyspark==3.5.9"),
+    ("pyiceberg.catalog.sql", "pyiceberg[sql-sqlite]==0.12.0"),
+    ("snowpark_connect_deps_iceberg", "snowpark-connect-deps-iceberg==1.0.3"),
+];
+
+/// The newest `DuckDB` that there is a package of its Iceberg extension for. `DuckDB` takes an extension of its own version alone, and looks at
+/// the signature of its makers.
+const TABLES: [(&str, &str); 3] = [
+    ("duckdb", "duckdb==1.5.5"),
+    ("duckdb_extension_avro", "duckdb-extension-avro==1.5.5"),
+    ("duckdb_extension_iceberg", "duckdb-extension-iceberg==1.5.5"),
 ];
 
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -135,10 +145,15 @@ pub(crate) fn python_packages() -> anyhow::Result<()> {
     environment("python", &PYTHON)
 }
 
-/// Engines that read what lands: [`ENGINES`], and Java for one of them.
+/// Engines that read what lands, and its tables: [`ENGINES`], [`TABLES`], and Java for one of them.
 pub(crate) fn engines() -> anyhow::Result<()> {
     apt(&[("java", "openjdk-17-jre-headless")])?;
-    environment("engines", &ENGINES)
+    // Spark's way to a catalog in SQLite.
+    if !Path::new("/usr/share/java/sqlite-jdbc.jar").is_file() {
+        install(&["libxerial-sqlite-jdbc-java"])?;
+    }
+    environment("engines", &ENGINES)?;
+    environment("tables", &TABLES)
 }
 
 /// A Python environment in `.tools/`, with packages; made again where one of them is missing, or of another version.

@@ -39,14 +39,31 @@ const NAMED_BY: &[Owned] = &[
     ("argon2", &[("flowlog-control", "hashes passwords")], "credentials are the API's"),
     ("axum", &[("flowlog-control", "serves the API")], "one layer listens"),
     ("maud", &[("flowlog-control", "makes pages")], "one layer has pages"),
-    ("prometheus-client", &[("flowlog-control", "writes figures down")], "names of metrics are in one place"),
+    (
+        "prometheus-client",
+        &[("flowlog-control", "writes figures down"), ("flowlog-catalog", "has its own")],
+        "names of a program's metrics are in one place",
+    ),
+    (
+        "iceberg",
+        &[("flowlog-catalog", "commits")],
+        "its arrow is an older one, and tables are no business of the agent's",
+    ),
+    ("sqlx", &[("flowlog-catalog", "gives iceberg's SQL catalog a database")], "as iceberg"),
     ("redb", &[("flowlog-control", "keeps flow logs")], "one store of flow logs, with one owner"),
     (
         "object_store",
         &[("flowlog-pipeline", "delivers"), ("integration", "asks its S3 server what has landed")],
         "requests to a store have limits, which one layer knows (`upload/http.rs`)",
     ),
-    ("reqwest", &[("flowlog-pipeline", "object_store's client, with those limits")], "as object_store"),
+    (
+        "reqwest",
+        &[
+            ("flowlog-pipeline", "object_store's client, with those limits"),
+            ("flowlog-catalog", "gives the client of REST catalogs TLS"),
+        ],
+        "as object_store",
+    ),
     (
         "arrow",
         &[
@@ -61,6 +78,7 @@ const NAMED_BY: &[Owned] = &[
         &[
             ("flowlog-pipeline", "writes objects"),
             ("flowlog-agent", "`flowlog read` shows them"),
+            ("flowlog-catalog", "reads their footers"),
             ("integration", "reads them"),
         ],
         "as arrow",
@@ -75,6 +93,7 @@ const NAMED_BY: &[Owned] = &[
         ],
         "rules, inventory and API know nothing of records",
     ),
+    ("flowlog-catalog", &[], "it is a program of its own"),
     ("flowlog-agent", &[], "it plugs the layers into each other: nothing lies above it"),
     (
         "flowlog-kernel",
@@ -83,7 +102,11 @@ const NAMED_BY: &[Owned] = &[
     ),
     (
         "flowlog-pipeline",
-        &[("flowlog-agent", "plugs it in"), ("integration", TESTS)],
+        &[
+            ("flowlog-agent", "plugs it in"),
+            ("flowlog-catalog", "its columns, its way to buckets"),
+            ("integration", TESTS),
+        ],
         "the layers beside it reach objects through ports",
     ),
     (
@@ -138,6 +161,12 @@ const LINKS_NOT: &[Forbidden] = &[
         &["flowlog-kernel", "flowlog-pipeline", "aya", "object_store", "reqwest", "arrow", "parquet"],
         "it gives orders to the agent, and gets answers",
     ),
+    (
+        "flowlog-catalog",
+        &["flowlog-kernel", "flowlog-control", "flowlog-agent", "aya", "axum", "argon2", "redb", "openssl-sys"],
+        "it reads what has been delivered, on whatever machine",
+    ),
+    ("flowlog-agent", &["iceberg", "sqlx"], "tables are a program's of their own; they pull another arrow"),
     ("flowlog-agent", &["datafusion"], "SQL engines belong outside the agent; they pull another arrow"),
     ("flowlog-agent", &["openssl-sys"], "one TLS stack is enough"),
     (

@@ -1,11 +1,11 @@
-//! A bucket to read from: what `flowlog read` lists and opens. The agent itself reads no objects.
+//! A bucket to read from: what `flowlog read` and `flowlog-catalog` list and open. The agent itself reads no objects.
 
 use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use flowlog_model::{S3Options, rule::Location};
 use futures_util::TryStreamExt as _;
-use object_store::{ObjectStore, ObjectStoreExt as _, path::Path};
+use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, path::Path};
 
 use super::{
     bucket::{BucketError, name},
@@ -22,7 +22,7 @@ pub struct Listed {
     pub bytes: u64,
 }
 
-/// See the module's head.
+/// See the module's head. Tables lie in the same buckets, so that it writes their files as well.
 pub struct Reader {
     store: Arc<dyn ObjectStore>,
     name: String,
@@ -61,5 +61,29 @@ impl Reader {
         let wrong = |e: &object_store::Error| BucketError::of(&self.name, e);
         let path = Path::parse(key).map_err(|e| wrong(&e.into()))?;
         self.store.get_range(&path, range).await.map_err(|e| wrong(&e))
+    }
+
+    /// How many bytes an object has; `None`: there is none.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn size(&self, key: &str) -> Result<Option<u64>, BucketError> {
+        let wrong = |e: &object_store::Error| BucketError::of(&self.name, e);
+        let path = Path::parse(key).map_err(|e| wrong(&e.into()))?;
+        match self.store.head(&path).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(wrong(&e)),
+        }
+    }
+
+    /// Puts a file of a table, whatever is there: who makes tables gives each file a name of its own.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn write(&self, key: &str, bytes: Bytes) -> Result<(), BucketError> {
+        let wrong = |e: &object_store::Error| BucketError::of(&self.name, e);
+        let path = Path::parse(key).map_err(|e| wrong(&e.into()))?;
+        self.store.put(&path, PutPayload::from(bytes)).await.map(drop).map_err(|e| wrong(&e))
     }
 }
