@@ -23,5 +23,5 @@ pub(crate) fn run() -> anyhow::Result<()> {
     step("DuckDB, DataFusion, ClickHouse and Spark on the same objects and tables (three minutes)");
     let tests = ["test", "--locked", "-p", "integration", "--features", FAULTS, "--test", "all", "--"];
     // One at a time: Spark takes both cores, and a gigabyte.
-    run_command(cargo().args(tests).args(["--ignored", "--test-threads=1", "queries::"]))
+    run_command(cargo().args(tests).args(["--ignored", "--test-threads=1", "queries::", "tables::"]))
 }
