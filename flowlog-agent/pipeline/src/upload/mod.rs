@@ -349,7 +349,7 @@ impl Uploader {
                     self.progress.send_modify(|p| p.note(route, &entry, Outcome::Conflict, at_secs));
                 }
                 Err(error) => {
-                    tracing::error!(flow_log = route.flow_log(), key = entry.key, %error, "cannot put this object aside")
+                    tracing::error!(flow_log = route.flow_log(), key = entry.key, %error, "cannot put this object aside");
                 }
             }
         }
