@@ -1,6 +1,6 @@
 //! One commit, and what became of it. The head of the program says why this is right.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use flowlog_host::fault;
 use iceberg::{
@@ -13,16 +13,13 @@ use uuid::Uuid;
 
 use crate::{
     footer::FooterColumn,
-    pinned::Pinned,
+    pinned::{ANSWER_TIMEOUT, Pinned},
     roll::{NoRoll, PROPERTY, Roll},
     sheet::{self, SheetError},
 };
 
 /// Property of a snapshot of ours: which commit it is.
 pub(crate) const COMMIT_ID: &str = "flowlog.commit-id";
-/// Time for a catalog to answer. What it does later than that is found when the table is read again, or meets the next commit.
-const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
-
 /// What became of a commit.
 #[derive(Debug)]
 pub(crate) enum Fate {
@@ -112,7 +109,7 @@ async fn send(
     id: Uuid,
     files: Vec<DataFile>,
     roll: &Roll,
-) -> Result<(), SendError> {
+) -> Result<(), Box<iceberg::Error>> {
     let transaction = Transaction::new(table);
     let append = transaction
         .fast_append()
@@ -127,21 +124,10 @@ async fn send(
     try_once(catalog, table, transaction).await
 }
 
-async fn try_once(catalog: &dyn Catalog, table: &Table, transaction: Transaction) -> Result<(), SendError> {
-    let pinned = Pinned { catalog, table: table.clone() };
-    match tokio::time::timeout(ANSWER_TIMEOUT, transaction.commit(&pinned)).await {
-        Ok(said) => Ok(said.map(drop).map_err(Box::new)?),
-        Err(_late) => Err(SendError::Silent),
-    }
-}
-
 /// What is said of a commit. None of it is believed.
-#[derive(Debug, thiserror::Error)]
-enum SendError {
-    #[error("no answer in {} s", ANSWER_TIMEOUT.as_secs())]
-    Silent,
-    #[error(transparent)]
-    Said(#[from] Box<iceberg::Error>),
+async fn try_once(catalog: &dyn Catalog, table: &Table, transaction: Transaction) -> Result<(), Box<iceberg::Error>> {
+    let pinned = Pinned { catalog, table: table.clone() };
+    transaction.commit(&pinned).await.map(drop).map_err(Box::new)
 }
 
 /// Reads the table again, which knows.
@@ -149,7 +135,7 @@ async fn settle(
     catalog: &dyn Catalog,
     table: &Table,
     id: Uuid,
-    said: Result<(), SendError>,
+    said: Result<(), Box<iceberg::Error>>,
 ) -> Result<Fate, CommitError> {
     let now = load(catalog, table.identifier()).await?;
     if has(&now, id)? {
@@ -159,7 +145,7 @@ async fn settle(
         return Ok(Fate::Landed(Box::new(now)));
     }
     match said {
-        Err(SendError::Said(error)) if error.kind() == ErrorKind::CatalogCommitConflicts => Ok(Fate::Conflict),
+        Err(error) if error.kind() == ErrorKind::CatalogCommitConflicts => Ok(Fate::Conflict),
         Err(words) => not_carried_out(table, words.to_string()),
         Ok(()) if now.metadata().current_snapshot_id() != table.metadata().current_snapshot_id() => Ok(Fate::Conflict),
         Ok(()) => not_carried_out(table, "the catalog said that it was done, and it is not".to_owned()),
@@ -201,9 +187,7 @@ pub(crate) async fn add_columns(
     let transaction = action.apply(transaction).map_err(|e| CommitError::Columns(Box::new(e)))?;
     match try_once(catalog, table, transaction).await {
         // Somebody else may have been faster: the table is looked at again in any case.
-        Err(SendError::Said(error)) if error.kind() != ErrorKind::CatalogCommitConflicts => {
-            Err(CommitError::Columns(error))
-        }
+        Err(error) if error.kind() != ErrorKind::CatalogCommitConflicts => Err(CommitError::Columns(error)),
         _ => Ok(true),
     }
 }

@@ -3,13 +3,16 @@
 //! `iceberg` tries a commit that met another one again, with the same data files on the newer table. What is to be taken has changed by then:
 //! the other one may have been a second `flowlog-catalog`. So a conflict must come out, and the table must be the one that was looked at.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
 use flowlog_host::fault;
 use iceberg::{
     Catalog, Error, ErrorKind, Namespace, NamespaceIdent, Result, TableCommit, TableCreation, TableIdent, table::Table,
 };
+
+/// Time for a catalog to answer. What it does later than that is found when the table is read again, or meets the next commit.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// See the module's head.
 #[derive(Debug)]
@@ -31,9 +34,10 @@ impl Catalog for Pinned<'_> {
 
     async fn update_table(&self, commit: TableCommit) -> Result<Table> {
         fault::point("catalog_commit");
-        let updated = self.catalog.update_table(commit).await;
+        let updated = tokio::time::timeout(ANSWER_TIMEOUT, self.catalog.update_table(commit)).await;
         fault::point("catalog_committed");
-        updated.map_err(|error| error.with_retryable(false))
+        let silent = |_late| Error::new(ErrorKind::Unexpected, format!("no answer in {} s", ANSWER_TIMEOUT.as_secs()));
+        updated.map_err(silent)?.map_err(|error| error.with_retryable(false))
     }
 
     async fn list_namespaces(&self, _: Option<&NamespaceIdent>) -> Result<Vec<NamespaceIdent>> {
