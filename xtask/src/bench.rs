@@ -22,6 +22,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     setup::require_root("bench")?;
     setup::network_tools()?;
+    if args.suite.iter().any(|word| word == "fleet") {
+        setup::etcd()?;
+    }
     build::ensure_fresh()?;
     step("building for release (minutes the first time)");
     run_command(cargo().args(["build", "--release", "--locked", "--package", "flowlog-agent"]))?;

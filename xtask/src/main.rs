@@ -73,7 +73,11 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    match Cli::parse().verb {
+    let verb = Cli::parse().verb;
+    if !matches!(verb, None | Some(Verb::Setup | Verb::BuildEbpf)) {
+        setup::protocols()?;
+    }
+    match verb {
         None => Ok(Cli::command().print_help()?),
         Some(Verb::Demo) => demo::run(),
         Some(Verb::Test(args)) => test::run(&args),

@@ -53,6 +53,7 @@ const TABLES: [(&str, &str); 3] = [
 ];
 
 pub(crate) fn run() -> anyhow::Result<()> {
+    protocols()?;
     bpf()?;
     cargo_deny()?;
     network_tools()?;
@@ -108,6 +109,17 @@ fn compilers_llvm(sysroot: &Path) -> anyhow::Result<PathBuf> {
 /// Path of the linker that [`bpf`] installs.
 pub(crate) fn linker() -> PathBuf {
     root().join(".tools/bin/bpf-linker")
+}
+
+/// What compiles etcd's protocol, whenever the agent is built: its client brings the protocol, and neither a compiler nor what it
+/// includes. Every verb that builds the agent calls this, so that a plain `cargo build` works after any of them.
+pub(crate) fn protocols() -> anyhow::Result<()> {
+    apt(&[("protoc", "protobuf-compiler")])?;
+    // The compiler's package has no include files.
+    let has_files = ["/usr/include", "/usr/local/include"]
+        .iter()
+        .any(|dir| Path::new(dir).join("google/protobuf/descriptor.proto").is_file());
+    if has_files { Ok(()) } else { install(&["libprotobuf-dev"]) }
 }
 
 /// What looks at licences and advisories.
@@ -180,13 +192,19 @@ fn environment(name: &str, packages: &[(&str, &str)]) -> anyhow::Result<()> {
     Ok(fs::write(stamp, packages.join("\n"))?)
 }
 
-/// Real servers, for the tests: Ceph's RADOS gateway, which speaks S3, a proxy, Prometheus, what commands the kernel's load balancer, and what
-/// knows of VMs.
+/// Real servers, for the tests: Ceph's RADOS gateway, which speaks S3, a proxy, Prometheus, what commands the kernel's load balancer, etcd,
+/// and what knows of VMs.
 pub(crate) fn servers() -> anyhow::Result<()> {
     let ceph = [("radosgw", "radosgw"), ("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common")];
     apt(&ceph)?;
     apt(&[("haproxy", "haproxy"), ("ipvsadm", "ipvsadm"), ("prometheus", "prometheus")])?;
+    etcd()?;
     hypervisors()
+}
+
+/// etcd, and what commands it. Where there is a service manager, the package starts one for this machine, which nothing here uses.
+pub(crate) fn etcd() -> anyhow::Result<()> {
+    apt(&[("etcd", "etcd-server"), ("etcdctl", "etcd-client")])
 }
 
 /// What knows of VMs: libvirt with QEMU, and the database of Open vSwitch. None of these packages starts anything.

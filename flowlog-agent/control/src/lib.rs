@@ -9,6 +9,8 @@
 pub mod api;
 pub mod certificate;
 pub(crate) mod console;
+pub mod etcd;
+pub mod fleet;
 pub mod flow_logs;
 pub mod inventory;
 pub mod live;

@@ -129,6 +129,9 @@ pub enum LiveError {
     /// Too many of one contract look.
     #[error("{OBSERVERS_EACH} observers of this contract are looking at live flows already; end one of them")]
     FullForContract,
+    /// Whoever is asked has no kernel.
+    #[error("live flows are on their nodes: ask the one that has the NIC, with `flowlog observe` there")]
+    Elsewhere,
 }
 
 impl Ask {

@@ -73,6 +73,12 @@ pub struct RuleStatus {
     /// Id of the flow log in the flow-log store, if it is from there.
     #[schema(value_type = Option<uuid::Uuid>)]
     pub rule_id: Option<FlowLogId>,
+    /// The node that says this, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Other nodes that have its NIC as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also_on: Vec<String>,
     /// Directions that are captured.
     #[serde(default)]
     pub direction: String,

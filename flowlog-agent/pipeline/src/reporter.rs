@@ -145,6 +145,8 @@ impl Reporter {
                 direction: rule.directions.as_str().to_owned(),
                 action: rule.action.as_str().to_owned(),
                 rule_id: rule.id,
+                node: None,
+                also_on: Vec::new(),
                 interface: w.map(|w| w.spec.interface.clone()).unwrap_or_default(),
                 capture: state,
                 hook: c.hook.as_str().to_owned(),

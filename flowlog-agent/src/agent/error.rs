@@ -52,6 +52,9 @@ pub(crate) enum AgentError {
          capture with `flowlog detach`", dir.display()
     )]
     OtherPins { dir: PathBuf },
+    /// There is no region to serve.
+    #[error("`flowlog control` serves what is in etcd: name it in `[rules] etcd`")]
+    NoRegion,
     /// A signal came before all was done.
     #[error("interrupted: {what} are left; the next `flowlog run` or `flowlog detach` goes on with them")]
     LeftBehind { what: String },

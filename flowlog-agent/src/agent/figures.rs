@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use flowlog_control::{
     api::RefusedLogins,
+    etcd::EtcdHealth,
     inventory::source::board::Board,
     metrics::{FiguresSource, MetricsListener},
 };
@@ -31,6 +32,8 @@ pub(super) struct Questions {
     asking: mpsc::Sender<Question>,
     refused: RefusedLogins,
     board: Board,
+    /// How the region's etcd is doing, if there is one.
+    region: Option<watch::Receiver<EtcdHealth>>,
     /// Who serves them, until this is dropped.
     serving: Option<oneshot::Sender<()>>,
 }
@@ -49,9 +52,9 @@ impl FiguresSource for Asking {
 
 impl Questions {
     /// Nobody serves them yet.
-    pub(super) fn new(refused: RefusedLogins, board: Board) -> Self {
+    pub(super) fn new(refused: RefusedLogins, board: Board, region: Option<watch::Receiver<EtcdHealth>>) -> Self {
         let (asking, asked) = mpsc::channel(QUESTIONS_MAX);
-        Self { asked, asking, refused, board, serving: None }
+        Self { asked, asking, refused, board, region, serving: None }
     }
 
     /// Serves figures there from now on, if they are to be served, on a thread that ends with the process or when they are served elsewhere.
@@ -81,9 +84,11 @@ impl Questions {
         Ok(())
     }
 
-    /// Sources of the inventory that do not answer.
+    /// Sources of the inventory, and of flow logs, that do not answer.
     pub(super) fn silent_sources(&self) -> Vec<String> {
-        self.board.silent()
+        let away = self.region.as_ref().and_then(|health| health.borrow().words());
+        let words = away.map(|why| format!("what is known of the region's flow logs holds: {why}"));
+        self.board.silent().into_iter().chain(words).collect()
     }
 
     /// The next question; waits for ever if nobody can ask.

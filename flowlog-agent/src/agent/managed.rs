@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -11,11 +12,13 @@ use std::{
 use async_trait::async_trait;
 use flowlog_control::{
     api::RefusedLogins,
+    etcd::EtcdHealth,
+    fleet::node::{self, FleetNode},
     flow_logs::{
         Answer, BucketProbe, CaptureOrder, Parts, ProbeError, captures, control_plane,
         flow_log::Settings,
         principals::Principals,
-        store::FlowLogStore,
+        store::{FlowLogStore, SharedStore},
         templates::{self, Templates},
     },
     inventory::{
@@ -209,8 +212,19 @@ pub(crate) struct Managed {
     templates: Templates,
     files: Files,
     store: FlowLogStore,
+    /// The region whose flow logs these are; `None`: they are the node's own.
+    fleet: Option<FleetNode>,
     listening: Listening,
     wanted: Wanted,
+}
+
+/// What the main loop has of the thread that serves.
+pub(crate) struct Served {
+    pub orders: Orders,
+    /// Where the API is to be served.
+    pub api: mpsc::Sender<Relisten>,
+    /// How the region's etcd is doing, if there is one.
+    pub region: Option<watch::Receiver<EtcdHealth>>,
 }
 
 /// What is to be captured, and who says so.
@@ -258,15 +272,21 @@ impl Managed {
     /// # Errors
     /// If a file, the store, an address or a certificate cannot be used.
     pub(crate) fn open(manage: &Manage, files: Files, config: &mut Config) -> Result<Self, AgentError> {
-        let store = FlowLogStore::open(&config.state_dir)?;
         let loaded = files.inventory.borrow().clone();
+        let (store, fleet) = match &manage.etcd {
+            None => (FlowLogStore::open(&config.state_dir)?, None),
+            Some(etcd) => {
+                let (store, fleet) = node::open(etcd.clone(), &config.node_id, &config.state_dir, &loaded.inventory)?;
+                (store, Some(fleet))
+            }
+        };
         let mut wanted = Wanted::new(config);
         wanted.managed = captures::captures(store.flow_logs(), &loaded.inventory);
         wanted.managed.extend(manage.templates.captures(&loaded.inventory, &templates::taken(&store)));
         config.captures = wanted.all();
         let listening = listen(&manage.api)?;
         let (settings, templates) = (manage.settings.clone(), manage.templates.clone());
-        Ok(Self { settings, templates, files, store, listening, wanted })
+        Ok(Self { settings, templates, files, store, fleet, listening, wanted })
     }
 
     /// What is read from files, and found by sources.
@@ -291,8 +311,8 @@ impl Managed {
         status: watch::Receiver<Arc<Status>>,
         live: LiveFlows,
         refused: RefusedLogins,
-    ) -> Result<(Orders, mpsc::Sender<Relisten>), AgentError> {
-        let Self { settings, templates, files, store, listening, wanted } = self;
+    ) -> Result<Served, AgentError> {
+        let Self { settings, templates, files, store, fleet, listening, wanted } = self;
         let Files { inventory, principals, .. } = files;
         let (changing, templates) = watch::channel(Arc::new(templates));
         let (settling, settings) = watch::channel(settings);
@@ -301,7 +321,7 @@ impl Managed {
         let places_max = wanted.places_max.clone();
         let buckets = Arc::new(Probe(buckets));
         let parts = Parts {
-            store,
+            store: SharedStore::new(store),
             inventory,
             principals,
             buckets,
@@ -311,21 +331,34 @@ impl Managed {
             orders,
             status,
             live: Arc::new(live),
+            is_elsewhere: false,
+            elsewhere: None,
         };
-        let (control, worker) = control_plane(parts);
+        let (control, worker, region): (_, Pin<Box<dyn Future<Output = ()> + Send>>, _) = match fleet {
+            None => {
+                let (control, worker) = control_plane(parts);
+                (control, Box::pin(worker.run()), None)
+            }
+            Some(fleet) => {
+                let (control, worker) = node::plane(parts, fleet);
+                let health = worker.health();
+                (control, Box::pin(worker.run()), Some(health))
+            }
+        };
         thread::with_a_runtime("api", || async {
             let serving = listening.run(Arc::new(control), heap::give_back, refused, changes);
-            let ((), served) = tokio::join!(worker.run(), serving);
+            let ((), served) = tokio::join!(worker, serving);
             if let Err(error) = served {
                 tracing::error!(%error, "the API is not served");
             }
         })?;
-        Ok((Orders { ordered: Some(ordered), wanted, follows: Some((changing, settling)), waiting: None }, change))
+        let orders = Orders { ordered: Some(ordered), wanted, follows: Some((changing, settling)), waiting: None };
+        Ok(Served { orders, api: change, region })
     }
 }
 
 /// The adapter behind the control plane's port: tries a bucket through the stores that objects are delivered to.
-struct Probe(Arc<Buckets>);
+pub(super) struct Probe(pub(super) Arc<Buckets>);
 
 #[async_trait]
 impl BucketProbe for Probe {

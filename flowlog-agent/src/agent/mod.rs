@@ -5,12 +5,13 @@
 //! * [`live`]: showing flows before their window ends; [`figures`]: what is counted, for monitoring;
 //! * [`delivery`]: from a closed window to the store; [`ending`]: until all of it is there;
 //! * [`memory`]: what a start needs, and whether it fits;
-//! * [`managed`]: rules from the store, and the API's thread;
+//! * [`managed`]: rules from the store, and the API's thread; [`control`]: a region's, without a kernel;
 //! * [`signals`]: being asked to stop; [`service`]: what the service manager is told; [`reload`]: the configuration, read again;
 //! * [`trouble`]: waiting for the state directory; [`thread`]: runtimes of their own;
 //! * [`error`]: what can go wrong;
 //! * this file: the main loop, and the commands around it.
 
+pub(crate) mod control;
 mod delivery;
 mod ending;
 mod error;
@@ -54,7 +55,7 @@ use flowlog_pipeline::{
 };
 use kernel_source::KernelSource;
 use live::LiveFlows;
-use managed::{Files, Managed, Orders, Wanted, Watching};
+use managed::{Files, Managed, Orders, Served, Wanted, Watching};
 pub(crate) use reload::Plan;
 use reload::{Reached, Reload, Scene};
 use service::Service;
@@ -112,14 +113,15 @@ pub(crate) async fn run(plan: Plan, confined: &Confined) -> Result<(), AgentErro
     let shown = LiveFlows(live.clone());
     let refused = RefusedLogins::default();
     let board = managed.as_ref().map(|m| m.files().board.clone()).unwrap_or_default();
-    let (orders, api) = match managed {
+    let (orders, api, region) = match managed {
         Some(managed) => {
-            let (orders, api) = managed.serve(buckets, delivery.reporter.subscribe(), shown, refused.clone())?;
-            (orders, Some(api))
+            let Served { orders, api, region } =
+                managed.serve(buckets, delivery.reporter.subscribe(), shown, refused.clone())?;
+            (orders, Some(api), region)
         }
-        None => (Orders::fixed(Wanted::new(&config)), None),
+        None => (Orders::fixed(Wanted::new(&config)), None, None),
     };
-    let mut questions = Questions::new(refused, board);
+    let mut questions = Questions::new(refused, board, region);
     questions.serve(metrics)?;
     let reload = Reload::new(hangups, again, plan, Reached { fs, s3, api });
     if let Some(unknown) = capture.node().kernel.reasons().unknown() {

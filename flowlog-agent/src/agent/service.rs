@@ -47,6 +47,12 @@ impl Service {
         tell(&[NotifyState::Ready, NotifyState::Status(CAPTURING)]);
     }
 
+    /// A region's API is served.
+    pub(super) fn serving(&self) {
+        tracing::info!("serving the region");
+        tell(&[NotifyState::Ready, NotifyState::Status("serving the region")]);
+    }
+
     /// The main loop has come here.
     pub(super) fn alive(&mut self, now: Now) {
         if self.is_watched && now.mono.0 >= self.last_sign.0 + SIGN_EVERY_NS {

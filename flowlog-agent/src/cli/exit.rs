@@ -179,6 +179,7 @@ fn of_agent(error: &AgentError) -> u8 {
         | AgentError::FlowLogStore(_)
         | AgentError::Api(_)
         | AgentError::File { .. }
+        | AgentError::NoRegion
         | AgentError::OtherPins { .. }
         | AgentError::OtherNetns { .. } => EX_CONFIG,
         AgentError::Kernel(_)

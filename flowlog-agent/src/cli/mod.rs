@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod complete;
 mod console;
+mod control;
 mod credential;
 mod detach;
 #[cfg(test)]
@@ -67,6 +68,9 @@ enum Command {
     Inventory(inventory::InventoryArgs),
     /// Show what the running agent has, in a browser: flow logs to look at, add, provision, rename and delete.
     Console(console::ConsoleArgs),
+    /// Serve API and console for all nodes of a region: what is in etcd, without a kernel and without root.
+    #[command(after_help = control::EXAMPLES)]
+    Control(control::ControlArgs),
     /// Make a password's hash, or a token, for the file of principals.
     #[command(
         subcommand,
@@ -126,6 +130,7 @@ pub fn main() -> ExitCode {
         Command::Top(args) => top::run(*args),
         Command::Inventory(args) => inventory::run(args),
         Command::Console(args) => console::run(args),
+        Command::Control(args) => control::run(&args),
         Command::Credential(what) => credential::run(&what),
         Command::Completions { shell } => completions(&shell),
         Command::Manuals { dir } => manuals(&dir),

@@ -1,6 +1,8 @@
 //! `flowlog rule …`: flow logs of the running agent.
 
-use std::{collections::BTreeSet, fmt::Write as _, process::ExitCode};
+mod moving;
+
+use std::{collections::BTreeSet, fmt::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::Subcommand;
 use flowlog_control::{
@@ -41,7 +43,9 @@ Examples:
   flowlog rule validate web
   flowlog rule provision
   flowlog rule list
-  flowlog rule show web -o json")]
+  flowlog rule show web -o json
+  flowlog rule export > rules.json
+  flowlog rule import rules.json")]
 pub(super) struct RuleArgs {
     #[command(flatten)]
     agent: ClientArgs,
@@ -108,6 +112,13 @@ enum What {
     },
     /// Who did what.
     Audit,
+    /// Print all flow logs as JSON, for `import` into another store: from a node's file to a region's etcd, or back.
+    Export,
+    /// Take flow logs over that were exported elsewhere, with their ids and states. What is here already is left as it is.
+    Import {
+        /// What `export` has printed.
+        file: PathBuf,
+    },
 }
 
 pub(super) fn run(args: RuleArgs) -> anyhow::Result<ExitCode> {
@@ -147,6 +158,8 @@ pub(super) fn run(args: RuleArgs) -> anyhow::Result<ExitCode> {
             finished(&client, &request, "deleted", output)
         }
         What::Audit => audited(client.get("audit")?, output),
+        What::Export => moving::export(&client),
+        What::Import { file } => moving::import(&client, &file, output),
     }
 }
 

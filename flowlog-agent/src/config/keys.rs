@@ -344,6 +344,12 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     ConfigKey::new("s3", "acl", Switch, TRUE, "Objects have the ACL that lets the bucket's owner read them")
         .switch_off(Group::Store, "s3-no-acl", "Put objects without the ACL that lets the bucket's owner read them")
         .applies(),
+    ConfigKey::new("rules", "etcd", List, EMPTY, "Members of the etcd that has the flow logs of a region, as https://host:2379; none: this node has its own"),
+    ConfigKey::new("rules", "etcd_ca", Path, Words("the system's authorities"), "Authorities in PEM form that etcd's certificates are signed by"),
+    ConfigKey::new("rules", "etcd_certificate", Path, NONE, "Our certificate for etcd, in PEM form"),
+    ConfigKey::new("rules", "etcd_key", Path, NONE, "Its key in PEM form"),
+    ConfigKey::new("rules", "etcd_credentials", Path, NONE, "File with user:password for etcd"),
+    ConfigKey::new("rules", "etcd_prefix", Text, Is("/flowlog/v1"), "What flowlog's keys in etcd begin with"),
     ConfigKey::new("inventory", "file", Path, NONE, "What is on this node, for flow logs that customers manage; its content is read again when it changes").applies(),
     ConfigKey::new("inventory", "dir", Path, NONE, "The same, as a directory of drop-ins").applies(),
     ConfigKey::new("inventory", "source", Form::Table, NONE, "What the hypervisor knows of this node; one `[[inventory.source]]` each"),

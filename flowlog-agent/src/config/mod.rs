@@ -7,16 +7,19 @@ mod keys;
 mod layers;
 mod marks;
 mod raw;
+mod rules;
 mod select;
 #[cfg(test)]
 mod shipped;
 #[cfg(test)]
 mod table;
+mod values;
 
 use std::path::PathBuf;
 
 pub(crate) use flags::{CaptureFlags, EndFlags, StoreFlags};
 use flowlog_control::{
+    etcd::EtcdOptions,
     flow_logs::{flow_log::Settings, templates::Templates},
     inventory::{
         load::Places,
@@ -29,11 +32,9 @@ use flowlog_ebpf::abi::RING_BYTES_MIN;
 use flowlog_kernel::{Moves, Sizes, pins::PIN_DIR_DEFAULT};
 use flowlog_model::{
     CaptureSpec, HookKind, Labels, S3Options,
-    amount::{Secs, Size, Written},
+    amount::{Secs, Size},
     interface::{NetnsName, Selector},
-    rule::{
-        Action, Directions, Format, InvalidField, Layout, Location, Name, Rule, Side, Target, key_part, window_secs,
-    },
+    rule::{Action, Directions, Format, InvalidField, Layout, Location, Name, Rule, Side, Target, key_part},
     xdp::XdpLevel,
 };
 use flowlog_pipeline::spool::Limits;
@@ -42,6 +43,7 @@ pub(crate) use layers::{Layers, Merged, Setting};
 pub(crate) use marks::Marks;
 use raw::RawInventory;
 pub(crate) use raw::{RawConfig, RawFlowLog, RawSizes};
+use values::{host_name, window};
 
 /// Default window: 10 minutes, as cloud flow logs have it.
 pub(crate) const WINDOW_SECS_DEFAULT: u32 = 600;
@@ -112,6 +114,8 @@ impl Config {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Manage {
     pub places: Places,
+    /// Where the flow logs are; `None`: in a file of this node.
+    pub etcd: Option<EtcdOptions>,
     /// What the hypervisor knows.
     pub sources: Vec<SourceSpec>,
     /// Flow logs by selection.
@@ -173,7 +177,7 @@ impl RawConfig {
                 ));
             }
             // Without one there are no flow logs to manage; the others can be looked at.
-            None if api.socket.is_none() && api.listen.is_none() => return Ok(None),
+            None if api.socket.is_none() && api.listen.is_none() && self.rules.etcd.is_empty() => return Ok(None),
             inventory => inventory.clone().unwrap_or_default(),
         };
         let defaults = &self.flow_log_defaults;
@@ -203,6 +207,7 @@ impl RawConfig {
                 // The static flow logs say so as well.
                 enters_namespaces: self.follow_namespaces || self.flow_logs.iter().any(|log| log.netns.is_some()),
             },
+            etcd: self.rules.check()?,
             sources: sources::check_all(&inventory.sources)?,
             templates: select::templates(&self.flow_logs)?,
             principals: api.principals.clone(),
@@ -408,25 +413,6 @@ impl RawFlowLog {
 #[allow(clippy::disallowed_methods, reason = "here the working directory is asked, and nowhere else")]
 pub(crate) fn whole(path: &std::path::Path) -> std::io::Result<PathBuf> {
     std::path::absolute(path)
-}
-
-fn window(field: &'static str, written: Option<&Written<Secs>>) -> Result<u32, InvalidField> {
-    let Some(Written { is: Secs(secs), text }) = written else { return Ok(WINDOW_SECS_DEFAULT) };
-    // What is more than there are numbers is more than a day.
-    let secs = u32::try_from(*secs).unwrap_or(u32::MAX);
-    window_secs(secs).map_err(|InvalidField { rule, .. }| InvalidField::new(field, text, rule))
-}
-
-/// The host name, made key-safe.
-fn host_name() -> String {
-    let uname = rustix::system::uname();
-    let name = uname.nodename().to_string_lossy();
-    let safe: String = name
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' })
-        .take(flowlog_model::rule::NAME_BYTES_MAX)
-        .collect();
-    if safe.chars().all(|c| c == '.') { "node".to_owned() } else { safe }
 }
 
 #[cfg(test)]

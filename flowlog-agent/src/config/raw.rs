@@ -47,6 +47,9 @@ pub(crate) struct RawConfig {
     pub verdict_marks: BTreeMap<String, String>,
     #[serde(default)]
     pub s3: S3Options,
+    /// Where the flow logs are that customers manage.
+    #[serde(default)]
+    pub rules: RawRules,
     /// What is on this node.
     pub inventory: Option<RawInventory>,
     #[serde(default)]
@@ -108,6 +111,21 @@ pub(crate) struct RawSpool {
     /// Age of the oldest object before windows leave their totals only. `age_secs_max` was its name.
     #[serde(alias = "age_secs_max")]
     pub age_max: Option<Secs>,
+}
+
+/// The table `[rules]` of the file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawRules {
+    /// URLs of etcd's members; without any the flow logs are the node's own.
+    #[serde(default)]
+    pub etcd: Vec<String>,
+    /// See [`super::EtcdOptions`].
+    pub etcd_ca: Option<PathBuf>,
+    pub etcd_certificate: Option<PathBuf>,
+    pub etcd_key: Option<PathBuf>,
+    pub etcd_credentials: Option<PathBuf>,
+    pub etcd_prefix: Option<String>,
 }
 
 /// `[inventory]`. With it, flow logs are managed through the API, which is served then in any case.

@@ -51,6 +51,7 @@ const NAMED_BY: &[Owned] = &[
     ),
     ("sqlx", &[("flowlog-catalog", "gives iceberg's SQL catalog a database")], "as iceberg"),
     ("redb", &[("flowlog-control", "keeps flow logs")], "one store of flow logs, with one owner"),
+    ("etcd-client", &[("flowlog-control", "has the flow logs of a region")], "as redb"),
     (
         "object_store",
         &[("flowlog-pipeline", "delivers"), ("integration", "asks its S3 server what has landed")],
@@ -135,6 +136,7 @@ const LINKS_NOT: &[Forbidden] = &[
             "axum",
             "argon2",
             "redb",
+            "etcd-client",
             "object_store",
             "arrow",
             "parquet",
@@ -143,17 +145,28 @@ const LINKS_NOT: &[Forbidden] = &[
     ),
     (
         "flowlog-host",
-        &["tokio", "jiff", "hyper", "aya", "axum", "argon2", "redb", "object_store", "arrow", "parquet"],
+        &["tokio", "jiff", "hyper", "aya", "axum", "argon2", "redb", "etcd-client", "object_store", "arrow", "parquet"],
         "every layer links it",
     ),
     (
         "flowlog-kernel",
-        &["flowlog-pipeline", "flowlog-control", "hyper", "axum", "argon2", "redb", "object_store", "arrow", "parquet"],
+        &[
+            "flowlog-pipeline",
+            "flowlog-control",
+            "hyper",
+            "axum",
+            "argon2",
+            "redb",
+            "etcd-client",
+            "object_store",
+            "arrow",
+            "parquet",
+        ],
         "the kernel's side knows nothing of what becomes of its records",
     ),
     (
         "flowlog-pipeline",
-        &["flowlog-kernel", "flowlog-control", "aya", "axum", "argon2", "redb"],
+        &["flowlog-kernel", "flowlog-control", "aya", "axum", "argon2", "redb", "etcd-client"],
         "the kernel is behind its port; the simulation runs without one",
     ),
     (

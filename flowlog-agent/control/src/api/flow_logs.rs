@@ -124,7 +124,7 @@ pub(crate) async fn create(
     Body(body): Body<FlowLogBody>,
 ) -> Result<Response, ApiError> {
     let resource = place.resource(&app, &caller)?;
-    let (flow_log, request) = app.control.editor.create(&caller, &resource, complete(body.properties)?)?;
+    let (flow_log, request) = app.control.editor.create(&caller, &resource, complete(body.properties)?).await?;
     Ok(tagged(&flow_log, accepted(&base, &request, Json(on_wire(&app, &base, &flow_log)))))
 }
 
@@ -136,19 +136,19 @@ pub(crate) async fn show(
 }
 
 pub(crate) async fn replace(context: RequestContext, Body(body): Body<FlowLogBody>) -> Result<Response, ApiError> {
-    change(&context, complete(body.properties)?.into())
+    change(&context, complete(body.properties)?.into()).await
 }
 
 /// PATCH: what is absent stays as it is.
 pub(crate) async fn patch(context: RequestContext, Body(patch): Body<Patch>) -> Result<Response, ApiError> {
     ensure_any(&patch)?;
-    change(&context, patch)
+    change(&context, patch).await
 }
 
-fn change(context: &RequestContext, patch: Patch) -> Result<Response, ApiError> {
+async fn change(context: &RequestContext, patch: Patch) -> Result<Response, ApiError> {
     let RequestContext { app, caller, place, base, expected, .. } = context;
     let old = place.flow_log(app, caller)?;
-    let (flow_log, request) = app.control.editor.change(caller, old.id, patch, true, expected)?;
+    let (flow_log, request) = app.control.editor.change(caller, old.id, patch, true, expected).await?;
     Ok(tagged(&flow_log, accepted(base, &request, Json(on_wire(app, base, &flow_log)))))
 }
 
@@ -156,6 +156,6 @@ pub(crate) async fn delete(
     RequestContext { app, caller, place, base, expected, .. }: RequestContext,
 ) -> Result<Response, ApiError> {
     let flow_log = place.flow_log(&app, &caller)?;
-    let request = app.control.editor.delete(&caller, flow_log.id, &expected)?;
+    let request = app.control.editor.delete(&caller, flow_log.id, &expected).await?;
     Ok(accepted(&base, &request, ()))
 }

@@ -22,7 +22,10 @@ use crate::{
         editor::Patch,
         flow_log::{FlowLog, Properties, State},
         request::Request,
-        store::AuditEntry,
+        store::{
+            AuditEntry,
+            export::{Exported, FORMAT, TakenOver},
+        },
         summary::Summary,
     },
     inventory::{Contract, Resource, source::spec::UnownedNic},
@@ -78,7 +81,7 @@ fn accepted(base: &Base, request: &Request) -> Response {
 /// GET of all flow logs.
 pub(crate) async fn list(RequestContext { app, caller, .. }: RequestContext) -> Answer<Vec<Summary>> {
     let all = app.control.reader.flow_logs(&caller, |_| true);
-    Ok(Json(all.into_iter().map(|f| app.control.reader.summary(f)).collect()))
+    Ok(Json(app.control.reader.summaries(all)))
 }
 
 pub(crate) async fn show(RequestContext { app, caller, place, .. }: RequestContext) -> Answer<Summary> {
@@ -91,7 +94,7 @@ pub(crate) async fn add(
     Body(draft): Body<Draft>,
 ) -> Result<Response, ApiError> {
     let resource = app.control.reader.resource(&caller, draft.resource)?;
-    let flow_log = app.control.editor.add(&caller, &resource, draft.properties)?;
+    let flow_log = app.control.editor.add(&caller, &resource, draft.properties).await?;
     Ok((StatusCode::CREATED, Json(app.control.reader.summary(flow_log))).into_response())
 }
 
@@ -107,14 +110,14 @@ pub(crate) async fn change(
     Body(patch): Body<Patch>,
 ) -> Answer<Summary> {
     ensure_any(&patch)?;
-    let (changed, _) = app.control.editor.change(&caller, id(&place)?, patch, false, &expected)?;
+    let (changed, _) = app.control.editor.change(&caller, id(&place)?, patch, false, &expected).await?;
     Ok(Json(app.control.reader.summary(changed)))
 }
 
 pub(crate) async fn delete(
     RequestContext { app, caller, place, base, expected, .. }: RequestContext,
 ) -> Result<Response, ApiError> {
-    Ok(accepted(&base, &app.control.editor.delete(&caller, id(&place)?, &expected)?))
+    Ok(accepted(&base, &app.control.editor.delete(&caller, id(&place)?, &expected).await?))
 }
 
 /// POST: activate the drafts that are selected.
@@ -127,7 +130,7 @@ pub(crate) async fn provision(
         Err(words) => return Err(ApiError::invalid(vec![words])),
     };
     let ids: Vec<FlowLogId> = selection.flow_logs.into_iter().map(FlowLogId).collect();
-    Ok(accepted(&base, &app.control.editor.provision(&caller, &ids, contract.as_ref())?))
+    Ok(accepted(&base, &app.control.editor.provision(&caller, &ids, contract.as_ref()).await?))
 }
 
 /// GET of a request: answers when it is over, or after a while.
@@ -198,6 +201,24 @@ pub struct AuditLog {
 
 /// GET of the audit log.
 pub(crate) async fn audit(RequestContext { app, caller, .. }: RequestContext) -> Answer<AuditLog> {
-    let entries = app.control.reader.audit(&caller, AUDIT_SHOWN)?;
+    let entries = app.control.reader.audit(&caller, AUDIT_SHOWN).await?;
     Ok(Json(AuditLog { path: format!("{NODE}/audit"), entries }))
+}
+
+/// GET of all flow logs, for another store.
+pub(crate) async fn export(RequestContext { app, caller, .. }: RequestContext) -> Answer<Exported> {
+    Ok(Json(Exported { format: FORMAT, flow_logs: app.control.editor.export(&caller)? }))
+}
+
+/// POST of flow logs from another store: all of these, or none.
+pub(crate) async fn import(
+    RequestContext { app, caller, .. }: RequestContext,
+    Body(body): Body<Exported>,
+) -> Answer<TakenOver> {
+    if body.format != FORMAT {
+        let words = format!("[(root).format] format {} is not known, this is format {FORMAT}", body.format);
+        return Err(ApiError::invalid(vec![words]));
+    }
+    let imported = app.control.editor.import(&caller, &body.flow_logs).await?;
+    Ok(Json(TakenOver { imported, already: body.flow_logs.len() - imported }))
 }

@@ -152,6 +152,8 @@ fn ours() -> Vec<Route> {
         ),
         route(Get, at("top"), "The largest flows, talkers and reasons, live", None, (200, None), get(live::top)),
         route(Get, at("audit"), "Who did what", None, (200, None), get(node::audit)),
+        route(Get, at("export"), "All flow logs, for another store", None, (200, None), get(node::export)),
+        route(Post, at("import"), "Take flow logs over from another store", None, (200, None), post(node::import)),
     ]
 }
 
@@ -270,7 +272,7 @@ mod tests {
             assert!(document["paths"][&route.path][method].is_object(), "{method} {}", route.path);
             operations += 1;
         }
-        assert_eq!(operations, 4 * 8 + 7 + 12);
+        assert_eq!(operations, 4 * 8 + 7 + 14);
         let text = document.to_string();
         for name in text.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {
             assert!(document["components"]["schemas"][name].is_object(), "{name}");

@@ -14,7 +14,7 @@ const SHOWN: usize = 200;
 
 /// GET of the last entries.
 pub(super) async fn show(State(console): State<Console>, visitor: Visitor) -> Page {
-    let entries = console.app.control.reader.audit(&visitor.caller, SHOWN)?;
+    let entries = console.app.control.reader.audit(&visitor.caller, SHOWN).await?;
     let is_operator = visitor.caller.contract().is_none();
     let content = html! {
         h1 { "Audit log" }

@@ -63,7 +63,7 @@ pub(super) async fn add(State(console): State<Console>, visitor: Visitor, Id(id)
     let control = &console.app.control;
     let resource = control.reader.resource(&visitor.caller, id)?;
     let values = form::properties(&filled);
-    let added = control.editor.add(&visitor.caller, &resource, values.clone());
+    let added = control.editor.add(&visitor.caller, &resource, values.clone()).await;
     let flow_log = granted(&console, &visitor, (None, id), &values, added)?;
     checked(&console, &visitor, flow_log.id).await
 }
@@ -77,18 +77,18 @@ pub(super) async fn validate(State(console): State<Console>, visitor: Visitor, I
 /// POST of all fields of a draft.
 pub(super) async fn change(State(console): State<Console>, visitor: Visitor, Id(id): Id, filled: Filled) -> Page {
     let id = FlowLogId(id);
-    changed(&console, &visitor, (id, &filled), form::properties(&filled).into())?;
+    changed(&console, &visitor, (id, &filled), form::properties(&filled).into()).await?;
     checked(&console, &visitor, id).await
 }
 
 /// POST of a name.
 pub(super) async fn rename(State(console): State<Console>, visitor: Visitor, Id(id): Id, filled: Filled) -> Page {
     let patch = Patch { name: Some(filled.one("name").trim().to_owned()), ..Patch::default() };
-    let renamed = changed(&console, &visitor, (FlowLogId(id), &filled), patch)?;
+    let renamed = changed(&console, &visitor, (FlowLogId(id), &filled), patch).await?;
     Ok(Redirect::to(&resource::path(&renamed)).into_response())
 }
 
-fn changed(
+async fn changed(
     console: &Console,
     visitor: &Visitor,
     (id, filled): (FlowLogId, &Filled),
@@ -97,7 +97,7 @@ fn changed(
     let control = &console.app.control;
     let old = control.reader.flow_log(&visitor.caller, id)?;
     let values = patch.clone().apply(&old.properties);
-    let result = control.editor.change(&visitor.caller, id, patch, false, &expected(filled));
+    let result = control.editor.change(&visitor.caller, id, patch, false, &expected(filled)).await;
     granted(console, visitor, (Some(id), old.parent.id), &values, result).map(|(flow_log, _)| flow_log)
 }
 
@@ -129,6 +129,6 @@ pub(super) async fn ask_to_delete(State(console): State<Console>, visitor: Visit
 /// POST: delete it.
 pub(super) async fn delete(State(console): State<Console>, visitor: Visitor, Id(id): Id, filled: Filled) -> Page {
     let editor = &console.app.control.editor;
-    let request = editor.delete(&visitor.caller, FlowLogId(id), &expected(&filled))?;
+    let request = editor.delete(&visitor.caller, FlowLogId(id), &expected(&filled)).await?;
     Ok(Redirect::to(&request::path(request.id)).into_response())
 }

@@ -88,6 +88,6 @@ pub(super) async fn begin(State(console): State<Console>, visitor: Visitor, fill
         return Err(ApiError::invalid(vec!["choose at least one draft".to_owned()]).into());
     }
     let ids: Vec<FlowLogId> = ids.into_iter().map(FlowLogId).collect();
-    let request = console.app.control.editor.provision(&visitor.caller, &ids, None)?;
+    let request = console.app.control.editor.provision(&visitor.caller, &ids, None).await?;
     Ok(Redirect::to(&request::path(request.id)).into_response())
 }

@@ -22,7 +22,7 @@ use super::{
     request::{Progress, Request, Work},
     shares::Shares,
     stamp,
-    store::{AuditEntry, Change, FlowLogStore, SharedStore},
+    store::{AuditEntry, Change, FlowLogStore, SharedStore, export},
 };
 use crate::inventory::{Contract, Resource};
 
@@ -127,54 +127,84 @@ pub struct Editor {
     /// For new flow logs.
     settings: watch::Receiver<Settings>,
     work: Arc<Notify>,
+    /// Nothing is changed here.
+    is_elsewhere: bool,
 }
 
 impl Editor {
-    pub(super) fn new(store: SharedStore, settings: watch::Receiver<Settings>, work: Arc<Notify>) -> Self {
-        Self { store, settings, work }
+    pub(super) fn new(
+        store: SharedStore,
+        settings: watch::Receiver<Settings>,
+        work: Arc<Notify>,
+        is_elsewhere: bool,
+    ) -> Self {
+        Self { store, settings, work, is_elsewhere }
+    }
+
+    /// Makes the changes of a plan, where that may be.
+    async fn changed<T>(
+        &self,
+        plan: impl FnMut(&FlowLogStore) -> Result<(T, Vec<Change>), Refused>,
+    ) -> Result<T, Refused> {
+        if self.is_elsewhere {
+            let words =
+                "this node carries out what its region says: change flow logs at the region's API (`flowlog control`)";
+            return Err(Refused::Conflict(words.to_owned()));
+        }
+        self.store.change(plan).await
     }
 
     /// Writes a draft down, right or wrong.
     ///
     /// # Errors
     /// If the caller may not, or there are too many.
-    pub(crate) fn add(&self, caller: &Caller, resource: &Resource, properties: Properties) -> Result<FlowLog, Refused> {
-        let mut store = self.store.lock();
-        let flow_log = self.new_flow_log(&store, caller, resource, properties)?;
-        let changes = vec![Change::Put(Box::new(flow_log.clone())), audit(&stamp(caller), &flow_log, "draft added")];
-        store.commit(changes)?;
-        Ok(flow_log)
+    pub(crate) async fn add(
+        &self,
+        caller: &Caller,
+        resource: &Resource,
+        properties: Properties,
+    ) -> Result<FlowLog, Refused> {
+        let plan = |store: &FlowLogStore| {
+            let flow_log = self.new_flow_log(store, caller, resource, properties.clone())?;
+            let changes =
+                vec![Change::Put(Box::new(flow_log.clone())), audit(&stamp(caller), &flow_log, "draft added")];
+            Ok((flow_log, changes))
+        };
+        self.changed(plan).await
     }
 
     /// Makes a flow log and activates it as soon as all checks have passed.
     ///
     /// # Errors
     /// If the caller may not, a field is wrong, or the resource has a flow log already.
-    pub(crate) fn create(
+    pub(crate) async fn create(
         &self,
         caller: &Caller,
         resource: &Resource,
         properties: Properties,
     ) -> Result<(FlowLog, Request), Refused> {
-        let mut store = self.store.lock();
-        let flow_log = self.new_flow_log(&store, caller, resource, properties)?;
-        flow_log.properties.check().map_err(Refused::Invalid)?;
-        if let Some(other) = store.flow_logs().values().find(|f| f.parent.id == resource.id && f.holds_its_parent()) {
-            return Err(Refused::Conflict(format!(
-                "{} {} has the flow log `{}` ({}) already, and takes one; delete that first",
-                resource.kind,
-                resource.id,
-                other.shown_name(),
-                other.id
-            )));
-        }
-        let request = new_request(&store, caller, &flow_log.contract, Work::Provision(vec![flow_log.id]))?;
-        let what = format!("flow log `{}` created for {} {}", flow_log.properties.name, resource.kind, resource.id);
-        let mut changes = vec![Change::Put(Box::new(flow_log.clone())), audit(&stamp(caller), &flow_log, &what)];
-        changes.extend(request_changes(&store, &request));
-        store.commit(changes)?;
+        let plan = |store: &FlowLogStore| {
+            let flow_log = self.new_flow_log(store, caller, resource, properties.clone())?;
+            flow_log.properties.check().map_err(Refused::Invalid)?;
+            if let Some(other) = store.flow_logs().values().find(|f| f.parent.id == resource.id && f.holds_its_parent())
+            {
+                return Err(Refused::Conflict(format!(
+                    "{} {} has the flow log `{}` ({}) already, and takes one; delete that first",
+                    resource.kind,
+                    resource.id,
+                    other.shown_name(),
+                    other.id
+                )));
+            }
+            let request = new_request(store, caller, &flow_log.contract, Work::Provision(vec![flow_log.id]))?;
+            let what = format!("flow log `{}` created for {} {}", flow_log.properties.name, resource.kind, resource.id);
+            let mut changes = vec![Change::Put(Box::new(flow_log.clone())), audit(&stamp(caller), &flow_log, &what)];
+            changes.extend(request_changes(store, &request));
+            Ok(((flow_log, request), changes))
+        };
+        let made = self.changed(plan).await?;
         self.work.notify_one();
-        Ok((flow_log, request))
+        Ok(made)
     }
 
     fn new_flow_log(
@@ -216,7 +246,7 @@ impl Editor {
     /// # Errors
     /// If the caller may not, a field is wrong or cannot be changed any more, it is another version than `expected`, or something is
     /// being done to it.
-    pub(crate) fn change(
+    pub(crate) async fn change(
         &self,
         caller: &Caller,
         id: FlowLogId,
@@ -224,93 +254,23 @@ impl Editor {
         activate: bool,
         expected: &Expected,
     ) -> Result<(FlowLog, Request), Refused> {
-        let mut store = self.store.lock();
-        let old = visible(&store, caller, id)?.clone();
-        let properties = patch.apply(&old.properties);
-        let only_name = Properties { name: properties.name.clone(), ..old.properties.clone() } == properties;
-        let active = old.state == State::Active;
-        let operation = if only_name && !activate { Operation::Rename } else { Operation::Change };
-        let operation = if only_name && active { Operation::Rename } else { operation };
-        allowed(caller, operation, &old.contract, &format!("flow log {id}"))?;
-        expected.holds(&old)?;
-        if store.is_busy(id) || matches!(old.state, State::Provisioning | State::Deleting) {
-            return Err(Refused::Conflict(format!("flow log {id} is being changed; try again when that is done")));
-        }
-        if active && !only_name {
-            return Err(Refused::Invalid(immutable(&old.properties, &properties)));
-        }
-        let problems = if active || activate { properties.check().err() } else { properties.unkept() };
-        if let Some(problems) = problems {
-            return Err(Refused::Invalid(problems));
-        }
-        let name = &properties.name;
-        let tries = activate && !active;
-        let what = match (properties != old.properties, only_name, tries) {
-            (true, true, _) => Some(format!("renamed from `{}` to `{}`", old.shown_name(), quotable(name))),
-            (true, false, _) => Some("draft changed".to_owned()),
-            (false, _, true) => Some("provisioning asked for".to_owned()),
-            (false, _, false) => None,
-        };
-        let request = {
-            let work = if tries { Work::Provision(vec![id]) } else { Work::Changed(id) };
-            new_request(&store, caller, &old.contract, work)?
-        };
-        let mut changes = request_changes(&store, &request);
-        let mut new = old;
-        if let Some(what) = what {
-            new.properties = properties;
-            touch(&mut new, caller);
-            if !active {
-                new.state = State::Draft;
-                new.problems.clear();
-            }
-            changes.extend([Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, &what)]);
-        }
-        store.commit(changes)?;
+        let plan = |store: &FlowLogStore| planned_change(store, caller, id, patch.clone(), activate, expected);
+        let changed = self.changed(plan).await?;
         self.work.notify_one();
-        Ok((new, request))
+        Ok(changed)
     }
 
     /// Activates drafts, all or none: these, or all of a contract.
     ///
     /// # Errors
     /// If the caller may not, or there is nothing to do.
-    pub(crate) fn provision(
+    pub(crate) async fn provision(
         &self,
         caller: &Caller,
         ids: &[FlowLogId],
         contract: Option<&Contract>,
     ) -> Result<Request, Refused> {
-        let mut store = self.store.lock();
-        let mut flow_logs = Vec::new();
-        for id in ids {
-            flow_logs.push(visible(&store, caller, *id)?.clone());
-        }
-        if let Some(contract) = contract.or(caller.contract()).filter(|_| ids.is_empty()) {
-            let pending = |f: &&FlowLog| f.contract == *contract && matches!(f.state, State::Draft | State::Validated);
-            flow_logs.extend(store.flow_logs().values().filter(pending).cloned());
-            flow_logs.sort_by_key(|f| (f.created.at_secs, f.id));
-        }
-        let Some(contract) = flow_logs.first().map(|f| f.contract.clone()) else {
-            return Err(Refused::Conflict("there are no drafts to provision".to_owned()));
-        };
-        for f in &flow_logs {
-            allowed(caller, Operation::Provision, &f.contract, &format!("flow log {}", f.id))?;
-            if f.contract != contract {
-                return Err(Refused::Conflict(
-                    "flow logs of several contracts are not provisioned together".to_owned(),
-                ));
-            }
-            if store.is_busy(f.id) || !matches!(f.state, State::Draft | State::Validated) {
-                return Err(Refused::Conflict(format!("flow log {} is active or being changed already", f.id)));
-            }
-        }
-        let request =
-            new_request(&store, caller, &contract, Work::Provision(flow_logs.iter().map(|f| f.id).collect()))?;
-        let mut changes: Vec<Change> =
-            flow_logs.iter().map(|f| audit(&stamp(caller), f, "provisioning asked for")).collect();
-        changes.extend(request_changes(&store, &request));
-        store.commit(changes)?;
+        let request = self.changed(|store| planned_provision(store, caller, ids, contract)).await?;
         self.work.notify_one();
         Ok(request)
     }
@@ -319,21 +279,129 @@ impl Editor {
     ///
     /// # Errors
     /// If the caller may not, or it is another version than `expected`.
-    pub(crate) fn delete(&self, caller: &Caller, id: FlowLogId, expected: &Expected) -> Result<Request, Refused> {
-        let mut store = self.store.lock();
-        let flow_log = visible(&store, caller, id)?.clone();
-        allowed(caller, Operation::Delete, &flow_log.contract, &format!("flow log {id}"))?;
-        expected.holds(&flow_log)?;
-        if let Some(request) = store.open_requests().find(|r| r.work == Work::Delete(id)) {
-            return Ok(request.clone());
-        }
-        let request = new_request(&store, caller, &flow_log.contract, Work::Delete(id))?;
-        let mut changes = vec![audit(&stamp(caller), &flow_log, "deletion asked for")];
-        changes.extend(request_changes(&store, &request));
-        store.commit(changes)?;
+    pub(crate) async fn delete(&self, caller: &Caller, id: FlowLogId, expected: &Expected) -> Result<Request, Refused> {
+        let plan = |store: &FlowLogStore| {
+            let flow_log = visible(store, caller, id)?;
+            allowed(caller, Operation::Delete, &flow_log.contract, &format!("flow log {id}"))?;
+            expected.holds(flow_log)?;
+            if let Some(request) = store.open_requests().find(|r| r.work == Work::Delete(id)) {
+                return Ok((request.clone(), Vec::new()));
+            }
+            let request = new_request(store, caller, &flow_log.contract, Work::Delete(id))?;
+            let mut changes = vec![audit(&stamp(caller), flow_log, "deletion asked for")];
+            changes.extend(request_changes(store, &request));
+            Ok((request, changes))
+        };
+        let request = self.changed(plan).await?;
         self.work.notify_one();
         Ok(request)
     }
+
+    /// All flow logs, for another store.
+    ///
+    /// # Errors
+    /// If the caller is not the operator, or one is being changed.
+    pub(crate) fn export(&self, caller: &Caller) -> Result<Vec<FlowLog>, Refused> {
+        export::exported(&self.store.lock(), caller)
+    }
+
+    /// Takes flow logs over from another store, all of these or none; returns how many are new here.
+    ///
+    /// # Errors
+    /// If the caller is not the operator, or one cannot be beside those that are here.
+    pub(crate) async fn import(&self, caller: &Caller, flow_logs: &[FlowLog]) -> Result<usize, Refused> {
+        let taken = self.changed(|store| export::imported(store, caller, flow_logs)).await?;
+        self.work.notify_one();
+        Ok(taken)
+    }
+}
+
+/// A flow log as it is after a change, its request, and what there is to write.
+fn planned_change(
+    store: &FlowLogStore,
+    caller: &Caller,
+    id: FlowLogId,
+    patch: Patch,
+    activate: bool,
+    expected: &Expected,
+) -> Result<((FlowLog, Request), Vec<Change>), Refused> {
+    let old = visible(store, caller, id)?.clone();
+    let properties = patch.apply(&old.properties);
+    let only_name = Properties { name: properties.name.clone(), ..old.properties.clone() } == properties;
+    let active = old.state == State::Active;
+    let operation = if only_name && !activate { Operation::Rename } else { Operation::Change };
+    let operation = if only_name && active { Operation::Rename } else { operation };
+    allowed(caller, operation, &old.contract, &format!("flow log {id}"))?;
+    expected.holds(&old)?;
+    if store.is_busy(id) || matches!(old.state, State::Provisioning | State::Deleting) {
+        return Err(Refused::Conflict(format!("flow log {id} is being changed; try again when that is done")));
+    }
+    if active && !only_name {
+        return Err(Refused::Invalid(immutable(&old.properties, &properties)));
+    }
+    let problems = if active || activate { properties.check().err() } else { properties.unkept() };
+    if let Some(problems) = problems {
+        return Err(Refused::Invalid(problems));
+    }
+    let name = &properties.name;
+    let tries = activate && !active;
+    let what = match (properties != old.properties, only_name, tries) {
+        (true, true, _) => Some(format!("renamed from `{}` to `{}`", old.shown_name(), quotable(name))),
+        (true, false, _) => Some("draft changed".to_owned()),
+        (false, _, true) => Some("provisioning asked for".to_owned()),
+        (false, _, false) => None,
+    };
+    let request = {
+        let work = if tries { Work::Provision(vec![id]) } else { Work::Changed(id) };
+        new_request(store, caller, &old.contract, work)?
+    };
+    let mut changes = request_changes(store, &request);
+    let mut new = old;
+    if let Some(what) = what {
+        new.properties = properties;
+        touch(&mut new, caller);
+        if !active {
+            new.state = State::Draft;
+            new.problems.clear();
+        }
+        changes.extend([Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, &what)]);
+    }
+    Ok(((new, request), changes))
+}
+
+/// The request that activates drafts, and what there is to write.
+fn planned_provision(
+    store: &FlowLogStore,
+    caller: &Caller,
+    ids: &[FlowLogId],
+    contract: Option<&Contract>,
+) -> Result<(Request, Vec<Change>), Refused> {
+    let mut flow_logs = Vec::new();
+    for id in ids {
+        flow_logs.push(visible(store, caller, *id)?.clone());
+    }
+    if let Some(contract) = contract.or(caller.contract()).filter(|_| ids.is_empty()) {
+        let pending = |f: &&FlowLog| f.contract == *contract && matches!(f.state, State::Draft | State::Validated);
+        flow_logs.extend(store.flow_logs().values().filter(pending).cloned());
+        flow_logs.sort_by_key(|f| (f.created.at_secs, f.id));
+    }
+    let Some(contract) = flow_logs.first().map(|f| f.contract.clone()) else {
+        return Err(Refused::Conflict("there are no drafts to provision".to_owned()));
+    };
+    for f in &flow_logs {
+        allowed(caller, Operation::Provision, &f.contract, &format!("flow log {}", f.id))?;
+        if f.contract != contract {
+            return Err(Refused::Conflict("flow logs of several contracts are not provisioned together".to_owned()));
+        }
+        if store.is_busy(f.id) || !matches!(f.state, State::Draft | State::Validated) {
+            return Err(Refused::Conflict(format!("flow log {} is active or being changed already", f.id)));
+        }
+    }
+    let request = new_request(store, caller, &contract, Work::Provision(flow_logs.iter().map(|f| f.id).collect()))?;
+    let mut changes: Vec<Change> =
+        flow_logs.iter().map(|f| audit(&stamp(caller), f, "provisioning asked for")).collect();
+    changes.extend(request_changes(store, &request));
+    Ok((request, changes))
 }
 
 /// What an active flow log cannot change.

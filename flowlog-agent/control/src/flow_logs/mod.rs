@@ -43,13 +43,13 @@ use editor::Editor;
 use flow_log::{Settings, Stamp};
 use flowlog_host::clock;
 use flowlog_model::{
-    CaptureSpec,
+    CaptureSpec, FlowLogId,
     rule::{InvalidField, Location},
     status::{CaptureState, Status},
 };
 use principals::Principals;
 use reader::Reader;
-use store::{FlowLogStore, FlowLogStoreError, SharedStore};
+use store::{FlowLogStoreError, SharedStore};
 use templates::Templates;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use validator::Validator;
@@ -126,7 +126,7 @@ pub(crate) fn join(problems: &[InvalidField]) -> String {
 /// The dependencies of the control plane.
 pub struct Parts {
     /// The flow logs, requests and the audit log.
-    pub store: FlowLogStore,
+    pub store: SharedStore,
     /// The inventory, as of now and later.
     pub inventory: watch::Receiver<Arc<Loaded>>,
     pub principals: watch::Receiver<Arc<Principals>>,
@@ -144,6 +144,21 @@ pub struct Parts {
     pub status: watch::Receiver<Arc<Status>>,
     /// Where live flows come from.
     pub live: Arc<dyn LiveSource>,
+    /// Callers change flow logs elsewhere: here they only read.
+    pub is_elsewhere: bool,
+    /// Who captures, if not the agent of this process.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
+}
+
+/// Who captures what flow logs say, where it is not the agent of this process: a port.
+#[async_trait]
+pub trait Elsewhere: Send + Sync {
+    /// Waits until these are captured that are being provisioned, or cannot be: then why not. One that nobody could capture now is as good as
+    /// captured: whoever can some day will.
+    async fn provisioned(&self, ids: &[FlowLogId]) -> BTreeMap<FlowLogId, InvalidField>;
+
+    /// Waits until the capture of one that is being deleted has ended.
+    async fn ended(&self, id: FlowLogId);
 }
 
 /// What the API calls.
@@ -168,13 +183,14 @@ pub(crate) struct Wanted {
 /// Takes over the store. The worker must run for requests to be carried out.
 #[must_use]
 pub fn control_plane(parts: Parts) -> (Control, Worker) {
-    let Parts { store, inventory, principals, buckets, settings, templates, places_max, orders, status, live } = parts;
-    let store = SharedStore::new(store);
+    let Parts { store, inventory, principals, buckets, settings, templates, places_max, orders, status, live, .. } =
+        parts;
+    let (is_elsewhere, elsewhere) = (parts.is_elsewhere, parts.elsewhere);
     let work = Arc::new(Notify::new());
     let wanted = Wanted { store: store.clone(), inventory: inventory.clone(), templates: templates.clone() };
     let validator = Arc::new(Validator::new(wanted.clone(), buckets, orders.clone(), places_max));
-    let worker = Worker::new(wanted, principals.clone(), validator.clone(), orders, work.clone());
-    let editor = Editor::new(store.clone(), settings, work);
+    let worker = Worker::new(wanted, principals.clone(), validator.clone(), (orders, elsewhere), work.clone());
+    let editor = Editor::new(store.clone(), settings, work, is_elsewhere);
     let reader = Reader::new(store, inventory, templates, principals, status);
     (Control { reader, editor, validator, live }, worker)
 }

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use flowlog_host::clock;
-use flowlog_model::{FlowLogId, status::Status};
+use flowlog_model::{
+    FlowLogId,
+    status::{RuleStatus, Status},
+};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -102,6 +105,25 @@ impl Reader {
         Summary::of(flow_log, &self.status.borrow(), is_there, clock::now().wall.secs())
     }
 
+    /// Sums many up: what is being done is looked through once.
+    #[must_use]
+    pub(crate) fn summaries(&self, flow_logs: Vec<FlowLog>) -> Vec<Summary> {
+        let (loaded, status) = (self.inventory(), self.status());
+        let now_secs = clock::now().wall.secs();
+        let mut captures: BTreeMap<FlowLogId, Vec<RuleStatus>> = BTreeMap::new();
+        for rule in &status.rules {
+            if let Some(id) = rule.rule_id {
+                captures.entry(id).or_default().push(rule.clone());
+            }
+        }
+        let sum_up = |f: FlowLog| {
+            let is_there = f.has_its_parent(&loaded.inventory);
+            let captures = captures.remove(&f.id).unwrap_or_default();
+            Summary::with(f, captures, is_there, now_secs)
+        };
+        flow_logs.into_iter().map(sum_up).collect()
+    }
+
     /// What there is to say about a request now.
     #[must_use]
     pub(crate) fn message(&self, request: &Request) -> String {
@@ -178,12 +200,12 @@ impl Reader {
     ///
     /// # Errors
     /// [`Refused::Forbidden`].
-    pub(crate) fn audit(&self, caller: &Caller, most: usize) -> Result<Vec<AuditEntry>, Refused> {
+    pub(crate) async fn audit(&self, caller: &Caller, most: usize) -> Result<Vec<AuditEntry>, Refused> {
         let contract = caller.contract();
         if let Some(contract) = contract {
             allowed(caller, Operation::Audit, contract, "the audit log")?;
         }
-        Ok(self.store.lock().audit(most, contract)?)
+        Ok(self.store.audit(most, contract).await?)
     }
 }
 

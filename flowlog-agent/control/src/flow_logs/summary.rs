@@ -55,6 +55,12 @@ impl Summary {
 
     /// Sums a flow log up, as it is doing at this time. `is_there`: the inventory has its parent.
     #[must_use]
+    pub(crate) fn with(flow_log: FlowLog, captures: Vec<RuleStatus>, is_there: bool, now_secs: i64) -> Self {
+        summarise(flow_log, captures, is_there, now_secs)
+    }
+
+    /// As [`with`](Self::with), of a status with the captures of all.
+    #[must_use]
     pub(crate) fn of(flow_log: FlowLog, status: &Status, is_there: bool, now_secs: i64) -> Self {
         let captures = status.rules.iter().filter(|r| r.rule_id == Some(flow_log.id)).cloned().collect();
         summarise(flow_log, captures, is_there, now_secs)
@@ -88,6 +94,14 @@ fn summarise(flow_log: FlowLog, captures: Vec<RuleStatus>, is_there: bool, now_s
 /// What is not as it should be with one interface.
 fn complaints(c: &RuleStatus) -> Vec<(Mark, String)> {
     let mut all = Vec::new();
+    if !c.also_on.is_empty() {
+        let node = c.node.as_deref().unwrap_or_default();
+        let words = format!(
+            "its NIC is on node {node}, and on {} as well: each captures what passes there",
+            c.also_on.join(" and ")
+        );
+        all.push((Mark::Yellow, words));
+    }
     match &c.capture {
         CaptureState::Attached { .. } => {}
         CaptureState::Waiting { why } => all.push((Mark::Yellow, why.clone())),

@@ -76,23 +76,24 @@ impl Validator {
         }
         let found = self.problems(caller, std::slice::from_ref(&flow_log)).await;
         let problems: Vec<InvalidField> = found.into_iter().flatten().collect();
-        let mut store = self.store.lock();
-        // It may have changed meanwhile.
-        let now = visible(&store, caller, id)?;
-        if now.version != flow_log.version || store.is_busy(id) {
-            return Err(Refused::Conflict(format!("flow log {id} was changed meanwhile; validate it again")));
-        }
-        let old = now.clone();
-        let mut new = now.clone();
-        new.state = if problems.is_empty() { State::Validated } else { State::Draft };
-        new.problems = problems;
-        if new == old {
-            return Ok(new);
-        }
-        touch(&mut new, caller);
-        let what = if new.problems.is_empty() { "validated: all checks passed" } else { "validated: not ready" };
-        store.commit(vec![Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, what)])?;
-        Ok(new)
+        let plan = |store: &FlowLogStore| {
+            // It may have changed meanwhile.
+            let old = visible(store, caller, id)?;
+            if old.version != flow_log.version || store.is_busy(id) {
+                return Err(Refused::Conflict(format!("flow log {id} was changed meanwhile; validate it again")));
+            }
+            let mut new = old.clone();
+            new.state = if problems.is_empty() { State::Validated } else { State::Draft };
+            new.problems.clone_from(&problems);
+            if new == *old {
+                return Ok((new, Vec::new()));
+            }
+            touch(&mut new, caller);
+            let what = if new.problems.is_empty() { "validated: all checks passed" } else { "validated: not ready" };
+            let changes = vec![Change::Put(Box::new(new.clone())), audit(&stamp(caller), &new, what)];
+            Ok((new, changes))
+        };
+        self.store.change(plan).await
     }
 
     /// Everything that is wrong with flow logs that are to be activated together, for each of them. What one of them takes, the next

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    CaptureOrder, Wanted,
+    CaptureOrder, Elsewhere, Wanted,
     access::Caller,
     captures,
     editor::audit,
@@ -28,7 +28,7 @@ use super::{
     join,
     principals::Principals,
     request::{Ended, Progress, Request, Work},
-    store::{Change, FlowLogStoreError, SharedStore},
+    store::{Change, FlowLogStore, FlowLogStoreError, SharedStore},
     templates::{self, Templates},
     validator::Validator,
 };
@@ -51,6 +51,8 @@ pub struct Worker {
     said: std::sync::Mutex<BTreeSet<String>>,
     /// The way to the agent.
     orders: mpsc::Sender<CaptureOrder>,
+    /// Who captures instead of it.
+    elsewhere: Option<Arc<dyn Elsewhere>>,
     /// One order at a time; what the last one called active flow logs.
     ordering: Mutex<BTreeMap<FlowLogId, String>>,
     /// There is something to do.
@@ -62,23 +64,39 @@ impl Worker {
         wanted: Wanted,
         principals: watch::Receiver<Arc<Principals>>,
         validator: Arc<Validator>,
-        orders: mpsc::Sender<CaptureOrder>,
+        (orders, elsewhere): (mpsc::Sender<CaptureOrder>, Option<Arc<dyn Elsewhere>>),
         work: Arc<Notify>,
     ) -> Self {
         let Wanted { store, inventory, templates } = wanted;
         let (said, ordering) = Default::default();
-        Self { store, inventory, templates, principals, validator, said, orders, ordering, work }
+        Self { store, inventory, templates, principals, validator, said, orders, elsewhere, ordering, work }
     }
 
+    /// For ever.
     pub async fn run(self) {
-        let worker = Arc::new(self);
+        Arc::new(self).carry_out_for_ever().await;
+    }
+
+    pub(crate) fn store(&self) -> &SharedStore {
+        &self.store
+    }
+
+    pub(crate) fn templates(&self) -> watch::Receiver<Arc<Templates>> {
+        self.templates.clone()
+    }
+
+    /// As [`run`](Self::run); what is under way ends with the future.
+    pub(crate) async fn carry_out_for_ever(self: &Arc<Self>) {
+        let worker = self;
         let mut busy = BTreeSet::new();
         let mut tasks = JoinSet::new();
         let mut inventory = worker.inventory.clone();
         let mut templates = worker.templates.clone();
+        let mut changes = worker.store.lock().changes();
         // The inventory may have changed while no agent ran: the first round compares the store with it.
         inventory.mark_changed();
         loop {
+            changes.mark_unchanged();
             for request in worker.waiting(&busy) {
                 busy.insert(request.contract.clone());
                 let worker = worker.clone();
@@ -86,6 +104,8 @@ impl Worker {
             }
             tokio::select! {
                 () = worker.work.notified() => worker.follow_names().await,
+                // Another server may have taken a request.
+                Ok(()) = changes.changed(), if worker.elsewhere.is_some() => {}
                 Ok(()) = inventory.changed() => worker.follow_inventory().await,
                 Ok(()) = templates.changed() => drop(worker.order().await),
                 Some(ended) = tasks.join_next() => match ended {
@@ -107,7 +127,9 @@ impl Worker {
             let result = match &request.work {
                 Work::Provision(_) => self.carry_out_provision(&request).await,
                 Work::Delete(id) => self.carry_out_delete(&request, *id).await,
-                Work::Changed(_) => self.rewrite(&request, &[], Some((Progress::Done, DONE.to_owned())), |_| None),
+                Work::Changed(_) => {
+                    self.rewrite(&request, &[], Some((Progress::Done, DONE.to_owned())), |_| None).await
+                }
             };
             match result {
                 Ok(()) => return request.contract,
@@ -131,39 +153,43 @@ impl Worker {
         next.into_values().cloned().collect()
     }
 
-    fn running(&self, request: &Request) -> Result<(), FlowLogStoreError> {
+    async fn running(&self, request: &Request) -> Result<(), FlowLogStoreError> {
         let running = Request { progress: Progress::Running, ..request.clone() };
-        self.store.lock().commit(vec![Change::Request(Box::new(running))])
+        self.store.write(|_| vec![Change::Request(Box::new(running.clone()))]).await
     }
 
     /// Changes flow logs as they are now, all in one transaction, which ends the request if it says how.
-    fn rewrite(
+    async fn rewrite(
         &self,
         request: &Request,
         ids: &[FlowLogId],
         end: Option<(Progress, String)>,
         mut change: impl FnMut(&mut FlowLog) -> Option<&'static str>,
     ) -> Result<(), FlowLogStoreError> {
-        let mut store = self.store.lock();
-        let mut changes = Vec::new();
-        let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
-        for old in ids.iter().filter_map(|id| store.flow_logs().get(id)) {
-            let mut flow_log = old.clone();
-            let what = change(&mut flow_log);
-            flow_log.version += u64::from(flow_log != *old);
-            if let Some(what) = what {
-                changes.push(audit(&by, &flow_log, what));
+        let plan = |store: &FlowLogStore| {
+            let mut changes = Vec::new();
+            let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
+            for old in ids.iter().filter_map(|id| store.flow_logs().get(id)) {
+                let mut flow_log = old.clone();
+                let what = change(&mut flow_log);
+                flow_log.version += u64::from(flow_log != *old);
+                if let Some(what) = what {
+                    changes.push(audit(&by, &flow_log, what));
+                }
+                if flow_log != *old {
+                    changes.push(Change::Put(Box::new(flow_log)));
+                }
             }
-            changes.push(Change::Put(Box::new(flow_log)));
-        }
-        if let Some((progress, message)) = end {
-            changes.push(Change::Request(Box::new(Request { progress, message, ..request.clone() })));
-        }
-        store.commit(changes)
+            if let Some((progress, message)) = end.clone() {
+                changes.push(Change::Request(Box::new(Request { progress, message, ..request.clone() })));
+            }
+            changes
+        };
+        self.store.write(plan).await
     }
 
     async fn carry_out_provision(&self, request: &Request) -> Result<(), FlowLogStoreError> {
-        self.running(request)?;
+        self.running(request).await?;
         let named: Vec<FlowLog> = {
             let store = self.store.lock();
             request.work.flow_logs().iter().filter_map(|id| store.flow_logs().get(id).cloned()).collect()
@@ -181,21 +207,18 @@ impl Worker {
         self.rewrite(request, &validated, None, |f| {
             f.state = State::Validated;
             None
-        })?;
+        })
+        .await?;
         self.rewrite(request, &ids, None, |f| {
             f.state = State::Provisioning;
             f.key_name = f.properties.name.parse().ok();
             f.problems.clear();
             None
-        })?;
+        })
+        .await?;
         fault::point("rules_provisioning");
-        let states = self.order().await;
+        let troubles = self.captured(&ids).await;
         fault::point("rules_ordered");
-        let troubles: BTreeMap<FlowLogId, InvalidField> = {
-            let store = self.store.lock();
-            let batch = ids.iter().filter_map(|id| store.flow_logs().get(id));
-            batch.filter_map(|f| Some((f.id, f.trouble(&states)?))).collect()
-        };
         if !troubles.is_empty() {
             return self.undo(request, &ids, &troubles).await;
         }
@@ -203,6 +226,18 @@ impl Worker {
             f.state = State::Active;
             Some("active")
         })
+        .await
+    }
+
+    /// Has these captured; what cannot be, and why.
+    async fn captured(&self, ids: &[FlowLogId]) -> BTreeMap<FlowLogId, InvalidField> {
+        if let Some(elsewhere) = &self.elsewhere {
+            return elsewhere.provisioned(ids).await;
+        }
+        let states = self.order().await;
+        let store = self.store.lock();
+        let batch = ids.iter().filter_map(|id| store.flow_logs().get(id));
+        batch.filter_map(|f| Some((f.id, f.trouble(&states)?))).collect()
     }
 
     /// Checks flow logs before anything is captured; `false`: something is wrong, and has been written down.
@@ -214,7 +249,7 @@ impl Worker {
         };
         let Some(caller) = caller else {
             let message = format!("`{}`, who asked for this, is not known any more", request.asked.by);
-            self.rewrite(request, &[], Some((Progress::Failed, message)), |_| None)?;
+            self.rewrite(request, &[], Some((Progress::Failed, message)), |_| None).await?;
             return Ok(false);
         };
         let checked = self.validator.problems(&caller, pending).await;
@@ -230,7 +265,8 @@ impl Worker {
             f.problems = found.get(&f.id).cloned().unwrap_or_default();
             f.state = if f.problems.is_empty() { State::Validated } else { State::Draft };
             Some("provisioning refused")
-        })?;
+        })
+        .await?;
         Ok(false)
     }
 
@@ -246,42 +282,52 @@ impl Worker {
             f.key_name = None;
             f.problems = troubles.get(&f.id).cloned().into_iter().collect();
             Some("provisioning undone")
-        })?;
+        })
+        .await?;
         fault::point("rules_undone");
         self.order().await;
         let problems: Vec<InvalidField> = troubles.values().cloned().collect();
-        self.rewrite(request, &[], Some((Progress::Failed, join(&problems))), |_| None)
+        self.rewrite(request, &[], Some((Progress::Failed, join(&problems))), |_| None).await
     }
 
     async fn carry_out_delete(&self, request: &Request, id: FlowLogId) -> Result<(), FlowLogStoreError> {
-        self.running(request)?;
-        let state = self.store.lock().flow_logs().get(&id).map(|f| f.state);
-        if matches!(state, Some(State::Active | State::Deleting)) {
+        self.running(request).await?;
+        let before = self.store.lock().flow_logs().get(&id).cloned();
+        if before.as_ref().is_some_and(|f| matches!(f.state, State::Active | State::Deleting)) {
             self.rewrite(request, &[id], None, |f| {
                 f.state = State::Deleting;
                 None
-            })?;
+            })
+            .await?;
             fault::point("rules_deleting");
-            self.order().await;
+            match &self.elsewhere {
+                Some(elsewhere) => elsewhere.ended(id).await,
+                None => drop(self.order().await),
+            }
             fault::point("rules_ended");
         }
         let loaded = self.inventory.borrow().clone();
-        let mut store = self.store.lock();
-        let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
-        let mut done = Request { progress: Progress::Done, message: DONE.to_owned(), ..request.clone() };
-        if let Some(flow_log) = store.flow_logs().get(&id).filter(|f| f.state == State::Deleting) {
-            done.ended = captures::captures_of(flow_log, &loaded.inventory).iter().map(Ended::of).collect();
-        }
-        let mut changes = vec![Change::Request(Box::new(done))];
-        if let Some(flow_log) = store.flow_logs().get(&id) {
-            changes.push(audit(&by, flow_log, "deleted"));
-            changes.push(Change::Remove(id));
-        }
-        store.commit(changes)
+        let plan = |store: &FlowLogStore| {
+            let by = Stamp { at_secs: clock::now().wall.secs(), ..request.asked.clone() };
+            let mut done = Request { progress: Progress::Done, message: DONE.to_owned(), ..request.clone() };
+            let was_captured = |f: &&FlowLog| matches!(f.state, State::Active | State::Deleting);
+            if let Some(flow_log) = before.as_ref().filter(was_captured) {
+                done.ended = captures::captures_of(flow_log, &loaded.inventory).iter().map(Ended::of).collect();
+            }
+            let mut changes = vec![Change::Request(Box::new(done))];
+            // Whoever has ended it may have removed it.
+            changes.extend(before.as_ref().map(|flow_log| audit(&by, flow_log, "deleted")));
+            changes.extend(store.flow_logs().get(&id).map(|_| Change::Remove(id)));
+            changes
+        };
+        self.store.write(plan).await
     }
 
     /// Makes the agent capture what store and inventory say; returns how every capture is doing.
-    async fn order(&self) -> BTreeMap<String, CaptureState> {
+    pub(crate) async fn order(&self) -> BTreeMap<String, CaptureState> {
+        if self.elsewhere.is_some() {
+            return BTreeMap::new();
+        }
         let mut called = self.ordering.lock().await;
         loop {
             let loaded = self.inventory.borrow().clone();
@@ -296,7 +342,7 @@ impl Worker {
             let (done, answer) = oneshot::channel();
             let sent = self.orders.send(CaptureOrder { captures, is_trial: false, done }).await;
             match answer.await {
-                Ok(Ok(_)) if self.is_renamed(&called) => continue,
+                Ok(Ok(_)) if self.is_behind(&called) => continue,
                 Ok(Ok(states)) => return states,
                 Ok(Err(words)) => tracing::warn!(words, "will order again"),
                 Err(_) if sent.is_err() => tracing::debug!("the agent is ending"),
@@ -321,31 +367,32 @@ impl Worker {
         capturing.map(|f| (f.id, f.properties.name.clone())).collect()
     }
 
-    /// A name may have changed: the agent says in its status what flow logs are called now.
+    /// A name may have changed, or a flow log may have come from another store: the agent says in its status what flow logs are called now.
     async fn follow_names(&self) {
         // An order that is under way looks at the names again before it is over.
-        if self.ordering.try_lock().is_ok_and(|called| self.is_renamed(&called)) {
+        if self.ordering.try_lock().is_ok_and(|called| self.is_behind(&called)) {
             self.order().await;
         }
     }
 
-    fn is_renamed(&self, called: &BTreeMap<FlowLogId, String>) -> bool {
-        self.names().iter().any(|(id, name)| called.get(id).is_some_and(|before| before != name))
+    /// Whether there are names that the last order did not have.
+    fn is_behind(&self, called: &BTreeMap<FlowLogId, String>) -> bool {
+        self.names().iter().any(|(id, name)| called.get(id) != Some(name))
     }
 
-    fn remember_interfaces(&self, inventory: &Inventory) {
-        let mut store = self.store.lock();
-        let mut changes = Vec::new();
-        for flow_log in store.flow_logs().values() {
-            let (interfaces, _) = captures::interfaces(flow_log, inventory);
-            let absent = interfaces.iter().all(|i| i.selector == Selector::absent());
-            if !absent && interfaces != flow_log.interfaces {
-                changes.push(Change::Put(Box::new(FlowLog { interfaces, ..flow_log.clone() })));
+    async fn remember_interfaces(&self, inventory: &Inventory) {
+        let plan = |store: &FlowLogStore| {
+            let mut changes = Vec::new();
+            for flow_log in store.flow_logs().values() {
+                let (interfaces, _) = captures::interfaces(flow_log, inventory);
+                let absent = interfaces.iter().all(|i| i.selector == Selector::absent());
+                if !absent && interfaces != flow_log.interfaces {
+                    changes.push(Change::Put(Box::new(FlowLog { interfaces, ..flow_log.clone() })));
+                }
             }
-        }
-        if !changes.is_empty()
-            && let Err(error) = store.commit(changes)
-        {
+            changes
+        };
+        if let Err(error) = self.store.write(plan).await {
             tracing::error!(%error, "cannot remember interfaces");
         }
     }
@@ -354,7 +401,10 @@ impl Worker {
     async fn follow_inventory(&self) {
         let loaded = self.inventory.borrow().clone();
         loaded.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
-        self.remember_interfaces(&loaded.inventory);
+        // Elsewhere they are another node's tomorrow.
+        if self.elsewhere.is_none() {
+            self.remember_interfaces(&loaded.inventory).await;
+        }
         self.order().await;
     }
 }

@@ -1,5 +1,6 @@
 //! Figures for Prometheus, and whether the agent is well: on an address of their own, for machines of this node.
 //!
+//! * [`region`]: those of a region's server;
 //! * [`seats`]: who has a connection;
 //! * [`text`]: figures, as they are written down; [`classic`]: the same in the older form;
 //! * this file: where they are served, and from whom they come.
@@ -7,6 +8,7 @@
 //! Nobody is asked who they are, and names of customers' flow logs are in it: so it is a loopback address or a socket, never more.
 
 mod classic;
+mod region;
 mod seats;
 mod text;
 
@@ -43,7 +45,10 @@ use tokio::{
 };
 use tower::ServiceExt as _;
 
-use crate::serve::{CONNECTION_MAX, HEAD_TIMEOUT, ServeError, refused};
+use crate::{
+    fleet::region::RegionFigures,
+    serve::{CONNECTION_MAX, HEAD_TIMEOUT, ServeError, refused},
+};
 
 /// Figures in the form that collectors of text files read.
 #[must_use]
@@ -141,20 +146,32 @@ impl MetricsListener {
             .route("/healthz", get(healthy))
             .route("/readyz", get(ready))
             .with_state(source);
+        self.serve(&router).await
+    }
+
+    /// As [`run`](Self::run), of a region's server.
+    ///
+    /// # Errors
+    /// If the runtime takes no more descriptors.
+    pub async fn run_of_region(self, counted: Arc<dyn Fn() -> RegionFigures + Send + Sync>) -> io::Result<()> {
+        self.serve(&region::router(counted)).await
+    }
+
+    async fn serve(self, router: &Router) -> io::Result<()> {
         let seats = Seats::default();
         match self {
             Self::Address(listener) => {
                 let listener = TcpListener::from_std(listener)?;
                 loop {
                     let accepted = listener.accept().await.map(|(stream, _)| stream);
-                    accept(accepted, &router, &seats).await;
+                    accept(accepted, router, &seats).await;
                 }
             }
             Self::Socket(listener) => {
                 let listener = UnixListener::from_std(listener)?;
                 loop {
                     let accepted = listener.accept().await.map(|(stream, _)| stream);
-                    accept(accepted, &router, &seats).await;
+                    accept(accepted, router, &seats).await;
                 }
             }
         }

@@ -1,0 +1,243 @@
+//! A node of a fleet: it carries out what the region's flow logs say of its own resources.
+//!
+//! While etcd is away everything goes on with what was known last, which is on disk. What differs then is ordered once: an order is all that
+//! is to be captured, and the agent changes what is not so yet.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use flowlog_model::{
+    FlowLogId,
+    status::{CaptureState, Status},
+};
+use tokio::sync::{Notify, watch};
+
+use super::{
+    mirror::{Mirror, Writing},
+    publisher::Publisher,
+};
+use crate::{
+    etcd::{
+        EtcdHealth, EtcdOptions,
+        connection::Etcd,
+        feed::{Fed, Feed, KeyChange, News, Position},
+        keys::{self, RuleKey},
+    },
+    flow_logs::{
+        Control, Parts, captures, control_plane,
+        flow_log::{FlowLog, State},
+        store::{Change, FlowLogStore, FlowLogStoreError, SharedStore, etcd::Writer, of_file},
+        worker::Worker,
+    },
+    inventory::{Inventory, load::Loaded},
+};
+
+/// What a node has of its region, opened before anything is captured.
+pub struct FleetNode {
+    etcd: Arc<Etcd>,
+    node: String,
+    mirror: Mirror,
+    told: watch::Sender<i64>,
+}
+
+/// Opens what is known of the region's flow logs: those of the inventory are in the store.
+///
+/// # Errors
+/// If the file in the state directory cannot be used.
+pub fn open(
+    options: EtcdOptions,
+    node: &str,
+    state_dir: &Path,
+    inventory: &Inventory,
+) -> Result<(FlowLogStore, FleetNode), FlowLogStoreError> {
+    let etcd = Etcd::new(options);
+    let mirror = Mirror::open(state_dir)?;
+    if mirror.position()?.is_none() {
+        // A node that joins its region captures what it captured by itself until it has heard of the region.
+        mirror.seed(&of_file(state_dir)?)?;
+    }
+    let (told, heard) = watch::channel(0);
+    let writer = Writer { name: format!("node-{node}"), plans_contracts: false };
+    let mut store = FlowLogStore::in_etcd(&etcd, writer, heard);
+    hold(&mirror, inventory, &mut store)?;
+    let known = mirror.len()?;
+    tracing::info!(known, own = store.flow_logs().len(), "flow logs of the region, as they were known last");
+    Ok((store, FleetNode { etcd, node: node.to_owned(), mirror, told }))
+}
+
+/// Has the store hold what is known of the inventory's resources; whether that is anything else than before.
+fn hold(mirror: &Mirror, inventory: &Inventory, store: &mut FlowLogStore) -> Result<bool, FlowLogStoreError> {
+    let own = mirror.of(inventory.resources.keys().copied())?;
+    Ok(store.hold(own.into_values().map(|known| (known.flow_log, known.revision)).collect()))
+}
+
+/// The node's control plane: what callers see, and who carries out what the region says.
+#[must_use]
+pub fn plane(parts: Parts, fleet: FleetNode) -> (Control, NodeWorker) {
+    let (inventory, status) = (parts.inventory.clone(), parts.status.clone());
+    let (control, worker) = control_plane(Parts { is_elsewhere: true, ..parts });
+    (control, NodeWorker { worker: Arc::new(worker), fleet, inventory, status, changed: Arc::default() })
+}
+
+/// See the module's head.
+pub struct NodeWorker {
+    worker: Arc<Worker>,
+    fleet: FleetNode,
+    inventory: watch::Receiver<Arc<Loaded>>,
+    status: watch::Receiver<Arc<Status>>,
+    /// The store holds something else.
+    changed: Arc<Notify>,
+}
+
+impl NodeWorker {
+    /// How etcd is doing, now and later.
+    #[must_use]
+    pub fn health(&self) -> watch::Receiver<EtcdHealth> {
+        self.fleet.etcd.health()
+    }
+
+    /// For ever.
+    pub async fn run(self) {
+        let FleetNode { etcd, node, mirror, told } = self.fleet;
+        let position = mirror.position().unwrap_or_default();
+        let feed = Feed::new(etcd.clone(), keys::FLOW_LOGS, position);
+        let keeper = Keeper {
+            writing: Writing::new(mirror.clone()),
+            mirror: mirror.clone(),
+            store: self.worker.store().clone(),
+            inventory: self.inventory.clone(),
+            changed: self.changed.clone(),
+            told,
+        };
+        let publisher = Publisher { etcd, node, inventory: self.inventory.clone(), status: self.status };
+        let carrying = Carrying { worker: self.worker, mirror, inventory: self.inventory, changed: self.changed };
+        // Each on a task of its own: none waits for another.
+        let feeding = tokio::spawn(feed.run(keeper));
+        let publishing = tokio::spawn(publisher.run());
+        carrying.run().await;
+        feeding.abort();
+        publishing.abort();
+    }
+}
+
+/// Takes what the feed says over: onto the disk, and what concerns this node into memory.
+struct Keeper {
+    writing: Writing,
+    mirror: Mirror,
+    store: SharedStore,
+    inventory: watch::Receiver<Arc<Loaded>>,
+    changed: Arc<Notify>,
+    told: watch::Sender<i64>,
+}
+
+impl Fed for Keeper {
+    fn take(&mut self, news: News) -> Result<(), String> {
+        let loaded = self.inventory.borrow().clone();
+        let is_own = |name: &str| match RuleKey::of(name) {
+            Some(RuleKey::FlowLog { parent, .. }) => loaded.inventory.resources.contains_key(&parent),
+            _ => false,
+        };
+        let (concerns_us, at) = match &news {
+            News::Begin(_) | News::Page(_) => (false, None),
+            News::End(Position { revision, .. }) => (true, Some(*revision)),
+            News::Changes(changes, Position { revision, .. }) => {
+                let names = changes.iter().map(|change| match change {
+                    KeyChange::Put(entry) => &entry.name,
+                    KeyChange::Delete(name) => name,
+                });
+                (names.into_iter().any(|name| is_own(name)), Some(*revision))
+            }
+        };
+        self.writing.take(news).map_err(|e| e.to_string())?;
+        if concerns_us {
+            let held = hold(&self.mirror, &loaded.inventory, &mut self.store.lock());
+            if held.map_err(|e| e.to_string())? {
+                self.changed.notify_one();
+            }
+        }
+        if let Some(revision) = at {
+            self.told.send_replace(revision);
+        }
+        Ok(())
+    }
+}
+
+/// Carries out what the store says.
+struct Carrying {
+    worker: Arc<Worker>,
+    mirror: Mirror,
+    inventory: watch::Receiver<Arc<Loaded>>,
+    changed: Arc<Notify>,
+}
+
+impl Carrying {
+    async fn run(mut self) {
+        let mut templates = self.worker.templates();
+        // The inventory may have changed while no agent ran.
+        self.inventory.mark_changed();
+        loop {
+            tokio::select! {
+                () = self.changed.notified() => {}
+                Ok(()) = self.inventory.changed() => self.follow_inventory(),
+                Ok(()) = templates.changed() => {}
+            }
+            let states = self.worker.order().await;
+            self.drive(&states).await;
+        }
+    }
+
+    /// Other resources have other flow logs.
+    fn follow_inventory(&self) {
+        let loaded = self.inventory.borrow().clone();
+        loaded.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
+        if let Err(error) = hold(&self.mirror, &loaded.inventory, &mut self.worker.store().lock()) {
+            tracing::error!(%error, "flow logs of what is new on this node are not known");
+        }
+    }
+
+    /// Says in etcd what has been carried out: what was to be provisioned is active or cannot be, what was to be deleted is gone.
+    async fn drive(&self, states: &BTreeMap<String, CaptureState>) {
+        let store = self.worker.store();
+        let moving = |f: &&FlowLog| match f.state {
+            State::Provisioning => f.problems.is_empty(),
+            State::Deleting => true,
+            State::Draft | State::Validated | State::Active => false,
+        };
+        let ids: Vec<FlowLogId> = store.lock().flow_logs().values().filter(moving).map(|f| f.id).collect();
+        let loaded = self.inventory.borrow().clone();
+        for id in ids {
+            let plan = |known: &FlowLogStore| {
+                let carried = known.flow_logs().get(&id).filter(moving);
+                carried.map(|f| carried_out(f, &loaded.inventory, states)).into_iter().collect()
+            };
+            match store.write(plan).await {
+                Ok(()) => {}
+                // It is in the store still, and is said again when etcd has said anything.
+                Err(error) => {
+                    tracing::warn!(%error, flow_log = %id, "what was carried out is not in etcd yet; will try again");
+                    let changed = self.changed.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(AGAIN).await;
+                        changed.notify_one();
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Pause before it is tried again.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
+
+fn carried_out(flow_log: &FlowLog, inventory: &Inventory, states: &BTreeMap<String, CaptureState>) -> Change {
+    if flow_log.state == State::Deleting {
+        return Change::Remove(flow_log.id);
+    }
+    // Its interfaces are those that this node has.
+    let (interfaces, _) = captures::interfaces(flow_log, inventory);
+    let mut next = FlowLog { interfaces, version: flow_log.version + 1, ..flow_log.clone() };
+    match next.trouble(states) {
+        Some(problem) => next.problems = vec![problem],
+        None => next.state = State::Active,
+    }
+    Change::Put(Box::new(next))
+}

@@ -1,0 +1,102 @@
+//! Flow logs on their way from one store to another: from a node's file to a region's etcd, or back.
+//!
+//! They keep their ids, states and versions, so that object keys and etags stay what they were. Requests and the audit log stay where they
+//! are: the one are over, the other is a record of that store.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Change, FlowLogStore};
+use crate::flow_logs::{
+    Refused,
+    access::Caller,
+    editor::audit,
+    flow_log::{FlowLog, State},
+    stamp,
+};
+
+/// Form of [`Exported`].
+pub const FORMAT: u32 = 1;
+
+/// All flow logs of a store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exported {
+    /// [`FORMAT`].
+    pub format: u32,
+    pub flow_logs: Vec<FlowLog>,
+}
+
+/// What a store has taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenOver {
+    /// Flow logs that are new here.
+    pub imported: usize,
+    /// Those that were here already, as they are there.
+    pub already: usize,
+}
+
+fn only_operator(caller: &Caller) -> Result<(), Refused> {
+    match caller {
+        Caller::Operator => Ok(()),
+        Caller::Principal(_) => Err(Refused::Forbidden("only the operator may move flow logs".to_owned())),
+    }
+}
+
+/// All of them, the oldest first.
+///
+/// # Errors
+/// If the caller is not the operator, or something is being done to one: it would be done twice.
+pub(crate) fn exported(store: &FlowLogStore, caller: &Caller) -> Result<Vec<FlowLog>, Refused> {
+    only_operator(caller)?;
+    let moving = |f: &&FlowLog| matches!(f.state, State::Provisioning | State::Deleting);
+    let busy = store.open_requests().count() + store.flow_logs().values().filter(moving).count();
+    if busy > 0 {
+        return Err(Refused::Conflict(format!(
+            "{busy} requests or flow logs are under way; try again when they are over"
+        )));
+    }
+    let mut all: Vec<FlowLog> = store.flow_logs().values().cloned().collect();
+    all.sort_by_key(|f| (f.created.at_secs, f.id));
+    Ok(all)
+}
+
+/// How many of these are new, and what there is to write.
+///
+/// # Errors
+/// If the caller is not the operator, or one cannot be beside those that are here.
+pub(crate) fn imported(
+    store: &FlowLogStore,
+    caller: &Caller,
+    flow_logs: &[FlowLog],
+) -> Result<(usize, Vec<Change>), Refused> {
+    only_operator(caller)?;
+    let mut changes = Vec::new();
+    let mut new: Vec<&FlowLog> = Vec::new();
+    for flow_log in flow_logs {
+        let FlowLog { id, state, .. } = flow_log;
+        match store.flow_logs().get(id) {
+            Some(here) if here == flow_log => continue,
+            Some(_) => return Err(conflict(flow_log, "is here, and is another version; delete one of the two")),
+            None => {}
+        }
+        if matches!(state, State::Provisioning | State::Deleting) {
+            return Err(conflict(flow_log, "was being changed when it was exported; export again"));
+        }
+        let mut others = store.flow_logs().values().chain(new.iter().copied());
+        let same = |f: &&FlowLog| f.parent.id == flow_log.parent.id && f.holds_its_parent();
+        if flow_log.holds_its_parent()
+            && flow_log.state != State::Draft
+            && let Some(other) = others.find(|f| same(f) && f.state != State::Draft)
+        {
+            return Err(conflict(flow_log, &format!("is of a resource that has the flow log {} here", other.id)));
+        }
+        new.push(flow_log);
+        changes.push(Change::Import(Box::new(flow_log.clone())));
+        changes.push(audit(&stamp(caller), flow_log, "imported from another store"));
+    }
+    Ok((new.len(), changes))
+}
+
+fn conflict(flow_log: &FlowLog, words: &str) -> Refused {
+    Refused::Conflict(format!("flow log `{}` ({}) {words}; nothing was imported", flow_log.shown_name(), flow_log.id))
+}
