@@ -83,6 +83,16 @@ pub fn unix(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> an
     exchange(&mut stream, &request(method, path, "", body))
 }
 
+/// Gets a text over a socket.
+///
+/// # Errors
+/// As [`exchange_text`].
+pub fn unix_text(socket: &Path, path: &str) -> anyhow::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(exchange_text(&mut stream, &request("GET", path, "", None))?.2)
+}
+
 /// Asks over TCP; `authorization` is that header's value.
 ///
 /// # Errors

@@ -12,6 +12,7 @@
 //! * [`faulty`]: a bad way to it;
 //! * [`node`]: a node whose capture outlives its agents, and [`oracle`], who knows every packet;
 //! * [`managed`]: a node whose flow logs are managed through the API, and [`http`] to ask it;
+//! * [`etcd`], and [`fleet`]: a region with its nodes;
 //! * [`sourced`]: the same with sources of the inventory, and flow logs by selection;
 //! * [`stacks`]: routers, bridges and devices on devices; [`taps`] as virtual machines have them;
 //! * [`sockets`] and [`cgroups`] that get in the way of verdicts;
@@ -29,8 +30,10 @@ pub mod agent;
 pub mod cgroups;
 pub mod claims;
 pub mod driver;
+pub mod etcd;
 pub mod faulty;
 pub mod features;
+pub mod fleet;
 pub mod golden;
 pub mod http;
 pub mod managed;

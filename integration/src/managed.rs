@@ -340,7 +340,11 @@ pub fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Owner, administrator and users of one contract, and an owner of another; all with one password.
-fn principals() -> String {
+///
+/// # Panics
+/// If a password cannot be hashed.
+#[must_use]
+pub fn principals() -> String {
     let hash = hash_password(PASSWORD).expect("a hash");
     let one = |n: u32, name: &str, contract: &str, role: &str, privileges: &str| {
         format!(

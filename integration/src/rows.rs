@@ -47,6 +47,8 @@ pub struct Row {
     /// Marks of the window.
     pub marks: String,
     pub interface: String,
+    /// The node that it is of.
+    pub node: String,
     /// Packets and bytes of these that were lost after they had passed, 0 if null.
     pub lost: Sum,
     /// What most of those died for.
@@ -232,6 +234,7 @@ fn convert(row: &ParquetRow) -> Row {
         window_start: number("window_start"),
         marks: text("window_marks"),
         interface: text("interface_id"),
+        node: text("node_id"),
         lost: (count("lost_packets"), count("lost_bytes")),
         lost_reason: text("lost_reason"),
         mark: number("rule_mark"),

@@ -30,6 +30,8 @@ mod documents;
 mod elsewhere;
 #[path = "all/first_flow_log.rs"]
 mod first_flow_log;
+#[path = "all/fleet.rs"]
+mod fleet;
 #[path = "all/foreign_xdp.rs"]
 mod foreign_xdp;
 #[path = "all/fragments.rs"]

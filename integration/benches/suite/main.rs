@@ -4,12 +4,14 @@
 //! * [`wire`]: real interfaces and the real agent; with [`lane`], the network and the traffic generator;
 //! * [`live`]: what somebody who looks costs;
 //! * [`rules`]: many flow logs on one node;
+//! * [`fleet`]: many flow logs and nodes on one etcd;
 //! * [`agent`]: the agent's stages; with [`records`], a realistic window, and [`memory`], an allocator that counts;
 //! * [`frames`]: the packets; [`report`]: tables, JSON, Markdown; [`plot`]: charts.
 #![allow(clippy::disallowed_methods, reason = "tests and tools read clocks to measure and to wait")]
 #![allow(missing_docs, clippy::missing_panics_doc, reason = "a program of its own")]
 
 mod agent;
+mod fleet;
 mod frames;
 mod lab;
 mod lane;
@@ -62,6 +64,8 @@ enum What {
     Agent(agent::Options),
     /// Many flow logs on one node: start, memory, idle CPU
     Rules(rules::Options),
+    /// Many flow logs and nodes on one etcd: start, memory, changes (only if it is named)
+    Fleet(fleet::Options),
 }
 
 #[global_allocator]
@@ -94,6 +98,7 @@ fn main() -> anyhow::Result<()> {
             What::Wire(options) => wire::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Live(options) => live::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Rules(options) => rules::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
+            What::Fleet(options) => fleet::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Agent(options) => agent::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
         }
     }
