@@ -94,9 +94,9 @@ fn exit_codes_are_those_of_the_readme() {
         (64, &["sql", "duckdb", "--target", "./x", "--table", "select"], "is a word of SQL"),
         (64, &["sql", "duckdb", "--target", "s3://"], "s3://"),
         (64, &["run", "--interface", "lo", "--target", "s3://"], "s3://"),
-        (64, &["run", "--interface", "lo", "--target", &none, "--window", "7s"], "window `7`"),
+        (64, &["run", "--interface", "lo", "--target", &none, "--window", "7s"], "window `7s`"),
         (64, &["run", "--interface", "lo", "--target", &none, "--direction", "both"], "both"),
-        (64, &["check", "--interface", "lo", "--target", &none, "--window", "7s"], "window `7`"),
+        (64, &["check", "--interface", "lo", "--target", &none, "--window", "7s"], "window `7s`"),
         (78, &["read", "--s3-endpoint", "http://127.0.0.1:1", "s3://flows"], "plain http is off"),
         (
             78,

@@ -86,6 +86,15 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "flowlog inventory import ovsdb ",
         "an_import_asks_the_database_without_an_agent_and_says_when_there_is_none",
     ),
+    ("docs/iceberg.md", "flowlog-catalog --once", "engines_say_the_same_of_a_table_as_of_its_objects"),
+    (
+        "docs/iceberg.md",
+        "cargo build --locked --package flowlog-catalog",
+        "engines_say_the_same_of_a_table_as_of_its_objects",
+    ),
+    // A measurement, by hand.
+    ("docs/iceberg.md", "python3 integration/engines/many.py", "integration/engines/many.py"),
+    ("docs/iceberg.md", "/usr/bin/time -v target/debug/flowlog-catalog", "integration/engines/many.py"),
     // With an API and somebody who sends.
     ("docs/live.md", "flowlog observe", "conditions_choose_flows_and_not_turns_the_next_one_round"),
     ("docs/live.md", "flowlog top", "top_shows_the_largest_of_each_kind_once_and_in_each_stretch_of_time"),

@@ -5,6 +5,7 @@ use std::{fs, net::TcpStream, os::unix::net::UnixStream, path::PathBuf, time::Du
 
 use integration::{
     agent::{Agent, binary},
+    claims::until,
     managed::{LISTEN, Managed, NIC},
     net::{address, veth},
     node::Node,
@@ -310,6 +311,7 @@ fn drop_reasons_and_names_of_marks_hold_from_a_reload_on_and_until_it_as_before(
     // Another name is another window: the agent writes the first one, with the names that hold now.
     site.write(&moved.replace("rejected", "ignored").replace(&web, &of("second")));
     assert!(site.reload().contains("changed"));
+    until("the first window's object", || site.node.objects().join("web").exists());
     agent.signal(Signal::TERM);
     assert_eq!(agent.wait().unwrap(), Some(0));
     let landed = site.node.detach().unwrap();
