@@ -75,8 +75,8 @@ impl Shown<'_> {
         let before = out.len();
         // Writing to a String cannot fail.
         for of in rules {
-            let last =
-                Some(last_object_words(of, self.now_secs)).filter(|_| left_out.contains(&LAST_OBJECT) && !self.is_long);
+            let is_left_out = left_out.contains(&LAST_OBJECT) && !self.is_long;
+            let last = is_left_out.then(|| last_object_words(of, self.now_secs));
             for words in last.into_iter().flatten().chain(self.below(of)) {
                 let _ = writeln!(out, "{} on {}: {words}", of.rule, place(of));
             }
