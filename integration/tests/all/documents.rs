@@ -223,7 +223,9 @@ fn sources() -> String {
         }
     }
     let mut all = String::new();
-    ["integration/tests", "xtask/src", "flowlog-agent/src"].iter().for_each(|dir| below(&root().join(dir), &mut all));
+    for dir in ["integration/tests", "xtask/src", "flowlog-agent/src"] {
+        below(&root().join(dir), &mut all);
+    }
     all
 }
 
