@@ -1,14 +1,21 @@
-//! A connection to etcd: one client for all, made again after a failure, so that files that were renewed are read, and a member that has
-//! gone is left. Every call has an end.
+//! A connection to etcd: one client for all, of one member. After a failure it is made again, of the next member, so that files that were
+//! renewed are read, and a member that has gone is left. Every call has an end.
+//!
+//! All members at once are no good here: the client's balancer takes whichever is ready first, and one that has gone is ready to refuse at
+//! once, before the others have said hello.
 
 use std::{
     pin::Pin,
-    sync::{Arc, PoisonError},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use etcd_client::{Client, Compare, Error, GetOptions, GetResponse, Txn, TxnResponse};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::options::EtcdOptions;
 
@@ -104,13 +111,18 @@ impl EtcdHealth {
 pub(crate) struct Etcd {
     options: EtcdOptions,
     client: std::sync::Mutex<Option<Client>>,
+    /// Which member is next, counted on for ever.
+    member: AtomicUsize,
     health: watch::Sender<EtcdHealth>,
 }
 
 impl Etcd {
     #[must_use]
     pub(crate) fn new(options: EtcdOptions) -> Arc<Self> {
-        Arc::new(Self { options, client: std::sync::Mutex::default(), health: watch::Sender::default() })
+        // Each begins somewhere else: members have as many of them.
+        let first = usize::from(Uuid::new_v4().as_bytes()[0]);
+        let (client, health) = Default::default();
+        Arc::new(Self { options, client, member: AtomicUsize::new(first), health })
     }
 
     /// A key as etcd has it.
@@ -155,19 +167,32 @@ impl Etcd {
             return Ok(client);
         }
         let options = self.options.connect_options()?;
-        let connecting = Box::pin(Client::connect(&self.options.endpoints, Some(options)));
-        let client = in_time(async { Ok(connecting.await?) }).await?;
-        *self.made() = Some(client.clone());
-        Ok(client)
+        let members = &self.options.endpoints;
+        let member = &members[self.member.load(Ordering::Relaxed) % members.len()];
+        let connecting = Box::pin(Client::connect([member], Some(options)));
+        let made = in_time(async { Ok(connecting.await?) }).await;
+        match made {
+            Ok(client) => {
+                *self.made() = Some(client.clone());
+                Ok(client)
+            }
+            Err(error) => {
+                self.member.fetch_add(1, Ordering::Relaxed);
+                Err(error)
+            }
+        }
     }
 
     fn made(&self) -> std::sync::MutexGuard<'_, Option<Client>> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next call makes a new one.
+    /// The next call makes a new one, of the next member.
     pub(crate) fn forget(&self) {
-        drop(self.made().take());
+        // Several may have met the same failure: they leave one member, not as many.
+        if self.made().take().is_some() {
+            self.member.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// What is below a key, or at it.

@@ -229,8 +229,8 @@ mod tests {
     };
 
     impl Opens for tempfile::TempDir {
-        async fn open(&self) -> SharedStore {
-            SharedStore::new(FlowLogStore::open(self.path()).expect("a store"))
+        fn open(&self) -> impl Future<Output = SharedStore> {
+            std::future::ready(SharedStore::new(FlowLogStore::open(self.path()).expect("a store")))
         }
     }
 
