@@ -29,17 +29,17 @@ fn bad_input_is_refused_by_name_before_anything_is_attached() {
     let run = |more: &[&'static str]| [&["run", "-i", "eth0"][..], more].concat();
     refused(&["run", "-i", "eth7", "-t", "./f"], 78, &["interface `eth7`", "no such interface", "eth0, lo"]);
     refused(&run(&["-t", "/proc/version"]), 78, &["target `file:///proc/version`", "is not a directory"]);
-    refused(&run(&["-t", "./f", "--prefix", "a/b"]), 78, &["prefix `a/b`", "may not contain `/`"]);
-    refused(&run(&["-t", "./f", "--prefix", "a%2Fb"]), 78, &["prefix `a%2Fb`", "`%2F`"]);
-    refused(&run(&["-t", "./f", "--window", "0"]), 78, &["window `0`", "at least 1 second"]);
-    refused(&run(&["-t", "./f", "--name", "a/b"]), 78, &["name `a/b`"]);
+    refused(&run(&["-t", "./f", "--prefix", "a/b"]), 64, &["prefix `a/b`", "may not contain `/`"]);
+    refused(&run(&["-t", "./f", "--prefix", "a%2Fb"]), 64, &["prefix `a%2Fb`", "`%2F`"]);
+    refused(&run(&["-t", "./f", "--window", "0"]), 64, &["window `0`", "at least 1 second"]);
+    refused(&run(&["-t", "./f", "--name", "a/b"]), 64, &["name `a/b`"]);
     refused(
         &run(&["-t", "./f", "--hook", "x"]),
         64,
         &["invalid value 'x' for '--hook <HOOK>'", "tc, tcx, clsact, xdp"],
     );
     refused(&run(&["-t", "./f", "--ring-bytes", "8M"]), 64, &["means 1000s to some and 1024s to others", "`8M`"]);
-    refused(&run(&["-t", "ftp://x"]), 78, &["target `ftp://x`", "s3://bucket"]);
+    refused(&run(&["-t", "ftp://x"]), 64, &["target `ftp://x`", "s3://bucket"]);
     refused(&["run", "--config", "none.toml"], 78, &["config `none.toml`"]);
     refused(&run(&["-t", "s3://flows", "--s3-endpoint", "http://127.0.0.1:1"]), 78, &["plain http is off"]);
     refused(&["run", "-i", "eth0"], 64, &["--target"]);

@@ -227,7 +227,7 @@ fn figures_are_served_on_a_socket_of_the_agents_group_and_on_no_other_address() 
     for (wrong, words) in [("0.0.0.0:9469", "loopback"), ("metrics.sock", "absolute path")] {
         let args = ["run", "--interface", "eth0", "--target", "./o", "--no-pin", "--metrics-listen", wrong];
         let (code, _, error) = run_to_end(&pair.a, &args, dir.path()).unwrap();
-        assert_eq!(code, Some(78), "{error}");
+        assert_eq!(code, Some(64), "{error}");
         assert!(error.contains("metrics.listen") && error.contains(wrong) && error.contains(words), "{error}");
     }
     // Somebody has it already.
