@@ -73,7 +73,9 @@ fn every_example_in_the_documents_is_understood() {
     let mut seen = Vec::new();
     for document in documents {
         let text = fs::read_to_string(&document).expect("a document");
-        for (line, block) in blocks(&text) {
+        // The program of tables has a configuration of its own, and its tests.
+        let ours = blocks(&text).into_iter().filter(|(_, block)| !block.starts_with("# /etc/flowlog-catalog/"));
+        for (line, block) in ours {
             let example = Example::of(&block);
             // Secrets are cut short in documents.
             let block = block.replace("$argon2id$…", &hash).replace("9f86d08…", &"9f".repeat(32));

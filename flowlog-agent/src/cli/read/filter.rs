@@ -128,7 +128,7 @@ impl FromStr for Conditions {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut rest = text.trim_start();
+        let mut rest = text.trim();
         if rest.is_empty() {
             return Err(format!("there is no condition; {EXAMPLE}"));
         }
