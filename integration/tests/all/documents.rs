@@ -73,6 +73,9 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("docs/operating.md", "editor /etc/flowlog/flowlog.toml", "install"),
     ("docs/operating.md", "flowlog check --config /etc/flowlog/flowlog.toml", "install"),
     ("docs/operating.md", "systemctl ", "install"),
+    ("docs/iceberg.md", "dpkg --install flowlog-catalog_", "ensure_complete"),
+    ("docs/iceberg.md", "editor /etc/flowlog-catalog/catalog.toml", "ensure_complete"),
+    ("docs/iceberg.md", "systemctl ", "ensure_complete"),
     // With buckets, engines, switches and hypervisors.
     ("docs/command-line.md", "flowlog read -o csv --since 2026-11-27", "a_bucket_is_read_as_a_directory_is"),
     ("docs/queries.md", "flowlog sql duckdb ", "every_query_of_the_documents_is_what_is_printed"),

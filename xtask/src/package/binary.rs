@@ -19,7 +19,20 @@ pub(super) const PROFILE: &str = "dist";
 /// Libraries that the packages say they need; a program that wants another one needs more than that.
 const LIBRARIES: [&str; 4] = ["libc.so.6", "libgcc_s.so.1", "libm.so.6", "ld-linux"];
 
+/// A program that has a package: what cargo calls its package, and what it is called itself, as is the package that it is installed from.
+///
+/// Each is built by itself: together, cargo would give what both link the features that either wants, and the agent would have some of tables.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Program {
+    pub(super) package: &'static str,
+    pub(super) name: &'static str,
+}
+
+pub(super) const AGENT: Program = Program { package: "flowlog-agent", name: "flowlog" };
+pub(super) const CATALOG: Program = Program { package: "flowlog-catalog", name: "flowlog-catalog" };
+
 pub(super) struct Binary {
+    pub(super) program: Program,
     pub(super) arch: Arch,
     /// As it was linked.
     pub(super) built: PathBuf,
@@ -33,10 +46,10 @@ pub(super) struct Binary {
 }
 
 impl Binary {
-    pub(super) fn build(arch: Arch, profile: &str, dir: &Path) -> anyhow::Result<Self> {
-        step(&format!("building the agent for packages, {} (minutes)", arch.name()));
+    pub(super) fn build(program: Program, arch: Arch, profile: &str, dir: &Path) -> anyhow::Result<Self> {
+        step(&format!("building {} for packages, {} (minutes)", program.name, arch.name()));
         let mut compile = cargo();
-        compile.args(["build", "--profile", profile, "--locked", "--package", "flowlog-agent"]);
+        compile.args(["build", "--profile", profile, "--locked", "--package", program.package]);
         let mut folder = target();
         if arch != Arch::here() {
             let triple = arch.triple();
@@ -48,9 +61,9 @@ impl Binary {
         }
         run_command(&mut compile)?;
         // Cargo's own has another folder than name.
-        let built = folder.join(if profile == "dev" { "debug" } else { profile }).join("flowlog");
-        let stripped = dir.join("flowlog");
-        let debug = dir.join("flowlog.debug");
+        let built = folder.join(if profile == "dev" { "debug" } else { profile }).join(program.name);
+        let stripped = dir.join(program.name);
+        let debug = dir.join(format!("{}.debug", program.name));
         let objcopy = || Command::new(arch.tool("objcopy"));
         run_command(objcopy().arg("--only-keep-debug").arg(&built).arg(&debug))?;
         run_command(objcopy().arg("--strip-all").arg(&built).arg(&stripped))?;
@@ -58,7 +71,7 @@ impl Binary {
         let build_id = build_id(&asked(&["--notes"])?).context("the linker made no build id")?;
         ensure_libraries(&asked(&["--dynamic"])?)?;
         let libc = newest_libc(&asked(&["--version-info"])?).context("it calls no GNU C library")?;
-        Ok(Self { arch, built, stripped, debug, build_id, libc })
+        Ok(Self { program, arch, built, stripped, debug, build_id, libc })
     }
 
     /// Runs it, by an emulator if it is another machine's.

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     REVISION, VERSION,
     binary::Binary,
-    tree::{CONFIGURATION, DOC, Tree},
+    tree::{CATALOG_CONFIGURATION, CONFIGURATION, DOC, Tree},
 };
 use crate::{
     util::{output, root, run as run_command},
@@ -22,10 +22,13 @@ use crate::{
 };
 
 const SUMMARY: &str = "eBPF flow logs: every packet of an interface, accepted or refused";
+const CATALOG_SUMMARY: &str = "delivered flow logs as tables of Apache Iceberg";
 const MAINTAINER: &str = "The authors of flowlog <flowlog@localhost>";
 
 /// What dpkg runs.
 const SCRIPTS: [&str; 4] = ["preinst", "postinst", "prerm", "postrm"];
+/// The same of the package of tables: nothing is pinned there that an earlier program would have to end.
+const CATALOG_SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
 /// The ABI between programs and agent: what is pinned for another one is not taken over.
 pub(super) fn abi() -> anyhow::Result<String> {
@@ -60,21 +63,36 @@ impl Out<'_> {
         )
     }
 
+    /// The Debian package of what makes tables.
+    pub(super) fn catalog_deb(&self, tree: &Tree, binary: &Binary) -> anyhow::Result<PathBuf> {
+        let sources = root().join("flowlog-agent/package/deb/catalog");
+        for script in CATALOG_SCRIPTS {
+            tree.put(&format!("DEBIAN/{script}"), &fs::read(sources.join(script)).context(script)?)?;
+        }
+        tree.put("DEBIAN/conffiles", format!("/{CATALOG_CONFIGURATION}\n").as_bytes())?;
+        let depends = format!("Depends: libc6 (>= {}), libgcc-s1, systemd (>= 247)\n", binary.libc);
+        let words = "\n Tells tables of Apache Iceberg of the objects that flowlog has delivered,\n \
+                     without rewriting any.\n";
+        let fields = format!("{depends}Section: net\nPriority: optional\nDescription: {CATALOG_SUMMARY}{words}");
+        self.pack(tree, (binary.program.name, REVISION), "-z6", &fields)
+    }
+
     /// Symbols, where debuggers look for them by the build id.
     pub(super) fn debug_deb(&self, binary: &Binary, epoch: &str) -> anyhow::Result<PathBuf> {
-        let tree = Tree { root: self.dir.join("tree-debug"), epoch: epoch.to_owned() };
+        let name = binary.program.name;
+        let tree = Tree { root: self.dir.join(format!("tree-debug-{name}")), epoch: epoch.to_owned() };
         let (first, rest) = binary.build_id.split_at(2);
         tree.put(&format!("usr/lib/debug/.build-id/{first}/{rest}.debug"), &fs::read(&binary.debug)?)?;
         let copyright = fs::read(root().join("flowlog-agent/package/deb/copyright"))?;
-        tree.put(&format!("{DOC}-dbgsym/copyright"), &copyright)?;
+        tree.put(&format!("usr/share/doc/{name}-dbgsym/copyright"), &copyright)?;
         tree.finish()?;
-        let depends = format!("Depends: flowlog (= {VERSION}-{REVISION})\nSection: debug\nPriority: optional\n");
+        let depends = format!("Depends: {name} (= {VERSION}-{REVISION})\nSection: debug\nPriority: optional\n");
         // Six times as large, and seldom wanted.
         self.pack(
             &tree,
-            ("flowlog-dbgsym", REVISION),
+            (&format!("{name}-dbgsym"), REVISION),
             "-z1",
-            &format!("{depends}Description: debug symbols for flowlog\n"),
+            &format!("{depends}Description: debug symbols for {name}\n"),
         )
     }
 
@@ -105,14 +123,15 @@ impl Out<'_> {
     }
 
     /// The RPM package.
-    pub(super) fn rpm(&self, tree: &Tree) -> anyhow::Result<PathBuf> {
+    pub(super) fn rpm(&self, tree: &Tree, name: &str) -> anyhow::Result<PathBuf> {
         let work = self.dir.join("rpmbuild");
         fs::create_dir_all(&work)?;
         let list = work.join("files");
-        let mut lines = String::from("%defattr(-,root,root,-)\n%dir /etc/flowlog\n");
+        // Both packages have their configuration in a folder of their own name.
+        let mut lines = format!("%defattr(-,root,root,-)\n%dir /etc/{name}\n");
         for file in tree.files()? {
             let kind = match file.strip_prefix('/') {
-                Some(CONFIGURATION) => "%config(noreplace) ",
+                Some(CONFIGURATION | CATALOG_CONFIGURATION) => "%config(noreplace) ",
                 Some(path) if path.starts_with(DOC) || path.starts_with("usr/share/man") => "%doc ",
                 _ => "",
             };
@@ -134,15 +153,15 @@ impl Out<'_> {
         for (name, value) in defined {
             build.args(["--define", &format!("{name} {value}")]);
         }
-        build.arg(root().join("flowlog-agent/package/rpm/flowlog.spec")).env("SOURCE_DATE_EPOCH", &tree.epoch);
+        build.arg(root().join(format!("flowlog-agent/package/rpm/{name}.spec"))).env("SOURCE_DATE_EPOCH", &tree.epoch);
         run_command(&mut build)?;
         fs::remove_dir_all(&work)?;
-        Ok(self.dir.join(format!("flowlog-{VERSION}-{REVISION}.{}.rpm", self.arch.name())))
+        Ok(self.dir.join(format!("{name}-{VERSION}-{REVISION}.{}.rpm", self.arch.name())))
     }
 
     /// The same as an archive for everybody else, and one with the symbols.
     pub(super) fn archives(&self, tree: &Tree, binary: &Binary) -> anyhow::Result<[PathBuf; 2]> {
-        let name = format!("flowlog-{VERSION}-{}", self.arch.name());
+        let name = format!("{}-{VERSION}-{}", binary.program.name, self.arch.name());
         let [all, debug] = ["", "-debug"].map(|what| self.dir.join(format!("{name}{what}.tar.zst")));
         let tar = |archive: &Path, from: &Path, what: &str| {
             let mut tar = Command::new("tar");

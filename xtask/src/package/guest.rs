@@ -20,6 +20,8 @@ use crate::{
 const SUITE: &str = "trixie";
 /// What the image has besides Debian's base: an init, and what the test calls.
 const PACKAGES: &str = "systemd,systemd-sysv,iproute2,iputils-ping,bpftool,ansible-core,python3-apt";
+/// `systemd-analyze security` says so much at most, of 10.
+const EXPOSURE_MAX: f64 = 2.0;
 /// A boot takes a second.
 const BOOT_MAX: Duration = Duration::from_mins(2);
 /// How often it is looked whether the container's first process is there: nobody tells.
@@ -112,6 +114,16 @@ impl Guest {
     pub(super) fn refuse(&self, line: &str) -> anyhow::Result<()> {
         let done = self.command(line).output()?;
         ensure!(!done.status.success(), "`{line}` should fail, and said: {}", String::from_utf8_lossy(&done.stdout));
+        Ok(())
+    }
+
+    /// What systemd makes of a unit's confinement is little enough.
+    pub(super) fn ensure_confined(&self, unit: &str) -> anyhow::Result<()> {
+        let said = self.run(&format!("systemd-analyze security {unit}.service --no-pager"))?;
+        let last = said.lines().find(|l| l.contains("Overall exposure")).context("an exposure")?;
+        let level: f64 = last.split(": ").nth(1).and_then(|l| l.split(' ').next()).context("a level")?.parse()?;
+        step(&format!("{unit}: exposure {level}"));
+        ensure!(level <= EXPOSURE_MAX, "{said}");
         Ok(())
     }
 

@@ -15,14 +15,13 @@ use super::{
     Made, REVISION, VERSION,
     formats::{self, Out},
     guest::Guest,
+    tables,
 };
 use crate::{
     setup,
     util::{output, root, run as run_command, step},
 };
 
-/// `systemd-analyze security` says so much at most, of 10.
-const EXPOSURE_MAX: f64 = 2.0;
 /// `CAP_NET_ADMIN`, `CAP_PERFMON`, `CAP_BPF`, and no others.
 const CAPABILITIES: &str = "000000c000001000";
 /// The interface that is captured.
@@ -30,7 +29,7 @@ const INTERFACE: &str = "tap0";
 /// What every bpf file system has.
 const BPFFS: [&str; 2] = ["maps.debug", "progs.debug"];
 /// Where objects land.
-const TARGET: &str = "/srv/flowlog";
+pub(super) const TARGET: &str = "/srv/flowlog";
 /// Pings a second, each two packets on the interface.
 const PING: &str = "ip netns exec far ping -q -i 0.01";
 /// Packets in all rows that are flows, of the objects below a directory; by pyarrow.
@@ -47,7 +46,7 @@ pub(super) fn run(made: &Made) -> anyhow::Result<()> {
     // The same program, which its package says is of another ABI.
     let other = out.deb(&made.tree, &made.binary, REVISION + 2, "other")?;
     let guest = Guest::boot(&made.dir)?;
-    let done = try_it(&guest, &[&*made.deb, &*newer, &*other]);
+    let done = try_it(&guest, &[&*made.deb, &*newer, &*other, &*made.catalog_deb]);
     if done.is_err() {
         let log = guest.run("journalctl --no-pager --lines 60 --unit 'flowlog*'").unwrap_or_default();
         println!("{log}");
@@ -64,6 +63,7 @@ fn try_it(guest: &Guest, debs: &[&Path]) -> anyhow::Result<()> {
     let before = files(guest)?;
     install(guest)?;
     configure(guest)?;
+    tables::install(guest)?;
     let captured = Captured::start(guest)?;
     confinement(guest)?;
     step("an upgrade under traffic");
@@ -82,8 +82,10 @@ fn try_it(guest: &Guest, debs: &[&Path]) -> anyhow::Result<()> {
     step("the end: nothing is missing, nothing is left");
     guest.run("dpkg --remove flowlog")?;
     captured.ensure_complete()?;
+    tables::ensure_complete(guest)?;
     ensure!(guest.run("ls -A /sys/fs/bpf")?.lines().all(|name| BPFFS.contains(&name)), "pins are left");
     ensure!(!guest.run("bpftool net show")?.contains(INTERFACE), "hooks are left");
+    tables::purge(guest)?;
     guest.run("dpkg --purge flowlog")?;
     guest.refuse("getent passwd flowlog")?;
     guest.refuse("systemctl cat flowlog.service")?;
@@ -119,7 +121,7 @@ fn files(guest: &Guest) -> anyhow::Result<BTreeSet<String>> {
     let list = guest.run(&format!(
         "find / -xdev -not -path '/proc/*' -not -path '/var/log/*' -not -path '/var/cache/*' -not -path '/var/lib/dpkg/*' \
          -not -path '/var/lib/systemd/*' -not -path '/var/tmp/*' -not -path '/tmp/*' -not -path '{TARGET}*' \
-         -not -path '/root/*' -not -path '/etc/systemd/system/flowlog.service.d*'"
+         -not -path '/root/*' -not -path '/etc/systemd/system/flowlog*.service.d*'"
     ))?;
     // What the user database leaves when it is written: `/etc/passwd-`.
     Ok(list.lines().filter(|name| !name.ends_with('-')).map(str::to_owned).collect())
@@ -239,12 +241,7 @@ fn confinement(guest: &Guest) -> anyhow::Result<()> {
     let user = guest.run("id -u flowlog")?;
     ensure!(field("Uid").split_whitespace().all(|uid| uid == user), "it is user {}", field("Uid"));
     ensure!(field("Seccomp") == "2" && field("NoNewPrivs") == "1");
-    let exposure = guest.run("systemd-analyze security flowlog.service --no-pager")?;
-    let last = exposure.lines().find(|l| l.contains("Overall exposure")).context("an exposure")?;
-    let level: f64 = last.split(": ").nth(1).and_then(|l| l.split(' ').next()).context("a level")?.parse()?;
-    step(&format!("exposure {level}"));
-    ensure!(level <= EXPOSURE_MAX, "{exposure}");
-    Ok(())
+    guest.ensure_confined("flowlog")
 }
 
 /// A reload is over when the agent says so, and it is the same agent.

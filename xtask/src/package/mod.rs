@@ -1,18 +1,19 @@
-//! `cargo xtask package`: the agent as `.deb`, `.rpm` and `.tar.zst`, in `target/package/MACHINE`; `cargo xtask package test`: the `.deb` in a
-//! clean Debian.
+//! `cargo xtask package`: the agent, and the program of tables, as `.deb`, `.rpm` and `.tar.zst`, in `target/package/MACHINE`;
+//! `cargo xtask package test`: both `.deb` in a clean Debian.
 //!
 //! One tree of files becomes all of them, by the tools that own the formats: `dpkg-deb`, `rpmbuild`, `tar`. Nothing in them depends on when
 //! they are made: times are those of the commit.
 //!
 //! * [`binary`]: the program, its symbols, and what it needs; [`notices`]: whose work is in it;
 //! * [`tree`]: the files; [`formats`]: the packages;
-//! * [`guest`], [`install`]: a clean Debian that boots, and what a package must do there.
+//! * [`guest`], [`install`], [`tables`]: a clean Debian that boots, and what the packages must do there.
 
 mod binary;
 mod formats;
 mod guest;
 mod install;
 mod notices;
+mod tables;
 mod tree;
 
 use std::{fs, path::PathBuf, process::Command};
@@ -24,7 +25,7 @@ use crate::{
     util::{output, root, step, target},
     vm::Arch,
 };
-use binary::Binary;
+use binary::{AGENT, Binary, CATALOG};
 use tree::{Layout, Tree};
 
 /// The version of what is packaged.
@@ -70,6 +71,7 @@ struct Made {
     tree: Tree,
     binary: Binary,
     deb: PathBuf,
+    catalog_deb: PathBuf,
 }
 
 fn make(Args { arch, profile, .. }: &Args) -> anyhow::Result<Made> {
@@ -79,20 +81,29 @@ fn make(Args { arch, profile, .. }: &Args) -> anyhow::Result<Made> {
         fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
     }
     fs::create_dir_all(&dir)?;
-    let binary = Binary::build(arch, profile, &dir)?;
+    let binary = Binary::build(AGENT, arch, profile, &dir)?;
+    let catalog = Binary::build(CATALOG, arch, profile, &dir)?;
     let epoch = output(Command::new("git").current_dir(root()).args(["log", "-1", "--format=%ct"]))?;
     let tree = Tree::make(&dir.join("tree"), &binary, Layout::Debian, &epoch)?;
     let rpm_tree = Tree::make(&dir.join("tree-rpm"), &binary, Layout::Rpm, &epoch)?;
+    let catalog_tree = Tree::of_catalog(&dir.join("tree-catalog"), &catalog, Layout::Debian, &epoch)?;
+    let catalog_rpm_tree = Tree::of_catalog(&dir.join("tree-catalog-rpm"), &catalog, Layout::Rpm, &epoch)?;
     step("packages");
     let out = formats::Out { dir: &dir, arch };
+    let catalog_deb = out.catalog_deb(&catalog_tree, &catalog)?;
     let deb = out.deb(&tree, &binary, REVISION, &formats::abi()?)?;
-    let mut made = vec![deb.clone(), out.debug_deb(&binary, &epoch)?, out.rpm(&rpm_tree)?];
+    let mut made = vec![deb.clone(), out.debug_deb(&binary, &epoch)?, out.rpm(&rpm_tree, AGENT.name)?];
     made.extend(out.archives(&tree, &binary)?);
+    let catalog_rpm = out.rpm(&catalog_rpm_tree, CATALOG.name)?;
+    made.extend([catalog_deb.clone(), out.debug_deb(&catalog, &epoch)?, catalog_rpm]);
+    made.extend(out.archives(&catalog_tree, &catalog)?);
     formats::sums(&dir, &made)?;
     for file in &made {
         println!("{:>10} {}", fs::metadata(file)?.len(), file.display());
     }
-    let [built, stripped] = [&binary.built, &binary.stripped].map(|f| fs::metadata(f).map_or(0, |m| m.len()));
-    println!("the program: {stripped} bytes, {built} with its symbols");
-    Ok(Made { dir, tree, binary, deb })
+    for binary in [&binary, &catalog] {
+        let [built, stripped] = [&binary.built, &binary.stripped].map(|f| fs::metadata(f).map_or(0, |m| m.len()));
+        println!("{}: {stripped} bytes, {built} with its symbols", binary.program.name);
+    }
+    Ok(Made { dir, tree, binary, deb, catalog_deb })
 }

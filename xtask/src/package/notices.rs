@@ -10,6 +10,7 @@ use std::{
 use anyhow::Context as _;
 use serde_json::Value;
 
+use super::binary::Program;
 use crate::{
     util::{cargo, output},
     vm::Arch,
@@ -19,8 +20,8 @@ use crate::{
 const NAMES: [&str; 5] = ["license", "licence", "copying", "copyright", "notice"];
 
 /// The text: each crate with its licence, then every licence's text once.
-pub(super) fn text(arch: Arch) -> anyhow::Result<String> {
-    let linked = linked(arch)?;
+pub(super) fn text(program: Program, arch: Arch) -> anyhow::Result<String> {
+    let linked = linked(program, arch)?;
     let mut all = String::from("The program is linked from these packages, beside flowlog's own.\n\n");
     let mut texts = BTreeMap::<String, Vec<String>>::new();
     for Package { name, licence, folder } in &linked {
@@ -43,8 +44,8 @@ struct Package {
 }
 
 /// Packages of others that are linked, as cargo lists them.
-fn linked(arch: Arch) -> anyhow::Result<Vec<Package>> {
-    let tree = ["tree", "--locked", "--package", "flowlog-agent", "--edges", "normal", "--prefix", "none"];
+fn linked(program: Program, arch: Arch) -> anyhow::Result<Vec<Package>> {
+    let tree = ["tree", "--locked", "--package", program.package, "--edges", "normal", "--prefix", "none"];
     let mut list = cargo();
     list.args(tree).args(["--format", "{p}", "--target", arch.triple()]);
     // `NAME vVERSION (more)`

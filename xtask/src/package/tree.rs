@@ -24,12 +24,21 @@ const FILES: [(&str, &str); 5] = [
     ("tmpfiles.conf", "usr/lib/tmpfiles.d/flowlog.conf"),
     ("flowlog.toml", "etc/flowlog/flowlog.toml"),
 ];
+/// The same of the package of tables.
+const CATALOG_FILES: [(&str, &str); 2] = [
+    ("flowlog-catalog.service", "usr/lib/systemd/system/flowlog-catalog.service"),
+    ("catalog.toml", CATALOG_CONFIGURATION),
+];
+/// Its document with those that it leads to, and the licences.
+const CATALOG_DOCUMENTS: [&str; 5] =
+    ["docs/iceberg.md", "docs/records.md", "docs/queries.md", "LICENSE-MIT", "LICENSE-APACHE"];
 /// Documents of the repository's root.
 const DOCUMENTS: [&str; 6] =
     ["README.md", "CHANGELOG.md", "SECURITY.md", "ARCHITECTURE.md", "LICENSE-MIT", "LICENSE-APACHE"];
 pub(super) const DOC: &str = "usr/share/doc/flowlog";
 /// The configuration, which a user changes.
 pub(super) const CONFIGURATION: &str = "etc/flowlog/flowlog.toml";
+pub(super) const CATALOG_CONFIGURATION: &str = "etc/flowlog-catalog/catalog.toml";
 
 /// Where families of distributions look for what they do not agree on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,6 +69,31 @@ impl Tree {
         Ok(tree)
     }
 
+    /// The same of the package of tables.
+    pub(super) fn of_catalog(dir: &Path, binary: &Binary, layout: Layout, epoch: &str) -> anyhow::Result<Self> {
+        let tree = Self { root: dir.to_owned(), epoch: epoch.to_owned() };
+        let name = binary.program.name;
+        tree.put(&format!("usr/bin/{name}"), &[])?;
+        binary.copy_to(&tree.root.join("usr/bin").join(name))?;
+        for (from, to) in CATALOG_FILES {
+            tree.put(to, &fs::read(root().join(SOURCES).join(from)).context(from)?)?;
+        }
+        for (shell, path) in completions(layout, name) {
+            tree.put(&path, output(binary.command().args(["--completions", shell]))?.as_bytes())?;
+        }
+        let manual = format!("usr/share/man/man1/{name}.1");
+        tree.put(&manual, output(binary.command().arg("--manual"))?.as_bytes())?;
+        run_command(Command::new("gzip").args(["--best", "--no-name"]).arg(tree.root.join(manual)))?;
+        let doc = format!("{DOC}-catalog");
+        for document in CATALOG_DOCUMENTS {
+            let file = Path::new(document).file_name().context("a name")?.to_string_lossy();
+            tree.put(&format!("{doc}/{file}"), &fs::read(root().join(document))?)?;
+        }
+        tree.notices(binary, &doc, layout)?;
+        tree.finish()?;
+        Ok(tree)
+    }
+
     pub(super) fn put(&self, path: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let path = self.root.join(path);
         fs::create_dir_all(path.parent().context("a folder")?)?;
@@ -67,16 +101,8 @@ impl Tree {
     }
 
     fn shells(&self, binary: &Binary, layout: Layout) -> anyhow::Result<()> {
-        let zsh = match layout {
-            Layout::Debian => "usr/share/zsh/vendor-completions/_flowlog",
-            Layout::Rpm => "usr/share/zsh/site-functions/_flowlog",
-        };
-        for (shell, path) in [
-            ("bash", "usr/share/bash-completion/completions/flowlog"),
-            ("zsh", zsh),
-            ("fish", "usr/share/fish/vendor_completions.d/flowlog.fish"),
-        ] {
-            self.put(path, output(binary.command().args(["completions", shell]))?.as_bytes())?;
+        for (shell, path) in completions(layout, binary.program.name) {
+            self.put(&path, output(binary.command().args(["completions", shell]))?.as_bytes())?;
         }
         Ok(())
     }
@@ -104,13 +130,18 @@ impl Tree {
             };
             self.put(&to, &fs::read(sources.join(&name))?)?;
         }
-        self.put(&format!("{DOC}/NOTICES"), notices::text(binary.arch)?.as_bytes())?;
-        let notices = self.root.join(DOC).join("NOTICES");
+        self.notices(binary, DOC, layout)
+    }
+
+    /// Whose work is in the program.
+    fn notices(&self, binary: &Binary, doc: &str, layout: Layout) -> anyhow::Result<()> {
+        self.put(&format!("{doc}/NOTICES"), notices::text(binary.program, binary.arch)?.as_bytes())?;
+        let notices = self.root.join(doc).join("NOTICES");
         run_command(Command::new("gzip").args(["--best", "--no-name"]).arg(notices))?;
         match layout {
             Layout::Debian => {
-                let copyright = fs::read(sources.join(SOURCES).join("deb/copyright"))?;
-                self.put(&format!("{DOC}/copyright"), &copyright)
+                let copyright = fs::read(root().join(SOURCES).join("deb/copyright"))?;
+                self.put(&format!("{doc}/copyright"), &copyright)
             }
             Layout::Rpm => Ok(()),
         }
@@ -140,4 +171,17 @@ impl Tree {
         let files = files_below(std::slice::from_ref(&self.root))?;
         files.iter().map(|file| Ok(format!("/{}", file.strip_prefix(&self.root)?.display()))).collect()
     }
+}
+
+/// Where shells look for what they complete of a command.
+fn completions(layout: Layout, name: &str) -> [(&'static str, String); 3] {
+    let zsh = match layout {
+        Layout::Debian => "vendor-completions",
+        Layout::Rpm => "site-functions",
+    };
+    [
+        ("bash", format!("usr/share/bash-completion/completions/{name}")),
+        ("zsh", format!("usr/share/zsh/{zsh}/_{name}")),
+        ("fish", format!("usr/share/fish/vendor_completions.d/{name}.fish")),
+    ]
 }
