@@ -9,6 +9,7 @@
 pub mod api;
 pub mod certificate;
 pub(crate) mod console;
+pub(crate) mod database;
 pub mod etcd;
 pub mod fleet;
 pub mod flow_logs;

@@ -3,17 +3,16 @@
 
 use std::{
     collections::BTreeMap,
-    fs::OpenOptions,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use flowlog_model::FlowLogId;
-use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _, TableDefinition, backends::FileBackend};
+use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _, TableDefinition};
 use uuid::Uuid;
 
 use crate::{
+    database,
     etcd::{
         feed::{Entry, KeyChange, News, Position},
         keys::RuleKey,
@@ -56,15 +55,7 @@ impl Mirror {
             problem: error.to_string(),
         };
         let made = || -> Result<Database, redb::Error> {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW)
-                .open(&path)?;
-            let db = Database::builder().create_with_backend(FileBackend::new(file)?)?;
+            let db = database::open(&path)?;
             let txn = db.begin_write()?;
             txn.open_table(FLOW_LOGS)?;
             txn.open_table(META)?;

@@ -13,10 +13,6 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    pub(super) fn len(&self) -> usize {
-        self.total
-    }
-
     /// Numbers of what is remembered of a contract, the newest first.
     pub(super) fn newest(&self, contract: &Contract) -> impl Iterator<Item = u64> {
         self.by_contract.get(contract).into_iter().flat_map(|numbers| numbers.iter().rev().copied())
@@ -38,6 +34,11 @@ impl Shares {
         }
         self.total -= 1;
         Some((contract, oldest))
+    }
+
+    /// Forgets until there are no more than `most`; returns what, in that order.
+    pub(super) fn forget_past(&mut self, most: usize) -> Vec<(Contract, u64)> {
+        (most..self.total).filter_map(|_| self.forget()).collect()
     }
 
     /// Takes the last [`push`](Self::push) of a contract back.
@@ -71,10 +72,7 @@ mod tests {
         }
         for number in 10..1_000 {
             shares.push(&loud, number);
-            while shares.len() > 30 {
-                let (whose, _) = shares.forget().expect("there are some");
-                assert_eq!(whose, loud);
-            }
+            assert!(shares.forget_past(30).iter().all(|(whose, _)| *whose == loud));
         }
         assert_eq!(shares.by_contract[&quiet], (0..10).collect::<VecDeque<_>>());
         assert_eq!(shares.by_contract[&loud], (980..1_000).collect::<VecDeque<_>>());
@@ -83,7 +81,7 @@ mod tests {
         shares.undo_forget(whose, number);
         shares.undo_push(&quiet);
         assert_eq!(
-            (shares.len(), shares.by_contract[&quiet].back(), shares.by_contract[&loud].front()),
+            (shares.total, shares.by_contract[&quiet].back(), shares.by_contract[&loud].front()),
             (30, Some(&9), Some(&980))
         );
     }

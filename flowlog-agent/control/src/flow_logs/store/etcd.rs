@@ -10,7 +10,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,8 +24,8 @@ use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    AuditEntry, Backend, Change, CommitError, Committed, Compared, FlowLogStore, FlowLogStoreError, PARTS_MAX,
-    SharedStore,
+    AUDIT_KEPT_MAX, AuditEntry, Backend, Change, CommitError, Committed, Compared, FlowLogStore, FlowLogStoreError,
+    PARTS_MAX, SharedStore, audits,
     memory::{Told, ToldValue},
 };
 use crate::{
@@ -31,7 +34,7 @@ use crate::{
         feed::{Entry, Fed, Feed, KeyChange, News, Position},
         keys::{self, RuleKey},
     },
-    flow_logs::flow_log::FlowLog,
+    flow_logs::{flow_log::FlowLog, shares::Shares},
     inventory::Contract,
 };
 
@@ -39,6 +42,9 @@ use crate::{
 const COMMIT_MAX: Duration = Duration::from_secs(10);
 /// How long it is waited until a change has come by.
 const TOLD_MAX: Duration = Duration::from_secs(5);
+/// A server looks whether the audit log is full when it has written as much of it as this part of what is kept: until then there may be as
+/// much more.
+const LOOK_AFTER_PARTS: usize = 1_000;
 /// Pause before a transaction is sent again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -59,6 +65,9 @@ struct EtcdBackend {
     last: Mutex<i64>,
     /// How far the feed is.
     told: watch::Receiver<i64>,
+    audit_max: usize,
+    /// Entries of the audit log that we have written since it was looked how many there are; at first more than any.
+    unlooked: AtomicUsize,
 }
 
 /// Feeds a store for ever.
@@ -80,8 +89,13 @@ impl StoreFeed {
 
 /// The store of a region: empty until it is fed.
 pub(crate) fn in_etcd(etcd: &Arc<Etcd>, writer: Writer) -> (SharedStore, StoreFeed) {
+    in_etcd_with(etcd, writer, AUDIT_KEPT_MAX)
+}
+
+/// The same, with so many entries of the audit log.
+fn in_etcd_with(etcd: &Arc<Etcd>, writer: Writer, audit_max: usize) -> (SharedStore, StoreFeed) {
     let (told, heard) = watch::channel(0);
-    let backend = EtcdBackend { etcd: etcd.clone(), writer, last: Mutex::new(0), told: heard };
+    let backend = EtcdBackend::new(etcd, writer, heard, audit_max);
     let store = SharedStore::new(FlowLogStore::of(Arc::new(backend), BTreeMap::new(), BTreeMap::new()));
     let keeper = Keeper { store: store.clone(), loading: Vec::new(), told };
     (store, StoreFeed { feed: Feed::new(etcd.clone(), keys::RULES, None), keeper })
@@ -90,7 +104,7 @@ pub(crate) fn in_etcd(etcd: &Arc<Etcd>, writer: Writer) -> (SharedStore, StoreFe
 impl FlowLogStore {
     /// The store of a node: it holds what it is given, and changes what it carries out. `told` is how far whoever gives it has come.
     pub(crate) fn in_etcd(etcd: &Arc<Etcd>, writer: Writer, told: watch::Receiver<i64>) -> Self {
-        let backend = EtcdBackend { etcd: etcd.clone(), writer, last: Mutex::new(0), told };
+        let backend = EtcdBackend::new(etcd, writer, told, AUDIT_KEPT_MAX);
         Self::of(Arc::new(backend), BTreeMap::new(), BTreeMap::new())
     }
 
@@ -165,6 +179,11 @@ fn told(Entry { name, value, revision }: Entry) -> Option<Told> {
 }
 
 impl EtcdBackend {
+    fn new(etcd: &Arc<Etcd>, writer: Writer, told: watch::Receiver<i64>, audit_max: usize) -> Self {
+        let (etcd, last, unlooked) = (etcd.clone(), Mutex::new(0), AtomicUsize::new(audit_max));
+        Self { etcd, writer, last, told, audit_max, unlooked }
+    }
+
     fn last(&self) -> i64 {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -211,6 +230,45 @@ impl EtcdBackend {
         if tokio::time::timeout(TOLD_MAX, come).await.is_err() {
             tracing::warn!("etcd's watch is behind: what is shown is older than what was changed");
         }
+    }
+
+    /// After so many new entries: forgets what is too much of the audit log, now and then. What fails is done with the next look.
+    async fn look_after_audit_log(&self, written: usize) {
+        let unlooked = self.unlooked.fetch_add(written, Ordering::Relaxed).saturating_add(written);
+        if written == 0 || unlooked <= self.audit_max / LOOK_AFTER_PARTS {
+            return;
+        }
+        self.unlooked.store(0, Ordering::Relaxed);
+        if let Err(error) = self.forget_surplus().await {
+            tracing::warn!(%error, "cannot see whether the audit log is full; it is looked again after some changes");
+        }
+    }
+
+    /// Names alone are read, and those only where there are too many. Two servers at once forget the same.
+    async fn forget_surplus(&self) -> Result<(), EtcdError> {
+        let below = self.etcd.key(keys::AUDIT);
+        let counted = self.etcd.get(&below, GetOptions::new().with_prefix().with_count_only()).await?;
+        if usize::try_from(counted.count()).unwrap_or(0) <= self.audit_max {
+            return Ok(());
+        }
+        let found = self.etcd.get(&below, GetOptions::new().with_prefix().with_keys_only()).await?;
+        // Oldest first; those of one transaction in its order.
+        let mut all: Vec<_> = found.kvs().iter().collect();
+        all.sort_unstable_by_key(|kv| (kv.mod_revision(), kv.key()));
+        let mut shares = Shares::default();
+        for (number, kv) in (0..).zip(&all) {
+            let name = kv.key().strip_prefix(below.as_bytes()).and_then(|name| std::str::from_utf8(name).ok());
+            if let Some(contract) = name.and_then(|name| name.split_once('/')?.0.parse().ok()) {
+                shares.push(&contract, number);
+            }
+        }
+        let surplus = shares.forget_past(self.audit_max);
+        let keys = surplus.iter().filter_map(|(_, number)| all.get(usize::try_from(*number).ok()?));
+        let parts: Vec<TxnOp> = keys.map(|kv| TxnOp::delete(kv.key(), None)).collect();
+        for some in parts.chunks(PARTS_MAX) {
+            self.etcd.transact(Txn::new().and_then(some)).await?;
+        }
+        Ok(())
     }
 
     /// What an answer means: whether the transaction was made, now or when it was sent before.
@@ -263,7 +321,11 @@ impl Backend for EtcdBackend {
         let mut is_sent = false;
         loop {
             let words = match self.etcd.transact(transaction.clone()).await {
-                Ok(answer) => return self.settle(id, &answer).await,
+                Ok(answer) => {
+                    let committed = self.settle(id, &answer).await?;
+                    self.look_after_audit_log(audits(changes).count()).await;
+                    return Ok(committed);
+                }
                 Err(EtcdError::Away(words)) => {
                     is_sent |= !is_before_it_was_sent(&words);
                     words
@@ -308,8 +370,9 @@ mod tests {
     };
     use crate::etcd::server::Server;
 
-    async fn opened(server: &Server, name: &str) -> SharedStore {
-        let (store, feed) = in_etcd(&server.etcd(), Writer { name: name.to_owned(), plans_contracts: true });
+    async fn opened(server: &Server, name: &str, audit_max: usize) -> SharedStore {
+        let writer = Writer { name: name.to_owned(), plans_contracts: true };
+        let (store, feed) = in_etcd_with(&server.etcd(), writer, audit_max);
         let mut told = feed.told();
         tokio::spawn(feed.run());
         told.wait_for(|revision| *revision > 0).await.expect("it is read");
@@ -317,8 +380,8 @@ mod tests {
     }
 
     impl Opens for Server {
-        async fn open(&self) -> SharedStore {
-            opened(self, "suite").await
+        async fn open_with(&self, audit_max: usize) -> SharedStore {
+            opened(self, "suite", audit_max).await
         }
     }
 
@@ -330,7 +393,7 @@ mod tests {
     #[tokio::test]
     async fn of_two_servers_that_change_the_same_both_never_win() {
         let server = Server::start().await;
-        let servers = [opened(&server, "a").await, opened(&server, "b").await];
+        let servers = [opened(&server, "a", AUDIT_KEPT_MAX).await, opened(&server, "b", AUDIT_KEPT_MAX).await];
         what_many_change_at_once_is_changed_by_each(&servers).await;
     }
 }

@@ -41,7 +41,7 @@ use super::{
 };
 use crate::{etcd::keys::RuleKey, inventory::Contract};
 
-/// Entries of the audit log that are kept: a change a minute for two months.
+/// Entries of the audit log that are kept, of a node or of a region: a change a minute for two months.
 pub(crate) const AUDIT_KEPT_MAX: usize = 100_000;
 /// Parts of a transaction: etcd takes 128 by default, two of which are ours.
 pub(crate) const PARTS_MAX: usize = 120;
@@ -165,7 +165,12 @@ impl FlowLogStore {
     /// # Errors
     /// If it cannot be used.
     pub fn open(state_dir: &Path) -> Result<Self, FlowLogStoreError> {
-        let (backend, flow_logs, requests) = redb::RedbBackend::open(state_dir)?;
+        Self::open_with(state_dir, AUDIT_KEPT_MAX)
+    }
+
+    /// The same, with so many entries of the audit log.
+    fn open_with(state_dir: &Path, audit_max: usize) -> Result<Self, FlowLogStoreError> {
+        let (backend, flow_logs, requests) = redb::RedbBackend::open(state_dir, audit_max)?;
         Ok(Self::of(Arc::new(backend), flow_logs, requests))
     }
 }
@@ -178,7 +183,7 @@ pub(crate) fn of_file(state_dir: &Path) -> Result<Vec<FlowLog>, FlowLogStoreErro
     if !state_dir.join(redb::FILE).is_file() {
         return Ok(Vec::new());
     }
-    let (_, flow_logs, _) = redb::RedbBackend::open(state_dir)?;
+    let (_, flow_logs, _) = redb::RedbBackend::open(state_dir, AUDIT_KEPT_MAX)?;
     Ok(flow_logs.into_values().collect())
 }
 

@@ -3,20 +3,19 @@
 
 use std::{
     collections::BTreeMap,
-    fs::OpenOptions,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use flowlog_model::FlowLogId;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, backends::FileBackend};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::{AUDIT_KEPT_MAX, AuditEntry, Backend, Change, CommitError, Committed, Compared, FlowLogStoreError, audits};
+use super::{AuditEntry, Backend, Change, CommitError, Committed, Compared, FlowLogStoreError, audits};
 use crate::{
+    database,
     flow_logs::{flow_log::FlowLog, request::Request, shares::Shares},
     inventory::Contract,
 };
@@ -52,26 +51,15 @@ pub(super) struct RedbBackend {
     path: PathBuf,
     db: Database,
     index: Mutex<AuditIndex>,
+    audit_max: usize,
 }
 
 impl RedbBackend {
-    /// Opens the file, or makes it; with all flow logs and requests that are in it.
-    pub(super) fn open(state_dir: &Path) -> Result<(Self, FlowLogs, Requests), FlowLogStoreError> {
+    /// Opens the file, or makes it; with all flow logs and requests that are in it. So many entries of the audit log are kept.
+    pub(super) fn open(state_dir: &Path, audit_max: usize) -> Result<(Self, FlowLogs, Requests), FlowLogStoreError> {
         let path = state_dir.join(FILE);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            .map_err(|e| unusable(&path, &e))?;
-        let db = FileBackend::new(file)
-            .map_err(redb::Error::from)
-            .and_then(|backend| Ok(Database::builder().create_with_backend(backend)?))
-            .map_err(|e| unusable(&path, &e))?;
-        let store = Self { path, db, index: Mutex::default() };
+        let db = database::open(&path).map_err(|e| unusable(&path, &e))?;
+        let store = Self { path, db, index: Mutex::default(), audit_max };
         let found = store.tried(Self::prepare)?;
         if found != FORMAT {
             return Err(FlowLogStoreError::Format { path: store.path, found, known: FORMAT });
@@ -181,12 +169,11 @@ impl RedbBackend {
 
 impl AuditIndex {
     /// Takes new entries of the audit log into account; returns those that are forgotten for them.
-    fn make_room(&mut self, changes: &[Change]) -> Vec<(Contract, u64)> {
+    fn make_room(&mut self, changes: &[Change], audit_max: usize) -> Vec<(Contract, u64)> {
         for (number, entry) in (self.next..).zip(audits(changes)) {
             self.shares.push(&entry.contract, number);
         }
-        let surplus = self.shares.len().saturating_sub(AUDIT_KEPT_MAX);
-        (0..surplus).filter_map(|_| self.shares.forget()).collect()
+        self.shares.forget_past(audit_max)
     }
 }
 
@@ -194,7 +181,7 @@ impl AuditIndex {
 impl Backend for RedbBackend {
     async fn commit(&self, changes: &[Change], _: Compared) -> Result<Committed, CommitError> {
         let mut index = self.index();
-        let forgotten = index.make_room(changes);
+        let forgotten = index.make_room(changes, self.audit_max);
         if let Err(error) = self.tried(|s| s.write(changes, index.next, &forgotten)) {
             forgotten.into_iter().rev().for_each(|(contract, number)| index.shares.undo_forget(contract, number));
             audits(changes).for_each(|entry| index.shares.undo_push(&entry.contract));
@@ -229,8 +216,8 @@ mod tests {
     };
 
     impl Opens for tempfile::TempDir {
-        fn open(&self) -> impl Future<Output = SharedStore> {
-            std::future::ready(SharedStore::new(FlowLogStore::open(self.path()).expect("a store")))
+        fn open_with(&self, audit_max: usize) -> impl Future<Output = SharedStore> {
+            std::future::ready(SharedStore::new(FlowLogStore::open_with(self.path(), audit_max).expect("a store")))
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use flowlog_model::FlowLogId;
 use uuid::Uuid;
 
-use super::{AuditEntry, Change, FlowLogStoreError, SharedStore};
+use super::{AUDIT_KEPT_MAX, AuditEntry, Change, FlowLogStoreError, SharedStore};
 use crate::flow_logs::{
     Refused,
     editor::audit,
@@ -15,8 +15,13 @@ use crate::flow_logs::{
 
 /// A place that stores are opened at, one after the other or, where the backend allows it, several at a time.
 pub(super) trait Opens {
+    /// Opens what is there; of the audit log, so many entries are kept.
+    async fn open_with(&self, audit_max: usize) -> SharedStore;
+
     /// Opens what is there.
-    async fn open(&self) -> SharedStore;
+    async fn open(&self) -> SharedStore {
+        self.open_with(AUDIT_KEPT_MAX).await
+    }
 }
 
 /// A flow log of a contract.
@@ -46,6 +51,7 @@ pub(super) async fn every_promise(place: &impl Opens) {
     what_is_written_is_there_when_it_is_opened_again(place).await;
     what_is_refused_leaves_nothing(place).await;
     the_audit_log_is_told_newest_first_and_by_contract(place).await;
+    an_audit_log_that_is_full_forgets_the_oldest_of_whoever_has_the_most(place).await;
     what_many_change_at_once_is_changed_by_each(&[place.open().await]).await;
 }
 
@@ -104,6 +110,32 @@ async fn the_audit_log_is_told_newest_first_and_by_contract(place: &impl Opens) 
     assert_eq!(words(&store, 9, Some("8")).await, ["number 12", "number 10"]);
     assert_eq!(words(&store, 1, Some("8")).await, ["number 12"]);
     assert!(words(&store, 9, Some("nobodys")).await.is_empty());
+}
+
+async fn an_audit_log_that_is_full_forgets_the_oldest_of_whoever_has_the_most(place: &impl Opens) {
+    const KEPT: usize = 20;
+    let store = place.open_with(KEPT).await;
+    let mut others = words(&store, 99, None).await;
+    let [quiet, loud, louder] = [(60, "61"), (61, "62"), (62, "62")].map(|(n, of)| flow_log(n, of, State::Draft));
+    for n in 0..4 {
+        store.write(|_| put(&quiet, &format!("quiet {n}"))).await.expect("a draft");
+    }
+    for n in 0..30 {
+        // Several entries of one change as well.
+        let both = [(&loud, "a"), (&louder, "b")];
+        let twice = || both.iter().flat_map(|(of, which)| put(of, &format!("loud {n}{which}"))).collect();
+        store.write(|_| twice()).await.expect("a draft");
+    }
+    drop(store);
+    let store = place.open_with(KEPT).await;
+    let all = words(&store, 99, None).await;
+    assert_eq!(all.len(), KEPT, "{all:?}");
+    assert_eq!(words(&store, 9, Some("61")).await, ["quiet 3", "quiet 2", "quiet 1", "quiet 0"]);
+    let newest = (0..30).rev().flat_map(|n| [format!("loud {n}b"), format!("loud {n}a")]);
+    let newest: BTreeSet<String> = newest.take(KEPT - 4 - others.len()).collect();
+    assert_eq!(words(&store, 99, Some("62")).await.into_iter().collect::<BTreeSet<_>>(), newest);
+    others.retain(|what| !all.contains(what));
+    assert!(others.is_empty(), "a flood pushes out its own history, and no other's: {others:?}");
 }
 
 /// Each server has tasks that count one flow log's version up; every count is there in the end, and was given once.
