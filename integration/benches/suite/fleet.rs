@@ -102,7 +102,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
         "Each watch has a connection of its own, as a node has.",
         &["seconds", "RSS MiB", "etcd RSS MiB", "etcd file MiB"],
     );
-    table.decimals = 2;
+    table.decimals = 3;
     let row = |table: &mut Table, name: &str, secs: f64, rss_mib: f64| -> anyhow::Result<()> {
         let values = [secs, rss_mib, usage(etcd.child.id())?.rss_mib, etcd.file_mib()];
         table.row(name, values.map(|v| Some(Figure::once(v))).to_vec());

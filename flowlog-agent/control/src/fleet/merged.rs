@@ -86,6 +86,7 @@ pub(super) fn status(nodes: &Nodes, claims: &Claims, captured: &[(FlowLogId, Uui
             }
         }
     }
+    let away = away(nodes);
     let mut rules = Vec::new();
     for (id, parent) in captured {
         let claiming = claims.get(parent).map_or(&[][..], Vec::as_slice);
@@ -101,28 +102,31 @@ pub(super) fn status(nodes: &Nodes, claims: &Claims, captured: &[(FlowLogId, Uui
                 also_on: claiming.iter().filter(|n| *n != name).cloned().collect(),
                 ..(*rule).clone()
             })),
-            None => rules.push(waiting(*id, *parent, nodes, claiming)),
+            None => rules.push(waiting(*id, claiming.first(), away.get(parent).copied())),
         }
     }
     let leaving = nodes.values().filter_map(|n| n.status.as_ref()).flat_map(|s| s.leaving.clone()).collect();
     Status { written_secs: now_secs, pid: std::process::id(), rules, leaving, ..Status::default() }
 }
 
-/// One of which no node says anything.
-fn waiting(id: FlowLogId, parent: Uuid, nodes: &Nodes, claiming: &[String]) -> RuleStatus {
-    let has_it = |node: &NodeSaid| node.resources.resources.iter().any(|r| r.id == parent);
-    let away = || nodes.iter().find(|(_, node)| node.status.is_none() && has_it(node)).map(|(name, _)| name.clone());
-    let (node, why) = match claiming.first() {
-        Some(name) => (Some(name.clone()), format!("node {name} has not said yet how it is doing")),
-        None => match away() {
-            Some(name) => {
-                let why = format!("node {name}, which had it last, is not heard of: how it is doing is not known");
-                (Some(name), why)
-            }
-            None => (None, "no node has it now".to_owned()),
-        },
+/// What nodes had that are not heard of, and the first of these by name.
+fn away(nodes: &Nodes) -> BTreeMap<Uuid, &String> {
+    let silent = nodes.iter().rev().filter(|(_, node)| node.status.is_none());
+    silent.flat_map(|(name, node)| node.resources.resources.iter().map(move |r| (r.id, name))).collect()
+}
+
+/// One of which no node says anything: not one that has it, nor one that had it and is not heard of.
+fn waiting(id: FlowLogId, claiming: Option<&String>, away: Option<&String>) -> RuleStatus {
+    let (node, why) = match (claiming, away) {
+        (Some(name), _) => (Some(name), format!("node {name} has not said yet how it is doing")),
+        (None, Some(name)) => {
+            let why = format!("node {name}, which had it last, is not heard of: how it is doing is not known");
+            (Some(name), why)
+        }
+        (None, None) => (None, "no node has it now".to_owned()),
     };
-    RuleStatus { rule_id: Some(id), node, capture: CaptureState::Waiting { why }, ..RuleStatus::default() }
+    let capture = CaptureState::Waiting { why };
+    RuleStatus { rule_id: Some(id), node: node.cloned(), capture, ..RuleStatus::default() }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What flow logs have counted in the last hours, minute by minute: for a chart. In memory, from what the agent says of them anyway.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -69,7 +69,9 @@ impl History {
     pub(super) fn observe(&self, status: &Status, now_secs: i64) {
         let minute = minute_of(now_secs);
         let mut all = self.lock();
-        all.retain(|id, _| status.rules.iter().any(|r| r.rule_id == Some(*id)));
+        // A region's server is told of a hundred thousand.
+        let spoken_of: BTreeSet<FlowLogId> = status.rules.iter().filter_map(|r| r.rule_id).collect();
+        all.retain(|id, _| spoken_of.contains(id));
         for rule in &status.rules {
             let Some(id) = rule.rule_id else { continue };
             let kept = all.entry(id).or_insert_with(|| Kept { since: minute, ..Kept::default() });

@@ -3,7 +3,11 @@
 //! They keep their ids, states and versions, so that object keys and etags stay what they were. Requests and the audit log stay where they
 //! are: the one are over, the other is a record of that store.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use flowlog_model::FlowLogId;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{Change, FlowLogStore};
 use crate::flow_logs::{
@@ -70,8 +74,12 @@ pub(crate) fn imported(
     flow_logs: &[FlowLog],
 ) -> Result<(usize, Vec<Change>), Refused> {
     only_operator(caller)?;
-    let mut changes = Vec::new();
-    let mut new: Vec<&FlowLog> = Vec::new();
+    let (mut new, mut changes) = (0, Vec::new());
+    // Which resources have one already, of those that are asked about: the store is looked through once.
+    let holds = |f: &&FlowLog| f.holds_its_parent() && f.state != State::Draft;
+    let parents: BTreeSet<Uuid> = flow_logs.iter().map(|f| f.parent.id).collect();
+    let here = store.flow_logs().values().filter(|f| parents.contains(&f.parent.id)).filter(holds);
+    let mut taken: BTreeMap<Uuid, FlowLogId> = here.map(|f| (f.parent.id, f.id)).collect();
     for flow_log in flow_logs {
         let FlowLog { id, state, .. } = flow_log;
         match store.flow_logs().get(id) {
@@ -82,19 +90,16 @@ pub(crate) fn imported(
         if matches!(state, State::Provisioning | State::Deleting) {
             return Err(conflict(flow_log, "was being changed when it was exported; export again"));
         }
-        let mut others = store.flow_logs().values().chain(new.iter().copied());
-        let same = |f: &&FlowLog| f.parent.id == flow_log.parent.id && f.holds_its_parent();
-        if flow_log.holds_its_parent()
-            && flow_log.state != State::Draft
-            && let Some(other) = others.find(|f| same(f) && f.state != State::Draft)
+        if holds(&flow_log)
+            && let Some(other) = taken.insert(flow_log.parent.id, *id)
         {
-            return Err(conflict(flow_log, &format!("is of a resource that has the flow log {} here", other.id)));
+            return Err(conflict(flow_log, &format!("is of a resource that has the flow log {other} here")));
         }
-        new.push(flow_log);
+        new += 1;
         changes.push(Change::Import(Box::new(flow_log.clone())));
         changes.push(audit(&stamp(caller), flow_log, "imported from another store"));
     }
-    Ok((new.len(), changes))
+    Ok((new, changes))
 }
 
 fn conflict(flow_log: &FlowLog, words: &str) -> Refused {
