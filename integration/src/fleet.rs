@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::{
     agent::{Agent, binary},
     etcd::Cluster,
+    files,
     http::{self, Answer},
     managed::{CONTRACT, DATACENTER, SERVER, plug_in, principals},
     net::{Netns, address, sh, veth},
@@ -105,14 +106,12 @@ impl Region {
         self.dir.path().join(name)
     }
 
-    /// Writes a file there, as tools should: beside it, and then in its place.
+    /// Writes a file there ([`files::replace`]).
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
-        let partial = self.path(&format!("{name}.partial"));
-        fs::write(&partial, text)?;
-        Ok(fs::rename(partial, self.path(name))?)
+        files::replace(&self.path(name), text)
     }
 
     /// Starts a server without waiting for it. It is no root: whoever may reach its files and etcd can run one.

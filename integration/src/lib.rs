@@ -12,7 +12,7 @@
 //! * [`faulty`]: a bad way to it;
 //! * [`node`]: a node whose capture outlives its agents, and [`oracle`], who knows every packet;
 //! * [`managed`]: a node whose flow logs are managed through the API, and [`http`] to ask it;
-//! * [`etcd`], and [`fleet`]: a region with its nodes;
+//! * [`etcd`], and [`fleet`]: a region with its nodes; [`files`] of both, which change while they are read;
 //! * [`sourced`]: the same with sources of the inventory, and flow logs by selection;
 //! * [`stacks`]: routers, bridges and devices on devices; [`taps`] as virtual machines have them;
 //! * [`sockets`] and [`cgroups`] that get in the way of verdicts;
@@ -33,6 +33,7 @@ pub mod driver;
 pub mod etcd;
 pub mod faulty;
 pub mod features;
+pub mod files;
 pub mod fleet;
 pub mod golden;
 pub mod http;

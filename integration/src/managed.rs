@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     agent::{Agent, binary},
     cgroups::Memory,
+    files,
     http::{self, Answer},
     net::{Netns, address, sh, veth},
     rows::Objects,
@@ -133,14 +134,12 @@ impl Managed {
         self.dir.path().join(name)
     }
 
-    /// Writes a file there, as tools should: beside it, and then in its place.
+    /// Writes a file there ([`files::replace`]).
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
-        let partial = self.path(&format!("{name}.partial"));
-        fs::write(&partial, text)?;
-        Ok(fs::rename(partial, self.path(name))?)
+        files::replace(&self.path(name), text)
     }
 
     /// Gives the API a certificate; returns the path of what a client must trust.

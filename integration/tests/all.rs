@@ -92,6 +92,8 @@ mod random;
 mod readable;
 #[path = "all/reading.rs"]
 mod reading;
+#[path = "all/region.rs"]
+mod region;
 #[path = "all/rehook.rs"]
 mod rehook;
 #[path = "all/reload.rs"]

@@ -50,7 +50,7 @@ use crate::config::{Config, Manage};
 /// Orders that wait at most: the control plane sends one at a time.
 const ORDERS_MAX: usize = 4;
 /// Changes of addresses that wait at most: a reload is over before the next one begins.
-const CHANGES_MAX: usize = 4;
+pub(super) const CHANGES_MAX: usize = 4;
 
 /// Everything that is read from files, now and when they change.
 #[derive(Clone)]

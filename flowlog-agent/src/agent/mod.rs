@@ -6,11 +6,13 @@
 //! * [`delivery`]: from a closed window to the store; [`ending`]: until all of it is there;
 //! * [`memory`]: what a start needs, and whether it fits;
 //! * [`managed`]: rules from the store, and the API's thread; [`control`]: a region's, without a kernel;
-//! * [`signals`]: being asked to stop; [`service`]: what the service manager is told; [`reload`]: the configuration, read again;
+//! * [`signals`]: being asked to stop; [`service`]: what the service manager is told; [`reload`]: the configuration, read again,
+//!   with what is [`around`] captures;
 //! * [`trouble`]: waiting for the state directory; [`thread`]: runtimes of their own;
 //! * [`error`]: what can go wrong;
 //! * this file: the main loop, and the commands around it.
 
+mod around;
 pub(crate) mod control;
 mod delivery;
 mod ending;

@@ -11,11 +11,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use flowlog_control::{
-    inventory::watch::{Again, Folders},
-    metrics::{self, Endpoint, MetricsListener},
-    serve::Relisten,
-};
+use flowlog_control::{inventory::watch::Again, serve::Relisten};
 use flowlog_host::fault;
 use flowlog_model::{CaptureSpec, MonoNs, Now, S3Options, status::CaptureState};
 use flowlog_pipeline::disk::Filesystem;
@@ -24,8 +20,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Capture,
+    around::Around,
     delivery::Delivery,
-    error::AgentError,
     figures::Questions,
     managed::{Orders, Place, Wanted},
     memory,
@@ -88,19 +84,8 @@ enum Stage {
 struct Change {
     merged: Merged,
     config: Config,
-    api: Option<Relisten>,
-    metrics: Metrics,
-    /// Where inventory and principals are to be read, if that is elsewhere.
-    place: Option<(Folders, Place)>,
+    around: Around,
     words: Vec<String>,
-}
-
-/// Where figures are served.
-enum Metrics {
-    /// Where they are.
-    Stay,
-    /// There, or nowhere.
-    Move(Option<MetricsListener>),
 }
 
 /// How far a reload is.
@@ -203,18 +188,7 @@ impl Reload {
             return self.undo(why, scene);
         }
         let Stage::Applying(change) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
-        let Change { merged, config, api, metrics, place, words } = *change;
-        if let Metrics::Move(listening) = metrics {
-            if let Err(error) = scene.questions.serve(listening) {
-                tracing::error!(%error, "figures are served where they were");
-            } else if let Some(Endpoint::Socket(old)) = &self.plan.config.metrics {
-                let _ = std::fs::remove_file(old);
-            }
-        }
-        if let Some((relisten, sender)) = api.zip(self.reached.api.as_ref()) {
-            // There is room: reloads come one after the other.
-            let _ = sender.try_send(relisten);
-        }
+        let Change { merged, config, around, words } = *change;
         scene.delivery.spool.limit(config.spool);
         scene.capture.limit_flows(config.flows_max);
         scene.delivery.encoder.limit_flows(config.flows_max);
@@ -223,9 +197,8 @@ impl Reload {
             scene.orders.select(&manage.templates);
             scene.orders.settle(&manage.settings);
         }
-        if let Some(((folders, place), again)) = place.zip(self.again.as_ref()) {
-            again.move_to(folders, place);
-        }
+        let serve = |listening| scene.questions.serve(listening);
+        around.apply(&self.plan.config, self.reached.api.as_ref(), self.again.as_ref(), serve);
         scene.delivery.marks.are(config.marks.names.clone());
         scene.capture.node_mut().restore_order = config.restore_order;
         self.plan.merged = merged;
@@ -237,7 +210,7 @@ impl Reload {
     /// Makes everything what it was.
     fn undo(&mut self, why: String, scene: &mut Scene<'_>) {
         if let Stage::Applying(change) = std::mem::replace(&mut self.stage, Stage::Idle) {
-            change.abandon();
+            change.around.abandon();
         }
         let captures = want(self.plan.config.captures.clone(), scene);
         let reasons = count_by(&self.plan.config, scene.capture);
@@ -287,54 +260,17 @@ impl Reload {
                 "flow_log.netns: the agent has given up what entering other namespaces takes; {restart}"
             ));
         }
-        if config.manage.is_some() != old.manage.is_some() {
-            return Err(format!("api: whether it is served is decided at the start; {restart}"));
-        }
-        let of = |config: &Config| config.manage.as_ref().map(|m| m.sources.clone()).unwrap_or_default();
-        if of(&config) != of(old) {
-            return Err(format!("inventory.source: {restart}"));
-        }
         capture.node().kernel.reasons_with(&config.reasons).map_err(|e| e.to_string())?;
         check_targets(&config).map_err(|e| e.to_string())?;
         check_interfaces(&config).map_err(|e| e.to_string())?;
         check_others(capture, wanted, &config)?;
-        let place = moved(old, &config).map_err(|e| e.to_string())?;
-        let metrics = if config.metrics == old.metrics {
-            Metrics::Stay
-        } else {
-            Metrics::Move(config.metrics.as_ref().map(metrics::listen).transpose().map_err(|e| e.to_string())?)
-        };
-        let api = match config.manage.as_ref().zip(old.manage.as_ref()).filter(|(new, old)| new.api != old.api) {
-            Some((new, old)) => match Relisten::prepare(&old.api, &new.api) {
-                Ok(relisten) => Some(relisten),
-                Err(error) => {
-                    forget(&config, &metrics);
-                    return Err(error.to_string());
-                }
-            },
-            None => None,
-        };
+        // Last: it leaves files behind.
+        let around = Around::prepare(old, &config, restart)?;
         let keys = changed.iter().map(|key| key.path());
         let of = |config: &Config| config.manage.as_ref().map(|m| m.templates.all.clone()).unwrap_or_default();
         let selected = (of(&config) != of(old)).then(|| "flow logs by selection: changed".to_owned());
         let words = keys.chain(differences(&old.captures, &config.captures, &config.node_id)).chain(selected).collect();
-        Ok(Change { merged, config, api, metrics, place, words })
-    }
-}
-
-impl Change {
-    fn abandon(self) {
-        forget(&self.config, &self.metrics);
-        if let Some(api) = self.api {
-            api.abandon();
-        }
-    }
-}
-
-/// Removes the socket of a listener for figures that is not to be.
-fn forget(config: &Config, made: &Metrics) {
-    if let (Metrics::Move(Some(_)), Some(Endpoint::Socket(path))) = (made, &config.metrics) {
-        let _ = std::fs::remove_file(path);
+        Ok(Change { merged, config, around, words })
     }
 }
 
@@ -342,16 +278,6 @@ fn forget(config: &Config, made: &Metrics) {
 fn want(fixed: Vec<CaptureSpec>, scene: &mut Scene<'_>) -> Result<(), String> {
     scene.orders.wanted.fix(fixed);
     scene.capture.want(scene.orders.wanted.all()).map_err(|e| e.to_string())
-}
-
-/// Where inventory and principals are to be read, if that is elsewhere than before; what they say is another matter.
-fn moved(old: &Config, new: &Config) -> Result<Option<(Folders, Place)>, AgentError> {
-    let Some((new, old)) = new.manage.as_ref().zip(old.manage.as_ref()) else { return Ok(None) };
-    if (&new.places, &new.principals) == (&old.places, &old.principals) {
-        return Ok(None);
-    }
-    let place = Place::of(new)?;
-    Ok(Some((place.prepare()?, place)))
 }
 
 /// Has drop reasons count as a configuration says, from now on.

@@ -73,6 +73,11 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("docs/operating.md", "editor /etc/flowlog/flowlog.toml", "install"),
     ("docs/operating.md", "flowlog check --config /etc/flowlog/flowlog.toml", "install"),
     ("docs/operating.md", "systemctl ", "install"),
+    (
+        "docs/fleet.md",
+        "FLOWLOG_SOCKET=/run/flowlog/",
+        "a_node_moves_into_a_region_and_back_by_restarts_and_every_packet_is_counted_once",
+    ),
     ("docs/iceberg.md", "dpkg --install flowlog-catalog_", "ensure_complete"),
     ("docs/iceberg.md", "editor /etc/flowlog-catalog/catalog.toml", "ensure_complete"),
     ("docs/iceberg.md", "systemctl ", "ensure_complete"),

@@ -13,7 +13,7 @@ use integration::{
 use serde_json::{Value, json};
 
 /// The server of most tests.
-const SERVER: &str = "control";
+pub(super) const SERVER: &str = "control";
 
 fn provision(node: &Managed, ids: &[&str]) {
     let done = node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": ids}))));
@@ -76,7 +76,7 @@ fn created(region: &Region, server: &str, nic: &str, name: &str) -> String {
     answer.body["id"].as_str().unwrap().to_owned()
 }
 
-fn path(id: &str) -> String {
+pub(super) fn path(id: &str) -> String {
     format!("/flowlog/v1/flowlogs/{id}")
 }
 
@@ -91,7 +91,7 @@ fn known_as(region: &Region, n: usize, id: &str, name: &Value) {
 }
 
 /// Waits until it is captured on a node, and the cloud's clients see it as available.
-fn captured_on(region: &Region, n: usize, nic: &str, id: &str) {
+pub(super) fn captured_on(region: &Region, n: usize, nic: &str, id: &str) {
     let there = (format!("n{n}"), "attached".to_owned());
     region.until("it is captured there", || region.captured(SERVER, id), |now| *now == there);
     region.until("it is available", || region.state(SERVER, nic, id), |now| now.0 == "AVAILABLE");
@@ -106,7 +106,7 @@ fn send(region: &Region, n: usize, packets: usize) {
 }
 
 /// Ends agents and captures; packets to port 9 that landed, by node.
-fn landed(region: &Region, agents: Vec<Agent>) -> Vec<u64> {
+pub(super) fn landed(region: &Region, agents: Vec<Agent>) -> Vec<u64> {
     let count = agents.len();
     for (n, mut agent) in (1..).zip(agents) {
         agent.signal(rustix::process::Signal::TERM);
