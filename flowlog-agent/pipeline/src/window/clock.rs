@@ -86,9 +86,14 @@ impl WindowClock {
     #[must_use]
     pub(crate) fn with_length(&self, window_secs: u32) -> Span {
         let secs = i64::from(window_secs);
-        let Span { start_secs, opened, .. } = self.open;
+        let Span { start_secs, sequence, opened, .. } = self.open;
         // After a step back of the wall clock labels hold, whatever their length.
-        if secs == self.secs || opened.wall.secs() < start_secs { self.open } else { open(secs, None, opened) }
+        if secs == self.secs || opened.wall.secs() < start_secs {
+            return self.open;
+        }
+        let other = open(secs, None, opened);
+        // Another one may have been opened in the same millisecond: this one comes after it.
+        Span { sequence: other.sequence.max(sequence), ..other }
     }
 
     #[must_use]
@@ -175,6 +180,25 @@ mod tests {
         }
         closed.push(clock.turn(now(1_001 + ticks, wall + 1 + ticks + offset)));
         closed
+    }
+
+    #[test]
+    fn windows_that_open_in_one_millisecond_are_told_apart_whatever_their_length_becomes() {
+        let at = |ms: i64| {
+            let ns = 1_000 * S + ms * 1_000_000;
+            Now { mono: MonoNs(ns.unsigned_abs()), wall: WallNs(ns) }
+        };
+        let mut clock = WindowClock::new(2, at(0));
+        let mut keys = vec![(clock.current().start_secs, clock.current().sequence)];
+        for secs in [1, 2, 1, 1, 2, 2, 1] {
+            clock.turn(at(1_608));
+            clock = WindowClock::resume(secs, clock.with_length(secs));
+            keys.push((clock.current().start_secs, clock.current().sequence));
+        }
+        let all = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), all, "{keys:?}");
     }
 
     /// What must hold whatever the wall clock does.
