@@ -75,6 +75,20 @@ impl HookPlace {
     }
 }
 
+/// Whether a tcx link makes way for a clsact filter on one direction, or the other way round, where hooks `after` follow those `before`.
+#[must_use]
+pub fn swaps_tc(before: &[(Direction, HookKind)], after: &[(Direction, HookKind)]) -> bool {
+    let places = |hooks: &[(Direction, HookKind)]| -> Vec<HookPlace> {
+        hooks.iter().map(|(direction, kind)| HookPlace::of(*direction, *kind)).collect()
+    };
+    let after = places(after);
+    places(before).into_iter().any(|place| match place {
+        HookPlace::Tcx(direction) => after.contains(&HookPlace::Clsact(direction)),
+        HookPlace::Clsact(direction) => after.contains(&HookPlace::Tcx(direction)),
+        HookPlace::Xdp => false,
+    })
+}
+
 /// The place of a hook, when it was attached.
 struct On {
     key: IfKey,
@@ -387,5 +401,29 @@ fn attach_error(interface: &str, hook: &str, error: &(dyn std::error::Error + 's
             KernelError::Attach { interface: interface.to_owned(), hook: hook.to_owned(), problem }
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_kind_of_tc_hook_makes_way_for_the_other_where_both_are_on_one_direction() {
+        use Direction::{Egress, Ingress};
+        use HookKind::{Clsact, Tc, Tcx, Xdp};
+        let tc = if has_tcx() { Tcx } else { Clsact };
+        let other = if has_tcx() { Clsact } else { Tcx };
+        for (before, after, swaps) in [
+            (&[(Ingress, tc), (Egress, tc)][..], &[(Ingress, other), (Egress, other)][..], true),
+            (&[(Ingress, other)], &[(Ingress, tc)], true),
+            (&[(Ingress, Tc)], &[(Ingress, tc)], false),
+            (&[(Ingress, tc)], &[(Egress, other)], false),
+            (&[(Ingress, tc)], &[(Ingress, Tc), (Ingress, Xdp)], false),
+            (&[(Ingress, other)], &[(Ingress, Tc), (Ingress, Xdp)], true),
+            (&[], &[(Ingress, other)], false),
+        ] {
+            assert_eq!(swaps_tc(before, after), swaps, "{before:?} {after:?}");
+        }
     }
 }

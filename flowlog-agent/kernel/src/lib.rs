@@ -52,6 +52,7 @@ use std::{io, path::PathBuf};
 
 pub use attach::Attached;
 use aya::programs::ProgramError;
+pub use each_cpu::Obstacle;
 use flowlog_model::rule::InvalidField;
 pub use layout::{Mark, MarkFrom, Moves, Reasons};
 pub use load::{Kernel, Options};

@@ -11,7 +11,8 @@ use super::{
     KernelError, Ring,
     attach::Hooks,
     btf::Btf,
-    each_cpu, heap,
+    each_cpu::{self, Obstacle},
+    heap,
     layout::{self, Mark, Moves, Reasons},
     maps::{Interfaces, SetupPod},
     notes,
@@ -161,13 +162,12 @@ impl Kernel {
     /// Whether XDP can go on counting what comes in through an interface where TC has, and TC where XDP has, each packet once.
     ///
     /// # Errors
-    /// In words why not.
-    pub fn hands_over_xdp(&self, at: IfKey, interface: &str) -> Result<(), String> {
+    /// Why not.
+    pub fn hands_over_xdp(&self, at: IfKey, interface: &str) -> Result<(), Obstacle> {
         if !self.interfaces.is_here(at) {
-            return Err("how its packets are steered cannot be read from another network namespace".to_owned());
+            return Err(Obstacle::Elsewhere);
         }
-        let parted = each_cpu::parts_packets(interface).map(str::to_owned);
-        parted.or_else(each_cpu::obstacle).map_or(Ok(()), Err)
+        each_cpu::parts_packets(interface).or_else(each_cpu::obstacle).map_or(Ok(()), Err)
     }
 
     /// Goes on with what an earlier agent has wrapped, or takes it back: see [`Wraps`].

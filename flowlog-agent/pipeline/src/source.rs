@@ -81,13 +81,13 @@ pub struct Watch {
     pub oldest: Epoch,
 }
 
-/// Who else on this node uses `skb->tc_index`, in which packets are numbered: kind and interface.
+/// Who else on this node uses `skb->tc_index`, in which packets are numbered: kind, and name of the interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NumberUsers {
     /// Somebody reads it: packets must not be numbered.
-    pub reader: Option<(String, i32)>,
+    pub reader: Option<(String, String)>,
     /// Somebody writes it: numbers may be gone when packets die.
-    pub writer: Option<(String, i32)>,
+    pub writer: Option<(String, String)>,
 }
 
 /// The XDP of a watched interface whose hooks are attached.
@@ -117,9 +117,14 @@ pub trait Node: Source {
     /// counted, once the programs know of the watch. One that takes the place of another neither misses a packet nor counts one again. What has
     /// been attached before an error stays: [`unhook`](Self::unhook) takes it away.
     fn hook(&mut self, spec: &WatchSpec, dev: &NetDev) -> Result<Vec<Direction>, SourceError>;
-    /// Whether what comes in through an interface can be counted by XDP from one packet to the next where TC has counted it, and the other way.
-    fn hands_over_xdp(&self, _spec: &WatchSpec) -> bool {
-        true
+    /// Whether what comes in through an interface can be counted by XDP from one packet to the next where TC has counted it, and the other way:
+    /// else why not.
+    fn hands_over_xdp(&self, _spec: &WatchSpec) -> Result<(), SourceError> {
+        Ok(())
+    }
+    /// Whether a TC hook makes way for one of the other kind, where a rule follows another one.
+    fn swaps_tc(&self, before: &WatchSpec, after: &WatchSpec) -> bool {
+        before.tc_hook() != after.tc_hook()
     }
     /// Takes the hooks of an interface away.
     fn unhook(&mut self, of: IfKey) -> Result<(), SourceError>;

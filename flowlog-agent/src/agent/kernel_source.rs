@@ -7,7 +7,7 @@ use flowlog_ebpf::abi::{self, Iface, Stacked, Truth};
 use flowlog_host::{clock, fault};
 use flowlog_kernel::{
     Kernel, KernelError, Ring,
-    attach::Hooks,
+    attach::{Hooks, swaps_tc},
     netdev::{
         self, Namespaces, NetDevError, connections, foreign, foreign_xdp, ipvs, neighbours, netns, offload,
         traffic_control,
@@ -57,6 +57,12 @@ fn failed(error: KernelError) -> SourceError {
 
 fn unknown(error: NetDevError) -> SourceError {
     SourceError::Interface(Box::new(error))
+}
+
+/// What an interface is called: to be said, so its index will do.
+fn name_of(netns: &Netns, index: i32) -> String {
+    let name = u32::try_from(index).ok().and_then(|index| netdev::name(netns, index).ok());
+    name.unwrap_or_else(|| format!("interface {index}"))
 }
 
 /// The hooks that a rule needs.
@@ -301,16 +307,12 @@ impl Node for KernelSource {
         self.kernel.hooks.keep_only(dev, &hooks_of(spec)).map_err(failed)
     }
 
-    fn hands_over_xdp(&self, spec: &WatchSpec) -> bool {
-        let Err(why) = self.kernel.hands_over_xdp(spec.key(), &spec.interface) else { return true };
-        let (interface, flow_log) = (&spec.interface, spec.rule.name.as_str());
-        tracing::warn!(
-            interface,
-            flow_log,
-            why,
-            "XDP and TC cannot take over from each other here: the capture ends and begins anew"
-        );
-        false
+    fn hands_over_xdp(&self, spec: &WatchSpec) -> Result<(), SourceError> {
+        self.kernel.hands_over_xdp(spec.key(), &spec.interface).map_err(|e| SourceError::Interface(Box::new(e)))
+    }
+
+    fn swaps_tc(&self, before: &WatchSpec, after: &WatchSpec) -> bool {
+        swaps_tc(&hooks_of(before), &hooks_of(after))
     }
 
     fn unhook(&mut self, of: IfKey) -> Result<(), SourceError> {
@@ -360,8 +362,9 @@ impl Node for KernelSource {
             let watched: Vec<u32> = devs[at..].iter().filter(|d| d.netns == **there).map(|d| d.index).collect();
             match netns::enter(there, || traffic_control::users(&watched)).flatten() {
                 Ok(traffic_control::Users { reader, writer }) => {
-                    users.reader = users.reader.or(reader);
-                    users.writer = users.writer.or(writer);
+                    let named = |(kind, index): (String, i32)| (kind, name_of(there, index));
+                    users.reader = users.reader.or(reader.map(named));
+                    users.writer = users.writer.or(writer.map(named));
                 }
                 Err(error) => tracing::warn!(%error, "cannot ask who uses skb->tc_index"),
             }

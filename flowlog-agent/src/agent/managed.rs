@@ -1,6 +1,7 @@
 //! Rules from the store: the files around it, the thread that serves the API, and the orders that come from there.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     pin::Pin,
     sync::{
@@ -22,7 +23,7 @@ use flowlog_control::{
         templates::{self, Templates},
     },
     inventory::{
-        BucketRegistry,
+        BucketRegistry, Inventory,
         load::{Loaded, Loader, Places},
         source::{
             board::Board,
@@ -258,6 +259,15 @@ impl Wanted {
     pub(crate) fn with(&self, fixed: &[CaptureSpec]) -> Vec<CaptureSpec> {
         // What is first has an interface that both want.
         [fixed, &self.managed[..]].concat()
+    }
+
+    /// What flow logs by selection would capture, beside what the API has provisioned.
+    #[must_use]
+    pub(crate) fn selected_by(&self, templates: &Templates, inventory: &Inventory, node_id: &str) -> Vec<CaptureSpec> {
+        let provisioned = self.managed.iter().filter(|c| c.rule.id.is_some());
+        let ids: BTreeSet<String> = provisioned.map(|c| c.id(node_id)).collect();
+        let taken = inventory.resources.values().filter(|r| r.interfaces.iter().any(|i| ids.contains(&i.id)));
+        templates.captures(inventory, &taken.map(|r| r.id).collect())
     }
 
     #[must_use]

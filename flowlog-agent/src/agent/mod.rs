@@ -104,7 +104,7 @@ pub(crate) async fn run(plan: Plan, confined: &Confined) -> Result<(), AgentErro
     heap::give_back();
     let inventory = managed.as_ref().map(Managed::inventory);
     let (s3, reached) = watch::channel(config.s3.clone());
-    let buckets = Arc::new(Files::buckets(inventory, reached));
+    let buckets = Arc::new(Files::buckets(inventory.clone(), reached));
     let mut delivery = Delivery::start(&config, fs.clone(), spool, &capture, buckets.clone())?;
     delivery.inherit(&mut capture, pending)?;
     let (live, ends) = Live::new();
@@ -125,7 +125,7 @@ pub(crate) async fn run(plan: Plan, confined: &Confined) -> Result<(), AgentErro
     };
     let mut questions = Questions::new(refused, board, region);
     questions.serve(metrics)?;
-    let reload = Reload::new(hangups, again, plan, Reached { fs, s3, api });
+    let reload = Reload::new(hangups, again, plan, Reached { fs, s3, inventory, api });
     if let Some(unknown) = capture.node().kernel.reasons().unknown() {
         tracing::warn!("this kernel has {unknown}");
     }

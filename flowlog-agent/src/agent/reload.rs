@@ -11,7 +11,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use flowlog_control::{inventory::watch::Again, serve::Relisten};
+use flowlog_control::{
+    inventory::{load::Loaded, watch::Again},
+    serve::Relisten,
+};
 use flowlog_host::fault;
 use flowlog_model::{CaptureSpec, MonoNs, Now, S3Options, status::CaptureState};
 use flowlog_pipeline::disk::Filesystem;
@@ -57,6 +60,8 @@ pub(super) struct Reached {
     pub fs: Arc<dyn Filesystem>,
     /// How buckets are reached.
     pub s3: watch::Sender<S3Options>,
+    /// What is in the inventory; nothing, without one.
+    pub inventory: Option<watch::Receiver<Arc<Loaded>>>,
     /// Where the API is served; nobody, if it is not.
     pub api: Option<mpsc::Sender<Relisten>>,
 }
@@ -155,6 +160,7 @@ impl Reload {
         if fixed == self.plan.config.captures {
             return self.finish(scene);
         }
+        scene.capture.take_gaps(false);
         if let Err(error) = want(fixed, scene) {
             // The journal refuses, and nothing is to be half done.
             self.undo(error, scene);
@@ -172,7 +178,8 @@ impl Reload {
     pub(super) fn finish(&mut self, scene: &mut Scene<'_>) {
         let Stage::Applying(change) = &self.stage else { return };
         let states = scene.capture.states();
-        let is_new = |c: &&CaptureSpec| !c.wait && !self.plan.config.captures.contains(c);
+        let must_be = |c: &CaptureSpec| !c.wait || scene.capture.is_held(&c.id(&change.config.node_id));
+        let is_new = |c: &&CaptureSpec| must_be(c) && !self.plan.config.captures.contains(c);
         let trouble = change.config.captures.iter().filter(is_new).find_map(|c| {
             match states.get(&c.id(&change.config.node_id)) {
                 Some(CaptureState::Trouble { why }) => {
@@ -187,6 +194,7 @@ impl Reload {
         if let Err(why) = count_by(&change.config, scene.capture) {
             return self.undo(why, scene);
         }
+        scene.capture.take_gaps(true);
         let Stage::Applying(change) = std::mem::replace(&mut self.stage, Stage::Idle) else { return };
         let Change { merged, config, around, words } = *change;
         scene.delivery.spool.limit(config.spool);
@@ -213,6 +221,7 @@ impl Reload {
             change.around.abandon();
         }
         let captures = want(self.plan.config.captures.clone(), scene);
+        scene.capture.take_gaps(true);
         let reasons = count_by(&self.plan.config, scene.capture);
         if let Err(error) = captures.and(reasons) {
             tracing::warn!(error, "will try again");
@@ -264,6 +273,7 @@ impl Reload {
         check_targets(&config).map_err(|e| e.to_string())?;
         check_interfaces(&config).map_err(|e| e.to_string())?;
         check_others(capture, wanted, &config)?;
+        self.check_gaps(capture, wanted, &config)?;
         // Last: it leaves files behind.
         let around = Around::prepare(old, &config, restart)?;
         let keys = changed.iter().map(|key| key.path());
@@ -271,6 +281,23 @@ impl Reload {
         let selected = (of(&config) != of(old)).then(|| "flow logs by selection: changed".to_owned());
         let words = keys.chain(differences(&old.captures, &config.captures, &config.node_id)).chain(selected).collect();
         Ok(Change { merged, config, around, words })
+    }
+
+    /// No packet may be missed or counted twice where an interface is captured now, and will be otherwise. (Should that be found out only when it
+    /// is to be done, it is left undone, and the reload is taken back.)
+    fn check_gaps(&self, capture: &Capture, wanted: &Wanted, config: &Config) -> Result<(), String> {
+        let selected = match (&config.manage, &self.reached.inventory) {
+            (Some(manage), Some(inventory)) => {
+                let loaded = inventory.borrow().clone();
+                wanted.selected_by(&manage.templates, &loaded.inventory, &config.node_id)
+            }
+            _ => Vec::new(),
+        };
+        let mut then = wanted.with(&config.captures);
+        then.retain(|c| c.rule.id.is_some() || config.captures.contains(c));
+        then.extend(selected);
+        let parted = capture.would_part(&then).map_err(|e| e.to_string())?;
+        if parted.is_empty() { Ok(()) } else { Err(parted.join("; ")) }
     }
 }
 

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// How it is used, below its flags.
 pub(super) const EXAMPLES: &str = "\
 Flow logs, limits, listeners, TLS files and the way to the buckets change without a packet being missed; captures that stay as they are are \
-not touched. What takes a restart is refused by name, and then nothing changes. Flags that `run` was given still win over the file. \
+not touched. What takes a restart, or could not be done without missing packets, is refused with the reason, and then nothing changes. Flags that `run` was given still win over the file. \
 docs/configuration.md says of every key which it is. `systemctl reload flowlog` is the same.
 
 Examples:

@@ -7,7 +7,7 @@ use aya::programs::TcAttachType;
 use integration::{
     agent::{Agent, binary},
     features,
-    net::{Pair, sh},
+    net::{Pair, sh, veth},
     node::Node,
     oracle::{Difference, Oracle},
     others::{Other, Place},
@@ -202,6 +202,131 @@ fn a_hook_that_cannot_be_attached_leaves_the_window_open_that_there_is() {
     assert_eq!(oracle.compare(&landed), Difference::default());
     assert_eq!(landed.keys.len(), 1, "one window: {:?}", landed.keys);
     drop(other);
+}
+
+/// Runs a line of a shell in the namespace of the interface; `false`: it fails.
+fn set(node: &Node, line: &str) -> bool {
+    node.pair.a.command("sh").args(["-c", line]).output().unwrap().status.success()
+}
+
+/// What keeps one kind of hook from following another one, what takes that away, and what is to be said of it.
+const OBSTACLES: [(&str, &str, &str, &str, &str); 4] = [
+    (
+        "tcx",
+        "xdp",
+        "echo 2 > /sys/class/net/eth0/queues/rx-0/rps_cpus",
+        "echo 0 > /sys/class/net/eth0/queues/rx-0/rps_cpus",
+        "write 0 to /sys/class/net/eth0/queues/rx-*/rps_cpus",
+    ),
+    (
+        "xdp",
+        "clsact",
+        "echo 20000 > /sys/class/net/eth0/gro_flush_timeout",
+        "echo 0 > /sys/class/net/eth0/gro_flush_timeout",
+        "write 0 to /sys/class/net/eth0/gro_flush_timeout",
+    ),
+    (
+        "tcx",
+        "clsact",
+        "ip link add d0 type dummy && tc qdisc add dev d0 root gred setup DPs 2 default 0",
+        "ip link del d0",
+        "gred on d0 reads skb->tc_index",
+    ),
+    (
+        "clsact",
+        "tcx",
+        "ip link add d0 type dummy && tc qdisc add dev d0 root gred setup DPs 2 default 0",
+        "ip link del d0",
+        "gred on d0 reads skb->tc_index",
+    ),
+];
+
+#[test]
+fn a_reload_that_would_miss_packets_is_refused_with_what_to_do_and_holds_once_that_is_done() {
+    skip_unless!(features::tcx(), "this kernel has no tcx links");
+    for (from, to, obstruct, clear, words) in OBSTACLES {
+        let node = Node::new(&[]).unwrap();
+        write(&node, &format!("hook = '{from}'"));
+        let mut agent = start(&node);
+        if !set(&node, obstruct) {
+            features::skipped(&format!("this kernel cannot do `{obstruct}`"));
+            continue;
+        }
+        let before = received(&node);
+        let oracle = Oracle::watch(&node.pair, FLOWS, PAUSE, |_| {
+            // Another change comes with it: neither holds. Nor does it matter whether the interface may be waited for.
+            for more in ["", "wait = true\n"] {
+                write(&node, &format!("hook = '{to}'\n{more}[spool]\nbytes_max = '100MiB'"));
+                let (status, out, error) = node.command(&["reload"])?;
+                assert_eq!(status, Some(65), "{out}{error}");
+                for words in [words, "flow log `web` on eth0", "goes on as before", "or restart the agent"] {
+                    assert!(error.contains(words), "{words}: {error}");
+                }
+            }
+            anyhow::ensure!(set(&node, clear));
+            write(&node, &format!("hook = '{to}'\n[spool]\nbytes_max = '100MiB'"));
+            let (status, out, error) = node.command(&["reload"])?;
+            assert!(status == Some(0) && out.contains("changed") && out.contains("spool.bytes_max"), "{out}{error}");
+            Ok(())
+        });
+        let oracle = oracle.unwrap();
+        let got = received(&node) - before;
+        agent.signal(Signal::TERM);
+        assert_eq!(agent.wait().unwrap(), Some(0));
+        let landed = node.detach().unwrap();
+        judge_books(&node, &landed);
+        let difference = oracle.compare(&landed);
+        assert_eq!(
+            (difference.lost, difference.duplicated),
+            (oracle.total - got, 0),
+            "{from} to {to}: {difference:#?}"
+        );
+        assert_eq!(landed.keys.len(), 2, "one window before, and one after: {:?}", landed.keys);
+    }
+}
+
+#[test]
+fn a_start_that_would_miss_packets_takes_the_gap_and_marks_it() {
+    skip_unless!(features::tcx(), "this kernel has no tcx links");
+    let (from, to, obstruct, _, words) = OBSTACLES[0];
+    let node = Node::new(&[]).unwrap();
+    write(&node, &format!("hook = '{from}'"));
+    start(&node).end().unwrap();
+    assert!(set(&node, obstruct));
+    write(&node, &format!("hook = '{to}'"));
+    let mut agent = start(&node);
+    let log = agent.log();
+    assert!(log.contains("the capture ends here and begins anew, with a gap") && log.contains(words), "{log}");
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.wait().unwrap(), Some(0));
+    let landed = node.detach().unwrap();
+    assert_eq!(landed.rows.iter().filter(|r| r.skip == "gap").count(), 1, "{:#?}", landed.rows);
+}
+
+#[test]
+fn another_device_in_the_place_of_one_that_is_gone_is_no_reason_to_refuse() {
+    let node = Node::new(&[]).unwrap();
+    write(&node, "hook = 'tc'\nwait = true");
+    let mut agent = start(&node);
+    node.pair.a.exec("ip link del eth0").unwrap();
+    agent.wait_for("the interface is gone").unwrap();
+    veth((&node.pair.a, "eth0"), (&node.pair.b, "eth0")).unwrap();
+    agent.wait_for("the interface is back").unwrap();
+    assert!(set(&node, OBSTACLES[0].2));
+    // What it steers matters once it is to be hooked otherwise; a flow log that is new on it is not asked.
+    write(&node, "hook = 'xdp'\nwait = true");
+    let (status, _, error) = node.command(&["reload"]).unwrap();
+    assert!(status == Some(65) && error.contains(OBSTACLES[0].4), "{error}");
+    fs::write(node.dir.path().join("flowlog.toml"), {
+        let text = fs::read_to_string(node.dir.path().join("flowlog.toml")).unwrap();
+        text.replace("['eth0']", "['eth1']")
+    })
+    .unwrap();
+    assert_eq!(node.command(&["reload"]).unwrap().0, Some(0));
+    write(&node, "hook = 'xdp'\nwait = true");
+    assert_eq!(node.command(&["reload"]).unwrap().0, Some(0), "nobody captures there");
+    agent.signal(Signal::TERM);
+    agent.wait().unwrap();
 }
 
 /// Where a change of hooks is killed, and between which.

@@ -261,3 +261,36 @@ fn another_selection_holds_after_a_reload_without_a_restart() {
     agent.end().unwrap();
     assert_eq!(packets(&node.landed().unwrap()), PACKETS as u64, "of the time in which it was selected");
 }
+
+#[test]
+fn a_selection_whose_hook_cannot_follow_is_refused_and_nothing_of_it_changes() {
+    let node = Sourced::new("no_pin = true", NAMES, "{ label.env = 'prod' }").unwrap();
+    let (ns, far) = (&node.managed.node, &node.managed.far);
+    plug_in(ns, far, "tap100i0", 20).unwrap();
+    let mut agent = node.managed.start().unwrap();
+    assert_eq!(node.found("tap100i0")["selected_by"], json!(TEMPLATE));
+    let config = fs::read_to_string(node.managed.path("flowlog.toml")).unwrap();
+    let state = node.managed.path("state");
+    let steer = |cpus: &str| {
+        let line = format!("echo {cpus} > /sys/class/net/tap100i0/queues/rx-0/rps_cpus");
+        assert!(ns.command("sh").args(["-c", &line]).status().unwrap().success());
+    };
+    let reload = || {
+        node.managed.write("flowlog.toml", &format!("{config}hook = 'xdp'\n")).unwrap();
+        node.managed.command(&["reload", "--state-dir", state.to_str().unwrap()]).unwrap()
+    };
+    steer("2");
+    let (code, _, error) = reload();
+    assert!(code == Some(65) && error.contains("flow log `all` on tap100i0: TC and XDP cannot take over"), "{error}");
+    node.managed.send(20, "tap100i0", PACKETS).unwrap();
+    steer("0");
+    let (code, out, error) = reload();
+    assert!(code == Some(0) && out.contains("flow logs by selection: changed"), "{out}{error}");
+    agent.wait_for("the flow log has changed: a new window begins interface=\"tap100i0\"").unwrap();
+    node.managed.send(20, "tap100i0", PACKETS).unwrap();
+    agent.signal(rustix::process::Signal::TERM);
+    assert_eq!(agent.wait().unwrap(), Some(0));
+    let landed = node.landed().unwrap();
+    assert_eq!(packets(&landed), 2 * PACKETS as u64);
+    assert!(landed.rows.iter().all(|r| r.skip != "gap"), "{:#?}", landed.rows);
+}

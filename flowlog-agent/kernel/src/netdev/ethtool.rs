@@ -1,4 +1,5 @@
-//! A driver's own counters: `ETHTOOL_GDRVINFO`, `ETHTOOL_GSTRINGS`, `ETHTOOL_GSTATS` of `include/uapi/linux/ethtool.h`, by ioctl.
+//! A driver's own counters: `ETHTOOL_GDRVINFO`, `ETHTOOL_GSTRINGS`, `ETHTOOL_GSTATS` of `include/uapi/linux/ethtool.h`, by ioctl; and
+//! whether it merges packets (`ETHTOOL_GGRO`).
 //!
 //! The newer interface, ethtool netlink, has the names of a driver's counters and not their values
 //! (`Documentation/networking/ethtool-netlink.rst`), and the crates there are speak only that.
@@ -15,6 +16,7 @@ const SIOCETHTOOL: Opcode = 0x8946;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSTATS: u32 = 0x1d;
+const ETHTOOL_GGRO: u32 = 0x2b;
 /// The set of strings that are names of counters.
 const ETH_SS_STATS: u32 = 1;
 /// Bytes of a name (`ETH_GSTRING_LEN`), and of each text of `struct ethtool_drvinfo`.
@@ -132,9 +134,28 @@ pub(super) fn statistics(interface: &str, wanted: impl Fn(&str) -> bool) -> io::
     Err(io::Error::other("the number of its counters keeps changing"))
 }
 
+/// Whether packets that come in through an interface of the namespace we are in may be merged between XDP and TC, or will be when it has an
+/// XDP program.
+///
+/// # Errors
+/// If it is gone, or has none of this.
+pub(crate) fn merges(interface: &str) -> io::Result<bool> {
+    let mut room = Room::new()?;
+    // One without a driver does not say.
+    let turns_it_on = room.ask(interface, &[ETHTOOL_GDRVINFO]).is_ok() && room.text(DRIVER_AT) == "veth";
+    room.ask(interface, &[ETHTOOL_GGRO])?;
+    Ok(turns_it_on || room.word(4) != 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whether_an_interface_merges_packets_is_known_of_those_that_are_there() {
+        assert!(merges("lo").is_ok());
+        assert!(merges("no-such-if0").is_err());
+    }
 
     #[test]
     fn an_interface_without_counters_has_none_and_one_that_is_not_there_is_an_error() {

@@ -14,7 +14,7 @@
 mod below;
 pub mod connections;
 mod elsewhere;
-mod ethtool;
+pub(crate) mod ethtool;
 pub mod foreign;
 pub mod foreign_xdp;
 pub mod ipvs;
@@ -31,6 +31,7 @@ use std::{io, path::PathBuf};
 
 pub use elsewhere::Namespaces;
 use flowlog_model::interface::{Counters, NetDev, Netns, NetnsName, names};
+use rustix::net::{AddressFamily, SocketType};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +92,18 @@ pub(crate) fn find(name: &str) -> Result<NetDev, NetDevError> {
 /// If it is gone.
 pub fn counters(of: &Netns, index: u32) -> Result<Counters, NetDevError> {
     Ok(netns::enter(of, || rtnetlink::counters(index)).flatten()?)
+}
+
+/// What an interface is called.
+///
+/// # Errors
+/// If it is gone.
+pub fn name(of: &Netns, index: u32) -> Result<String, NetDevError> {
+    let ask = || {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        rustix::net::netdevice::index_to_name(socket, index)
+    };
+    Ok(netns::enter(of, ask)?.map_err(io::Error::from)?)
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ impl<N: Node> Capture<N> {
                 Absent::Taken(why) => tracing::warn!("{why}"),
             }
         }
-        match watcher.watch_first(books, &found, numbering.no_numbers()) {
+        match watcher.watch_first(books, &found, numbering) {
             Ok(looked) => {
                 watcher.look_at_xdp(books, |spec| found.device(spec))?;
                 watcher.note_look(books, looked, found, sought);
@@ -317,7 +317,7 @@ impl<N: Node> Capture<N> {
             Looked::default()
         } else {
             watcher.note_gone(&books.ledger, &found, now);
-            watcher.watch_all(books, &found, numbering.no_numbers())?
+            watcher.watch_all(books, &found, numbering)?
         };
         watcher.look_at_xdp(books, |spec| found.device(spec))?;
         watcher.note_look(books, looked, found, sought);
@@ -401,6 +401,27 @@ impl<N: Node> Capture<N> {
     /// If the kernel does not say which interfaces there are.
     pub fn would_be(&self, captures: &[CaptureSpec]) -> Result<BTreeMap<String, CaptureState>, CaptureError> {
         self.watcher.would_be(&self.books, captures)
+    }
+
+    /// Whether, from now on, a capture ends where the next one of its interface cannot follow without missing packets, and that one begins anew with
+    /// a gap; else it goes on, and the change waits. It does end, until this is said.
+    pub fn take_gaps(&mut self, takes: bool) {
+        self.watcher.takes_gaps = takes;
+    }
+
+    /// Whether the interface of a capture goes on under the rule that it had, as the next one could not follow.
+    #[must_use]
+    pub fn is_held(&self, id: &str) -> bool {
+        self.watcher.held.contains(id)
+    }
+
+    /// Where a capture would have to end before the next one of its interface could begin, if these, and no others, were wanted: in words, with
+    /// the flow log, the interface, and why. [`want`](Self::want) would leave those as they are.
+    ///
+    /// # Errors
+    /// If the kernel does not say which interfaces there are.
+    pub fn would_part(&self, captures: &[CaptureSpec]) -> Result<Vec<String>, CaptureError> {
+        self.watcher.would_part(&self.books, captures)
     }
 
     /// Looks whether hooks that have not been seen running yet are.

@@ -35,8 +35,12 @@ impl Numbering {
 
     /// [`abi::NO_NUMBERS`], while packets are not numbered.
     pub(super) fn no_numbers(&self) -> u16 {
-        let reader = self.users.as_ref().is_some_and(|u| u.reader.is_some());
-        if reader { abi::NO_NUMBERS } else { 0 }
+        if self.reader().is_some() { abi::NO_NUMBERS } else { 0 }
+    }
+
+    /// Who else reads what packets would be numbered in: kind and interface.
+    pub(super) fn reader(&self) -> Option<&(String, String)> {
+        self.users.as_ref().and_then(|u| u.reader.as_ref())
     }
 
     /// Whether the hooks may number packets, and whether the numbers are there when packets die: it depends on who else
@@ -58,14 +62,14 @@ impl Numbering {
             }
         }
         match (&users.reader, &users.writer) {
-            (Some((kind, index)), _) => tracing::warn!(
+            (Some((kind, on)), _) => tracing::warn!(
                 kind,
-                index,
+                on,
                 "this traffic control reads skb->tc_index: packets get no numbers, and more verdicts are unknown"
             ),
-            (None, Some((kind, index))) => tracing::info!(
+            (None, Some((kind, on))) => tracing::info!(
                 kind,
-                index,
+                on,
                 "a filter on the same hook takes the numbers of the packets it accepts: more verdicts are unknown"
             ),
             (None, None) if self.users.is_some() => tracing::info!("packets are numbered again"),

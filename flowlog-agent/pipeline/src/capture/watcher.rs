@@ -14,6 +14,7 @@ use flowlog_model::{
 use super::{
     change::Stays,
     hooks::{Hooked, devices, end_accounting, judge},
+    numbering::Numbering,
     resolution::{Absent, Resolution, Resolved, resolve},
     waiting::NextLook,
 };
@@ -42,6 +43,8 @@ struct Gone {
 pub(super) struct Looked {
     /// What cannot be watched, and why not, by interface id.
     troubles: BTreeMap<String, CaptureError>,
+    /// Those of them whose interface goes on under the rule that it had.
+    held: BTreeSet<String>,
     /// More interfaces are to be hooked than one round does.
     is_more: bool,
 }
@@ -66,10 +69,14 @@ pub(super) struct Watcher {
     absent: BTreeMap<String, Absent>,
     /// Captures whose interface is there and cannot be hooked, and why.
     troubles: BTreeMap<String, String>,
+    /// Those of them whose interface goes on under the rule that it had, by interface id.
+    pub(super) held: BTreeSet<String>,
     /// XDP programs that were on each interface when they were looked at.
     xdp: BTreeMap<IfaceId, Vec<(XdpMode, u32)>>,
     /// When that was.
     xdp_looked: MonoNs,
+    /// A capture may end where another one of its interface cannot follow without missing packets; else it stays.
+    pub(super) takes_gaps: bool,
 }
 
 impl Watcher {
@@ -86,8 +93,10 @@ impl Watcher {
             looked: now,
             absent: BTreeMap::new(),
             troubles: BTreeMap::new(),
+            held: BTreeSet::new(),
             xdp: BTreeMap::new(),
             xdp_looked: now.mono,
+            takes_gaps: true,
         }
     }
 
@@ -112,6 +121,7 @@ impl Watcher {
             }
         }
         self.troubles = looked.troubles.into_iter().map(|(id, e)| (id, e.to_string())).collect();
+        self.held = looked.held;
         self.absent = found.absent;
         let now = books.source.now();
         self.looked = now;
@@ -180,7 +190,7 @@ impl Watcher {
         self.resolve_these(books, &self.captures, own)
     }
 
-    fn resolve_these<N: Node>(
+    pub(super) fn resolve_these<N: Node>(
         &self,
         books: &Books<N>,
         captures: &[CaptureSpec],
@@ -245,12 +255,12 @@ impl Watcher {
         &mut self,
         books: &mut Books<N>,
         found: &Resolution,
-        no_numbers: u16,
+        numbering: &Numbering,
     ) -> Result<Looked, CaptureError> {
         let strict = self.captures.iter().filter(|c| !c.wait).map(|c| c.id(&self.node_id));
         let strict: Vec<String> = strict.collect();
         loop {
-            let mut looked = self.watch_all(books, found, no_numbers)?;
+            let mut looked = self.watch_all(books, found, numbering)?;
             match strict.iter().find_map(|id| looked.troubles.remove(id)) {
                 Some(error) => return Err(error),
                 None if !looked.is_more || strict.is_empty() => return Ok(looked),
@@ -264,13 +274,15 @@ impl Watcher {
         &mut self,
         books: &mut Books<N>,
         found: &Resolution,
-        no_numbers: u16,
+        numbering: &Numbering,
     ) -> Result<Looked, CaptureError> {
         // Verdicts first: a packet that passed a hook must not die unnoticed.
         books.source.attach_verdict()?;
-        let stays = self.change(books, found, no_numbers)?;
+        let no_numbers = numbering.no_numbers();
+        let stays = self.change(books, found, numbering)?;
         self.retire(books, found, (&stays, no_numbers))?;
-        let mut looked = self.begin(books, found)?;
+        let mut looked = self.begin(books, found, &stays)?;
+        looked.held = stays.values().map(|(id, _)| id.clone()).collect();
         looked.troubles.extend(stays.into_values().map(|(id, error)| (id, error.into())));
         let watched: Vec<IfaceId> = books.ledger.watched().map(|(id, _)| id).collect();
         for id in watched {
@@ -333,8 +345,7 @@ impl Watcher {
         found: &Resolution,
         (stays, no_numbers): (&Stays, u16),
     ) -> Result<(), CaptureError> {
-        let stays = |id: IfaceId, w: &Watched| stays.get(&id).is_some_and(|(next, _)| *next == w.spec.interface_id);
-        let unwanted = books.ledger.watched().filter(|(id, w)| !found.wants(&w.spec) && !stays(*id, w));
+        let unwanted = books.ledger.watched().filter(|(id, w)| !found.wants(&w.spec) && !stays.contains_key(id));
         let gone: Vec<(IfaceId, WatchSpec)> = unwanted.map(|(id, w)| (id, w.spec.clone())).collect();
         if gone.is_empty() {
             return Ok(());
@@ -342,8 +353,10 @@ impl Watcher {
         let ids: Vec<IfaceId> = gone.iter().map(|(id, _)| *id).collect();
         let devices = devices(books)?;
         let now = books.source.now();
-        for (_, spec) in gone.iter().filter(|(_, spec)| found.wanted.contains_key(&spec.interface_id)) {
-            self.replaced.insert(spec.interface_id.clone(), now.wall.secs());
+        for (_, spec) in &gone {
+            // The same id on another interface, or the same interface with another id.
+            let next = found.wanted.iter().filter(|(id, n)| **id == spec.interface_id || n.spec.is_on_same(spec));
+            self.replaced.extend(next.map(|(id, _)| (id.clone(), now.wall.secs())));
         }
         end_accounting(books, &ids, &devices, no_numbers);
         for (id, spec) in &gone {
@@ -362,13 +375,20 @@ impl Watcher {
     }
 
     /// Begins the watches that are wanted and are not in the ledger yet.
-    fn begin<N: Node>(&mut self, books: &mut Books<N>, found: &Resolution) -> Result<Looked, CaptureError> {
+    fn begin<N: Node>(
+        &mut self,
+        books: &mut Books<N>,
+        found: &Resolution,
+        stays: &Stays,
+    ) -> Result<Looked, CaptureError> {
         let mut troubles = BTreeMap::new();
         let mut new = Vec::new();
         let mut ids = books.ledger.free_ids();
         let max = books.source.interfaces_max();
         let watched: BTreeSet<&str> = books.ledger.watched().map(|(_, w)| w.spec.interface_id.as_str()).collect();
-        let unwatched = found.wanted.iter().filter(|(id, _)| !watched.contains(id.as_str()));
+        // What an interface stays with keeps its place.
+        let stays = |id: &String| stays.values().any(|(next, _)| next == id);
+        let unwatched = found.wanted.iter().filter(|(id, _)| !watched.contains(id.as_str()) && !stays(id));
         let is_more = unwatched.clone().count() > NEW_PER_LOOK;
         for (interface_id, wanted) in unwatched.take(NEW_PER_LOOK) {
             if let Some(id) = ids.next().filter(|id| id.0 <= max) {
@@ -386,7 +406,7 @@ impl Watcher {
                 }
             }
         }
-        Ok(Looked { troubles, is_more })
+        Ok(Looked { troubles, is_more, ..Looked::default() })
     }
 
     /// The first event of a new watch.

@@ -17,6 +17,8 @@ use crate::{disk::sim::Random, source::Watch, window::block};
 
 /// Interfaces that are to be captured.
 pub(crate) const NICS: [u16; 2] = [1, 2];
+/// What one may be called otherwise than by its number.
+pub(crate) const OTHER_ID: &str = "other";
 pub(super) const SLOTS: usize = 16;
 const FLOWS: u64 = 40;
 const RING_BYTES: u64 = 4_096;
@@ -83,6 +85,8 @@ pub(crate) struct State {
     pub(super) released: u64,
     pub(super) produced: u64,
     pub(super) now: Now,
+    /// XDP and TC cannot take over from each other.
+    pub parts: bool,
     /// What was sent so far.
     pub sent: Sent,
 }
@@ -123,6 +127,7 @@ impl SimKernel {
             released: 0,
             produced: 0,
             now: Now { mono: MonoNs(0), wall: WallNs(0) },
+            parts: false,
             sent: Sent::default(),
         })));
         kernel.settle();
@@ -158,6 +163,7 @@ impl SimKernel {
     /// Every interface is here, has its own name and can be hooked. Returns whether that is a change the kernel tells of.
     pub(crate) fn settle(&self) -> bool {
         let mut state = self.lock();
+        state.parts = false;
         let mut told = false;
         for nic in NICS {
             if !state.devices.iter().any(|d| d.nic == nic) {

@@ -60,6 +60,8 @@ struct Weather {
     restless: bool,
     /// Flow logs are given other names, owners and lengths while they capture.
     changing: bool,
+    /// And other hooks, which sometimes cannot follow.
+    parting: bool,
     full_from: Option<u64>,
 }
 
@@ -72,6 +74,8 @@ pub(crate) struct Life {
     pub power_cuts: u64,
     /// Interfaces came and went.
     pub was_restless: bool,
+    /// A start may have found hooks that could not follow.
+    pub was_parting: bool,
 }
 
 /// Everything outside the agent's process.
@@ -114,6 +118,7 @@ impl World {
             small_spool: random.once_in(5),
             restless: random.once_in(2),
             changing: random.once_in(2),
+            parting: random.once_in(2),
             full_from: None,
         };
         Self::with(seed, weather)
@@ -130,6 +135,7 @@ impl World {
             small_spool: false,
             restless: false,
             changing: false,
+            parting: false,
             full_from: None,
         };
         Self::with(seed, weather)
@@ -194,7 +200,7 @@ impl World {
         self.life(true).expect("nothing is wrong any more");
         let contents = runtime().block_on(self.shelf.contents());
         let sent = self.kernel.lock().sent.clone();
-        Life { sent, contents, power_cuts: self.power_cuts, was_restless }
+        Life { sent, contents, power_cuts: self.power_cuts, was_restless, was_parting: self.weather.parting }
     }
 
     /// What happens to the next process.
@@ -242,6 +248,8 @@ impl World {
             let _ = process.work(self.now, disturbed, &mut self.random);
             if self.weather.changing && self.random.once_in(5) {
                 self.changes += 1;
+                self.kernel.lock().parts = self.weather.parting && self.random.once_in(2);
+                process.capture.take_gaps(self.random.once_in(2));
                 let _ = process.capture.want(self.wanted());
             }
             if self.random.once_in(4) {
@@ -260,7 +268,9 @@ impl World {
     }
 
     fn wanted(&self) -> Vec<CaptureSpec> {
-        NICS.map(|nic| spec(nic, self.changes, self.weather.clock_steps)).to_vec()
+        let hook = if self.weather.parting && self.changes / 2 % 2 == 1 { HookKind::Xdp } else { HookKind::Tc };
+        let of = |nic| CaptureSpec { hook, ..spec(nic, self.changes, self.weather.clock_steps) };
+        NICS.map(of).to_vec()
     }
 
     fn start(&mut self) -> Result<Process, CaptureError> {
