@@ -221,7 +221,7 @@ fn pinning(pin_dir: Option<&Path>) -> Finding {
 
 /// What somebody else's XDP programs on an interface hide; `None`: there are none.
 fn foreign_xdp(dev: &NetDev) -> Option<String> {
-    let XdpReading { programs, counters, .. } = netdev::foreign_xdp::read(&dev.netns, dev.index, None, None).ok()?;
+    let XdpReading { programs, counters, .. } = netdev::foreign_xdp::read(&dev.netns, dev.index, &[], None).ok()?;
     if programs.is_empty() {
         let is_wrapped =
             dev.xdp.iter().any(|(_, id)| netdev::foreign_xdp::name(*id).is_some_and(|n| n.starts_with(WRAPPER)));

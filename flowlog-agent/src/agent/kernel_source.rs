@@ -213,10 +213,11 @@ impl Source for KernelSource {
             // What is attached there is an entry of ours.
             return None;
         }
-        let own = self.kernel.programs.id("flowlog_xdp").ok();
         let is_here = self.kernel.interfaces.is_here(spec.key());
+        let earlier = self.kernel.hooks.pinned_xdp(spec.ifindex).filter(|_| is_here);
+        let own: Vec<u32> = self.kernel.programs.id("flowlog_xdp").ok().into_iter().chain(earlier).collect();
         let wrapped = self.kernel.wraps.of(spec.ifindex).filter(|_| is_here);
-        let mut reading = foreign_xdp::read(&there, spec.ifindex, own, wrapped).ok()?;
+        let mut reading = foreign_xdp::read(&there, spec.ifindex, &own, wrapped).ok()?;
         // After the driver's counters: what these have of ours is in it.
         reading.taken = self.kernel.truth.taken(id).ok()?;
         if !reading.programs.is_empty() {
@@ -373,8 +374,9 @@ impl Node for KernelSource {
     }
 
     fn foreign(&self, ifindex: u32, netns: &Netns) -> Foreign {
-        let own = self.own();
         let is_here = self.kernel.interfaces.is_here(IfKey { netns_inum: netns.inum, index: ifindex });
+        let earlier = self.kernel.hooks.pinned_xdp(ifindex).filter(|_| is_here);
+        let own: Vec<u32> = self.own().into_iter().chain(earlier).collect();
         let wrapped = self.kernel.wraps.of(ifindex).filter(|_| is_here);
         let look = || Foreign {
             tc: Direction::BOTH.map(|direction| foreign::tc(ifindex, direction, &own)),

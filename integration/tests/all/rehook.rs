@@ -304,6 +304,23 @@ fn a_start_that_would_miss_packets_takes_the_gap_and_marks_it() {
 }
 
 #[test]
+fn a_start_does_not_take_the_hook_of_the_agent_before_for_somebody_elses_program() {
+    let node = Node::new(&[]).unwrap();
+    for (from, to) in [("xdp", "tc"), ("tc", "xdp"), ("xdp", "xdp")] {
+        write(&node, &format!("hook = '{from}'"));
+        start(&node).end().unwrap();
+        write(&node, &format!("hook = '{to}'"));
+        let mut agent = start(&node);
+        let log = agent.log();
+        assert!(!log.contains("somebody else"), "{from} to {to}: {log}");
+        agent.end().unwrap();
+    }
+    let landed = node.detach().unwrap();
+    judge_books(&node, &landed);
+    assert!(landed.rows.iter().all(|r| !r.skip.starts_with("xdp")), "{:#?}", landed.rows);
+}
+
+#[test]
 fn another_device_in_the_place_of_one_that_is_gone_is_no_reason_to_refuse() {
     let node = Node::new(&[]).unwrap();
     write(&node, "hook = 'tc'\nwait = true");

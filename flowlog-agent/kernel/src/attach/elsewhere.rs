@@ -42,6 +42,27 @@ impl Hooks {
     }
 }
 
+/// The beginning of `struct bpf_link_info`.
+#[repr(C)]
+#[derive(Default)]
+struct HeldInfo {
+    link_type: u32,
+    id: u32,
+    program: u32,
+}
+
+impl Hooks {
+    /// The kernel's id of the XDP program that a pinned hook of ours has on an interface of our own namespace: this process', or an earlier
+    /// agent's.
+    #[must_use]
+    pub fn pinned_xdp(&self, index: u32) -> Option<u32> {
+        let link = bpf::pinned(&self.pins.as_ref()?.link(&format!("{index}-xdp"))).ok()?;
+        let mut found = HeldInfo::default();
+        bpf::info(link.as_fd(), &mut found).ok()?;
+        Some(found.program)
+    }
+}
+
 /// How pins of an interface's hooks begin: by its index, and in another namespace by that as well. (Dots are not allowed in names there.)
 pub(super) fn pin_name(dev: &NetDev) -> String {
     if dev.netns.path.is_none() { dev.index.to_string() } else { format!("{}_{}", dev.netns.inum, dev.index) }

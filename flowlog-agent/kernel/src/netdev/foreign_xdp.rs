@@ -13,16 +13,16 @@ use super::{NetDevError, netns, rtnetlink, xdp_counters};
 /// Our own programs' names begin with this.
 const OWN: &str = "flowlog_";
 
-/// Looks at an interface; `own` is the id of our own program, which may not have a name to us, and `wrapped` those of ours that runs a
-/// foreign one, and of that one.
+/// Looks at an interface; `own` are ids of our own programs, which may not have names to us, and `wrapped` those of ours that runs a foreign
+/// one, and of that one.
 ///
 /// # Errors
 /// If it is gone.
-pub fn read(of: &Netns, index: u32, own: Option<u32>, wrapped: Option<(u32, u32)>) -> Result<XdpReading, NetDevError> {
+pub fn read(of: &Netns, index: u32, own: &[u32], wrapped: Option<(u32, u32)>) -> Result<XdpReading, NetDevError> {
     Ok(netns::enter(of, || look(index, own, wrapped)).flatten()?)
 }
 
-fn look(index: u32, own: Option<u32>, wrapped: Option<(u32, u32)>) -> io::Result<XdpReading> {
+fn look(index: u32, own: &[u32], wrapped: Option<(u32, u32)>) -> io::Result<XdpReading> {
     let (name, mut attached) = rtnetlink::programs(index)?;
     if let Some((ours, theirs)) = wrapped {
         attached.iter_mut().filter(|(_, id)| *id == ours).for_each(|(_, id)| *id = theirs);
@@ -32,8 +32,8 @@ fn look(index: u32, own: Option<u32>, wrapped: Option<(u32, u32)>) -> io::Result
 }
 
 /// Those that are somebody else's, with their names where they may be asked for.
-pub(crate) fn foreign(attached: &[(XdpMode, u32)], own: Option<u32>) -> Vec<XdpProgram> {
-    let others = attached.iter().filter(|(_, id)| own != Some(*id));
+pub(crate) fn foreign(attached: &[(XdpMode, u32)], own: &[u32]) -> Vec<XdpProgram> {
+    let others = attached.iter().filter(|(_, id)| !own.contains(id));
     let named = others.map(|(mode, id)| XdpProgram { mode: *mode, id: *id, name: name(*id) });
     named.filter(|p| !p.name.as_ref().is_some_and(|n| n.starts_with(OWN))).collect()
 }
