@@ -33,7 +33,7 @@ const PYTHON: [(&str, &str); 5] = [
 
 /// The same for `cargo xtask engines`: engines and readers that take long to install or to start. Spark is the newest version that there is a
 /// package with Iceberg's jar for; it runs on Java 17.
-const ENGINES: [(&str, &str); 8] = [
+const ENGINES: [(&str, &str); 9] = [
     ("pyarrow.parquet", "pyarrow==26.0.1"),
     ("datafusion", "datafusion==55.0.0"),
     ("duckdb", "duckdb==2.0.1"),
@@ -42,6 +42,8 @@ const ENGINES: [(&str, &str); 8] = [
     ("pyspark", "pyspark==3.5.9"),
     ("pyiceberg.catalog.sql", "pyiceberg[sql-sqlite]==0.12.0"),
     ("snowpark_connect_deps_iceberg", "snowpark-connect-deps-iceberg==1.0.3"),
+    // Parses what is for engines that there is no package of.
+    ("sqlglot", "sqlglot==30.30.0"),
 ];
 
 /// The newest `DuckDB` that there is a package of its Iceberg extension for. `DuckDB` takes an extension of its own version alone, and looks at

@@ -102,7 +102,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ),
     // A measurement, by hand.
     ("docs/iceberg.md", "python3 integration/engines/many.py", "integration/engines/many.py"),
-    ("docs/iceberg.md", "/usr/bin/time -v target/debug/flowlog-catalog", "integration/engines/many.py"),
+    ("docs/iceberg.md", "/usr/bin/time -v target/release/flowlog-catalog", "integration/engines/many.py"),
     // With an API and somebody who sends.
     ("docs/live.md", "flowlog observe", "conditions_choose_flows_and_not_turns_the_next_one_round"),
     ("docs/live.md", "flowlog top", "top_shows_the_largest_of_each_kind_once_and_in_each_stretch_of_time"),

@@ -236,3 +236,26 @@ fn every_engine_sums_up_what_was_sent() {
 fn every_reader_reads_objects_of_every_version() {
     old_objects_are_read(".tools/engines", SLOW_READERS, 2);
 }
+
+#[test]
+#[ignore = "takes a parser that `cargo xtask engines` installs"]
+fn what_is_printed_for_engines_that_are_not_here_is_of_their_language_and_names_columns_of_the_table() {
+    for dialect in ["athena", "trino"] {
+        let args = ["sql", dialect, "--target", "s3://flows/a"];
+        let printed = Command::new(binary()).args(args).output().unwrap();
+        assert!(printed.status.success());
+        let script = tempfile::NamedTempFile::new().unwrap();
+        fs::write(script.path(), &printed.stdout).unwrap();
+        let parsed = Command::new(repository().join(".tools/engines/bin/python"))
+            .arg(repository().join("integration/engines/parse.py"))
+            .args([dialect.as_ref(), script.path().as_os_str()])
+            .output()
+            .unwrap();
+        assert!(parsed.status.success(), "{dialect}: {}", String::from_utf8_lossy(&parsed.stderr));
+        let said: Value = serde_json::from_slice(&parsed.stdout).unwrap();
+        let partitions = ["flow_log", "year", "month", "day", "hour"];
+        let columns: Vec<&str> = COLUMNS.iter().map(|c| c.name).chain(partitions).collect();
+        assert_eq!(said["columns"], serde_json::json!(columns), "{dialect}");
+        assert_eq!(said["queries"], 8, "{dialect}");
+    }
+}
