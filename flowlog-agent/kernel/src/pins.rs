@@ -118,22 +118,31 @@ fn make_dir(path: &Path) -> Result<(), KernelError> {
     }
 }
 
+/// Whether a capture can be pinned there at all.
+///
+/// # Errors
+/// If it is on no bpf file system.
+pub fn ensure_pinnable(root: &Path) -> Result<(), KernelError> {
+    let parent = root.parent().unwrap_or(Path::new("/"));
+    if is_bpffs(root) || is_bpffs(parent) {
+        return Ok(());
+    }
+    let problem = format!(
+        "`{}` is no bpf file system; mount one (mount -t bpf bpf /sys/fs/bpf), name another with `--pin-dir`, \
+         or capture with `--no-pin` only as long as the agent runs",
+        parent.display()
+    );
+    Err(failed(format!("pin at `{}`", root.display()), &problem))
+}
+
 impl Pins {
     /// Makes and locks the directory, and looks whether there is a set to go on with.
     ///
     /// # Errors
     /// If it is not on a bpf file system, another agent has it, or what is in it is not ours to use.
     pub fn open(root: &Path, sizes: Sizes) -> Result<Self, KernelError> {
+        ensure_pinnable(root)?;
         let shown = root.display();
-        let parent = root.parent().unwrap_or(Path::new("/"));
-        if !is_bpffs(root) && !is_bpffs(parent) {
-            let problem = format!(
-                "`{}` is no bpf file system; mount one (mount -t bpf bpf /sys/fs/bpf), name another with `--pin-dir`, \
-                 or capture with `--no-pin` only as long as the agent runs",
-                parent.display()
-            );
-            return Err(failed(format!("pin at `{shown}`"), &problem));
-        }
         make_dir(root)?;
         // The directory could be a link to somebody else's, or writable by others.
         lock::private_dir(root).map_err(|e| failed(format!("use the pin directory `{shown}`"), &e))?;

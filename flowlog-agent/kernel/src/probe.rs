@@ -70,7 +70,7 @@ pub fn finding(what: impl Into<String>, state: State, detail: impl Into<String>)
 /// Checks the machine and the given interfaces, whether drop reasons can be moved like this, and whether the capture can be pinned there, if it
 /// is to be pinned.
 #[must_use]
-pub fn machine(interfaces: &[String], moves: &Moves, pin_dir: Option<&Path>) -> Vec<Finding> {
+pub fn machine(interfaces: &[String], moves: &Moves, (pin_dir, is_needed): (Option<&Path>, bool)) -> Vec<Finding> {
     let mut all = vec![kernel_version(), btf(moves)];
     all.extend(capabilities());
     all.push(filters());
@@ -78,7 +78,7 @@ pub fn machine(interfaces: &[String], moves: &Moves, pin_dir: Option<&Path>) -> 
     all.extend(accepted());
     all.push(hooks());
     all.push(symbols());
-    all.push(pinning(pin_dir));
+    all.push(pinning(pin_dir, is_needed));
     all.extend(interfaces.iter().map(|name| interface(name)));
     all
 }
@@ -202,7 +202,7 @@ fn hooks() -> Finding {
     }
 }
 
-fn pinning(pin_dir: Option<&Path>) -> Finding {
+fn pinning(pin_dir: Option<&Path>, is_needed: bool) -> Finding {
     let Some(pin_dir) = pin_dir else {
         return finding("pinning", State::Ok, "not asked for (`no_pin`): the capture ends with the agent");
     };
@@ -215,7 +215,8 @@ fn pinning(pin_dir: Option<&Path>) -> Finding {
             "no bpf file system on {}: mount one (mount -t bpf bpf {0}), or run with `--no-pin`: the capture then ends with the agent",
             dir.display()
         );
-        finding("pinning", State::Limited, detail)
+        // Without a configuration nobody has said that it is to be.
+        finding("pinning", if is_needed { State::Missing } else { State::Limited }, detail)
     }
 }
 

@@ -263,7 +263,7 @@ pub fn window_secs(secs: u32) -> Result<u32, InvalidField> {
         0 => "must be at least 1 second".to_owned(),
         s if s > WINDOW_SECS_MAX => format!("must be at most {WINDOW_SECS_MAX} seconds (a day)"),
         s if !WINDOW_SECS_MAX.is_multiple_of(s) => {
-            "must divide a day evenly, so that windows start on round times; try 60, 300, 600 or 3600".to_owned()
+            "must divide a day evenly, so that windows start on round times; try 1m, 5m, 10m or 1h".to_owned()
         }
         s => return Ok(s),
     };

@@ -130,6 +130,13 @@ fn read(state_dir: &Path) -> anyhow::Result<Status> {
     match std::fs::read_to_string(&path) {
         Ok(text) => serde_json::from_str(&text).with_context(|| path.display().to_string()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            if let Some(pid) = lock::holder(state_dir) {
+                let words = format!(
+                    "an agent is starting on `{}` (process {pid}), and has not said anything yet",
+                    state_dir.display()
+                );
+                return Err(Failure::NotNow(words).into());
+            }
             Err(Failure::NotThere(format!("no agent has run on `{}`", state_dir.display())).into())
         }
         Err(e) => Err(e).with_context(|| path.display().to_string()),
@@ -148,6 +155,15 @@ struct All<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_agent_that_is_starting_is_not_said_to_have_never_run() {
+        let dir = tempfile::tempdir().expect("room");
+        let words = || read(dir.path()).map(|_| ()).expect_err("nothing is written").to_string();
+        assert!(words().starts_with("no agent has run"), "{}", words());
+        let _lock = lock::take(dir.path()).expect("it is free");
+        assert!(words().contains(&format!("is starting on `{}` (process ", dir.path().display())), "{}", words());
+    }
 
     #[test]
     fn it_is_not_looked_more_often_than_is_good() {

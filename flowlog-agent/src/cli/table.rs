@@ -122,8 +122,8 @@ impl Table {
         Self::of_width(columns, None, has_colours())
     }
 
-    /// With so many characters in a line, whatever standard output is.
-    fn of_width(columns: &[Column], width: Option<u16>, has_colours: bool) -> Self {
+    /// With so many characters in a line, whatever standard output is; `None`: as it is.
+    pub(super) fn of_width(columns: &[Column], width: Option<u16>, has_colours: bool) -> Self {
         let mut inner = comfy_table::Table::new();
         inner.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
         inner.set_truncation_indicator("…");
@@ -226,9 +226,9 @@ impl From<Colour> for comfy_table::Color {
     }
 }
 
-/// Lines as wide as the terminal: a longer one goes on below, between two words and a little to the right.
-pub(super) fn fitted(text: &str) -> String {
-    fitted_to(text, comfy_table::Table::new().width())
+/// Lines as wide as this, or as the terminal: a longer one goes on below, between two words and a little to the right.
+pub(super) fn fitted(text: &str, width: Option<u16>) -> String {
+    fitted_to(text, width.or_else(|| comfy_table::Table::new().width()))
 }
 
 fn fitted_to(text: &str, width: Option<u16>) -> String {
@@ -268,7 +268,7 @@ fn coloured(words: &str, colour: Colour) -> String {
 }
 
 /// Whether standard output shows colours.
-fn has_colours() -> bool {
+pub(super) fn has_colours() -> bool {
     takes_colours(&std::io::stdout())
 }
 

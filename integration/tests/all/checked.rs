@@ -92,6 +92,11 @@ fn everything_that_a_configuration_names_is_looked_at_before_a_start() {
     assert_eq!(code, Some(1));
     Checked::expect(&answer, "target s3://selected", "missing", "");
     Checked::expect(&answer, "inventory", "limited", "absent");
+    let pinned = |dir: PathBuf| node.check("", &["--no-pin=false", "--pin-dir", dir.to_str().unwrap()]);
+    let (code, answer) = pinned(node.node.path("nowhere"));
+    assert_eq!(code, Some(1), "as `run` would");
+    Checked::expect(&answer, "pinning", "missing", "or run with `--no-pin`");
+    assert_eq!(pinned(node.node.path("bpf/flowlog")).0, Some(0));
 }
 
 #[test]

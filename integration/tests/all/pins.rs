@@ -98,8 +98,12 @@ fn stop_leaves_the_capture_running_and_detach_removes_every_trace() {
     let (_, out, _) = node.command(&["stop"]).unwrap();
     assert!(out.contains("no agent is running"), "{out}");
 
-    // Detach ends a running agent first.
+    // Detach ends a running agent first; but not for a directory in which nothing can be pinned.
     let mut agent = node.start().unwrap();
+    let elsewhere = node.dir.path().join("elsewhere/flowlog");
+    let (status, _, error) = node.command(&["detach", "--pin-dir", elsewhere.to_str().unwrap()]).unwrap();
+    assert!(status == Some(70) && error.contains("is no bpf file system"), "{status:?} {error}");
+    assert_eq!(node.command(&["status"]).unwrap().0, Some(0), "it still runs");
     let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| Ok(())).unwrap();
     let landed = node.detach().unwrap();
     assert_eq!(agent.wait().unwrap(), Some(0));

@@ -74,7 +74,7 @@ pub(super) fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     // First, because the programs are loaded to see whether they are accepted.
     let (config, here) = memory::checked(raw).map_err(|error| merged.blame(error))?;
     let (_, cpus) = config.sizes.memory_bytes_here();
-    let mut findings = probe::machine(&interfaces, &config.reasons, config.pin_dir.as_deref());
+    let mut findings = probe::machine(&interfaces, &config.reasons, (config.pin_dir.as_deref(), is_configured));
     findings.push(fitting(&here, cpus));
     if is_configured {
         findings.extend(configured(&config)?);

@@ -12,7 +12,7 @@ use flowlog_model::{
 };
 use serde::Serialize;
 
-use crate::cli::table::{Cell, Colour, Column, Table, cells, fitted};
+use crate::cli::table::{Cell, Colour, Column, Table, cells, fitted, has_colours};
 
 /// What there is to show.
 pub(super) struct Shown<'a> {
@@ -28,6 +28,7 @@ pub(super) struct Shown<'a> {
 }
 
 const LAST_OBJECT: &str = "LAST OBJECT";
+const WAITING: &str = "WAITING";
 const COLUMNS: [Column; 12] = [
     Column::cut("RULE"),
     // Names whole; an id, which is there instead while there is no interface, is below as well.
@@ -39,15 +40,20 @@ const COLUMNS: [Column; 12] = [
     Column::number("ACCEPTED"),
     Column::number("REJECTED"),
     Column::number("LOST"),
-    Column::number("WAITING").spare(),
+    Column::number(WAITING).spare(),
     Column::cut(LAST_OBJECT).spare(),
     Column::cut("WINDOW").sooner(4),
 ];
 
 impl Shown<'_> {
     pub(super) fn text(&self) -> String {
+        self.text_of_width(None)
+    }
+
+    /// In lines of so many characters; `None`: as standard output is.
+    fn text_of_width(&self, width: Option<u16>) -> String {
         let out = self.head();
-        let mut table = Table::new(&COLUMNS);
+        let mut table = Table::of_width(&COLUMNS, width, has_colours());
         let mut rules: Vec<&RuleStatus> = self.status.rules.iter().collect();
         rules.sort_by(|a, b| (&a.rule, place(a)).cmp(&(&b.rule, place(b))));
         for of in &rules {
@@ -71,13 +77,15 @@ impl Shown<'_> {
             ]);
         }
         let (lines, left_out) = table.lines_and_left_out();
-        let mut out = fitted(&out) + &lines;
+        let mut out = fitted(&out, width) + &lines;
         let before = out.len();
         // Writing to a String cannot fail.
         for of in rules {
-            let is_left_out = left_out.contains(&LAST_OBJECT) && !self.is_long;
-            let last = is_left_out.then(|| last_object_words(of, self.now_secs));
-            for words in last.into_iter().flatten().chain(self.below(of)) {
+            // What there was no room for, and is worth a line.
+            let last = left_out.contains(&LAST_OBJECT) && !self.is_long;
+            let last = last.then(|| last_object_words(of, self.now_secs)).flatten();
+            let waiting = left_out.contains(&WAITING).then(|| waiting_words(of)).flatten();
+            for words in last.into_iter().chain(waiting).chain(self.below(of)) {
                 let _ = writeln!(out, "{} on {}: {words}", of.rule, place(of));
             }
         }
@@ -89,7 +97,7 @@ impl Shown<'_> {
         if self.is_running && self.look.is_none() && self.status.stopping.is_none() && !self.status.rules.is_empty() {
             out += "packets are those of closed windows: this user cannot ask the agent, or it does not answer\n";
         }
-        let below = fitted(&out.split_off(before));
+        let below = fitted(&out.split_off(before), width);
         out + &below
     }
 
@@ -203,6 +211,15 @@ fn state(of: &RuleStatus) -> Cell {
 
 fn lag_words(secs: i64) -> String {
     format!("the oldest object waits for {}", duration(secs))
+}
+
+/// How many of its objects wait, if any do.
+fn waiting_words(of: &RuleStatus) -> Option<String> {
+    match of.delivery.waiting {
+        0 => None,
+        1 => Some("1 object waits for delivery".to_owned()),
+        n => Some(format!("{n} objects wait for delivery")),
+    }
 }
 
 /// How long ago its last object was delivered, if one was.
@@ -320,5 +337,44 @@ mod tests {
         assert!(words(&shown(Some(&now), Some(&look(1_000_000, 7)))).contains(" capturing - "));
         let unasked = shown(None, None);
         assert!(words(&unasked).contains(" capturing - 0 0 ") && unasked.contains("closed windows"), "{unasked}");
+    }
+
+    #[test]
+    fn eighty_columns_show_how_each_is_doing_and_what_waits_however_long_names_and_numbers_are() {
+        for (interface, packets, waiting) in [
+            ("tap0", 7, 3),
+            ("tap0", 1_234_567_890, 0),
+            ("tap1234567i0-abc", 1_234_567, 12_345),
+            ("tap1234567i0-abc", 123_456_789_012, 1),
+        ] {
+            let id = "5c1b7c1e-0a55-4e1c-9d2f-0f6f0c5ad001";
+            let mut rule = RuleStatus {
+                rule: "a-flow-log-of-some-customer".to_owned(),
+                interface: interface.to_owned(),
+                interface_id: id.to_owned(),
+                direction: "bidirectional".to_owned(),
+                action: "accepted".to_owned(),
+                capture: CaptureState::Attached { interface: interface.to_owned(), ifindex: 3, netns: None },
+                ..RuleStatus::default()
+            };
+            (rule.counts.accepted_packets, rule.counts.rejected_packets) = (packets, packets + 1);
+            rule.counts.lost_packets = 2;
+            rule.delivery.waiting = waiting;
+            rule.delivery.state =
+                RouteState::Retrying { since_secs: 900, tries: 3, error: "the store does not answer".to_owned() };
+            let status = Status { rules: vec![rule], pid: 5, ..Status::default() };
+            let shown =
+                Shown { status: &status, is_running: true, look: None, before: None, now_secs: 1_000, is_long: false };
+            let text = shown.text_of_width(Some(80));
+            assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+            for words in [interface, "a-flow", "retrying", &count(packets), &count(packets + 1), "the store does not"] {
+                assert!(text.contains(words), "{words}: {text}");
+            }
+            let is_column = text.lines().any(|l| l.contains("WAITING") && l.contains("LOST"));
+            let is_folded = text.lines().any(|l| l.starts_with("WAITING"));
+            let is_below = waiting == 0 || text.contains("for delivery");
+            assert!(is_column || is_folded || is_below, "{text}");
+            assert!(waiting == 0 || text.contains(&waiting.to_string()), "{text}");
+        }
     }
 }
