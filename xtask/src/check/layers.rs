@@ -203,19 +203,11 @@ pub(crate) fn check() -> anyhow::Result<()> {
     let members = members(&metadata)?;
     let mut broken = named(&members, NAMED_BY);
     for (package, forbidden, why) in LINKS_NOT {
-        let tree = tree(package, "normal")?;
-        broken.extend(linked(&tree, forbidden).iter().map(|name| {
-            format!(
-                "{package} links {name}: {why} (`cargo tree -p {package} --all-features -e normal -i {name}` shows how)"
-            )
-        }));
+        broken.extend(has(package, "normal", forbidden, why)?);
     }
     let (nowhere, why) = NOWHERE;
     for Member { package, .. } in &members {
-        let tree = tree(package, "normal,build,dev")?;
-        broken.extend(linked(&tree, &[nowhere]).iter().map(|name| {
-            format!("{package} has {name}: {why} (`cargo tree -p {package} --all-features -i {name}` shows how)")
-        }));
+        broken.extend(has(package, "normal,build,dev", &[nowhere], why)?);
     }
     let architecture = fs::read_to_string(root().join(shown::FILE)).with_context(|| shown::FILE)?;
     broken.extend(shown::differences(&architecture, &members, NAMED_BY, LINKS_NOT)?);
@@ -223,9 +215,14 @@ pub(crate) fn check() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All that a package has on this target, one line each that begins with a name.
-fn tree(package: &str, edges: &str) -> anyhow::Result<String> {
-    output(cargo().args(["tree", "-p", package, "--all-features", "-e", edges, "--prefix", "none", "--locked"]))
+/// What a package has of these families on this target, by these kinds of edges, though it must not.
+fn has(package: &str, edges: &str, forbidden: &[&str], why: &str) -> anyhow::Result<Vec<String>> {
+    let tree =
+        output(cargo().args(["tree", "-p", package, "--all-features", "-e", edges, "--prefix", "none", "--locked"]))?;
+    let words = |name: &&str| {
+        format!("{package} has {name}: {why} (`cargo tree -p {package} --all-features -e {edges} -i {name}` shows how)")
+    };
+    Ok(linked(&tree, forbidden).iter().map(words).collect())
 }
 
 /// A package of the workspace, and what its manifest names for the host.
