@@ -171,6 +171,16 @@ pub struct Cpu {
     /// What a foreign XDP program is taken to have returned until it has: see [`NOT_RUN`](super::NOT_RUN). In map memory, of which the
     /// verifier knows nothing.
     pub action: u32,
+    /// The tick that [`tick_ns`](Self::tick_ns) is the time of, as the kernel counts them (`jiffies`).
+    pub tick: u64,
+    /// The hooks' clock: `CLOCK_MONOTONIC_COARSE` ns, asked for once in a tick.
+    pub tick_ns: u64,
+    /// Explicit padding, always 0: what each packet needs is one cache line, and so is each note.
+    pub spare: [u64; 3],
+    /// Notes, at the lower bits of their numbers, modulo how many there are.
+    pub notes: [Note; NOTES as usize],
+    /// Addresses of noted IPv6 packets, at the same index as the notes.
+    pub ends6: [Ends6; NOTES as usize],
     /// What the parser found, for hooks. The verifier forgets what lies in a map: it then walks what follows once, and not
     /// once for every kind of packet.
     pub parsed: [u64; PARSED_WORDS],
@@ -181,10 +191,6 @@ pub struct Cpu {
     pub side: [u64; SIDE_WORDS],
     /// What was told last of translations, by hash, so that it need not be told again and again.
     pub told: [u64; TOLD],
-    /// Addresses of noted IPv6 packets, at the same index as the notes.
-    pub ends6: [Ends6; NOTES as usize],
-    /// Notes, at the lower bits of their numbers, modulo how many there are.
-    pub notes: [Note; NOTES as usize],
 }
 
 /// Entries of [`Dying::handled`]: events can nest three deep (process, softirq, hardirq); the rest is for collisions.
@@ -214,11 +220,12 @@ const _: () = {
     assert!(core::mem::offset_of!(Note, key) == 40);
     assert!(size_of::<Datagram>() == 40);
     assert!(
-        size_of::<Cpu>() == 24 + 8 * (PARSED_WORDS + TUPLE_WORDS + SIDE_WORDS + TOLD) + NOTES as usize * (32 + 64)
+        size_of::<Cpu>() == 64 + 8 * (PARSED_WORDS + TUPLE_WORDS + SIDE_WORDS + TOLD) + NOTES as usize * (32 + 64)
             && size_of::<Cpu>() <= 32 << 10
     );
     assert!(core::mem::offset_of!(Cpu, next) == 8);
     assert!(core::mem::offset_of!(Cpu, base) == 16);
+    assert!(core::mem::offset_of!(Cpu, notes) == 64);
     assert!(size_of::<Ends6>() == 32 && core::mem::offset_of!(Key<Ip6>, meta) == 32);
     assert!(NOTES.is_power_of_two() && DATAGRAMS.is_power_of_two() && DATAGRAMS < 1 << PLACE_BITS);
 };

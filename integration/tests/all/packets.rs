@@ -170,6 +170,31 @@ fn every_golden_packet_counts_the_same_in_the_kernel_tc_and_xdp() {
     }
 }
 
+/// `CLOCK_MONOTONIC_COARSE` in ns.
+fn coarse_ns() -> u64 {
+    let at = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    u64::try_from(at.tv_sec * 1_000_000_000 + at.tv_nsec).unwrap()
+}
+
+/// The programs ask the kernel's clock once in a tick: what they were told must not outlive it.
+#[test]
+fn a_packets_time_is_that_of_the_last_tick_on_every_hook_in_every_tick() {
+    let mut bench = Bench::new();
+    let g = golden::table().into_iter().find(|g| matches!(g.packet, Packet::V4(_)) && g.gso_size == 0).unwrap();
+    for _ in 0..100 {
+        let last = coarse_ns();
+        while coarse_ns() == last {}
+        for (program, _) in PROGRAMS.into_iter().filter(|(p, _)| can_be_run(p, &g)) {
+            let before = coarse_ns();
+            let (records, _) = bench.run(program, &g);
+            let after = coarse_ns();
+            let Record::V4(record) = records[0] else { panic!("{program}: {records:?}") };
+            let told = record.stats.first_ns;
+            assert!((before..=after).contains(&told), "{program}: {told} is not between {before} and {after}");
+        }
+    }
+}
+
 #[test]
 fn every_cut_of_every_golden_packet_is_counted_in_the_kernel_as_on_the_host() {
     let mut bench = Bench::new();

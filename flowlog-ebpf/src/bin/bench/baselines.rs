@@ -9,8 +9,8 @@ use aya_ebpf::{
         __sk_buff, BPF_NOEXIST, BPF_RB_NO_WAKEUP, TC_ACT_UNSPEC, bpf_spin_lock as SpinLock,
         xdp_action::{XDP_DROP, XDP_PASS},
     },
-    btf_maps::{HashMap, LruHashMap, RingBuf},
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_spin_lock, bpf_spin_unlock},
+    btf_maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_spin_lock, bpf_spin_unlock},
     macros::{btf_map, btf_tracepoint, classifier, xdp},
     programs::{BtfTracePointContext, TcContext, XdpContext},
 };
@@ -113,10 +113,23 @@ pub fn stats(f: &Flow<Ip4>, now_ns: u64) -> Stats {
     }
 }
 
+/// The tick that a time is of, and the time: see `clock.rs` of flowlog's programs.
+#[btf_map]
+static CLOCK: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+
+/// flowlog's clock, so that only the tables differ.
 #[inline(always)]
 pub fn coarse_ns() -> u64 {
+    let Some(clock) = CLOCK.get_ptr_mut(0) else { return 0 };
     // SAFETY: takes no arguments.
-    unsafe { bpf_ktime_get_coarse_ns() }
+    let tick = unsafe { bpf_jiffies64() };
+    // SAFETY: a map value of this CPU; the helper takes no arguments.
+    unsafe {
+        if (*clock)[0] != tick {
+            *clock = [tick, bpf_ktime_get_coarse_ns()];
+        }
+        (*clock)[1]
+    }
 }
 
 /// Adds one packet to a shared value.

@@ -1,6 +1,6 @@
 //! Accounting at a hook: the truth counters, and what becomes of a packet.
 
-use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use flowlog_ebpf::{
     abi::{
         Cpu, HANDS_OVER, HookTruth, INGRESS, Iface, Ip4, Ip6, Key, Meta, ONLY_NOTED, PARSED_WORDS, PLACE_BITS,
@@ -11,6 +11,7 @@ use flowlog_ebpf::{
 
 use crate::{
     cache::{Before, News, One, count, emit_alone, slot_index},
+    clock,
     cpu::{cpu, lock, unlock},
     family::Family,
     frame::computed,
@@ -57,7 +58,7 @@ pub struct Seen<'a, A> {
 /// What a hook knows before it looks at the packet. Gathered first: every helper call and look-up clobbers half of the
 /// registers, and what the packet brings would have to be kept on the stack meanwhile.
 pub struct At {
-    pub iface: Iface,
+    pub iface: Watch,
     pub ifindex: u32,
     pub direction: u8,
     pub cpu: *mut Cpu,
@@ -65,6 +66,29 @@ pub struct At {
     truth: *mut HookTruth,
     /// Where packets are that are only noted here: `PLACE_NOWHERE` or `PLACE_XDP`. `None`: they are counted here.
     elsewhere: Option<u32>,
+}
+
+/// What of an [`Iface`] concerns each packet. Member by member, or LLVM keeps all of it on the stack.
+#[derive(Clone, Copy)]
+pub struct Watch {
+    pub id: u16,
+    pub flags: u16,
+    pub epoch: u32,
+}
+
+impl Watch {
+    /// Reads each once: the agent turns epochs meanwhile.
+    #[inline(always)]
+    fn read(iface: &Iface) -> Self {
+        // SAFETY: members of a reference. Volatile, so that they are not read again later.
+        unsafe {
+            Self {
+                id: (&raw const iface.id).read_volatile(),
+                flags: (&raw const iface.flags).read_volatile(),
+                epoch: (&raw const iface.epoch).read_volatile(),
+            }
+        }
+    }
 }
 
 /// Which network namespace a hook's interface is in.
@@ -108,14 +132,12 @@ pub struct Want {
 /// Looks up a frame's interface and its witness counters. `None`: its packets are not counted here.
 #[inline(always)]
 pub fn counting<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At> {
-    // Coarse: the time of the last timer tick, good to a few ms, at a third of the cost of the exact clock.
-    // SAFETY: takes no arguments.
-    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    let iface = *IFACES.get(W::spot(ifindex))?;
+    let at = IFACES.get(W::spot(ifindex))?;
+    let iface = Watch::read(at);
     if iface.flags & (want.counts | want.elsewhere) != want.counts {
         return None;
     }
-    found(iface, (ifindex, direction), now_ns, None)
+    found(iface, (ifindex, direction), None)
 }
 
 /// Whether it has to be looked up which kind of hook counts what comes in through an interface.
@@ -135,41 +157,40 @@ fn is_by_xdp(iface: &Iface) -> bool {
 /// As [`counting`], for XDP while that is so.
 #[inline(always)]
 pub fn counting_by_xdp<W: Where>(ifindex: u32) -> Option<At> {
-    // SAFETY: takes no arguments.
-    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    let iface = *IFACES.get(W::spot(ifindex))?;
+    let at = IFACES.get(W::spot(ifindex))?;
+    let iface = Watch::read(at);
     let counts = WANT_INGRESS | HANDS_OVER;
-    if iface.flags & counts != counts || !is_by_xdp(&iface) {
+    if iface.flags & counts != counts || !is_by_xdp(at) {
         return None;
     }
-    found(iface, (ifindex, INGRESS), now_ns, None)
+    found(iface, (ifindex, INGRESS), None)
 }
 
 /// As [`counting`], of what was taken in front of the hook, by a program that knows the interface already, and the time.
 #[inline(always)]
 pub fn taking(iface: &Iface, direction: u8, now_ns: u64) -> Option<At> {
+    let cpu = cpu()?;
     // No hook of ours has the packet, nor does anybody need its ifindex: that is for notes.
-    found(*iface, (0, direction), now_ns, None)
+    gathered(Watch::read(iface), (0, direction), cpu, now_ns, None)
 }
 
 /// As [`counting`], where packets are only noted, or where that has to be looked up. `None`: nobody wants this direction of this interface.
 #[inline(always)]
 pub fn noting<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At> {
-    // SAFETY: takes no arguments.
-    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    let iface = *IFACES.get(W::spot(ifindex))?;
+    let at = IFACES.get(W::spot(ifindex))?;
+    let iface = Watch::read(at);
     if iface.flags & (want.counts | want.notes) == 0 {
         return None;
     }
-    if iface.flags & want.elsewhere & HANDS_OVER != 0 && iface.flags & want.counts != 0 && !is_by_xdp(&iface) {
-        return found(iface, (ifindex, direction), now_ns, None);
+    if iface.flags & want.elsewhere & HANDS_OVER != 0 && iface.flags & want.counts != 0 && !is_by_xdp(at) {
+        return found(iface, (ifindex, direction), None);
     }
     let place = if iface.flags & want.counts != 0 { PLACE_XDP } else { PLACE_NOWHERE };
     if place == PLACE_NOWHERE && iface.flags & ONLY_NOTED != 0 {
         // The watch begins or ends: what is refused now is nobody's.
         return None;
     }
-    found(iface, (ifindex, direction), now_ns, Some(place))
+    found(iface, (ifindex, direction), Some(place))
 }
 
 /// Either of the two.
@@ -179,9 +200,20 @@ pub fn at<W: Where>(ifindex: u32, direction: u8, want: Want) -> Option<At> {
 }
 
 #[inline(always)]
-fn found(iface: Iface, (ifindex, direction): (u32, u8), now_ns: u64, elsewhere: Option<u32>) -> Option<At> {
-    let truth = truth(iface.id, iface.epoch)?;
+fn found(iface: Watch, place: (u32, u8), elsewhere: Option<u32>) -> Option<At> {
     let cpu = cpu()?;
+    gathered(iface, place, cpu, clock::now_ns(cpu), elsewhere)
+}
+
+#[inline(always)]
+fn gathered(
+    iface: Watch,
+    (ifindex, direction): (u32, u8),
+    cpu: *mut Cpu,
+    now_ns: u64,
+    elsewhere: Option<u32>,
+) -> Option<At> {
+    let truth = truth(iface.id, iface.epoch)?;
     // SAFETY: a map value; the direction is 0 or 1.
     let truth = computed(unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(usize::from(direction & 1)) });
     Some(At { iface, ifindex, direction, cpu, now_ns, truth, elsewhere })

@@ -7,7 +7,7 @@
 //! * [`trace`]: what watches such a program from outside;
 //! * [`account`]: truth counters, and what becomes of a packet; [`wire`]: how much it is; [`family`]: what differs between IPv4 and
 //!   IPv6;
-//! * [`cache`], [`cpu`]: the flow cache, and who may change it;
+//! * [`cache`], [`cpu`]: the flow cache, and who may change it; [`clock`]: the time of the last tick;
 //! * [`note`]: which packet passed which hook, told again when it dies; [`circle`]: finding its note;
 //! * [`block`]: evicted records on their way into the ring;
 //! * [`verdict`]: learns from `kfree_skb` which packets the node's firewall refused;
@@ -46,6 +46,8 @@ mod cache;
 mod chain;
 #[cfg(target_arch = "bpf")]
 mod circle;
+#[cfg(target_arch = "bpf")]
+mod clock;
 #[cfg(target_arch = "bpf")]
 mod cpu;
 #[cfg(target_arch = "bpf")]

@@ -1,6 +1,5 @@
 //! Counting refusals: a REJECT record, and the packet taken out of what had passed.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use flowlog_ebpf::{
     abi::{
         Cpu, EGRESS, FAMILY_V4, FLAGS_UNSURE, INGRESS, Iface, Ip4, Key, Meta, ONLY_NOTED, PLACE_BITS, Record,
@@ -13,12 +12,12 @@ use flowlog_ebpf::{
 use crate::{
     account::{self, key_of},
     cache::{News, One, copy, count, emit_alone, slot_index},
-    circle,
+    circle, clock,
     cpu::{self, lock, unlock},
     event::{Event, Telling},
     family::{Family, V4, V6},
     frame::opaque,
-    maps::{PASSED_MASK, REFUSED_MASK, TICK_NS},
+    maps::{PASSED_MASK, REFUSED_MASK},
     told,
     wire::{Wire, bump, truth},
 };
@@ -165,9 +164,7 @@ pub unsafe fn unseen<F: Family>(
         key.meta.vlan = vlan as u16;
     }
     let Some(place) = enter(iface.id, iface.epoch, direction) else { return };
-    // Tracing programs have no coarse clock, and the exact one costs 20 ns. The agent takes all times for coarse ones.
-    // SAFETY: takes no arguments.
-    let now_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(TICK_NS.load());
+    let now_ns = clock::traced_ns(place.cpu);
     let one = Refusal {
         wire: event.wire,
         tcp_flags,

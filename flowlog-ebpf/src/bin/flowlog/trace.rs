@@ -6,7 +6,6 @@
 //! counted: the driver's count has it.
 
 use aya_ebpf::{
-    helpers::generated::bpf_ktime_get_ns,
     macros::{fentry, fexit},
     programs::{FEntryContext, FExitContext},
 };
@@ -14,8 +13,8 @@ use flowlog_ebpf::{abi::NO_LINK_HEADER, packet::Frame};
 
 use crate::{
     account::{self, FOUND_V4, FOUND_V6},
-    cpu, devices, foreign,
-    maps::{TICK_NS, TRACED},
+    clock, cpu, devices, foreign,
+    maps::TRACED,
     xdp_frame::XdpFrame,
 };
 
@@ -59,8 +58,8 @@ fn parse(frame: &XdpFrame, link_header: bool) -> u64 {
 pub fn flowlog_exit(ctx: FExitContext) -> i32 {
     let Some(traced) = TRACED.get_ptr_mut(0) else { return 0 };
     let Some(cpu) = cpu::cpu() else { return 0 };
-    // SAFETY: map values of this CPU; XDP programs do not interrupt each other, so there is what `flowlog_entry` has parsed. The helper takes
-    // no arguments. An XDP program has one argument, and behind it is what it returned.
+    // SAFETY: map values of this CPU; XDP programs do not interrupt each other, so there is what `flowlog_entry` has parsed. An
+    // XDP program has one argument, and behind it is what it returned.
     unsafe {
         let buffer = cpu::address(&raw mut (*traced).pointer, ctx.arg(0));
         let entered = (*traced).buffer;
@@ -68,8 +67,7 @@ pub fn flowlog_exit(ctx: FExitContext) -> i32 {
         if entered == 0 || entered != buffer {
             return 0;
         }
-        // Tracing programs have no coarse clock; the agent takes all times for coarse ones.
-        let now_ns = bpf_ktime_get_ns().saturating_sub(TICK_NS.load());
+        let now_ns = clock::traced_ns(cpu);
         let headers = (&raw const (*cpu).parsed).cast();
         foreign::took((*traced).spot, ctx.arg(1), (*traced).found, headers, now_ns);
     }

@@ -9,7 +9,6 @@
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_ABORTED, XDP_PASS},
-    helpers::generated::bpf_ktime_get_coarse_ns,
     macros::xdp,
     programs::XdpContext,
 };
@@ -17,6 +16,7 @@ use flowlog_ebpf::abi::NOT_RUN;
 
 use crate::{
     account::OwnNetns,
+    clock,
     cpu::{self, cpu},
     devices, foreign,
     maps::{TRACED, WRAPPED},
@@ -33,13 +33,12 @@ pub fn flowlog_wrap(ctx: XdpContext) -> u32 {
     }
     let action = if action == NOT_RUN { XDP_ABORTED } else { action };
     let (Some(cpu), Some(scratch)) = (cpu(), TRACED.get_ptr_mut(0)) else { return action };
-    // SAFETY: map values of this CPU, in one of which the parser has put what it found: hooks do not interrupt us. The helper takes no
-    // arguments.
+    // SAFETY: map values of this CPU, in one of which the parser has put what it found: hooks do not interrupt us.
     unsafe {
         // To the kernel the context is the buffer itself. Where the interface is now, only its device says.
         let buffer = cpu::address(&raw mut (*scratch).pointer, ctx.ctx as u64);
         let (ifindex, netns) = XdpFrame::place(buffer);
-        let now_ns = bpf_ktime_get_coarse_ns();
+        let now_ns = clock::now_ns(cpu);
         let headers = (&raw const (*cpu).parsed).cast();
         foreign::took(devices::spot(ifindex, netns), action, found, headers, now_ns);
     }
