@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, Map, MapData, ProgramArray, RingBuf},
@@ -21,7 +21,10 @@ use flowlog_kernel::{Kernel, Ring, Sizes};
 use flowlog_model::interface::IfKey;
 use flowlog_pipeline::window::block::Record;
 
-use crate::frames::{Ends, Kind, frame};
+use crate::{
+    frames::{Ends, Kind, frame},
+    peer::Entries,
+};
 
 static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../flowlog-ebpf/prebuilt/bench.bpf.o"));
@@ -172,10 +175,17 @@ impl Lab {
         enter(&mut self.tc, &mut self.xdp, &mut self.slots, name, p.fd()?, hook)
     }
 
-    /// A program of anybody's compiled object, with whatever maps it declares.
-    pub(crate) fn other(&mut self, object: &Path, program: &str) -> anyhow::Result<Subject> {
+    /// A program of anybody's compiled object, with whatever maps it declares but for those whose size is given.
+    pub(crate) fn other(&mut self, object: &Path, program: &str, maps: &[Entries]) -> anyhow::Result<Subject> {
         let bytes = std::fs::read(object).with_context(|| object.display().to_string())?;
-        let mut ebpf = EbpfLoader::new().load(&bytes).with_context(|| object.display().to_string())?;
+        let mut loader = EbpfLoader::new();
+        for Entries { map, entries } in maps {
+            loader.map_max_entries(map, *entries);
+        }
+        let mut ebpf = loader.load(&bytes).with_context(|| object.display().to_string())?;
+        for Entries { map, .. } in maps {
+            ensure!(ebpf.map(map).is_some(), "{}: no map `{map}`", object.display());
+        }
         let names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
         let p = ebpf
             .program_mut(program)

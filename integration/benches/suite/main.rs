@@ -1,7 +1,9 @@
 //! flowlog's benchmark: `cargo xtask bench`. Prints tables; compares with what was wanted; asserts nothing about time.
 //!
-//! * [`packet`]: what the programs cost, by `BPF_PROG_TEST_RUN`; with [`lab`], the programs behind one driver;
-//! * [`wire`]: real interfaces and the real agent; with [`lane`], the network and the traffic generator;
+//! * [`packet`]: what the programs cost, by `BPF_PROG_TEST_RUN`; with [`lab`], the programs behind one driver, and [`peer`], somebody
+//!   else's object among them;
+//! * [`wire`], [`floods`]: real interfaces and the real agent; with [`lane`], the network and the traffic generator, and [`beside`],
+//!   another agent;
 //! * [`live`]: what somebody who looks costs;
 //! * [`rules`]: many flow logs on one node;
 //! * [`fleet`]: many flow logs and nodes on one etcd;
@@ -11,13 +13,16 @@
 #![allow(missing_docs, clippy::missing_panics_doc, reason = "a program of its own")]
 
 mod agent;
+mod beside;
 mod fleet;
+mod floods;
 mod frames;
 mod lab;
 mod lane;
 mod live;
 mod memory;
 mod packet;
+mod peer;
 mod plot;
 mod records;
 mod report;

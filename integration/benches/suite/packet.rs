@@ -3,13 +3,12 @@
 //!
 //! Rounds of all programs are interleaved, so that whatever else the machine does hits them alike.
 
-use std::path::PathBuf;
-
 use flowlog_ebpf::bench::ORDER_ENTRIES;
 
 use crate::{
     frames::Kind,
     lab::{BATCH, Hook, Lab, Subject},
+    peer::{Counter, Peer},
     records::Random,
     report::{Figure, Report, Table},
 };
@@ -27,12 +26,8 @@ pub(crate) struct Options {
     /// Only some tables
     #[arg(long, value_enum)]
     only: Vec<Part>,
-    /// Anybody's compiled TC or XDP object, to be measured in the same rounds
-    #[arg(long, requires = "program")]
-    object: Option<PathBuf>,
-    /// Program in that object
-    #[arg(long, requires = "object")]
-    program: Option<String>,
+    #[command(flatten)]
+    peer: Peer,
 }
 
 /// A group of tables.
@@ -168,8 +163,8 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
     ] {
         compared.push(lab.baseline(name, program)?);
     }
-    if let (Some(object), Some(program)) = (&options.object, &options.program) {
-        compared.push(lab.other(object, program)?);
+    if let (Some(object), Some(program)) = (&options.peer.object, &options.peer.program) {
+        compared.push(lab.other(object, program, &options.peer.maps)?);
     }
     let compared = Programs { empty: tc_empty.clone(), all: compared };
     // New flows first, while the hash tables still have room.
@@ -177,6 +172,9 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
         special(lab, &compared, options.rounds, report)?;
     }
     if options.wants(Part::Compared) {
+        if let (Some(counter), Some(peer)) = (&options.peer.counted, compared.all.last()) {
+            counted(lab, peer, counter, report)?;
+        }
         let uniform = tables(lab, &compared, options.rounds, report)?;
         targets(&uniform, report);
     }
@@ -192,6 +190,28 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
     if options.wants(Part::Hits) {
         hits(lab, &tc_empty, options.rounds, report)?;
     }
+    Ok(())
+}
+
+/// What share of its packets a peer has in its map afterwards: one whose map is full is quick, and counts nothing.
+fn counted(lab: &mut Lab, peer: &Subject, counter: &Counter, report: &mut Report) -> anyhow::Result<()> {
+    const BATCHES: u32 = ORDER_ENTRIES / BATCH;
+    let title = format!("What `{}` counted", peer.name);
+    let note = "Packets more in its map than before, of those it was given; what it forgets or hands on by a ring is not there.";
+    let mut table = Table::new(title, "% of the packets", note, &FLOW_NAMES);
+    let mut row = Vec::new();
+    for flows in FLOWS {
+        set_order(lab, Order::Uniform, flows)?;
+        let before = counter.sum()?;
+        for _ in 0..BATCHES {
+            batch(lab, peer, UDP4, false)?;
+        }
+        #[allow(clippy::cast_precision_loss, reason = "a share")]
+        let more = counter.sum()?.saturating_sub(before) as f64;
+        row.push(Some(Figure::once(more / f64::from(BATCHES * BATCH) * 100.0)));
+    }
+    table.row(&peer.name, row);
+    report.table(table);
     Ok(())
 }
 

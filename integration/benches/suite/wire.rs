@@ -1,6 +1,7 @@
 //! `cargo xtask bench wire`: real interfaces, real packets, the real agent.
 //!
-//! Three lanes lead through one node: the agent watches the first, the second is bare, the third has empty TC programs.
+//! Three lanes lead through one node: the agent watches the first, the second is bare, the third has empty TC programs. A fourth has
+//! whatever a command attaches there (`--beside`).
 //! Rounds on all are interleaved, so that what the watch costs is the difference of two figures of the same moment.
 #![allow(clippy::cast_precision_loss, reason = "counts that are printed")]
 
@@ -16,52 +17,59 @@ use arrow::{
     array::{Array as _, AsArray as _},
     datatypes::Int64Type,
 };
-use aya::programs::{BtfTracePoint, loaded_programs};
 use integration::{agent::Agent, net::Netns};
 use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
 
 use crate::{
+    beside::Beside,
+    floods,
     frames::Kind,
-    lab,
     lane::{Lane, Load, Traffic, node},
     report::{Figure, Report, Table},
 };
 
 const UDP4: Kind = Kind::ALL[0];
-const TCP4: Kind = Kind::ALL[1];
+pub(crate) const TCP4: Kind = Kind::ALL[1];
 const UDP6: Kind = Kind::ALL[2];
-const LANES: [&str; 3] = ["watched", "bare", "empty TC program"];
+const LANES: [&str; 4] = ["watched", "bare", "empty TC program", "beside"];
 
 /// What to measure.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Options {
     /// Rounds on each lane; the figure is their median, the best is in brackets
     #[arg(long, default_value_t = 15)]
-    rounds: u32,
+    pub rounds: u32,
     /// Different flows in the floods
     #[arg(long, default_value_t = 5_000_000)]
-    flood: u32,
+    pub flood: u32,
+    /// A command that attaches programs to the interface `$INTERFACE`, to be measured on a lane of its own: another agent, say. Run
+    /// by `sh -c` in the node's namespace, and ended with all it has started
+    #[arg(long, value_name = "COMMAND")]
+    beside: Option<String>,
 }
 
 impl Options {
     /// Few rounds, to see that everything runs.
     pub(crate) fn quick(self) -> Self {
-        Self { rounds: self.rounds.min(3), flood: self.flood.min(500_000) }
+        Self { rounds: self.rounds.min(3), flood: self.flood.min(500_000), ..self }
     }
 }
 
 /// The node, the lanes and the generator.
-struct Wire {
-    traffic: Traffic,
-    lanes: [Lane; 3],
-    node: Netns,
+pub(crate) struct Wire {
+    pub traffic: Traffic,
+    pub lanes: Vec<Lane>,
+    pub node: Netns,
 }
 
 /// Measures; adds tables and targets to the report.
 pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let node = node()?;
-    let lanes = [Lane::new(&node, 0)?, Lane::new(&node, 1)?, Lane::new(&node, 2)?];
+    let lanes = if options.beside.is_some() { 4 } else { 3 };
+    let lanes = (0..lanes).map(|number| Lane::new(&node, number)).collect::<anyhow::Result<Vec<_>>>()?;
     let _empty = lanes[2].with_empty_programs(&node)?;
+    let beside = options.beside.as_ref().map(|command| Beside::start(command, &node, &lanes[3].interface()));
+    let _beside = beside.transpose()?;
     let wire = &mut Wire { traffic: Traffic::new()?, lanes, node };
     let before = wire.counters()?;
     let mut agent = wire.agent(&[])?;
@@ -77,16 +85,16 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
     agent.end()?;
     drop(agent);
     resident(wire, report)?;
-    floods(wire, options, report)
+    floods::run(wire, options, report)
 }
 
 impl Wire {
-    fn agent(&self, args: &[&str]) -> anyhow::Result<Agent> {
+    pub(crate) fn agent(&self, args: &[&str]) -> anyhow::Result<Agent> {
         Agent::start(&self.node, &[&self.lanes[0].interface()], args)
     }
 
     /// Packets and layer-3 bytes, received and sent, of the watched interface.
-    fn counters(&self) -> anyhow::Result<[(u64, u64); 2]> {
+    pub(crate) fn counters(&self) -> anyhow::Result<[(u64, u64); 2]> {
         let of = |side: &str| -> anyhow::Result<(u64, u64)> {
             let packets = self.node.statistic("in0", &format!("{side}_packets"))?;
             Ok((packets, self.node.statistic("in0", &format!("{side}_bytes"))? - 14 * packets))
@@ -96,7 +104,7 @@ impl Wire {
 }
 
 /// P1: rows and losses are what the interface itself has counted, packets and (GSO aside) bytes.
-fn exact(wire: &Wire, agent: &Agent, before: [(u64, u64); 2], what: &str) -> anyhow::Result<()> {
+pub(crate) fn exact(wire: &Wire, agent: &Agent, before: [(u64, u64); 2], what: &str) -> anyhow::Result<()> {
     let after = wire.counters()?;
     let received = after[0].0 - before[0].0;
     let landed = landed(&agent.objects(), "ingress")?;
@@ -195,19 +203,19 @@ fn idle(agent: &Agent, report: &mut Report) -> anyhow::Result<()> {
 }
 
 /// Order of the lanes in a round: each is in each place as often as the others.
-fn turns(round: usize) -> [usize; 3] {
-    [round % 3, (round + 1) % 3, (round + 2) % 3]
+fn turns(round: usize, lanes: usize) -> impl Iterator<Item = usize> {
+    (0..lanes).map(move |i| (round + i) % lanes)
 }
 
 /// ns per frame on all lanes.
-fn all(wire: &mut Wire, load: Load, rounds: u32) -> anyhow::Result<[Vec<f64>; 3]> {
-    let mut ns = [Vec::new(), Vec::new(), Vec::new()];
+fn all(wire: &mut Wire, load: Load, rounds: u32) -> anyhow::Result<Vec<Vec<f64>>> {
     let Wire { traffic, lanes, .. } = wire;
+    let mut ns = vec![Vec::new(); lanes.len()];
     for lane in &*lanes {
         lane.send(traffic, load)?;
     }
     for round in 0..rounds as usize {
-        for i in turns(round) {
+        for i in turns(round, lanes.len()) {
             ns[i].push(lanes[i].send(traffic, load)?);
         }
     }
@@ -226,7 +234,12 @@ fn forwarded(wire: &mut Wire, rounds: u32, report: &mut Report) -> anyhow::Resul
         "Forwarded by the node, one CPU",
         "M packets/s, from the generator to the sink",
         "`kept`: medians over rounds of the rate on the watched lane / that on another.",
-        &[LANES[0], LANES[1], LANES[2], "kept of bare", "kept of empty"],
+        &[
+            &LANES[..wire.lanes.len()],
+            &["kept of bare", "kept of empty"],
+            &["beside kept of bare"][..wire.lanes.len() - 3],
+        ]
+        .concat(),
     );
     table.decimals = 3;
     let load = |kind, bytes, flows| Load { kind, bytes, flows, frames: 200_000 };
@@ -243,8 +256,10 @@ fn forwarded(wire: &mut Wire, rounds: u32, report: &mut Report) -> anyhow::Resul
         let kept = ratio(&ns[1], &ns[0]);
         let kept_of_empty = ratio(&ns[2], &ns[0]);
         let rate = |ns: &[f64]| Figure::most(&ns.iter().map(|n| 1e3 / n).collect::<Vec<_>>());
-        let rates = ns.each_ref().map(|ns| Some(rate(ns)));
-        table.row(name, [&rates[..], &[Some(Figure::once(kept)), Some(Figure::once(kept_of_empty))]].concat());
+        let mut row: Vec<_> = ns.iter().map(|ns| Some(rate(ns))).collect();
+        row.extend([kept, kept_of_empty].map(|kept| Some(Figure::once(kept))));
+        row.extend(ns.get(3).map(|beside| Some(Figure::once(ratio(&ns[1], beside)))));
+        table.row(name, row);
         if name.contains("k flows") && load.bytes == 64 && load.flows < 100_000 {
             report.target(format!("wire: packet rate kept, {name}"), kept * 100.0, "%", 97.0, false);
         }
@@ -280,9 +295,9 @@ fn connection<T: Send>(
 
 fn streams(wire: &Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> {
     const BYTES: usize = 1 << 30;
-    let mut rates = [Vec::new(), Vec::new(), Vec::new()];
+    let mut rates = vec![Vec::new(); wire.lanes.len()];
     for round in 0..rounds as usize {
-        for lane in turns(round) {
+        for lane in turns(round, wire.lanes.len()) {
             let start = Instant::now();
             connection(
                 wire,
@@ -306,11 +321,12 @@ fn streams(wire: &Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> 
         "TCP stream to the node",
         "Gbit/s",
         "1 GiB on one connection.",
-        &[LANES[0], LANES[1], LANES[2], "kept of bare"],
+        &[&LANES[..wire.lanes.len()], &["kept of bare"]].concat(),
     );
     table.decimals = 2;
-    let figures = rates.each_ref().map(|r| Some(Figure::most(r)));
-    table.row("stream", [&figures[..], &[Some(Figure::once(kept))]].concat());
+    let mut row: Vec<_> = rates.iter().map(|r| Some(Figure::most(r))).collect();
+    row.push(Some(Figure::once(kept)));
+    table.row("stream", row);
     report.target("wire: TCP throughput kept", kept * 100.0, "%", 99.0, false);
     report.table(table);
     Ok(())
@@ -318,9 +334,9 @@ fn streams(wire: &Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> 
 
 fn latency(wire: &Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> {
     const REQUESTS: usize = 5_000;
-    let mut us: [[Vec<f64>; 2]; 3] = Default::default();
+    let mut us = vec![[Vec::new(), Vec::new()]; wire.lanes.len()];
     for round in 0..rounds as usize {
-        for lane in turns(round) {
+        for lane in turns(round, wire.lanes.len()) {
             let mut times = connection(
                 wire,
                 lane,
@@ -349,8 +365,8 @@ fn latency(wire: &Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> 
         }
     }
     let mut table = Table::new("Requests of one byte to the node", "us", "", &["p50", "p99"]);
-    for (lane, name) in LANES.iter().enumerate() {
-        table.row(*name, us[lane].iter().map(|rounds| Some(Figure::least(rounds))).collect());
+    for (name, rounds) in LANES.iter().zip(&us) {
+        table.row(*name, rounds.iter().map(|rounds| Some(Figure::least(rounds))).collect());
     }
     report.table(table);
     Ok(())
@@ -394,95 +410,4 @@ fn resident(wire: &mut Wire, report: &mut Report) -> anyhow::Result<()> {
     table.row("RSS", row);
     report.table(table);
     Ok(())
-}
-
-/// Floods of new flows, let through and refused.
-fn floods(wire: &mut Wire, options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    let load = Load { kind: TCP4, bytes: 64, flows: 1 << 27, frames: options.flood };
-    let mut table = Table::new(
-        format!("Floods: {} SYNs, each a flow of its own", options.flood),
-        "one CPU sends and forwards, the agent has the other",
-        "`no agent` is the same lane before the agent started.",
-        &["M packets/s", "no agent", "agent CPU %", "RSS MiB at most", "packets lost %"],
-    );
-    table.decimals = 2;
-    for refused in [false, true] {
-        if refused {
-            wire.node.nft(
-                "table inet flood {\n chain c { type filter hook prerouting priority raw; tcp flags syn counter drop; }\n}",
-            )?;
-        }
-        let Wire { traffic, lanes, .. } = &mut *wire;
-        let off = lanes[0].send(traffic, load)?;
-        let before = wire.counters()?;
-        let mut agent = wire.agent(&[])?;
-        let start = (usage(agent.pid())?, Instant::now());
-        let Wire { traffic, lanes, .. } = &mut *wire;
-        let on = lanes[0].send(traffic, load)?;
-        let after = usage(agent.pid())?;
-        let cpu = (after.cpu_secs - start.0.cpu_secs) / start.1.elapsed().as_secs_f64() * 100.0;
-        agent.end()?;
-        let what = if refused { "refused" } else { "let through" };
-        exact(wire, &agent, before, &format!("flood, {what}"))?;
-        let (all, lost) = landed(&agent.objects(), "ingress")?;
-        let row = [1e3 / on, 1e3 / off, cpu, after.peak_mib, lost as f64 / all as f64 * 100.0];
-        table.row(what, row.map(|v| Some(Figure::once(v))).to_vec());
-    }
-    report.table(table);
-    verdict(wire, options.rounds, report)
-}
-
-/// ns of the verdict programs per dropped packet, by the kernel's own statistics, less those of an empty program on the
-/// same tracepoint.
-fn verdict(wire: &mut Wire, rounds: u32, report: &mut Report) -> anyhow::Result<()> {
-    let mut table = Table::new(
-        "Verdict programs",
-        "ns per refused packet over an empty program on the same tracepoint",
-        "By the kernel's run-time statistics. Both programs run for each packet; the second finds it handled.",
-        &["1 flow", "8k flows", "128k flows", "every packet a new flow"],
-    );
-    let mut bench = lab::load_bench()?;
-    let empty: &mut BtfTracePoint = bench.program_mut("verdict_empty").context("verdict_empty")?.try_into()?;
-    empty.attach()?;
-    let mut agent = wire.agent(&[])?;
-    let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)?;
-    let mut row = Vec::new();
-    for flows in [1, 8_192, 131_072, 1 << 27] {
-        let load = Load { kind: TCP4, bytes: 64, flows, frames: 100_000 };
-        let mut ns = Vec::new();
-        for _ in 0..=rounds {
-            let before = runs()?;
-            let Wire { traffic, lanes, .. } = &mut *wire;
-            lanes[0].send(traffic, load)?;
-            let after = runs()?;
-            let mean = |i: usize| (after[i].0 - before[i].0) as f64 / (after[i].1 - before[i].1).max(1) as f64;
-            ns.push(mean(0) + mean(1) - 2.0 * mean(2));
-        }
-        // The first round fills the caches.
-        row.push(Some(Figure::least(&ns[1..])));
-    }
-    agent.end()?;
-    for (flows, figure) in ["1 flow", "8k flows"].iter().zip(row.iter().flatten()) {
-        report.target(format!("packet: verdict, {flows}"), figure.median, "ns", 120.0, true);
-    }
-    table.row("both programs", row);
-    report.table(table);
-    Ok(())
-}
-
-/// Run time in ns and number of runs of the first, the second and the empty verdict program.
-fn runs() -> anyhow::Result<[(u128, u64); 3]> {
-    let mut runs = [(0, 0); 3];
-    for info in loaded_programs() {
-        let info = info?;
-        // The kernel keeps 15 characters. What is attached is charged with what it jumps to.
-        let place = match info.name() {
-            b"flowlog_drop" => 0,
-            b"flowlog_drop_ne" => 1,
-            b"verdict_empty" if info.run_count() > 0 => 2,
-            _ => continue,
-        };
-        runs[place] = (info.run_time().as_nanos(), info.run_count().max(1));
-    }
-    Ok(runs)
 }
