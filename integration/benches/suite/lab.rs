@@ -179,6 +179,9 @@ impl Lab {
     pub(crate) fn other(&mut self, object: &Path, program: &str, maps: &[Entries]) -> anyhow::Result<Subject> {
         let bytes = std::fs::read(object).with_context(|| object.display().to_string())?;
         let mut loader = EbpfLoader::new();
+        // Where maps go whose object wants them pinned; gone with us.
+        let pins = tempfile::Builder::new().prefix("flowlog-bench-").tempdir_in("/sys/fs/bpf").context("pin maps")?;
+        loader.default_map_pin_directory(pins.path());
         for Entries { map, entries } in maps {
             loader.map_max_entries(map, *entries);
         }

@@ -100,7 +100,10 @@ fn main() -> anyhow::Result<()> {
     for what in all {
         match what {
             What::Packet(options) => packet::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
-            What::Wire(options) => wire::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
+            What::Wire(options) => {
+                let options = if cli.quick { options.quick() } else { options };
+                floods::run(&mut wire::run(&options, &mut report)?, &options, &mut report)?;
+            }
             What::Live(options) => live::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Rules(options) => rules::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Fleet(options) => fleet::run(&if cli.quick { options.quick() } else { options }, &mut report)?,

@@ -22,7 +22,6 @@ use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuild
 
 use crate::{
     beside::Beside,
-    floods,
     frames::Kind,
     lane::{Lane, Load, Traffic, node},
     report::{Figure, Report, Table},
@@ -62,15 +61,16 @@ pub(crate) struct Wire {
     pub node: Netns,
 }
 
-/// Measures; adds tables and targets to the report.
-pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+/// Measures all but what [`crate::floods`] does, for which it returns the network; adds tables and targets to the report.
+pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<Wire> {
     let node = node()?;
     let lanes = if options.beside.is_some() { 4 } else { 3 };
     let lanes = (0..lanes).map(|number| Lane::new(&node, number)).collect::<anyhow::Result<Vec<_>>>()?;
     let _empty = lanes[2].with_empty_programs(&node)?;
     let beside = options.beside.as_ref().map(|command| Beside::start(command, &node, &lanes[3].interface()));
     let _beside = beside.transpose()?;
-    let wire = &mut Wire { traffic: Traffic::new()?, lanes, node };
+    let mut network = Wire { traffic: Traffic::new()?, lanes, node };
+    let wire = &mut network;
     let before = wire.counters()?;
     let mut agent = wire.agent(&[])?;
     idle(&agent, report)?;
@@ -85,7 +85,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> 
     agent.end()?;
     drop(agent);
     resident(wire, report)?;
-    floods::run(wire, options, report)
+    Ok(network)
 }
 
 impl Wire {
