@@ -116,19 +116,27 @@ const SECRET: &str = "SKTEST";
 
 impl TwoRules {
     fn start(window: u32) -> Self {
+        Self::with_credentials(window, false)
+    }
+
+    /// `handed_over`: the configuration names none, and systemd's `LoadCredential=` has put them where it does.
+    fn with_credentials(window: u32, handed_over: bool) -> Self {
         let server = s3::server();
         let proxy = proxy();
         let buckets = [server.new_bucket(), server.new_bucket()];
         let cables = [s3::CableToHere::new().unwrap(), s3::CableToHere::new().unwrap()];
         let dir = tempfile::tempdir().unwrap();
-        let credentials = dir.path().join("credentials");
+        let given = dir.path().join("given");
+        std::fs::create_dir(&given).unwrap();
+        let credentials = given.join("s3");
         server.write_credentials(&credentials, "AKTEST", SECRET);
+        let named =
+            if handed_over { String::new() } else { format!("credentials_file = '{}'\n", credentials.display()) };
         let mut text = format!(
             "node_id = 'n'\nno_pin = true\nstate_dir = '{}'\n[s3]\nendpoint = '{}'\nregion = 'us-east-1'\npath_style = true\n\
-             allow_http = true\ncredentials_file = '{}'\n",
+             allow_http = true\n{named}",
             dir.path().join("state").display(),
             proxy.endpoint(),
-            credentials.display()
         );
         for (name, (bucket, cable)) in ["one", "two"].iter().zip(buckets.iter().zip(&cables)) {
             let log = format!(
@@ -139,7 +147,9 @@ impl TwoRules {
         }
         let config = dir.path().join("flowlog.toml");
         std::fs::write(&config, text).unwrap();
-        let mut agent = Agent::with_config(&config, &[("FLOWLOG_LOG", "trace")]).unwrap();
+        let mut variables = vec![("FLOWLOG_LOG", "trace")];
+        variables.extend(handed_over.then(|| ("CREDENTIALS_DIRECTORY", given.to_str().unwrap())));
+        let mut agent = Agent::with_config(&config, &variables).unwrap();
         agent.wait_for("capturing").unwrap();
         Self { proxy, buckets, cables, dir, agent }
     }
@@ -199,6 +209,14 @@ impl TwoRules {
         assert!(!log.contains(SECRET), "a secret in the log");
         log
     }
+}
+
+#[test]
+fn credentials_that_a_service_manager_hands_over_open_the_store() {
+    let mut node = TwoRules::with_credentials(1, true);
+    node.cables[1].send(25).unwrap();
+    node.wait_until_landed(1, 25);
+    node.end();
 }
 
 #[test]
@@ -284,7 +302,7 @@ fn a_store_that_takes_an_upload_too_slowly_is_cut_long_before_the_whole_of_it_co
 #[test]
 fn expired_credentials_block_a_rule_until_the_file_has_new_ones() {
     let mut node = TwoRules::start(1);
-    let credentials = node.dir.path().join("credentials");
+    let credentials = node.dir.path().join("given/s3");
     s3::server().write_credentials(&credentials, "AKTEST", "rotated-away");
     node.cables[0].send(25).unwrap();
     let delivery = node.wait_for_state("one", "blocked");

@@ -2,7 +2,7 @@
 
 mod service;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::Context as _;
 
@@ -26,7 +26,8 @@ const LIBRARIES: [&str; 8] = [
 ];
 
 /// Tests of what an agent does that its unit runs: hooks, verdicts, restarts, managed flow logs.
-const AS_SERVICE: [&str; 9] = [
+const AS_SERVICE: [&str; 10] = [
+    "credentials_that_a_service_manager_hands_over",
     "fragments::",
     "hooks::",
     "identity::",
@@ -37,7 +38,14 @@ const AS_SERVICE: [&str; 9] = [
     "windows::",
     "killed_at_any_step",
 ];
-/// Not among them: what takes a drop-in (`symbols.conf`), a file of the test's store that is root's, and what is long.
+/// Tests of what takes one of the drop-ins of the package, by that: each is run with the capabilities that it adds.
+const WITH_DROP_INS: [(&str, &[&str]); 4] = [
+    ("libvirt.conf", &["libvirt::"]),
+    ("namespaces.conf", &["namespaces::"]),
+    ("symbols.conf", &["generic_xdp_drops_are_rejected", "what_has_no_route_is_lost"]),
+    ("xdp.conf", &["wrapped_xdp::"]),
+];
+/// Not among them: what takes a drop-in ([`WITH_DROP_INS`]), a file of the test's store that is root's, and what is long.
 const NOT_AS_SERVICE: [&str; 4] = [
     "generic_xdp_drops_are_rejected",
     "what_has_no_route_is_lost",
@@ -65,23 +73,42 @@ pub(crate) fn run(Args { filter, as_service }: &Args) -> anyhow::Result<()> {
     build::ensure_fresh()?;
     step("building the agent and the tests (minutes the first time)");
     run_command(cargo().args(["build", "--locked", "--package", "flowlog-agent", "--features", "faults"]))?;
-    let mut on_the_kernel = cargo();
-    on_the_kernel.args(["test", "--locked", "-p", "integration", "--features", FAULTS, "--test", "all", "--"]);
     if *as_service {
-        step("tests of the agent as its unit runs it");
-        setup::containers()?;
-        on_the_kernel.env("FLOWLOG_AS_SERVICE", service::script()?);
-        if filter.is_empty() {
-            on_the_kernel.args(AS_SERVICE).args(NOT_AS_SERVICE.iter().flat_map(|name| ["--skip", name]));
-        }
-        return run_command(on_the_kernel.args(filter));
+        return as_service_runs(filter);
     }
     step("unit tests");
     run_command(cargo().args(["test", "--locked", "-p", "xtask", "--"]).args(filter))?;
     let packages = LIBRARIES.iter().flat_map(|package| ["-p", package]);
     run_command(cargo().args(["test", "--locked"]).args(packages).args(["--lib", "--"]).args(filter))?;
     step("tests on the real kernel (about five minutes)");
-    run_command(on_the_kernel.args(filter))
+    run_command(on_the_kernel().args(filter))
+}
+
+fn on_the_kernel() -> Command {
+    let mut command = cargo();
+    command.args(["test", "--locked", "-p", "integration", "--features", FAULTS, "--test", "all", "--"]);
+    command
+}
+
+/// With the unit's own means; and then, of everything, with each drop-in's.
+fn as_service_runs(filter: &[String]) -> anyhow::Result<()> {
+    setup::containers()?;
+    let with = |drop_in: Option<&str>| -> anyhow::Result<Command> {
+        let mut command = on_the_kernel();
+        command.env("FLOWLOG_AS_SERVICE", service::script(drop_in)?);
+        Ok(command)
+    };
+    step("tests of the agent as its unit runs it");
+    if !filter.is_empty() {
+        return run_command(with(None)?.args(filter));
+    }
+    let skipped = NOT_AS_SERVICE.iter().flat_map(|name| ["--skip", name]);
+    run_command(with(None)?.args(AS_SERVICE).args(skipped))?;
+    for (drop_in, tests) in WITH_DROP_INS {
+        step(&format!("the same with {drop_in}"));
+        run_command(with(Some(drop_in))?.args(tests))?;
+    }
+    Ok(())
 }
 
 /// What tests are made of.

@@ -18,9 +18,15 @@ const UNIT: &str = "flowlog-agent/package/flowlog.service";
 /// A user that nobody else is.
 const USER: u32 = 61_234;
 
-/// Writes the script, and returns its path.
-pub(super) fn script() -> anyhow::Result<PathBuf> {
-    let unit = fs::read_to_string(root().join(UNIT)).context(UNIT)?;
+/// Drop-ins for it.
+const DROP_INS: &str = "flowlog-agent/package/examples/systemd";
+
+/// Writes the script, and returns its path; with what a drop-in adds to the unit, if one is named.
+pub(super) fn script(drop_in: Option<&str>) -> anyhow::Result<PathBuf> {
+    let mut unit = fs::read_to_string(root().join(UNIT)).context(UNIT)?;
+    if let Some(name) = drop_in {
+        unit += &fs::read_to_string(root().join(DROP_INS).join(name)).with_context(|| name.to_owned())?;
+    }
     let dir = target().join("as-service");
     fs::create_dir_all(&dir)?;
     let calls = dir.join("system-calls");
