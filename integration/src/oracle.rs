@@ -33,6 +33,15 @@ const BURSTS_MIN: u32 = 20;
 /// Frames in a burst: fewer than any queue on the way takes.
 const BURST: usize = 50;
 
+/// Says, when it is dropped, that it is over.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Oracle {
     /// Sends packets of `flows` flows, a burst every `pause`, while `script` runs, which is told how many were sent so
     /// far; waits until they have arrived.
@@ -52,8 +61,10 @@ impl Oracle {
         let sent = AtomicU64::new(0);
         let (oracle, result) = std::thread::scope(|scope| {
             let sender = scope.spawn(|| pair.b.run(|| Self::send(pair, flows, pause, &over, &sent)));
+            // A script that panics ends the sender as well, or nobody would hear of it.
+            let ending = Ending(&over);
             let result = script(&sent);
-            over.store(true, Ordering::Relaxed);
+            drop(ending);
             (sender.join().expect("the sender"), result)
         });
         result?;
