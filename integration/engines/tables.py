@@ -161,7 +161,7 @@ def steps():
     """The statements of docs/iceberg.md, by the name in their first line."""
     here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../docs/iceberg.md")
     text = open(here).read()
-    found = re.findall(r"-- (\w+)[^\n]*\n([^;]+);", "\n".join(re.findall(r"```sql\n(.*?)```", text, re.S)))
+    found = re.findall(r"-- (\w+)[^\n]*\n([^;]+);", "\n".join(re.findall(r"```sql spark\n(.*?)```", text, re.S)))
     return {name: sql.replace("flowlog.flows", table) for name, sql in found}
 
 
