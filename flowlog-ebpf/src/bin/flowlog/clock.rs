@@ -30,8 +30,9 @@ unsafe fn ask(cpu: *mut Cpu, tick: u64) -> u64 {
     unsafe {
         // The kernel counts the tick, and then brings the clock forward: while that has not been done, the next packet asks again.
         if (*cpu).tick_ns != now_ns {
-            (*cpu).tick_ns = now_ns;
-            (*cpu).tick = tick;
+            // Volatile, and so in this order: whoever interrupts us finds no tick with a time of long ago.
+            (&raw mut (*cpu).tick_ns).write_volatile(now_ns);
+            (&raw mut (*cpu).tick).write_volatile(tick);
         }
     }
     now_ns
