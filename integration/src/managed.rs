@@ -302,6 +302,15 @@ impl Managed {
         Ok((out.status.code(), text(&out.stdout), text(&out.stderr)))
     }
 
+    /// Has the agent read its configuration again; returns what [`command`](Self::command) does.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn reload(&self) -> anyhow::Result<(Option<i32>, String, String)> {
+        let state = self.path("state").into_os_string().into_string().map_err(|path| anyhow::anyhow!("{path:?}"))?;
+        self.command(&["reload", "--state-dir", &state])
+    }
+
     /// A bucket of [`CONTRACT`]: a directory.
     #[must_use]
     pub fn bucket(&self, name: &str) -> PathBuf {

@@ -192,8 +192,7 @@ fn flow_logs_that_are_made_after_a_reload_have_its_defaults_and_those_before_kee
     let before = managed.draft(NIC, "before", "flows");
     let config = fs::read_to_string(managed.path("flowlog.toml")).unwrap();
     managed.write("flowlog.toml", &format!("{config}[flow_log_defaults]\nwindow = '1m'\nsubsecond = true\n")).unwrap();
-    let state = managed.path("state");
-    let (code, out, error) = managed.command(&["reload", "--state-dir", state.to_str().unwrap()]).unwrap();
+    let (code, out, error) = managed.reload().unwrap();
     assert!(code == Some(0) && out.contains("flow_log_defaults.window"), "{out}{error}");
     let after = managed.draft(NIC, "after", "flows");
     for (id, window_secs, subsecond) in [(before, 600, false), (after, 60, true)] {
@@ -221,8 +220,7 @@ fn an_inventory_and_principals_that_are_elsewhere_after_a_reload_are_read_and_wa
         .replace(&format!("file = '{d}/inventory.toml'\ndir = '{d}/inventory.d'"), &format!("dir = '{d}/other.d'"))
         .replace("principals.toml", "nobody.toml");
     managed.write("flowlog.toml", &moved).unwrap();
-    let state = managed.path("state");
-    let (code, out, error) = managed.command(&["reload", "--state-dir", state.to_str().unwrap()]).unwrap();
+    let (code, out, error) = managed.reload().unwrap();
     assert!(code == Some(0) && out.contains("inventory.file") && out.contains("api.principals"), "{out}{error}");
     node.until("read there", |s| (s.nic("tap0")?["labels"]["env"] == "a").then_some(()));
     assert!(node.nic("natgw0").is_none());
@@ -245,10 +243,9 @@ fn another_selection_holds_after_a_reload_without_a_restart() {
     assert_eq!(node.found("tap100i0")["selected_by"], json!(null));
     let id = node.found("tap100i0")["id"].as_str().unwrap().to_owned();
     let config = fs::read_to_string(node.managed.path("flowlog.toml")).unwrap();
-    let state = node.managed.path("state");
     let reload = |text: &str| {
         node.managed.write("flowlog.toml", text).unwrap();
-        let (code, out, error) = node.managed.command(&["reload", "--state-dir", state.to_str().unwrap()]).unwrap();
+        let (code, out, error) = node.managed.reload().unwrap();
         assert!(code == Some(0) && out.contains("flow logs by selection: changed"), "{out}{error}");
     };
     node.managed.send(20, "tap100i0", PACKETS).unwrap();
@@ -270,14 +267,13 @@ fn a_selection_whose_hook_cannot_follow_is_refused_and_nothing_of_it_changes() {
     let mut agent = node.managed.start().unwrap();
     assert_eq!(node.found("tap100i0")["selected_by"], json!(TEMPLATE));
     let config = fs::read_to_string(node.managed.path("flowlog.toml")).unwrap();
-    let state = node.managed.path("state");
     let steer = |cpus: &str| {
         let line = format!("echo {cpus} > /sys/class/net/tap100i0/queues/rx-0/rps_cpus");
         assert!(ns.command("sh").args(["-c", &line]).status().unwrap().success());
     };
     let reload = || {
         node.managed.write("flowlog.toml", &format!("{config}hook = 'xdp'\n")).unwrap();
-        node.managed.command(&["reload", "--state-dir", state.to_str().unwrap()]).unwrap()
+        node.managed.reload().unwrap()
     };
     steer("2");
     let (code, _, error) = reload();
