@@ -307,8 +307,8 @@ impl Managed {
     /// # Errors
     /// If it cannot be started.
     pub fn reload(&self) -> anyhow::Result<(Option<i32>, String, String)> {
-        let state = self.path("state").into_os_string().into_string().map_err(|path| anyhow::anyhow!("{path:?}"))?;
-        self.command(&["reload", "--state-dir", &state])
+        let state = self.path("state");
+        self.command(&["reload", "--state-dir", state.to_str().context("a path that is not UTF-8")?])
     }
 
     /// A bucket of [`CONTRACT`]: a directory.
