@@ -38,6 +38,10 @@ pub enum Obstacle {
     Polled(&'static str),
     #[error("it is in another network namespace, and whether packets are parted there cannot be read")]
     Elsewhere,
+    #[error(
+        "whether its packets are steered or held back between the two cannot be read: /sys/class/net/{0} is not there, or is an interface of another network namespace (start the agent by `ip netns exec`, which mounts the right /sys)"
+    )]
+    Unread(String),
     #[error("a real-time kernel may stop between the two, at any packet")]
     RealTime,
     #[error("the agent may not run on each CPU, so that it cannot be between two packets there ({0})")]
@@ -56,11 +60,11 @@ pub(crate) fn obstacle() -> Option<Obstacle> {
 /// Why packets may pass XDP and TC of an interface of our own namespace on two CPUs, or may be held back in between; `None`: they do not.
 /// (One socket that polls by itself, `SO_BUSY_POLL`, is not to be seen.)
 #[must_use]
-pub(crate) fn parts_packets(interface: &str) -> Option<Obstacle> {
+pub(crate) fn parts_packets(interface: &str, index: u32) -> Option<Obstacle> {
     let tick = clock_getres(ClockId::MonotonicCoarse);
     // What cannot be asked is taken to be so: with XDP drivers turn it on.
     let merges = || ethtool::merges(interface).unwrap_or(true);
-    set_up_to_part(Path::new(INTERFACES), interface)
+    set_up_to_part(Path::new(INTERFACES), interface, index)
         .or_else(|| {
             SYSCTLS
                 .into_iter()
@@ -75,11 +79,16 @@ pub(crate) fn parts_packets(interface: &str) -> Option<Obstacle> {
 /// Settings of the node that have sockets poll interfaces.
 const SYSCTLS: [&str; 2] = ["net.core.busy_poll", "net.core.busy_read"];
 
-/// What an interface's settings below `root` say about it.
-fn set_up_to_part(root: &Path, interface: &str) -> Option<Obstacle> {
+/// What an interface's settings below `root` say about it. They are those of the network namespace in which that was mounted, which need not
+/// be ours (`nsenter --net`): so they are believed if they are of the interface with this index.
+fn set_up_to_part(root: &Path, interface: &str, index: u32) -> Option<Obstacle> {
     let dir = root.join(interface);
-    let queues = fs::read_dir(dir.join("queues")).into_iter().flatten().flatten();
-    if queues.into_iter().any(|queue| is_set(&queue.path().join("rps_cpus"))) {
+    let is_it = fs::read_to_string(dir.join("ifindex")).is_ok_and(|text| text.trim().parse() == Ok(index));
+    let queues = match fs::read_dir(dir.join("queues")) {
+        Ok(queues) if is_it => queues,
+        _ => return Some(Obstacle::Unread(interface.to_owned())),
+    };
+    if queues.flatten().any(|queue| is_set(&queue.path().join("rps_cpus"))) {
         return Some(Obstacle::Steered(interface.to_owned()));
     }
     is_set(&dir.join("gro_flush_timeout")).then(|| Obstacle::HeldBack(interface.to_owned()))
@@ -135,20 +144,24 @@ mod tests {
             ("eth2", &["00000000,00000001"], "0", Some("eth2/queues/rx-*/rps_cpus")),
             ("eth3", &["0"], "20000", Some("write 0 to /sys/class/net/eth3/gro_flush_timeout")),
             ("eth4", &[], "0", None),
+            // It has another index: an interface of the same name in another namespace.
+            ("eth6", &["0"], "0", Some("cannot be read: /sys/class/net/eth6")),
         ] {
             let dir = root.path().join(interface);
             fs::create_dir_all(dir.join("queues")).expect("room");
             fs::write(dir.join("gro_flush_timeout"), format!("{flush}\n")).expect("room");
+            fs::write(dir.join("ifindex"), if interface == "eth6" { "17\n" } else { "7\n" }).expect("room");
             for (n, mask) in queues.iter().enumerate() {
                 let queue = dir.join(format!("queues/rx-{n}"));
                 fs::create_dir(&queue).expect("room");
                 fs::write(queue.join("rps_cpus"), format!("{mask}\n")).expect("room");
             }
-            let said = set_up_to_part(root.path(), interface).map(|o| o.to_string());
+            let said = set_up_to_part(root.path(), interface, 7).map(|o| o.to_string());
             match words {
                 None => assert_eq!(said, None),
                 Some(words) => assert!(said.as_deref().is_some_and(|s| s.contains(words)), "{interface}: {said:?}"),
             }
         }
+        assert!(matches!(set_up_to_part(root.path(), "eth5", 7), Some(Obstacle::Unread(_))), "it is not there");
     }
 }

@@ -167,7 +167,7 @@ impl Kernel {
         if !self.interfaces.is_here(at) {
             return Err(Obstacle::Elsewhere);
         }
-        each_cpu::parts_packets(interface).or_else(each_cpu::obstacle).map_or(Ok(()), Err)
+        each_cpu::parts_packets(interface, at.index).or_else(each_cpu::obstacle).map_or(Ok(()), Err)
     }
 
     /// Goes on with what an earlier agent has wrapped, or takes it back: see [`Wraps`].

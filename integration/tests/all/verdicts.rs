@@ -216,6 +216,29 @@ fn conntrack_invalid_is_rejected() {
     assert_eq!(landed.sum(|r| r.dport == 7 && r.action == "ACCEPT"), NONE);
 }
 
+/// Steered packets are handled wherever the other CPU is interrupted, in the middle of whatever runs there.
+#[test]
+fn what_dies_on_a_cpu_that_packets_are_steered_to_is_refused() {
+    skip_unless!(
+        features::guest(),
+        "programs that nobody sees may trace this machine, and the kernel runs none of ours in the middle of them"
+    );
+    let pair = Pair::new().unwrap();
+    pair.a.nft(&rules("inet", &filter("input"), "drop")).unwrap();
+    let steer = "echo 2 > /sys/class/net/eth0/queues/rx-0/rps_cpus";
+    assert!(pair.a.command("sh").args(["-c", steer]).status().unwrap().success());
+    let agent = Agent::start(&pair.a, &["eth0"], &[]).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| pair.b.run(|| traffic::udp("10.1.0.1:7", 60_000, 64).unwrap()));
+        }
+    });
+    let landed = agent.stop().unwrap();
+    let refused = pair.a.nft_counter("inet t", "refused").unwrap();
+    assert!(refused.0 > 100_000, "{refused:?}");
+    assert_refused(&landed, "ingress", refused, (0, 0));
+}
+
 #[test]
 fn a_refused_packet_keeps_the_addresses_it_had_on_the_wire() {
     let net = Routed::new();
