@@ -191,7 +191,7 @@ fn the_books_are_summed_up_and_a_difference_is_an_exit_code() {
     let at = bytes.windows(14).position(|w| w == b"difference=0/0").unwrap();
     let mut twisted = bytes.clone();
     twisted[at + 11] = b'7';
-    fs::write(dir.path().join("a.parquet"), bytes).unwrap();
+    fs::write(dir.path().join("a.parquet"), &bytes).unwrap();
     fs::write(dir.path().join("b.parquet"), twisted).unwrap();
     let out = flowlog(&["read", "--balance", dir.path().to_str().unwrap()]);
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -200,6 +200,42 @@ fn the_books_are_summed_up_and_a_difference_is_an_exit_code() {
         said.contains("2 objects, 1 that do not balance") && said.contains("b.parquet: 7 packets, 0 bytes"),
         "{said}"
     );
+    // Or of a count, and the difference still says that there is none.
+    let at = bytes.windows(11).position(|w| w == b"seen=7/700 ").unwrap();
+    let mut twisted = bytes;
+    twisted[at + 5] = b'9';
+    fs::write(dir.path().join("b.parquet"), twisted).unwrap();
+    let out = flowlog(&["read", "--balance", dir.path().to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.code() == Some(1) && said.contains("b.parquet: -2 packets, 0 bytes"), "{said}");
+    let nothing = flowlog(&["read", "--balance", "--since", "2037-01-01", dir.path().to_str().unwrap()]);
+    assert_eq!(nothing.status.code(), Some(66), "nothing was compared");
+}
+
+#[test]
+fn a_narrow_object_is_read_as_the_wide_one_of_the_same_rows() {
+    for kind in ["plain", "subsecond", "nodata"] {
+        let [wide, narrow] = [format!("v4-{kind}.parquet"), format!("narrow-{kind}.parquet")].map(|name| {
+            let file = objects().join(name).display().to_string();
+            move |args: &[&str]| {
+                let out = flowlog(&[&["read", &file], args].concat());
+                assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+                String::from_utf8(out.stdout).unwrap().replace("narrow-", "v4-")
+            }
+        });
+        for args in [
+            &["-o", "table"][..],
+            &["-o", "csv"],
+            &["-o", "json"],
+            &["-o", "text"],
+            &["--balance"],
+            &["-o", "csv", "--where", "action = REJECT and srcaddr != 9.9.9.9"],
+            &["-o", "json", "--where", "vlan_id = null and log_status = OK"],
+            &["-o", "csv", "--where", "tcp_flags != 2"],
+        ] {
+            assert_eq!(narrow(args), wide(args), "{kind} {args:?}");
+        }
+    }
 }
 
 #[test]

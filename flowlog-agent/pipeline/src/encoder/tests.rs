@@ -139,6 +139,7 @@ fn written(kind: &str, format: Format) -> Object {
 fn golden_files_of_this_version_have_what_is_written_today() {
     for kind in ["plain", "subsecond", "nodata"] {
         is_as_recorded(&format!("v{SCHEMA_VERSION}-{kind}.parquet"), &golden(kind));
+        is_as_recorded(&format!("narrow-{kind}.parquet"), &written(kind, Format::ParquetNarrow));
     }
 }
 

@@ -149,35 +149,140 @@ pub mod names {
     pub const DIFFERENCE: &str = "difference";
 }
 
+/// Where a balance has a count.
+type Place = fn(&mut Balance) -> &mut Count;
+
+/// The counts that are written, in their order.
+const WRITTEN: [(&str, Place); 16] = [
+    (names::SEEN, |b| &mut b.seen),
+    (names::NON_IP, |b| &mut b.non_ip),
+    ("refused", |b| &mut b.refused),
+    (names::REFUSED_UNSEEN, |b| &mut b.refused_unseen),
+    (names::ACCEPTED_ROWS, |b| &mut b.accepted_rows),
+    (names::REJECTED_ROWS, |b| &mut b.rejected_rows),
+    (names::LOST, |b| &mut b.lost),
+    ("refused_lost", |b| &mut b.refused_lost),
+    (LossReason::VerdictUnknown.as_str(), |b| &mut b.verdict_unknown),
+    ("deficit", |b| &mut b.deficit),
+    ("died", |b| &mut b.died),
+    ("died_rows", |b| &mut b.died_rows),
+    ("died_untold", |b| &mut b.died_untold),
+    ("died_late", |b| &mut b.died_late),
+    (XDP_DROPPED, |b| &mut b.xdp_dropped),
+    (XDP_FORWARDED, |b| &mut b.xdp_forwarded),
+];
+
+/// The value that a difference has where there is nothing to compare with.
+const UNKNOWN: &str = "unknown";
+
 /// `name=packets/bytes` pairs, separated by spaces: the form of the books in object metadata and logs. What is not there is 0.
 impl std::fmt::Display for Balance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let parts = [
-            (names::SEEN, self.seen),
-            (names::NON_IP, self.non_ip),
-            ("refused", self.refused),
-            (names::REFUSED_UNSEEN, self.refused_unseen),
-            (names::ACCEPTED_ROWS, self.accepted_rows),
-            (names::REJECTED_ROWS, self.rejected_rows),
-            (names::LOST, self.lost),
-            ("refused_lost", self.refused_lost),
-            (LossReason::VerdictUnknown.as_str(), self.verdict_unknown),
-            ("deficit", self.deficit),
-            ("died", self.died),
-            ("died_rows", self.died_rows),
-            ("died_untold", self.died_untold),
-            ("died_late", self.died_late),
-            (XDP_DROPPED, self.xdp_dropped),
-            (XDP_FORWARDED, self.xdp_forwarded),
-        ];
-        let said = parts.into_iter().filter(|(name, count)| *name == names::SEEN || *count != Count::default());
-        for (name, count) in said {
-            write!(f, "{name}={}/{} ", count.packets, count.bytes)?;
+        let mut of = *self;
+        for (name, place) in WRITTEN {
+            let count = *place(&mut of);
+            if name == names::SEEN || count != Count::default() {
+                write!(f, "{name}={}/{} ", count.packets, count.bytes)?;
+            }
         }
         if self.unverified {
-            return write!(f, "{}=unknown", names::DIFFERENCE);
+            return write!(f, "{}={UNKNOWN}", names::DIFFERENCE);
         }
         let (packets, bytes) = self.difference();
         write!(f, "{}={packets}/{bytes}", names::DIFFERENCE)
+    }
+}
+
+/// The books of a window as they were written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenBooks {
+    /// Names, packets and bytes, in their order.
+    pub entries: Vec<(String, Count)>,
+    /// As is written there, or, if that is none, as the entries have it. `None`: there was nothing to compare with.
+    pub difference: Option<(i128, i128)>,
+}
+
+/// Why books cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` in its books is no count")]
+pub struct NoCount(String);
+
+impl WrittenBooks {
+    /// Reads what a balance was written as. It is not believed that it has no difference: that is calculated again.
+    ///
+    /// # Errors
+    /// Without a difference, and with an entry that is none.
+    pub fn parse(text: &str) -> Result<Self, NoCount> {
+        // How many refusals were untold is not written: no lack of them is a difference here.
+        let untold = Count { packets: u64::MAX, bytes: u64::MAX };
+        let (mut entries, mut written) = (Vec::new(), None);
+        let mut sums = Balance { untold, ..Balance::default() };
+        let mut knows_all = true;
+        for entry in text.split_whitespace() {
+            let none = || NoCount(entry.to_owned());
+            let (name, value) = entry.split_once('=').ok_or_else(none)?;
+            if name == names::DIFFERENCE {
+                written = Some(if value == UNKNOWN { None } else { Some(pair::<i128>(value).ok_or_else(none)?) });
+                continue;
+            }
+            let (packets, bytes) = pair(value).ok_or_else(none)?;
+            let count = Count { packets, bytes };
+            match WRITTEN.iter().find(|(known, _)| *known == name) {
+                Some((_, place)) => *place(&mut sums) = count,
+                // Of a later version: what it is to be compared with is not known here.
+                None => knows_all = false,
+            }
+            entries.push((name.to_owned(), count));
+        }
+        let written = written.ok_or_else(|| NoCount(names::DIFFERENCE.to_owned()))?;
+        let difference = written.map(|pair| if pair == (0, 0) && knows_all { sums.difference() } else { pair });
+        Ok(Self { entries, difference })
+    }
+}
+
+fn pair<T: std::str::FromStr>(text: &str) -> Option<(T, T)> {
+    let (packets, bytes) = text.split_once('/')?;
+    Some((packets.parse().ok()?, bytes.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn books_are_read_as_they_were_written_and_their_difference_is_calculated_again() {
+        let mut all = Balance::default();
+        for (number, (_, place)) in (1..).zip(WRITTEN) {
+            *place(&mut all) = Count { packets: number, bytes: 10 * number };
+        }
+        let read = WrittenBooks::parse(&all.to_string()).expect("books");
+        assert_eq!(read.difference, Some(all.difference()));
+        let names: Vec<&str> = read.entries.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, WRITTEN.map(|(name, _)| name), "each once, each in its place");
+        for ((name, count), (_, place)) in read.entries.iter().zip(WRITTEN) {
+            assert_eq!(count, place(&mut all), "{name}");
+        }
+        for (text, difference) in [
+            ("seen=5/50 accepted_rows=5/50 difference=0/0", Some((0, 0))),
+            ("seen=7/70 accepted_rows=5/50 difference=0/0", Some((-2, -20))),
+            ("seen=5/50 accepted_rows=5/50 difference=1/0", Some((1, 0))),
+            ("seen=5/50 accepted_rows=4/40 refused=1/10 difference=unknown", None),
+            // Refusals that the ring had no room for.
+            ("seen=5/50 accepted_rows=5/50 refused=1/10 difference=0/0", Some((0, 0))),
+            ("seen=5/50 accepted_rows=4/40 of_the_future=1/10 difference=0/0", Some((0, 0))),
+        ] {
+            assert_eq!(WrittenBooks::parse(text).expect("books").difference, difference, "{text}");
+        }
+        for (text, named) in [
+            ("", "difference"),
+            ("seen=5/50", "difference"),
+            ("seen=5 difference=0/0", "`seen=5`"),
+            ("seen=-5/1 difference=0/0", "`seen=-5/1`"),
+            ("seen difference=0/0", "`seen`"),
+            ("seen=1/1 difference=none", "`difference=none`"),
+        ] {
+            let error = WrittenBooks::parse(text).expect_err(text).to_string();
+            assert!(error.contains(named), "{text}: {error}");
+        }
     }
 }

@@ -24,7 +24,7 @@ pub mod settle;
 pub(crate) mod table;
 pub mod xdp;
 
-pub use balance::{Balance, Loss, LossReason, names as balance_names};
+pub use balance::{Balance, Loss, LossReason, NoCount, WrittenBooks, names as balance_names};
 pub use clock::{Span, WindowClock};
 pub use connection::Connection;
 pub use info::{Foreign, ObjectInfo};

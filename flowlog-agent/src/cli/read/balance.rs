@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, process::ExitCode};
 use flowlog_model::text::printable;
 use flowlog_pipeline::{
     encode::parquet::{BALANCE_KEY, WINDOW_END_KEY, WINDOW_START_KEY},
-    window::balance_names::DIFFERENCE,
+    window::WrittenBooks,
 };
 use parquet::file::metadata::ParquetMetaDataReader;
 
@@ -26,38 +26,35 @@ use super::{
 /// What the command says with its exit code: something does not balance.
 const DIFFERS: u8 = 1;
 
-/// The books of one object: its entries, packets and bytes, in their order.
-struct Books {
-    object: String,
-    entries: Vec<(String, (i128, i128))>,
-    /// `None`: its programs' counts went down with the host.
-    difference: Option<(i128, i128)>,
-}
-
 /// Prints the sums; says which objects do not balance.
 pub(super) fn run(objects: &[Found], span: Span, unread: &mut Unread) -> anyhow::Result<ExitCode> {
     let mut order: Vec<String> = Vec::new();
     let mut sums: BTreeMap<String, (i128, i128)> = BTreeMap::new();
     let mut differing = Vec::new();
     let (mut count, mut unknown) = (0, 0);
-    let add = |books: Option<Books>| {
-        let Some(books) = books else { return Ok(()) };
+    let add = |read: Option<(String, WrittenBooks)>| {
+        let Some((object, books)) = read else { return Ok(()) };
         count += 1;
-        for (name, (packets, bytes)) in books.entries {
+        for (name, of) in books.entries {
             if !order.contains(&name) {
                 order.push(name.clone());
             }
             let sum = sums.entry(name).or_default();
-            *sum = (sum.0 + packets, sum.1 + bytes);
+            *sum = (sum.0 + i128::from(of.packets), sum.1 + i128::from(of.bytes));
         }
         match books.difference {
             None => unknown += 1,
             Some((0, 0)) => {}
-            Some((packets, bytes)) => differing.push(format!("{}: {packets} packets, {bytes} bytes", books.object)),
+            Some((packets, bytes)) => differing.push(format!("{object}: {packets} packets, {bytes} bytes")),
         }
         Ok(())
     };
     in_order(objects, |object| read(object, span), add, unread)?;
+    if count == 0 && unread.count == 0 {
+        return Err(
+            Failure::NotThere("there is no Parquet object of that time: nothing was compared".to_owned()).into()
+        );
+    }
     let mut table = Table::new(&[Column::whole("ENTRY"), Column::number("PACKETS"), Column::number("BYTES")]);
     for name in &order {
         let (packets, bytes) = sums.get(name).copied().unwrap_or_default();
@@ -72,8 +69,8 @@ pub(super) fn run(objects: &[Found], span: Span, unread: &mut Unread) -> anyhow:
     Ok(if differing.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
 }
 
-/// The books of an object whose window is in a stretch of time.
-fn read(object: &Found, span: Span) -> anyhow::Result<Option<Books>> {
+/// The books of an object whose window is in a stretch of time, and its name.
+fn read(object: &Found, span: Span) -> anyhow::Result<Option<(String, WrittenBooks)>> {
     let metadata = ParquetMetaDataReader::new().parse_and_finish(&Contents::open(object)?)?;
     let meta = metadata.file_metadata();
     let books = entry(meta, BALANCE_KEY)
@@ -83,16 +80,6 @@ fn read(object: &Found, span: Span) -> anyhow::Result<Option<Books>> {
     if from >= span.until || to <= span.since {
         return Ok(None);
     }
-    let mut entries = Vec::new();
-    let mut difference = None;
-    for (name, counts) in books.split_whitespace().filter_map(|pair| pair.split_once('=')) {
-        let pair = counts.split_once('/').and_then(|(p, b)| Some((p.parse().ok()?, b.parse().ok()?)));
-        if name == DIFFERENCE {
-            difference = pair;
-        } else {
-            let pair = pair.ok_or_else(|| Failure::Wrong(format!("`{name}` in its books is no count")))?;
-            entries.push((name.to_owned(), pair));
-        }
-    }
-    Ok(Some(Books { object: object.to_string(), entries, difference }))
+    let books = WrittenBooks::parse(books).map_err(|e| Failure::Wrong(e.to_string()))?;
+    Ok(Some((object.to_string(), books)))
 }

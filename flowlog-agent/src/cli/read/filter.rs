@@ -110,6 +110,8 @@ enum Wanted {
     Number(i64),
     Is(bool),
     Text(String),
+    /// Addresses have the order of their numbers; between IPv4 and IPv6 there is none.
+    Address(IpAddr),
     Network(Cidr),
 }
 
@@ -210,9 +212,10 @@ fn wanted(column: &ColumnSpec, value: &str, quoted: bool) -> Result<Wanted, Stri
             let When(secs) = value.parse().map_err(|how: String| format!("`{}`: {how}", column.name))?;
             Ok(Wanted::Number(secs.saturating_mul(US_PER_SEC)))
         }
-        ValueType::Utf8 if value.contains('/') && ADDRESSES.contains(&column.id) => {
-            Cidr::parse(column.name, value).map(Wanted::Network).map_err(|e| e.to_string())
-        }
+        ValueType::Utf8 if ADDRESSES.contains(&column.id) => match value.parse() {
+            Ok(address) => Ok(Wanted::Address(address)),
+            Err(_network) => Cidr::parse(column.name, value).map(Wanted::Network).map_err(|e| e.to_string()),
+        },
         ValueType::Utf8 => match WORDS.iter().find(|(id, _)| *id == column.id) {
             None => Ok(Wanted::Text(value.to_owned())),
             Some((_, words)) => {
@@ -316,6 +319,14 @@ impl Condition {
                 let values = column.as_string_opt::<i32>().ok_or_else(wrong)?;
                 each(&|row| operator.holds(values.value(row), wanted.as_str()))
             }
+            Wanted::Address(wanted) => {
+                let values = column.as_string_opt::<i32>().ok_or_else(wrong)?;
+                let address = |row: usize| values.value(row).parse::<IpAddr>().ok();
+                each(&|row| match address(row) {
+                    Some(a) if a.is_ipv4() == wanted.is_ipv4() => operator.holds(&a, wanted),
+                    _ => operator == Operator::IsNot,
+                })
+            }
             Wanted::Network(network) => {
                 let values = column.as_string_opt::<i32>().ok_or_else(wrong)?;
                 let is_in = |row: usize| values.value(row).parse::<IpAddr>().is_ok_and(|a| network.contains(a));
@@ -365,6 +376,8 @@ mod tests {
             ("initiator > true", "only = and !="),
             ("srcaddr < 10.0.0.0/8", "only = and !="),
             ("srcaddr = 10.0.0.0/64", "a network such as"),
+            ("dstaddr = 300.1.1.1", "use an address, or a network"),
+            ("pkt_srcaddr > web", "use an address"),
             ("action = 'REJECT", "does not end"),
             ("dstport = 1 or dstport = 2", "joined by `and`"),
             ("window_start = soon", "how long ago"),
@@ -395,6 +408,9 @@ mod tests {
         assert_eq!(holds("srcaddr = 10.0.0.0/8", &addresses), [true, false, false, false]);
         assert_eq!(holds("srcaddr != fd00::/8", &addresses), [true, false, false, true]);
         assert_eq!(holds("srcaddr = 192.0.2.1", &addresses), [false, false, false, true]);
+        assert_eq!(holds("srcaddr >= 9.0.0.0", &addresses), [true, false, false, true], "as numbers, not as text");
+        assert_eq!(holds("srcaddr < fd00:0::2", &addresses), [false, false, true, false], "of its own kind");
+        assert_eq!(holds("srcaddr != fd00:0::1", &addresses), [true, false, false, true]);
         let old = Int64Array::from(vec![Some(1_800_000_000)]);
         assert_eq!(holds("window_start = 2027-01-15T08:00:00Z", &old), [true], "seconds, up to version 3");
     }

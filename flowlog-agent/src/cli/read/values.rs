@@ -8,23 +8,23 @@ use arrow::{
     datatypes::{DataType, Int32Type, Int64Type, TimestampMicrosecondType},
 };
 use flowlog_model::text::printable;
-use flowlog_pipeline::encode::schema::{COLUMNS, ColumnId, FIRST_FIELD_IDS};
+use flowlog_pipeline::encode::schema::{COLUMNS, ColumnId, ColumnSpec, FIRST_FIELD_IDS};
 use jiff::Timestamp;
 
 use super::super::exit::Failure;
 
-/// A column of a batch; `None`: the file is of a version that had none.
+/// A column of a batch; `None`: the file has none. It is of an earlier version, or narrow: without the columns in which no row has a value.
 pub(super) struct Values {
     pub(super) id: ColumnId,
     array: Option<ArrayRef>,
 }
 
 impl Values {
-    /// A column by its name. One that every version has had must be there.
+    /// A column by its name. One that every version has had, and every row has a value in, must be there.
     pub(super) fn of(batch: &RecordBatch, id: ColumnId) -> anyhow::Result<Self> {
         let array = batch.column_by_name(id.name()).cloned();
-        let is_old = COLUMNS.iter().any(|c| c.id == id && FIRST_FIELD_IDS.contains(&c.field_id));
-        if array.is_none() && is_old {
+        let is_always = |c: &ColumnSpec| !c.nullable && FIRST_FIELD_IDS.contains(&c.field_id);
+        if array.is_none() && COLUMNS.iter().any(|c| c.id == id && is_always(c)) {
             return Err(wrong(id, "missing"));
         }
         Ok(Self { id, array })
