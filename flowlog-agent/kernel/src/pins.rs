@@ -21,6 +21,7 @@ use std::{
 use aya::maps::{Array, Map, MapData, MapError, MapInfo};
 use flowlog_ebpf::abi::{ABI_VERSION, Setup};
 use flowlog_host::lock;
+use flowlog_model::rule::InvalidField;
 
 use super::{KernelError, Sizes, maps::SetupPod, sizes::MapSpec};
 
@@ -127,12 +128,12 @@ pub fn ensure_pinnable(root: &Path) -> Result<(), KernelError> {
     if is_bpffs(root) || is_bpffs(parent) {
         return Ok(());
     }
-    let problem = format!(
+    let rule = format!(
         "`{}` is no bpf file system; mount one (mount -t bpf bpf /sys/fs/bpf), name another with `--pin-dir`, \
          or capture with `--no-pin` only as long as the agent runs",
         parent.display()
     );
-    Err(failed(format!("pin at `{}`", root.display()), &problem))
+    Err(InvalidField::new("pin_dir", root.display().to_string(), rule).into())
 }
 
 impl Pins {

@@ -89,6 +89,7 @@ pub(super) fn code(error: &anyhow::Error) -> ExitCode {
     let known = error.chain().find_map(|c| {
         let by_type = [
             c.downcast_ref().map(of_agent),
+            c.downcast_ref().map(of_kernel),
             c.downcast_ref().map(of_client),
             c.downcast_ref().map(of_tracer),
             c.downcast_ref().map(of_config),
@@ -163,15 +164,26 @@ fn of_tracer(error: &TracerError) -> u8 {
     }
 }
 
+fn of_kernel(error: &KernelError) -> u8 {
+    match error {
+        KernelError::Permission { .. } => EX_NOPERM,
+        KernelError::InUse { .. } => EX_TEMPFAIL,
+        KernelError::Setting(_) => EX_CONFIG,
+        KernelError::NoBtf { .. }
+        | KernelError::MissingType { .. }
+        | KernelError::Refused { .. }
+        | KernelError::Attach { .. } => EX_SOFTWARE,
+    }
+}
+
 fn of_agent(error: &AgentError) -> u8 {
     match error {
-        AgentError::Kernel(KernelError::Permission { .. })
-        | AgentError::Confine(ConfineError::CannotFollow { .. } | ConfineError::CannotAsk { .. })
+        AgentError::Kernel(error) => of_kernel(error),
+        AgentError::Confine(ConfineError::CannotFollow { .. } | ConfineError::CannotAsk { .. })
         | AgentError::Target { source: BucketError::Denied { .. }, .. } => EX_NOPERM,
-        AgentError::LeftBehind { .. } | AgentError::Kernel(KernelError::InUse { .. }) => EX_TEMPFAIL,
+        AgentError::LeftBehind { .. } => EX_TEMPFAIL,
         AgentError::StateDir { source, .. } if source.kind() == ErrorKind::ResourceBusy => EX_TEMPFAIL,
-        AgentError::Kernel(KernelError::Setting(_))
-        | AgentError::NetDev(_)
+        AgentError::NetDev(_)
         | AgentError::Target { .. }
         | AgentError::Memory(_)
         | AgentError::Spool(_)
@@ -182,11 +194,9 @@ fn of_agent(error: &AgentError) -> u8 {
         | AgentError::NoRegion
         | AgentError::OtherPins { .. }
         | AgentError::OtherNetns { .. } => EX_CONFIG,
-        AgentError::Kernel(_)
-        | AgentError::Confine(_)
-        | AgentError::Journal(_)
-        | AgentError::Capture(_)
-        | AgentError::System { .. } => EX_SOFTWARE,
+        AgentError::Confine(_) | AgentError::Journal(_) | AgentError::Capture(_) | AgentError::System { .. } => {
+            EX_SOFTWARE
+        }
     }
 }
 

@@ -91,7 +91,10 @@ pub(super) fn run(args: ImportArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = to.as_deref().filter(|_| !replaces_any) {
         ensure_ours(path)?;
     }
-    let source = args.source()?.check().map_err(ConfigError::from)?;
+    // What is wrong was said by a flag, or by the file.
+    let of_flags = args.config.is_none();
+    let wrong = |field| if of_flags { ConfigError::Flag(format!("{field}")) } else { ConfigError::Field(field) };
+    let source = args.source()?.check().map_err(wrong)?;
     let names = netdev::all().context("cannot list the interfaces")?.into_iter().map(|dev| dev.name).collect();
     let imported = import(source, names);
     let text = imported.text().map_err(Failure::Wrong)?;
@@ -161,10 +164,10 @@ impl ImportArgs {
         source.patterns = self.patterns;
         source.contract = self.contract;
         for (project, contract) in self.projects {
-            source.contracts.insert(project, contract.parse().map_err(Failure::Wrong)?);
+            source.contracts.insert(project, contract.parse().map_err(Failure::Usage)?);
         }
         for (name, value) in &self.labels {
-            source.labels.insert(name, value).map_err(ConfigError::from)?;
+            source.labels.insert(name, value).map_err(|field| Failure::Usage(field.to_string()))?;
         }
         Ok(source)
     }

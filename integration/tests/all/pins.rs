@@ -102,7 +102,7 @@ fn stop_leaves_the_capture_running_and_detach_removes_every_trace() {
     let mut agent = node.start().unwrap();
     let elsewhere = node.dir.path().join("elsewhere/flowlog");
     let (status, _, error) = node.command(&["detach", "--pin-dir", elsewhere.to_str().unwrap()]).unwrap();
-    assert!(status == Some(70) && error.contains("is no bpf file system"), "{status:?} {error}");
+    assert!(status == Some(78) && error.contains("is no bpf file system"), "{status:?} {error}");
     assert_eq!(node.command(&["status"]).unwrap().0, Some(0), "it still runs");
     let oracle = Oracle::watch(&node.pair, 100, Duration::from_millis(2), |_| Ok(())).unwrap();
     let landed = node.detach().unwrap();

@@ -27,14 +27,17 @@ pub(super) struct Shown<'a> {
     pub(super) is_long: bool,
 }
 
-const LAST_OBJECT: &str = "LAST OBJECT";
+const DIRECTION: &str = "DIRECTION";
+const ACTION: &str = "ACTION";
 const WAITING: &str = "WAITING";
+const LAST_OBJECT: &str = "LAST OBJECT";
+const WINDOW: &str = "WINDOW";
 const COLUMNS: [Column; 12] = [
     Column::cut("RULE"),
     // Names whole; an id, which is there instead while there is no interface, is below as well.
     Column::cut("INTERFACE").at_least(15),
-    Column::whole("DIRECTION").sooner(2),
-    Column::whole("ACTION").sooner(3),
+    Column::whole(DIRECTION).sooner(2),
+    Column::whole(ACTION).sooner(3),
     Column::whole("STATE"),
     Column::number("PACKETS/s"),
     Column::number("ACCEPTED"),
@@ -42,7 +45,7 @@ const COLUMNS: [Column; 12] = [
     Column::number("LOST"),
     Column::number(WAITING).spare(),
     Column::cut(LAST_OBJECT).spare(),
-    Column::cut("WINDOW").sooner(4),
+    Column::cut(WINDOW).sooner(4),
 ];
 
 impl Shown<'_> {
@@ -81,11 +84,7 @@ impl Shown<'_> {
         let before = out.len();
         // Writing to a String cannot fail.
         for of in rules {
-            // What there was no room for, and is worth a line.
-            let last = left_out.contains(&LAST_OBJECT) && !self.is_long;
-            let last = last.then(|| last_object_words(of, self.now_secs)).flatten();
-            let waiting = left_out.contains(&WAITING).then(|| waiting_words(of)).flatten();
-            for words in last.into_iter().chain(waiting).chain(self.below(of)) {
+            for words in self.left_out_words(of, &left_out).into_iter().chain(self.below(of)) {
                 let _ = writeln!(out, "{} on {}: {words}", of.rule, place(of));
             }
         }
@@ -141,10 +140,7 @@ impl Shown<'_> {
             None => [counts.accepted_packets, counts.rejected_packets],
         };
         let rate = look.and_then(|now| self.rate(of, now)).map_or_else(|| "-".to_owned(), count);
-        let window = look.filter(|_| self.is_running).map(|look| {
-            let age = duration(self.now_secs.saturating_sub(look.window_opened_secs).max(0));
-            format!("{age}, ends in {}", duration(look.window_end_secs.saturating_sub(self.now_secs).max(0)))
-        });
+        let window = self.window_words(of);
         let last = delivery.last_object.as_ref().map(|last| {
             let ago = duration(self.now_secs.saturating_sub(last.at_secs).max(0));
             format!("{ago} ago, {}", bytes(last.bytes))
@@ -154,6 +150,28 @@ impl Shown<'_> {
         row.extend(cells![rate, count(accepted), count(rejected), count(counts.lost_packets), delivery.waiting]);
         row.extend([last, window].map(|words| Cell::from(words.as_deref().unwrap_or("-"))));
         row
+    }
+
+    /// How old its window is, and when it ends, if somebody says so.
+    fn window_words(&self, of: &RuleStatus) -> Option<String> {
+        let look = self.look.filter(|_| self.is_running)?.find(of)?;
+        let age = duration(self.now_secs.saturating_sub(look.window_opened_secs).max(0));
+        Some(format!("{age}, ends in {}", duration(look.window_end_secs.saturating_sub(self.now_secs).max(0))))
+    }
+
+    /// What a table had no room for, as a line below it.
+    fn left_out_words(&self, of: &RuleStatus, left_out: &[&str]) -> Option<String> {
+        let words = |heading| match heading {
+            DIRECTION => Some(of.direction.clone()),
+            ACTION => Some(of.action.clone()),
+            WAITING => waiting_words(of),
+            // That is below anyhow, if everything is.
+            LAST_OBJECT if !self.is_long => last_object_words(of, self.now_secs),
+            WINDOW => self.window_words(of).map(|words| format!("window {words}")),
+            _ => None,
+        };
+        let said: Vec<String> = left_out.iter().filter_map(|heading| words(*heading)).collect();
+        (!said.is_empty()).then(|| said.join("; "))
     }
 
     /// Packets a second: since it was looked last, else in the open window so far.
@@ -301,7 +319,7 @@ mod tests {
         Look { at_ms, captures: vec![capture] }
     }
 
-    fn shown(look: Option<&Look>, before: Option<&Look>) -> String {
+    fn status() -> Status {
         let rule = RuleStatus {
             rule: "web".to_owned(),
             interface: "tap0".to_owned(),
@@ -311,8 +329,11 @@ mod tests {
             capture: CaptureState::Attached { interface: "tap0".to_owned(), ifindex: 3, netns: None },
             ..RuleStatus::default()
         };
-        let status = Status { rules: vec![rule], pid: 5, ..Status::default() };
-        Shown { status: &status, is_running: true, look, before, now_secs: 1_000, is_long: false }.text()
+        Status { rules: vec![rule], pid: 5, ..Status::default() }
+    }
+
+    fn shown(look: Option<&Look>, before: Option<&Look>) -> String {
+        Shown { status: &status(), is_running: true, look, before, now_secs: 1_000, is_long: false }.text()
     }
 
     #[test]
@@ -337,6 +358,34 @@ mod tests {
         assert!(words(&shown(Some(&now), Some(&look(1_000_000, 7)))).contains(" capturing - "));
         let unasked = shown(None, None);
         assert!(words(&unasked).contains(" capturing - 0 0 ") && unasked.contains("closed windows"), "{unasked}");
+    }
+
+    #[test]
+    fn what_a_table_has_no_room_for_is_a_line_below_it() {
+        let (look, status) = (look(1_000_000, 10_007), status());
+        let of = |is_long| Shown {
+            status: &status,
+            is_running: true,
+            look: Some(&look),
+            before: None,
+            now_secs: 1_000,
+            is_long,
+        };
+        for is_long in [false, true] {
+            for width in [40, 60, 80, 100, 200] {
+                let text = of(is_long).text_of_width(Some(width));
+                assert!(text.lines().all(|line| line.chars().count() <= usize::from(width)), "{width}: {text}");
+                let text = text.replace("\n  ", " ");
+                for words in ["bidirectional", "any", "capturing", "30 s, ends in 10 min", "10,000"] {
+                    assert!(text.contains(words), "{width}: {words}: {text}");
+                }
+            }
+        }
+        assert!(
+            of(false).text_of_width(Some(80)).contains("web on tap0: bidirectional; any; window 30 s, ends in 10 min"),
+            "{}",
+            of(false).text_of_width(Some(80))
+        );
     }
 
     #[test]
