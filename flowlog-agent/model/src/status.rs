@@ -79,6 +79,9 @@ pub struct RuleStatus {
     /// Other nodes that have its NIC as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_on: Vec<String>,
+    /// Why the node does not understand what its region says of it now, if it does not: it goes on with what it understood last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_understood: Option<String>,
     /// Directions that are captured.
     #[serde(default)]
     pub direction: String,

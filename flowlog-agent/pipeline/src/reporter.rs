@@ -147,6 +147,7 @@ impl Reporter {
                 rule_id: rule.id,
                 node: None,
                 also_on: Vec::new(),
+                not_understood: None,
                 interface: w.map(|w| w.spec.interface.clone()).unwrap_or_default(),
                 capture: state,
                 hook: c.hook.as_str().to_owned(),

@@ -3,6 +3,7 @@
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -34,7 +35,14 @@ pub(super) enum ClientError {
     /// What was asked for has been tried.
     #[error("{0}")]
     Failed(String),
+    /// There was no answer in the time that somebody waits.
+    #[error("no answer in {} s{}", patience.as_secs_f64(), if *may_be_done { MAY_BE_DONE } else { "" })]
+    Late { patience: Duration, may_be_done: bool },
 }
+
+/// What there is to say of a change that nobody has answered.
+const MAY_BE_DONE: &str =
+    ": it may be done all the same, or be later; look with `flowlog rule list`, and `rule audit` says who did what";
 
 /// Which agent is meant.
 #[derive(clap::Args)]
@@ -55,11 +63,15 @@ pub(super) struct ClientArgs {
 }
 
 /// A way to the agent.
-pub(super) struct Client(PathBuf);
+pub(super) struct Client {
+    socket: PathBuf,
+    /// How long one answer is waited for; `None`: for ever.
+    patience: Option<Duration>,
+}
 
 impl SocketArgs {
     pub(super) fn client(self) -> Client {
-        Client(self.socket)
+        Client { socket: self.socket, patience: None }
     }
 }
 
@@ -72,12 +84,34 @@ impl ClientArgs {
 impl Client {
     /// Where the agent listens.
     pub(super) fn socket(&self) -> &Path {
-        &self.0
+        &self.socket
+    }
+
+    /// Waits so long for an answer, and no longer.
+    pub(super) fn with_patience(self, patience: Duration) -> Self {
+        Self { patience: Some(patience), ..self }
     }
 
     /// Asks for a path below the agent's own base; the answer, or the agent's words.
     pub(super) fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        let (status, answer) = runtime()?.block_on(ask(&self.0, method, path, body))?;
+        self.ask_within(self.patience, method, path, body)
+    }
+
+    fn ask_within(
+        &self,
+        patience: Option<Duration>,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Value> {
+        let may_be_done = method != Method::GET;
+        let answer = runtime()?.block_on(async {
+            let asked = ask(&self.socket, method, path, body);
+            let Some(patience) = patience else { return asked.await };
+            let answer = tokio::time::timeout(patience, asked).await;
+            answer.unwrap_or_else(|_| Err(ClientError::Late { patience, may_be_done }.into()))
+        });
+        let (status, answer) = answer?;
         if status.is_success() { Ok(answer) } else { Err(refused(status, answer).into()) }
     }
 
@@ -93,7 +127,7 @@ impl Client {
             let [mut interrupt, mut terminate, mut hangup] =
                 [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
             tokio::select! {
-                ended = stream(&self.0, path, &mut each) => ended,
+                ended = stream(&self.socket, path, &mut each) => ended,
                 _ = interrupt.recv() => Ok(()),
                 _ = terminate.recv() => Ok(()),
                 _ = hangup.recv() => Ok(()),
@@ -103,6 +137,11 @@ impl Client {
 
     pub(super) fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.ask(Method::GET, path, None)
+    }
+
+    /// The same, if there is an answer in so much time.
+    pub(super) fn get_within(&self, patience: Duration, path: &str) -> anyhow::Result<Value> {
+        self.ask_within(Some(patience), Method::GET, path, None)
     }
 
     pub(super) fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {

@@ -151,6 +151,7 @@ fn of_client(error: &ClientError) -> u8 {
             _ => EX_SOFTWARE,
         },
         ClientError::Failed(_) => EX_DATAERR,
+        ClientError::Late { .. } => EX_TEMPFAIL,
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod moving;
 
-use std::{collections::BTreeSet, fmt::Write as _, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, fmt::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Subcommand;
 use flowlog_control::{
@@ -20,6 +20,7 @@ use flowlog_control::{
 };
 use flowlog_host::clock;
 use flowlog_model::{
+    amount::parse_duration,
     rule::{Action, Directions, Name},
     status::{CaptureState, Counts, RuleStatus},
 };
@@ -36,6 +37,9 @@ use super::{
     table::{self, Cell, Colour, Column, Table, cells},
 };
 
+/// How long an answer takes at most that nothing is waited for.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -49,6 +53,9 @@ Examples:
 pub(super) struct RuleArgs {
     #[command(flatten)]
     agent: ClientArgs,
+    /// Longest that an answer, or the end of what was asked for, is waited for: 90, 30s, 5m. What is asked for goes on without.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "2m", global = true)]
+    timeout: Duration,
     #[command(subcommand)]
     what: What,
 }
@@ -110,6 +117,11 @@ enum What {
         #[arg(add = complete::flow_logs())]
         rule: String,
     },
+    /// Wait for the end of a request that a command did not wait for.
+    Request {
+        /// Its id.
+        id: Uuid,
+    },
     /// Who did what.
     Audit,
     /// Print all flow logs as JSON, for `import` into another store: from a node's file to a region's etcd, or back.
@@ -122,9 +134,9 @@ enum What {
 }
 
 pub(super) fn run(args: RuleArgs) -> anyhow::Result<ExitCode> {
-    let RuleArgs { agent, what } = args;
+    let RuleArgs { agent, timeout, what } = args;
     let output = agent.output;
-    let client = agent.client();
+    let client = agent.client().with_patience(timeout);
     match what {
         What::Add { resource, name, direction, action, bucket } => {
             let properties = Properties { name, direction, action, bucket };
@@ -140,7 +152,7 @@ pub(super) fn run(args: RuleArgs) -> anyhow::Result<ExitCode> {
         }
         What::List => listed(client.get("flowlogs")?, output),
         What::Show { rule } => shown(&client.get(&format!("flowlogs/{}", find(&client, &rule)?))?, output),
-        What::Provision { rules, contract } => provision(&client, &rules, contract.as_deref(), output),
+        What::Provision { rules, contract } => provision((&client, timeout), &rules, contract.as_deref(), output),
         What::Rename { rule, name } => {
             let path = format!("flowlogs/{}", find(&client, &rule)?);
             shown(
@@ -155,8 +167,9 @@ pub(super) fn run(args: RuleArgs) -> anyhow::Result<ExitCode> {
         What::Delete { rule } => {
             let path = format!("flowlogs/{}", find(&client, &rule)?);
             let request = client.ask(Method::DELETE, &path, None)?;
-            finished(&client, &request, "deleted", output)
+            finished((&client, timeout), request_id(&request)?, "deleted", output)
         }
+        What::Request { id } => finished((&client, timeout), id, "done", output),
         What::Audit => audited(client.get("audit")?, output),
         What::Export => moving::export(&client),
         What::Import { file } => moving::import(&client, &file, output),
@@ -180,14 +193,19 @@ fn find(client: &Client, rule: &str) -> anyhow::Result<Uuid> {
     }
 }
 
-fn provision(client: &Client, rules: &[String], contract: Option<&str>, output: Output) -> anyhow::Result<ExitCode> {
+fn provision(
+    (client, timeout): (&Client, Duration),
+    rules: &[String],
+    contract: Option<&str>,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
     let flow_logs = rules.iter().map(|r| find(client, r)).collect::<anyhow::Result<Vec<Uuid>>>()?;
     let contract = match contract {
         None if flow_logs.is_empty() => only_contract(client)?,
         other => other.map(str::to_owned),
     };
     let request = client.post("provision", &serde_json::to_value(Selection { flow_logs, contract })?)?;
-    finished(client, &request, "provisioned", output)
+    finished((client, timeout), request_id(&request)?, "provisioned", output)
 }
 
 /// The contract of all drafts, if they are of one: so that the operator need not name it.
@@ -202,11 +220,25 @@ fn only_contract(client: &Client) -> anyhow::Result<Option<String>> {
     Ok(contracts.into_iter().next())
 }
 
-/// Waits until a request is over.
-fn finished(client: &Client, request: &Value, done: &str, output: Output) -> anyhow::Result<ExitCode> {
-    let RequestStatus { id, .. } = read(request.clone())?;
+/// The id of the request that an answer is about.
+fn request_id(answer: &Value) -> anyhow::Result<Uuid> {
+    let RequestStatus { id, .. } = read(answer.clone())?;
+    Ok(id.trim_end_matches("/status").parse()?)
+}
+
+/// Waits until a request is over, or for so long.
+fn finished((client, patience): (&Client, Duration), id: Uuid, done: &str, output: Output) -> anyhow::Result<ExitCode> {
+    let begun = clock::now().mono;
     loop {
-        let answer = client.get(&format!("requests/{id}"))?;
+        let so_far = Duration::from_nanos(clock::now().mono.0.saturating_sub(begun.0));
+        // Asked once at least.
+        let left = patience.saturating_sub(so_far).max(Duration::from_millis(1));
+        let answer = match client.get_within(left, &format!("requests/{id}/status")) {
+            Err(error) if matches!(error.downcast_ref(), Some(ClientError::Late { .. })) => {
+                return Err(under_way(client, id, patience));
+            }
+            answer => answer?,
+        };
         let RequestStatusMetadata { status, message, .. } = read::<RequestStatus>(answer.clone())?.metadata;
         match status {
             Progress::Done if output == Output::Json => out::json(&answer)?,
@@ -217,6 +249,19 @@ fn finished(client: &Client, request: &Value, done: &str, output: Output) -> any
         }
         return Ok(ExitCode::SUCCESS);
     }
+}
+
+/// What is still being done, and how to ask for it.
+fn under_way(client: &Client, id: Uuid, patience: Duration) -> anyhow::Error {
+    // The cloud's API answers at once.
+    let now = client.get_within(AT_ONCE, &format!("/cloudapi/v6/requests/{id}/status"));
+    let so_far = match now.and_then(read::<RequestStatus>) {
+        Ok(RequestStatus { metadata, .. }) => format!("is {}", word(&metadata.status)),
+        Err(error) => format!("cannot be asked for now ({error})"),
+    };
+    let secs = patience.as_secs_f64();
+    let words = format!("after {secs} s request {id} {so_far}, and goes on; `flowlog rule request {id}` waits for it");
+    Failure::NotNow(words).into()
 }
 
 /// A mark, as a word and in a colour.

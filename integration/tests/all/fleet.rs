@@ -60,7 +60,7 @@ fn flow_logs_move_to_another_store_with_their_ids_and_states_and_are_captured_th
 }
 
 /// How a request ended, and what was said.
-fn finished(region: &Region, server: &str, answer: &Answer) -> (String, String) {
+pub(super) fn finished(region: &Region, server: &str, answer: &Answer) -> (String, String) {
     assert_eq!(answer.status, 202, "{answer:?}");
     let path = answer.header("location").unwrap().split("/cloudapi").nth(1).unwrap().to_owned();
     let status = || region.ask(server, "GET", &format!("/cloudapi{path}"), None).body["metadata"].clone();
@@ -70,7 +70,7 @@ fn finished(region: &Region, server: &str, answer: &Answer) -> (String, String) 
 }
 
 /// Creates a flow log of a NIC and waits until that is done; its id.
-fn created(region: &Region, server: &str, nic: &str, name: &str) -> String {
+pub(super) fn created(region: &Region, server: &str, nic: &str, name: &str) -> String {
     let answer = region.create(server, nic, name);
     assert_eq!(finished(region, server, &answer).0, "DONE");
     answer.body["id"].as_str().unwrap().to_owned()
@@ -85,7 +85,7 @@ fn renamed(region: &Region, id: &str, name: &str) -> Answer {
 }
 
 /// Waits until a node knows a flow log by this name; `Null`: until it knows none.
-fn known_as(region: &Region, n: usize, id: &str, name: &Value) {
+pub(super) fn known_as(region: &Region, n: usize, id: &str, name: &Value) {
     let called = || region.ask_node(n, "GET", &path(id), None).body["properties"]["name"].clone();
     region.until("the node knows", called, |now| now == name);
 }
@@ -97,7 +97,7 @@ pub(super) fn captured_on(region: &Region, n: usize, nic: &str, id: &str) {
     region.until("it is available", || region.state(SERVER, nic, id), |now| now.0 == "AVAILABLE");
 }
 
-fn send(region: &Region, n: usize, packets: usize) {
+pub(super) fn send(region: &Region, n: usize, packets: usize) {
     let before = region.nodes[n - 1].statistic("tap0", "rx_packets").unwrap();
     region.far.run(|| traffic::udp(&format!("10.{n}.0.1:9"), packets, 50)).unwrap();
     while region.nodes[n - 1].statistic("tap0", "rx_packets").unwrap() < before + packets as u64 {

@@ -11,7 +11,7 @@ use integration::{
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::fleet::{SERVER, captured_on, landed, path};
+use super::fleet::{SERVER, captured_on, created, finished, known_as, landed, path, send};
 
 /// The length of windows that flow logs have which a server has made last.
 fn window_secs(region: &Region, server: &str, id: &str) -> u64 {
@@ -165,4 +165,170 @@ fn a_node_moves_into_a_region_and_back_by_restarts_and_every_packet_is_counted_o
     let counted = passed();
     assert_eq!(landed(&region, vec![agent]), [counted], "packets that have passed, by the node's objects");
     assert_eq!(counted, sent);
+}
+
+/// The value of a flow log in etcd, and its key.
+fn value(region: &Region, nic: &str, id: &str) -> (String, String) {
+    let key = format!("/flowlog/v1/rules/flow-logs/{nic}/{id}");
+    let value = region.etcd.ctl(0, &["get", "--print-value-only", &key]).unwrap();
+    (key, value.trim_end().to_owned())
+}
+
+/// What the operator's API says of a flow log: its mark, and why.
+fn why(region: &Region, id: &str) -> (String, String) {
+    let summary = region.ask(SERVER, "GET", &path(id), None).body;
+    (summary["mark"].as_str().unwrap_or_default().to_owned(), summary["why"].to_string())
+}
+
+/// `flowlog rule …` of the server: exit code, what it says, and why not.
+fn rule(region: &Region, args: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = region.hub.command(binary());
+    command.arg("rule").args(args).env("FLOWLOG_SOCKET", region.path(&format!("{SERVER}.sock")));
+    let out = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (out.status.code(), text(&out.stdout), text(&out.stderr))
+}
+
+#[test]
+fn a_value_that_is_not_understood_ends_no_capture_and_is_said_until_one_is_that_is() {
+    let region = Region::new(2, 1).unwrap();
+    let mut server = region.serve(SERVER).unwrap();
+    let mut agents = Vec::from_iter((1..=2).map(|n| region.start(n).unwrap()));
+    let nics = [nic(1), nic(2)];
+    for (n, nic) in (1..).zip(&nics) {
+        region.arrive(nic, n).unwrap();
+        region.known(SERVER, nic);
+    }
+    let id = created(&region, SERVER, &nics[0], "web");
+    captured_on(&region, 1, &nics[0], &id);
+    send(&region, 1, 10);
+    let (key, good) = value(&region, &nics[0], &id);
+    let later = good.replace(r#""state":"active""#, r#""state":"paused""#);
+    assert_ne!(later, good);
+    region.etcd.ctl(0, &["put", &key, &later]).unwrap();
+    let words = agents[0].wait_for("is not understood").unwrap();
+    assert!(words.contains(&id) && words.contains("paused"), "{words}");
+    let is_said = |(mark, why): &(String, String)| {
+        mark == "red" && why.contains("paused") && why.contains(&id) && why.contains("node n1 goes on")
+    };
+    region.until("it is said", || why(&region, &id), is_said);
+    let cloud = region.state(SERVER, &nics[0], &id);
+    assert!(cloud.0 == "FAILED" && cloud.1.contains("paused"), "{cloud:?}");
+    send(&region, 1, 10);
+    // Also by an agent that has never seen another value than this one, and by a server that has not.
+    agents[0].kill().unwrap();
+    agents[0] = region.start(1).unwrap();
+    let there = || region.ask_node(1, "GET", &path(&id), None).body["captures"][0]["capture"]["state"].clone();
+    region.until("it is captured", there, |state| state == "attached");
+    send(&region, 1, 10);
+    server.kill().unwrap();
+    server = region.serve(SERVER).unwrap();
+    region.until("it is said", || why(&region, &id), is_said);
+    region.etcd.ctl(0, &["put", &key, &good.replace(r#""name":"web""#, r#""name":"again""#)]).unwrap();
+    known_as(&region, 1, &id, &json!("again"));
+    captured_on(&region, 1, &nics[0], &id);
+    region.until("nothing is said", || why(&region, &id), |(mark, why)| mark == "green" && why == "[]");
+    send(&region, 1, 10);
+    // One that was never understood: nothing is captured, which is said, and it can be deleted.
+    let never = "00000000-0000-4000-8000-00000000dead";
+    let key = format!("/flowlog/v1/rules/flow-logs/{}/{never}", nics[1]);
+    region.etcd.ctl(0, &["put", &key, "damaged"]).unwrap();
+    agents[1].wait_for("is not understood").unwrap();
+    let is_said = |(mark, why): &(String, String)| mark == "red" && why.contains("node n2 captures nothing");
+    region.until("it is said", || why(&region, never), is_said);
+    send(&region, 2, 10);
+    let (code, said, words) = rule(&region, &["delete", never]);
+    assert_eq!((code, said.as_str()), (Some(0), "deleted\n"), "{words}");
+    assert_eq!(region.etcd.ctl(0, &["get", "--keys-only", &key]).unwrap().trim(), "");
+    drop(server);
+    assert_eq!(landed(&region, agents), [40, 0]);
+}
+
+#[test]
+fn a_flow_log_that_is_not_understood_is_deleted_and_replaced_and_its_capture_follows() {
+    let region = Region::new(1, 1).unwrap();
+    let mut server = region.serve(SERVER).unwrap();
+    let agent = region.start(1).unwrap();
+    let nic = nic(1);
+    region.arrive(&nic, 1).unwrap();
+    region.known(SERVER, &nic);
+    let spoil = |id: &str| {
+        let (key, good) = value(&region, &nic, id);
+        let later = good.replace(r#""direction":"BIDIRECTIONAL""#, r#""direction":"SIDEWAYS""#);
+        assert_ne!(later, good);
+        region.etcd.ctl(0, &["put", &key, &later]).unwrap();
+        region.until("it is said", || why(&region, id), |(mark, why)| mark == "red" && why.contains("SIDEWAYS"));
+    };
+    let properties = json!({"name": "anew", "direction": "INGRESS", "action": "ALL", "bucket": "flows"});
+    let flow_logs = format!("/cloudapi/v6/datacenters/{DATACENTER}/servers/{VM}/nics/{nic}/flowlogs");
+    let replace = |id: &str, properties: &serde_json::Value| {
+        let answer = region.ask(SERVER, "PUT", &format!("{flow_logs}/{id}"), Some(&json!({"properties": properties})));
+        finished(&region, SERVER, &answer)
+    };
+    let gone = |id: &str| {
+        region.until("its capture has ended", || region.ask_node(1, "GET", &path(id), None).status, |s| *s == 404);
+        assert_eq!(value(&region, &nic, id).1, "");
+    };
+    for forgets in [false, true] {
+        // Deleted: by a server that has understood it once, and by one that has not.
+        let id = created(&region, SERVER, &nic, "web");
+        captured_on(&region, 1, &nic, &id);
+        spoil(&id);
+        if forgets {
+            server.kill().unwrap();
+            server = region.serve(SERVER).unwrap();
+        }
+        let (code, said, words) = rule(&region, &["delete", &id]);
+        assert_eq!((code, said.as_str()), (Some(0), "deleted\n"), "{words}");
+        gone(&id);
+        // Replaced: by what it was, as an active flow log keeps all but its name; by one that has not understood it, by anything.
+        let id = created(&region, SERVER, &nic, "web");
+        captured_on(&region, 1, &nic, &id);
+        spoil(&id);
+        let mut next = properties.clone();
+        if forgets {
+            server.kill().unwrap();
+            server = region.serve(SERVER).unwrap();
+            region.known(SERVER, &nic);
+        } else {
+            next["direction"] = json!("BIDIRECTIONAL");
+        }
+        let done = replace(&id, &next);
+        assert_eq!(done.0, "DONE", "{done:?}");
+        known_as(&region, 1, &id, &json!("anew"));
+        captured_on(&region, 1, &nic, &id);
+        assert!(value(&region, &nic, &id).1.contains(next["direction"].as_str().unwrap()));
+        assert_eq!(rule(&region, &["delete", "anew"]).0, Some(0));
+        gone(&id);
+    }
+    drop(agent);
+}
+
+#[test]
+fn a_command_that_is_not_answered_in_time_says_what_goes_on_and_how_to_ask_for_it() {
+    let region = Region::new(1, 1).unwrap();
+    let agent = region.start(1).unwrap();
+    let nic = nic(1);
+    region.arrive(&nic, 1).unwrap();
+    let _server = region.serve(SERVER).unwrap();
+    region.known(SERVER, &nic);
+    let id = created(&region, SERVER, &nic, "web");
+    captured_on(&region, 1, &nic, &id);
+    // Its node is heard of, and does nothing.
+    agent.signal(Signal::STOP);
+    let (code, _, words) = rule(&region, &["delete", "web", "--timeout", "2s"]);
+    assert_eq!(code, Some(75), "{words}");
+    let request = words.split("flowlog rule request ").nth(1).unwrap().split('`').next().unwrap().to_owned();
+    assert!(words.contains("is RUNNING, and goes on"), "{words}");
+    agent.signal(Signal::CONT);
+    let (code, said, words) = rule(&region, &["request", &request]);
+    assert_eq!((code, said.as_str()), (Some(0), "done\n"), "{words}");
+    // Nobody answers at all.
+    let deaf = std::os::unix::net::UnixListener::bind(region.path("deaf.sock")).unwrap();
+    let mut command = region.hub.command(binary());
+    command.args(["rule", "list", "--timeout", "1s"]).env("FLOWLOG_SOCKET", region.path("deaf.sock"));
+    let out = command.output().unwrap();
+    assert_eq!(out.status.code(), Some(75));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("no answer in 1 s"));
+    drop(deaf);
 }

@@ -25,6 +25,8 @@ pub(super) struct NodeSaid {
     pub revision: i64,
     /// How it is doing; `None`: it is not heard of.
     pub status: Option<Arc<NodeStatus>>,
+    /// What it has said last that is not understood, by key: what it said there before is shown.
+    pub not_understood: BTreeSet<String>,
 }
 
 /// All nodes, by id.
@@ -72,6 +74,10 @@ pub(super) fn inventory(own: &Loaded, nodes: &Nodes, claims: &Claims) -> Loaded 
     }
     loaded.problems.extend(away.into_iter().map(|name| format!("node {name} is not heard of; what it had is shown")));
     loaded.problems.extend(several);
+    let puzzling = nodes.iter().filter(|(_, node)| !node.not_understood.is_empty());
+    loaded.problems.extend(puzzling.map(|(name, _)| {
+        format!("what node {name} says is not understood, is it of a later version? what it said before is shown")
+    }));
     loaded
 }
 
@@ -163,7 +169,7 @@ mod tests {
     fn node(revision: i64, nics: &[u128], rules: Option<Vec<RuleStatus>>) -> NodeSaid {
         let resources = Arc::new(NodeResources { resources: nics.iter().map(|n| nic(*n)).collect() });
         let status = rules.map(|rules| Arc::new(NodeStatus { rules, ..NodeStatus::default() }));
-        NodeSaid { resources, revision, status }
+        NodeSaid { resources, revision, status, not_understood: BTreeSet::new() }
     }
 
     fn shown(nodes: &Nodes) -> (RuleStatus, Loaded) {

@@ -12,8 +12,9 @@ use flowlog_model::{
 use tokio::sync::{Notify, watch};
 
 use super::{
-    mirror::{Mirror, Writing},
+    mirror::{Mirror, Mirrored, Writing},
     publisher::Publisher,
+    said::{Puzzle, Puzzles},
 };
 use crate::{
     etcd::{
@@ -25,7 +26,11 @@ use crate::{
     flow_logs::{
         Control, Parts, captures, control_plane,
         flow_log::{FlowLog, State},
-        store::{Change, FlowLogStore, FlowLogStoreError, SharedStore, etcd::Writer, of_file},
+        store::{
+            Change, FlowLogStore, FlowLogStoreError, SharedStore,
+            etcd::{Held, Writer},
+            of_file,
+        },
         worker::Worker,
     },
     inventory::{Inventory, load::Loaded},
@@ -35,7 +40,7 @@ use crate::{
 pub struct FleetNode {
     etcd: Arc<Etcd>,
     node: String,
-    mirror: Mirror,
+    known: Known,
     told: watch::Sender<i64>,
 }
 
@@ -58,16 +63,52 @@ pub fn open(
     let (told, heard) = watch::channel(0);
     let writer = Writer { name: format!("node-{node}"), plans_contracts: false };
     let mut store = FlowLogStore::in_etcd(&etcd, writer, heard);
-    hold(&mirror, inventory, &mut store)?;
-    let known = mirror.len()?;
-    tracing::info!(known, own = store.flow_logs().len(), "flow logs of the region, as they were known last");
-    Ok((store, FleetNode { etcd, node: node.to_owned(), mirror, told }))
+    let known = Known { mirror, not_understood: watch::Sender::default() };
+    known.hold(inventory, &mut store)?;
+    let (all, own) = (known.mirror.len()?, store.flow_logs().len());
+    tracing::info!(known = all, own, "flow logs of the region, as they were known last");
+    Ok((store, FleetNode { etcd, node: node.to_owned(), known, told }))
 }
 
-/// Has the store hold what is known of the inventory's resources; whether that is anything else than before.
-fn hold(mirror: &Mirror, inventory: &Inventory, store: &mut FlowLogStore) -> Result<bool, FlowLogStoreError> {
-    let own = mirror.of(inventory.resources.keys().copied())?;
-    Ok(store.hold(own.into_values().map(|known| (known.flow_log, known.revision)).collect()))
+/// What is known of the region's flow logs.
+#[derive(Clone)]
+struct Known {
+    mirror: Mirror,
+    /// Those of the node's own resources that are not understood.
+    not_understood: watch::Sender<Puzzles>,
+}
+
+impl Known {
+    /// Has the store hold what is known of the inventory's resources; whether that is anything else than before. One that is not understood is
+    /// held as it was understood last, if it ever was.
+    fn hold(&self, inventory: &Inventory, store: &mut FlowLogStore) -> Result<bool, FlowLogStoreError> {
+        let own = self.mirror.of(inventory.resources.keys().copied())?;
+        let mut puzzles = Puzzles::new();
+        let mut held = Vec::new();
+        for (id, Mirrored { flow_log, not_understood }) in own {
+            if let Some(why) = &not_understood {
+                puzzles.insert(id, Puzzle { why: why.clone(), is_known: flow_log.is_some() });
+            }
+            held.extend(flow_log.map(|(flow_log, revision)| Held { flow_log, revision, not_understood }));
+        }
+        self.not_understood.send_if_modified(|before| {
+            say(before, &puzzles);
+            let is_new = *before != puzzles;
+            *before = puzzles;
+            is_new
+        });
+        Ok(store.hold(held))
+    }
+}
+
+/// Says what is not understood from now on, and what is again.
+fn say(before: &Puzzles, now: &Puzzles) {
+    for (id, puzzle) in now.iter().filter(|(id, puzzle)| before.get(id) != Some(puzzle)) {
+        tracing::error!(flow_log = %id, "{}", puzzle.words("this node"));
+    }
+    for id in before.keys().filter(|id| !now.contains_key(id)) {
+        tracing::info!(flow_log = %id, "its value in etcd is understood again, or gone");
+    }
 }
 
 /// The node's control plane: what callers see, and who carries out what the region says.
@@ -97,19 +138,21 @@ impl NodeWorker {
 
     /// For ever.
     pub async fn run(self) {
-        let FleetNode { etcd, node, mirror, told } = self.fleet;
-        let position = mirror.position().unwrap_or_default();
+        let FleetNode { etcd, node, known, told } = self.fleet;
+        let position = known.mirror.position().unwrap_or_default();
         let feed = Feed::new(etcd.clone(), keys::FLOW_LOGS, position);
         let keeper = Keeper {
-            writing: Writing::new(mirror.clone()),
-            mirror: mirror.clone(),
+            writing: Writing::new(known.mirror.clone()),
+            known: known.clone(),
             store: self.worker.store().clone(),
             inventory: self.inventory.clone(),
             changed: self.changed.clone(),
             told,
         };
-        let publisher = Publisher { etcd, node, inventory: self.inventory.clone(), status: self.status };
-        let carrying = Carrying { worker: self.worker, mirror, inventory: self.inventory, changed: self.changed };
+        let not_understood = known.not_understood.subscribe();
+        let publisher =
+            Publisher { etcd, node, inventory: self.inventory.clone(), status: self.status, not_understood };
+        let carrying = Carrying { worker: self.worker, known, inventory: self.inventory, changed: self.changed };
         // Each on a task of its own: none waits for another.
         let feeding = tokio::spawn(feed.run(keeper));
         let publishing = tokio::spawn(publisher.run());
@@ -122,7 +165,7 @@ impl NodeWorker {
 /// Takes what the feed says over: onto the disk, and what concerns this node into memory.
 struct Keeper {
     writing: Writing,
-    mirror: Mirror,
+    known: Known,
     store: SharedStore,
     inventory: watch::Receiver<Arc<Loaded>>,
     changed: Arc<Notify>,
@@ -149,7 +192,7 @@ impl Fed for Keeper {
         };
         self.writing.take(news).map_err(|e| e.to_string())?;
         if concerns_us {
-            let held = hold(&self.mirror, &loaded.inventory, &mut self.store.lock());
+            let held = self.known.hold(&loaded.inventory, &mut self.store.lock());
             if held.map_err(|e| e.to_string())? {
                 self.changed.notify_one();
             }
@@ -164,7 +207,7 @@ impl Fed for Keeper {
 /// Carries out what the store says.
 struct Carrying {
     worker: Arc<Worker>,
-    mirror: Mirror,
+    known: Known,
     inventory: watch::Receiver<Arc<Loaded>>,
     changed: Arc<Notify>,
 }
@@ -189,7 +232,7 @@ impl Carrying {
     fn follow_inventory(&self) {
         let loaded = self.inventory.borrow().clone();
         loaded.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
-        if let Err(error) = hold(&self.mirror, &loaded.inventory, &mut self.worker.store().lock()) {
+        if let Err(error) = self.known.hold(&loaded.inventory, &mut self.worker.store().lock()) {
             tracing::error!(%error, "flow logs of what is new on this node are not known");
         }
     }
@@ -202,7 +245,12 @@ impl Carrying {
             State::Deleting => true,
             State::Draft | State::Validated | State::Active => false,
         };
-        let ids: Vec<FlowLogId> = store.lock().flow_logs().values().filter(moving).map(|f| f.id).collect();
+        let ids: Vec<FlowLogId> = {
+            let known = store.lock();
+            // What is there now is not what would be said to have been carried out.
+            let is_clear = |f: &&FlowLog| known.not_understood(f.id).is_none();
+            known.flow_logs().values().filter(moving).filter(is_clear).map(|f| f.id).collect()
+        };
         let loaded = self.inventory.borrow().clone();
         for id in ids {
             let plan = |known: &FlowLogStore| {

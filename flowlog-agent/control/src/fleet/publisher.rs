@@ -7,7 +7,7 @@ use etcd_client::{LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp};
 use flowlog_model::status::Status;
 use tokio::{sync::watch, time::Instant};
 
-use super::said::{NodeResources, NodeStatus, sent};
+use super::said::{NodeResources, NodeStatus, Puzzles, sent};
 use crate::{
     etcd::{
         connection::{Etcd, EtcdError, in_time},
@@ -33,6 +33,8 @@ pub(super) struct Publisher {
     pub node: String,
     pub inventory: watch::Receiver<Arc<Loaded>>,
     pub status: watch::Receiver<Arc<Status>>,
+    /// Flow logs that this node does not understand.
+    pub not_understood: watch::Receiver<Puzzles>,
 }
 
 /// What was told last.
@@ -76,7 +78,7 @@ impl Publisher {
     async fn tell(&mut self, told: &mut Told, lease: i64) -> Result<(), EtcdError> {
         let mut parts = Vec::new();
         let status = {
-            let now = NodeStatus::of(&self.status.borrow_and_update());
+            let now = NodeStatus::of(&self.node, &self.status.borrow_and_update(), &self.not_understood.borrow());
             let is_due = told.at.is_none_or(|at| at.elapsed() >= COUNTS_EVERY);
             let is_new = told.status.as_ref().is_none_or(|before| {
                 before.shape() != now.shape() || before.trouble != now.trouble || (is_due && *before != now)

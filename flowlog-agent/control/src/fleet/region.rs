@@ -233,14 +233,23 @@ impl Fed for Said {
 fn put(nodes: &mut Nodes, Entry { name, value, revision }: &Entry) {
     let Some((node, what)) = name.strip_prefix(keys::NODES).and_then(|rest| rest.split_once('/')) else { return };
     let node: &mut NodeSaid = nodes.entry(node.to_owned()).or_default();
-    match what {
+    let is_understood = match what {
         "resources" => {
-            if let Some(resources) = said::read(value) {
-                (node.resources, node.revision) = (Arc::new(resources), *revision);
-            }
+            said::read(value).map(|read| (node.resources, node.revision) = (Arc::new(read), *revision)).is_some()
         }
-        "status" => node.status = said::read(value).map(Arc::new),
-        _ => {}
+        // It is heard of all the same.
+        "status" => {
+            let read = said::read(value).map(Arc::new);
+            let is_understood = read.is_some();
+            node.status = read.or(node.status.take()).or_else(|| Some(Arc::default()));
+            is_understood
+        }
+        _ => return,
+    };
+    if is_understood {
+        node.not_understood.remove(what);
+    } else {
+        node.not_understood.insert(what.to_owned());
     }
 }
 
@@ -248,7 +257,10 @@ fn put(nodes: &mut Nodes, Entry { name, value, revision }: &Entry) {
 fn gone(nodes: &mut Nodes, name: &str) {
     let Some((node, what)) = name.strip_prefix(keys::NODES).and_then(|rest| rest.split_once('/')) else { return };
     match (what, nodes.get_mut(node)) {
-        ("status", Some(said)) => said.status = None,
+        ("status", Some(said)) => {
+            said.status = None;
+            said.not_understood.remove("status");
+        }
         ("resources", Some(_)) => drop(nodes.remove(node)),
         _ => {}
     }
@@ -262,8 +274,8 @@ struct Merging {
     inventory: watch::Sender<Arc<Loaded>>,
     status: watch::Sender<Arc<Status>>,
     claims: watch::Sender<Arc<Claims>>,
-    /// Nodes, when each has said what it has, and whether it is heard of: as of the last time.
-    shape: Vec<(String, i64, bool)>,
+    /// Nodes, when each has said what it has, whether it is heard of, and whether not understood: as of the last time.
+    shape: Vec<(String, (i64, bool, bool))>,
     /// What was to be captured then.
     captured: Vec<(FlowLogId, Uuid)>,
 }
@@ -286,7 +298,8 @@ impl Merging {
 
     fn merge(&mut self, is_said: bool, is_own: bool) {
         let nodes = self.nodes.lock().clone();
-        let shape = nodes.iter().map(|(name, node)| (name.clone(), node.revision, node.status.is_some())).collect();
+        let of = |node: &NodeSaid| (node.revision, node.status.is_some(), !node.not_understood.is_empty());
+        let shape = nodes.iter().map(|(name, node)| (name.clone(), of(node))).collect();
         if shape != self.shape || is_own {
             self.shape = shape;
             self.take_stock(&nodes);
@@ -369,5 +382,30 @@ struct NotHere;
 impl LiveSource for NotHere {
     fn observe(&self, _: flowlog_model::live::Ask) -> Result<Box<dyn LiveStream>, LiveError> {
         Err(LiveError::Elsewhere)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::said::{NodeResources, NodeStatus, sent};
+
+    #[test]
+    fn a_node_that_says_what_is_not_understood_is_heard_of_and_keeps_what_it_said() {
+        let mut nodes = Nodes::new();
+        let mut say = |what: &str, value: Vec<u8>, revision| {
+            put(&mut nodes, &Entry { name: format!("nodes/n1/{what}"), value, revision });
+            nodes["n1"].clone()
+        };
+        say("resources", sent(&NodeResources::default()).expect("small"), 3);
+        let trouble = Some("no room".to_owned());
+        let status = NodeStatus { trouble, ..NodeStatus::default() };
+        say("status", sent(&status).expect("small"), 4);
+        let puzzling = say("status", b"later".to_vec(), 5);
+        assert_eq!((puzzling.status.as_deref(), puzzling.not_understood.len()), (Some(&status), 1));
+        let puzzling = say("resources", b"later".to_vec(), 6);
+        assert_eq!((puzzling.revision, puzzling.not_understood.len()), (3, 2));
+        say("resources", sent(&NodeResources::default()).expect("small"), 7);
+        assert!(say("status", sent(&status).expect("small"), 8).not_understood.is_empty());
     }
 }

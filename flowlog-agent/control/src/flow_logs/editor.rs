@@ -1,6 +1,8 @@
 //! What callers can wish for. Each is checked as far as that goes at once, and written down in one transaction; what takes
 //! time becomes a [`Request`], which the worker carries out.
 
+mod anew;
+
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use flowlog_model::{FlowLogId, rule::InvalidField, text::quotable};
@@ -254,7 +256,13 @@ impl Editor {
         activate: bool,
         expected: &Expected,
     ) -> Result<(FlowLog, Request), Refused> {
-        let plan = |store: &FlowLogStore| planned_change(store, caller, id, patch.clone(), activate, expected);
+        let settings = self.settings.borrow().clone();
+        let plan = |store: &FlowLogStore| {
+            if store.is_stand_in(id) {
+                return anew::planned(store, caller, id, patch.clone(), activate, &settings);
+            }
+            planned_change(store, caller, id, patch.clone(), activate, expected)
+        };
         let changed = self.changed(plan).await?;
         self.work.notify_one();
         Ok(changed)
@@ -349,7 +357,8 @@ fn planned_change(
         (true, true, _) => Some(format!("renamed from `{}` to `{}`", old.shown_name(), quotable(name))),
         (true, false, _) => Some("draft changed".to_owned()),
         (false, _, true) => Some("provisioning asked for".to_owned()),
-        (false, _, false) => None,
+        // What is the same as was understood last is not what is there.
+        (false, _, false) => store.not_understood(id).map(|_| "written as it was understood last".to_owned()),
     };
     let request = {
         let work = if tries { Work::Provision(vec![id]) } else { Work::Changed(id) };
@@ -381,7 +390,10 @@ fn planned_provision(
         flow_logs.push(visible(store, caller, *id)?.clone());
     }
     if let Some(contract) = contract.or(caller.contract()).filter(|_| ids.is_empty()) {
-        let pending = |f: &&FlowLog| f.contract == *contract && matches!(f.state, State::Draft | State::Validated);
+        let pending = |f: &&FlowLog| {
+            let is_draft = matches!(f.state, State::Draft | State::Validated);
+            f.contract == *contract && is_draft && store.not_understood(f.id).is_none()
+        };
         flow_logs.extend(store.flow_logs().values().filter(pending).cloned());
         flow_logs.sort_by_key(|f| (f.created.at_secs, f.id));
     }
@@ -390,6 +402,7 @@ fn planned_provision(
     };
     for f in &flow_logs {
         allowed(caller, Operation::Provision, &f.contract, &format!("flow log {}", f.id))?;
+        store.refuse_not_understood(f.id)?;
         if f.contract != contract {
             return Err(Refused::Conflict("flow logs of several contracts are not provisioned together".to_owned()));
         }

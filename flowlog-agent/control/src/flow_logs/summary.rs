@@ -102,6 +102,7 @@ fn complaints(c: &RuleStatus) -> Vec<(Mark, String)> {
         );
         all.push((Mark::Yellow, words));
     }
+    all.extend(c.not_understood.iter().map(|why| (Mark::Red, why.clone())));
     match &c.capture {
         CaptureState::Attached { .. } => {}
         CaptureState::Waiting { why } => all.push((Mark::Yellow, why.clone())),

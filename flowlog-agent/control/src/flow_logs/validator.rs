@@ -69,6 +69,7 @@ impl Validator {
             let store = self.store.lock();
             let flow_log = visible(&store, caller, id)?.clone();
             allowed(caller, Operation::Validate, &flow_log.contract, &format!("flow log {id}"))?;
+            store.refuse_not_understood(id)?;
             flow_log
         };
         if !matches!(flow_log.state, State::Draft | State::Validated) {
@@ -79,6 +80,7 @@ impl Validator {
         let plan = |store: &FlowLogStore| {
             // It may have changed meanwhile.
             let old = visible(store, caller, id)?;
+            store.refuse_not_understood(id)?;
             if old.version != flow_log.version || store.is_busy(id) {
                 return Err(Refused::Conflict(format!("flow log {id} was changed meanwhile; validate it again")));
             }

@@ -190,6 +190,14 @@ impl Worker {
 
     async fn carry_out_provision(&self, request: &Request) -> Result<(), FlowLogStoreError> {
         self.running(request).await?;
+        let puzzled = {
+            let store = self.store.lock();
+            let refused = |id: &FlowLogId| store.refuse_not_understood(*id).err();
+            request.work.flow_logs().iter().find_map(refused)
+        };
+        if let Some(refused) = puzzled {
+            return self.rewrite(request, &[], Some((Progress::Failed, refused.to_string())), |_| None).await;
+        }
         let named: Vec<FlowLog> = {
             let store = self.store.lock();
             request.work.flow_logs().iter().filter_map(|id| store.flow_logs().get(id).cloned()).collect()

@@ -27,6 +27,7 @@ use super::{
     AUDIT_KEPT_MAX, AuditEntry, Backend, Change, CommitError, Committed, Compared, FlowLogStore, FlowLogStoreError,
     PARTS_MAX, SharedStore, audits,
     memory::{Told, ToldValue},
+    understood::{NotUnderstood, forget_problem, stand_in, understood},
 };
 use crate::{
     etcd::{
@@ -108,22 +109,40 @@ impl FlowLogStore {
         Self::of(Arc::new(backend), BTreeMap::new(), BTreeMap::new())
     }
 
-    /// Holds these from now on, each with when it was last changed; whether that is anything else than before.
-    pub(crate) fn hold(&mut self, own: Vec<(FlowLog, i64)>) -> bool {
-        let told: Vec<Told> = own
-            .into_iter()
-            .map(|(f, revision)| Told {
-                key: RuleKey::FlowLog { parent: f.parent.id, id: f.id },
-                value: Some(ToldValue::FlowLog(Box::new(f))),
-                revision,
-            })
-            .collect();
+    /// Holds these from now on; whether that is anything else than before.
+    pub(crate) fn hold(&mut self, own: Vec<Held>) -> bool {
+        let told = |Held { flow_log, revision, not_understood }: Held| {
+            let key = RuleKey::FlowLog { parent: flow_log.parent.id, id: flow_log.id };
+            let of = Box::new(flow_log);
+            match not_understood {
+                None => Told { key, value: Some(ToldValue::FlowLog(of)), revision },
+                Some(why) => {
+                    let revision = why.revision;
+                    Told {
+                        key,
+                        value: Some(ToldValue::NotUnderstood { instead: of, is_stand_in: false, why }),
+                        revision,
+                    }
+                }
+            }
+        };
+        let told: Vec<Told> = own.into_iter().map(told).collect();
         let is_new = self.differs(&told);
         if is_new {
             self.replace(told);
         }
         is_new
     }
+}
+
+/// A flow log that a node holds.
+pub(crate) struct Held {
+    /// As it was understood last.
+    pub flow_log: FlowLog,
+    /// When that was written.
+    pub revision: i64,
+    /// What has been written since, if that is not understood.
+    pub not_understood: Option<NotUnderstood>,
 }
 
 /// Takes what the feed says over into memory.
@@ -161,21 +180,28 @@ fn changed(change: KeyChange) -> Option<Told> {
     }
 }
 
-/// What a key says. One that is not understood is left out: a later version wrote it.
+/// What a key says.
 fn told(Entry { name, value, revision }: Entry) -> Option<Told> {
     let key = RuleKey::of(&name)?;
-    let parsed = match &key {
-        RuleKey::FlowLog { .. } => serde_json::from_slice(&value).map(ToldValue::FlowLog),
-        RuleKey::Request(_) => serde_json::from_slice(&value).map(ToldValue::Request),
-        RuleKey::Contract(_) => Ok(ToldValue::Mark),
+    let value = match &key {
+        RuleKey::FlowLog { parent, id } => match understood((*parent, *id), &value, revision) {
+            Ok(flow_log) => ToldValue::FlowLog(Box::new(flow_log)),
+            Err(why) => {
+                tracing::error!("{}; what was understood last is shown", why.words());
+                let instead = Box::new(stand_in((*parent, *id), &value));
+                ToldValue::NotUnderstood { instead, is_stand_in: true, why }
+            }
+        },
+        RuleKey::Request(_) => match serde_json::from_slice(&value) {
+            Ok(request) => ToldValue::Request(request),
+            Err(error) => {
+                tracing::error!(%error, "`{name}` in etcd is not understood: the request is not carried out by this server");
+                ToldValue::Mark
+            }
+        },
+        RuleKey::Contract(_) => ToldValue::Mark,
     };
-    match parsed {
-        Ok(value) => Some(Told { key, value: Some(value), revision }),
-        Err(error) => {
-            tracing::error!(key = name, %error, "a key in etcd is not understood, and left out");
-            None
-        }
-    }
+    Some(Told { key, value: Some(value), revision })
 }
 
 impl EtcdBackend {
@@ -201,7 +227,9 @@ impl EtcdBackend {
         for (n, change) in changes.iter().enumerate() {
             parts.push(match change {
                 Change::Put(f) | Change::Import(f) => {
-                    put(&RuleKey::FlowLog { parent: f.parent.id, id: f.id }.name(), &json(f)?)
+                    let mut written = f.clone();
+                    forget_problem(&mut written);
+                    put(&RuleKey::FlowLog { parent: f.parent.id, id: f.id }.name(), &json(&written)?)
                 }
                 Change::Remove(id) => {
                     let is_it = |key: &&RuleKey| matches!(key, RuleKey::FlowLog { id: of, .. } if of == id);

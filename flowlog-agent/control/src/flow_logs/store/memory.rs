@@ -9,10 +9,11 @@ use flowlog_model::FlowLogId;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{Backend, Change, Compared, FlowLogStoreError};
+use super::{Backend, Change, Compared, FlowLogStoreError, understood::NotUnderstood};
 use crate::{
     etcd::keys::RuleKey,
     flow_logs::{
+        Refused,
         flow_log::{FlowLog, State},
         request::Request,
     },
@@ -29,6 +30,14 @@ pub(super) struct Told {
 /// What is in it.
 pub(super) enum ToldValue {
     FlowLog(Box<FlowLog>),
+    /// A flow log that is not understood.
+    NotUnderstood {
+        /// What was understood last, or else stands for it.
+        instead: Box<FlowLog>,
+        /// Nothing of it was ever understood.
+        is_stand_in: bool,
+        why: NotUnderstood,
+    },
     Request(Box<Request>),
     /// Nothing that is to be known: only when it was changed matters.
     Mark,
@@ -38,12 +47,21 @@ pub(super) enum ToldValue {
 pub struct FlowLogStore {
     backend: Arc<dyn Backend>,
     flow_logs: BTreeMap<FlowLogId, FlowLog>,
+    /// Those whose value is not understood: what is known is older, or only stands for it.
+    not_understood: BTreeMap<FlowLogId, Puzzle>,
     requests: BTreeMap<Uuid, Request>,
     /// Those that are not over: few of many.
     open: BTreeSet<Uuid>,
     /// When each was last changed, where the backend says so.
     revisions: BTreeMap<RuleKey, i64>,
     changed: watch::Sender<()>,
+}
+
+/// A flow log whose value is not understood.
+struct Puzzle {
+    why: NotUnderstood,
+    /// Nothing of it was ever understood.
+    is_stand_in: bool,
 }
 
 impl FlowLogStore {
@@ -54,7 +72,8 @@ impl FlowLogStore {
         requests: BTreeMap<Uuid, Request>,
     ) -> Self {
         let open = requests.values().filter(|r| !r.progress.is_over()).map(|r| r.id).collect();
-        Self { backend, flow_logs, requests, open, revisions: BTreeMap::new(), changed: watch::Sender::default() }
+        let (not_understood, revisions, changed) = Default::default();
+        Self { backend, flow_logs, not_understood, requests, open, revisions, changed }
     }
 
     pub(super) fn backend(&self) -> Arc<dyn Backend> {
@@ -64,6 +83,26 @@ impl FlowLogStore {
     #[must_use]
     pub fn flow_logs(&self) -> &BTreeMap<FlowLogId, FlowLog> {
         &self.flow_logs
+    }
+
+    /// Why the value of a flow log is not understood, if it is not: what is known of it is what was understood before.
+    #[must_use]
+    pub(crate) fn not_understood(&self, id: FlowLogId) -> Option<&NotUnderstood> {
+        self.not_understood.get(&id).map(|puzzle| &puzzle.why)
+    }
+
+    /// Whether what is known of a flow log only stands for it: nothing of it was ever understood.
+    #[must_use]
+    pub(crate) fn is_stand_in(&self, id: FlowLogId) -> bool {
+        self.not_understood.get(&id).is_some_and(|puzzle| puzzle.is_stand_in)
+    }
+
+    /// Refuses what needs to know what a flow log says now.
+    pub(crate) fn refuse_not_understood(&self, id: FlowLogId) -> Result<(), Refused> {
+        match self.not_understood(id) {
+            None => Ok(()),
+            Some(not) => Err(Refused::Conflict(format!("flow log {id}: {}", not.problem()))),
+        }
     }
 
     #[must_use]
@@ -117,8 +156,12 @@ impl FlowLogStore {
     }
 
     /// What the backend has instead of what was known.
-    pub(super) fn replace(&mut self, all: Vec<Told>) {
+    pub(super) fn replace(&mut self, mut all: Vec<Told>) {
+        for told in &mut all {
+            self.recall(told);
+        }
         self.flow_logs.clear();
+        self.not_understood.clear();
         self.requests.clear();
         self.open.clear();
         self.revisions.clear();
@@ -131,15 +174,39 @@ impl FlowLogStore {
             || all.iter().any(|told| self.revisions.get(&told.key) != Some(&told.revision))
     }
 
+    /// What was understood last is what is known of a flow log that is not understood any more.
+    fn recall(&self, told: &mut Told) {
+        let Told {
+            key: RuleKey::FlowLog { id, .. },
+            value: Some(ToldValue::NotUnderstood { instead, is_stand_in, .. }),
+            ..
+        } = told
+        else {
+            return;
+        };
+        if let Some(known) = self.flow_logs.get(id).filter(|_| *is_stand_in && !self.is_stand_in(*id)) {
+            (**instead, *is_stand_in) = (known.clone(), false);
+        }
+    }
+
     /// What somebody has changed, in order.
     pub(super) fn hear(&mut self, told: Vec<Told>) {
-        for Told { key, value, revision } in told {
+        for mut told in told {
+            self.recall(&mut told);
+            let Told { key, value, revision } = told;
+            if let RuleKey::FlowLog { id, .. } = &key {
+                self.not_understood.remove(id);
+            }
             match value {
                 Some(_) => self.revisions.insert(key.clone(), revision),
                 None => self.revisions.remove(&key),
             };
             match (key, value) {
                 (RuleKey::FlowLog { id, .. }, Some(ToldValue::FlowLog(f))) => drop(self.flow_logs.insert(id, *f)),
+                (RuleKey::FlowLog { id, .. }, Some(ToldValue::NotUnderstood { instead, is_stand_in, why })) => {
+                    self.flow_logs.insert(id, FlowLog { problems: vec![why.problem()], ..*instead });
+                    self.not_understood.insert(id, Puzzle { why, is_stand_in });
+                }
                 (RuleKey::FlowLog { id, .. }, _) => drop(self.flow_logs.remove(&id)),
                 (RuleKey::Request(_), Some(ToldValue::Request(r))) => self.put_request(*r),
                 (RuleKey::Request(id), _) => self.forget(id),
@@ -187,6 +254,8 @@ impl FlowLogStore {
                 (None, Some(State::Draft) | None) => true,
                 // In between two of these is somebody's work, which is not here.
                 (None, Some(first)) => is_import && matches!(first, State::Validated | State::Active),
+                // What it is is not known: whoever says so begins anew.
+                (Some(_), Some(State::Draft) | None) if self.is_stand_in(id) => true,
                 (Some(now), Some(next)) => !is_import && now.may_become(next),
                 (Some(now), None) => now.may_end(),
             };

@@ -10,6 +10,7 @@
 //!
 //! * [`memory`]: what is known, and which changes are allowed;
 //! * [`redb`]: the backend of one node, a file; [`etcd`]: that of a region;
+//! * `understood`: what a value in etcd says, or why it is not understood;
 //! * [`export`]: from one backend to another;
 //! * `suite`: what every backend promises, as tests.
 //!
@@ -21,6 +22,7 @@ mod memory;
 mod redb;
 #[cfg(test)]
 mod suite;
+pub(crate) mod understood;
 
 use std::{
     path::{Path, PathBuf},
