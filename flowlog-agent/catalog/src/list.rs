@@ -73,13 +73,15 @@ pub(crate) struct Found {
     pub(crate) window_start: i64,
 }
 
-/// All there is.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// All there is, as far as it can be listed.
+#[derive(Debug, Default)]
 pub(crate) struct Listing {
     /// In the order of their windows.
     pub(crate) objects: Vec<Found>,
     /// Parquet files whose names are not those of objects.
     pub(crate) others: u64,
+    /// Folders and buckets that cannot be listed: what is in them waits, and nothing else does.
+    pub(crate) failed: Vec<ListError>,
 }
 
 impl Listing {
@@ -97,61 +99,85 @@ impl Listing {
     }
 }
 
-/// Lists the objects of all sources; one that two of them have is there once.
-///
-/// # Errors
-/// If one of them cannot be listed to its end: half a listing is none.
-pub(crate) async fn list(sources: &[Source], stores: &Stores) -> Result<Listing, ListError> {
+/// Lists the objects of all sources; one that two of them have is there once. Which are taken is known of each object for itself, so that
+/// those that are found can be taken without the others.
+pub(crate) async fn list(sources: &[Source], stores: &Stores) -> Listing {
     let mut all = Listing::default();
     for source in sources {
         match source {
             Source::Directory(path) => {
-                let failed = |source| ListError::Local { path: path.display().to_string(), source };
                 let owned = path.clone();
                 let listed = blocking(move || {
-                    let mut found = Vec::new();
-                    walk(&owned.canonicalize()?, &mut found)?;
-                    Ok(found)
+                    let mut walked = Walked::default();
+                    walked.below(&owned.canonicalize()?)?;
+                    Ok(walked)
                 });
-                for (path, bytes) in listed.await.map_err(failed)? {
+                let walked = listed.await.unwrap_or_else(|error| Walked::failed_at(path, error));
+                for (path, bytes) in walked.found {
                     // Names of objects are text; another one is not of ours.
                     if let Some(path) = path.to_str() {
                         all.add(format!("file://{path}"), bytes);
                     }
                 }
+                all.failed.extend(walked.failed);
             }
-            Source::Bucket { bucket, folder } => {
-                let failed = |e| ListError::Remote { place: source.to_string(), source: e };
-                let reader = stores.bucket(bucket).map_err(failed)?;
-                let listed = reader.list((!folder.is_empty()).then_some(folder)).await.map_err(failed)?;
-                for object in listed {
-                    all.add(format!("s3://{bucket}/{}", object.key), object.bytes);
-                }
-            }
+            Source::Bucket { bucket, folder } => match in_bucket(bucket, folder, stores).await {
+                Ok(listed) => listed.into_iter().for_each(|(uri, bytes)| all.add(uri, bytes)),
+                Err(error) => all.failed.push(ListError::Remote { place: source.to_string(), source: error }),
+            },
         }
     }
     all.objects.sort_unstable_by(|a, b| (a.window_start, &a.uri).cmp(&(b.window_start, &b.uri)));
     all.objects.dedup();
-    Ok(all)
+    all
 }
 
-/// Links are not followed: what they point to has a name of its own.
-fn walk(folder: &Path, found: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            walk(&entry.path(), found)?;
-        } else if kind.is_file() {
-            match entry.metadata() {
-                Ok(meta) => found.push((entry.path(), meta.len())),
-                // An engine's expiry may be at work.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
+/// Objects of a bucket, with their sizes.
+async fn in_bucket(bucket: &str, folder: &str, stores: &Stores) -> Result<Vec<(String, u64)>, BucketError> {
+    let listed = stores.bucket(bucket)?.list((!folder.is_empty()).then_some(folder)).await?;
+    Ok(listed.into_iter().map(|object| (format!("s3://{bucket}/{}", object.key), object.bytes)).collect())
+}
+
+/// What a directory has.
+#[derive(Default)]
+struct Walked {
+    found: Vec<(PathBuf, u64)>,
+    failed: Vec<ListError>,
+}
+
+impl Walked {
+    fn failed_at(folder: &Path, source: io::Error) -> Self {
+        let mut walked = Self::default();
+        walked.fail(folder, source);
+        walked
+    }
+
+    fn fail(&mut self, folder: &Path, source: io::Error) {
+        self.failed.push(ListError::Local { path: folder.display().to_string(), source });
+    }
+
+    /// Links are not followed: what they point to has a name of its own. A folder below that cannot be read leaves the others.
+    fn below(&mut self, folder: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                match self.below(&entry.path()) {
+                    // An engine's expiry may be at work.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => self.fail(&entry.path(), e),
+                    Ok(()) => {}
+                }
+            } else if kind.is_file() {
+                match entry.metadata() {
+                    Ok(meta) => self.found.push((entry.path(), meta.len())),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(e),
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -174,15 +200,28 @@ mod tests {
         put("db/00000-0-uuid.parquet");
         std::os::unix::fs::symlink(dir.path(), dir.path().join("web/again")).expect("link");
         let sources = [Source::Directory(dir.path().into()), Source::Directory(dir.path().join("web"))];
-        let listing = list(&sources, &Stores::new(S3Options::default())).await.expect("listing");
+        let stores = Stores::new(S3Options::default());
+        let listing = list(&sources, &stores).await;
         let starts: Vec<_> = listing.objects.iter().map(|o| (o.window_start, o.bytes)).collect();
         assert_eq!((starts, listing.others), (vec![(1_800_000_000, 5), (1_800_003_600, 5)], 1));
         assert!(listing.objects[0].uri.starts_with("file:///"), "{listing:?}");
-        let gone = [Source::Directory(dir.path().join("gone"))];
-        assert!(
-            list(&gone, &Stores::new(S3Options::default())).await.is_err(),
-            "nothing there is not the same as none"
-        );
+        assert!(listing.failed.is_empty(), "{listing:?}");
+        // Nothing there is not the same as none; and is no reason to leave the others.
+        let gone = [Source::Directory(dir.path().join("gone")), Source::Directory(dir.path().into())];
+        let listing = list(&gone, &stores).await;
+        assert_eq!((listing.objects.len(), listing.failed.len()), (2, 1));
+        assert!(listing.failed[0].to_string().contains("/gone`"), "{listing:?}");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_is_named_and_leaves_the_others() {
+        // Whoever runs this may be root, who may read every folder: the first one is said to have refused.
+        let mut walked = Walked::failed_at(Path::new("/flows/web"), io::ErrorKind::PermissionDenied.into());
+        let dir = tempfile::tempdir().expect("folder");
+        fs::write(dir.path().join("x.parquet"), "1").expect("file");
+        walked.below(dir.path()).expect("readable");
+        assert_eq!((walked.found.len(), walked.failed.len()), (1, 1));
+        assert!(walked.failed[0].to_string().contains("`/flows/web`"));
     }
 
     #[test]

@@ -32,8 +32,9 @@ const CONFLICT_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RoundError {
-    #[error(transparent)]
-    List(#[from] ListError),
+    /// What can be listed has been taken.
+    #[error("{}", join(.0))]
+    Lists(Vec<ListError>),
     #[error(transparent)]
     Commit(#[from] CommitError),
     #[error("cannot make table `{table}`: {source}")]
@@ -105,7 +106,8 @@ impl Feed {
         stores: &Arc<Stores>,
         outcome: &mut Outcome,
     ) -> Result<(), RoundError> {
-        let listing = list::list(&self.sources, stores).await?;
+        let mut listing = list::list(&self.sources, stores).await;
+        let unlisted = std::mem::take(&mut listing.failed);
         outcome.others = listing.others;
         outcome.newest_window = listing.objects.last().map(|o| o.window_start);
         let mut table = self.load_or_create(catalog).await?;
@@ -160,6 +162,7 @@ impl Feed {
         }
         match failed.first() {
             Some(first) => Err(RoundError::Objects(failed.len(), first.clone())),
+            None if !unlisted.is_empty() => Err(RoundError::Lists(unlisted)),
             None => Ok(()),
         }
     }
@@ -213,8 +216,11 @@ impl Feed {
         // Whatever it says: if the table is there, it is.
         match (commit::load(catalog, &self.name).await, made) {
             (Err(CommitError::Load { .. }), Err(source)) => Err(failed(source)),
-            (loaded, _) => {
-                tracing::info!(table = %self.name, "made the table");
+            (loaded, made) => {
+                // Of two that begin at the same time one has made it.
+                if made.is_ok() {
+                    tracing::info!(table = %self.name, "made the table");
+                }
                 Ok(loaded?)
             }
         }
@@ -314,6 +320,15 @@ impl Read<'_> {
         let unread = take.iter().filter(|f| !read.contains(f.uri.as_str()) && !refused.contains_key(&f.uri));
         unread.map(|f| f.uri.clone()).collect()
     }
+}
+
+/// Those that are named one by one; a bucket that has gone may have taken thousands of folders with it.
+const NAMED_MAX: usize = 5;
+
+fn join(failed: &[ListError]) -> String {
+    let named: Vec<String> = failed.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    let more = failed.len().saturating_sub(NAMED_MAX);
+    if more == 0 { named.join("; ") } else { format!("{}; and {more} more", named.join("; ")) }
 }
 
 async fn pause(conflicts: u32) {
