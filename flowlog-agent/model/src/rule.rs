@@ -254,6 +254,19 @@ pub fn key_part(field: &'static str, s: &str) -> Result<String, InvalidField> {
     Ok(s.to_owned())
 }
 
+/// Checks that columns for parts of a second have a place in objects of this form.
+///
+/// # Errors
+/// If they are wanted where there are none.
+pub fn subsecond(field: &'static str, wanted: bool, format: Format) -> Result<bool, InvalidField> {
+    if wanted && format == Format::Text {
+        let rule =
+            "objects of `format = \"text\"` have no columns `start_ns` and `end_ns`: leave it out, or write Parquet";
+        return Err(InvalidField::new(field, "true", rule));
+    }
+    Ok(wanted)
+}
+
 /// Checks the length of a window.
 ///
 /// # Errors

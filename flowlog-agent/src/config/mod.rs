@@ -34,7 +34,7 @@ use flowlog_model::{
     CaptureSpec, HookKind, Labels, S3Options,
     amount::{Secs, Size},
     interface::{NetnsName, Selector},
-    rule::{Action, Directions, Format, InvalidField, Layout, Location, Name, Rule, Side, Target, key_part},
+    rule::{Action, Directions, Format, InvalidField, Layout, Location, Name, Rule, Side, Target, key_part, subsecond},
     xdp::XdpLevel,
 };
 use flowlog_pipeline::spool::Limits;
@@ -200,6 +200,7 @@ impl RawConfig {
         if let Some(url) = api.public_url.as_ref().filter(|u| !u.starts_with("https://") && !u.starts_with("http://")) {
             return Err(InvalidField::new("api.public_url", url, "write it as `https://host[:port]`"));
         }
+        let format = defaults.format.as_deref().map_or(Ok(Format::default()), str::parse)?;
         Ok(Some(Manage {
             places: Places {
                 file: inventory.file,
@@ -212,12 +213,12 @@ impl RawConfig {
             templates: select::templates(&self.flow_logs)?,
             principals: api.principals.clone(),
             settings: Settings {
+                subsecond: subsecond("flow_log_defaults.subsecond", defaults.subsecond.unwrap_or(false), format)?,
+                format,
                 window_secs: window("flow_log_defaults.window", defaults.window.as_ref())?,
                 hook: defaults.hook.as_deref().map_or(Ok(HookKind::default()), str::parse)?,
                 nodata: defaults.nodata.unwrap_or(true),
-                subsecond: defaults.subsecond.unwrap_or(false),
                 layout: defaults.layout.as_deref().map_or(Ok(Layout::default()), str::parse)?,
-                format: defaults.format.as_deref().map_or(Ok(Format::default()), str::parse)?,
             },
             api: ApiOptions {
                 socket: api.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET_DEFAULT)),
@@ -356,6 +357,7 @@ impl RawFlowLog {
             }
             target = target.with_prefix(prefix)?;
         }
+        let format = self.format.as_deref().map_or(Ok(Format::default()), str::parse)?;
         Ok(Rule {
             id: None,
             name: self.name.as_deref().unwrap_or(NAME_DEFAULT).parse::<Name>()?,
@@ -364,9 +366,9 @@ impl RawFlowLog {
             target,
             window_secs: window("window", self.window.as_ref())?,
             nodata: self.nodata.unwrap_or(true),
-            subsecond: self.subsecond.unwrap_or(false),
+            subsecond: subsecond("subsecond", self.subsecond.unwrap_or(false), format)?,
             layout: self.layout.as_deref().map_or(Ok(Layout::default()), str::parse)?,
-            format: self.format.as_deref().map_or(Ok(Format::default()), str::parse)?,
+            format,
         })
     }
 
@@ -462,6 +464,14 @@ mod tests {
             (
                 log("[inventory]\nfile = '/x'\n[flow_log_defaults]\nwindow = '7m'"),
                 "flow_log_defaults.window `7m`: must",
+            ),
+            (
+                log("format = 'text'\nsubsecond = true"),
+                "subsecond `true`: objects of `format = \"text\"` have no columns",
+            ),
+            (
+                log("[inventory]\nfile = '/x'\n[flow_log_defaults]\nformat = 'text'\nsubsecond = true"),
+                "flow_log_defaults.subsecond `true`: objects of",
             ),
             (log("[kernel]\nring_bytes = '3MiB'"), "kernel.ring_bytes `3MiB`: must be a power of two"),
             (log("prefix = 'a/b'"), "prefix `a/b`: may not contain `/`"),
