@@ -51,6 +51,7 @@ pub(crate) async fn serve(plan: Plan) -> Result<(), AgentError> {
     let buckets = Arc::new(Probe(Arc::new(buckets)));
     let parts = RegionParts { etcd, name: config.node_id.clone(), inventory, principals, buckets, settings };
     let (control, worker) = region::plane(parts);
+    let leave = worker.leave();
     let mut telling = Telling { counted: Arc::new(worker.figures()), serving: None };
     telling.serve(figures);
     let (api, changes) = mpsc::channel(CHANGES_MAX);
@@ -74,6 +75,7 @@ pub(crate) async fn serve(plan: Plan) -> Result<(), AgentError> {
         () = worker.run(serving) => {}
         () = reloading => {}
     }
+    leave.await;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use flowlog_control::{
     api::RefusedLogins,
-    etcd::EtcdHealth,
+    fleet::node::NodeHealth,
     inventory::source::board::Board,
     metrics::{FiguresSource, MetricsListener},
 };
@@ -32,8 +32,8 @@ pub(super) struct Questions {
     asking: mpsc::Sender<Question>,
     refused: RefusedLogins,
     board: Board,
-    /// How the region's etcd is doing, if there is one.
-    region: Option<watch::Receiver<EtcdHealth>>,
+    /// How the node is doing in its region, if it is in one.
+    region: Option<NodeHealth>,
     /// Who serves them, until this is dropped.
     serving: Option<oneshot::Sender<()>>,
 }
@@ -52,7 +52,7 @@ impl FiguresSource for Asking {
 
 impl Questions {
     /// Nobody serves them yet.
-    pub(super) fn new(refused: RefusedLogins, board: Board, region: Option<watch::Receiver<EtcdHealth>>) -> Self {
+    pub(super) fn new(refused: RefusedLogins, board: Board, region: Option<NodeHealth>) -> Self {
         let (asking, asked) = mpsc::channel(QUESTIONS_MAX);
         Self { asked, asking, refused, board, region, serving: None }
     }
@@ -84,10 +84,9 @@ impl Questions {
         Ok(())
     }
 
-    /// Sources of the inventory, and of flow logs, that do not answer.
+    /// Sources of the inventory that do not answer, and what is not as it should be in the region.
     pub(super) fn silent_sources(&self) -> Vec<String> {
-        let away = self.region.as_ref().and_then(|health| health.borrow().words());
-        let words = away.map(|why| format!("what is known of the region's flow logs holds: {why}"));
+        let words = self.region.as_ref().map(NodeHealth::words).unwrap_or_default();
         self.board.silent().into_iter().chain(words).collect()
     }
 

@@ -13,8 +13,7 @@ use std::{
 use async_trait::async_trait;
 use flowlog_control::{
     api::RefusedLogins,
-    etcd::EtcdHealth,
-    fleet::node::{self, FleetNode},
+    fleet::node::{self, FleetNode, NodeHealth},
     flow_logs::{
         Answer, BucketProbe, CaptureOrder, Parts, ProbeError, captures, control_plane,
         flow_log::Settings,
@@ -76,7 +75,7 @@ impl Files {
         let sources = Sources::open(manage.sources.clone(), names, state_dir.map(LastSaid::below));
         let mut loader = Loader::new(places.clone()).with(&sources);
         let first = loader.load();
-        first.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
+        say(&first, &[]);
         let read = path.as_deref().and_then(|p| stamp(p).ok());
         let known = principals(path.as_deref())?;
         let inventory = watch::Sender::new(Arc::new(first));
@@ -190,6 +189,7 @@ impl Reading {
         let loaded = self.loader.load();
         self.inventory.send_if_modified(|now| {
             let changed = **now != loaded;
+            say(&loaded, &now.problems);
             *now = Arc::new(loaded);
             changed
         });
@@ -204,6 +204,13 @@ impl Reading {
             Some(Err(words)) => tracing::error!("principals: {words}; those from before still hold"),
             None => {}
         }
+    }
+}
+
+/// Says what is wrong with an inventory, but for what has been said.
+fn say(loaded: &Loaded, said: &[String]) {
+    for words in loaded.problems.iter().filter(|words| !said.contains(words)) {
+        tracing::error!("inventory: {words}");
     }
 }
 
@@ -224,8 +231,8 @@ pub(crate) struct Served {
     pub orders: Orders,
     /// Where the API is to be served.
     pub api: mpsc::Sender<Relisten>,
-    /// How the region's etcd is doing, if there is one.
-    pub region: Option<watch::Receiver<EtcdHealth>>,
+    /// How the node is doing in its region, if it is in one.
+    pub region: Option<NodeHealth>,
 }
 
 /// What is to be captured, and who says so.

@@ -99,3 +99,23 @@ fn a_pipe_among_the_drop_ins_is_a_problem_and_nobody_waits_for_it() {
     }
     agent.wait_for("a-pipe.toml: is no regular file").unwrap();
 }
+
+#[test]
+fn what_is_wrong_with_the_inventory_is_said_once_until_it_is_wrong_in_another_way() {
+    let node = Managed::new("no_pin = true").unwrap();
+    node.write("inventory.d/broken.toml", "[[nic]]\nid = 7\n").unwrap();
+    let mut agent = node.start().unwrap();
+    // A NIC comes, and a flow log with it: by then everything that begins has begun.
+    drop_in(&node, "name = 'tap20'");
+    while !node.ask("GET", "/flowlog/v1/inventory", None).body.to_string().contains(VM) {
+        std::thread::yield_now();
+    }
+    let id = node.draft(VM, "vm", "flows");
+    assert_eq!(node.finish(&node.ask("POST", "/flowlog/v1/provision", Some(&json!({"flow_logs": [id]})))).0, "DONE");
+    let said =
+        |agent: &mut integration::agent::Agent| agent.log().lines().filter(|line| line.contains("broken.toml")).count();
+    assert_eq!(said(&mut agent), 1);
+    node.write("inventory.d/broken.toml", "[[nic]]\nname = 7\n").unwrap();
+    agent.wait_for("broken.toml").unwrap();
+    assert_eq!(said(&mut agent), 2, "{}", agent.log());
+}

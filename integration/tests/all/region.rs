@@ -332,3 +332,89 @@ fn a_command_that_is_not_answered_in_time_says_what_goes_on_and_how_to_ask_for_i
     assert!(String::from_utf8_lossy(&out.stderr).contains("no answer in 1 s"));
     drop(deaf);
 }
+
+/// What `flowlog status` says of a node's state directory.
+fn status(region: &Region, state_dir: &str) -> String {
+    let state_dir = region.path(state_dir);
+    let out = region.hub.command(binary()).args(["status", "--state-dir"]).arg(state_dir).output().unwrap();
+    String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned()
+}
+
+#[test]
+fn of_two_agents_with_one_node_id_the_second_captures_and_says_so_and_writes_nothing_until_it_is_alone() {
+    let region = Region::new(2, 1).unwrap();
+    let _server = region.serve(SERVER).unwrap();
+    let mut first = region.start(1).unwrap();
+    let nic = nic(1);
+    region.arrive(&nic, 1).unwrap();
+    region.known(SERVER, &nic);
+    let id = created(&region, SERVER, &nic, "web");
+    captured_on(&region, 1, &nic, &id);
+    let held = || region.etcd.ctl(0, &["get", "/flowlog/v1/nodes/n1/resources", "--print-value-only"]).unwrap();
+    // One that is started again, also after it was killed, is no other.
+    first.kill().unwrap();
+    let before = held();
+    first = region.start(1).unwrap();
+    captured_on(&region, 1, &nic, &id);
+    assert!(!status(&region, "n1/state").contains("another agent"));
+    let config = fs::read_to_string(region.path("n2/flowlog.toml")).unwrap();
+    region.write("n2/flowlog.toml", &config.replace("node_id = 'n2'", "node_id = 'n1'")).unwrap();
+    let other = "00000000-0000-4000-8000-00000000beef";
+    region.arrive(other, 2).unwrap();
+    region.arrive(&nic, 2).unwrap();
+    let mut second = region.start(2).unwrap();
+    let words = second.wait_for("another agent").unwrap();
+    assert!(words.contains("`node_id` `n1`") && words.contains(&format!("process {}", first.pid())), "{words}");
+    let there = || region.ask_node(2, "GET", &path(&id), None).body["captures"][0]["capture"]["state"].clone();
+    region.until("it captures what it knows", there, |state| state == "attached");
+    let words = second.wait_for("and is alive").unwrap();
+    assert!(words.contains("give one of the two another `node_id`"), "{words}");
+    region.until("it is in its status", || status(&region, "n2/state"), |text| text.contains("another agent"));
+    assert_eq!(held(), before, "what the first one has is what the region knows");
+    assert!(!region.ask(SERVER, "GET", "/flowlog/v1/inventory", None).body.to_string().contains(other));
+    assert_eq!(why(&region, &id).0, "green");
+    // It is alone.
+    first.signal(Signal::TERM);
+    first.wait().unwrap();
+    second.wait_for("no other agent").unwrap();
+    region.known(SERVER, other);
+    region.until("nothing is said", || status(&region, "n2/state"), |text| !text.contains("another agent"));
+}
+
+#[test]
+fn of_two_servers_with_one_name_the_second_reads_and_says_so_and_changes_nothing_until_it_is_alone() {
+    let region = Region::new(1, 1).unwrap();
+    let twin = region.control_config("twin").replace("node_id = 'twin'", &format!("node_id = '{SERVER}'"));
+    region.write("twin.toml", &twin).unwrap();
+    let mut server = region.serve(SERVER).unwrap();
+    let _agent = region.start(1).unwrap();
+    let nic = nic(1);
+    region.arrive(&nic, 1).unwrap();
+    region.known(SERVER, &nic);
+    let ready = |name: &str| integration::http::unix_text(&region.path(&format!("{name}.metrics")), "/readyz");
+    // One that is started again in its place, also after it was killed, is no other.
+    for signal in [Signal::TERM, Signal::KILL] {
+        server.signal(signal);
+        server.wait().unwrap();
+        server = region.serve(SERVER).unwrap();
+        let answer = region.create(SERVER, &nic, "web");
+        assert_eq!(finished(&region, SERVER, &answer).0, "DONE", "{answer:?}");
+        assert_eq!(rule(&region, &["delete", "web"]).0, Some(0));
+    }
+    let mut second = region.spawn_server("twin").unwrap();
+    let words = second.wait_for("another server").unwrap();
+    assert!(words.contains(&format!("`node_id` `{SERVER}`")), "{words}");
+    assert!(words.contains(&format!("process {}", server.pid())), "{words}");
+    second.wait_for("serving the region").unwrap();
+    region.known("twin", &nic);
+    let refused = region.create("twin", &nic, "web");
+    assert!(refused.status == 503 && refused.words().contains("another server"), "{refused:?}");
+    assert!(ready("twin").is_ok_and(|text| text.contains("another server")) && ready(SERVER).unwrap() == "ok\n");
+    let id = created(&region, SERVER, &nic, "web");
+    region.until("the second one reads", || region.ask("twin", "GET", &path(&id), None).status, |s| *s == 200);
+    second.wait_for("and is alive").unwrap();
+    server.kill().unwrap();
+    second.wait_for("no other server").unwrap();
+    assert_eq!(region.ask("twin", "DELETE", &path(&id), None).status, 202);
+    region.until("it is gone", || region.ask("twin", "GET", &path(&id), None).status, |s| *s == 404);
+}

@@ -69,6 +69,11 @@ pub(crate) fn resources(node: &str) -> String {
     format!("{NODES}{node}/resources")
 }
 
+/// Which process is the server of a name.
+pub(crate) fn server(name: &str) -> String {
+    format!("servers/{name}")
+}
+
 /// How a node is doing.
 pub(crate) fn status(node: &str) -> String {
     format!("{NODES}{node}/status")

@@ -7,6 +7,7 @@
 //! PREFIX/rules/writers/WRITER        the last transaction of somebody who writes: settles what became of one
 //! PREFIX/nodes/NODE/resources        what a node has (JSON, deflated); stays when the node goes
 //! PREFIX/nodes/NODE/status           how it is doing (JSON, deflated); goes with its lease
+//! PREFIX/servers/SERVER              the server of that name (JSON); goes with its lease
 //! PREFIX/leader                      the server that carries requests out; goes with its lease
 //! PREFIX/audit/CONTRACT/TIME-…       the audit log
 //! ```
@@ -14,16 +15,18 @@
 //! * [`options`]: where etcd is, and how it is reached;
 //! * [`connection`]: a client that is made again where that helps, and errors in words;
 //! * [`feed`]: all of a prefix, then every change, whatever happens to connection, compaction and history in between;
-//! * [`keys`]: the names above.
+//! * [`keys`]: the names above; `named`: whether that of this process is its own.
 //!
 //! What is in the values does not belong here ([`crate::flow_logs`], [`crate::fleet`]).
 
 pub(crate) mod connection;
 pub(crate) mod feed;
 pub(crate) mod keys;
+mod named;
 mod options;
 #[cfg(test)]
 pub(crate) mod server;
 
 pub use connection::EtcdHealth;
+pub use named::Named;
 pub use options::{EtcdOptions, PREFIX_DEFAULT};

@@ -5,9 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
 
-use super::publisher::{LEASE_SECS, keep_alive};
+use tokio::sync::watch;
+
+use super::claim::Lease;
 use crate::{
     etcd::{
+        Named,
         connection::{Etcd, EtcdError, in_time},
         keys,
     },
@@ -17,10 +20,12 @@ use crate::{
 /// How often it is tried to become it, and said that we still are.
 const EVERY: Duration = Duration::from_secs(3);
 
-/// Works whenever we are it, for ever.
-pub(super) async fn lead(etcd: Arc<Etcd>, name: String, worker: Arc<Worker>) {
+/// Works whenever we are it, for ever. Who has not its own name could write nothing, and is not it.
+pub(super) async fn lead(etcd: Arc<Etcd>, name: String, worker: Arc<Worker>, mut named: watch::Receiver<Named>) {
     loop {
-        if let Err(error) = term(&etcd, &name, &worker).await {
+        // Whoever says so lives as long as we do.
+        drop(named.wait_for(|named| *named == Named::Ours).await);
+        if let Err(error) = term(&etcd, &name, &worker, &mut named).await {
             tracing::debug!(%error, "requests are not carried out by this server");
         }
         tokio::time::sleep(EVERY).await;
@@ -28,24 +33,29 @@ pub(super) async fn lead(etcd: Arc<Etcd>, name: String, worker: Arc<Worker>) {
 }
 
 /// Works as long as we are it; at once over if another is.
-async fn term(etcd: &Etcd, name: &str, worker: &Arc<Worker>) -> Result<(), EtcdError> {
+async fn term(
+    etcd: &Etcd,
+    name: &str,
+    worker: &Arc<Worker>,
+    named: &mut watch::Receiver<Named>,
+) -> Result<(), EtcdError> {
     let mut client = etcd.client().await?;
-    let lease = in_time(async { Ok(client.lease_grant(LEASE_SECS, None).await?) }).await?.id();
+    let mut lease = Lease::grant(etcd).await?;
+    let id = lease.id;
     let key = etcd.key(keys::LEADER);
     let free = Compare::create_revision(key.clone(), CompareOp::Equal, 0);
-    let put = TxnOp::put(key, name, Some(PutOptions::new().with_lease(lease)));
+    let put = TxnOp::put(key, name, Some(PutOptions::new().with_lease(id)));
     let taken = etcd.transact(Txn::new().when(vec![free]).and_then(vec![put])).await;
     if !taken.as_ref().is_ok_and(etcd_client::TxnResponse::succeeded) {
         // What may have been taken without our knowing goes with it.
-        let _ = in_time(async { Ok(client.lease_revoke(lease).await?) }).await;
+        let _ = in_time(async { Ok(client.lease_revoke(id).await?) }).await;
         return taken.map(drop);
     }
     tracing::info!("this server carries requests out");
-    let (mut keeper, mut stream) = in_time(async { Ok(client.lease_keep_alive(lease).await?) }).await?;
     let alive = async {
         loop {
             tokio::time::sleep(EVERY).await;
-            if let Err(error) = keep_alive(&mut keeper, &mut stream).await {
+            if let Err(error) = lease.keep_alive().await {
                 break error;
             }
         }
@@ -54,6 +64,10 @@ async fn term(etcd: &Etcd, name: &str, worker: &Arc<Worker>) -> Result<(), EtcdE
         error = alive => {
             tracing::warn!(%error, "this server carries no requests out any more");
             Err(error)
+        }
+        () = async { drop(named.wait_for(|named| *named != Named::Ours).await) } => {
+            tracing::warn!("this server carries no requests out any more");
+            in_time(async { Ok(client.lease_revoke(id).await?) }).await.map(drop)
         }
         () = worker.carry_out_for_ever() => Ok(()),
     }

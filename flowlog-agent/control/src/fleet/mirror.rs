@@ -10,7 +10,9 @@ use std::{
 };
 
 use flowlog_model::FlowLogId;
-use redb::{Database, ReadOnlyTable, ReadableDatabase as _, ReadableTableMetadata as _, TableDefinition};
+use redb::{
+    Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -38,6 +40,8 @@ const NOT_UNDERSTOOD: TableDefinition<(u128, u128), &[u8]> = TableDefinition::ne
 /// Where the feed was, as JSON.
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const POSITION: &str = "position";
+/// The id of this state directory.
+const INSTANCE: &str = "instance";
 
 /// What is known of a flow log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,6 +104,26 @@ impl Mirror {
             let txn = self.db.begin_read()?;
             let found = txn.open_table(META)?.get(POSITION)?;
             Ok(found.and_then(|value| serde_json::from_slice(value.value()).ok()))
+        };
+        self.tried(read())
+    }
+
+    /// The id of this state directory, made when it is asked for first.
+    ///
+    /// # Errors
+    /// If it cannot be read or written.
+    pub(super) fn instance(&self) -> Result<Uuid, FlowLogStoreError> {
+        let read = || -> Result<Uuid, redb::Error> {
+            let txn = self.db.begin_write()?;
+            let instance = {
+                let mut table = txn.open_table(META)?;
+                let found = table.get(INSTANCE)?.and_then(|value| Uuid::from_slice(value.value()).ok());
+                let instance = found.unwrap_or_else(Uuid::new_v4);
+                table.insert(INSTANCE, instance.as_bytes().as_slice())?;
+                instance
+            };
+            txn.commit()?;
+            Ok(instance)
         };
         self.tried(read())
     }

@@ -9,12 +9,14 @@
 //! ```
 //!
 //! * [`node`]: the node's side; [`mirror`]: what it knows, on its disk; [`publisher`], [`said`]: what it says of itself;
+//! * [`claim`]: one process has a name at a time, a node's id or a server's;
 //! * [`region`]: the server's side; [`merged`]: one inventory and one status, of what all nodes say; [`leader`]: which server carries
 //!   requests out;
 //! * [`rehearsal`]: nodes that only watch, for measuring.
 //!
 //! Who may do what, and what is checked, is the same as on one node ([`crate::flow_logs`]).
 
+mod claim;
 mod leader;
 mod merged;
 mod mirror;

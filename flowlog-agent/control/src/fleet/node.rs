@@ -12,13 +12,14 @@ use flowlog_model::{
 use tokio::sync::{Notify, watch};
 
 use super::{
+    claim::{Claim, Holder},
     mirror::{Mirror, Mirrored, Writing},
     publisher::Publisher,
-    said::{Puzzle, Puzzles},
+    said::{self, NodeStatus, Puzzle, Puzzles},
 };
 use crate::{
     etcd::{
-        EtcdHealth, EtcdOptions,
+        EtcdHealth, EtcdOptions, Named,
         connection::Etcd,
         feed::{Fed, Feed, KeyChange, News, Position},
         keys::{self, RuleKey},
@@ -42,6 +43,8 @@ pub struct FleetNode {
     node: String,
     known: Known,
     told: watch::Sender<i64>,
+    claim: Claim,
+    named: watch::Receiver<Named>,
 }
 
 /// Opens what is known of the region's flow logs: those of the inventory are in the store.
@@ -61,13 +64,18 @@ pub fn open(
         mirror.seed(&of_file(state_dir)?)?;
     }
     let (told, heard) = watch::channel(0);
-    let writer = Writer { name: format!("node-{node}"), plans_contracts: false };
+    let who = Holder::this(Some(mirror.instance()?));
+    let (naming, named) = watch::channel(Named::default());
+    let what = format!("agent with the `node_id` `{node}`");
+    let holder_of = |value: &[u8]| said::read::<NodeStatus>(value)?.holder;
+    let claim = Claim::new(etcd.clone(), keys::status(node), what, who, holder_of, naming);
+    let writer = Writer { name: format!("node-{node}"), plans_contracts: false, named: named.clone() };
     let mut store = FlowLogStore::in_etcd(&etcd, writer, heard);
     let known = Known { mirror, not_understood: watch::Sender::default() };
     known.hold(inventory, &mut store)?;
     let (all, own) = (known.mirror.len()?, store.flow_logs().len());
     tracing::info!(known = all, own, "flow logs of the region, as they were known last");
-    Ok((store, FleetNode { etcd, node: node.to_owned(), known, told }))
+    Ok((store, FleetNode { etcd, node: node.to_owned(), known, told, claim, named }))
 }
 
 /// What is known of the region's flow logs.
@@ -119,6 +127,31 @@ pub fn plane(parts: Parts, fleet: FleetNode) -> (Control, NodeWorker) {
     (control, NodeWorker { worker: Arc::new(worker), fleet, inventory, status, changed: Arc::default() })
 }
 
+/// How a node is doing in its region.
+#[derive(Clone)]
+pub struct NodeHealth {
+    etcd: watch::Receiver<EtcdHealth>,
+    named: watch::Receiver<Named>,
+    not_understood: watch::Receiver<Puzzles>,
+}
+
+impl NodeHealth {
+    /// What is not as it should be, each in a sentence.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let away = self.etcd.borrow().words();
+        let is_away = away.is_some();
+        let mut all = Vec::from_iter(away.map(|why| format!("what is known of the region's flow logs holds: {why}")));
+        match &*self.named.borrow() {
+            // While etcd is away nobody can say.
+            Named::Taken(words) if !is_away => all.push(words.clone()),
+            Named::Unknown | Named::Ours | Named::Taken(_) => {}
+        }
+        all.extend(self.not_understood.borrow().values().map(|puzzle| puzzle.words("this node")));
+        all
+    }
+}
+
 /// See the module's head.
 pub struct NodeWorker {
     worker: Arc<Worker>,
@@ -130,17 +163,18 @@ pub struct NodeWorker {
 }
 
 impl NodeWorker {
-    /// How etcd is doing, now and later.
+    /// How the node is doing in its region, now and later.
     #[must_use]
-    pub fn health(&self) -> watch::Receiver<EtcdHealth> {
-        self.fleet.etcd.health()
+    pub fn health(&self) -> NodeHealth {
+        let FleetNode { etcd, known, named, .. } = &self.fleet;
+        NodeHealth { etcd: etcd.health(), named: named.clone(), not_understood: known.not_understood.subscribe() }
     }
 
     /// For ever.
     pub async fn run(self) {
-        let FleetNode { etcd, node, known, told } = self.fleet;
+        let FleetNode { etcd, node, known, told, claim, named } = self.fleet;
         let position = known.mirror.position().unwrap_or_default();
-        let feed = Feed::new(etcd.clone(), keys::FLOW_LOGS, position);
+        let feed = Feed::new(etcd, keys::FLOW_LOGS, position);
         let keeper = Keeper {
             writing: Writing::new(known.mirror.clone()),
             known: known.clone(),
@@ -151,8 +185,8 @@ impl NodeWorker {
         };
         let not_understood = known.not_understood.subscribe();
         let publisher =
-            Publisher { etcd, node, inventory: self.inventory.clone(), status: self.status, not_understood };
-        let carrying = Carrying { worker: self.worker, known, inventory: self.inventory, changed: self.changed };
+            Publisher { claim, node, inventory: self.inventory.clone(), status: self.status, not_understood };
+        let carrying = Carrying { worker: self.worker, known, inventory: self.inventory, changed: self.changed, named };
         // Each on a task of its own: none waits for another.
         let feeding = tokio::spawn(feed.run(keeper));
         let publishing = tokio::spawn(publisher.run());
@@ -210,6 +244,8 @@ struct Carrying {
     known: Known,
     inventory: watch::Receiver<Arc<Loaded>>,
     changed: Arc<Notify>,
+    /// Whether the node's id is ours: else nothing is said in etcd.
+    named: watch::Receiver<Named>,
 }
 
 impl Carrying {
@@ -222,16 +258,18 @@ impl Carrying {
                 () = self.changed.notified() => {}
                 Ok(()) = self.inventory.changed() => self.follow_inventory(),
                 Ok(()) = templates.changed() => {}
+                Ok(()) = self.named.changed() => {}
             }
             let states = self.worker.order().await;
-            self.drive(&states).await;
+            if *self.named.borrow() == Named::Ours {
+                self.drive(&states).await;
+            }
         }
     }
 
     /// Other resources have other flow logs.
     fn follow_inventory(&self) {
         let loaded = self.inventory.borrow().clone();
-        loaded.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
         if let Err(error) = self.known.hold(&loaded.inventory, &mut self.worker.store().lock()) {
             tracing::error!(%error, "flow logs of what is new on this node are not known");
         }

@@ -3,33 +3,34 @@
 
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp};
+use etcd_client::{PutOptions, TxnOp};
 use flowlog_model::status::Status;
 use tokio::{sync::watch, time::Instant};
 
-use super::said::{NodeResources, NodeStatus, Puzzles, sent};
+use super::{
+    claim::{Claim, Lease},
+    said::{NodeResources, NodeStatus, Puzzles, sent},
+};
 use crate::{
-    etcd::{
-        connection::{Etcd, EtcdError, in_time},
-        keys,
-    },
+    etcd::{connection::EtcdError, keys},
     inventory::load::Loaded,
 };
 
-/// How long a node is taken to be there after it was heard of last.
-pub(super) const LEASE_SECS: i64 = 15;
 /// How often it is heard of.
 const ALIVE_EVERY: Duration = Duration::from_secs(4);
 /// What is counted is told at least so often, if it has changed; what is not as it was, at once.
 const COUNTS_EVERY: Duration = Duration::from_secs(60);
 /// Least between two times that something is told.
 const TOLD_EVERY: Duration = Duration::from_millis(500);
+/// How often it is looked whether what was told is still there, and ours.
+const CHECKED_EVERY: Duration = Duration::from_secs(12);
 /// Pause before another try.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// See the module's head.
 pub(super) struct Publisher {
-    pub etcd: Arc<Etcd>,
+    /// The node's id, which one agent has.
+    pub claim: Claim,
     pub node: String,
     pub inventory: watch::Receiver<Arc<Loaded>>,
     pub status: watch::Receiver<Arc<Status>>,
@@ -59,77 +60,83 @@ impl Publisher {
     }
 
     async fn while_leased(&mut self) -> Result<std::convert::Infallible, EtcdError> {
-        let mut client = self.etcd.client().await?;
-        let lease = in_time(async { Ok(client.lease_grant(LEASE_SECS, None).await?) }).await?.id();
-        let (mut keeper, mut stream) = in_time(async { Ok(client.lease_keep_alive(lease).await?) }).await?;
+        let mut lease = Lease::grant(&self.claim.etcd).await?;
         let mut told = Told::default();
         let mut alive = tokio::time::interval(ALIVE_EVERY);
         let mut tell = tokio::time::interval(TOLD_EVERY);
+        let mut check = tokio::time::interval(CHECKED_EVERY);
         tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = alive.tick() => keep_alive(&mut keeper, &mut stream).await?,
-                _ = tell.tick() => self.tell(&mut told, lease).await?,
+                _ = alive.tick() => lease.keep_alive().await?,
+                _ = tell.tick() => {
+                    if !self.tell(&mut told, lease.id).await? {
+                        told = Told::default();
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                }
+                _ = check.tick() => {
+                    if !self.claim.is_held(lease.id).await? {
+                        told = Told::default();
+                    }
+                }
             }
         }
     }
 
-    /// Tells what is new.
-    async fn tell(&mut self, told: &mut Told, lease: i64) -> Result<(), EtcdError> {
+    /// Tells what is new, unless another agent has the node's id; `false`: one has.
+    async fn tell(&mut self, told: &mut Told, lease: i64) -> Result<bool, EtcdError> {
+        let etcd = self.claim.etcd.clone();
         let mut parts = Vec::new();
+        let resources = self.new_resources(told);
         let status = {
             let now = NodeStatus::of(&self.node, &self.status.borrow_and_update(), &self.not_understood.borrow());
+            let now = NodeStatus { holder: Some(self.claim.who().clone()), ..now };
             let is_due = told.at.is_none_or(|at| at.elapsed() >= COUNTS_EVERY);
-            let is_new = told.status.as_ref().is_none_or(|before| {
-                before.shape() != now.shape() || before.trouble != now.trouble || (is_due && *before != now)
-            });
+            // With what it has goes how that is doing, as that key says whose both are.
+            let is_new = resources.is_some()
+                || told.status.as_ref().is_none_or(|before| {
+                    before.shape() != now.shape() || before.trouble != now.trouble || (is_due && *before != now)
+                });
             is_new.then_some(now)
         };
         if let Some(status) = &status {
-            let key = self.etcd.key(&keys::status(&self.node));
+            let key = etcd.key(&keys::status(&self.node));
             if let Some(value) = sent(status) {
                 parts.push(TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease))));
             } else {
                 tracing::error!("how this node is doing is too much for one value of etcd: not told");
             }
         }
-        let resources = (told.resources.is_none() || self.inventory.has_changed().unwrap_or(false)).then(|| {
-            let loaded = self.inventory.borrow_and_update().clone();
-            let resources = loaded.inventory.resources.values().cloned().collect();
-            sent(&NodeResources { resources })
-        });
-        let resources = match resources {
-            Some(None) => {
-                tracing::error!("what this node has is too much for one value of etcd: not told");
-                None
-            }
-            other => other.flatten().filter(|now| told.resources.as_ref() != Some(now)),
-        };
         if let Some(value) = &resources {
-            parts.push(TxnOp::put(self.etcd.key(&keys::resources(&self.node)), value.clone(), None));
+            parts.push(TxnOp::put(etcd.key(&keys::resources(&self.node)), value.clone(), None));
         }
-        if parts.is_empty() {
-            return Ok(());
+        if status.is_none() {
+            return Ok(true);
         }
-        self.etcd.transact(Txn::new().and_then(parts)).await?;
+        if !self.claim.write(lease, parts).await? {
+            return Ok(false);
+        }
         if resources.is_some() {
             told.resources = resources;
         }
         if status.is_some() {
             (told.status, told.at) = (status, Some(Instant::now()));
         }
-        Ok(())
+        Ok(true)
     }
-}
 
-/// Says once that we are there, and hears that the lease still is.
-pub(super) async fn keep_alive(keeper: &mut LeaseKeeper, stream: &mut LeaseKeepAliveStream) -> Result<(), EtcdError> {
-    in_time(async {
-        keeper.keep_alive().await?;
-        match stream.message().await? {
-            Some(answer) if answer.ttl() > 0 => Ok(()),
-            _ => Err(EtcdError::Away("the lease is over".to_owned())),
+    /// What the node has, if that has not been told.
+    fn new_resources(&mut self, told: &Told) -> Option<Vec<u8>> {
+        if told.resources.is_some() && !self.inventory.has_changed().unwrap_or(false) {
+            return None;
         }
-    })
-    .await
+        let loaded = self.inventory.borrow_and_update().clone();
+        let resources = loaded.inventory.resources.values().cloned().collect();
+        let now = sent(&NodeResources { resources });
+        if now.is_none() {
+            tracing::error!("what this node has is too much for one value of etcd: not told");
+        }
+        now.filter(|now| told.resources.as_ref() != Some(now))
+    }
 }

@@ -5,25 +5,30 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use etcd_client::{PutOptions, TxnOp};
 use flowlog_host::clock;
 use flowlog_model::{FlowLogId, live::LiveError, rule::InvalidField, status::Status};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::{
+    claim::{Claim, Holder, Lease},
     leader::lead,
     merged::{self, Claims, NodeSaid, Nodes},
     said::{self},
 };
 use crate::{
     etcd::{
-        EtcdHealth, EtcdOptions,
-        connection::Etcd,
+        EtcdHealth, EtcdOptions, Named,
+        connection::{Etcd, EtcdError, in_time},
         feed::{Entry, Fed, Feed, KeyChange, News},
         keys,
     },
@@ -46,6 +51,8 @@ use crate::{
 const MERGED_EVERY: Duration = Duration::from_millis(500);
 /// How often it is looked whether a node has gone that is waited for.
 const LOOKED_EVERY: Duration = Duration::from_secs(1);
+/// How often a server says that it has its name, or asks for it.
+const NAMED_EVERY: Duration = Duration::from_secs(3);
 /// Trials that wait at most.
 const TRIALS_MAX: usize = 64;
 
@@ -73,12 +80,18 @@ pub struct RegionFigures {
     pub claimed_twice: usize,
     /// Whether etcd answers.
     pub etcd_answers: bool,
+    /// Why this server changes nothing though it does, if so: another one has its name.
+    pub taken: Option<String>,
 }
 
 /// See the module's head.
 pub struct RegionWorker {
     etcd: Arc<Etcd>,
     name: String,
+    claim: Claim,
+    named: watch::Receiver<Named>,
+    /// The lease of the name; 0: there is none yet.
+    lease: Arc<AtomicI64>,
     store: SharedStore,
     feed: StoreFeed,
     nodes: Said,
@@ -95,7 +108,12 @@ pub struct RegionWorker {
 pub fn plane(parts: RegionParts) -> (Control, RegionWorker) {
     let RegionParts { etcd, name, inventory: own, principals, buckets, settings } = parts;
     let etcd = Etcd::new(etcd);
-    let (store, feed) = in_etcd(&etcd, Writer { name: format!("server-{name}"), plans_contracts: true });
+    let (naming, named) = watch::channel(Named::default());
+    let what = format!("server with the `node_id` `{name}`");
+    let holder_of = |value: &[u8]| serde_json::from_slice(value).ok();
+    let claim = Claim::new(etcd.clone(), keys::server(&name), what, Holder::this(None), holder_of, naming);
+    let writer = Writer { name: format!("server-{name}"), plans_contracts: true, named: named.clone() };
+    let (store, feed) = in_etcd(&etcd, writer);
     let inventory = watch::Sender::new(own.borrow().clone());
     let status = watch::Sender::new(Arc::new(Status::default()));
     let claims = watch::Sender::new(Arc::new(Claims::default()));
@@ -122,6 +140,9 @@ pub fn plane(parts: RegionParts) -> (Control, RegionWorker) {
     let worker = RegionWorker {
         etcd,
         name,
+        claim,
+        named,
+        lease: Arc::default(),
         store,
         feed,
         nodes,
@@ -146,6 +167,7 @@ impl RegionWorker {
     pub fn figures(&self) -> impl Fn() -> RegionFigures + Send + Sync + use<> {
         let (nodes, store, claims, health) =
             (self.nodes.clone(), self.store.clone(), self.claims.subscribe(), self.etcd.health());
+        let named = self.named.clone();
         move || {
             let known = nodes.lock();
             RegionFigures {
@@ -154,27 +176,78 @@ impl RegionWorker {
                 flow_logs: store.lock().flow_logs().len(),
                 claimed_twice: claims.borrow().values().filter(|names| names.len() > 1).count(),
                 etcd_answers: *health.borrow() == EtcdHealth::Fine,
+                taken: if let Named::Taken(words) = &*named.borrow() { Some(words.clone()) } else { None },
             }
         }
     }
 
-    /// For ever. `serve` begins when all that etcd has has been read once.
+    /// Gives the name back, so that whoever is called so next has it at once.
+    pub fn leave(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (etcd, lease) = (self.etcd.clone(), self.lease.clone());
+        async move {
+            let id = lease.load(Ordering::Relaxed);
+            if let (true, Ok(mut client)) = (id != 0, etcd.client().await) {
+                // What is not given back goes with its lease.
+                let _ = in_time(async { Ok(client.lease_revoke(id).await?) }).await;
+            }
+        }
+    }
+
+    /// For ever. `serve` begins when all that etcd has has been read once, and it is known whose our name is.
     pub async fn run(self, serve: impl Future<Output = ()>) {
-        let Self { etcd, name, store, feed, nodes, worker, own, inventory, status, claims, trials } = self;
+        let Self {
+            etcd,
+            name,
+            claim,
+            named,
+            lease,
+            store,
+            feed,
+            nodes,
+            worker,
+            own,
+            inventory,
+            status,
+            claims,
+            trials,
+        } = self;
         let mut told = feed.told();
         let mut heard = nodes.read.subscribe();
         tokio::spawn(feed.run());
         tokio::spawn(Feed::new(etcd.clone(), keys::NODES, None).run(nodes.clone()));
         tokio::spawn(answer(trials));
+        tokio::spawn(hold_name(claim, lease));
         let _ = told.wait_for(|revision| *revision > 0).await;
         let _ = heard.wait_for(|is_read| *is_read).await;
+        let _ = named.clone().wait_for(|named| *named != Named::Unknown).await;
         tracing::info!(flow_logs = store.lock().flow_logs().len(), nodes = nodes.lock().len(), "the region is known");
         let (shape, captured) = Default::default();
         let mut merging = Merging { nodes, store, own, inventory, status, claims, shape, captured };
         merging.merge(true, true);
         tokio::spawn(merging.run());
-        tokio::spawn(lead(etcd, name, worker));
+        tokio::spawn(lead(etcd, name, worker, named));
         serve.await;
+    }
+}
+
+/// Has the server's name, or asks for it, for ever.
+async fn hold_name(mut claim: Claim, lease: Arc<AtomicI64>) {
+    loop {
+        let Err(error) = while_leased(&mut claim, &lease).await;
+        tracing::debug!(%error, "the server's name is not held");
+        tokio::time::sleep(NAMED_EVERY).await;
+    }
+}
+
+async fn while_leased(claim: &mut Claim, id: &AtomicI64) -> Result<std::convert::Infallible, EtcdError> {
+    let mut lease = Lease::grant(&claim.etcd).await?;
+    id.store(lease.id, Ordering::Relaxed);
+    loop {
+        lease.keep_alive().await?;
+        let value = serde_json::to_vec(claim.who()).unwrap_or_default();
+        let put = TxnOp::put(claim.key(), value, Some(PutOptions::new().with_lease(lease.id)));
+        claim.write(lease.id, vec![put]).await?;
+        tokio::time::sleep(NAMED_EVERY).await;
     }
 }
 
@@ -325,7 +398,9 @@ impl Merging {
         self.inventory.send_if_modified(|now| {
             let changed = **now != loaded;
             if changed {
-                let new = loaded.problems.iter().filter(|words| !now.problems.contains(words));
+                // Whoever reads this server's own files has said what is wrong with them.
+                let own = &self.own.borrow().problems;
+                let new = loaded.problems.iter().filter(|words| !now.problems.contains(words) && !own.contains(words));
                 new.for_each(|words| tracing::warn!("inventory: {words}"));
                 *now = Arc::new(loaded);
             }

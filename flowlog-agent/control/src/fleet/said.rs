@@ -13,6 +13,7 @@ use flowlog_model::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::claim::Holder;
 use crate::{flow_logs::store::understood::NotUnderstood, inventory::Resource};
 
 /// Most that is made of a value: a node with 10,000 NICs says a tenth of it.
@@ -34,6 +35,9 @@ pub(super) struct NodeStatus {
     pub leaving: Vec<Leaving>,
     /// Why it cannot do all of its work.
     pub trouble: Option<String>,
+    /// Which agent says so.
+    #[serde(default)]
+    pub holder: Option<Holder>,
 }
 
 /// A flow log whose value in etcd a node does not understand.
@@ -72,7 +76,7 @@ impl NodeStatus {
             let capture = CaptureState::Trouble { why: puzzle.words(&who) };
             RuleStatus { rule_id: Some(*id), capture, ..RuleStatus::default() }
         }));
-        Self { rules, leaving: status.leaving.clone(), trouble: status.trouble.clone() }
+        Self { rules, leaving: status.leaving.clone(), trouble: status.trouble.clone(), holder: None }
     }
 
     /// As much of it as is told at once when it changes: not what is counted.

@@ -408,7 +408,6 @@ impl Worker {
     /// The inventory has changed: flow logs remember their interfaces, and the agent captures them where they are now.
     async fn follow_inventory(&self) {
         let loaded = self.inventory.borrow().clone();
-        loaded.problems.iter().for_each(|words| tracing::error!("inventory: {words}"));
         // Elsewhere they are another node's tomorrow.
         if self.elsewhere.is_none() {
             self.remember_interfaces(&loaded.inventory).await;

@@ -30,15 +30,19 @@ async fn figures(State(counted): State<Counted>) -> Response {
 
 /// Whether changes can be made: who sends them here asks this.
 async fn ready(State(counted): State<Counted>) -> Response {
-    if counted().etcd_answers {
-        "ok\n".into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "etcd does not answer\n").into_response()
+    match counted() {
+        RegionFigures { etcd_answers: false, .. } => {
+            (StatusCode::SERVICE_UNAVAILABLE, "etcd does not answer\n").into_response()
+        }
+        RegionFigures { taken: Some(words), .. } => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{words}\n")).into_response()
+        }
+        _ => "ok\n".into_response(),
     }
 }
 
 fn written(figures: &RegionFigures) -> String {
-    let RegionFigures { nodes, nodes_away, flow_logs, claimed_twice, etcd_answers } = *figures;
+    let RegionFigures { nodes, nodes_away, flow_logs, claimed_twice, etcd_answers, .. } = *figures;
     let gauges = [
         ("flowlog_region_nodes", "Nodes that have said what they have", nodes),
         ("flowlog_region_nodes_away", "Nodes that are not heard of", nodes_away),

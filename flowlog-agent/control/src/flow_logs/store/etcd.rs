@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     etcd::{
+        Named,
         connection::{Etcd, EtcdError, unchanged},
         feed::{Entry, Fed, Feed, KeyChange, News, Position},
         keys::{self, RuleKey},
@@ -56,6 +57,8 @@ pub(crate) struct Writer {
     pub name: String,
     /// Its plans look at other flow logs of a contract as well: those of API servers. A node looks at the one that it changes.
     pub plans_contracts: bool,
+    /// Whether it is, here: else nothing is written.
+    pub named: watch::Receiver<Named>,
 }
 
 /// See the module's head.
@@ -333,6 +336,9 @@ impl EtcdBackend {
 #[async_trait]
 impl Backend for EtcdBackend {
     async fn commit(&self, changes: &[Change], compared: Compared) -> Result<Committed, CommitError> {
+        if let Some(words) = self.writer.named.borrow().words() {
+            return Err(CommitError::Failed(FlowLogStoreError::Away(words)));
+        }
         let compared: Compared = compared
             .into_iter()
             .filter(|(key, _)| self.writer.plans_contracts || !matches!(key, RuleKey::Contract(_)))
@@ -399,7 +405,8 @@ mod tests {
     use crate::etcd::server::Server;
 
     async fn opened(server: &Server, name: &str, audit_max: usize) -> SharedStore {
-        let writer = Writer { name: name.to_owned(), plans_contracts: true };
+        let (_, named) = watch::channel(Named::Ours);
+        let writer = Writer { name: name.to_owned(), plans_contracts: true, named };
         let (store, feed) = in_etcd_with(&server.etcd(), writer, audit_max);
         let mut told = feed.told();
         tokio::spawn(feed.run());
