@@ -1,6 +1,6 @@
 //! Flow hash: two or five multiplies over the key words, seeded per load.
 //!
-//! The cache is direct-mapped, so the hash only has to spread well; an attacker who finds collisions gains
+//! The hash only has to spread flows well over pairs of slots; an attacker who finds collisions gains
 //! evictions (more ring records), never wrong counts. The seed is random, so that he cannot prepare them.
 
 const M1: u64 = 0x9e37_79b9_7f4a_7c15;

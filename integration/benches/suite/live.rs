@@ -156,7 +156,7 @@ fn send(options: &Options, lane: &Lane, traffic: &mut Traffic) -> anyhow::Result
 }
 
 /// Has all threads of a process run on any CPU but the first, where there is another.
-fn leave_first_cpu(pid: u32) -> anyhow::Result<()> {
+pub(crate) fn leave_first_cpu(pid: u32) -> anyhow::Result<()> {
     let mut others = CpuSet::new();
     (1..std::thread::available_parallelism()?.get()).for_each(|cpu| others.set(cpu));
     if others.count() == 0 {

@@ -5,6 +5,7 @@
 //! * [`wire`], [`floods`]: real interfaces and the real agent; with [`lane`], the network and the traffic generator, and [`beside`],
 //!   another agent;
 //! * [`live`]: what somebody who looks costs;
+//! * [`soak`]: half an hour at the highest rate;
 //! * [`rules`]: many flow logs on one node;
 //! * [`fleet`]: many flow logs and nodes on one etcd;
 //! * [`agent`]: the agent's stages; with [`records`], a realistic window, and [`memory`], an allocator that counts;
@@ -27,6 +28,7 @@ mod plot;
 mod records;
 mod report;
 mod rules;
+mod soak;
 mod wire;
 
 use std::path::PathBuf;
@@ -65,6 +67,8 @@ enum What {
     Wire(wire::Options),
     /// Live flows: the agent with and without somebody who looks
     Live(live::Options),
+    /// Half an hour at the highest rate: loss, memory, descriptors, CPU, and the books at the end (only if it is named)
+    Soak(soak::Options),
     /// The agent's stages: drain, merge, encode, close
     Agent(agent::Options),
     /// Many flow logs on one node: start, memory, idle CPU
@@ -105,6 +109,7 @@ fn main() -> anyhow::Result<()> {
                 floods::run(&mut wire::run(&options, &mut report)?, &options, &mut report)?;
             }
             What::Live(options) => live::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
+            What::Soak(options) => soak::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Rules(options) => rules::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Fleet(options) => fleet::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Agent(options) => agent::run(&if cli.quick { options.quick() } else { options }, &mut report)?,

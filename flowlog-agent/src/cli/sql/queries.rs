@@ -100,7 +100,8 @@ order by interface_id, window_start",
         sql: "\
 select srcaddr, dstaddr, count(distinct dstport) as ports, sum(packets) as total_packets
 from <table>
-where log_status = 'OK' and protocol in (6, 17) and (initiator or action = 'REJECT')
+where log_status = 'OK' and protocol in (6, 17)
+  and (initiator or action = 'REJECT' or (initiator is null and srcport > dstport))
 group by srcaddr, dstaddr
 having count(distinct dstport) >= 20
 order by ports desc, srcaddr, dstaddr",

@@ -88,7 +88,7 @@ fn direct_mapped(slot: Option<*mut Record4>, key: &Key<Ip4>, f: &Flow<Ip4>, now:
     unsafe { if same(&raw const (*slot).key, key) { hit(slot, f, now) } else { miss(slot, key, f, now) } }
 }
 
-/// Direct-mapped: what flowlog uses.
+/// Direct-mapped: what flowlog used until it had pairs of slots.
 #[classifier]
 pub fn tc_cache1(ctx: TcContext) -> i32 {
     tc_cache1_body(&ctx)
@@ -192,7 +192,8 @@ unsafe fn ways<const WAYS: usize>(set: *mut Record4, key: &Key<Ip4>, f: &Flow<Ip
     }
 }
 
-/// Two slots for each hash: a miss evicts the record with fewer packets.
+/// Two slots for each hash: a miss evicts the record with fewer packets. What flowlog uses, whose flows look into the slot of their own first,
+/// and which lets go of what has had no packet for a second.
 #[classifier]
 pub fn tc_cache2(ctx: TcContext) -> i32 {
     if let Some(f) = parse(&ctx) {

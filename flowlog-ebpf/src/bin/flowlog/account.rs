@@ -336,22 +336,22 @@ fn enter<F: Family, H: Hook, const COMMON: bool>(
     let index = slot_index(F::hash(key), PASSED_MASK.load());
     let one = One { wire, tcp_flags, mark: 0, now_ns: at.now_ns };
     let (counted, place) = match F::passed(index) {
-        Some(slot) if lock(at.cpu) => {
-            // SAFETY: a slot of this CPU, and we hold the flag.
-            let counted =
-                unsafe { count::<F, false>(slot, key, &one, Fresh::<H, COMMON> { at, key: &key.meta, begun }) };
+        Some(bank) if lock(at.cpu) => {
+            let news = Fresh::<H, COMMON> { at, key: &key.meta, begun };
+            // SAFETY: a bank of this CPU, and we hold the flag.
+            let counted = unsafe { count::<F, false>(bank, index, key, &one, news) };
             unlock(at.cpu);
-            (counted, PLACE_SLOT << PLACE_BITS | index)
+            (counted, PLACE_SLOT << PLACE_BITS)
         }
         _ => {
             H::not_told(at);
-            (emit_alone::<F, false>(key, &one).then_some(NO_SLOT), PLACE_RECORD << PLACE_BITS)
+            (emit_alone::<F, false>(key, &one).then_some((NO_SLOT, 0)), PLACE_RECORD << PLACE_BITS)
         }
     };
-    let Some(before) = counted else {
+    let Some((before, slot)) = counted else {
         // SAFETY: a pointer into the map value.
         unsafe { bump(&raw mut (*at.truth).lost, wire) };
         return (PLACE_LOST << PLACE_BITS, NO_SLOT);
     };
-    (place, before)
+    (place | slot, before)
 }

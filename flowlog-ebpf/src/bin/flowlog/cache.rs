@@ -1,19 +1,24 @@
-//! The flow cache: a per-CPU, direct-mapped array.
+//! The flow cache: a per-CPU array of pairs of slots.
 //!
-//! A hit adds to its slot; a miss first moves the old record into the CPU's block ([`crate::block`]), then takes the slot. If the
+//! A flow's hash says which slot is its home; if that is another flow's, it may be in the one beside it, which is in the next cache line. A hit
+//! adds to its slot; a miss first moves the record of one of the two into the CPU's block ([`crate::block`]), then takes that slot. If the
 //! ring is full the slot keeps its flow and the packet is counted as lost: a packet is always in exactly one of {a slot, a block,
 //! the ring, a loss counter}.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use flowlog_ebpf::abi::{Key, Record, SYN, Stats, handshake};
+use flowlog_ebpf::abi::{BANK_SLOTS, Key, Record, SYN, Stats, handshake};
 
-use crate::{block, family::Family, wire::Wire};
+use crate::{block, family::Family, frame::opaque, maps::Bank, wire::Wire};
 
 const NS_PER_US: u64 = 1_000;
 
 /// A record that has had no packet for so long may be another connection's by now: half of what connection tracking keeps one that
 /// has ended at least (10 s, `nf_conntrack_tcp_timeout_close`).
 pub const IDLE_NS: u64 = 5_000_000_000;
+
+/// A record that has had no packet for so long has no claim to its slot, however many it had before: a second, in which a flow that goes on
+/// has sent something.
+const QUIET_NS: u64 = 1_000_000_000;
 
 /// One packet as the cache takes it.
 pub struct One {
@@ -116,21 +121,49 @@ impl<F: Family> News<F> for Nothing {
     }
 }
 
-/// Counts one packet in a slot, evicting another flow's record first; with `MARKED`, also one with another mark. `None`: the ring is
-/// full, nothing counted.
+/// How much is kept if a record stays where it is: its packets, or next to nothing if it has had none for a while. An empty slot keeps nothing.
 ///
 /// # Safety
-/// As [`evict`].
+/// `slot` must be a cache slot.
+#[inline(always)]
+unsafe fn worth<A>(slot: *const Record<A>, now_ns: u64) -> u64 {
+    // SAFETY: by the contract.
+    let (packets, last_ns) = unsafe { ((*slot).stats.packets, (*slot).stats.last_ns) };
+    // All ones, or none. No branch, like the choice between the two: nobody could foretell it, and the verifier would walk each way.
+    let is_recent = (now_ns.wrapping_sub(last_ns).wrapping_sub(QUIET_NS) as i64 >> 63) as u64;
+    packets & (is_recent | 1)
+}
+
+/// Counts one packet in the slot that is its home, or in the one beside it; if neither is its flow's, it evicts the record of one of
+/// them first. With `MARKED`, a record with another mark is another flow's. Returns what was there before, and which slot it is. `None`: the
+/// ring is full, nothing counted.
+///
+/// # Safety
+/// `bank` must be one of a cache of this CPU, and the caller must hold `busy`.
 #[inline(always)]
 pub unsafe fn count<F: Family, const MARKED: bool>(
-    slot: *mut Record<F::Addr>,
+    bank: *mut Bank<Record<F::Addr>>,
+    home: u32,
     key: &Key<F::Addr>,
     p: &One,
     news: impl News<F>,
-) -> Option<Before> {
+) -> Option<(Before, u32)> {
     // SAFETY: by the contract above.
     unsafe {
-        if F::same(&raw const (*slot).key, key) && (!MARKED || (*slot).stats.tag == p.mark) {
+        let is_its = |slot: *mut Record<F::Addr>| {
+            F::same(&raw const (*slot).key, key) && (!MARKED || (*slot).stats.tag == p.mark)
+        };
+        let (mut slot, mut index) = (slot_in(bank, home), home);
+        let mut is_hit = is_its(slot);
+        if !is_hit {
+            let beside = slot_in(bank, home ^ 1);
+            is_hit = is_its(beside);
+            // The sign of the difference.
+            let is_less = (worth(beside, p.now_ns).wrapping_sub(worth(slot, p.now_ns)) >> 63) as u32;
+            index = home ^ (u32::from(is_hit) | is_less);
+            slot = slot_in(bank, index);
+        }
+        if is_hit {
             let s = &mut (*slot).stats;
             s.packets += u64::from(p.wire.packets);
             s.bytes += u64::from(p.wire.bytes);
@@ -140,7 +173,7 @@ pub unsafe fn count<F: Family, const MARKED: bool>(
             if news.always() || p.tcp_flags & SYN != 0 || p.now_ns.wrapping_sub(before.last_ns) > IDLE_NS {
                 news.tell(&raw const (*slot).key, false);
             }
-            return Some(before);
+            return Some((before, index));
         }
         if !evict::<F>(slot) {
             return None;
@@ -148,8 +181,18 @@ pub unsafe fn count<F: Family, const MARKED: bool>(
         (*slot).key = *key;
         (*slot).stats = p.stats::<MARKED>();
         (*slot).stats.tcp_flags |= news.tell(&raw const (*slot).key, true);
+        Some((Before { tcp_flags: 0, last_ns: p.now_ns }, index))
     }
-    Some(Before { tcp_flags: 0, last_ns: p.now_ns })
+}
+
+/// A slot in its bank.
+///
+/// # Safety
+/// `bank` must be a bank of a cache.
+#[inline(always)]
+pub unsafe fn slot_in<R>(bank: *mut Bank<R>, index: u32) -> *mut R {
+    // SAFETY: by the contract; the index is below the length of a bank.
+    unsafe { bank.cast::<R>().add((opaque(index) & (BANK_SLOTS - 1)) as usize) }
 }
 
 /// Sends one packet as a record of its own. `false`: the ring is full.
@@ -158,7 +201,7 @@ pub fn emit_alone<F: Family, const MARKED: bool>(key: &Key<F::Addr>, p: &One) ->
     block::send_one(F::FAMILY, key, &p.stats::<MARKED>())
 }
 
-/// The slot of a hash.
+/// The slot of a hash: its home.
 #[inline(always)]
 pub const fn slot_index(hash: u64, mask: u32) -> u32 {
     hash as u32 & mask

@@ -8,10 +8,7 @@ use flowlog_ebpf::{
     hash,
 };
 
-use crate::{
-    frame::opaque,
-    maps::{BLOCK4, BLOCK6, Bank, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED},
-};
+use crate::maps::{BLOCK4, BLOCK6, Bank, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED};
 
 /// What differs between the IPv4 and the IPv6 tables.
 pub trait Family {
@@ -23,10 +20,10 @@ pub trait Family {
     const PLACE: u32;
     /// Records in a full block.
     const BLOCK: u32;
-    /// Slot of the flow cache.
-    fn passed(index: u32) -> Option<*mut Record<Self::Addr>>;
-    /// Slot of the refused cache.
-    fn refused(index: u32) -> Option<*mut Record<Self::Addr>>;
+    /// Bank of the flow cache that a slot is in.
+    fn passed(index: u32) -> Option<*mut Bank<Record<Self::Addr>>>;
+    /// Bank of the refused cache that a slot is in.
+    fn refused(index: u32) -> Option<*mut Bank<Record<Self::Addr>>>;
     /// Head of the block that is being filled.
     fn block() -> Option<*mut BlockHeader>;
     /// Flow hash, without the epoch: a flow keeps its slot across windows.
@@ -45,13 +42,6 @@ pub trait Family {
     unsafe fn same(slot: *const Key<Self::Addr>, key: &Key<Self::Addr>) -> bool;
 }
 
-/// A slot in its bank.
-#[inline(always)]
-fn slot<R>(bank: *mut Bank<R>, index: u32) -> Option<*mut R> {
-    // SAFETY: a map value; the index is below the length of a bank.
-    Some(unsafe { bank.cast::<R>().add((opaque(index) & (BANK_SLOTS - 1)) as usize) })
-}
-
 pub enum V4 {}
 
 pub enum V6 {}
@@ -62,12 +52,12 @@ impl Family for V4 {
     const PLACE: u32 = 0;
     const BLOCK: u32 = SIZE4 as u32;
     #[inline(always)]
-    fn passed(index: u32) -> Option<*mut Record<Ip4>> {
-        slot(PASSED4.get_ptr_mut(index / BANK_SLOTS)?, index)
+    fn passed(index: u32) -> Option<*mut Bank<Record<Ip4>>> {
+        PASSED4.get_ptr_mut(index / BANK_SLOTS)
     }
     #[inline(always)]
-    fn refused(index: u32) -> Option<*mut Record<Ip4>> {
-        slot(REFUSED4.get_ptr_mut(index / BANK_SLOTS)?, index)
+    fn refused(index: u32) -> Option<*mut Bank<Record<Ip4>>> {
+        REFUSED4.get_ptr_mut(index / BANK_SLOTS)
     }
     #[inline(always)]
     fn block() -> Option<*mut BlockHeader> {
@@ -103,12 +93,12 @@ impl Family for V6 {
     const PLACE: u32 = PLACE_V6 << PLACE_BITS;
     const BLOCK: u32 = SIZE6 as u32;
     #[inline(always)]
-    fn passed(index: u32) -> Option<*mut Record<Ip6>> {
-        slot(PASSED6.get_ptr_mut(index / BANK_SLOTS)?, index)
+    fn passed(index: u32) -> Option<*mut Bank<Record<Ip6>>> {
+        PASSED6.get_ptr_mut(index / BANK_SLOTS)
     }
     #[inline(always)]
-    fn refused(index: u32) -> Option<*mut Record<Ip6>> {
-        slot(REFUSED6.get_ptr_mut(index / BANK_SLOTS)?, index)
+    fn refused(index: u32) -> Option<*mut Bank<Record<Ip6>>> {
+        REFUSED6.get_ptr_mut(index / BANK_SLOTS)
     }
     #[inline(always)]
     fn block() -> Option<*mut BlockHeader> {

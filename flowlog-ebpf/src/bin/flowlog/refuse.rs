@@ -11,7 +11,7 @@ use flowlog_ebpf::{
 
 use crate::{
     account::{self, key_of},
-    cache::{News, One, copy, count, emit_alone, slot_index},
+    cache::{News, One, copy, count, emit_alone, slot_in, slot_index},
     circle, clock,
     cpu::{self, lock, unlock},
     event::{Event, Telling},
@@ -314,9 +314,9 @@ fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal, telling: 
     let hash = F::hash(key) ^ u64::from(mark.wrapping_mul(MARK_SPREAD));
     let index = slot_index(hash, REFUSED_MASK.load());
     let packet = One { wire, tcp_flags, mark, now_ns };
-    let recorded = if let (true, Some(slot)) = (place.locked, F::refused(index)) {
-        // SAFETY: a slot of this CPU, and we hold the flag.
-        unsafe { count::<F, true>(slot, key, &packet, Fresh { telling }).is_some() }
+    let recorded = if let (true, Some(bank)) = (place.locked, F::refused(index)) {
+        // SAFETY: a bank of this CPU, and we hold the flag.
+        unsafe { count::<F, true>(bank, index, key, &packet, Fresh { telling }).is_some() }
     } else {
         if !telling.is_null() {
             told::not_told(u32::from(key.meta.iface), key.meta.epoch);
@@ -351,11 +351,12 @@ fn take_back<F: Family>(key: &Key<F::Addr>, event: &Event, cpu: *mut Cpu) -> boo
         return false;
     }
     let index = slot_index(u64::from(note.place & ((1 << PLACE_BITS) - 1)), PASSED_MASK.load());
-    let Some(slot) = F::passed(index) else { return false };
+    let Some(bank) = F::passed(index) else { return false };
     let packets = u64::from(note.packets);
     let bytes = u64::from(note.bytes);
     // SAFETY: a slot of this CPU, and the caller holds the flag.
     unsafe {
+        let slot = slot_in(bank, index);
         if !F::same(&raw const (*slot).key, key) {
             return false;
         }

@@ -11,10 +11,10 @@ use flowlog_ebpf::abi::{Record, SWEEP_CHUNK, sweep};
 
 use crate::{
     block,
-    cache::evict,
+    cache::{evict, slot_in},
     cpu::{self, lock, unlock},
     family::{Family, V4, V6},
-    maps::WATCHED,
+    maps::{Bank, WATCHED},
 };
 
 /// Loop state of one chunk.
@@ -74,12 +74,14 @@ unsafe extern "C" fn refused6(i: u32, chunk: *mut c_void) -> i64 {
 
 /// Returns 0 to go on, 1 to stop.
 #[inline(always)]
-fn visit<F: Family>(i: u32, chunk: *mut c_void, slot: impl Fn(u32) -> Option<*mut Record<F::Addr>>) -> i64 {
+fn visit<F: Family>(i: u32, chunk: *mut c_void, bank: impl Fn(u32) -> Option<*mut Bank<Record<F::Addr>>>) -> i64 {
     // SAFETY: `bpf_loop` hands back the pointer it was given.
     let chunk = unsafe { &mut *chunk.cast::<Chunk>() };
-    let Some(slot) = slot(chunk.first + i) else { return 1 };
-    // SAFETY: a slot of this CPU; the caller holds `busy`.
+    let index = chunk.first + i;
+    let Some(bank) = bank(index) else { return 1 };
+    // SAFETY: a bank of this CPU; the caller holds `busy`.
     unsafe {
+        let slot = slot_in(bank, index);
         let meta = &(*slot).key.meta;
         if meta.iface == 0 {
             return 0;
