@@ -1,7 +1,7 @@
 //! A node whose capture outlives its agents: two hosts on a cable, a bpf file system, a state directory, and a place
 //! for objects, all of which stay while agents come and go.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::{
     agent::{Agent, run_to_end},
@@ -15,6 +15,8 @@ pub struct Node {
     pub pair: Pair,
     /// Everything else; removed on drop.
     pub dir: tempfile::TempDir,
+    /// Where captures are pinned.
+    bpf: BpfFs,
     /// Flags of every agent.
     pub args: Vec<String>,
 }
@@ -30,16 +32,13 @@ impl Node {
         for ns in [&pair.a, &pair.b] {
             ns.sysctl("net.ipv6.conf.eth0.disable_ipv6", "1")?;
         }
-        let node = Self { pair, dir, args: args.iter().map(|a| (*a).to_owned()).collect() };
-        std::fs::create_dir(node.bpffs())?;
-        sh(&format!("mount -t bpf bpf {}", node.bpffs().display()))?;
-        Ok(node)
+        Ok(Self { pair, dir, bpf: BpfFs::new()?, args: args.iter().map(|a| (*a).to_owned()).collect() })
     }
 
     /// Its bpf file system.
     #[must_use]
-    pub fn bpffs(&self) -> PathBuf {
-        self.dir.path().join("bpf")
+    pub fn bpffs(&self) -> &Path {
+        self.bpf.path()
     }
 
     #[must_use]
@@ -121,8 +120,29 @@ impl Node {
     }
 }
 
-impl Drop for Node {
+/// A bpf file system of its own; it ends with this, and what is pinned there with it.
+pub struct BpfFs(tempfile::TempDir);
+
+impl BpfFs {
+    /// Mounts one.
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn new() -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        sh(&format!("mount -t bpf bpf {}", dir.path().display()))?;
+        Ok(Self(dir))
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for BpfFs {
     fn drop(&mut self) {
-        let _ = sh(&format!("umount -l {}", self.bpffs().display()));
+        let _ = sh(&format!("umount -l {}", self.path().display()));
     }
 }

@@ -20,10 +20,11 @@ use flowlog_ebpf::{
 use flowlog_kernel::{Kernel, Ring, Sizes};
 use flowlog_model::interface::IfKey;
 use flowlog_pipeline::window::block::Record;
+use integration::node::BpfFs;
 
 use crate::{
     frames::{Ends, Kind, frame},
-    peer::Entries,
+    peer::{Counter, Entries},
 };
 
 static OBJECT: &[u8] =
@@ -180,7 +181,7 @@ impl Lab {
         let bytes = std::fs::read(object).with_context(|| object.display().to_string())?;
         let mut loader = EbpfLoader::new();
         // Where maps go whose object wants them pinned; gone with us.
-        let pins = tempfile::Builder::new().prefix("flowlog-bench-").tempdir_in("/sys/fs/bpf").context("pin maps")?;
+        let pins = BpfFs::new()?;
         loader.default_map_pin_directory(pins.path());
         for Entries { map, entries } in maps {
             loader.map_max_entries(map, *entries);
@@ -201,6 +202,11 @@ impl Lab {
         let subject = enter(&mut self.tc, &mut self.xdp, &mut self.slots, program, p.fd()?, hook)?;
         self.others.push(ebpf);
         Ok(subject)
+    }
+
+    /// What the object that was [loaded last](Self::other) has counted.
+    pub(crate) fn counted(&self, counter: &Counter) -> anyhow::Result<u64> {
+        counter.sum(self.others.last().context("no object of somebody else's is loaded")?)
     }
 
     /// Sets the order flows come in, over and over.

@@ -202,12 +202,12 @@ fn counted(lab: &mut Lab, peer: &Subject, counter: &Counter, report: &mut Report
     let mut row = Vec::new();
     for flows in FLOWS {
         set_order(lab, Order::Uniform, flows)?;
-        let before = counter.sum()?;
+        let before = lab.counted(counter)?;
         for _ in 0..BATCHES {
             batch(lab, peer, UDP4, false)?;
         }
         #[allow(clippy::cast_precision_loss, reason = "a share")]
-        let more = counter.sum()?.saturating_sub(before) as f64;
+        let more = lab.counted(counter)?.saturating_sub(before) as f64;
         row.push(Some(Figure::once(more / f64::from(BATCHES * BATCH) * 100.0)));
     }
     table.row(&peer.name, row);

@@ -12,13 +12,14 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use aya::maps::{MapInfo, MapType, loaded_maps};
+use aya::{
+    Ebpf,
+    maps::{Map, MapInfo, MapType},
+};
 
 /// Commands of `bpf(2)` (`enum bpf_cmd`).
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
-/// The kernel keeps so much of a map's name (`BPF_OBJ_NAME_LEN`, less its end).
-const NAME_BYTES: usize = 15;
 
 /// A compiled object, and what its own agent does with it.
 #[derive(clap::Args, Clone, Debug)]
@@ -77,11 +78,23 @@ impl FromStr for Counter {
 }
 
 impl Counter {
-    /// The sum of the counter over all values of the map, of all CPUs.
-    pub(crate) fn sum(&self) -> anyhow::Result<u64> {
-        let is_it = |name: &[u8]| name == &self.map.as_bytes()[..self.map.len().min(NAME_BYTES)];
-        let found = loaded_maps().filter_map(Result::ok).filter(|info| is_it(info.name())).max_by_key(MapInfo::id);
-        let info = found.with_context(|| format!("no map `{}` is loaded", self.map))?;
+    /// The map it is in: by what the object calls it, of which the kernel keeps the first letters only.
+    fn info(&self, object: &Ebpf) -> anyhow::Result<MapInfo> {
+        let (Map::HashMap(map)
+        | Map::LruHashMap(map)
+        | Map::PerCpuHashMap(map)
+        | Map::PerCpuLruHashMap(map)
+        | Map::Array(map)
+        | Map::PerCpuArray(map)) = object.map(&self.map).with_context(|| format!("no map `{}`", self.map))?
+        else {
+            anyhow::bail!("map `{}` is neither a hash table nor an array", self.map)
+        };
+        Ok(map.info()?)
+    }
+
+    /// The sum of the counter over all values of its map, of all CPUs.
+    pub(crate) fn sum(&self, object: &Ebpf) -> anyhow::Result<u64> {
+        let info = self.info(object)?;
         let fd = info.fd()?;
         let one = info.value_size() as usize;
         ensure!(self.offset + self.bytes <= one, "values of map `{}` have {one} bytes", self.map);

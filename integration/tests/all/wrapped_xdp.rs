@@ -32,7 +32,7 @@ fn each_flow_is_counted_as_the_program_says(program: &str) {
     let node = node("wrap");
     let pair = &node.pair;
     let _peer = peer(pair);
-    let other = Other::put(&pair.a, &node.bpffs(), program).unwrap();
+    let other = Other::put(&pair.a, node.bpffs(), program).unwrap();
     let id = other.id(program).unwrap();
     let mut agent = node.start().unwrap();
     assert!(agent.log().contains(WRAPPED), "{}", agent.log());
@@ -91,7 +91,7 @@ fn hammer(pair: &Pair, stop: &AtomicBool) -> u64 {
 fn the_owners_program_is_in_force_at_every_instant_whatever_kills_the_agent() {
     let node = node("wrap");
     let pair = &node.pair;
-    let other = Other::put(&pair.a, &node.bpffs(), "xdp_mixed").unwrap();
+    let other = Other::put(&pair.a, node.bpffs(), "xdp_mixed").unwrap();
     let id = other.id("xdp_mixed").unwrap();
     let socket = pair.a.run(|| UdpSocket::bind("10.1.0.1:7")).unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -140,12 +140,12 @@ fn the_owners_program_is_in_force_at_every_instant_whatever_kills_the_agent() {
 fn what_its_owner_replaces_is_said_and_not_wrapped_again_before_the_next_start() {
     let node = node("wrap");
     let pair = &node.pair;
-    let first = Other::put(&pair.a, &node.bpffs(), "xdp_mixed").unwrap();
+    let first = Other::put(&pair.a, node.bpffs(), "xdp_mixed").unwrap();
     let mut agent = node.start().unwrap();
     assert!(agent.log().contains(WRAPPED), "{}", agent.log());
     send(pair, 7, DROPPED);
     pair.wait_until_quiet();
-    let second = Other::put(&pair.a, &node.bpffs(), "xdp_mixed_frags").unwrap();
+    let second = Other::put(&pair.a, node.bpffs(), "xdp_mixed_frags").unwrap();
     let id = second.id("xdp_mixed_frags").unwrap();
     agent.wait_for(&format!("driver id={id}")).unwrap();
     agent.wait_for("is not wrapped again before the next start").unwrap();
@@ -178,7 +178,7 @@ fn what_its_owner_replaces_is_said_and_not_wrapped_again_before_the_next_start()
 fn an_agent_that_was_killed_leaves_the_program_wrapped_and_detach_puts_it_back() {
     let node = node("wrap");
     let pair = &node.pair;
-    let other = Other::put(&pair.a, &node.bpffs(), "xdp_mixed").unwrap();
+    let other = Other::put(&pair.a, node.bpffs(), "xdp_mixed").unwrap();
     let mut agent = node.start().unwrap();
     assert!(agent.log().contains(WRAPPED), "{}", agent.log());
     agent.kill().unwrap();
@@ -224,7 +224,7 @@ fn a_program_on_a_link_is_not_wrapped_and_that_is_said() {
 
 #[test]
 fn a_dispatcher_is_not_wrapped_and_that_is_said() {
-    refused(|node| Other::put(&node.pair.a, &node.bpffs(), "xdp_dispatcher").unwrap(), "dispatcher");
+    refused(|node| Other::put(&node.pair.a, node.bpffs(), "xdp_dispatcher").unwrap(), "dispatcher");
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn an_interface_that_is_moved_keeps_its_owners_program_whatever_comes_in_its_pla
         let pair = &node.pair;
         let away = Netns::new("away").unwrap();
         let _peer = peer(pair);
-        let _first = Other::put(&pair.a, &node.bpffs(), "xdp_mixed").unwrap();
+        let _first = Other::put(&pair.a, node.bpffs(), "xdp_mixed").unwrap();
         let mut agent = node.start().unwrap();
         assert!(agent.log().contains(WRAPPED), "{}", agent.log());
         let link: serde_json::Value = serde_json::from_str(&pair.a.exec("ip -j link show eth0").unwrap()).unwrap();
@@ -275,7 +275,7 @@ fn an_interface_that_is_moved_keeps_its_owners_program_whatever_comes_in_its_pla
         assert!(is_guarded(pair, &away), "on its own");
         pair.a.exec(&format!("ip link add eth0 index {index} type veth peer name other")).unwrap();
         pair.a.exec("ip link set eth0 up").unwrap();
-        let second = Other::put(&pair.a, &node.bpffs(), "xdp_pass").unwrap();
+        let second = Other::put(&pair.a, node.bpffs(), "xdp_pass").unwrap();
         if !is_alive {
             agent = node.start().unwrap();
         }
@@ -297,7 +297,7 @@ fn an_interface_that_is_moved_away_and_back_is_wrapped_again_and_its_owners_prog
     let pair = &node.pair;
     let away = Netns::new("away").unwrap();
     let _peer = peer(pair);
-    let other = Other::put(&pair.a, &node.bpffs(), "xdp_mixed").unwrap();
+    let other = Other::put(&pair.a, node.bpffs(), "xdp_mixed").unwrap();
     let id = other.id("xdp_mixed").unwrap();
     let mut agent = node.start().unwrap();
     let ours = xdp_id(&pair.a).unwrap();
