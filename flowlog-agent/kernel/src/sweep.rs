@@ -32,7 +32,7 @@ impl Sweeper {
 
     /// Evicts records, from `from` on, until all is clean or the ring is full.
     ///
-    /// If `is_short` says so, it stops as if the ring were full: whoever only looks leaves room for those who count.
+    /// If `is_short` says so, it stops behind a chunk as if the ring were full: what is swept leaves room for those who count.
     pub fn sweep(
         &self,
         programs: &Programs,

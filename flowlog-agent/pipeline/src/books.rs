@@ -8,7 +8,7 @@
 //!
 //! Whatever is interrupted between two of these steps is done again from the one in front; each can be.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
 use flowlog_host::fault;
 use flowlog_model::{
@@ -34,6 +34,8 @@ use crate::{
 
 /// Blocks taken before a grace period: all that the default ring holds, and an end in any flood.
 const BLOCKS_BEFORE_WAIT: usize = 2_048;
+/// How often the ring is emptied while a grace period lasts: it holds 130,000 records by default, which take 20 ms at the least.
+const EMPTIED_EVERY: Duration = Duration::from_millis(2);
 /// Epochs whose counters exist, besides the open and the closing one: cleared at a start.
 const OTHER_EPOCHS: [u32; 2] = [1, 2];
 
@@ -307,17 +309,14 @@ impl<S: Source> Books<S> {
                 fault::point("epoch_switch");
             }
         }
-        // A grace period takes tens of ms: as much room in the ring as can be had.
-        self.make_room(BLOCKS_BEFORE_WAIT)?;
         // Packets between a hook and their verdict get one grace period to be taken back from the old window.
-        self.source.wait_for_programs();
-        self.make_room(BLOCKS_BEFORE_WAIT)?;
+        self.wait_for_programs()?;
         for &(id, _) in closing {
             if let Some(w) = self.ledger.get(id) {
                 self.source.set_oldest(&w.spec, w.epoch);
             }
         }
-        self.source.wait_for_programs();
+        self.wait_for_programs()?;
         let mut at = Cursor::default();
         while let Swept::RingFull(cursor) = self.source.sweep(scope, at)? {
             at = cursor;
@@ -327,6 +326,17 @@ impl<S: Source> Books<S> {
         // Just emptying the ring is not enough: it looks empty while another CPU is writing a record in front of ours.
         let end = self.source.produced();
         while self.source.position() < end {
+            self.make_room(BLOCKS_BEFORE_WAIT)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a grace period. It takes tens of ms, and hundreds where a CPU has no end of packets: longer than the ring lasts in a flood.
+    fn wait_for_programs(&mut self) -> Result<(), JournalError> {
+        self.make_room(BLOCKS_BEFORE_WAIT)?;
+        let period = self.source.begin_wait();
+        while !period.is_over() {
+            thread::park_timeout(EMPTIED_EVERY);
             self.make_room(BLOCKS_BEFORE_WAIT)?;
         }
         Ok(())

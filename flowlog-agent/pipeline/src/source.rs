@@ -1,6 +1,10 @@
 //! The kernel's side, as far as the pipeline needs it: a port. The command plugs the real kernel in, the simulation its own.
 
-use std::{collections::BTreeSet, error::Error};
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    thread::{self, JoinHandle},
+};
 
 use flowlog_ebpf::abi::{Stacked, Truth};
 use flowlog_model::{
@@ -25,6 +29,34 @@ pub enum SourceError {
     Kernel(Box<dyn Error + Send + Sync>),
 }
 
+/// A wait for programs that goes on beside whoever began it, who has a ring to empty meanwhile.
+#[derive(Debug)]
+pub struct GracePeriod(Option<JoinHandle<()>>);
+
+impl GracePeriod {
+    /// One that is over.
+    #[must_use]
+    pub fn over() -> Self {
+        Self(None)
+    }
+
+    /// Waits on a thread of its own, which unparks ours at the end; without a thread, at once.
+    #[must_use]
+    pub fn begin(wait: fn()) -> Self {
+        let whoever = thread::current();
+        let waited = move || {
+            wait();
+            whoever.unpark();
+        };
+        let thread = thread::Builder::new().name("grace-period".to_owned()).spawn(waited);
+        Self(thread.map_err(|_none| wait()).ok())
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
 /// The ring, the epochs and the counters: what the [books](crate::books) need.
 pub trait Source {
     /// The next block of the ring, which keeps its place, and the ring position behind it.
@@ -41,6 +73,11 @@ pub trait Source {
     fn set_oldest(&mut self, spec: &WatchSpec, oldest: Epoch);
     /// Waits until no program is running that began before.
     fn wait_for_programs(&mut self);
+    /// The same, beside the caller.
+    fn begin_wait(&mut self) -> GracePeriod {
+        self.wait_for_programs();
+        GracePeriod::over()
+    }
     /// Whether somebody is looking at the flows of an interface: what [`Scope::Observed`] is about.
     fn set_observed(&mut self, id: IfaceId, is_observed: bool);
     /// Evicts records from the caches into the ring.

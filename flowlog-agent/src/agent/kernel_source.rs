@@ -24,11 +24,11 @@ use flowlog_model::{
     xdp::{XdpLevel, XdpMode, XdpProgram, XdpReading, XdpView},
 };
 use flowlog_pipeline::{
-    source::{Node, NumberUsers, Source, SourceError, Watch, XdpPlace},
+    source::{GracePeriod, Node, NumberUsers, Source, SourceError, Watch, XdpPlace},
     window::Foreign,
 };
 
-/// What part of the ring may wait to be read while the caches are emptied for somebody who looks: the rest is for those who count.
+/// What part of the ring may wait to be read while the caches are emptied: the rest is for the hooks, which go on counting.
 const RING_SHARE: u64 = 4;
 
 /// See the module's head.
@@ -182,6 +182,10 @@ impl Source for KernelSource {
         wait_for_programs();
     }
 
+    fn begin_wait(&mut self) -> GracePeriod {
+        GracePeriod::begin(wait_for_programs)
+    }
+
     fn set_observed(&mut self, id: IfaceId, is_observed: bool) {
         self.kernel.interfaces.set_observed(id, is_observed);
     }
@@ -190,7 +194,7 @@ impl Source for KernelSource {
         fault::point("sweep_begins");
         let Self { kernel, ring, .. } = self;
         let most = u64::from(kernel.sizes().ring_bytes) / RING_SHARE;
-        let is_short = || scope == Scope::Observed && ring.produced().saturating_sub(ring.position()) > most;
+        let is_short = || ring.produced().saturating_sub(ring.position()) > most;
         kernel.sweeper.sweep(&kernel.programs, scope, from, is_short).map_err(failed)
     }
 
