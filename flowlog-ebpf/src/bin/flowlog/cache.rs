@@ -134,14 +134,15 @@ unsafe fn worth<A>(slot: *const Record<A>, now_ns: u64) -> u64 {
     packets & (is_recent | 1)
 }
 
-/// Counts one packet in the slot that is its home, or in the one beside it; if neither is its flow's, it evicts the record of one of
-/// them first. With `MARKED`, a record with another mark is another flow's. Returns what was there before, and which slot it is. `None`: the
+/// Counts one packet in the slot that is its home, or, of packets that passed, in the one beside it; if neither is its flow's, it evicts the
+/// record of one of them first. With `REFUSED` there is no slot beside it, which would make a program that is long already too long for
+/// the verifier's memory, and a record with another mark is another flow's. Returns what was there before, and which slot it is. `None`: the
 /// ring is full, nothing counted.
 ///
 /// # Safety
 /// `bank` must be one of a cache of this CPU, and the caller must hold `busy`.
 #[inline(always)]
-pub unsafe fn count<F: Family, const MARKED: bool>(
+pub unsafe fn count<F: Family, const REFUSED: bool>(
     bank: *mut Bank<Record<F::Addr>>,
     home: u32,
     key: &Key<F::Addr>,
@@ -151,11 +152,11 @@ pub unsafe fn count<F: Family, const MARKED: bool>(
     // SAFETY: by the contract above.
     unsafe {
         let is_its = |slot: *mut Record<F::Addr>| {
-            F::same(&raw const (*slot).key, key) && (!MARKED || (*slot).stats.tag == p.mark)
+            F::same(&raw const (*slot).key, key) && (!REFUSED || (*slot).stats.tag == p.mark)
         };
         let (mut slot, mut index) = (slot_in(bank, home), home);
         let mut is_hit = is_its(slot);
-        if !is_hit {
+        if !REFUSED && !is_hit {
             let beside = slot_in(bank, home ^ 1);
             is_hit = is_its(beside);
             // The sign of the difference.
@@ -179,7 +180,7 @@ pub unsafe fn count<F: Family, const MARKED: bool>(
             return None;
         }
         (*slot).key = *key;
-        (*slot).stats = p.stats::<MARKED>();
+        (*slot).stats = p.stats::<REFUSED>();
         (*slot).stats.tcp_flags |= news.tell(&raw const (*slot).key, true);
         Some((Before { tcp_flags: 0, last_ns: p.now_ns }, index))
     }

@@ -63,7 +63,7 @@ fn record<F: Family>(place: &Place, key: &Key<F::Addr>, wire: Wire, now_ns: u64)
     let packet = One { wire, tcp_flags: 0, mark: 0, now_ns };
     let recorded = match (place.locked, F::refused(index)) {
         // SAFETY: a bank of this CPU, and we hold the flag.
-        (true, Some(bank)) => unsafe { count::<F, false>(bank, index, key, &packet, Nothing).is_some() },
+        (true, Some(bank)) => unsafe { count::<F, true>(bank, index, key, &packet, Nothing).is_some() },
         _ => emit_alone::<F, false>(key, &packet),
     };
     // SAFETY: pointers into the map value.
