@@ -7,7 +7,7 @@ mod target;
 use std::{borrow::Cow, fmt, str::FromStr};
 
 pub use objects::{Format, Layout, NAME_FOLDER};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 pub use target::{Location, Target, bucket_and_prefix};
 
 use crate::FlowLogId;
@@ -212,9 +212,18 @@ impl FromStr for Action {
     }
 }
 
-/// A rule's name. Key-safe: it is the first part of every object key after the prefix.
+/// A rule's name. Key-safe, wherever it was read: it is the first part of every object key after the prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Name(String);
+
+impl TryFrom<String> for Name {
+    type Error = InvalidField;
+
+    fn try_from(name: String) -> Result<Self, InvalidField> {
+        name.parse()
+    }
+}
 
 impl Name {
     /// The name, as it stands in keys.
@@ -281,6 +290,14 @@ pub fn window_secs(secs: u32) -> Result<u32, InvalidField> {
         s => return Ok(s),
     };
     Err(InvalidField::new("window", secs.to_string(), rule))
+}
+
+/// Reads the length of a window, and [checks](window_secs) it: what is stored elsewhere may have been written by anybody.
+///
+/// # Errors
+/// If it is no number, or no length that a window can have.
+pub fn read_window_secs<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    window_secs(u32::deserialize(from)?).map_err(D::Error::custom)
 }
 
 /// One flow log on one interface.

@@ -214,6 +214,17 @@ fn a_value_that_is_not_understood_ends_no_capture_and_is_said_until_one_is_that_
     region.until("it is said", || why(&region, &id), is_said);
     let cloud = region.state(SERVER, &nics[0], &id);
     assert!(cloud.0 == "FAILED" && cloud.1.contains("paused"), "{cloud:?}");
+    // What is to stay as it is is not known, so a part of it cannot be changed.
+    let renamed = region.ask(SERVER, "PATCH", &path(&id), Some(&json!({"name": "other"})));
+    assert_eq!(renamed.status, 409, "{renamed:?}");
+    // Numbers that no flow log can have are not understood either.
+    let mut none: serde_json::Value = serde_json::from_str(&good).unwrap();
+    none["settings"]["window_secs"] = json!(0);
+    region.etcd.ctl(0, &["put", &key, &none.to_string()]).unwrap();
+    region.until("it is said", || why(&region, &id), |(mark, why)| mark == "red" && why.contains("window `0`"));
+    send(&region, 1, 10);
+    region.etcd.ctl(0, &["put", &key, &later]).unwrap();
+    region.until("it is said", || why(&region, &id), is_said);
     send(&region, 1, 10);
     // Also by an agent that has never seen another value than this one, and by a server that has not.
     agents[0].kill().unwrap();
@@ -241,7 +252,7 @@ fn a_value_that_is_not_understood_ends_no_capture_and_is_said_until_one_is_that_
     assert_eq!((code, said.as_str()), (Some(0), "deleted\n"), "{words}");
     assert_eq!(region.etcd.ctl(0, &["get", "--keys-only", &key]).unwrap().trim(), "");
     drop(server);
-    assert_eq!(landed(&region, agents), [40, 0]);
+    assert_eq!(landed(&region, agents), [50, 0]);
 }
 
 #[test]

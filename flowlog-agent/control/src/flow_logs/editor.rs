@@ -334,6 +334,10 @@ fn planned_change(
     expected: &Expected,
 ) -> Result<((FlowLog, Request), Vec<Change>), Refused> {
     let old = visible(store, caller, id)?.clone();
+    // What is to stay as it is has to be known. Whoever says all of it replaces it.
+    if patch.clone().complete().is_err() {
+        store.refuse_not_understood(id)?;
+    }
     let properties = patch.apply(&old.properties);
     let only_name = Properties { name: properties.name.clone(), ..old.properties.clone() } == properties;
     let active = old.state == State::Active;

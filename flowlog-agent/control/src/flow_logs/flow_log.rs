@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use flowlog_model::{
     FlowLogId, HookKind,
-    rule::{Action, Directions, Format, InvalidField, Layout, Name, bucket_and_prefix},
+    rule::{Action, Directions, Format, InvalidField, Layout, Name, bucket_and_prefix, read_window_secs},
     status::CaptureState,
     text::quotable,
 };
@@ -178,6 +178,7 @@ fn kept<T>(result: Result<T, InvalidField>, problems: &mut Vec<InvalidField>) ->
 #[schema(as = FlowLogSettings)]
 pub struct Settings {
     /// Length of a window in seconds.
+    #[serde(deserialize_with = "read_window_secs")]
     pub window_secs: u32,
     /// How interfaces are hooked.
     #[schema(value_type = String)]

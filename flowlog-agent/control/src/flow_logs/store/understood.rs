@@ -154,11 +154,15 @@ mod tests {
         assert_eq!(of(|_| ()).0, Ok(active.clone()));
         // Fields that are not known are no reason: that is how a later version adds what it can do without.
         assert!(of(|v| v["more"] = json!(1)).0.is_ok());
-        let changes: [(&str, Change); 5] = [
+        let changes: [(&str, Change); 9] = [
             ("paused", |v| v["state"] = json!("paused")),
             ("integer `7`", |v| v["contract"] = json!(7)),
             ("SIDEWAYS", |v| v["properties"]["direction"] = json!("SIDEWAYS")),
             ("LOST", |v| v["properties"]["action"] = json!("LOST")),
+            ("window `0`: must be at least", |v| v["settings"]["window_secs"] = json!(0)),
+            ("window `7`: must divide a day", |v| v["settings"]["window_secs"] = json!(7)),
+            ("name `../../up`", |v| v["key_name"] = json!("../../up")),
+            ("U+001B", |v| v["key_name"] = json!("\u{1b}[2J")),
             ("of flow log", |v| v["id"] = json!(Uuid::from_u128(99))),
         ];
         for (words, change) in changes {
