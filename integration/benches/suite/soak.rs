@@ -40,7 +40,7 @@ pub(crate) struct Options {
 impl Options {
     /// Little of it, to see that everything runs.
     pub(crate) fn quick(self) -> Self {
-        Self { minutes: 1, parts: 3 }
+        Self { minutes: self.minutes.min(1), parts: self.parts.min(3) }
     }
 }
 
@@ -111,7 +111,7 @@ fn send(lane: &Lane, traffic: &mut Traffic, (pid, number): (u32, u32), until: In
     let mut part = Part::default();
     let mut turn = 0;
     while Instant::now() < until {
-        let new = u64::from(number) << 24 | turn * u64::from(NEW_FLOWS);
+        let new = (u64::from(number) << 24) + turn * u64::from(NEW_FLOWS);
         for kind in Kind::ALL {
             let one = |flows, frames| Load { kind, bytes: 64, flows, frames };
             for (load, first) in

@@ -130,7 +130,7 @@ unsafe fn worth<A>(slot: *const Record<A>, now_ns: u64) -> u64 {
     // SAFETY: by the contract.
     let (packets, last_ns) = unsafe { ((*slot).stats.packets, (*slot).stats.last_ns) };
     // All ones, or none. No branch, like the choice between the two: nobody could foretell it, and the verifier would walk each way.
-    let is_recent = (now_ns.wrapping_sub(last_ns).wrapping_sub(QUIET_NS) as i64 >> 63) as u64;
+    let is_recent = (now_ns.wrapping_sub(last_ns).wrapping_sub(QUIET_NS).cast_signed() >> 63).cast_unsigned();
     packets & (is_recent | 1)
 }
 
