@@ -73,6 +73,9 @@ impl Column {
     }
 }
 
+/// Characters of a cell, at most, on a pipe too: several times the longest key that a store takes. (The table's own arithmetic ends at 65,535 in a
+/// line.)
+const CELL_CHARS_MAX: usize = 4_096;
 /// Characters that are left of a column that is cut short, if it says nothing else.
 const CUT_CHARS_MIN: u16 = 6;
 /// Between columns.
@@ -136,7 +139,7 @@ impl Table {
 
     /// Adds a row. Whatever is in it, it can do nothing to a terminal.
     pub(super) fn row(&mut self, cells: Vec<Cell>) {
-        let all: Vec<Cell> = cells.into_iter().map(|Cell(words, c)| Cell(printable(&words).into_owned(), c)).collect();
+        let all: Vec<Cell> = cells.into_iter().map(|Cell(words, c)| Cell(cut(&printable(&words)), c)).collect();
         let cells = all.iter().map(|Cell(words, colour)| {
             let cell = comfy_table::Cell::new(words);
             match colour.filter(|_| self.has_colours) {
@@ -223,6 +226,14 @@ impl From<Colour> for comfy_table::Color {
             Colour::Yellow => Self::Yellow,
             Colour::Red => Self::Red,
         }
+    }
+}
+
+/// Words that are no longer than a cell may be.
+fn cut(words: &str) -> String {
+    match words.char_indices().nth(CELL_CHARS_MAX) {
+        None => words.to_owned(),
+        Some((end, _)) => format!("{}…", &words[..end]),
     }
 }
 
@@ -326,7 +337,10 @@ mod tests {
     }
 
     #[test]
-    fn words_of_others_can_do_nothing_to_a_terminal() {
+    fn words_of_others_can_do_nothing_to_a_terminal_nor_to_the_table() {
         assert!(!table(None).contains('\u{1b}'));
+        let mut table = Table::of_width(&[Column::cut("NAME"), Column::whole("STATE")], None, false);
+        table.row(cells!["é".repeat(1 << 20), "x".repeat(70_000)]);
+        assert!(table.lines().contains("é…"));
     }
 }

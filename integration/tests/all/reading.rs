@@ -93,6 +93,7 @@ fn an_object_that_cannot_be_read_is_said_and_all_others_are_read_once() {
     assert_eq!(lines(&["-o", "json", &whole, &both[1], &whole]), (Some(0), alone.clone(), String::new()));
     fs::write(file("v2-broken.parquet"), "no object").unwrap();
     fs::write(file("text.log.gz"), "").unwrap();
+    std::os::unix::fs::symlink("/nowhere", file("nowhere.parquet")).unwrap();
     assert!(Command::new("mkfifo").arg(file("pipe.parquet")).status().unwrap().success());
     for args in [&["--balance"][..], &["-o", "csv"], &["-o", "table"], &["-o", "json"]] {
         let (code, said, errors) = lines(&[&[whole.as_str()], args].concat());
@@ -102,6 +103,7 @@ fn an_object_that_cannot_be_read_is_said_and_all_others_are_read_once() {
             "{errors}"
         );
         assert!(errors.contains("pipe.parquet` is a pipe, and no object: passed over"), "{errors}");
+        assert!(errors.contains("nowhere.parquet`: No such file"), "{errors}");
         assert!(errors.contains("1 text objects (`*.log.gz`) are not shown"), "{errors}");
         assert!(!said.is_empty() && (args != ["-o", "json"] || said == alone), "{args:?}: {said}");
     }

@@ -320,7 +320,7 @@ fn carried_out(flow_log: &FlowLog, inventory: &Inventory, states: &BTreeMap<Stri
     }
     // Its interfaces are those that this node has.
     let (interfaces, _) = captures::interfaces(flow_log, inventory);
-    let mut next = FlowLog { interfaces, version: flow_log.version + 1, ..flow_log.clone() };
+    let mut next = FlowLog { interfaces, version: flow_log.version.saturating_add(1), ..flow_log.clone() };
     match next.trouble(states) {
         Some(problem) => next.problems = vec![problem],
         None => next.state = State::Active,

@@ -436,7 +436,7 @@ fn immutable(old: &Properties, new: &Properties) -> Vec<InvalidField> {
 }
 
 pub(super) fn touch(flow_log: &mut FlowLog, caller: &Caller) {
-    flow_log.version += 1;
+    flow_log.version = flow_log.version.saturating_add(1);
     flow_log.modified = stamp(caller);
 }
 

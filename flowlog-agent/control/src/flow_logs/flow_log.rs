@@ -245,7 +245,29 @@ pub struct FlowLog {
     pub modified: Stamp,
 }
 
+/// Versions that are believed: no flow log is changed so often, and there is always a next one.
+pub(super) const VERSION_MAX: u64 = 1 << 48;
+
 impl FlowLog {
+    /// What is wrong with one that comes from elsewhere (a value in etcd, a file that is imported), and may have been written by anybody. What the
+    /// customer says may be wrong in a draft only.
+    ///
+    /// # Errors
+    /// All of it, in words.
+    pub(crate) fn check_foreign(&self) -> Result<(), String> {
+        let mut problems = if self.state == State::Draft {
+            self.properties.unkept().unwrap_or_default()
+        } else {
+            self.properties.check().err().unwrap_or_default()
+        };
+        if self.version > VERSION_MAX {
+            let rule = format!("must be at most {VERSION_MAX}");
+            problems.push(InvalidField::new("version", self.version.to_string(), rule));
+        }
+        let words: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        if words.is_empty() { Ok(()) } else { Err(words.join("; ")) }
+    }
+
     /// Its name, fit for a sentence.
     pub(crate) fn shown_name(&self) -> String {
         quotable(&self.properties.name)

@@ -141,7 +141,15 @@ struct Search {
 impl Search {
     /// A file, or what is below a directory; `is_named`: by somebody, and not by its place.
     fn walk(&mut self, path: &Path, is_named: bool) -> anyhow::Result<()> {
-        let meta = fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let meta = match fs::metadata(path) {
+            Ok(meta) => meta,
+            // A link that leads nowhere, or in a circle.
+            Err(error) if !is_named => {
+                out::note(&format!("`{}`: {error}: passed over", path.display()));
+                return Ok(());
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", path.display())),
+        };
         if !self.seen.insert((meta.dev(), meta.ino())) {
             return Ok(());
         }

@@ -8,6 +8,7 @@ use flowlog_model::{
     figures::{CaptureLook, Look},
     hiding::Hiding,
     status::{CaptureState, Counts, Leaving, RouteState, RuleStatus, Status, XdpStatus},
+    text::printable,
     xdp::{XdpLevel, XdpView, words},
 };
 use serde::Serialize;
@@ -80,7 +81,7 @@ impl Shown<'_> {
             ]);
         }
         let (lines, left_out) = table.lines_and_left_out();
-        let mut out = fitted(&out, width) + &lines;
+        let mut out = fitted(&harmless(&out), width) + &lines;
         let before = out.len();
         // Writing to a String cannot fail.
         for of in rules {
@@ -96,7 +97,7 @@ impl Shown<'_> {
         if self.is_running && self.look.is_none() && self.status.stopping.is_none() && !self.status.rules.is_empty() {
             out += "packets are those of closed windows: this user cannot ask the agent, or it does not answer\n";
         }
-        let below = fitted(&out.split_off(before), width);
+        let below = fitted(&harmless(&out.split_off(before)), width);
         out + &below
     }
 
@@ -201,6 +202,11 @@ impl Shown<'_> {
         all.extend(hiding_words(hiding));
         all
     }
+}
+
+/// Lines whose words, which others may have written, can do nothing to a terminal.
+fn harmless(lines: &str) -> String {
+    lines.lines().map(|line| printable(line).into_owned() + "\n").collect()
 }
 
 /// An object that waits no longer is on its way.
@@ -334,6 +340,18 @@ mod tests {
 
     fn shown(look: Option<&Look>, before: Option<&Look>) -> String {
         Shown { status: &status(), is_running: true, look, before, now_secs: 1_000, is_long: false }.text()
+    }
+
+    #[test]
+    fn words_of_others_beside_the_table_can_do_nothing_to_a_terminal() {
+        let mut status = status();
+        status.sources = vec!["`\u{1b}[2J` is not understood".to_owned()];
+        status.rules[0].capture = CaptureState::Trouble { why: "\u{1b}]0;x\u{7}".to_owned() };
+        let shown =
+            Shown { status: &status, is_running: true, look: None, before: None, now_secs: 1_000, is_long: false };
+        let text = shown.text();
+        assert!(text.contains("\\u{1b}[2J") && text.contains("\\u{1b}]0;x\\u{7}"), "{text}");
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
     }
 
     #[test]

@@ -89,6 +89,9 @@ pub(crate) fn imported(
             Some(_) => return Err(conflict(flow_log, "is here, and is another version; delete one of the two")),
             None => {}
         }
+        if let Err(problems) = flow_log.check_foreign() {
+            return Err(conflict(flow_log, &format!("cannot be taken over: {problems}")));
+        }
         if matches!(state, State::Provisioning | State::Deleting) {
             return Err(conflict(flow_log, "was being changed when it was exported; export again"));
         }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     etcd::keys::RuleKey,
-    flow_logs::flow_log::{FlowLog, Parent, Properties, Settings, Stamp, State},
+    flow_logs::flow_log::{FlowLog, Parent, Properties, Settings, Stamp, State, VERSION_MAX},
     inventory::{Contract, Kind},
 };
 
@@ -66,11 +66,9 @@ pub(crate) fn understood(
     if (flow_log.parent.id, flow_log.id) != (parent, id) {
         return Err(not(format!("it is of flow log {} of {}", flow_log.id, flow_log.parent.id)));
     }
-    // Fields are words: those of a later version are read as well as ours, and it would capture nothing.
-    if flow_log.state.captures()
-        && let Err(problems) = flow_log.properties.check()
-    {
-        return Err(not(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")));
+    // Fields are words: those of a later version are read as well as ours, and it would capture nothing. One that ends needs none.
+    if flow_log.state != State::Deleting {
+        flow_log.check_foreign().map_err(not)?;
     }
     Ok(flow_log)
 }
@@ -113,7 +111,7 @@ pub(crate) fn stand_in((parent, id): (Uuid, FlowLogId), value: &[u8]) -> FlowLog
         key_name: part(&value["key_name"]),
         interfaces: part(&value["interfaces"]).unwrap_or_default(),
         problems: Vec::new(),
-        version: part(&value["version"]).unwrap_or(0),
+        version: part(&value["version"]).filter(|version| *version <= VERSION_MAX).unwrap_or(0),
         created: part(&value["created"]).unwrap_or_else(|| nobody.clone()),
         modified: part(&value["modified"]).unwrap_or(nobody),
     }
@@ -154,7 +152,8 @@ mod tests {
         assert_eq!(of(|_| ()).0, Ok(active.clone()));
         // Fields that are not known are no reason: that is how a later version adds what it can do without.
         assert!(of(|v| v["more"] = json!(1)).0.is_ok());
-        let changes: [(&str, Change); 9] = [
+        let changes: [(&str, Change); 10] = [
+            ("version `18446744073709551615`: must be", |v| v["version"] = json!(u64::MAX)),
             ("paused", |v| v["state"] = json!("paused")),
             ("integer `7`", |v| v["contract"] = json!(7)),
             ("SIDEWAYS", |v| v["properties"]["direction"] = json!("SIDEWAYS")),
