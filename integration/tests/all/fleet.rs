@@ -288,13 +288,13 @@ fn flow_logs_move_from_a_nodes_file_into_etcd_and_back() {
     let region = Region::new(1, 1).unwrap();
     let _server = region.serve(SERVER).unwrap();
     let exported = node.ask("GET", "/flowlog/v1/export", None).body;
-    for (field, none) in
+    for (field, wrong) in
         [("version", json!(u64::MAX)), ("settings", json!({"window_secs": 0})), ("key_name", json!("../x"))]
     {
         let mut spoiled = exported.clone();
-        match (&mut spoiled["flow_logs"][1][field], none) {
-            (serde_json::Value::Object(fields), serde_json::Value::Object(none)) => fields.extend(none),
-            (value, none) => *value = none,
+        match (&mut spoiled["flow_logs"][1][field], wrong) {
+            (serde_json::Value::Object(fields), serde_json::Value::Object(wrong)) => fields.extend(wrong),
+            (value, wrong) => *value = wrong,
         }
         let refused = region.ask(SERVER, "POST", "/flowlog/v1/import", Some(&spoiled));
         assert!((400..500).contains(&refused.status), "{field}: {refused:?}");
