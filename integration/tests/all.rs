@@ -106,6 +106,8 @@ mod rules;
 mod service;
 #[path = "all/shares.rs"]
 mod shares;
+#[path = "all/sizing.rs"]
+mod sizing;
 #[path = "all/sources.rs"]
 mod sources;
 #[path = "all/stacking.rs"]

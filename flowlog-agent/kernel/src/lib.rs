@@ -2,7 +2,7 @@
 //!
 //! * [`btf`], [`layout`]: what this kernel's structs and drop reasons look like;
 //! * [`load`]: the eBPF object, its constants, and [`Kernel`]: everything of ours in the kernel, by owner;
-//! * [`sizes`]: how large the maps are; [`programs`]: the programs;
+//! * [`sizes`]: how large the maps are; [`chosen`]: cache and ring, where nobody says it; [`programs`]: the programs;
 //! * [`attach`]: hooks (tcx, clsact, XDP) and the verdict programs; [`entry`], [`bpf`]: what is attached in other network namespaces;
 //!   [`pins`]: what outlives the agent, and where;
 //! * [`maps`]: interfaces and epochs; [`spots`]: where the programs find interfaces; [`truth`]: the truth counters; [`notes`]: what tells packets apart; [`behind`]: which next hops are behind which ports;
@@ -21,6 +21,7 @@ pub mod attach;
 mod behind;
 mod bpf;
 pub(crate) mod btf;
+pub mod chosen;
 pub mod confine;
 mod each_cpu;
 mod entry;

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::chosen::Machine;
+
 /// The memory that one control group may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
@@ -29,6 +31,29 @@ const NO_LIMIT: u64 = 1 << 50;
 pub fn limits() -> Vec<Limit> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     of(&groups, Path::new("/sys/fs/cgroup"))
+}
+
+/// What this machine has, and what of its memory this process may have.
+#[must_use]
+pub fn machine() -> Machine {
+    let possible = aya::util::nr_cpus().map_or(1, |n| u64::from(n.get()));
+    Machine {
+        cpus: aya::util::online_cpus().map_or(possible, |cpus| cpus.len() as u64),
+        cpus_possible: possible,
+        memory_bytes: limits().into_iter().map(|limit| limit.bytes).chain(memory_total()).min().unwrap_or(u64::MAX),
+    }
+}
+
+/// Memory of this machine, if the kernel says it.
+#[must_use]
+fn memory_total() -> Option<u64> {
+    total(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// The total in a text of the form of `/proc/meminfo`.
+fn total(text: &str) -> Option<u64> {
+    let kib = text.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"))?;
+    kib.trim().parse::<u64>().ok()?.checked_mul(1_024)
 }
 
 /// The limits of the groups in `groups`, which has the form of `/proc/self/cgroup` (version 1 or 2).
@@ -95,5 +120,12 @@ mod tests {
         );
         assert_eq!(found("2:memory:/\n"), []);
         assert_eq!(found("nonsense"), []);
+    }
+
+    #[test]
+    fn the_memory_of_a_machine_is_read_where_it_is_said() {
+        assert_eq!(total("MemTotal:       24689764 kB\nMemFree:        1 kB\n"), Some(24_689_764 * 1_024));
+        assert_eq!((total("MemFree: 1 kB\n"), total("MemTotal: x kB\n"), total("")), (None, None, None));
+        assert!(memory_total().is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -5,11 +5,13 @@
 use std::path::PathBuf;
 
 use flowlog_kernel::{
-    limits::{Limit, limits},
+    Sizes,
+    limits::{Limit, limits, machine},
     pins,
 };
 use flowlog_pipeline::window::KEPT_MAX;
 
+use super::sizing::Sizing;
 use crate::config::{Config, FLOWS_MAX_DEFAULT, FLOWS_MAX_MIN, RawConfig};
 
 /// The agent itself: its heap while it loads, which is when it is largest, threads, buffers of encoder and delivery, and the pages of its
@@ -92,15 +94,31 @@ pub(crate) struct MemoryError {
 pub(crate) struct Here {
     pub(crate) need: Need,
     pub(crate) limit: Option<Limit>,
+    /// How large cache and ring are, and why.
+    pub(crate) sizing: Sizing,
 }
 
-/// Checks a configuration, and that it fits into memory. Without `flows_max` there are as many as fit.
+/// Checks a configuration, and that it fits into memory. Without `flows_max` there are as many as fit; cache and ring are what is pinned, or
+/// else what is chosen, where nobody says how large they are.
 ///
 /// # Errors
 /// If it is wrong, or does not fit.
 pub(crate) fn checked(raw: RawConfig) -> anyhow::Result<(Config, Here)> {
+    checked_with(raw, None)
+}
+
+/// As [`checked`], beside a capture that goes on with what it has.
+///
+/// # Errors
+/// Likewise.
+pub(crate) fn checked_with(raw: RawConfig, in_force: Option<Sizes>) -> anyhow::Result<(Config, Here)> {
     let follows = raw.flows_max.is_none();
+    let said = raw.kernel.clone();
     let mut config = raw.check()?;
+    // What cannot be read is refused when it is to be gone on with, and says why.
+    let made = config.pin_dir.as_deref().and_then(|dir| pins::made_for(dir).ok().flatten());
+    let sizing = Sizing::new(&said, in_force.or(made.as_ref().map(|made| made.sizes)), machine());
+    sizing.apply(&mut config.sizes);
     let limits = limits();
     let (maps, _) = config.sizes.memory_bytes_here();
     let kept = if config.may_want_translations() { KEPT_MAX as u64 * KEPT_BYTES } else { 0 };
@@ -109,10 +127,9 @@ pub(crate) fn checked(raw: RawConfig) -> anyhow::Result<(Config, Here)> {
         config.flows_max = flows_max(&limits, maps + kept + live);
     }
     // Pinned maps are there, and have been counted to whoever made them.
-    let pinned = config.pin_dir.as_deref().is_some_and(|dir| pins::made_for(dir).is_ok_and(|made| made.is_some()));
-    let need = Need { maps: if pinned { 0 } else { maps }, kept, live, flows_max: config.flows_max };
+    let need = Need { maps: if made.is_some() { 0 } else { maps }, kept, live, flows_max: config.flows_max };
     ensure_fits(need, &limits).map_err(super::AgentError::from)?;
-    Ok((config, Here { need, limit: tightest(&limits).cloned() }))
+    Ok((config, Here { need, limit: tightest(&limits).cloned(), sizing }))
 }
 
 /// How many flows fit beside maps, and what is kept, of this size, where nobody has said how many there may be: a service with a limit gets along with it by

@@ -25,6 +25,7 @@ pub(crate) mod memory;
 pub(crate) mod reload;
 mod service;
 mod signals;
+pub(crate) mod sizing;
 mod start;
 mod thread;
 mod trouble;

@@ -263,7 +263,7 @@ impl Reload {
         if !fixed.is_empty() {
             return Err(fixed.join("; "));
         }
-        let (config, _) = memory::checked(merged.raw.clone()).map_err(|e| e.to_string())?;
+        let (config, _) = memory::checked_with(merged.raw.clone(), Some(old.sizes)).map_err(|e| e.to_string())?;
         if config.enters_namespaces && !old.enters_namespaces {
             return Err(format!(
                 "flow_log.netns: the agent has given up what entering other namespaces takes; {restart}"

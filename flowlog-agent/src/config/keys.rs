@@ -306,13 +306,13 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     .flag(Group::Limits, "spool-age-max", "TIME")
     .was("age_secs_max")
     .applies(),
-    ConfigKey::new("kernel", "cache_slots", Number, Is("16384"), "Flow cache slots for each CPU and address family; a power of two")
+    ConfigKey::new("kernel", "cache_slots", Number, Words("as pinned, else 16384; up to 65536 with more than 16 CPUs, fewer in little memory"), "Flow cache slots for each CPU and address family; a power of two")
         .flag(Group::Kernel, "cache-slots", "N")
         .takes_detach(),
     ConfigKey::new("kernel", "refused_slots", Number, Is("4096"), "Cache slots for refused flows, likewise; a power of two")
         .flag(Group::Kernel, "refused-slots", "N")
         .takes_detach(),
-    ConfigKey::new("kernel", "ring_bytes", Size, Is("8MiB"), "Ring buffer between kernel and agent; a power of two")
+    ConfigKey::new("kernel", "ring_bytes", Size, Words("as pinned, else 8MiB; up to 64MiB with more than 12 CPUs"), "Ring buffer between kernel and agent; a power of two")
         .flag(Group::Kernel, "ring-bytes", "SIZE")
         .takes_detach(),
     ConfigKey::new("kernel", "interfaces_max", Number, Is("512"), "Interfaces that can be watched, at most 65534")

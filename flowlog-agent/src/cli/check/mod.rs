@@ -18,7 +18,10 @@ use super::{
     status::Output,
 };
 use crate::{
-    agent::memory::{self, Here},
+    agent::{
+        memory::{self, Here},
+        sizing::{MapSize, SizeFrom, SizeTold, Sizing},
+    },
     config::{CaptureFlags, Config, Layers, RawConfig, RawFlowLog, Setting},
 };
 
@@ -53,7 +56,19 @@ pub(super) struct CheckArgs {
 struct Answer<'a> {
     ok: bool,
     findings: Vec<Line<'a>>,
+    sizes: Vec<SizeLine>,
     effective: &'a [Setting],
+}
+
+/// How large something of the kernel's half is.
+#[derive(Serialize)]
+struct SizeLine {
+    key: &'static str,
+    value: u32,
+    from: SizeFrom,
+    /// What a new capture would have, if nobody said it.
+    chosen: u32,
+    why: String,
 }
 
 #[derive(Serialize)]
@@ -76,12 +91,15 @@ pub(super) fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
     let (_, cpus) = config.sizes.memory_bytes_here();
     let mut findings = probe::machine(&interfaces, &config.reasons, (config.pin_dir.as_deref(), is_configured));
     findings.push(fitting(&here, cpus));
+    findings.extend(sizes(&here.sizing));
     if is_configured {
         findings.extend(configured(&config)?);
     }
-    let made = [("node_id", format!("{:?}", config.node_id)), ("flows_max", config.flows_max.to_string())];
+    let mut made = vec![("node_id", format!("{:?}", config.node_id)), ("flows_max", config.flows_max.to_string())];
+    made.extend(here.sizing.told().into_iter().map(|told| (told.key, told.written)));
     let settings = merged.settings(&made);
-    show(&findings, &settings, effective, output)?;
+    let shown = Shown { findings: &findings, sizing: &here.sizing, settings: &settings };
+    show(&shown, effective, output)?;
     Ok(if missing(&findings) == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -104,12 +122,25 @@ fn missing(findings: &[Finding]) -> usize {
     findings.iter().filter(|f| f.state == State::Missing).count()
 }
 
-fn show(findings: &[Finding], settings: &[Setting], effective: bool, output: Output) -> anyhow::Result<()> {
+/// What there is to show.
+struct Shown<'a> {
+    findings: &'a [Finding],
+    sizing: &'a Sizing,
+    settings: &'a [Setting],
+}
+
+fn show(shown: &Shown<'_>, effective: bool, output: Output) -> anyhow::Result<()> {
+    let Shown { findings, sizing, settings } = *shown;
     let missing = missing(findings);
     if output == Output::Json {
         let line = |f: &'_ Finding| -> String { f.state.to_string().to_ascii_lowercase() };
         let lines = findings.iter().map(|f| Line { what: &f.what, state: line(f), detail: &f.detail }).collect();
-        return out::json(&Answer { ok: missing == 0, findings: lines, effective: settings });
+        let size = |SizeTold { key, size, why, .. }| {
+            let MapSize { is, from, chosen } = size;
+            SizeLine { key, value: is, from, chosen: chosen.is, why }
+        };
+        let sizes = sizing.told().into_iter().map(size).collect();
+        return out::json(&Answer { ok: missing == 0, findings: lines, sizes, effective: settings });
     }
     for Finding { what, state, detail } in findings {
         say!("{:<7} {:<28} {}", state.to_string(), printable(what), printable(detail))?;
@@ -123,9 +154,14 @@ fn show(findings: &[Finding], settings: &[Setting], effective: bool, output: Out
     if missing == 0 { say!("\nflowlog can run here") } else { say!("\nflowlog cannot run here: {missing} missing") }
 }
 
+/// How large cache and ring are, and why.
+fn sizes(sizing: &Sizing) -> impl Iterator<Item = Finding> {
+    sizing.told().into_iter().map(|t| finding(t.key, State::Ok, format!("{}, {}", t.written, t.why)))
+}
+
 /// What is needed, beside what is allowed; without a limit, beside what is free.
 fn fitting(here: &Here, cpus: u64) -> Finding {
-    let Here { need, limit } = here;
+    let Here { need, limit, .. } = here;
     let needed = format!("{need}, on {cpus} CPUs");
     if let Some(limit) = limit {
         return finding("memory", State::Ok, format!("{needed}; `{}` allows {limit}", limit.file.display()));
