@@ -5,7 +5,10 @@
 //! (`cargo xtask bench agent`). So these column chunks are put together here, in the plainest form there is: a
 //! dictionary page, and data pages of definition levels and dictionary indices, both run-length or bit-packed (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>).
 
-use std::ops::Range;
+mod pack;
+mod vocabulary;
+
+use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
 use parquet::{
@@ -24,14 +27,17 @@ use parquet::{
     schema::types::ColumnDescPtr,
 };
 
+use self::{
+    pack::{packed, packed_as, run},
+    vocabulary::{LabelRef, Vocabulary},
+};
+
 /// Rows in a data page.
 const PAGE_ROWS: usize = 128 * 1024;
 /// Rows up to which values are written one after the other: a dictionary's page has 15 bytes in front of it, and compression adds some to both.
 pub(crate) const FEW_ROWS: usize = 4;
-/// Values in one bit-packed run: as many as a header of one byte tells.
-const RUN: usize = 63 * 8;
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// One of the values that a column has.
+#[derive(Clone, Debug)]
 pub(crate) enum Label {
     /// Of a column of Parquet's type `INT32`.
     Int(i32),
@@ -44,11 +50,12 @@ pub(crate) enum Label {
 /// The labels of one column and which of them each row has.
 #[derive(Debug, Default)]
 pub(crate) struct Labels {
-    values: Vec<Label>,
-    /// By row. Shorter than `rows` only while every row has the same.
+    values: Vocabulary,
+    /// By row; empty while every row has the same.
     codes: Vec<u32>,
+    /// The code of every row, while that is the same.
+    same: u32,
     rows: usize,
-    text_bytes: usize,
 }
 
 /// Code of a row without a value.
@@ -56,27 +63,65 @@ pub(crate) const NULL: u32 = u32::MAX;
 
 impl Labels {
     /// Adds a label; returns its code.
-    pub(crate) fn label(&mut self, value: Label) -> u32 {
-        self.text_bytes += if let Label::Text(text) = &value { text.len() + 4 } else { 8 };
-        self.values.push(value);
+    pub(crate) fn label(&mut self, value: &Label) -> u32 {
+        self.values.add(value);
+        self.last_code()
+    }
+
+    /// Adds what `write` appends, a text in UTF-8; returns its code.
+    pub(crate) fn text(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> u32 {
+        self.values.add_text(write);
+        self.last_code()
+    }
+
+    fn last_code(&self) -> u32 {
         u32::try_from(self.values.len() - 1).unwrap_or(NULL)
     }
 
     /// Gives the next row the label with this code, or [`NULL`].
     #[inline]
     pub(crate) fn push(&mut self, code: u32) {
-        self.codes.push(code);
-        self.rows += 1;
+        self.extend(&[code]);
+    }
+
+    /// The same for several rows.
+    #[inline]
+    pub(crate) fn extend(&mut self, codes: &[u32]) {
+        let Some(first) = codes.first() else { return };
+        if self.rows == 0 {
+            self.same = *first;
+        }
+        if !self.codes.is_empty() || codes.iter().any(|code| *code != self.same) {
+            if self.codes.is_empty() {
+                self.codes.resize(self.rows, self.same);
+            }
+            self.codes.extend_from_slice(codes);
+        }
+        self.rows += codes.len();
+    }
+
+    /// No value for the rows up to this number.
+    pub(crate) fn fill(&mut self, rows: usize) {
+        if self.rows == 0 {
+            self.same = NULL;
+        }
+        if self.codes.is_empty() && self.same != NULL && rows > self.rows {
+            self.codes.resize(self.rows, self.same);
+        }
+        if !self.codes.is_empty() {
+            self.codes.resize(rows.max(self.rows), NULL);
+        }
+        self.rows = self.rows.max(rows);
     }
 
     /// `rows` rows of the same value.
     #[must_use]
     pub(crate) fn same(value: Option<Label>, rows: usize) -> Self {
-        let mut labels = Self::default();
+        let mut labels = Self { same: NULL, rows, ..Self::default() };
         if let Some(value) = value {
-            labels.label(value);
+            labels.same = labels.label(&value);
         }
-        Self { rows, ..labels }
+        labels
     }
 
     /// How many rows there are so far.
@@ -93,37 +138,42 @@ impl Labels {
 
     /// Whether no row has a value.
     pub(super) fn is_empty(&self) -> bool {
-        self.values.is_empty() || (!self.codes.is_empty() && self.codes.iter().all(|c| *c == NULL))
+        if self.codes.is_empty() {
+            self.same as usize >= self.values.len()
+        } else {
+            self.codes.iter().all(|c| *c == NULL)
+        }
     }
 
     /// Whether a dictionary saves nothing.
     fn is_plain(&self) -> bool {
-        self.values.is_empty() || self.rows <= FEW_ROWS
+        self.values.len() == 0 || self.rows <= FEW_ROWS
     }
 
     /// Bytes of the dictionary.
     #[must_use]
     pub(crate) fn dictionary_bytes(&self) -> usize {
-        self.text_bytes
+        self.values.bytes()
     }
 
     /// The least and the greatest label that rows of a page have. A label may be one that no row has.
     fn bounds(&self, page: Range<usize>) -> Option<Bounds<'_>> {
         if self.codes.is_empty() {
-            return self.values.first().map(|only| (only, only));
+            return self.values.get(self.same as usize).map(|only| (only, only));
         }
         let mut used = vec![false; self.values.len()];
-        for code in self.codes[page].iter().filter(|c| **c != NULL) {
-            used[*code as usize] = true;
+        for code in &self.codes[page] {
+            // `NULL` is past all of them.
+            if let Some(used) = used.get_mut(*code as usize) {
+                *used = true;
+            }
         }
-        let labels = self.values.iter().zip(used).filter_map(|(label, used)| used.then_some(label));
-        labels.fold(None, |all, label| Some(wider(all, (label, label))))
+        self.values.bounds(&used)
     }
 
-    fn page_codes(&self, page: std::ops::Range<usize>) -> Codes<'_> {
+    fn page_codes(&self, page: Range<usize>) -> Codes<'_> {
         if self.codes.is_empty() {
-            let code = if self.values.is_empty() { NULL } else { 0 };
-            return Codes::Same(code, page.len());
+            return Codes::Same(self.same, page.len());
         }
         let codes = &self.codes[page];
         if codes.iter().all(|c| *c == codes[0]) { Codes::Same(codes[0], codes.len()) } else { Codes::Each(codes) }
@@ -131,7 +181,7 @@ impl Labels {
 }
 
 /// Least and greatest label.
-type Bounds<'a> = (&'a Label, &'a Label);
+type Bounds<'a> = (LabelRef<'a>, LabelRef<'a>);
 
 /// The bounds of both.
 fn wider<'a>(all: Option<Bounds<'a>>, (min, max): Bounds<'a>) -> Bounds<'a> {
@@ -154,50 +204,6 @@ impl Codes<'_> {
     }
 }
 
-fn varint(out: &mut Vec<u8>, mut n: usize) {
-    while n >= 0x80 {
-        out.push(n.to_le_bytes()[0] | 0x80);
-        n >>= 7;
-    }
-    out.push(n.to_le_bytes()[0]);
-}
-
-/// One run of `count` equal values.
-fn run(out: &mut Vec<u8>, value: u32, count: usize, bits: usize) {
-    varint(out, count << 1);
-    out.extend_from_slice(&value.to_le_bytes()[..bits.div_ceil(8)]);
-}
-
-/// Bit-packed runs; the last group of eight is filled up with zeros.
-fn packed(out: &mut Vec<u8>, values: impl ExactSizeIterator<Item = u32>, bits: usize) {
-    let mut left = values.len();
-    let mut word = 0u64;
-    let mut filled = 0;
-    let mut in_run = RUN;
-    for value in values {
-        if in_run == RUN {
-            varint(out, left.min(RUN).div_ceil(8) << 1 | 1);
-            left -= left.min(RUN);
-            in_run = 0;
-        }
-        in_run += 1;
-        word |= u64::from(value) << filled;
-        filled += bits;
-        while filled >= 8 {
-            out.push(word.to_le_bytes()[0]);
-            word >>= 8;
-            filled -= 8;
-        }
-    }
-    let missing = in_run.next_multiple_of(8) - in_run;
-    filled += missing * bits;
-    while filled > 0 {
-        out.push(word.to_le_bytes()[0]);
-        word >>= 8;
-        filled = filled.saturating_sub(8);
-    }
-}
-
 /// What a data page's body begins with: which rows have a value; and how many have none.
 fn levels(codes: &Codes<'_>, optional: bool) -> (Vec<u8>, usize) {
     let mut out = Vec::new();
@@ -208,7 +214,7 @@ fn levels(codes: &Codes<'_>, optional: bool) -> (Vec<u8>, usize) {
     if optional {
         out.extend_from_slice(&[0; 4]);
         match codes {
-            Codes::Each(codes) if nulls > 0 => packed(&mut out, codes.iter().map(|c| u32::from(*c != NULL)), 1),
+            Codes::Each(codes) if nulls > 0 => packed_as(&mut out, codes, 1, |c| u32::from(c != NULL)),
             Codes::Same(_, rows) => run(&mut out, u32::from(nulls == 0), *rows, 1),
             Codes::Each(codes) => run(&mut out, 1, codes.len(), 1),
         }
@@ -225,10 +231,10 @@ fn body(codes: &Codes<'_>, optional: bool, bits: usize) -> (Vec<u8>, usize) {
     match codes {
         Codes::Same(NULL, _) => {}
         Codes::Same(code, rows) => run(&mut out, *code, *rows, bits),
-        Codes::Each(codes) if nulls == 0 => packed(&mut out, codes.iter().copied(), bits),
+        Codes::Each(codes) if nulls == 0 => packed(&mut out, codes, bits),
         Codes::Each(codes) => {
             let present: Vec<u32> = codes.iter().copied().filter(|c| *c != NULL).collect();
-            packed(&mut out, present.into_iter(), bits);
+            packed(&mut out, &present, bits);
         }
     }
     (out, nulls)
@@ -246,10 +252,10 @@ impl Compressor {
         Ok(Self { codec, zstd })
     }
 
-    fn compress(&mut self, body: Vec<u8>) -> Result<Vec<u8>, ParquetError> {
+    fn compress(&mut self, body: Cow<'_, [u8]>) -> Result<Vec<u8>, ParquetError> {
         match &mut self.zstd {
             Some(zstd) => Ok(zstd.compress(&body)?),
-            None => Ok(body),
+            None => Ok(body.into_owned()),
         }
     }
 }
@@ -285,7 +291,7 @@ pub(crate) fn chunk(
         uncompressed += spec.uncompressed_size as u64 + (spec.bytes_written - spec.compressed_size as u64);
         Ok::<_, ParquetError>(spec)
     };
-    let plain = dictionary(&labels.values);
+    let plain = labels.values.plain();
     let size = plain.len();
     let num_values = u32::try_from(labels.values.len()).unwrap_or(NULL);
     let buf = compressor.compress(plain)?.into();
@@ -295,7 +301,8 @@ pub(crate) fn chunk(
         let rows = start..(start + PAGE_ROWS).min(labels.rows);
         let (page, nulls) = body(&labels.page_codes(rows.clone()), optional, bits);
         let size = page.len();
-        let spec = write(data_page(compressor.compress(page)?.into(), rows.len(), Encoding::RLE_DICTIONARY), size)?;
+        let spec =
+            write(data_page(compressor.compress(page.into())?.into(), rows.len(), Encoding::RLE_DICTIONARY), size)?;
         book.add(rows, &spec, nulls);
     }
     let size = Size { compressed, uncompressed, compression: compressor.codec, dictionary: Some(first.offset) };
@@ -314,9 +321,9 @@ fn plain_chunk(
     let mut pages = SerializedPageWriter::new(&mut sink);
     let codes = labels.page_codes(0..labels.rows);
     let (mut page, nulls) = levels(&codes, column.max_def_level() > 0);
-    let each = codes.iter().filter_map(|code| labels.values.get(code as usize));
-    for value in each {
-        plain_into(&mut page, value);
+    if labels.values.len() > 0 {
+        let each = codes.iter().filter_map(|code| labels.values.get(code as usize));
+        each.for_each(|value| value.plain_into(&mut page));
     }
     let size = page.len();
     let page = data_page(page.into(), labels.rows, Encoding::PLAIN);
@@ -363,7 +370,7 @@ impl<'a> PageBook<'a> {
         self.offsets.append_row_count(signed(rows.len() as u64));
         self.offsets.append_offset_and_size(offset, i32::try_from(spec.bytes_written).unwrap_or(i32::MAX));
         let of_page = self.labels.bounds(rows);
-        let (min, max) = of_page.map_or_else(Default::default, |(a, b)| (plain_value(a), plain_value(b)));
+        let (min, max) = of_page.map_or_else(Default::default, |(a, b)| (a.plain(), b.plain()));
         self.index.append(of_page.is_none(), min, max, signed(nulls as u64), None);
         self.bounds = of_page.map(|of_page| wider(self.bounds, of_page)).or(self.bounds);
         self.nulls += nulls as u64;
@@ -411,38 +418,13 @@ fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-/// A value in PLAIN encoding, without the length in front of text.
-fn plain_value(value: &Label) -> Vec<u8> {
-    match value {
-        Label::Int(n) => n.to_le_bytes().to_vec(),
-        Label::Long(n) => n.to_le_bytes().to_vec(),
-        Label::Text(text) => text.as_bytes().to_vec(),
-    }
-}
-
-/// A value in PLAIN encoding, behind others.
-fn plain_into(out: &mut Vec<u8>, value: &Label) {
-    if let Label::Text(text) = value {
-        out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(NULL).to_le_bytes());
-    }
-    out.extend_from_slice(&plain_value(value));
-}
-
-fn dictionary(values: &[Label]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for value in values {
-        plain_into(&mut out, value);
-    }
-    out
-}
-
 /// None of a column without values: there is nothing that bounds could be of.
 fn statistics(of: Type, bounds: Option<Bounds<'_>>, nulls: u64) -> Statistics {
     let (min, max) = bounds.unzip();
     let nulls = Some(nulls);
-    let int = |l: Option<&Label>| if let Some(Label::Int(n)) = l { Some(*n) } else { None };
-    let long = |l: Option<&Label>| if let Some(Label::Long(n)) = l { Some(*n) } else { None };
-    let text = |l: Option<&Label>| if let Some(Label::Text(t)) = l { Some(ByteArray::from(t.as_str())) } else { None };
+    let int = |l| if let Some(LabelRef::Int(n)) = l { Some(n) } else { None };
+    let long = |l| if let Some(LabelRef::Long(n)) = l { Some(n) } else { None };
+    let text = |l| if let Some(LabelRef::Text(t)) = l { Some(ByteArray::from(t.to_vec())) } else { None };
     match of {
         Type::INT32 => Statistics::int32(int(min), int(max), None, nulls, false),
         Type::INT64 => Statistics::int64(long(min), long(max), None, nulls, false),

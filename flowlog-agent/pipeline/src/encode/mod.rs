@@ -1,7 +1,8 @@
 //! From a settled window to the bytes and the key of one Parquet object.
 //!
 //! * [`schema`]: the columns, their types, and what they mean;
-//! * [`rows`]: building them; [`values`], [`address`]: what they are built of; [`order`]: what comes first;
+//! * [`rows`]: which ones; [`order`]: what comes first; [`batch`]: fetching them; [`builder`]: making columns of them; [`values`], [`address`]: what
+//!   those are built of;
 //! * [`labels`]: column chunks of those with few different values; [`numbers`]: which 16-bit numbers have; [`sparse`]: of those that few rows have a value in;
 //! * [`parquet`]: the file; encodings, chosen by measurement; [`text`]: the same rows as clouds write them;
 //! * [`key`]: where the object goes.
@@ -9,6 +10,8 @@
 //! Pure: bytes in memory, no I/O, no clock.
 
 mod address;
+mod batch;
+mod builder;
 pub(crate) mod key;
 mod labels;
 mod numbers;

@@ -27,6 +27,22 @@ impl Order {
 /// What objects are written in.
 pub const CHOSEN: Order = Order::Service;
 
+/// A flow and what it is sorted by, in one number: comparing pairs takes twice as long.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Keyed(u128);
+
+impl Keyed {
+    /// Flows with the same key are in the order of their numbers.
+    pub(super) fn new(key: u64, number: u32) -> Self {
+        Self(u128::from(key) << u32::BITS | u128::from(number))
+    }
+
+    pub(super) fn number(self) -> u32 {
+        let [a, b, c, d, ..] = self.0.to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
+    }
+}
+
 /// [`Order::Service`] in one word: all of an IPv4 address, 32 bits of the first half of an IPv6 address.
 pub(super) fn by_service(f: &Flow) -> u64 {
     let egress = f.direction == Direction::Egress;

@@ -6,8 +6,8 @@ use flowlog_model::rule::Direction;
 
 use super::{
     Names, ObjectInfo,
-    address::RowAddress,
-    labels::{Label, Labels, NULL},
+    address::AddressColumn,
+    labels::{Label, Labels},
     values::{Bools, Found},
 };
 use crate::window::{
@@ -24,15 +24,11 @@ impl<K> Default for Sparse<K> {
     }
 }
 
-impl<K: Hash + Eq> Sparse<K> {
+impl<K: Hash + Eq + Copy> Sparse<K> {
     /// Gives the row of this number a value. Rows come in order.
     pub(super) fn push(&mut self, row: usize, value: K, label: impl FnOnce(&K) -> Option<Label>) {
-        self.fill(row);
+        self.0.labels.fill(row);
         self.0.push(value, label);
-    }
-
-    pub(super) fn dictionary_bytes(&self) -> usize {
-        self.0.labels.dictionary_bytes()
     }
 
     /// The column, `rows` long.
@@ -40,15 +36,8 @@ impl<K: Hash + Eq> Sparse<K> {
         if self.0.labels.rows() == 0 {
             return Labels::same(None, rows);
         }
-        self.fill(rows);
+        self.0.labels.fill(rows);
         std::mem::take(&mut self.0.labels)
-    }
-
-    /// No value for the rows up to this one.
-    fn fill(&mut self, row: usize) {
-        while self.0.labels.rows() < row {
-            self.0.labels.push(NULL);
-        }
     }
 }
 
@@ -90,24 +79,31 @@ impl RuleColumns {
 /// What translated flows have on the other side.
 #[derive(Default)]
 pub(super) struct OtherSideColumns {
-    pub(super) src: Sparse<RowAddress>,
-    pub(super) dst: Sparse<RowAddress>,
+    pub(super) src: AddressColumn,
+    pub(super) dst: AddressColumn,
     pub(super) sport: Sparse<u16>,
     pub(super) dport: Sparse<u16>,
 }
 
 impl OtherSideColumns {
     pub(super) fn push(&mut self, row: usize, addresses: Addresses, sport: u16, dport: u16) {
-        let (src, dst) = RowAddress::both(addresses);
-        self.src.push(row, src, RowAddress::label);
-        self.dst.push(row, dst, RowAddress::label);
+        let Self { src, dst, .. } = self;
+        for column in [&mut *src, &mut *dst] {
+            column.labels.fill(row);
+        }
+        let (from, to) = match addresses {
+            Addresses::V4(a, b) => (src.code4(a), dst.code4(b)),
+            Addresses::V6(a, b) => (src.code6(a), dst.code6(b)),
+        };
+        src.labels.push(from);
+        dst.labels.push(to);
         let port = |n: &u16| Some(Label::Int(i32::from(*n)));
         self.sport.push(row, sport, port);
         self.dport.push(row, dport, port);
     }
 
     pub(super) fn dictionary_bytes(&self) -> usize {
-        self.src.dictionary_bytes().max(self.dst.dictionary_bytes())
+        self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes())
     }
 }
 
@@ -147,7 +143,7 @@ impl ConnectionColumns {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::labels::NULL, *};
 
     #[test]
     fn rows_without_a_value_are_null_wherever_they_are() {

@@ -29,25 +29,39 @@ impl Column {
 pub(super) struct Found<K> {
     pub(super) labels: Labels,
     codes: HashMap<K, u32>,
+    last: Option<(K, u32)>,
 }
 
 impl<K> Default for Found<K> {
     fn default() -> Self {
-        Self { labels: Labels::default(), codes: HashMap::new() }
+        Self { labels: Labels::default(), codes: HashMap::new(), last: None }
     }
 }
 
-impl<K: Hash + Eq> Found<K> {
+impl<K: Hash + Eq + Copy> Found<K> {
     #[inline]
     pub(super) fn push(&mut self, key: K, label: impl FnOnce(&K) -> Option<Label>) {
+        let code = self.code(key, label);
+        self.labels.push(code);
+    }
+
+    /// The code of a key. Most rows have that of the row before.
+    #[inline]
+    pub(super) fn code(&mut self, key: K, label: impl FnOnce(&K) -> Option<Label>) -> u32 {
+        if let Some((last, code)) = self.last
+            && last == key
+        {
+            return code;
+        }
         let code = match self.codes.entry(key) {
             Entry::Occupied(e) => *e.get(),
             Entry::Vacant(e) => {
-                let code = label(e.key()).map_or(NULL, |l| self.labels.label(l));
+                let code = label(e.key()).map_or(NULL, |l| self.labels.label(&l));
                 *e.insert(code)
             }
         };
-        self.labels.push(code);
+        self.last = Some((key, code));
+        code
     }
 }
 
@@ -58,7 +72,7 @@ impl Known {
     pub(super) fn new(values: &[&str]) -> Self {
         let mut labels = Labels::default();
         for value in values {
-            labels.label(Label::Text((*value).to_owned()));
+            labels.label(&Label::Text((*value).to_owned()));
         }
         Self(labels)
     }

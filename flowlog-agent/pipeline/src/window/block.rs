@@ -1,6 +1,8 @@
 //! Blocks of records, as they lie in the ring and in the journal: `repr(C)` integers without padding, in this machine's byte
 //! order (`flowlog_ebpf::abi`).
 
+use std::hash::Hasher;
+
 use flowlog_ebpf::abi::{
     BlockHeader, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Key, Meta, Record as AbiRecord, Record4, Record6, Stats,
 };
@@ -121,6 +123,8 @@ pub(crate) trait Address: Sized {
     fn wide(self) -> Ip6;
     /// An address that was made [`wide`](Self::wide).
     fn narrow(wide: Ip6) -> Self;
+    /// Hashes two of them.
+    fn hash_both(a: &Self, b: &Self, state: &mut impl Hasher);
 }
 
 impl Address for Ip4 {
@@ -140,6 +144,11 @@ impl Address for Ip4 {
     fn narrow([low, _]: Ip6) -> Self {
         low as Self
     }
+
+    #[inline]
+    fn hash_both(a: &Self, b: &Self, state: &mut impl Hasher) {
+        state.write_u64(u64::from(*a) | u64::from(*b) << 32);
+    }
 }
 
 impl Address for Ip6 {
@@ -157,6 +166,13 @@ impl Address for Ip6 {
 
     fn narrow(wide: Ip6) -> Self {
         wide
+    }
+
+    #[inline]
+    fn hash_both(a: &Self, b: &Self, state: &mut impl Hasher) {
+        for half in a.iter().chain(b) {
+            state.write_u64(*half);
+        }
     }
 }
 

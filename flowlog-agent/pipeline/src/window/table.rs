@@ -12,7 +12,10 @@ mod lost;
 pub(crate) mod told;
 mod twins;
 
-use std::hash::{BuildHasher as _, Hash};
+use std::{
+    hash::{BuildHasher as _, Hash},
+    hint::black_box,
+};
 
 use flowlog_ebpf::abi::{Count, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Record, Record4, Record6, class};
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -31,6 +34,9 @@ const SNAPSHOT_RECORDS: usize = 1 << 10;
 
 /// Flows in a chunk: 224 KiB of IPv4 flows.
 const CHUNK: usize = 1 << 12;
+
+/// Flows that the smallest index has room for.
+const INDEX_MIN: usize = 3;
 
 #[derive(Debug)]
 struct Table<A> {
@@ -73,6 +79,7 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
         &mut self.chunks[id / CHUNK][id % CHUNK]
     }
 
+    #[inline]
     fn at(&self, id: u32) -> Option<&FlowEntry<A>> {
         self.chunks.get(id as usize / CHUNK)?.get(id as usize % CHUNK)
     }
@@ -93,15 +100,30 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
     }
 
     fn insert(&mut self, hash: u64, key: FlowKey<A>) -> u32 {
-        let Self { chunks, index, hasher, .. } = self;
+        if self.index.len() == self.index.capacity() {
+            self.grow();
+        }
+        let Self { chunks, index, .. } = self;
         if chunks.last().is_none_or(|last| last.len() == CHUNK) {
             chunks.push(Vec::with_capacity(CHUNK));
         }
         let chunk = chunks.len() - 1;
         let id = u32::try_from(chunk * CHUNK + chunks[chunk].len()).expect("fewer flows than `flows_max` allows");
         chunks[chunk].push(FlowEntry::new(key));
-        index.insert_unique(hash, id, |id| hasher.hash_one(chunks[*id as usize / CHUNK][*id as usize % CHUNK].key()));
+        index.insert_unique(hash, id, |_| unreachable!("there is room"));
         id
+    }
+
+    /// Gives the index twice the room. Left to itself it would go through the old one, and ask for flows in no order; and both would be
+    /// in memory at once.
+    fn grow(&mut self) {
+        let Self { chunks, index, hasher, .. } = self;
+        let room = (index.capacity() + 1).max(INDEX_MIN);
+        *index = HashTable::new();
+        index.reserve(room, |_| unreachable!("it is empty"));
+        for (id, entry) in (0u32..).zip(chunks.iter().flatten()) {
+            index.insert_unique(hasher.hash_one(entry.key()), id, |_| unreachable!("there is room"));
+        }
     }
 
     fn add(&mut self, record: &Record<A>, lost: &mut [Count; 2]) {
@@ -234,10 +256,43 @@ impl FlowTable {
         upto(self.v4.len()).chain(upto(self.v6.len()).map(|id| id | V6))
     }
 
+    /// Asks memory for flows that will be looked at next, all at once. Nothing comes of it but that they are near then.
+    fn expect(&self, numbers: &[u32]) {
+        let words = numbers.iter().map(|number| {
+            let id = number & !V6;
+            let word = if number & V6 == 0 {
+                self.v4.at(id).map(FlowEntry::ends)
+            } else {
+                self.v6.at(id).map(FlowEntry::ends)
+            };
+            word.unwrap_or_default()
+        });
+        black_box(words.fold(0, |all, word| all ^ word));
+    }
+
+    /// The flows with these numbers, as far as [`flow`](Self::flow) has them, and the number of each.
+    pub(crate) fn flows_of(&self, numbers: &[u32], found: &mut Vec<u32>, flows: &mut Vec<Flow>) {
+        found.clear();
+        flows.clear();
+        self.expect(numbers);
+        for number in numbers {
+            if let Some(flow) = self.flow(*number) {
+                found.push(*number);
+                flows.push(flow);
+            }
+        }
+    }
+
     /// One flow; `None` if all its packets were taken back, or there is no such number, or it says what was lost of another.
+    #[inline]
     #[must_use]
     pub(crate) fn flow(&self, number: u32) -> Option<Flow> {
-        self.settled(number).map(|(flow, _)| flow).filter(|f| f.totals.packets > 0)
+        let id = number & !V6;
+        if number & V6 == 0 {
+            self.v4.at(id).filter(|e| e.has_row()).map(|e| e.flow(Addresses::V4))
+        } else {
+            self.v6.at(id).filter(|e| e.has_row()).map(|e| e.flow(Addresses::V6))
+        }
     }
 
     /// One flow of a window that goes on; `true`: its counts are what was lost of another one.
@@ -253,6 +308,7 @@ impl FlowTable {
     }
 
     /// One flow and what was taken back from it beyond what it had.
+    #[inline]
     fn settled(&self, number: u32) -> Option<(Flow, Count)> {
         let id = number & !V6;
         if number & V6 == 0 {

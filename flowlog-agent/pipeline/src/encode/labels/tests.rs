@@ -13,7 +13,7 @@ use parquet::{
     schema::parser::parse_message_type,
 };
 
-use super::*;
+use super::{pack::RUN, *};
 
 /// One optional INT32 column as a file.
 fn written(labels: &Labels) -> Bytes {
@@ -48,7 +48,7 @@ fn labels_read_back_as_written_whatever_their_number_and_gaps() {
             for gap in [0, 1, 2, 7] {
                 let mut labels = Labels::default();
                 for value in 0..different {
-                    labels.label(Label::Int(value - 5));
+                    labels.label(&Label::Int(value - 5));
                 }
                 let value = |row: usize| (i32::try_from(row * 7).unwrap_or(0)) % different;
                 // Gap 1: nothing but nulls.
@@ -68,7 +68,7 @@ fn bounds_are_those_of_the_rows_for_the_chunk_and_for_each_page() {
     // The vocabulary goes from 0 to 9; the first page has 3 to 5, the second nothing, the third 7.
     let mut labels = Labels::default();
     for value in 0..10 {
-        labels.label(Label::Int(value));
+        labels.label(&Label::Int(value));
     }
     for row in 0..=2 * PAGE_ROWS {
         let code = if row < PAGE_ROWS { 3 + u32::try_from(row % 3).unwrap_or(0) } else { NULL };

@@ -1,5 +1,7 @@
 //! What is kept of a flow while its records come in.
 
+use std::hash::{Hash, Hasher};
+
 use flowlog_ebpf::{
     abi::{ANSWERS, Count, FLAGS_UNSURE, Ip4, Ip6, Key, Meta, OPENS, ORIGINAL, REPLY, Record, Stats, class},
     packet::TCP,
@@ -7,9 +9,10 @@ use flowlog_ebpf::{
 use flowlog_model::rule::Direction;
 
 use super::flow::{Addresses, Flow, Handshake, Totals};
+use crate::window::block::Address;
 
 /// What tells flows of one window and interface apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FlowKey<A> {
     pub(super) src: A,
     pub(super) dst: A,
@@ -22,6 +25,17 @@ pub(super) struct FlowKey<A> {
     pub(super) flags: u8,
     /// The firewall's mark, of what was refused.
     pub(super) mark: u32,
+}
+
+/// In words: member by member takes twice as long.
+impl<A: Address> Hash for FlowKey<A> {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { ref src, ref dst, sport, dport, vlan, reason, proto, flags, mark } = *self;
+        A::hash_both(src, dst, state);
+        state.write_u64(u64::from(sport) | u64::from(dport) << 16 | u64::from(vlan) << 32 | u64::from(reason) << 48);
+        state.write_u64(u64::from(proto) | u64::from(flags) << 8 | u64::from(mark) << 32);
+    }
 }
 
 pub(super) const REFUSED: u8 = 1 << 1;
@@ -132,6 +146,12 @@ impl<A: Copy> FlowEntry<A> {
         FlowKey { src, dst, sport, dport, vlan, reason, proto, flags: flags & !NO_KEY, mark: self.mark() }
     }
 
+    /// Something of each cache line that it is in.
+    #[inline]
+    pub(super) fn ends(&self) -> u64 {
+        self.first_ns ^ u64::from(self.flags)
+    }
+
     /// Its counts are what was lost of another one.
     pub(super) fn is_lost(&self) -> bool {
         self.flags & LOST != 0
@@ -215,14 +235,17 @@ impl<A: Copy> FlowEntry<A> {
         Direction::BOTH[usize::from(self.flags & 1)]
     }
 
-    /// The flow as a row shows it, and its deficit: what was taken back beyond what it had.
-    pub(super) fn settle(&self, addresses: impl Fn(A, A) -> Addresses) -> (Flow, Count) {
+    /// Whether there is a row of it: packets that were not taken back, and are not what was lost of another one.
+    #[inline]
+    pub(super) fn has_row(&self) -> bool {
+        self.packets > 0 && !self.is_lost()
+    }
+
+    /// The flow as a row shows it.
+    #[inline]
+    pub(super) fn flow(&self, addresses: impl Fn(A, A) -> Addresses) -> Flow {
         let Self { sport, dport, vlan, reason, proto, flags, first_ns, last_ns, tcp_flags, .. } = *self;
-        let flags_unsure = flags & UNSURE != 0;
-        let counted = |n: i64| u64::try_from(n).unwrap_or(0);
-        let packets = counted(self.packets);
-        let bytes = counted(self.bytes);
-        let flow = Flow {
+        Flow {
             addresses: addresses(self.src, self.dst),
             sport,
             dport,
@@ -235,15 +258,30 @@ impl<A: Copy> FlowEntry<A> {
             totals: Totals {
                 first_ns,
                 last_ns,
-                bytes,
-                packets,
+                bytes: counted(self.bytes),
+                packets: counted(self.packets),
                 tcp_flags,
-                flags_unsure,
+                flags_unsure: flags & UNSURE != 0,
                 handshake: self.handshake(),
                 is_original: flags & FORTH != 0,
                 is_reply: flags & BACK != 0,
             },
-        };
-        (flow, Count { packets: counted(-self.packets), bytes: counted(-self.bytes) })
+        }
     }
+
+    /// What was taken back beyond what it had.
+    #[inline]
+    pub(super) fn deficit(&self) -> Count {
+        Count { packets: counted(-self.packets), bytes: counted(-self.bytes) }
+    }
+
+    /// The flow as a row shows it, and its deficit.
+    pub(super) fn settle(&self, addresses: impl Fn(A, A) -> Addresses) -> (Flow, Count) {
+        (self.flow(addresses), self.deficit())
+    }
+}
+
+/// A count that may stand below zero.
+fn counted(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
 }

@@ -64,6 +64,12 @@ impl FlowTable {
         v4.chain(v6.iter().filter_map(|(_, e)| self.v6.at(*e)).map(FlowEntry::loss))
     }
 
+    /// Whether anything was lost of any flow after it had passed. Only once the table is sealed.
+    #[must_use]
+    pub(crate) fn has_lost(&self) -> bool {
+        !self.v4.lost.is_empty() || !self.v6.lost.is_empty()
+    }
+
     /// What was lost of a flow after it had passed; `None`: nothing. Only once the table is sealed.
     #[must_use]
     pub fn lost(&self, number: u32, flow: &Flow) -> Option<Lost> {

@@ -5,7 +5,7 @@
 use std::hash::Hash;
 
 use super::{
-    Flow, FlowTable, Table, V6,
+    FlowTable, Table, V6,
     entry::{FlowKey, LOST, REFUSED},
     told::answering,
 };
@@ -46,17 +46,22 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
         self.twins = twins;
     }
 
-    fn twin(&self, id: u32) -> Option<u32> {
-        self.twins.get(id as usize).copied().filter(|twin| *twin != NONE)
+    fn twin(&self, id: u32) -> u32 {
+        self.twins.get(id as usize).copied().unwrap_or(NONE)
     }
 }
 
 impl FlowTable {
-    /// The other direction of an accepted flow, if it has packets. Only once the table is sealed.
+    /// Whether any flow may have one.
     #[must_use]
-    pub(crate) fn twin(&self, number: u32) -> Option<Flow> {
+    pub(crate) fn has_twins(&self) -> bool {
+        !self.v4.twins.is_empty() || !self.v6.twins.is_empty()
+    }
+
+    /// The number of the other direction of an accepted flow; of none, a number that no flow has. Only once the table is sealed.
+    #[must_use]
+    pub(crate) fn twin_number(&self, number: u32) -> u32 {
         let id = number & !V6;
-        let twin = if number & V6 == 0 { self.v4.twin(id) } else { self.v6.twin(id).map(|id| id | V6) };
-        self.flow(twin?)
+        if number & V6 == 0 { self.v4.twin(id) } else { self.v6.twin(id) | V6 }
     }
 }

@@ -1,0 +1,378 @@
+//! The columns of a row group while they are being built.
+
+use flowlog_model::{MonoNs, NS_PER_SEC, rule::Direction};
+
+use super::{
+    Names, ObjectInfo,
+    address::AddressColumn,
+    batch::{BATCH, Batch},
+    labels::{Label, Labels, NULL},
+    numbers::{Numbers, Seconds},
+    rows::Xdp,
+    schema::{self, ColumnId},
+    sparse::{ConnectionColumns, LostColumns, OtherSideColumns, RuleColumns},
+    values::{Column, Found, Known},
+};
+use crate::window::{
+    Addresses, Connection, Flow, FlowTable, Loss, LossReason, OtherSide,
+    connection::Stretch,
+    info::GAP,
+    xdp::{XDP_DROPPED, XDP_FORWARDED},
+};
+
+/// Columns that are being built.
+pub(super) struct Builder<'a> {
+    info: &'a ObjectInfo,
+    src: AddressColumn,
+    dst: AddressColumn,
+    sport: Numbers,
+    dport: Numbers,
+    protocol: Numbers,
+    packets: Vec<i64>,
+    bytes: Vec<i64>,
+    start: Seconds,
+    end: Seconds,
+    action: Known,
+    status: Known,
+    direction: Known,
+    tcp_flags: Numbers,
+    icmp_type: Numbers,
+    icmp_code: Numbers,
+    family: Known,
+    vlan: Numbers,
+    start_ns: Vec<i64>,
+    end_ns: Vec<i64>,
+    reason: Found<Option<u16>>,
+    skip: Known,
+    lost: LostColumns,
+    rule: RuleColumns,
+    other_side: OtherSideColumns,
+    connection: ConnectionColumns,
+    rows: usize,
+}
+
+/// What a row is about, by code.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum LogStatus {
+    /// A flow.
+    Ok,
+    /// Packets, or time, that no flow says anything about.
+    SkipData,
+    /// A window without traffic.
+    NoData,
+}
+
+impl LogStatus {
+    /// As in the column `log_status`.
+    const NAMES: [&str; 3] = ["OK", "SKIPDATA", "NODATA"];
+}
+/// Values of `skip_reason`, by code: losses first.
+const SKIP: [&str; LossReason::ALL.len() + 3] = {
+    let [a, b, c, d, e] = LossReason::ALL;
+    [a.as_str(), b.as_str(), c.as_str(), d.as_str(), e.as_str(), GAP, XDP_DROPPED, XDP_FORWARDED]
+};
+/// The code of a gap; those of XDP follow.
+const SKIP_GAP: usize = LossReason::ALL.len();
+
+/// Nanoseconds are multiples of so many, two to the power of 16: the tick that they are true to is a millisecond at least, and zeros
+/// cost nothing.
+const STEP_NS: i64 = 1 << 16;
+
+/// Rounded down, within its second.
+fn rounded(ns: i64) -> i64 {
+    (ns & !(STEP_NS - 1)).max(ns - ns.rem_euclid(NS_PER_SEC))
+}
+
+/// Microseconds in a second.
+const US_PER_SEC: i64 = 1_000_000;
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// Appends the codes of a batch.
+fn codes(labels: &mut Labels, flows: &[Flow], mut code: impl FnMut(&Flow) -> u32) {
+    let mut found = [0; BATCH];
+    for (found, flow) in found.iter_mut().zip(flows) {
+        *found = code(flow);
+    }
+    labels.extend(&found[..flows.len()]);
+}
+
+/// Appends the numbers of a batch.
+fn each(column: &mut Numbers, flows: &[Flow], number: impl Fn(&Flow) -> Option<u16>) {
+    let mut found = [0; BATCH];
+    for (found, flow) in found.iter_mut().zip(flows) {
+        *found = column.code(number(flow));
+    }
+    column.labels.extend(&found[..flows.len()]);
+}
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(info: &'a ObjectInfo, rows: usize) -> Self {
+        let longs = || Vec::with_capacity(rows);
+        Self {
+            info,
+            src: AddressColumn::default(),
+            dst: AddressColumn::default(),
+            sport: Numbers::new(rows),
+            dport: Numbers::new(rows),
+            protocol: Numbers::new(rows),
+            packets: longs(),
+            bytes: longs(),
+            start: Seconds::new(info.span.start_secs),
+            end: Seconds::new(info.span.start_secs),
+            action: Known::new(&["ACCEPT", "REJECT"]),
+            status: Known::new(&LogStatus::NAMES),
+            direction: Known::new(&Direction::BOTH.map(|hook| info.side.owners(hook).as_str())),
+            tcp_flags: Numbers::new(rows),
+            icmp_type: Numbers::new(rows),
+            icmp_code: Numbers::new(rows),
+            family: Known::new(&["IPv4", "IPv6"]),
+            vlan: Numbers::new(rows),
+            start_ns: longs(),
+            end_ns: longs(),
+            reason: Found::default(),
+            skip: Known::new(&SKIP),
+            lost: LostColumns::default(),
+            rule: RuleColumns::default(),
+            other_side: OtherSideColumns::default(),
+            connection: ConnectionColumns::default(),
+            rows: 0,
+        }
+    }
+
+    fn dictionary_bytes(&self) -> usize {
+        let addresses = self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes());
+        addresses.max(self.other_side.dictionary_bytes())
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Rows of flows that there is room for at least, before a dictionary is so long; the one that makes it so long is among them.
+    pub(super) fn rows_below(&self, dictionary_bytes: usize) -> usize {
+        match dictionary_bytes.saturating_sub(self.dictionary_bytes()) {
+            0 => 0,
+            room => room.div_ceil(AddressColumn::TEXT_MAX),
+        }
+    }
+
+    /// Rows of flows. Column by column, so that what a column needs is at hand for all of them.
+    pub(super) fn flows(&mut self, batch: &Batch, table: &FlowTable, stretch: Stretch, names: &Names) {
+        let flows = batch.flows();
+        self.seldom(batch, table, names);
+        self.addresses(flows);
+        self.times(flows);
+        let port = |f: &Flow, n: u16| Some(if f.is_icmp() { 0 } else { n });
+        each(&mut self.sport, flows, |f| port(f, f.sport));
+        each(&mut self.dport, flows, |f| port(f, f.dport));
+        each(&mut self.protocol, flows, |f| Some(u16::from(f.proto)));
+        each(&mut self.tcp_flags, flows, |f| f.tcp_flags().map(u16::from));
+        each(&mut self.icmp_type, flows, |f| f.icmp().map(|(kind, _)| kind));
+        each(&mut self.icmp_code, flows, |f| f.icmp().map(|(_, code)| code));
+        each(&mut self.vlan, flows, |f| (f.vlan != 0).then_some(f.vlan));
+        self.packets.extend(flows.iter().map(|f| signed(f.totals.packets)));
+        self.bytes.extend(flows.iter().map(|f| signed(f.totals.bytes)));
+        codes(&mut self.action.0, flows, |f| u32::from(f.refused));
+        codes(&mut self.status.0, flows, |_| LogStatus::Ok as u32);
+        codes(&mut self.direction.0, flows, |f| u32::from(f.direction == Direction::Egress));
+        codes(&mut self.family.0, flows, |f| u32::from(matches!(f.addresses, Addresses::V6(..))));
+        codes(&mut self.skip.0, flows, |_| NULL);
+        for (row, (flow, twin)) in (self.rows..).zip(batch.pairs()) {
+            self.connection.push(row, &Connection::of(flow, twin, stretch));
+        }
+        self.rows += flows.len();
+    }
+
+    fn addresses(&mut self, flows: &[Flow]) {
+        let Self { src, dst, .. } = self;
+        let mut found = [0; BATCH];
+        let found = &mut found[..flows.len()];
+        for (code, flow) in found.iter_mut().zip(flows) {
+            *code = match flow.addresses {
+                Addresses::V4(address, _) => src.code4(address),
+                Addresses::V6(address, _) => src.code6(address),
+            };
+        }
+        src.labels.extend(found);
+        for (code, flow) in found.iter_mut().zip(flows) {
+            *code = match flow.addresses {
+                Addresses::V4(_, address) => dst.code4(address),
+                Addresses::V6(_, address) => dst.code6(address),
+            };
+        }
+        dst.labels.extend(found);
+    }
+
+    fn times(&mut self, flows: &[Flow]) {
+        let Self { info, start, end, .. } = self;
+        let wall = |ns| info.span.wall_of_tick(MonoNs(ns));
+        let found = &mut [0; BATCH];
+        for (code, flow) in found.iter_mut().zip(flows) {
+            *code = start.code(wall(flow.totals.first_ns).secs());
+        }
+        start.labels.extend(&found[..flows.len()]);
+        for (code, flow) in found.iter_mut().zip(flows) {
+            *code = end.code(wall(flow.totals.last_ns).secs());
+        }
+        end.labels.extend(&found[..flows.len()]);
+        if info.rule.subsecond {
+            // Never before the part of the window that it is in.
+            let begin = info.span.opened.wall.0;
+            let ns = |ns| rounded(wall(ns).0).max(begin);
+            self.start_ns.extend(flows.iter().map(|f| ns(f.totals.first_ns)));
+            self.end_ns.extend(flows.iter().map(|f| ns(f.totals.last_ns)));
+        }
+    }
+
+    /// What few flows have.
+    fn seldom(&mut self, batch: &Batch, table: &FlowTable, names: &Names) {
+        let (are_translated, any_lost) = (table.told() > 0, table.has_lost());
+        for (row, (number, flow)) in (self.rows..).zip(batch.numbered()) {
+            if are_translated && let Some(OtherSide::Is(addresses, sport, dport)) = table.other_side(flow) {
+                let port = |n| if flow.is_icmp() { 0 } else { n };
+                self.other_side.push(row, addresses, port(sport), port(dport));
+            }
+            if any_lost && let Some(died) = table.lost(number, flow) {
+                self.lost.push(row, died, &names.reason);
+            }
+            let reason = flow.refused.then_some(flow.reason);
+            self.reason.push(reason, |r| r.and_then(&names.reason).map(Label::Text));
+            if flow.refused {
+                self.rule.push(row, self.info, flow, names);
+            }
+        }
+    }
+
+    /// A row that is no flow: everything about packets is null, times are the window's. Packets, bytes, action,
+    /// direction and skip reason are the caller's, if there are any.
+    pub(super) fn no_flow(&mut self, status: LogStatus) {
+        self.no_flow_between(status, self.info.span.start_secs, self.info.span.end_secs);
+    }
+
+    fn no_flow_between(&mut self, status: LogStatus, from: i64, to: i64) {
+        self.src.push_none();
+        self.dst.push_none();
+        for numbers in [
+            &mut self.sport,
+            &mut self.dport,
+            &mut self.protocol,
+            &mut self.tcp_flags,
+            &mut self.icmp_type,
+            &mut self.icmp_code,
+            &mut self.vlan,
+        ] {
+            numbers.push(None);
+        }
+        self.start.push(from);
+        self.end.push(to);
+        if self.info.rule.subsecond {
+            self.start_ns.push(from.saturating_mul(NS_PER_SEC));
+            self.end_ns.push(to.saturating_mul(NS_PER_SEC));
+        }
+        self.status.0.push(status as u32);
+        self.family.0.push(NULL);
+        self.reason.push(None, |_| None);
+        if status == LogStatus::NoData {
+            for known in [&mut self.action, &mut self.direction, &mut self.skip] {
+                known.0.push(NULL);
+            }
+        }
+        self.rows += 1;
+    }
+
+    pub(super) fn loss(&mut self, loss: &Loss) {
+        self.no_flow(LogStatus::SkipData);
+        self.packets.push(signed(loss.count.packets));
+        self.bytes.push(signed(loss.count.bytes));
+        let unknown = match loss.reason {
+            LossReason::Malformed => true,
+            LossReason::VerdictUnknown => !loss.refused,
+            _ => false,
+        };
+        self.action.0.push(if unknown { NULL } else { u32::from(loss.refused) });
+        self.direction.0.push(u32::from(loss.direction == Direction::Egress));
+        self.skip.0.push(loss.reason as u32);
+    }
+
+    pub(super) fn xdp(&mut self, xdp: &Xdp) {
+        self.no_flow(LogStatus::SkipData);
+        self.packets.push(signed(xdp.packets));
+        self.action.0.push(u32::from(xdp.refused));
+        self.direction.0.push(0);
+        let code = SKIP_GAP + if xdp.refused { 1 } else { 2 };
+        self.skip.0.push(u32::try_from(code).unwrap_or(NULL));
+    }
+
+    pub(super) fn gap(&mut self, from: i64, to: i64) {
+        self.no_flow_between(LogStatus::SkipData, from, to);
+        self.action.0.push(NULL);
+        self.direction.0.push(NULL);
+        self.skip.0.push(u32::try_from(SKIP_GAP).unwrap_or(NULL));
+    }
+
+    pub(super) fn finish(mut self) -> Vec<Column> {
+        schema::COLUMNS.iter().map(|column| self.column(column.id)).collect()
+    }
+
+    /// Takes the values of one column out.
+    fn column(&mut self, id: ColumnId) -> Column {
+        let n = self.rows;
+        let info = self.info;
+        let same = |value: Option<Label>| Column::Labels(Labels::same(value, n));
+        let text = |value: Option<&str>| same(value.map(|v| Label::Text(v.to_owned())));
+        let long = |value: i64| same(Some(Label::Long(value)));
+        let labels = |labels: &mut Labels| Column::Labels(std::mem::take(labels));
+        let longs = |values: &mut Vec<i64>| match std::mem::take(values) {
+            // Without values a dictionary is what every reader takes: fastparquet fails on pages of no differences.
+            none if none.is_empty() => Column::Labels(Labels::same(None, n)),
+            values => Column::Longs(values),
+        };
+        match id {
+            ColumnId::Version => same(Some(Label::Int(schema::RECORD_VERSION))),
+            ColumnId::AccountId => text(info.account_id.as_deref()),
+            ColumnId::InterfaceId => text(Some(&info.interface_id)),
+            ColumnId::SrcAddr => labels(&mut self.src.labels),
+            ColumnId::DstAddr => labels(&mut self.dst.labels),
+            ColumnId::SrcPort => labels(&mut self.sport.labels),
+            ColumnId::DstPort => labels(&mut self.dport.labels),
+            ColumnId::Protocol => labels(&mut self.protocol.labels),
+            ColumnId::Packets => longs(&mut self.packets),
+            ColumnId::Bytes => longs(&mut self.bytes),
+            ColumnId::Start => labels(&mut self.start.labels),
+            ColumnId::End => labels(&mut self.end.labels),
+            ColumnId::Action => labels(&mut self.action.0),
+            ColumnId::LogStatus => labels(&mut self.status.0),
+            ColumnId::FlowDirection => labels(&mut self.direction.0),
+            ColumnId::TcpFlags => labels(&mut self.tcp_flags.labels),
+            ColumnId::IcmpType => labels(&mut self.icmp_type.labels),
+            ColumnId::IcmpCode => labels(&mut self.icmp_code.labels),
+            ColumnId::Family => labels(&mut self.family.0),
+            ColumnId::VlanId => labels(&mut self.vlan.labels),
+            ColumnId::StartNs => longs(&mut self.start_ns),
+            ColumnId::EndNs => longs(&mut self.end_ns),
+            ColumnId::RejectReason => labels(&mut self.reason.labels),
+            ColumnId::RuleId => text(Some(&info.rule.label())),
+            ColumnId::NodeId => text(Some(&info.node_id)),
+            ColumnId::WindowStart => long(info.span.start_secs.saturating_mul(US_PER_SEC)),
+            ColumnId::Sequence => long(signed(info.span.sequence)),
+            ColumnId::WindowMarks => text(info.marks().as_deref()),
+            ColumnId::SkipReason => labels(&mut self.skip.0),
+            ColumnId::LostPackets => Column::Labels(self.lost.packets.take(n)),
+            ColumnId::LostBytes => Column::Labels(self.lost.bytes.take(n)),
+            ColumnId::LostReason => Column::Labels(self.lost.reason.take(n)),
+            ColumnId::RuleMark => Column::Labels(self.rule.mark.take(n)),
+            ColumnId::VerdictRule => Column::Labels(self.rule.name.take(n)),
+            ColumnId::PktSrcAddr => Column::Labels(self.other_side.src.take(n)),
+            ColumnId::PktDstAddr => Column::Labels(self.other_side.dst.take(n)),
+            ColumnId::PktSrcPort => Column::Labels(self.other_side.sport.take(n)),
+            ColumnId::PktDstPort => Column::Labels(self.other_side.dport.take(n)),
+            ColumnId::Initiator => Column::Bools(self.connection.initiator(n)),
+            ColumnId::FlowState => Column::Labels(self.connection.state.take(n)),
+            ColumnId::EndCause => Column::Labels(self.connection.end.take(n)),
+            ColumnId::RttUs => Column::Labels(self.connection.rtt_us.take(n)),
+        }
+    }
+}
