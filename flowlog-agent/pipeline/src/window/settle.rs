@@ -121,11 +121,18 @@ pub fn settle(mut table: FlowTable, truth: Option<&Truth>, hook: HookKind) -> Se
         plus(&mut b.died_untold, verdict.died_untold);
         plus(&mut b.died_late, verdict.died_late);
     }
+    let (any_lost, mut deficits) = (table.has_lost(), Vec::new());
     for number in table.numbers() {
-        let Some(flow) = table.flow(number) else { continue };
+        let Some((flow, deficit)) = table.settled(number) else { continue };
+        if deficit != Count::default() {
+            deficits.push((flow, deficit));
+        }
+        if flow.totals.packets == 0 {
+            continue;
+        }
         let count = Count { packets: flow.totals.packets, bytes: flow.totals.bytes };
         plus(if flow.refused { &mut b.rejected_rows } else { &mut b.accepted_rows }, count);
-        if let Some(lost) = table.lost(number, &flow) {
+        if any_lost && let Some(lost) = table.lost(number, &flow) {
             plus(&mut b.died_rows, lost.count);
         }
     }
@@ -138,7 +145,7 @@ pub fn settle(mut table: FlowTable, truth: Option<&Truth>, hook: HookKind) -> Se
         }
     }
     let mut short = Vec::new();
-    for (flow, deficit) in table.deficits() {
+    for (flow, deficit) in deficits {
         if is_late(hook, &flow) {
             plus(&mut b.refused_unseen, deficit);
             continue;
@@ -355,7 +362,7 @@ mod tests {
         // The mark goes through a snapshot.
         let mut copy = FlowTable::default();
         table.blocks(1, 0, |block| {
-            crate::window::block::Records::parse(block).expect("a block").for_each(|r| copy.add(&r));
+            crate::window::block::Records::parse(block).expect("a block").for_each(|r| copy.add_all(&[r]));
         });
         for table in [table, copy] {
             let mut flows: Vec<_> = table

@@ -20,7 +20,7 @@ use std::{
 use flowlog_ebpf::abi::{Count, FAMILY_V4, FAMILY_V6, Ip4, Ip6, Record, Record4, Record6, class};
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use self::entry::{FlowEntry, FlowKey};
+use self::entry::{FlowEntry, FlowKey, LOST};
 pub(crate) use self::flow::{ipv4, ipv6};
 pub use self::{
     flow::{Addresses, Flow, Handshake, Totals},
@@ -35,6 +35,11 @@ const SNAPSHOT_RECORDS: usize = 1 << 10;
 /// Flows in a chunk: 224 KiB of IPv4 flows.
 const CHUNK: usize = 1 << 12;
 
+/// Records whose flows are asked for at the same time: as many as a block of the kernel has.
+pub(crate) const TOGETHER: usize = 64;
+/// In place of a flow's number: there is none.
+pub(crate) const NOWHERE: u32 = u32::MAX;
+
 /// Flows that the smallest index has room for.
 const INDEX_MIN: usize = 3;
 
@@ -43,6 +48,8 @@ struct Table<A> {
     chunks: Vec<Vec<FlowEntry<A>>>,
     index: HashTable<u32>,
     hasher: DefaultHashBuilder,
+    /// Entries that say what was lost.
+    losses: usize,
     /// Once it is sealed: flows of which some was lost, each with the entry that says how much; in order.
     lost: Vec<(u32, u32)>,
     /// What flows have on the other side of a translation.
@@ -57,6 +64,7 @@ impl<A> Default for Table<A> {
             chunks: Vec::new(),
             index: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
+            losses: 0,
             lost: Vec::new(),
             told: told::Translations::default(),
             twins: Vec::new(),
@@ -93,6 +101,11 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
         self.index.find(hash, |id| self.at(*id).is_some_and(|e| e.key() == *key)).copied()
     }
 
+    /// Where the flow of a record probably is: at the first place that its hash does not exclude.
+    fn guess(&self, key: FlowKey<A>) -> u32 {
+        self.index.find(self.hasher.hash_one(key), |_| true).copied().unwrap_or(NOWHERE)
+    }
+
     /// Where the flow with this key is; it is there from now on.
     fn number(&mut self, key: FlowKey<A>) -> u32 {
         let hash = self.hasher.hash_one(key);
@@ -103,7 +116,8 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
         if self.index.len() == self.index.capacity() {
             self.grow();
         }
-        let Self { chunks, index, .. } = self;
+        let Self { chunks, index, losses, .. } = self;
+        *losses += usize::from(key.flags & LOST != 0);
         if chunks.last().is_none_or(|last| last.len() == CHUNK) {
             chunks.push(Vec::with_capacity(CHUNK));
         }
@@ -126,13 +140,19 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
         }
     }
 
-    fn add(&mut self, record: &Record<A>, lost: &mut [Count; 2]) {
+    /// Adds a record whose flow is at the place `guess`, or elsewhere, or not there yet.
+    fn add(&mut self, record: &Record<A>, guess: u32, lost: &mut [Count; 2]) {
         let Record { key, stats } = record;
         let of_class = key.meta.class();
         if of_class == class::TOLD {
             return self.told.add(record);
         }
-        self.entry(FlowKey::of(key, of_class, stats.tag)).merge(stats);
+        let flow = FlowKey::of(key, of_class, stats.tag);
+        let place = self.chunks.get_mut(guess as usize / CHUNK).and_then(|c| c.get_mut(guess as usize % CHUNK));
+        match place.filter(|e| e.key() == flow) {
+            Some(entry) => entry.merge(stats),
+            None => self.entry(flow).merge(stats),
+        }
         match of_class {
             class::REFUSED_COUNTED => {
                 let passed = self.entry(FlowKey::of(key, class::PASSED, 0));
@@ -205,12 +225,33 @@ const V6: u32 = 1 << 31;
 impl FlowTable {
     /// Adds an IPv4 record.
     pub fn add4(&mut self, record: &Record4) {
-        self.v4.add(record, &mut self.refused_lost);
+        self.v4.add(record, NOWHERE, &mut self.refused_lost);
     }
 
     /// Adds an IPv6 record.
     pub fn add6(&mut self, record: &Record6) {
-        self.v6.add(record, &mut self.refused_lost);
+        self.v6.add(record, NOWHERE, &mut self.refused_lost);
+    }
+
+    /// Adds records: [`TOGETHER`] at a time, so that all their flows are under way from memory at once.
+    pub fn add_all(&mut self, records: &[block::Record]) {
+        let mut guesses = [NOWHERE; TOGETHER];
+        for some in records.chunks(TOGETHER) {
+            for (guess, record) in guesses.iter_mut().zip(some) {
+                *guess = self.guess(record);
+            }
+            self.expect(&guesses[..some.len()]);
+            some.iter().zip(guesses).for_each(|(record, guess)| self.add(record, guess));
+        }
+    }
+
+    /// The number of the flow that a record probably adds to.
+    #[inline]
+    pub(crate) fn guess(&self, record: &block::Record) -> u32 {
+        match record {
+            block::Record::V4(r) => self.v4.guess(FlowKey::of(&r.key, r.key.meta.class(), r.stats.tag)),
+            block::Record::V6(r) => self.v6.guess(FlowKey::of(&r.key, r.key.meta.class(), r.stats.tag)) | V6,
+        }
     }
 
     /// Number of different flows, and of reasons for which some of them were lost.
@@ -237,10 +278,11 @@ impl FlowTable {
         self.refused_lost = lost;
     }
 
-    pub(crate) fn add(&mut self, record: &block::Record) {
+    /// Adds a record whose flow is the one that was guessed, or another one.
+    pub(crate) fn add(&mut self, record: &block::Record, guess: u32) {
         match record {
-            block::Record::V4(r) => self.add4(r),
-            block::Record::V6(r) => self.add6(r),
+            block::Record::V4(r) => self.v4.add(r, guess, &mut self.refused_lost),
+            block::Record::V6(r) => self.v6.add(r, guess & !V6, &mut self.refused_lost),
         }
     }
 
@@ -258,16 +300,16 @@ impl FlowTable {
 
     /// Asks memory for flows that will be looked at next, all at once. Nothing comes of it but that they are near then.
     fn expect(&self, numbers: &[u32]) {
-        let words = numbers.iter().map(|number| {
-            let id = number & !V6;
-            let word = if number & V6 == 0 {
-                self.v4.at(id).map(FlowEntry::ends)
-            } else {
-                self.v6.at(id).map(FlowEntry::ends)
-            };
-            word.unwrap_or_default()
-        });
-        black_box(words.fold(0, |all, word| all ^ word));
+        black_box(numbers.iter().fold(0, |all, number| all ^ self.peek(*number)));
+    }
+
+    /// Something of a flow that has to come from memory.
+    #[inline]
+    pub(crate) fn peek(&self, number: u32) -> u64 {
+        let id = number & !V6;
+        let word =
+            if number & V6 == 0 { self.v4.at(id).map(FlowEntry::ends) } else { self.v6.at(id).map(FlowEntry::ends) };
+        word.unwrap_or_default()
     }
 
     /// The flows with these numbers, as far as [`flow`](Self::flow) has them, and the number of each.
@@ -309,7 +351,7 @@ impl FlowTable {
 
     /// One flow and what was taken back from it beyond what it had.
     #[inline]
-    fn settled(&self, number: u32) -> Option<(Flow, Count)> {
+    pub(crate) fn settled(&self, number: u32) -> Option<(Flow, Count)> {
         let id = number & !V6;
         if number & V6 == 0 {
             self.v4.at(id).filter(|e| !e.is_lost()).map(|e| e.settle(Addresses::V4))
@@ -328,3 +370,6 @@ impl FlowTable {
         self.numbers().filter_map(|n| self.flow(n))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -276,6 +276,7 @@ impl<A: Copy> FlowEntry<A> {
     }
 
     /// The flow as a row shows it, and its deficit.
+    #[inline]
     pub(super) fn settle(&self, addresses: impl Fn(A, A) -> Addresses) -> (Flow, Count) {
         (self.flow(addresses), self.deficit())
     }

@@ -7,7 +7,7 @@ use flowlog_ebpf::abi::Count;
 
 use super::{
     Flow, FlowTable, Table, V6,
-    entry::{FlowEntry, FlowKey, LOST},
+    entry::{FlowEntry, FlowKey},
 };
 use crate::window::block;
 
@@ -23,7 +23,7 @@ pub struct Lost {
 impl<A: block::Address + Copy + Eq + Hash> Table<A> {
     /// Entries that say what was lost.
     fn losses(&self) -> impl Iterator<Item = (u32, &FlowEntry<A>)> {
-        (0u32..).zip(self.chunks.iter().flatten()).filter(|(_, e)| e.flags & LOST != 0)
+        (0u32..).zip(self.chunks.iter().flatten()).filter(|(_, e)| e.is_lost()).take(self.losses)
     }
 
     /// Which of [`lost`](Self::lost) are of a flow.

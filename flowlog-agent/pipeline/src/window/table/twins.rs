@@ -2,17 +2,15 @@
 //! nothing is added any more, so that the index need not be kept for them. It costs four bytes a flow, and nothing where only one
 //! direction is captured.
 
-use std::hash::Hash;
+use std::{hash::Hash, hint::black_box};
 
 use super::{
-    FlowTable, Table, V6,
+    FlowTable, NOWHERE, TOGETHER, Table, V6,
     entry::{FlowKey, LOST, REFUSED},
     told::answering,
 };
 use crate::window::block;
 
-/// In place of a twin's number: it has none.
-const NONE: u32 = u32::MAX;
 /// Bit of [`FlowKey::flags`]: the direction.
 const DIRECTION: u8 = 1;
 
@@ -33,21 +31,40 @@ impl<A: block::Address + Copy + Eq + Hash> Table<A> {
         if !has(0) || !has(DIRECTION) {
             return;
         }
-        let mut twins = vec![NONE; self.len()];
-        for (id, entry) in (0u32..).zip(self.chunks.iter().flatten()) {
-            if entry.flags & (DIRECTION | LOST | REFUSED) != 0 {
-                continue;
+        let mut twins = vec![NOWHERE; self.len()];
+        let ingress = (0u32..).zip(self.chunks.iter().flatten()).filter_map(|(id, entry)| {
+            let wanted = entry.flags & (DIRECTION | LOST | REFUSED) == 0;
+            Some((id, entry.key().other_way().filter(|_| wanted)?))
+        });
+        let mut asked = Vec::with_capacity(TOGETHER);
+        for (id, other) in ingress {
+            // Nearly all that have none are told by the guess.
+            match self.guess(other) {
+                NOWHERE => {}
+                guess => asked.push((id, other, guess)),
             }
-            if let Some(twin) = entry.key().other_way().and_then(|key| self.find(&key)) {
+            if asked.len() == TOGETHER {
+                self.note_twins(&mut asked, &mut twins);
+            }
+        }
+        self.note_twins(&mut asked, &mut twins);
+        self.twins = twins;
+    }
+
+    /// Looks at what was guessed of these flows, each with the key of its twin; all of them are under way from memory at once.
+    fn note_twins(&self, asked: &mut Vec<(u32, FlowKey<A>, u32)>, twins: &mut [u32]) {
+        black_box(asked.iter().filter_map(|(.., guess)| self.at(*guess)).fold(0, |all, e| all ^ e.ends()));
+        for (id, other, guess) in asked.drain(..) {
+            let is_it = self.at(guess).is_some_and(|e| e.key() == other);
+            if let Some(twin) = is_it.then_some(guess).or_else(|| self.find(&other)) {
                 twins[id as usize] = twin;
                 twins[twin as usize] = id;
             }
         }
-        self.twins = twins;
     }
 
     fn twin(&self, id: u32) -> u32 {
-        self.twins.get(id as usize).copied().unwrap_or(NONE)
+        self.twins.get(id as usize).copied().unwrap_or(NOWHERE)
     }
 }
 

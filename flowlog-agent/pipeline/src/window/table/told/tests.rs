@@ -86,7 +86,7 @@ fn flows_whose_answers_go_out_without_a_word_are_not_translated_unless_words_wer
 fn several_connections_in_one_row_are_not_taken_for_one_not_even_after_a_snapshot() {
     let first = table(&[passed(EGRESS, (1, 9)), told((1, 9), (5, 9)), told((1, 9), (6, 9)), told((2, 9), (7, 9))]);
     let mut copy = FlowTable::default();
-    first.blocks(1, 1, |block| block::Records::parse(block).expect("a block").for_each(|r| copy.add(&r)));
+    first.blocks(1, 1, |block| block::Records::parse(block).expect("a block").for_each(|r| copy.add_all(&[r])));
     for table in [&first, &copy] {
         assert_eq!((sides(table), table.told()), (vec![Some(OtherSide::Several)], 2));
     }
@@ -99,7 +99,7 @@ fn an_answer_of_connection_tracking_is_as_if_it_had_been_told() {
     let asked = questions.tuples[0];
     let inside = Tuple { dst: "10.0.0.5".parse().expect("an address"), dport: 5, ..asked };
     for block in answered((1, 1), &questions, &[Some(inside), Some(questions.tuples[1]), None]) {
-        block::Records::parse(&block).expect("a block").for_each(|r| window.add(&r));
+        block::Records::parse(&block).expect("a block").for_each(|r| window.add_all(&[r]));
     }
     window.join(&Kept::default(), false, KEPT_MAX);
     assert_eq!((sides(&window), window.untold().unknown), (vec![Some(is(9, 5)), None, None], 1));
@@ -118,10 +118,10 @@ fn a_load_balancers_target_is_known_both_ways_and_what_it_has_forgotten_is_not_g
     let questions = window.served(&Kept::default(), &service(1));
     let target = Tuple { dst: "10.0.0.5".parse().expect("an address"), dport: 5, ..questions.tuples[0] };
     for block in answered((1, 1), &questions, &[Some(target), None]) {
-        block::Records::parse(&block).expect("a block").for_each(|r| window.add(&r));
+        block::Records::parse(&block).expect("a block").for_each(|r| window.add_all(&[r]));
     }
     let mut again = FlowTable::default();
-    window.blocks(1, 1, |block| block::Records::parse(block).expect("a block").for_each(|r| again.add(&r)));
+    window.blocks(1, 1, |block| block::Records::parse(block).expect("a block").for_each(|r| again.add_all(&[r])));
     for window in [&mut window, &mut again] {
         assert_eq!(window.questions(&Kept::default()).tuples, []);
         let kept = window.join(&Kept::default(), false, KEPT_MAX);
