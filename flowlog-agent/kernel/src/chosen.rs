@@ -18,7 +18,7 @@ const SHARE_MAX: u64 = 4;
 
 /// Packets that a busy CPU sees in a second: 20 million on 128 CPUs.
 const PACKETS_A_CPU_SEC: u64 = 160_000;
-/// One of so many leaves a record: 500,000 flows of a CPU, some busier than others (docs/performance.md, "Two ways").
+/// One of so many leaves a record: some 100,000 flows on each CPU, the n-th 1/n as busy as the first (docs/performance.md).
 const PACKETS_A_RECORD: u64 = 4;
 /// What more than the agent drains fills any ring: records a second.
 const DRAINED_SEC: u64 = 3_000_000;

@@ -83,7 +83,11 @@ fn set_order(lab: &mut Lab, order: Order, flows: u32) -> anyhow::Result<()> {
                     sum
                 })
                 .collect();
-            lab.set_order(|_| cumulative.partition_point(|c| *c < random.unit() * sum).min(flows as usize - 1) as u32)
+            lab.set_order(|_| {
+                // One number a packet, not one for each comparison.
+                let at = random.unit() * sum;
+                cumulative.partition_point(|c| *c < at).min(flows as usize - 1) as u32
+            })
         }
     }
 }
