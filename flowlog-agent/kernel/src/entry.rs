@@ -99,16 +99,16 @@ pub(super) fn load(way: Way, base: u32, maps: Maps<'_>) -> io::Result<OwnedFd> {
     loaded.map_err(|unloaded| io::Error::new(unloaded.error.kind(), unloaded.to_string()))
 }
 
-/// `*(u32 *)&cpu->base = base; tail_call(ctx, hooks, at); return go_on`.
+/// `*(u32 *)&cpu[smp_processor_id()]->base = base; tail_call(ctx, hooks, at); return go_on`.
 fn instructions(base: u32, maps: Maps<'_>, at: u32, go_on: i32) -> io::Result<Vec<Instruction>> {
     let base_at = i16::try_from(core::mem::offset_of!(Cpu, base)).map_err(io::Error::other)?;
-    let mut program = vec![move_register(6, 1), store(10, -4, 0)];
+    let mut program = vec![move_register(6, 1), call(GET_SMP_PROCESSOR_ID), store_register(10, -4, 0)];
     program.extend(load_map(1, maps.cpu));
     program.extend([
         move_register(2, 10),
         add(2, -4),
         call(MAP_LOOKUP_ELEM),
-        // Over what follows, to the end: there is an element, but the verifier wants to be told.
+        // Over what follows, to the end: there is an element for each CPU, but the verifier wants to be told.
         jump_if_zero(0, 6),
         store(0, base_at, base.cast_signed()),
         move_register(1, 6),
@@ -119,6 +119,7 @@ fn instructions(base: u32, maps: Maps<'_>, at: u32, go_on: i32) -> io::Result<Ve
 }
 
 const MAP_LOOKUP_ELEM: i32 = 1;
+const GET_SMP_PROCESSOR_ID: i32 = 8;
 const TAIL_CALL: i32 = 12;
 /// The upper half of a load of eight bytes; the lower one names a map by its descriptor.
 const MAP_FD: u8 = 1;
@@ -138,6 +139,11 @@ const fn set(to: u8, value: i32) -> Instruction {
 
 const fn add(to: u8, value: i32) -> Instruction {
     instruction(0x07, to, 0, 0, value)
+}
+
+/// Four bytes of a register.
+const fn store_register(base: u8, offset: i16, from: u8) -> Instruction {
+    instruction(0x63, base, from, offset, 0)
 }
 
 /// Four bytes.

@@ -18,7 +18,7 @@ use super::{
     notes,
     pins::{self, Pins},
     programs::{OBJECT, Programs, take},
-    sizes::{MapSpec, Sizes},
+    sizes::{self, MapSpec, Sizes},
     sweep::Sweeper,
     truth::TruthTable,
     wrap::Wraps,
@@ -74,8 +74,8 @@ impl Kernel {
         let (sizes, netns_inum) = (*sizes, *netns_inum);
         let Layout { offsets, reasons: unmoved, drop_arguments, mark, connection } = kernel_layout(*mark)?;
         let reasons = unmoved.clone().with(moves)?;
-        let cpus = aya::util::nr_cpus().map_err(unreadable)?.get() as usize;
-        let sequence_bits = notes::sequence_bits(cpus);
+        let cpus = sizes::cpus()?;
+        let sequence_bits = notes::sequence_bits(cpus as usize);
         let tick = flowlog_host::clock::tick_ns();
         let wanted = Setup {
             seed: rand_seed(),
@@ -88,9 +88,7 @@ impl Kernel {
             Some(pins) => found_setup(pins, wanted)?,
             None => wanted,
         };
-        let seed = setup.seed;
         let layout::Places { xdp, route } = layout::places(&reasons);
-        let passed_mask = sizes.passed_slots - 1;
         let refused_mask = sizes.refused_slots - 1;
         let wake = u64::from(sizes.ring_bytes / 4);
         let mut loader = EbpfLoader::new();
@@ -100,15 +98,13 @@ impl Kernel {
                 loader.map_pin_path(name, dir.join(name));
             }
         }
-        for MapSpec { name, entries, .. } in sizes.maps() {
+        for MapSpec { name, entries, .. } in sizes.maps(cpus) {
             loader.map_max_entries(name, entries);
         }
         let ebpf = loader
             .override_global("OFFSETS", &offsets, true)
-            .override_global("PASSED_MASK", &passed_mask, true)
             .override_global("REFUSED_MASK", &refused_mask, true)
             .override_global("RING_WAKE_BYTES", &wake, true)
-            .override_global("SEED", &seed, true)
             .override_global("OWN_NETNS", &netns_inum, true)
             .override_global("XDP_PLACE", &xdp, true)
             .override_global("ROUTE_PLACE", &route, true)
@@ -127,10 +123,10 @@ impl Kernel {
         let maps = programs.maps();
         let mut actions = take(maps, "REASONS")?.try_into().map_err(|e| unfilled(&e))?;
         set_reasons(&mut actions, &reasons)?;
-        notes::begin(maps, cpus)?;
+        notes::begin(maps, cpus, &setup, sizes)?;
         set_setup(maps, setup)?;
         let interfaces = Interfaces::open(maps, netns_inum)?;
-        let truth = TruthTable::open(maps, sizes.interfaces_max)?;
+        let truth = TruthTable::open(maps, cpus, sizes.interfaces_max)?;
         if let Some(pins) = &mut pins {
             pins.complete()?;
         }

@@ -3,10 +3,14 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
+
+use aya::{Ebpf, maps::Map};
+
+use super::KernelError;
 
 /// A shared mapping; unmapped on drop.
 pub(super) struct Mapping {
@@ -60,5 +64,47 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `new`, no reference to which outlives self.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// A memory-mapped array map, accessed by words.
+pub(super) struct MappedArray {
+    mapping: Mapping,
+    /// Bytes from one element to the next; the kernel rounds element sizes up to 8.
+    stride: usize,
+}
+
+impl MappedArray {
+    pub(super) fn new(ebpf: &Ebpf, name: &str) -> Result<Self, KernelError> {
+        let refused = |problem: String| KernelError::Refused { action: format!("map `{name}` into memory"), problem };
+        let Some(Map::Array(data)) = ebpf.map(name) else {
+            return Err(refused("it is not an array in the embedded object".to_owned()));
+        };
+        let info = data.info().map_err(|e| KernelError::from_chain(format!("read the size of map `{name}`"), &e))?;
+        let elements = info.max_entries() as usize;
+        let stride = info.value_size().next_multiple_of(8) as usize;
+        let bytes = (elements * stride).next_multiple_of(rustix::param::page_size());
+        let mapping = Mapping::new(data.fd().as_fd(), bytes, 0, true).map_err(|e| refused(e.to_string()))?;
+        Ok(Self { mapping, stride })
+    }
+
+    /// A word of 32 bits of an element.
+    pub(super) fn word(&self, element: u32, word: usize) -> Option<&AtomicU32> {
+        self.mapping.word32(element as usize * self.stride + 4 * word)
+    }
+
+    /// A word of 64 bits of an element.
+    pub(super) fn word64(&self, element: u32, word: usize) -> Option<&AtomicU64> {
+        self.mapping.word64(element as usize * self.stride + 8 * word)
+    }
+
+    pub(super) fn store(&self, element: u32, word: usize, value: u32) {
+        if let Some(w) = self.word(element, word) {
+            w.store(value, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn load(&self, element: u32, word: usize) -> u32 {
+        self.word(element, word).map_or(0, |w| w.load(Ordering::SeqCst))
     }
 }

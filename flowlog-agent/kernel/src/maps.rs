@@ -6,8 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::AsFd as _,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::Ordering,
 };
 
 use aya::{Ebpf, Pod};
@@ -19,7 +18,7 @@ use flowlog_model::{
 };
 
 use super::{
-    KernelError, behind::Behind, each_cpu, mapping::Mapping, netdev::neighbours::NeighbourBehind, notes::Above,
+    KernelError, behind::Behind, each_cpu, mapping::MappedArray, netdev::neighbours::NeighbourBehind, notes::Above,
     spots::Spots, sweep::wait_for_programs,
 };
 
@@ -29,42 +28,6 @@ use super::{
 pub(crate) struct SetupPod(pub Setup);
 // SAFETY: `Setup` is `repr(C)`, all integers, without padding (its size is asserted in `abi`).
 unsafe impl Pod for SetupPod {}
-
-/// A memory-mapped array map, accessed as 32-bit words.
-struct Mapped {
-    mapping: Mapping,
-    /// Bytes from one element to the next; the kernel rounds element sizes up to 8.
-    stride: usize,
-}
-
-impl Mapped {
-    fn new(ebpf: &Ebpf, name: &str) -> Result<Self, KernelError> {
-        let refused = |problem: String| KernelError::Refused { action: format!("map `{name}` into memory"), problem };
-        let Some(aya::maps::Map::Array(data)) = ebpf.map(name) else {
-            return Err(refused("it is not an array in the embedded object".to_owned()));
-        };
-        let info = data.info().map_err(|e| KernelError::from_chain(format!("read the size of map `{name}`"), &e))?;
-        let elements = info.max_entries() as usize;
-        let stride = info.value_size().next_multiple_of(8) as usize;
-        let bytes = (elements * stride).next_multiple_of(rustix::param::page_size());
-        let mapping = Mapping::new(data.fd().as_fd(), bytes, 0, true).map_err(|e| refused(e.to_string()))?;
-        Ok(Self { mapping, stride })
-    }
-
-    fn word(&self, element: u32, word: usize) -> Option<&AtomicU32> {
-        self.mapping.word32(element as usize * self.stride + 4 * word)
-    }
-
-    fn store(&self, element: u32, word: usize, value: u32) {
-        if let Some(w) = self.word(element, word) {
-            w.store(value, Ordering::SeqCst);
-        }
-    }
-
-    fn load(&self, element: u32, word: usize) -> u32 {
-        self.word(element, word).map_or(0, |w| w.load(Ordering::SeqCst))
-    }
-}
 
 /// Word of [`Iface`] that holds id and flags; then epoch, oldest, CPUs that count by XDP.
 const WORD_ID_FLAGS: usize = 0;
@@ -79,8 +42,8 @@ const WORD_OBSERVED: usize = 3;
 
 /// What the programs know of interfaces: which are watched, in which namespace and window, and how they are stacked.
 pub struct Interfaces {
-    ifaces: Mapped,
-    watched: Mapped,
+    ifaces: MappedArray,
+    watched: MappedArray,
     spots: Spots,
     above: Above,
     behind: Behind,
@@ -89,8 +52,8 @@ pub struct Interfaces {
 impl Interfaces {
     pub(super) fn open(ebpf: &mut Ebpf, own_netns_inum: u32) -> Result<Self, KernelError> {
         Ok(Self {
-            ifaces: Mapped::new(ebpf, "IFACES")?,
-            watched: Mapped::new(ebpf, "WATCHED")?,
+            ifaces: MappedArray::new(ebpf, "IFACES")?,
+            watched: MappedArray::new(ebpf, "WATCHED")?,
             spots: Spots::open(ebpf, own_netns_inum)?,
             above: Above::open(ebpf)?,
             behind: Behind::open(ebpf)?,

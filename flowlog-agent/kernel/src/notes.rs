@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, MapData, MapError},
 };
-use flowlog_ebpf::abi::{ABOVE_MAX, Cpu, NOTES, Stacked};
+use flowlog_ebpf::abi::{ABOVE_MAX, Cpu, EPOCHS, NOTES, Setup, Stacked};
 
 use super::{
     KernelError,
     programs::{missing, take},
+    sizes::Sizes,
 };
 
 /// [`Stacked`], marked as plain old data for the loader.
@@ -25,6 +26,8 @@ unsafe impl Pod for StackedPod {}
 type CpuWords = [u64; size_of::<Cpu>() / 8];
 /// Word that holds [`Cpu::next`], [`Cpu::owner`] and [`Cpu::sequence`].
 const WORD_NEXT: usize = core::mem::offset_of!(Cpu, next) / 8;
+/// Word that holds [`Cpu::seed`]; then one with [`Cpu::passed_mask`] and [`Cpu::hooked`].
+const WORD_SEED: usize = core::mem::offset_of!(Cpu, seed) / 8;
 
 /// Bits of a packet's number that count; those above say which CPU gave it: room for the CPU's number plus one, since none
 /// is 0.
@@ -39,26 +42,28 @@ fn share(cpu: u16, sequence_bits: u32) -> u64 {
     sequence << 48 | owner << 32
 }
 
-/// Gives each CPU its share of the numbers, unless it has them from an earlier agent.
-pub(super) fn begin(ebpf: &mut Ebpf, cpus: usize) -> Result<(), KernelError> {
+/// Gives each CPU its share of the numbers and of the maps, unless it has them from an earlier agent.
+pub(super) fn begin(ebpf: &mut Ebpf, cpus: u32, setup: &Setup, sizes: Sizes) -> Result<(), KernelError> {
     let refused = |e: &(dyn std::error::Error + 'static)| KernelError::from_chain("fill map CPU", e);
     // What is left of the 16 bits of a number must tell the notes of a CPU apart; with fewer, a note is found for less long.
-    let bits = sequence_bits(cpus);
+    let bits = sequence_bits(cpus as usize);
     if bits < NOTES.trailing_zeros() {
         tracing::debug!(cpus, "many CPUs: a packet is known for fewer packets after it");
     }
     // It stays in the object: entries need it.
     let map = ebpf.map_mut("CPU").ok_or_else(|| missing("CPU"))?;
-    let mut map: PerCpuArray<_, CpuWords> = map.try_into().map_err(|e: MapError| refused(&e))?;
-    let mut values: Vec<CpuWords> = map.get(&0, 0).map_err(|e| refused(&e))?.iter().copied().collect();
-    if values.iter().all(|v| v[WORD_NEXT] != 0) {
-        return Ok(());
+    let mut map: Array<_, CpuWords> = map.try_into().map_err(|e: MapError| refused(&e))?;
+    for (index, cpu) in (0..cpus).zip(0u16..) {
+        let mut value = map.get(&index, 0).map_err(|e| refused(&e))?;
+        if value[WORD_NEXT] == 0 {
+            let hooked = index * (u32::from(sizes.interfaces_max) + 1) * EPOCHS;
+            value[WORD_NEXT] = share(cpu, bits);
+            value[WORD_SEED] = setup.seed;
+            value[WORD_SEED + 1] = u64::from(hooked) << 32 | u64::from(sizes.passed_slots - 1);
+            map.set(index, &value, 0).map_err(|e| refused(&e))?;
+        }
     }
-    for (value, cpu) in values.iter_mut().zip(0u16..) {
-        value[WORD_NEXT] = share(cpu, bits);
-    }
-    let values = PerCpuValues::try_from(values).map_err(|e| refused(&e))?;
-    map.set(0, values, 0).map_err(|e| refused(&e))
+    Ok(())
 }
 
 /// The `ABOVE` map, and what is in it.

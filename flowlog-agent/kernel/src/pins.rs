@@ -23,7 +23,11 @@ use flowlog_ebpf::abi::{ABI_VERSION, Setup};
 use flowlog_host::lock;
 use flowlog_model::rule::InvalidField;
 
-use super::{KernelError, Sizes, maps::SetupPod, sizes::MapSpec};
+use super::{
+    KernelError, Sizes,
+    maps::SetupPod,
+    sizes::{MapSpec, cpus},
+};
 
 /// Where pins go unless told otherwise.
 pub const PIN_DIR_DEFAULT: &str = "/sys/fs/bpf/flowlog";
@@ -91,7 +95,7 @@ pub(super) fn read_setup(path: &Path) -> Result<Setup, KernelError> {
 
 /// Names of all pinned maps.
 pub(super) fn map_names() -> impl Iterator<Item = &'static str> {
-    Sizes::default().maps().into_iter().map(|s| s.name)
+    Sizes::default().maps(1).into_iter().map(|s| s.name)
 }
 
 fn failed(action: impl Into<String>, problem: &dyn std::fmt::Display) -> KernelError {
@@ -230,7 +234,7 @@ impl Pins {
         if let Some(name) = names.iter().find(|n| linked(&self.set.join(n))) {
             return refuse(name, "it is a symbolic link".to_owned());
         }
-        let maps = sizes.maps();
+        let maps = sizes.maps(cpus()?);
         if let Some(name) = names.iter().find(|n| !n.starts_with(LINK) && !maps.iter().any(|s| s.name == *n)) {
             return refuse(name, "it is not one of flowlog's".to_owned());
         }

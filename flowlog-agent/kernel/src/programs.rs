@@ -180,7 +180,7 @@ impl Programs {
 
     fn map_fd(&self, name: &str) -> Result<BorrowedFd<'_>, KernelError> {
         match self.ebpf.map(name) {
-            Some(Map::PerCpuArray(data) | Map::ProgramArray(data)) => Ok(data.fd().as_fd()),
+            Some(Map::Array(data) | Map::ProgramArray(data)) => Ok(data.fd().as_fd()),
             _ => Err(missing(name)),
         }
     }

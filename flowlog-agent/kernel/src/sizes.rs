@@ -5,6 +5,8 @@ use std::num::NonZero;
 use aya::maps::MapType;
 use flowlog_ebpf::abi::{self, EPOCHS};
 
+use super::KernelError;
+
 /// A preallocated element of a hash map with key and value of 16 bytes at most (`struct htab_elem`), and its share of the buckets.
 const HASH_ELEMENT_BYTES: u64 = 88;
 /// What an array of programs holds.
@@ -44,9 +46,9 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// Every map of the eBPF object, as these sizes make it.
+    /// Every map of the eBPF object, as these sizes make it on a machine with `cpus` possible CPUs.
     #[must_use]
-    pub(super) fn maps(&self) -> Vec<MapSpec> {
+    pub(super) fn maps(&self, cpus: u32) -> Vec<MapSpec> {
         use MapType::{Array, Hash, PerCpuArray, ProgramArray, RingBuf};
         let interfaces = u32::from(self.interfaces_max) + 1;
         let bank = |record: usize| record * abi::BANK_SLOTS as usize;
@@ -65,8 +67,9 @@ impl Sizes {
             spec("BEHIND", Hash, 4, abi::BEHIND_MAX),
             spec("DATAGRAMS", Array, size_of::<abi::Datagram>(), abi::DATAGRAMS),
             spec("WATCHED", Array, size_of::<abi::Watched>(), interfaces),
-            spec("TRUTH", PerCpuArray, size_of::<abi::Truth>(), interfaces * EPOCHS),
-            spec("CPU", PerCpuArray, size_of::<abi::Cpu>(), 1),
+            spec("HOOKED", Array, size_of::<abi::Hooked>(), cpus * interfaces * EPOCHS),
+            spec("JUDGED", PerCpuArray, size_of::<abi::Judged>(), interfaces * EPOCHS),
+            spec("CPU", Array, size_of::<abi::Cpu>(), cpus),
             spec("DYING", PerCpuArray, size_of::<abi::Dying>(), 1),
             spec("PASSED4", PerCpuArray, bank4, banks(self.passed_slots)),
             spec("PASSED6", PerCpuArray, bank6, banks(self.passed_slots)),
@@ -84,20 +87,29 @@ impl Sizes {
     /// Kernel memory these sizes cost on this machine, in bytes, and for how many possible CPUs.
     #[must_use]
     pub fn memory_bytes_here(&self) -> (u64, u64) {
-        let cpus = u64::from(aya::util::nr_cpus().map_or(1, NonZero::get));
-        (self.memory_bytes(cpus), cpus)
+        let cpus = aya::util::nr_cpus().map_or(1, NonZero::get);
+        (self.memory_bytes(cpus), u64::from(cpus))
     }
 
     /// Kernel memory these sizes cost on a machine with `cpus` possible CPUs, in bytes.
     #[must_use]
-    fn memory_bytes(&self, cpus: u64) -> u64 {
-        self.maps().iter().map(|map| map.memory_bytes(cpus)).sum()
+    fn memory_bytes(&self, cpus: u32) -> u64 {
+        self.maps(cpus).iter().map(|map| map.memory_bytes(cpus)).sum()
     }
+}
+
+/// Possible CPUs of this machine: as many as a per-CPU map has values.
+///
+/// # Errors
+/// If the kernel does not say.
+pub(super) fn cpus() -> Result<u32, KernelError> {
+    let unread = |(file, error): (&str, std::io::Error)| KernelError::from_chain(format!("read `{file}`"), &error);
+    aya::util::nr_cpus().map(NonZero::get).map_err(unread)
 }
 
 impl MapSpec {
     /// Arrays keep their elements at multiples of 8 bytes (`kernel/bpf/arraymap.c`), and ours are made with all they may hold.
-    fn memory_bytes(&self, cpus: u64) -> u64 {
+    fn memory_bytes(&self, cpus: u32) -> u64 {
         let element = match self.kind {
             MapType::Hash => HASH_ELEMENT_BYTES,
             MapType::RingBuf => 1,
@@ -105,7 +117,7 @@ impl MapSpec {
             _ => (self.value as u64).next_multiple_of(8),
         };
         let copies = if self.kind == MapType::PerCpuArray { cpus } else { 1 };
-        element * u64::from(self.entries) * copies
+        element * u64::from(self.entries) * u64::from(copies)
     }
 }
 

@@ -310,6 +310,7 @@ fn load(agent: &mut Borrowed, rate: u32, link_header: bool) -> Result<(Ebpf, Rea
     let (rate, link_header) = (u64::from(rate), u32::from(link_header));
     let sequence_bits = notes::sequence_bits(usize::try_from(cpus).unwrap_or(usize::MAX));
     let mut loader = EbpfLoader::new();
+    loader.map_max_entries("CPU", cpus);
     if let Some(path) = notes {
         loader.map_pin_path("CPU", path);
     }

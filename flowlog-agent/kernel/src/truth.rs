@@ -1,21 +1,26 @@
 //! What the programs have counted: the witness of every window.
 #![allow(unsafe_code, reason = "a plain-old-data marker for the shared struct")]
 
+use std::sync::atomic::Ordering;
+
 use aya::{
     Ebpf, Pod,
     maps::{MapData, MapError, PerCpuArray, PerCpuValues},
 };
-use flowlog_ebpf::abi::{EPOCHS, Taken, Truth};
+use flowlog_ebpf::abi::{Count, EPOCHS, Hooked, Judged, Taken, Truth};
 use flowlog_model::{Epoch, IfaceId, xdp::XdpTaken};
 
-use super::{KernelError, programs::take};
+use super::{KernelError, mapping::MappedArray, programs::take};
 
-/// [`Truth`], marked as plain old data for the loader.
+/// [`Hooked`] in words: packets and bytes in turns.
+const HOOKED_WORDS: usize = size_of::<Hooked>() / 8;
+
+/// [`Judged`], marked as plain old data for the loader.
 #[repr(transparent)]
 #[derive(Clone, Copy, Default)]
-pub(crate) struct TruthPod(pub Truth);
-// SAFETY: `Truth` is `repr(C)`, all `u64`, without padding (its size is asserted in `abi`).
-unsafe impl Pod for TruthPod {}
+pub(crate) struct JudgedPod(pub Judged);
+// SAFETY: `Judged` is `repr(C)`, all `u64`, without padding (its size is asserted in `abi`).
+unsafe impl Pod for JudgedPod {}
 
 /// [`Taken`], likewise.
 #[repr(transparent)]
@@ -26,27 +31,50 @@ unsafe impl Pod for TakenPod {}
 
 /// See the module's head.
 pub struct TruthTable {
-    map: PerCpuArray<MapData, TruthPod>,
+    /// What hooks have counted: mapped, so that no counter is read half written.
+    hooked: MappedArray,
+    judged: PerCpuArray<MapData, JudgedPod>,
     taken: PerCpuArray<MapData, TakenPod>,
+    cpus: u32,
     interfaces_max: u16,
 }
 
 impl TruthTable {
-    pub(super) fn open(ebpf: &mut Ebpf, interfaces_max: u16) -> Result<Self, KernelError> {
-        let map = take(ebpf, "TRUTH")?.try_into();
-        let map = map.map_err(|e: MapError| KernelError::from_chain("open map TRUTH", &e))?;
+    pub(super) fn open(ebpf: &mut Ebpf, cpus: u32, interfaces_max: u16) -> Result<Self, KernelError> {
+        let hooked = MappedArray::new(ebpf, "HOOKED")?;
+        let judged = take(ebpf, "JUDGED")?.try_into();
+        let judged = judged.map_err(|e: MapError| KernelError::from_chain("open map JUDGED", &e))?;
         let taken = take(ebpf, "TAKEN")?.try_into();
         let taken = taken.map_err(|e: MapError| KernelError::from_chain("open map TAKEN", &e))?;
-        Ok(Self { map, taken, interfaces_max })
+        Ok(Self { hooked, judged, taken, cpus, interfaces_max })
     }
 
     /// Witness counters of an interface and epoch, summed over all CPUs.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
     pub fn get(&self, id: IfaceId, epoch: Epoch) -> Result<Truth, KernelError> {
         let values = self
-            .map
+            .judged
             .get(&truth_index(id, epoch), 0)
             .map_err(|e| KernelError::from_chain("read the truth counters", &e))?;
-        Ok(values.iter().fold(Truth::default(), |sum, cpu| add(sum, &cpu.0)))
+        let mut sum = Truth::default();
+        for JudgedPod(Judged { verdict, untold }) in values.iter() {
+            let one = Truth { hook: Default::default(), verdict: *verdict, untold: *untold };
+            sum.add(one.counts());
+        }
+        for element in self.hooked_elements(id, epoch) {
+            let word = |at| self.hooked.word64(element, at).map_or(0, |w| w.load(Ordering::Relaxed));
+            // Hooks come first among the counts.
+            sum.add((0..HOOKED_WORDS).step_by(2).map(|at| Count { packets: word(at), bytes: word(at + 1) }));
+        }
+        Ok(sum)
+    }
+
+    /// Where what hooks have counted is, on each CPU.
+    fn hooked_elements(&self, id: IfaceId, epoch: Epoch) -> impl Iterator<Item = u32> {
+        let of_a_cpu = (u32::from(self.interfaces_max) + 1) * EPOCHS;
+        (0..self.cpus).map(move |cpu| cpu * of_a_cpu + truth_index(id, epoch))
     }
 
     /// Packets that we have seen foreign XDP programs take on an interface, summed over all CPUs, whatever the epoch.
@@ -66,10 +94,16 @@ impl TruthTable {
     /// Makes an epoch's counters ready for reuse. Only after no program can write to them.
     pub fn clear(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), KernelError> {
         let refused = |e: &(dyn std::error::Error + 'static)| KernelError::from_chain("clear the truth counters", e);
-        let cpus = aya::util::nr_cpus().map_err(|(_, e)| refused(&e))?.get() as usize;
-        let zero = PerCpuValues::try_from(vec![TruthPod::default(); cpus]).map_err(|e| refused(&e))?;
-        self.map.set(truth_index(id, epoch), zero, 0).map_err(|e| refused(&e))
+        let zero = PerCpuValues::try_from(vec![JudgedPod::default(); self.cpus as usize]).map_err(|e| refused(&e))?;
+        self.judged.set(truth_index(id, epoch), zero, 0).map_err(|e| refused(&e))?;
+        for element in self.hooked_elements(id, epoch) {
+            for word in (0..HOOKED_WORDS).filter_map(|at| self.hooked.word64(element, at)) {
+                word.store(0, Ordering::Relaxed);
+            }
+        }
+        Ok(())
     }
+
     /// Makes all counters ready for use. Only while nothing is watched.
     pub fn clear_all(&mut self) -> Result<(), KernelError> {
         for id in 1..=self.interfaces_max {
@@ -81,9 +115,4 @@ impl TruthTable {
 
 fn truth_index(id: IfaceId, epoch: Epoch) -> u32 {
     u32::from(id.0) * EPOCHS + epoch.0 % EPOCHS
-}
-
-fn add(mut sum: Truth, cpu: &Truth) -> Truth {
-    sum.add(cpu.counts());
-    sum
 }

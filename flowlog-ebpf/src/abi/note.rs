@@ -152,7 +152,8 @@ pub const SIDE_WORDS: usize = 5;
 /// Entries of [`Cpu::told`]: flows without ports that come in turns. Must be a power of two.
 pub const TOLD: usize = 64;
 
-/// Scratch state of one CPU: in one map value, since every look-up costs a nanosecond. A per-CPU value has at most 32 KiB.
+/// Scratch state of one CPU, at its number in the `CPU` array. In one map value, since every look-up costs a nanosecond; in an array that could
+/// be mapped, since its memory begins with a page, and so each value with a cache line.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpu {
@@ -175,8 +176,15 @@ pub struct Cpu {
     pub tick: u64,
     /// The hooks' clock: `CLOCK_MONOTONIC_COARSE` ns, asked for once in a tick.
     pub tick_ns: u64,
+    /// The hash seed, as in [`Setup`](super::Setup). This and what follows the agent sets once: constants, but here they are in the line that
+    /// each packet needs anyway.
+    pub seed: u64,
+    /// Slots of this CPU's flow cache less one.
+    pub passed_mask: u32,
+    /// Where this CPU's counters begin in `HOOKED`.
+    pub hooked: u32,
     /// Explicit padding, always 0: what each packet needs is one cache line, and so is each note.
-    pub spare: [u64; 3],
+    pub spare: u64,
     /// Notes, at the lower bits of their numbers, modulo how many there are.
     pub notes: [Note; NOTES as usize],
     /// Addresses of noted IPv6 packets, at the same index as the notes.
@@ -191,6 +199,8 @@ pub struct Cpu {
     pub side: [u64; SIDE_WORDS],
     /// What was told last of translations, by hash, so that it need not be told again and again.
     pub told: [u64; TOLD],
+    /// Explicit padding, always 0: the next CPU's begins with a cache line.
+    pub end: [u64; 7],
 }
 
 /// Entries of [`Dying::handled`]: events can nest three deep (process, softirq, hardirq); the rest is for collisions.
@@ -220,9 +230,10 @@ const _: () = {
     assert!(core::mem::offset_of!(Note, key) == 40);
     assert!(size_of::<Datagram>() == 40);
     assert!(
-        size_of::<Cpu>() == 64 + 8 * (PARSED_WORDS + TUPLE_WORDS + SIDE_WORDS + TOLD) + NOTES as usize * (32 + 64)
-            && size_of::<Cpu>() <= 32 << 10
+        size_of::<Cpu>() == 64 + 8 * (PARSED_WORDS + TUPLE_WORDS + SIDE_WORDS + TOLD + 7) + NOTES as usize * (32 + 64)
+            && size_of::<Cpu>().is_multiple_of(64)
     );
+    assert!(core::mem::offset_of!(Cpu, seed) == 40 && core::mem::offset_of!(Cpu, spare) == 56);
     assert!(core::mem::offset_of!(Cpu, next) == 8);
     assert!(core::mem::offset_of!(Cpu, base) == 16);
     assert!(core::mem::offset_of!(Cpu, notes) == 64);

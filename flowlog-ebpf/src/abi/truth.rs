@@ -51,17 +51,36 @@ pub struct VerdictTruth {
     pub died_late: Count,
 }
 
-/// Witness counters of one interface and epoch on one CPU.
+/// What hooks have counted of one interface and epoch on one CPU: at [`Cpu::hooked`](super::Cpu::hooked)` + id * EPOCHS + epoch % EPOCHS` in the
+/// `HOOKED` array, whose memory begins with a page: a direction is a cache line.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Truth {
+pub struct Hooked {
     /// Indexed by direction: [`INGRESS`](super::INGRESS), [`EGRESS`](super::EGRESS).
     pub hook: [HookTruth; 2],
+}
+
+/// What verdicts have counted of one interface and epoch on one CPU: at `id * EPOCHS + epoch % EPOCHS` in the `JUDGED` array.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
     /// By direction, then by whether the program had the CPU's caches to itself: one that has interrupted another
     /// counts into a set of its own, so that no addition is lost.
     pub verdict: [[VerdictTruth; 2]; 2],
     /// New records of interfaces that want translations ([`WANT_TRANSLATIONS`](super::WANT_TRANSLATIONS)) without a word about the
     /// other side: there was no way to say it. By whether the program had the CPU's caches to itself; no bytes.
+    pub untold: [Count; 2],
+}
+
+/// Witness counters of one interface and epoch, of one CPU or of all: [`Hooked`] and [`Judged`] side by side, for the agent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Truth {
+    /// As [`Hooked::hook`].
+    pub hook: [HookTruth; 2],
+    /// As [`Judged::verdict`].
+    pub verdict: [[VerdictTruth; 2]; 2],
+    /// As [`Judged::untold`].
     pub untold: [Count; 2],
 }
 
@@ -128,5 +147,5 @@ impl Truth {
 
 const _: () = {
     assert!(size_of::<Taken>() == 16 && size_of::<Traced>() == 32);
-    assert!(size_of::<Truth>() == 2 * 64 + 4 * 160 + 2 * 16);
+    assert!(size_of::<Hooked>() == 2 * 64 && size_of::<Judged>() == 4 * 160 + 2 * 16);
 };

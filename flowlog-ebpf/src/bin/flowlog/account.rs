@@ -14,10 +14,10 @@ use crate::{
     clock,
     cpu::{cpu, lock, unlock},
     family::Family,
-    frame::computed,
-    maps::{IFACES, PASSED_MASK},
+    frame::{computed, opaque},
+    maps::IFACES,
     told,
-    wire::{Wire, bump, truth},
+    wire::{Wire, bump, hooked},
 };
 
 /// The watched interface at a spot.
@@ -213,9 +213,11 @@ fn gathered(
     now_ns: u64,
     elsewhere: Option<u32>,
 ) -> Option<At> {
-    let truth = truth(iface.id, iface.epoch)?;
-    // SAFETY: a map value; the direction is 0 or 1.
-    let truth = computed(unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(usize::from(direction & 1)) });
+    let truth = hooked(cpu, iface.id, iface.epoch)?;
+    // The verifier must see that the direction is 0 or 1.
+    let direction_index = (opaque(u32::from(direction)) & 1) as usize;
+    // SAFETY: a map value.
+    let truth = computed(unsafe { (&raw mut (*truth).hook).cast::<HookTruth>().add(direction_index) });
     Some(At { iface, ifindex, direction, cpu, now_ns, truth, elsewhere })
 }
 
@@ -333,7 +335,9 @@ fn enter<F: Family, H: Hook, const COMMON: bool>(
 ) -> (u32, Before) {
     // SAFETY: a pointer into the map value.
     unsafe { bump(&raw mut (*at.truth).seen, wire) };
-    let index = slot_index(F::hash(key), PASSED_MASK.load());
+    // SAFETY: a map value of this CPU.
+    let (seed, mask) = unsafe { ((*at.cpu).seed, (*at.cpu).passed_mask) };
+    let index = slot_index(F::hash(seed, key), mask);
     let one = One { wire, tcp_flags, mark: 0, now_ns: at.now_ns };
     let (counted, place) = match F::passed(index) {
         Some(bank) if lock(at.cpu) => {

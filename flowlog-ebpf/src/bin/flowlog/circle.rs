@@ -1,6 +1,5 @@
 //! The circles that notes are in: finding a note by its number.
 
-use aya_ebpf::helpers::generated::bpf_map_lookup_percpu_elem;
 use flowlog_ebpf::abi::{Cpu, Ends6, FAMILY_V6, Ip6, Key, NOTES, Note};
 
 use crate::{
@@ -56,11 +55,7 @@ fn circle(number: u16) -> Option<(*mut Cpu, u32)> {
     if owner == 0 {
         return None;
     }
-    let key = 0u32;
-    // SAFETY: a per-CPU array with one element; the helper returns null for a CPU that there is not.
-    let other =
-        unsafe { bpf_map_lookup_percpu_elem((&raw const CPU).cast_mut().cast(), (&raw const key).cast(), owner - 1) };
-    (!other.is_null()).then_some((other.cast(), sequence))
+    Some((CPU.get_ptr_mut(owner - 1)?, sequence))
 }
 
 /// Copies word by word. (A plain assignment becomes a call of `memmove`, which here is a loop over bytes.)

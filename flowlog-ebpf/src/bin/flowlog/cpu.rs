@@ -5,6 +5,7 @@
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use flowlog_ebpf::abi::Cpu;
 
 use crate::maps::CPU;
@@ -19,7 +20,8 @@ fn stay_inside() {
 /// Scratch state of this CPU.
 #[inline(always)]
 pub fn cpu() -> Option<*mut Cpu> {
-    CPU.get_ptr_mut(0)
+    // SAFETY: takes no arguments. The verifier makes a load of the call (since Linux 6.11).
+    CPU.get_ptr_mut(unsafe { bpf_get_smp_processor_id() })
 }
 
 /// Takes this CPU's caches. `false`: somebody we interrupted has them.

@@ -8,7 +8,7 @@ use flowlog_ebpf::{
     hash,
 };
 
-use crate::maps::{BLOCK4, BLOCK6, Bank, PASSED4, PASSED6, REFUSED4, REFUSED6, SEED};
+use crate::maps::{BLOCK4, BLOCK6, Bank, PASSED4, PASSED6, REFUSED4, REFUSED6};
 
 /// What differs between the IPv4 and the IPv6 tables.
 pub trait Family {
@@ -27,7 +27,7 @@ pub trait Family {
     /// Head of the block that is being filled.
     fn block() -> Option<*mut BlockHeader>;
     /// Flow hash, without the epoch: a flow keeps its slot across windows.
-    fn hash(key: &Key<Self::Addr>) -> u64;
+    fn hash(seed: u64, key: &Key<Self::Addr>) -> u64;
     /// Keeps the key in the note, and the addresses beside it if they do not fit in.
     ///
     /// # Safety
@@ -64,11 +64,11 @@ impl Family for V4 {
         BLOCK4.get_ptr_mut(0).map(<*mut _>::cast)
     }
     #[inline(always)]
-    fn hash(key: &Key<Ip4>) -> u64 {
+    fn hash(seed: u64, key: &Key<Ip4>) -> u64 {
         // SAFETY: the key is 24 bytes with no padding, aligned to 8.
         let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 3]>() };
         // The third word holds reason, protocol, flags and the epoch; keep the part below the epoch.
-        hash::words2(SEED.load(), w[0], w[1] ^ (w[2] << 32))
+        hash::words2(seed, w[0], w[1] ^ (w[2] << 32))
     }
     #[inline(always)]
     unsafe fn keep(note: *mut Key<Ip4>, _beside: *mut Ends6, key: &Key<Ip4>) {
@@ -105,10 +105,10 @@ impl Family for V6 {
         BLOCK6.get_ptr_mut(0).map(<*mut _>::cast)
     }
     #[inline(always)]
-    fn hash(key: &Key<Ip6>) -> u64 {
+    fn hash(seed: u64, key: &Key<Ip6>) -> u64 {
         // SAFETY: the key is 48 bytes with no padding, aligned to 8.
         let w = unsafe { &*core::ptr::from_ref(key).cast::<[u64; 6]>() };
-        hash::words5(SEED.load(), w[0], w[1], w[2], w[3], w[4] ^ (w[5] << 32))
+        hash::words5(seed, w[0], w[1], w[2], w[3], w[4] ^ (w[5] << 32))
     }
     #[inline(always)]
     unsafe fn keep(note: *mut Key<Ip4>, beside: *mut Ends6, key: &Key<Ip6>) {

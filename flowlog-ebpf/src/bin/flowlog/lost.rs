@@ -59,7 +59,8 @@ pub fn noted<F: Family>(event: &mut Event) {
 /// Counts it, in a record of its own kind.
 #[inline(always)]
 fn record<F: Family>(place: &Place, key: &Key<F::Addr>, wire: Wire, now_ns: u64) {
-    let index = slot_index(F::hash(key), REFUSED_MASK.load());
+    // SAFETY: a map value of this CPU.
+    let index = slot_index(F::hash(unsafe { (*place.cpu).seed }, key), REFUSED_MASK.load());
     let packet = One { wire, tcp_flags: 0, mark: 0, now_ns };
     let recorded = match (place.locked, F::refused(index)) {
         // SAFETY: a bank of this CPU, and we hold the flag.

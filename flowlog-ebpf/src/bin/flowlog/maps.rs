@@ -8,9 +8,10 @@ use aya_ebpf::{
 };
 use flowlog_ebpf::abi::{
     ABOVE_MAX, BANK_SLOTS, BEHIND_MAX, Block4, Block6, CACHE_SLOTS_DEFAULT, ConnectionPlace, Cpu,
-    DATAGRAMS as DATAGRAM_COUNT, Datagram, Dying, ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Iface,
-    KernelOffsets, MarkPlace, NextHop, RANGES_MAX, REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT, RING_BYTES_DEFAULT,
-    Range, Record4, Record6, SPOTS, Setup, Stacked, Taken, Traced, Truth, VERDICTS as VERDICT_COUNT, Watched,
+    DATAGRAMS as DATAGRAM_COUNT, Datagram, Dying, ELSEWHERE_TC as TC_COUNT, ELSEWHERE_XDP as XDP_COUNT, EPOCHS, Hooked,
+    Iface, Judged, KernelOffsets, MarkPlace, NextHop, RANGES_MAX, REASONS as REASON_COUNT, REFUSED_SLOTS_DEFAULT,
+    RING_BYTES_DEFAULT, Range, Record4, Record6, SPOTS, Setup, Stacked, Taken, Traced, VERDICTS as VERDICT_COUNT,
+    Watched,
 };
 
 /// Memory-mapped by the agent, so that an epoch changes in one store and never by a byte-wise copy.
@@ -57,17 +58,21 @@ pub static BEHIND: HashMap<NextHop, u32, { BEHIND_MAX as usize }> = HashMap::new
 #[btf_map]
 pub static DATAGRAMS: Array<Datagram, { DATAGRAM_COUNT as usize }> = Array::new();
 
-/// Where watched interfaces are, and their current epochs, by id. Same size as [`TRUTH`] / [`EPOCHS`].
+/// Where watched interfaces are, and their current epochs, by id. Same size as [`JUDGED`] / [`EPOCHS`].
 #[btf_map]
 pub static WATCHED: Array<Watched, 2, MMAPABLE> = Array::new();
 
-/// Witness counters, at `id * EPOCHS + epoch % EPOCHS`.
+/// Witness counters of hooks: see [`Hooked`].
 #[btf_map]
-pub static TRUTH: PerCpuArray<Truth, { 2 * EPOCHS as usize }> = PerCpuArray::new();
+pub static HOOKED: Array<Hooked, { 2 * EPOCHS as usize }, MMAPABLE> = Array::new();
 
-/// Scratch state of this CPU.
+/// Witness counters of verdicts: see [`Judged`].
 #[btf_map]
-pub static CPU: PerCpuArray<Cpu, 1> = PerCpuArray::new();
+pub static JUDGED: PerCpuArray<Judged, { 2 * EPOCHS as usize }> = PerCpuArray::new();
+
+/// Scratch state of each CPU, at its number.
+#[btf_map]
+pub static CPU: Array<Cpu, 1, MMAPABLE> = Array::new();
 
 /// Scratch state of the verdict programs on this CPU.
 #[btf_map]
@@ -76,10 +81,10 @@ pub static DYING: PerCpuArray<Dying, 1> = PerCpuArray::new();
 /// Slots of a cache, as many as one map element holds.
 pub type Bank<R> = [R; BANK_SLOTS as usize];
 
-/// Flow cache of IPv4, one per CPU; an element is a bank of slots.
+/// Flow cache of IPv4, one per CPU; an element is a bank of slots. Per CPU: its memory is near the CPU then, which an array's is not.
 #[btf_map]
 pub static PASSED4: PerCpuArray<Bank<Record4>, { (CACHE_SLOTS_DEFAULT / BANK_SLOTS) as usize }> = PerCpuArray::new();
-/// Flow cache of IPv6, one per CPU; an element is a bank of slots.
+/// Flow cache of IPv6, likewise.
 #[btf_map]
 pub static PASSED6: PerCpuArray<Bank<Record6>, { (CACHE_SLOTS_DEFAULT / BANK_SLOTS) as usize }> = PerCpuArray::new();
 /// Cache of refused flows, IPv4.
@@ -150,10 +155,6 @@ pub static CONNECTION: Global<ConnectionPlace> =
 #[unsafe(no_mangle)]
 pub static TICK_NS: Global<u64> = Global::new(0);
 
-/// Slots of the flow cache less one.
-#[unsafe(no_mangle)]
-pub static PASSED_MASK: Global<u32> = Global::new(CACHE_SLOTS_DEFAULT - 1);
-
 /// Slots of the refused cache less one.
 #[unsafe(no_mangle)]
 pub static REFUSED_MASK: Global<u32> = Global::new(REFUSED_SLOTS_DEFAULT - 1);
@@ -161,7 +162,3 @@ pub static REFUSED_MASK: Global<u32> = Global::new(REFUSED_SLOTS_DEFAULT - 1);
 /// Ring fill in bytes at which the agent is woken; below it, the agent's timer comes first.
 #[unsafe(no_mangle)]
 pub static RING_WAKE_BYTES: Global<u64> = Global::new(RING_BYTES_DEFAULT as u64 / 4);
-
-/// Hash seed, random for each set of maps.
-#[unsafe(no_mangle)]
-pub static SEED: Global<u64> = Global::new(0);

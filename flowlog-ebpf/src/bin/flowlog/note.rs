@@ -170,7 +170,9 @@ fn fragment<F: Family>(at: &At, packet: &Seen<'_, F::Addr>, note: &Note) -> u32 
     let proto = if F::FAMILY == FAMILY_V4 { packet.key.meta.proto } else { 0 };
     let meta = Meta { sport: 0, dport: 0, epoch: 0, proto, ..packet.key.meta };
     let key = Key { meta, ..*packet.key };
-    let check = F::hash(&key) ^ (u64::from(fragment.id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // SAFETY: a map value of this CPU.
+    let check =
+        F::hash(unsafe { (*at.cpu).seed }, &key) ^ (u64::from(fragment.id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let piece = Piece {
         payload: l3_len.wrapping_sub(ip_header),
         bytes: packet.wire.bytes,

@@ -17,9 +17,9 @@ use crate::{
     event::{Event, Telling},
     family::{Family, V4, V6},
     frame::opaque,
-    maps::{PASSED_MASK, REFUSED_MASK},
+    maps::REFUSED_MASK,
     told,
-    wire::{Wire, bump, truth},
+    wire::{Wire, bump, judged},
 };
 
 /// What is known of a refused packet, but for its key.
@@ -72,7 +72,7 @@ const SETS: u32 = 4;
 
 /// Where refusals of an interface are counted, on this CPU.
 pub struct Place {
-    cpu: *mut Cpu,
+    pub cpu: *mut Cpu,
     /// The CPU's caches are ours.
     pub locked: bool,
     /// The set of counters that is ours.
@@ -82,7 +82,7 @@ pub struct Place {
 /// Takes the CPU's caches and finds the counters. What it returns must be given back by [`leave`].
 #[inline(always)]
 pub fn enter(id: u16, epoch: u32, direction: u8) -> Option<Place> {
-    let truth = truth(id, epoch)?;
+    let truth = judged(id, epoch)?;
     let cpu = cpu::cpu()?;
     let locked = lock(cpu);
     let set = opaque(u32::from(direction & 1) * 2 + u32::from(!locked)) & (SETS - 1);
@@ -311,7 +311,8 @@ fn meta(telling: &Telling) -> Meta {
 fn record<F: Family>(place: &Place, key: &Key<F::Addr>, one: &Refusal, telling: *mut Telling) {
     let Refusal { wire, tcp_flags, now_ns, class, seen, mark, .. } = *one;
     // What has another mark has another slot: two rules that refuse one flow in turns do not evict each other.
-    let hash = F::hash(key) ^ u64::from(mark.wrapping_mul(MARK_SPREAD));
+    // SAFETY: a map value of this CPU.
+    let hash = F::hash(unsafe { (*place.cpu).seed }, key) ^ u64::from(mark.wrapping_mul(MARK_SPREAD));
     let index = slot_index(hash, REFUSED_MASK.load());
     let packet = One { wire, tcp_flags, mark, now_ns };
     let recorded = if let (true, Some(bank)) = (place.locked, F::refused(index)) {
@@ -350,7 +351,9 @@ fn take_back<F: Family>(key: &Key<F::Addr>, event: &Event, cpu: *mut Cpu) -> boo
     if !circle::is_own(note.number, cpu) {
         return false;
     }
-    let index = slot_index(u64::from(note.place & ((1 << PLACE_BITS) - 1)), PASSED_MASK.load());
+    // SAFETY: a map value.
+    let mask = unsafe { (*cpu).passed_mask };
+    let index = slot_index(u64::from(note.place & ((1 << PLACE_BITS) - 1)), mask);
     let Some(bank) = F::passed(index) else { return false };
     let packets = u64::from(note.packets);
     let bytes = u64::from(note.bytes);

@@ -15,7 +15,7 @@ use crate::{
     cpu,
     family::Family,
     kernel,
-    wire::{Wire, bump, truth},
+    wire::{Wire, bump, judged},
 };
 
 /// Words of a `struct nf_conntrack_tuple` at which the parts of it are: the addresses; source port and address family; destination port
@@ -41,7 +41,7 @@ const NOT_OURS: usize = 1;
 
 #[inline(always)]
 fn count_untold(id: u16, epoch: u32, set: usize) {
-    let Some(truth) = truth(id, epoch) else { return };
+    let Some(truth) = judged(id, epoch) else { return };
     // SAFETY: a map value; the index is below the array's length.
     unsafe { bump((&raw mut (*truth).untold).cast::<Count>().add(set), Wire { packets: 1, bytes: 0 }) };
 }
@@ -224,7 +224,7 @@ unsafe fn send<F: Family>(key: *const Key<F::Addr>, is_new: u32) -> u32 {
     // SAFETY: by the contract above.
     unsafe {
         let side = (&raw const (*cpu).side).cast::<u64>();
-        let mut hash = F::hash(&*key) ^ u64::from((*key).meta.epoch);
+        let mut hash = F::hash((*cpu).seed, &*key) ^ u64::from((*key).meta.epoch);
         for word in 0..SIDE_WORDS {
             // 2^64 divided by the golden ratio.
             hash = (hash ^ side.add(word).read_volatile()).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -1,8 +1,8 @@
 //! How much a packet is on the wire, and adding it to a counter; where the counters are.
 
-use flowlog_ebpf::abi::{Count, EPOCHS, Truth};
+use flowlog_ebpf::abi::{Count, Cpu, EPOCHS, Hooked, Judged};
 
-use crate::maps::TRUTH;
+use crate::maps::{HOOKED, JUDGED};
 
 /// Packets and bytes of one packet as the kernel carries it.
 #[derive(Clone, Copy)]
@@ -24,8 +24,16 @@ pub unsafe fn bump(count: *mut Count, wire: Wire) {
     }
 }
 
-/// Witness counters of an interface and epoch on this CPU.
+/// What hooks on this CPU have counted of an interface and epoch.
 #[inline(always)]
-pub fn truth(id: u16, epoch: u32) -> Option<*mut Truth> {
-    TRUTH.get_ptr_mut(u32::from(id) * EPOCHS + epoch % EPOCHS)
+pub fn hooked(cpu: *mut Cpu, id: u16, epoch: u32) -> Option<*mut Hooked> {
+    // SAFETY: a map value.
+    let first = unsafe { (*cpu).hooked };
+    HOOKED.get_ptr_mut(first + (u32::from(id) * EPOCHS | epoch % EPOCHS))
+}
+
+/// What verdicts on this CPU have counted of an interface and epoch.
+#[inline(always)]
+pub fn judged(id: u16, epoch: u32) -> Option<*mut Judged> {
+    JUDGED.get_ptr_mut(u32::from(id) * EPOCHS | epoch % EPOCHS)
 }

@@ -1,10 +1,6 @@
 //! Maps and load-time constants of the tracer's programs.
 
-use aya_ebpf::{
-    Global,
-    btf_maps::{Array, PerCpuArray},
-    macros::btf_map,
-};
+use aya_ebpf::{Global, bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
 use flowlog_ebpf::{
     abi::{ConnectionPlace, Cpu, KernelOffsets, MarkPlace},
     expression::{TESTS_MAX, Test},
@@ -13,7 +9,7 @@ use flowlog_ebpf::{
 
 /// The agent's own, if one captures: its notes are read. Else an empty one.
 #[btf_map]
-pub static CPU: PerCpuArray<Cpu, 1> = PerCpuArray::new();
+pub static CPU: Array<Cpu, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Which packets are meant.
 #[btf_map]
