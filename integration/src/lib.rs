@@ -20,6 +20,7 @@
 //! * [`terminal`]: a program on a pseudo-terminal, and its screen;
 //! * [`features`]: what the kernel under test lacks, and skipping a test for it;
 //! * [`random`]: random networks with random rules and traffic, made from a seed;
+//! * [`machine`]: an interpreter of eBPF programs, and [`touched`], the cache lines that flowlog's touch on it;
 //! * [`golden`]: packets with the key and counts they must give.
 //!
 //! What a promise is and how it is checked belongs in `tests/`.
@@ -37,6 +38,7 @@ pub mod files;
 pub mod fleet;
 pub mod golden;
 pub mod http;
+pub mod machine;
 pub mod managed;
 pub mod mixed;
 pub mod node;
@@ -51,6 +53,7 @@ pub mod sourced;
 pub mod stacks;
 pub mod taps;
 pub mod terminal;
+pub mod touched;
 pub mod tracing;
 pub mod traffic;
 pub mod visitor;

@@ -52,6 +52,8 @@ mod libvirt;
 mod lights;
 #[path = "all/limits.rs"]
 mod limits;
+#[path = "all/lines.rs"]
+mod lines;
 #[path = "all/links.rs"]
 mod links;
 #[path = "all/logs.rs"]

@@ -1,5 +1,6 @@
 //! flowlog's benchmark: `cargo xtask bench`. Prints tables; compares with what was wanted; asserts nothing about time.
 //!
+//! * [`lines`]: the cache lines of a packet;
 //! * [`packet`]: what the programs cost, by `BPF_PROG_TEST_RUN`; with [`lab`], the programs behind one driver, and [`peer`], somebody
 //!   else's object among them;
 //! * [`wire`], [`floods`]: real interfaces and the real agent; with [`lane`], the network and the traffic generator, and [`beside`],
@@ -20,6 +21,7 @@ mod floods;
 mod frames;
 mod lab;
 mod lane;
+mod lines;
 mod live;
 mod memory;
 mod packet;
@@ -61,6 +63,8 @@ struct Cli {
 
 #[derive(clap::Subcommand)]
 enum What {
+    /// The cache lines that a packet costs, by what they are of; not measured, but counted
+    Lines,
     /// The programs, packet by packet
     Packet(packet::Options),
     /// Real interfaces: rates, latency, floods, memory, idle CPU
@@ -93,6 +97,7 @@ fn main() -> anyhow::Result<()> {
         Some(what) => vec![what],
         None => {
             vec![
+                What::Lines,
                 What::Packet(defaults()?),
                 What::Agent(defaults()?),
                 What::Wire(defaults()?),
@@ -103,10 +108,14 @@ fn main() -> anyhow::Result<()> {
     };
     for what in all {
         match what {
+            What::Lines => lines::run(&mut report)?,
             What::Packet(options) => packet::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Wire(options) => {
                 let options = if cli.quick { options.quick() } else { options };
-                floods::run(&mut wire::run(&options, &mut report)?, &options, &mut report)?;
+                let mut network = wire::run(&options, &mut report)?;
+                if !options.only_forwarded {
+                    floods::run(&mut network, &options, &mut report)?;
+                }
             }
             What::Live(options) => live::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Soak(options) => soak::run(&if cli.quick { options.quick() } else { options }, &mut report)?,

@@ -45,6 +45,9 @@ pub(crate) struct Options {
     /// by `sh -c` in the node's namespace, and ended with all it has started
     #[arg(long, value_name = "COMMAND")]
     beside: Option<String>,
+    /// Only what the node forwards: for two builds in turns
+    #[arg(long)]
+    pub only_forwarded: bool,
 }
 
 impl Options {
@@ -73,11 +76,16 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<Wire
     let wire = &mut network;
     let before = wire.counters()?;
     let mut agent = wire.agent(&[])?;
-    idle(&agent, report)?;
+    if !options.only_forwarded {
+        idle(&agent, report)?;
+    }
     forwarded(wire, options.rounds, report)?;
     agent.end()?;
     exact(wire, &agent, before, "rates")?;
     drop(agent);
+    if options.only_forwarded {
+        return Ok(network);
+    }
     // The interface counts a large segment once, flowlog as what it becomes on the wire: not compared.
     let mut agent = wire.agent(&[])?;
     streams(wire, options.rounds, report)?;
