@@ -1,32 +1,39 @@
 //! The columns of a row group while they are being built.
 
+use std::{panic::resume_unwind, thread};
+
 use flowlog_model::{MonoNs, NS_PER_SEC, rule::Direction};
 
 use super::{
     Names, ObjectInfo,
-    address::AddressColumn,
     batch::{BATCH, Batch},
+    ends::EndColumns,
     labels::{Label, Labels, NULL},
     numbers::{Numbers, Seconds},
     rows::Xdp,
     schema::{self, ColumnId},
-    sparse::{ConnectionColumns, LostColumns, OtherSideColumns, RuleColumns},
+    sparse::{ConnectionColumns, LostColumns, RuleColumns},
     values::{Column, Found, Known},
 };
 use crate::window::{
-    Addresses, Connection, Flow, FlowTable, Loss, LossReason, OtherSide,
+    Addresses, Connection, Flow, FlowTable, Loss, LossReason,
     connection::Stretch,
     info::GAP,
     xdp::{XDP_DROPPED, XDP_FORWARDED},
 };
 
+/// What flows are made into rows with.
+#[derive(Clone, Copy)]
+pub(super) struct RowsFrom<'a> {
+    pub(super) table: &'a FlowTable,
+    pub(super) stretch: Stretch,
+    pub(super) names: &'a Names,
+}
+
 /// Columns that are being built.
 pub(super) struct Builder<'a> {
     info: &'a ObjectInfo,
-    src: AddressColumn,
-    dst: AddressColumn,
-    sport: Numbers,
-    dport: Numbers,
+    ends: EndColumns,
     protocol: Numbers,
     packets: Vec<i64>,
     bytes: Vec<i64>,
@@ -46,7 +53,6 @@ pub(super) struct Builder<'a> {
     skip: Known,
     lost: LostColumns,
     rule: RuleColumns,
-    other_side: OtherSideColumns,
     connection: ConnectionColumns,
     rows: usize,
 }
@@ -99,24 +105,12 @@ fn codes(labels: &mut Labels, flows: &[Flow], mut code: impl FnMut(&Flow) -> u32
     labels.extend(&found[..flows.len()]);
 }
 
-/// Appends the numbers of a batch.
-fn each(column: &mut Numbers, flows: &[Flow], number: impl Fn(&Flow) -> Option<u16>) {
-    let mut found = [0; BATCH];
-    for (found, flow) in found.iter_mut().zip(flows) {
-        *found = column.code(number(flow));
-    }
-    column.labels.extend(&found[..flows.len()]);
-}
-
 impl<'a> Builder<'a> {
     pub(super) fn new(info: &'a ObjectInfo, rows: usize) -> Self {
         let longs = || Vec::with_capacity(rows);
         Self {
             info,
-            src: AddressColumn::default(),
-            dst: AddressColumn::default(),
-            sport: Numbers::new(rows),
-            dport: Numbers::new(rows),
+            ends: EndColumns::new(rows),
             protocol: Numbers::new(rows),
             packets: longs(),
             bytes: longs(),
@@ -136,43 +130,78 @@ impl<'a> Builder<'a> {
             skip: Known::new(&SKIP),
             lost: LostColumns::default(),
             rule: RuleColumns::default(),
-            other_side: OtherSideColumns::default(),
             connection: ConnectionColumns::default(),
             rows: 0,
         }
-    }
-
-    fn dictionary_bytes(&self) -> usize {
-        let addresses = self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes());
-        addresses.max(self.other_side.dictionary_bytes())
     }
 
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Rows of flows that there is room for at least, before a dictionary is so long; the one that makes it so long is among them.
-    pub(super) fn rows_below(&self, dictionary_bytes: usize) -> usize {
-        match dictionary_bytes.saturating_sub(self.dictionary_bytes()) {
-            0 => 0,
-            room => room.div_ceil(AddressColumn::TEXT_MAX),
+    /// Takes flows from the front of `left` and makes rows of them: `rows_max`, or until a dictionary is as long as it may be.
+    pub(super) fn take(&mut self, left: &mut &[u32], rows_max: usize, dictionary_bytes: usize, from: RowsFrom<'_>) {
+        let mut batch = Batch::default();
+        loop {
+            let room = self.ends.room(left.len().min(rows_max - self.rows), dictionary_bytes);
+            let Some(some) = left.split_off(..room).filter(|some| !some.is_empty()) else { return };
+            batch.gather(from.table, some);
+            self.ends.flows(&batch, from.table);
+            self.flows(&batch, from);
         }
     }
 
-    /// Rows of flows. Column by column, so that what a column needs is at hand for all of them.
-    pub(super) fn flows(&mut self, batch: &Batch, table: &FlowTable, stretch: Stretch, names: &Names) {
+    /// The same rows, made by two threads, of which each fetches the flows for its columns. `None`: there is no second one.
+    pub(super) fn with_two_threads(
+        info: &'a ObjectInfo,
+        left: &mut &[u32],
+        rows_max: usize,
+        dictionary_bytes: usize,
+        from: RowsFrom<'_>,
+    ) -> Option<Self> {
+        let numbers = &left[..left.len().min(rows_max)];
+        let table = from.table;
+        let (mut b, ends, taken) = thread::scope(|scope| {
+            let ends = move || {
+                let mut ends = EndColumns::new(numbers.len());
+                let taken = ends.add_all(table, numbers, dictionary_bytes);
+                (ends, taken)
+            };
+            let ends = thread::Builder::new().name("encode-ends".to_owned()).spawn_scoped(scope, ends).ok()?;
+            let b = Self::without_ends(info, numbers, from);
+            // What went wrong there is to be found where it would be found here.
+            let (ends, taken) = ends.join().unwrap_or_else(|payload| resume_unwind(payload));
+            Some((b, ends, taken))
+        })?;
+        if taken < numbers.len() {
+            // A dictionary is long, which is seldom: the rows end with it.
+            b = Self::without_ends(info, &numbers[..taken], from);
+        }
+        b.ends = ends;
+        *left = &left[taken..];
+        Some(b)
+    }
+
+    fn without_ends(info: &'a ObjectInfo, numbers: &[u32], from: RowsFrom<'_>) -> Self {
+        let mut b = Self::new(info, numbers.len());
+        let mut batch = Batch::default();
+        for some in numbers.chunks(BATCH) {
+            batch.gather(from.table, some);
+            b.flows(&batch, from);
+        }
+        b
+    }
+
+    /// What is no part of [`EndColumns`]. Column by column, so that what a column needs is at hand for all rows.
+    fn flows(&mut self, batch: &Batch, RowsFrom { table, stretch, names }: RowsFrom<'_>) {
         let flows = batch.flows();
         self.seldom(batch, table, names);
-        self.addresses(flows);
         self.times(flows);
-        let port = |f: &Flow, n: u16| Some(if f.is_icmp() { 0 } else { n });
-        each(&mut self.sport, flows, |f| port(f, f.sport));
-        each(&mut self.dport, flows, |f| port(f, f.dport));
-        each(&mut self.protocol, flows, |f| Some(u16::from(f.proto)));
-        each(&mut self.tcp_flags, flows, |f| f.tcp_flags().map(u16::from));
-        each(&mut self.icmp_type, flows, |f| f.icmp().map(|(kind, _)| kind));
-        each(&mut self.icmp_code, flows, |f| f.icmp().map(|(_, code)| code));
-        each(&mut self.vlan, flows, |f| (f.vlan != 0).then_some(f.vlan));
+        self.protocol.extend(flows, |f| Some(u16::from(f.proto)));
+        self.tcp_flags.extend(flows, |f| f.tcp_flags().map(u16::from));
+        self.icmp_type.extend(flows, |f| f.icmp().map(|(kind, _)| kind));
+        self.icmp_code.extend(flows, |f| f.icmp().map(|(_, code)| code));
+        self.vlan.extend(flows, |f| (f.vlan != 0).then_some(f.vlan));
         self.packets.extend(flows.iter().map(|f| signed(f.totals.packets)));
         self.bytes.extend(flows.iter().map(|f| signed(f.totals.bytes)));
         codes(&mut self.action.0, flows, |f| u32::from(f.refused));
@@ -184,26 +213,6 @@ impl<'a> Builder<'a> {
             self.connection.push(row, &Connection::of(flow, twin, stretch));
         }
         self.rows += flows.len();
-    }
-
-    fn addresses(&mut self, flows: &[Flow]) {
-        let Self { src, dst, .. } = self;
-        let mut found = [0; BATCH];
-        let found = &mut found[..flows.len()];
-        for (code, flow) in found.iter_mut().zip(flows) {
-            *code = match flow.addresses {
-                Addresses::V4(address, _) => src.code4(address),
-                Addresses::V6(address, _) => src.code6(address),
-            };
-        }
-        src.labels.extend(found);
-        for (code, flow) in found.iter_mut().zip(flows) {
-            *code = match flow.addresses {
-                Addresses::V4(_, address) => dst.code4(address),
-                Addresses::V6(_, address) => dst.code6(address),
-            };
-        }
-        dst.labels.extend(found);
     }
 
     fn times(&mut self, flows: &[Flow]) {
@@ -229,12 +238,8 @@ impl<'a> Builder<'a> {
 
     /// What few flows have.
     fn seldom(&mut self, batch: &Batch, table: &FlowTable, names: &Names) {
-        let (are_translated, any_lost) = (table.told() > 0, table.has_lost());
+        let any_lost = table.has_lost();
         for (row, (number, flow)) in (self.rows..).zip(batch.numbered()) {
-            if are_translated && let Some(OtherSide::Is(addresses, sport, dport)) = table.other_side(flow) {
-                let port = |n| if flow.is_icmp() { 0 } else { n };
-                self.other_side.push(row, addresses, port(sport), port(dport));
-            }
             if any_lost && let Some(died) = table.lost(number, flow) {
                 self.lost.push(row, died, &names.reason);
             }
@@ -253,17 +258,10 @@ impl<'a> Builder<'a> {
     }
 
     fn no_flow_between(&mut self, status: LogStatus, from: i64, to: i64) {
-        self.src.push_none();
-        self.dst.push_none();
-        for numbers in [
-            &mut self.sport,
-            &mut self.dport,
-            &mut self.protocol,
-            &mut self.tcp_flags,
-            &mut self.icmp_type,
-            &mut self.icmp_code,
-            &mut self.vlan,
-        ] {
+        self.ends.push_none();
+        for numbers in
+            [&mut self.protocol, &mut self.tcp_flags, &mut self.icmp_type, &mut self.icmp_code, &mut self.vlan]
+        {
             numbers.push(None);
         }
         self.start.push(from);
@@ -334,10 +332,10 @@ impl<'a> Builder<'a> {
             ColumnId::Version => same(Some(Label::Int(schema::RECORD_VERSION))),
             ColumnId::AccountId => text(info.account_id.as_deref()),
             ColumnId::InterfaceId => text(Some(&info.interface_id)),
-            ColumnId::SrcAddr => labels(&mut self.src.labels),
-            ColumnId::DstAddr => labels(&mut self.dst.labels),
-            ColumnId::SrcPort => labels(&mut self.sport.labels),
-            ColumnId::DstPort => labels(&mut self.dport.labels),
+            ColumnId::SrcAddr => labels(&mut self.ends.src.labels),
+            ColumnId::DstAddr => labels(&mut self.ends.dst.labels),
+            ColumnId::SrcPort => labels(&mut self.ends.sport.labels),
+            ColumnId::DstPort => labels(&mut self.ends.dport.labels),
             ColumnId::Protocol => labels(&mut self.protocol.labels),
             ColumnId::Packets => longs(&mut self.packets),
             ColumnId::Bytes => longs(&mut self.bytes),
@@ -365,10 +363,10 @@ impl<'a> Builder<'a> {
             ColumnId::LostReason => Column::Labels(self.lost.reason.take(n)),
             ColumnId::RuleMark => Column::Labels(self.rule.mark.take(n)),
             ColumnId::VerdictRule => Column::Labels(self.rule.name.take(n)),
-            ColumnId::PktSrcAddr => Column::Labels(self.other_side.src.take(n)),
-            ColumnId::PktDstAddr => Column::Labels(self.other_side.dst.take(n)),
-            ColumnId::PktSrcPort => Column::Labels(self.other_side.sport.take(n)),
-            ColumnId::PktDstPort => Column::Labels(self.other_side.dport.take(n)),
+            ColumnId::PktSrcAddr => Column::Labels(self.ends.other_side.src.take(n)),
+            ColumnId::PktDstAddr => Column::Labels(self.ends.other_side.dst.take(n)),
+            ColumnId::PktSrcPort => Column::Labels(self.ends.other_side.sport.take(n)),
+            ColumnId::PktDstPort => Column::Labels(self.ends.other_side.dport.take(n)),
             ColumnId::Initiator => Column::Bools(self.connection.initiator(n)),
             ColumnId::FlowState => Column::Labels(self.connection.state.take(n)),
             ColumnId::EndCause => Column::Labels(self.connection.end.take(n)),

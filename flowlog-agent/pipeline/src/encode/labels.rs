@@ -1,7 +1,7 @@
 //! Columns of few different values: each row holds the number of a label.
 //!
 //! The Parquet writer would hash the value of every row again to build the dictionary we already have (apache/arrow-rs#10465, open): given
-//! finished batches it takes three quarters of the time that all of choosing, sorting, building and writing takes this way
+//! finished batches it takes half as long again as all of choosing, sorting, building and writing takes this way
 //! (`cargo xtask bench agent`). So these column chunks are put together here, in the plainest form there is: a
 //! dictionary page, and data pages of definition levels and dictionary indices, both run-length or bit-packed (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>).
 

@@ -1,7 +1,7 @@
 //! From a settled window to the bytes and the key of one Parquet object.
 //!
 //! * [`schema`]: the columns, their types, and what they mean;
-//! * [`rows`]: which ones; [`order`]: what comes first; [`batch`]: fetching them; [`builder`]: making columns of them; [`values`], [`address`]: what
+//! * [`rows`]: which ones; [`order`]: what comes first; [`batch`]: fetching them; [`builder`], [`ends`]: making columns of them; [`values`], [`address`]: what
 //!   those are built of;
 //! * [`labels`]: column chunks of those with few different values; [`numbers`]: which 16-bit numbers have; [`sparse`]: of those that few rows have a value in;
 //! * [`parquet`]: the file; encodings, chosen by measurement; [`text`]: the same rows as clouds write them;
@@ -12,6 +12,7 @@
 mod address;
 mod batch;
 mod builder;
+mod ends;
 pub(crate) mod key;
 mod labels;
 mod numbers;

@@ -2,7 +2,11 @@
 
 use hashbrown::HashMap;
 
-use super::labels::{Label, Labels, NULL};
+use super::{
+    batch::BATCH,
+    labels::{Label, Labels, NULL},
+};
+use crate::window::Flow;
 
 /// Labels that are 16-bit numbers.
 pub(super) struct Numbers {
@@ -43,6 +47,16 @@ impl Numbers {
             *code = self.labels.label(&Label::Int(i32::from(number)));
         }
         *code
+    }
+
+    /// Appends the numbers of a batch.
+    #[inline]
+    pub(super) fn extend(&mut self, flows: &[Flow], number: impl Fn(&Flow) -> Option<u16>) {
+        let mut found = [0; BATCH];
+        for (found, flow) in found.iter_mut().zip(flows) {
+            *found = self.code(number(flow));
+        }
+        self.labels.extend(&found[..flows.len()]);
     }
 
     #[inline]

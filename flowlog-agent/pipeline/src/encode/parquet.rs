@@ -1,19 +1,29 @@
 //! Writing rows as Parquet. Encodings and sizes were chosen by `cargo xtask bench agent`; docs/performance.md keeps the
 //! figures.
 
-use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    num::NonZero,
+    panic::resume_unwind,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use bytes::Bytes;
 
 use parquet::{
     arrow::ArrowSchemaConverter,
     basic::{Compression, Encoding, ZstdLevel},
+    column::writer::{ColumnCloseResult, get_column_writer, get_typed_column_writer},
     data_type::{BoolType, DataType, Int64Type},
     errors::ParquetError,
     file::{
         metadata::KeyValue,
-        properties::{DEFAULT_DATA_PAGE_ROW_COUNT_LIMIT, EnabledStatistics, WriterProperties},
-        writer::{SerializedFileWriter, SerializedRowGroupWriter},
+        properties::{DEFAULT_DATA_PAGE_ROW_COUNT_LIMIT, EnabledStatistics, WriterProperties, WriterPropertiesPtr},
+        writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite},
     },
-    schema::types::ColumnPath,
+    schema::types::{ColumnDescPtr, ColumnPath, SchemaDescriptor},
 };
 
 use flowlog_model::rule::Format;
@@ -93,15 +103,26 @@ impl ObjectSize {
 /// # Errors
 /// The writer's own; none are known for columns of [`schema::COLUMNS`].
 pub fn write(info: &ObjectInfo, rows: &Rows<'_>, names: &Names, profile: Profile) -> Result<Vec<u8>, ParquetError> {
+    write_with(info, rows, names, profile, threads_for(rows.len()))
+}
+
+/// The same with so many threads: one or two.
+fn write_with(
+    info: &ObjectInfo,
+    rows: &Rows<'_>,
+    names: &Names,
+    profile: Profile,
+    threads: usize,
+) -> Result<Vec<u8>, ParquetError> {
     let size = ObjectSize::of(rows.len());
-    let groups = rows.groups(info, names, profile.row_group_rows, profile.dictionary_bytes);
+    let groups = rows.groups(info, names, profile.row_group_rows, profile.dictionary_bytes, threads);
     if info.rule.format != Format::ParquetNarrow || size == ObjectSize::Many {
-        return put(info, rows, names, profile, &[true; COLUMNS.len()], groups);
+        return put(info, rows, names, (profile, threads), &[true; COLUMNS.len()], groups);
     }
     let groups: Vec<Vec<Column>> = groups.collect();
     let has_values = |number: usize| groups.iter().any(|columns| !columns[number].is_empty());
     let kept = std::array::from_fn(has_values);
-    put(info, rows, names, profile, &kept, groups.into_iter())
+    put(info, rows, names, (profile, threads), &kept, groups.into_iter())
 }
 
 /// Writes the columns that are kept.
@@ -109,7 +130,7 @@ fn put(
     info: &ObjectInfo,
     rows: &Rows<'_>,
     names: &Names,
-    profile: Profile,
+    (profile, threads): (Profile, usize),
     kept: &[bool; COLUMNS.len()],
     groups: impl Iterator<Item = Vec<Column>>,
 ) -> Result<Vec<u8>, ParquetError> {
@@ -124,36 +145,91 @@ fn put(
     let size = ObjectSize::of(rows.len());
     let profile = Profile { zstd_level: if size == ObjectSize::Few { 0 } else { profile.zstd_level }, ..profile };
     let properties = Arc::new(properties(info, &rows.balance, more, profile, size)?);
-    let mut compressor = Compressor::new(compression(profile)?, profile.zstd_level)?;
-    let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), properties)?;
+    let writer = ChunkWriter { schema: &schema, specs: &specs, properties: &properties, profile, size };
+    let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), properties.clone())?;
     for columns in groups {
         let mut group = file.next_row_group()?;
-        let columns = columns.into_iter().zip(kept).filter_map(|(column, kept)| kept.then_some(column));
-        for (number, (column, spec)) in columns.zip(&specs).enumerate() {
-            match column {
-                Column::Labels(labels) => {
-                    let says = Says { bounds: size.says_bounds_of(spec.id), pages: size == ObjectSize::Many };
-                    let (bytes, close) = labels::chunk(&schema.column(number), &labels, &mut compressor, says)?;
-                    group.append_column(&bytes, close)?;
-                }
-                Column::Longs(values) => typed::<Int64Type>(&mut group, &values, &vec![1; values.len()])?,
-                Column::Bools(Bools { values, levels }) => typed::<BoolType>(&mut group, &values, &levels)?,
-            }
+        let columns = columns.into_iter().zip(kept).filter_map(|(column, kept)| kept.then_some(column)).collect();
+        for (bytes, close) in writer.chunks(columns, threads)? {
+            group.append_column(&bytes, close)?;
         }
         group.close()?;
     }
     file.into_inner()
 }
 
-/// Writes a column that is no dictionary: the values, and for each row whether it has one.
-fn typed<T: DataType>(
-    group: &mut SerializedRowGroupWriter<'_, Vec<u8>>,
-    values: &[T::T],
-    levels: &[i16],
-) -> Result<(), ParquetError> {
-    let mut column = group.next_column()?.ok_or_else(|| ParquetError::General("one column too many".to_owned()))?;
-    column.typed::<T>().write_batch(values, Some(levels), None)?;
-    column.close()
+/// Rows from which on two threads make an object: below, starting one takes as long as it saves.
+const TWO_THREADS_ROWS: usize = 1 << 16;
+
+/// How many threads make an object of so many rows.
+fn threads_for(rows: usize) -> usize {
+    if rows < TWO_THREADS_ROWS { 1 } else { thread::available_parallelism().map_or(1, NonZero::get).min(2) }
+}
+
+/// A column chunk, and what is known of it.
+type Chunk = (Bytes, ColumnCloseResult);
+
+/// Makes column chunks.
+struct ChunkWriter<'a> {
+    schema: &'a SchemaDescriptor,
+    specs: &'a [&'a ColumnSpec],
+    properties: &'a WriterPropertiesPtr,
+    profile: Profile,
+    size: ObjectSize,
+}
+
+impl ChunkWriter<'_> {
+    /// The chunks of a row group, in the order of its columns. A column is freed when its chunk is there.
+    fn chunks(&self, columns: Vec<Column>, threads: usize) -> Result<Vec<Chunk>, ParquetError> {
+        let left = Mutex::new(columns.into_iter().enumerate());
+        let work = || -> Result<Vec<(usize, Chunk)>, ParquetError> {
+            let mut compressor = Compressor::new(compression(self.profile)?, self.profile.zstd_level)?;
+            // Nothing that is done under the lock can fail.
+            let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let chunk = |(number, column)| Ok((number, self.chunk(number, column, &mut compressor)?));
+            std::iter::from_fn(next).map(chunk).collect()
+        };
+        let mut chunks = thread::scope(|scope| {
+            let second = || thread::Builder::new().name("encode-chunks".to_owned()).spawn_scoped(scope, work).ok();
+            let second = if threads > 1 { second() } else { None };
+            let mut chunks = work()?;
+            if let Some(second) = second {
+                // What went wrong there is to be found where it would be found here.
+                chunks.extend(second.join().unwrap_or_else(|payload| resume_unwind(payload))?);
+            }
+            Ok::<_, ParquetError>(chunks)
+        })?;
+        chunks.sort_unstable_by_key(|(number, _)| *number);
+        Ok(chunks.into_iter().map(|(_, chunk)| chunk).collect())
+    }
+
+    fn chunk(&self, number: usize, column: Column, compressor: &mut Compressor) -> Result<Chunk, ParquetError> {
+        let description = self.schema.column(number);
+        match column {
+            Column::Labels(labels) => {
+                let bounds = self.size.says_bounds_of(self.specs[number].id);
+                let says = Says { bounds, pages: self.size == ObjectSize::Many };
+                labels::chunk(&description, &labels, compressor, says)
+            }
+            Column::Longs(values) => self.typed::<Int64Type>(description, &values, &vec![1; values.len()]),
+            Column::Bools(Bools { values, levels }) => self.typed::<BoolType>(description, &values, &levels),
+        }
+    }
+
+    /// A column that is no dictionary of ours: the values, and for each row whether it has one.
+    fn typed<T: DataType>(
+        &self,
+        column: ColumnDescPtr,
+        values: &[T::T],
+        levels: &[i16],
+    ) -> Result<Chunk, ParquetError> {
+        let mut sink = TrackedWrite::new(Vec::new());
+        let pages = Box::new(SerializedPageWriter::new(&mut sink));
+        let mut writer = get_typed_column_writer::<T>(get_column_writer(column, self.properties.clone(), pages));
+        writer.write_batch(values, Some(levels), None)?;
+        let close = writer.close()?;
+        Ok((sink.into_inner()?.into(), close))
+    }
 }
 
 fn compression(profile: Profile) -> Result<Compression, ParquetError> {
@@ -261,3 +337,6 @@ fn metadata(info: &ObjectInfo, balance: &Balance, more: [(&str, Option<String>);
     pairs.extend(hidden.into_iter().filter(|(_, words)| !words.is_empty()).map(|(key, words)| pair(key, words)));
     pairs
 }
+
+#[cfg(test)]
+mod tests;

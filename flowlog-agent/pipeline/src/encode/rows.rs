@@ -5,8 +5,7 @@ use flowlog_model::rule::{Action, Direction};
 pub use super::order::{CHOSEN, Order};
 use super::{
     Names, ObjectInfo, RowCounts,
-    batch::{BATCH, Batch},
-    builder::{Builder, LogStatus},
+    builder::{Builder, LogStatus, RowsFrom},
     order::{Keyed, by_service},
     values::Column,
 };
@@ -50,17 +49,19 @@ impl<'a> Rows<'a> {
         let mut translated = (0, 0);
         let mut keyed = Vec::with_capacity(table.flow_count());
         let are_translated = table.told() > 0;
-        for number in table.numbers() {
-            let Some(flow) = table.flow(number).filter(|f| goes(f.direction) && wanted(f.refused)) else { continue };
+        table.for_each(|number, flow| {
+            if !goes(flow.direction) || !wanted(flow.refused) {
+                return;
+            }
             *(if flow.refused { &mut counts.rejected } else { &mut counts.accepted }) += 1;
-            match are_translated.then(|| table.other_side(&flow)).flatten() {
+            match are_translated.then(|| table.other_side(flow)).flatten() {
                 Some(OtherSide::Is(..)) => translated.0 += 1,
                 Some(OtherSide::Several) => translated.1 += 1,
                 None => {}
             }
-            let key = if order == Order::Start { flow.totals.first_ns } else { by_service(&flow) };
+            let key = if order == Order::Start { flow.totals.first_ns } else { by_service(flow) };
             keyed.push(Keyed::new(key, number));
-        }
+        });
         keyed.sort_unstable();
         let flows = keyed.into_iter().map(Keyed::number).collect();
         counts.skipped += usize::from(info.gap.is_some());
@@ -95,28 +96,25 @@ impl<'a> Rows<'a> {
         self.counts
     }
 
-    /// The columns of all row groups. A group ends after `rows_max` rows, or when a dictionary is `dictionary_bytes` long.
+    /// The columns of all row groups. A group ends after `rows_max` rows, or when a dictionary is `dictionary_bytes` long. One or two `threads`
+    /// build them.
     pub(crate) fn groups<'b>(
         &'b self,
         info: &'b ObjectInfo,
         names: &'b Names,
         rows_max: usize,
         dictionary_bytes: usize,
+        threads: usize,
     ) -> impl Iterator<Item = Vec<Column>> + 'b {
         let mut left = self.flows.as_slice();
         let stretch = Stretch::of(&info.span, info.flushed_early);
-        let mut batch = Batch::default();
+        let from = RowsFrom { table: self.table, stretch, names };
         let flow_groups = std::iter::from_fn(move || {
-            let mut b = Builder::new(info, rows_max.min(left.len()));
-            while !left.is_empty() {
-                let room = (rows_max - b.rows()).min(b.rows_below(dictionary_bytes));
-                if room == 0 {
-                    break;
-                }
-                let (numbers, rest) = left.split_at(room.min(BATCH).min(left.len()));
-                left = rest;
-                batch.gather(self.table, numbers);
-                b.flows(&batch, self.table, stretch, names);
+            let with_two = |left: &mut _| Builder::with_two_threads(info, left, rows_max, dictionary_bytes, from);
+            let built = if threads > 1 && !left.is_empty() { with_two(&mut left) } else { None };
+            let mut b = built.unwrap_or_else(|| Builder::new(info, rows_max.min(left.len())));
+            if b.rows() == 0 {
+                b.take(&mut left, rows_max, dictionary_bytes, from);
             }
             (b.rows() > 0).then(|| b.finish())
         });

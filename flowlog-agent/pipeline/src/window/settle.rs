@@ -122,20 +122,19 @@ pub fn settle(mut table: FlowTable, truth: Option<&Truth>, hook: HookKind) -> Se
         plus(&mut b.died_late, verdict.died_late);
     }
     let (any_lost, mut deficits) = (table.has_lost(), Vec::new());
-    for number in table.numbers() {
-        let Some((flow, deficit)) = table.settled(number) else { continue };
+    table.for_each_settled(|number, flow, deficit| {
         if deficit != Count::default() {
-            deficits.push((flow, deficit));
+            deficits.push((*flow, deficit));
         }
         if flow.totals.packets == 0 {
-            continue;
+            return;
         }
         let count = Count { packets: flow.totals.packets, bytes: flow.totals.bytes };
         plus(if flow.refused { &mut b.rejected_rows } else { &mut b.accepted_rows }, count);
-        if any_lost && let Some(lost) = table.lost(number, &flow) {
+        if any_lost && let Some(lost) = table.lost(number, flow) {
             plus(&mut b.died_rows, lost.count);
         }
-    }
+    });
     for loss in &losses {
         plus(if loss.reason == LossReason::VerdictUnknown { &mut b.verdict_unknown } else { &mut b.lost }, loss.count);
         match (loss.reason, loss.refused) {

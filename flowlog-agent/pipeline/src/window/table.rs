@@ -318,10 +318,37 @@ impl FlowTable {
         flows.clear();
         self.expect(numbers);
         for number in numbers {
-            if let Some(flow) = self.flow(*number) {
-                found.push(*number);
-                flows.push(flow);
+            let id = number & !V6;
+            // Each is built where it is to be: to hand it over takes as long as that.
+            if number & V6 == 0 {
+                let Some(entry) = self.v4.at(id).filter(|e| e.has_row()) else { continue };
+                flows.push(entry.flow(Addresses::V4));
+            } else {
+                let Some(entry) = self.v6.at(id).filter(|e| e.has_row()) else { continue };
+                flows.push(entry.flow(Addresses::V6));
             }
+            found.push(*number);
+        }
+    }
+
+    /// All flows with their numbers, one after the other as they lie in memory.
+    #[inline]
+    pub(crate) fn for_each(&self, mut each: impl FnMut(u32, &Flow)) {
+        self.for_each_settled(|number, flow, _| {
+            if flow.totals.packets > 0 {
+                each(number, flow);
+            }
+        });
+    }
+
+    /// The same with those that have no packets, and with what was taken back from each beyond what it had.
+    #[inline]
+    pub(crate) fn for_each_settled(&self, mut each: impl FnMut(u32, &Flow, Count)) {
+        for (number, entry) in (0..).zip(self.v4.chunks.iter().flatten()).filter(|(_, e)| !e.is_lost()) {
+            each(number, &entry.flow(Addresses::V4), entry.deficit());
+        }
+        for (number, entry) in (V6..).zip(self.v6.chunks.iter().flatten()).filter(|(_, e)| !e.is_lost()) {
+            each(number, &entry.flow(Addresses::V6), entry.deficit());
         }
     }
 
