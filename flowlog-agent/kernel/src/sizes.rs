@@ -94,7 +94,12 @@ impl Sizes {
     /// Kernel memory these sizes cost on a machine with `cpus` possible CPUs, in bytes.
     #[must_use]
     fn memory_bytes(&self, cpus: u32) -> u64 {
-        self.maps(cpus).iter().map(|map| map.memory_bytes(cpus)).sum()
+        self.memory_by_map(cpus).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The same of each map.
+    pub fn memory_by_map(&self, cpus: u32) -> impl Iterator<Item = (&'static str, u64)> {
+        self.maps(cpus).into_iter().map(move |map| (map.name, map.memory_bytes(cpus)))
     }
 }
 

@@ -18,7 +18,10 @@ use flowlog_ebpf::{
     bench::{Drive, ORDER_ENTRIES, PROGRAMS_MAX},
 };
 use flowlog_kernel::{Kernel, Ring, Sizes};
-use flowlog_model::interface::IfKey;
+use flowlog_model::{
+    interface::IfKey,
+    sweep::{Cursor, Scope, Swept},
+};
 use flowlog_pipeline::window::block::Record;
 use integration::node::BpfFs;
 
@@ -112,8 +115,13 @@ fn load_all(ebpf: &mut Ebpf) -> anyhow::Result<()> {
 impl Lab {
     /// Loads flowlog with its default sizes, and the baselines.
     pub(crate) fn new() -> anyhow::Result<Self> {
+        Self::with(Sizes::default())
+    }
+
+    /// As [`new`](Self::new), with other sizes.
+    pub(crate) fn with(sizes: Sizes) -> anyhow::Result<Self> {
         let mut bench = load_bench()?;
-        let mut kernel = Kernel::load(Sizes::default(), 1)?;
+        let mut kernel = Kernel::load(sizes, 1)?;
         let ring = kernel.take_ring()?;
         kernel.interfaces.watch(INTERFACE, Iface { id: 1, flags: FLAGS, epoch: 1, oldest: 1, by_xdp: 0 })?;
         let mut map = |name: &str| bench.take_map(name).with_context(|| format!("map {name}"));
@@ -276,6 +284,15 @@ impl Lab {
         let n = records.len();
         records.into_iter().for_each(&mut each);
         n
+    }
+
+    /// Evicts all that is in the caches of the CPUs from this one on; returns how long that took.
+    pub(crate) fn sweep(&self, first_cpu: usize) -> anyhow::Result<f64> {
+        let start = Instant::now();
+        let from = Cursor { cpu: first_cpu, ..Cursor::default() };
+        let swept = self.kernel.sweeper.sweep(&self.kernel.programs, Scope::All, from, || false)?;
+        ensure!(swept == Swept::Done, "the ring is too small for what was in the caches");
+        Ok(start.elapsed().as_secs_f64())
     }
 
     /// Packets flowlog's programs have counted as lost so far.

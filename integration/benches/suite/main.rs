@@ -8,6 +8,7 @@
 //! * [`live`]: what somebody who looks costs;
 //! * [`soak`]: half an hour at the highest rate;
 //! * [`rules`]: many flow logs on one node;
+//! * [`model`]: what a machine with many CPUs and interfaces would need, by formulae that are checked here;
 //! * [`fleet`]: many flow logs and nodes on one etcd;
 //! * [`agent`]: the agent's stages; with [`records`], a realistic window, and [`memory`], an allocator that counts;
 //! * [`frames`]: the packets; [`report`]: tables, JSON, Markdown; [`plot`]: charts.
@@ -24,6 +25,7 @@ mod lane;
 mod lines;
 mod live;
 mod memory;
+mod model;
 mod packet;
 mod peer;
 mod plot;
@@ -77,6 +79,8 @@ enum What {
     Agent(agent::Options),
     /// Many flow logs on one node: start, memory, idle CPU
     Rules(rules::Options),
+    /// What 128 CPUs, 500 interfaces and 20 M packets a second would need; checked against this machine (only if it is named)
+    Model(model::Options),
     /// Many flow logs and nodes on one etcd: start, memory, changes (only if it is named)
     Fleet(fleet::Options),
 }
@@ -120,6 +124,7 @@ fn main() -> anyhow::Result<()> {
             What::Live(options) => live::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Soak(options) => soak::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Rules(options) => rules::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
+            What::Model(options) => model::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Fleet(options) => fleet::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
             What::Agent(options) => agent::run(&if cli.quick { options.quick() } else { options }, &mut report)?,
         }
