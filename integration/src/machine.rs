@@ -370,7 +370,7 @@ fn jumps(insn: bpf_insn, registers: &[u64; 11]) -> anyhow::Result<bool> {
         (a, b) = (a & 0xffff_ffff, b & 0xffff_ffff);
     }
     #[allow(clippy::cast_possible_truncation, reason = "the lower half")]
-    let signed = |n: u64| if is_short { i64::from(n as u32 as i32) } else { n.cast_signed() };
+    let signed = |n: u64| if is_short { i64::from((n as u32).cast_signed()) } else { n.cast_signed() };
     Ok(match insn.code & 0xf0 {
         0x00 => true,
         0x10 => a == b,
@@ -408,7 +408,7 @@ fn compute(insn: bpf_insn, registers: &mut [u64; 11]) -> anyhow::Result<()> {
         0x90 => a.checked_rem(b).unwrap_or(a),
         0xa0 => a ^ b,
         0xb0 => b,
-        0xc0 if is_short => u64::from(((a as u32 as i32) >> shift).cast_unsigned()),
+        0xc0 if is_short => u64::from(((a as u32).cast_signed() >> shift).cast_unsigned()),
         0xc0 => (a.cast_signed() >> shift).cast_unsigned(),
         0xd0 if insn.code & 8 != 0 => match insn.imm {
             16 => u64::from((a as u16).swap_bytes()),

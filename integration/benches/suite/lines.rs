@@ -49,7 +49,9 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
                 the mean of all places.";
     let mut table = Table::new("Cache lines of a hit", "lines, by the map that they are of", note, &names);
     let figures = |values: &[f64]| values.iter().map(|v| Some(Figure::once(*v))).collect::<Vec<_>>();
-    rows.iter().for_each(|(what, lines)| table.row(what, figures(lines)));
+    for (what, lines) in &rows {
+        table.row(what, figures(lines));
+    }
     table.row("all", figures(&sums));
     table.row("instructions", figures(&instructions));
     report.table(table);

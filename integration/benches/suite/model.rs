@@ -132,7 +132,7 @@ fn memory_here(report: &mut Report) -> anyhow::Result<()> {
         ("512 interfaces, as usual", usual),
         ("65,536 slots, ring of 64 MiB", Sizes { passed_slots: 65_536, ring_bytes: 64 << 20, ..usual }),
     ] {
-        let model: u64 = sizes.memory_by_map(cpus).map(|(_, bytes)| bytes).sum();
+        let model: u64 = sizes.memory_by_map(u32::try_from(cpus)?).map(|(_, bytes)| bytes).sum();
         beside(&mut table, name, measured::memory(sizes)? / MIB, model as f64 / MIB);
     }
     report.table(table);

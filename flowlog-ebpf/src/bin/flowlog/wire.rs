@@ -29,11 +29,11 @@ pub unsafe fn bump(count: *mut Count, wire: Wire) {
 pub fn hooked(cpu: *mut Cpu, id: u16, epoch: u32) -> Option<*mut Hooked> {
     // SAFETY: a map value.
     let first = unsafe { (*cpu).hooked };
-    HOOKED.get_ptr_mut(first + (u32::from(id) * EPOCHS | epoch % EPOCHS))
+    HOOKED.get_ptr_mut(first + u32::from(id) * EPOCHS + epoch % EPOCHS)
 }
 
 /// What verdicts on this CPU have counted of an interface and epoch.
 #[inline(always)]
 pub fn judged(id: u16, epoch: u32) -> Option<*mut Judged> {
-    JUDGED.get_ptr_mut(u32::from(id) * EPOCHS | epoch % EPOCHS)
+    JUDGED.get_ptr_mut(u32::from(id) * EPOCHS + epoch % EPOCHS)
 }
