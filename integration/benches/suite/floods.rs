@@ -80,7 +80,7 @@ fn verdict(wire: &mut Wire, rounds: u32, report: &mut Report) -> anyhow::Result<
     }
     agent.end()?;
     for (flows, figure) in ["1 flow", "8k flows"].iter().zip(row.iter().flatten()) {
-        report.target(format!("packet: verdict, {flows}"), figure.median, "ns", 120.0, true);
+        report.target(format!("packet: verdict, {flows}"), figure.median, "ns", 70.0, true);
     }
     table.row("both programs", row);
     report.table(table);

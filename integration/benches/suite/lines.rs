@@ -16,6 +16,8 @@ use crate::{
 
 /// Where the kernel puts what it puts anywhere: at multiples of this.
 const STEP_BYTES: u64 = 8;
+/// Length of the packets: as in [`crate::lab`].
+const FRAME_BYTES: usize = 74;
 /// Lines that a hit is to touch at most.
 const WANTED: f64 = 5.0;
 
@@ -29,7 +31,7 @@ pub(crate) fn run(report: &mut Report) -> anyhow::Result<()> {
     let mut sums = vec![0.0; columns.len()];
     let mut instructions = Vec::new();
     for (column, (hook, kind)) in columns.iter().enumerate() {
-        let (packet, _) = frame(*kind, &Ends::nowhere(), 0);
+        let (packet, _) = frame(*kind, &Ends::nowhere(), FRAME_BYTES);
         let skews = (0..LINE_BYTES / STEP_BYTES).map(|n| n * STEP_BYTES);
         let places = (LINE_BYTES / STEP_BYTES) as f64;
         for skew in skews {
