@@ -246,10 +246,11 @@ impl Pins {
             let has = (info.map_type().ok(), info.value_size() as usize, info.max_entries());
             if has != (Some(kind), value, entries) {
                 let (found, size, count) = has;
+                let found = found.map_or_else(|| "map of a type unknown here".to_owned(), |kind| format!("{kind:?}"));
                 return refuse(
                     name,
                     format!(
-                        "it is a {found:?} of {count} x {size} bytes, and this configuration needs a {kind:?} of \
+                        "it is a {found} of {count} x {size} bytes, and this configuration needs a {kind:?} of \
                          {entries} x {value} bytes"
                     ),
                 );

@@ -259,11 +259,14 @@ impl Reload {
         let restart = needs_restart(is_pinned);
         let merged = self.plan.layers.read().map_err(|e| e.to_string())?;
         let changed = merged.changed(&self.plan.merged);
-        let fixed: Vec<String> = changed.iter().filter_map(|key| key.refused_by_a_reload(is_pinned)).collect();
+        let (config, _) = memory::checked_with(merged.raw.clone(), Some(old.sizes)).map_err(|e| e.to_string())?;
+        // A size that is put in at the value in force, or taken out where that stands, is no other size.
+        let same_sizes = config.sizes == old.sizes;
+        let differ = changed.iter().filter(|key| !(same_sizes && key.is_map_size()));
+        let fixed: Vec<String> = differ.filter_map(|key| key.refused_by_a_reload(is_pinned)).collect();
         if !fixed.is_empty() {
             return Err(fixed.join("; "));
         }
-        let (config, _) = memory::checked_with(merged.raw.clone(), Some(old.sizes)).map_err(|e| e.to_string())?;
         if config.enters_namespaces && !old.enters_namespaces {
             return Err(format!(
                 "flow_log.netns: the agent has given up what entering other namespaces takes; {restart}"

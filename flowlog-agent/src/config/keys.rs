@@ -217,6 +217,12 @@ impl ConfigKey {
     pub(crate) fn refused_by_a_reload(&self, is_pinned: bool) -> Option<String> {
         self.takes.remedy(is_pinned).map(|how| format!("{}: {how}", self.path()))
     }
+
+    /// Whether it is a size of the kernel's maps: what is in force may be so without being written.
+    pub(crate) fn is_map_size(&self) -> bool {
+        const SIZES: [&str; 4] = ["cache_slots", "refused_slots", "ring_bytes", "interfaces_max"];
+        self.path().strip_prefix("kernel.").is_some_and(|name| SIZES.contains(&name))
+    }
 }
 
 /// The table of a flow log; there may be several.
