@@ -269,11 +269,10 @@ fn what_cannot_be_is_refused_with_the_reason_and_all_goes_on_as_before() {
     site.node.pair.b.run(|| traffic::udp("10.1.0.1:9", 20, 50)).unwrap();
     site.node.pair.wait_until_quiet();
     // What is in force may be written down, and taken out again.
-    for text in [format!("{web}[kernel]\ninterfaces_max = 512\n"), web.clone()] {
-        site.write(&text);
+    for text in [&format!("{web}[kernel]\ninterfaces_max = 512\n"), &web] {
+        site.write(text);
         assert_eq!(site.reload(), "reloaded\n  kernel.interfaces_max\n");
     }
-    site.write(&web);
     assert_eq!(site.reload(), "reloaded; nothing has changed\n");
     agent.signal(Signal::TERM);
     assert_eq!(agent.wait().unwrap(), Some(0));
