@@ -10,6 +10,8 @@ mod api;
 mod balancers;
 #[path = "all/behind.rs"]
 mod behind;
+#[path = "all/changing.rs"]
+mod changing;
 #[path = "all/checked.rs"]
 mod checked;
 #[path = "all/cloud.rs"]
