@@ -42,6 +42,8 @@ mod fragments;
 mod handover;
 #[path = "all/hooks.rs"]
 mod hooks;
+#[path = "all/hotplug.rs"]
+mod hotplug;
 #[path = "all/identity.rs"]
 mod identity;
 #[path = "all/input.rs"]

@@ -6,13 +6,12 @@
 
 use std::{fs, io, path::Path, thread};
 
-use aya::util::online_cpus;
 use rustix::{
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::{ClockId, clock_getres},
 };
 
-use crate::netdev::ethtool;
+use crate::{cpus::CpuList, netdev::ethtool};
 
 /// Where interfaces of our own namespace have their settings.
 const INTERFACES: &str = "/sys/class/net";
@@ -104,8 +103,7 @@ fn is_set(path: &Path) -> bool {
 /// # Errors
 /// The first CPU that this process may not run on.
 pub(crate) fn on_each(descending: bool, work: impl Fn(u32) + Send) -> io::Result<()> {
-    let mut cpus = online_cpus().map_err(|(file, error)| io::Error::new(error.kind(), format!("{file}: {error}")))?;
-    cpus.sort_unstable();
+    let mut cpus: Vec<u32> = CpuList::Online.read().map_err(io::Error::other)?.into_iter().collect();
     if descending {
         cpus.reverse();
     }

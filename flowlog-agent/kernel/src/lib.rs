@@ -7,7 +7,7 @@
 //!   [`pins`]: what outlives the agent, and where;
 //! * [`maps`]: interfaces and epochs; [`spots`]: where the programs find interfaces; [`truth`]: the truth counters; [`notes`]: what tells packets apart; [`behind`]: which next hops are behind which ports;
 //! * [`wrap`]: other people's XDP programs, run by ours;
-//! * [`ring`]: blocks of records, as bytes; [`sweep`]: closing an epoch on every CPU;
+//! * [`ring`]: blocks of records, as bytes; [`sweep`]: closing an epoch on every CPU; [`cpus`]: which there are;
 //! * [`heap`]: giving freed memory back; [`limits`]: how much there may be;
 //! * [`confine`]: what the process gives up before it works;
 //! * [`tracer`]: what becomes of single packets, for whoever asks;
@@ -23,6 +23,7 @@ mod bpf;
 pub(crate) mod btf;
 pub mod chosen;
 pub mod confine;
+mod cpus;
 mod each_cpu;
 mod entry;
 mod extension;
@@ -53,6 +54,7 @@ use std::{io, path::PathBuf};
 
 pub use attach::Attached;
 use aya::programs::ProgramError;
+pub use cpus::CpuCount;
 pub use each_cpu::Obstacle;
 use flowlog_model::rule::InvalidField;
 pub use layout::{Mark, MarkFrom, Moves, Reasons};

@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::chosen::Machine;
+use super::{
+    chosen::Machine,
+    cpus::{CpuCount, CpuList},
+};
 
 /// The memory that one control group may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,10 +39,10 @@ pub fn limits() -> Vec<Limit> {
 /// What this machine has, and what of its memory this process may have.
 #[must_use]
 pub fn machine() -> Machine {
-    let possible = aya::util::nr_cpus().map_or(1, |n| u64::from(n.get()));
+    let possible = CpuCount::here().map_or(1, |cpus| cpus.values);
     Machine {
-        cpus: aya::util::online_cpus().map_or(possible, |cpus| cpus.len() as u64),
-        cpus_possible: possible,
+        cpus: CpuList::Online.read().map_or(u64::from(possible), |cpus| cpus.len() as u64),
+        cpus_possible: u64::from(possible),
         memory_bytes: limits().into_iter().map(|limit| limit.bytes).chain(memory_total()).min().unwrap_or(u64::MAX),
     }
 }

@@ -4,13 +4,14 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, MapData},
 };
-use flowlog_ebpf::abi::{ABI_VERSION, Setup};
+use flowlog_ebpf::abi::{ABI_VERSION, Block4, Setup};
 use flowlog_model::interface::IfKey;
 
 use super::{
     KernelError, Ring,
     attach::Hooks,
     btf::Btf,
+    cpus::CpuCount,
     each_cpu::{self, Obstacle},
     heap,
     layout::{self, Mark, Moves, Reasons},
@@ -18,11 +19,15 @@ use super::{
     notes,
     pins::{self, Pins},
     programs::{OBJECT, Programs, take},
-    sizes::{self, MapSpec, Sizes},
+    sizes::{MapSpec, Sizes},
     sweep::Sweeper,
     truth::TruthTable,
     wrap::Wraps,
 };
+
+/// Blocks in the part of the ring in which each block wakes the agent, besides one for each CPU: all of them may see the ring below the mark and
+/// then send. Many more would make the packet path pay for wake-ups.
+const WAKE_BLOCKS: u32 = 4;
 
 /// What programs are loaded with.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -74,8 +79,8 @@ impl Kernel {
         let (sizes, netns_inum) = (*sizes, *netns_inum);
         let Layout { offsets, reasons: unmoved, drop_arguments, mark, connection } = kernel_layout(*mark)?;
         let reasons = unmoved.clone().with(moves)?;
-        let cpus = sizes::cpus()?;
-        let sequence_bits = notes::sequence_bits(cpus as usize);
+        let cpus = CpuCount::here()?;
+        let sequence_bits = notes::sequence_bits(cpus.numbers as usize);
         let tick = flowlog_host::clock::tick_ns();
         let wanted = Setup {
             seed: rand_seed(),
@@ -91,6 +96,7 @@ impl Kernel {
         let layout::Places { xdp, route } = layout::places(&reasons);
         let refused_mask = sizes.refused_slots - 1;
         let wake = u64::from(sizes.ring_bytes / 4);
+        let wake_end = wake + u64::from(cpus.numbers.saturating_add(WAKE_BLOCKS)) * size_of::<Block4>() as u64;
         let mut loader = EbpfLoader::new();
         if let Some(pins) = &pins {
             let dir = pins.maps_dir()?;
@@ -105,6 +111,7 @@ impl Kernel {
             .override_global("OFFSETS", &offsets, true)
             .override_global("REFUSED_MASK", &refused_mask, true)
             .override_global("RING_WAKE_BYTES", &wake, true)
+            .override_global("RING_WAKE_END_BYTES", &wake_end, true)
             .override_global("OWN_NETNS", &netns_inum, true)
             .override_global("XDP_PLACE", &xdp, true)
             .override_global("ROUTE_PLACE", &route, true)
@@ -123,7 +130,7 @@ impl Kernel {
         let maps = programs.maps();
         let mut actions = take(maps, "REASONS")?.try_into().map_err(|e| unfilled(&e))?;
         set_reasons(&mut actions, &reasons)?;
-        notes::begin(maps, cpus, &setup, sizes)?;
+        notes::begin(maps, cpus.numbers, &setup, sizes)?;
         set_setup(maps, setup)?;
         let interfaces = Interfaces::open(maps, netns_inum)?;
         let truth = TruthTable::open(maps, cpus, sizes.interfaces_max)?;
@@ -131,7 +138,7 @@ impl Kernel {
             pins.complete()?;
         }
         let knows_connections = connection.iter().any(|word| *word != 0);
-        let sweeper = Sweeper::new(aya::util::online_cpus().map_err(unreadable)?, sizes);
+        let sweeper = Sweeper::open(maps, sizes, cpus)?;
         let wraps = Wraps::new(pins.as_ref().map(Pins::wraps_dir));
         let hooks = Hooks::new(pins);
         Ok(Self {
@@ -214,10 +221,6 @@ impl Kernel {
     pub fn take_ring(&mut self) -> Result<Ring, KernelError> {
         Ring::new(take(self.programs.maps(), "RING")?)
     }
-}
-
-fn unreadable((what, error): (&str, std::io::Error)) -> KernelError {
-    KernelError::Refused { action: format!("read {what}"), problem: error.to_string() }
 }
 
 /// What the programs must know about this kernel. Its type information (20 MiB) is gone when this returns.

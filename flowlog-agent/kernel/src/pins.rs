@@ -25,8 +25,9 @@ use flowlog_model::rule::InvalidField;
 
 use super::{
     KernelError, Sizes,
+    cpus::CpuCount,
     maps::SetupPod,
-    sizes::{MapSpec, cpus},
+    sizes::{MapSpec, key_of},
 };
 
 /// Where pins go unless told otherwise.
@@ -95,7 +96,7 @@ pub(super) fn read_setup(path: &Path) -> Result<Setup, KernelError> {
 
 /// Names of all pinned maps.
 pub(super) fn map_names() -> impl Iterator<Item = &'static str> {
-    Sizes::default().maps(1).into_iter().map(|s| s.name)
+    Sizes::default().maps(CpuCount::without_gaps(1)).into_iter().map(|s| s.name)
 }
 
 fn failed(action: impl Into<String>, problem: &dyn std::fmt::Display) -> KernelError {
@@ -140,6 +141,78 @@ pub fn ensure_pinnable(root: &Path) -> Result<(), KernelError> {
     Err(InvalidField::new("pin_dir", root.display().to_string(), rule).into())
 }
 
+/// Only sets of ours have a place here, and only one of this ABI can be used.
+fn refuse_strangers(root: &Path, dir: &Path) -> Result<(), KernelError> {
+    let known = [set_name(), format!("{}-new", set_name()), WRAPS.to_owned()];
+    if let Some(name) = list(dir)?.into_iter().find(|n| !known.contains(n)) {
+        let path = root.join(&name);
+        let version = name.strip_prefix('v').and_then(|v| v.trim_end_matches("-new").parse::<u32>().ok());
+        let problem = match version {
+            Some(v) => format!(
+                "it belongs to flowlog ABI {v}, this is ABI {ABI_VERSION}; run `flowlog detach` of the version \
+                 that made it: that delivers what it holds and removes it"
+            ),
+            None => "it is not flowlog's; move it away or choose another `--pin-dir`".to_owned(),
+        };
+        return Err(failed(format!("use the pin `{}`", path.display()), &problem));
+    }
+    Ok(())
+}
+
+/// A set is gone on with if it has every map, each of the type and sizes that these are.
+fn check_maps(root: &Path, set: &Path, sizes: Sizes) -> Result<(), KernelError> {
+    let refuse = |name: &str, problem: String| {
+        let old = key_of(name).map_or_else(|| "the old `[kernel]` sizes".to_owned(), |key| format!("the old `{key}`"));
+        Err(failed(
+            format!("go on with the pinned map `{}`", root.join(set_name()).join(name).display()),
+            &format!(
+                "{problem}; put {old} back, or run `flowlog detach` first: that delivers what the maps hold and removes them"
+            ),
+        ))
+    };
+    let linked = |path: &Path| path.symlink_metadata().is_ok_and(|m| m.is_symlink());
+    if linked(set) {
+        return refuse("", "it is a symbolic link".to_owned());
+    }
+    let names = list(set)?;
+    if let Some(name) = names.iter().find(|n| linked(&set.join(n))) {
+        return refuse(name, "it is a symbolic link".to_owned());
+    }
+    let maps = sizes.maps(CpuCount::here()?);
+    if let Some(name) = names.iter().find(|n| !n.starts_with(LINK) && !maps.iter().any(|s| s.name == *n)) {
+        return refuse(name, "it is not one of flowlog's".to_owned());
+    }
+    for MapSpec { name, kind, value, entries } in maps {
+        let info = match MapInfo::from_pin(set.join(name)) {
+            Ok(info) => info,
+            Err(e) => return refuse(name, format!("it is no map, or missing ({e})")),
+        };
+        let has = (info.map_type().ok(), info.value_size() as usize, info.max_entries());
+        if has != (Some(kind), value, entries) {
+            let (found, size, count) = has;
+            let found = found.map_or_else(|| "map of a type unknown here".to_owned(), |kind| format!("{kind:?}"));
+            return refuse(
+                name,
+                format!(
+                    "it is a {found} of {count} x {size} bytes, and this configuration needs a {kind:?} of \
+                     {entries} x {value} bytes"
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether an agent with these sizes can go on with what is pinned below `root`, if anything is. Changes nothing.
+///
+/// # Errors
+/// As [`Pins::open`].
+pub fn fits(root: &Path, sizes: Sizes) -> Result<(), KernelError> {
+    refuse_strangers(root, root)?;
+    let set = root.join(set_name());
+    if set.exists() { check_maps(root, &set, sizes) } else { Ok(()) }
+}
+
 impl Pins {
     /// Makes and locks the directory, and looks whether there is a set to go on with.
     ///
@@ -161,11 +234,11 @@ impl Pins {
         let handle = PathBuf::from(format!("/proc/self/fd/{}", lock.as_raw_fd()));
         let set = handle.join(set_name());
         let mut pins = Self { root: root.to_owned(), handle, set, adopted: false, _lock: lock };
-        pins.refuse_strangers()?;
+        refuse_strangers(root, &pins.handle)?;
         Self::remove_set(&pins.unfinished())?;
         pins.adopted = pins.set.exists();
         if pins.adopted {
-            pins.check_maps(sizes)?;
+            check_maps(root, &pins.set, sizes)?;
         }
         Ok(pins)
     }
@@ -194,67 +267,6 @@ impl Pins {
         if !self.adopted {
             fs::rename(self.unfinished(), &self.set).map_err(|e| failed("rename the new set of pins", &e))?;
             self.adopted = true;
-        }
-        Ok(())
-    }
-
-    /// Only sets of ours have a place here, and only one of this ABI can be used.
-    fn refuse_strangers(&self) -> Result<(), KernelError> {
-        let known = [set_name(), format!("{}-new", set_name()), WRAPS.to_owned()];
-        if let Some(name) = list(&self.handle)?.into_iter().find(|n| !known.contains(n)) {
-            let path = self.root.join(&name);
-            let version = name.strip_prefix('v').and_then(|v| v.trim_end_matches("-new").parse::<u32>().ok());
-            let problem = match version {
-                Some(v) => format!(
-                    "it belongs to flowlog ABI {v}, this is ABI {ABI_VERSION}; run `flowlog detach` of the version \
-                     that made it: that delivers what it holds and removes it"
-                ),
-                None => "it is not flowlog's; move it away or choose another `--pin-dir`".to_owned(),
-            };
-            return Err(failed(format!("use the pin `{}`", path.display()), &problem));
-        }
-        Ok(())
-    }
-
-    fn check_maps(&self, sizes: Sizes) -> Result<(), KernelError> {
-        let refuse = |name: &str, problem: String| {
-            Err(failed(
-                format!("go on with the pinned map `{}`", self.root.join(set_name()).join(name).display()),
-                &format!(
-                    "{problem}; put the old `[kernel]` sizes back, or run `flowlog detach` first: \
-                                that delivers what the maps hold and removes them"
-                ),
-            ))
-        };
-        let linked = |path: &Path| path.symlink_metadata().is_ok_and(|m| m.is_symlink());
-        if linked(&self.set) {
-            return refuse("", "it is a symbolic link".to_owned());
-        }
-        let names = list(&self.set)?;
-        if let Some(name) = names.iter().find(|n| linked(&self.set.join(n))) {
-            return refuse(name, "it is a symbolic link".to_owned());
-        }
-        let maps = sizes.maps(cpus()?);
-        if let Some(name) = names.iter().find(|n| !n.starts_with(LINK) && !maps.iter().any(|s| s.name == *n)) {
-            return refuse(name, "it is not one of flowlog's".to_owned());
-        }
-        for MapSpec { name, kind, value, entries } in maps {
-            let info = match MapInfo::from_pin(self.set.join(name)) {
-                Ok(info) => info,
-                Err(e) => return refuse(name, format!("it is no map, or missing ({e})")),
-            };
-            let has = (info.map_type().ok(), info.value_size() as usize, info.max_entries());
-            if has != (Some(kind), value, entries) {
-                let (found, size, count) = has;
-                let found = found.map_or_else(|| "map of a type unknown here".to_owned(), |kind| format!("{kind:?}"));
-                return refuse(
-                    name,
-                    format!(
-                        "it is a {found} of {count} x {size} bytes, and this configuration needs a {kind:?} of \
-                         {entries} x {value} bytes"
-                    ),
-                );
-            }
         }
         Ok(())
     }

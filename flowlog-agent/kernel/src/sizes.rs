@@ -1,11 +1,9 @@
 //! How large the kernel's maps are: one table, for loading and for what they cost.
 
-use std::num::NonZero;
-
 use aya::maps::MapType;
 use flowlog_ebpf::abi::{self, EPOCHS};
 
-use super::KernelError;
+use super::cpus::CpuCount;
 
 /// A preallocated element of a hash map with key and value of 16 bytes at most (`struct htab_elem`), and its share of the buckets.
 const HASH_ELEMENT_BYTES: u64 = 88;
@@ -46,9 +44,9 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// Every map of the eBPF object, as these sizes make it on a machine with `cpus` possible CPUs.
+    /// Every map of the eBPF object, as these sizes make it on a machine with so many possible CPUs.
     #[must_use]
-    pub(super) fn maps(&self, cpus: u32) -> Vec<MapSpec> {
+    pub(super) fn maps(&self, cpus: CpuCount) -> Vec<MapSpec> {
         use MapType::{Array, Hash, PerCpuArray, ProgramArray, RingBuf};
         let interfaces = u32::from(self.interfaces_max) + 1;
         let bank = |record: usize| record * abi::BANK_SLOTS as usize;
@@ -67,9 +65,9 @@ impl Sizes {
             spec("BEHIND", Hash, 4, abi::BEHIND_MAX),
             spec("DATAGRAMS", Array, size_of::<abi::Datagram>(), abi::DATAGRAMS),
             spec("WATCHED", Array, size_of::<abi::Watched>(), interfaces),
-            spec("HOOKED", Array, size_of::<abi::Hooked>(), cpus * interfaces * EPOCHS),
+            spec("HOOKED", Array, size_of::<abi::Hooked>(), cpus.numbers * interfaces * EPOCHS),
             spec("JUDGED", PerCpuArray, size_of::<abi::Judged>(), interfaces * EPOCHS),
-            spec("CPU", Array, size_of::<abi::Cpu>(), cpus),
+            spec("CPU", Array, size_of::<abi::Cpu>(), cpus.numbers),
             spec("DYING", PerCpuArray, size_of::<abi::Dying>(), 1),
             spec("PASSED4", PerCpuArray, bank4, banks(self.passed_slots)),
             spec("PASSED6", PerCpuArray, bank6, banks(self.passed_slots)),
@@ -87,29 +85,25 @@ impl Sizes {
     /// Kernel memory these sizes cost on this machine, in bytes, and for how many possible CPUs.
     #[must_use]
     pub fn memory_bytes_here(&self) -> (u64, u64) {
-        let cpus = aya::util::nr_cpus().map_or(1, NonZero::get);
-        (self.memory_bytes(cpus), u64::from(cpus))
+        let cpus = CpuCount::here().unwrap_or(CpuCount::without_gaps(1));
+        (self.memory_by_map(cpus).map(|(_, bytes)| bytes).sum(), u64::from(cpus.values))
     }
 
-    /// Kernel memory these sizes cost on a machine with `cpus` possible CPUs, in bytes.
-    #[must_use]
-    fn memory_bytes(&self, cpus: u32) -> u64 {
-        self.memory_by_map(cpus).map(|(_, bytes)| bytes).sum()
-    }
-
-    /// The same of each map.
-    pub fn memory_by_map(&self, cpus: u32) -> impl Iterator<Item = (&'static str, u64)> {
-        self.maps(cpus).into_iter().map(move |map| (map.name, map.memory_bytes(cpus)))
+    /// The same of each map, on a machine with so many possible CPUs.
+    pub fn memory_by_map(&self, cpus: CpuCount) -> impl Iterator<Item = (&'static str, u64)> {
+        self.maps(cpus).into_iter().map(move |map| (map.name, map.memory_bytes(cpus.values)))
     }
 }
 
-/// Possible CPUs of this machine: as many as a per-CPU map has values.
-///
-/// # Errors
-/// If the kernel does not say.
-pub(super) fn cpus() -> Result<u32, KernelError> {
-    let unread = |(file, error): (&str, std::io::Error)| KernelError::from_chain(format!("read `{file}`"), &error);
-    aya::util::nr_cpus().map(NonZero::get).map_err(unread)
+/// The key of the configuration that a map's size follows from, if one does.
+pub(super) fn key_of(map: &str) -> Option<&'static str> {
+    match map {
+        "PASSED4" | "PASSED6" => Some("kernel.cache_slots"),
+        "REFUSED4" | "REFUSED6" => Some("kernel.refused_slots"),
+        "RING" => Some("kernel.ring_bytes"),
+        "TAKEN" | "WATCHED" | "HOOKED" | "JUDGED" => Some("kernel.interfaces_max"),
+        _ => None,
+    }
 }
 
 impl MapSpec {

@@ -1,11 +1,26 @@
 //! Closing an epoch: wait for running programs, then evict what is left in every CPU's caches.
 
-use aya::programs::{RawTracePoint, RawTracePointRunOptions, TestRun as _};
-use flowlog_ebpf::abi::{SWEEP_CHUNK, sweep};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem::offset_of,
+    sync::atomic::{AtomicU64, Ordering, fence},
+};
+
+use aya::{
+    Ebpf,
+    programs::{ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
+};
+use flowlog_ebpf::abi::{Cpu, SWEEP_CHUNK, busy, sweep};
 use flowlog_model::sweep::{Cursor, Scope, Swept};
 use rustix::thread::{MembarrierCommand, membarrier};
 
-use super::{KernelError, programs::Programs, sizes::Sizes};
+use super::{
+    KernelError,
+    cpus::{CpuCount, CpuList},
+    mapping::MappedArray,
+    programs::Programs,
+    sizes::Sizes,
+};
 
 /// How often a CPU that was in the middle of a program is tried again before the sweep gives up on it. It was
 /// interrupted for microseconds; a thousand tries mean something is broken.
@@ -20,29 +35,68 @@ pub fn wait_for_programs() {
 }
 
 /// Empties the caches of all CPUs.
+///
+/// A CPU that is off keeps what it has counted, and nothing can run there to evict it. Its caches are swept on this CPU, while they are held: see
+/// [`Held`].
 pub struct Sweeper {
-    cpus: Vec<u32>,
     sizes: Sizes,
+    /// What programs and we know of each possible CPU ([`Cpu`]), at its number.
+    states: MappedArray,
+    numbers: u32,
+    /// CPUs that are not plugged in any more, and their clocks when all that they had counted was evicted.
+    emptied: BTreeMap<u32, u64>,
 }
 
 impl Sweeper {
-    pub(super) fn new(cpus: Vec<u32>, sizes: Sizes) -> Self {
-        Self { cpus, sizes }
+    pub(super) fn open(ebpf: &Ebpf, sizes: Sizes, cpus: CpuCount) -> Result<Self, KernelError> {
+        let new =
+            Self { sizes, states: MappedArray::new(ebpf, "CPU")?, numbers: cpus.numbers, emptied: BTreeMap::new() };
+        for holder in (0..new.numbers).filter_map(|cpu| new.holder(cpu)) {
+            // An agent was killed while it held them. Programs never write that, so none is at work there.
+            let _ = holder.compare_exchange(busy::AGENT, busy::FREE, Ordering::SeqCst, Ordering::SeqCst);
+        }
+        Ok(new)
+    }
+
+    /// [`Cpu::busy`] of a CPU.
+    fn holder(&self, cpu: u32) -> Option<&AtomicU64> {
+        self.states.word64(cpu, offset_of!(Cpu, busy) / 8)
+    }
+
+    /// When a hook ran last on a CPU, to the tick; 0: never.
+    fn clock(&self, cpu: u32) -> u64 {
+        self.states.word64(cpu, offset_of!(Cpu, tick_ns) / 8).map_or(0, |ns| ns.load(Ordering::SeqCst))
+    }
+
+    /// CPUs that may have something in their caches, and those that are plugged in. Many machines could have more CPUs than they ever do.
+    fn to_sweep(&self) -> Result<(BTreeSet<u32>, BTreeSet<u32>), KernelError> {
+        let present = CpuList::Present.read()?;
+        let has_run = |cpu: &u32| self.clock(*cpu) != self.emptied.get(cpu).copied().unwrap_or_default();
+        let gone = (0..self.numbers).filter(|cpu| !present.contains(cpu) && has_run(cpu));
+        Ok((present.iter().copied().chain(gone).collect(), present))
     }
 
     /// Evicts records, from `from` on, until all is clean or the ring is full.
     ///
     /// If `is_short` says so, it stops behind a chunk as if the ring were full: what is swept leaves room for those who count.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or a CPU's caches stay busy.
     pub fn sweep(
-        &self,
+        &mut self,
         programs: &Programs,
         scope: Scope,
         from: Cursor,
         is_short: impl Fn() -> bool,
     ) -> Result<Swept, KernelError> {
-        let mut at = from;
         let program = programs.sweeper()?;
-        while let Some(cpu) = self.cpus.get(at.cpu) {
+        let (cpus, present) = self.to_sweep()?;
+        let mut at = from;
+        for &cpu in cpus.range(from.cpu..) {
+            if at.cpu != cpu {
+                at = Cursor { cpu, ..Cursor::default() };
+            }
+            let mut held = None;
             while at.cache <= sweep::BLOCKS {
                 let slots = match at.cache {
                     sweep::PASSED4 | sweep::PASSED6 => self.sizes.passed_slots,
@@ -50,7 +104,7 @@ impl Sweeper {
                     _ => self.sizes.refused_slots,
                 };
                 while at.slot < slots {
-                    match chunk(program, *cpu, at, scope)? {
+                    match self.chunk(program, at, scope, &mut held)? {
                         sweep::RING_FULL => return Ok(Swept::RingFull(at)),
                         _ => at.slot += SWEEP_CHUNK,
                     }
@@ -58,35 +112,81 @@ impl Sweeper {
                         return Ok(Swept::RingFull(at));
                     }
                 }
-                at = Cursor { cpu: at.cpu, cache: at.cache + 1, slot: 0 };
+                at = Cursor { cpu, cache: at.cache + 1, slot: 0 };
             }
-            at = Cursor { cpu: at.cpu + 1, cache: 0, slot: 0 };
+            drop(held);
+            if !present.contains(&cpu) {
+                self.emptied.insert(cpu, self.clock(cpu));
+            }
         }
         Ok(Swept::Done)
     }
-}
 
-fn chunk(program: &RawTracePoint, cpu: u32, at: Cursor, scope: Scope) -> Result<u32, KernelError> {
-    let mut args = [0u64; 12];
-    args[0] = u64::from(at.slot);
-    args[1] = at.cache;
-    args[2] = match scope {
-        Scope::Closed => sweep::CLOSED,
-        Scope::All => sweep::ALL,
-        Scope::Observed => sweep::OBSERVED,
-    };
-    for _ in 0..BUSY_TRIES_MAX {
-        let run = program.test_run(RawTracePointRunOptions { args, cpu: Some(cpu) }).map_err(|e| refused(&e))?;
-        if run.return_value != sweep::BUSY {
-            return Ok(run.return_value);
+    /// Sweeps a chunk, on its CPU if that runs.
+    fn chunk<'a>(
+        &'a self,
+        program: &RawTracePoint,
+        at: Cursor,
+        scope: Scope,
+        held: &mut Option<Held<'a>>,
+    ) -> Result<u32, KernelError> {
+        let scope = match scope {
+            Scope::Closed => sweep::CLOSED,
+            Scope::All => sweep::ALL,
+            Scope::Observed => sweep::OBSERVED,
+        };
+        for _ in 0..BUSY_TRIES_MAX {
+            // What is off counts nothing more: all that it has can go.
+            let (on, scope, of) = if held.is_none() {
+                (Some(at.cpu), scope, sweep::HERE)
+            } else {
+                (None, sweep::ALL, u64::from(at.cpu) + 1)
+            };
+            let mut args = [0u64; 12];
+            args[..4].copy_from_slice(&[u64::from(at.slot), at.cache, scope, of]);
+            match program.test_run(RawTracePointRunOptions { args, cpu: on }) {
+                Ok(run) if run.return_value != sweep::BUSY => return Ok(run.return_value),
+                Ok(_) => {}
+                Err(error) if is_off(&error) => *held = self.hold(at.cpu)?,
+                Err(error) => return Err(refused(&error)),
+            }
         }
+        Err(KernelError::Refused {
+            action: format!("sweep CPU {}", at.cpu),
+            problem: format!("its caches stayed busy for {BUSY_TRIES_MAX} tries"),
+        })
     }
-    Err(KernelError::Refused {
-        action: format!("sweep CPU {cpu}"),
-        problem: format!("its caches stayed busy for {BUSY_TRIES_MAX} tries"),
-    })
+
+    /// Takes the caches of a CPU that is off. `None`: it is not, or no longer, or a program has them.
+    fn hold(&self, cpu: u32) -> Result<Option<Held<'_>>, KernelError> {
+        let Some(held) = self.holder(cpu).and_then(Held::take) else { return Ok(None) };
+        // Who comes back now finds them taken: the kernel says so before anything runs there, and we ask after we have taken them.
+        fence(Ordering::SeqCst);
+        Ok(if CpuList::Online.read()?.contains(&cpu) { None } else { Some(held) })
+    }
 }
 
-fn refused(e: &aya::programs::ProgramError) -> KernelError {
+/// The caches of a CPU that is off are ours: its hooks, if it comes back, send records of their own meanwhile.
+struct Held<'a>(&'a AtomicU64);
+
+impl<'a> Held<'a> {
+    fn take(holder: &'a AtomicU64) -> Option<Self> {
+        let taken = holder.compare_exchange(busy::FREE, busy::AGENT, Ordering::SeqCst, Ordering::SeqCst);
+        taken.is_ok().then_some(Self(holder))
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.store(busy::FREE, Ordering::SeqCst);
+    }
+}
+
+/// Whether a program was not run because the CPU it was to run on is off (`bpf_prog_test_run_raw_tp`).
+fn is_off(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::ENXIO))
+}
+
+fn refused(e: &ProgramError) -> KernelError {
     KernelError::from_chain("run the sweeper", e)
 }

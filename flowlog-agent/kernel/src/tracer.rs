@@ -45,6 +45,7 @@ use super::{
     attach::has_tcx,
     bpf,
     btf::Btf,
+    cpus::CpuCount,
     heap,
     layout::{self, Reasons},
     netdev::{self, Namespaces, NetDevError, foreign, netns, rtnetlink},
@@ -306,7 +307,7 @@ fn load(agent: &mut Borrowed, rate: u32, link_header: bool) -> Result<(Ebpf, Rea
     let (offsets, connection) = (layout::offsets(&btf)?, layout::connection::place(&btf));
     let reasons = Reasons::resolve(&btf)?;
     drop(btf);
-    let cpus = aya::util::nr_cpus().map_err(|(what, e)| refused(format!("{what}: {e}")))?.get();
+    let cpus = CpuCount::here()?.numbers;
     let (rate, link_header) = (u64::from(rate), u32::from(link_header));
     let sequence_bits = notes::sequence_bits(usize::try_from(cpus).unwrap_or(usize::MAX));
     let mut loader = EbpfLoader::new();

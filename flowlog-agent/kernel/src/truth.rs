@@ -10,7 +10,7 @@ use aya::{
 use flowlog_ebpf::abi::{Count, EPOCHS, Hooked, Judged, Taken, Truth};
 use flowlog_model::{Epoch, IfaceId, xdp::XdpTaken};
 
-use super::{KernelError, mapping::MappedArray, programs::take};
+use super::{KernelError, cpus::CpuCount, mapping::MappedArray, programs::take};
 
 /// [`Hooked`] in words: packets and bytes in turns.
 const HOOKED_WORDS: usize = size_of::<Hooked>() / 8;
@@ -35,12 +35,12 @@ pub struct TruthTable {
     hooked: MappedArray,
     judged: PerCpuArray<MapData, JudgedPod>,
     taken: PerCpuArray<MapData, TakenPod>,
-    cpus: u32,
+    cpus: CpuCount,
     interfaces_max: u16,
 }
 
 impl TruthTable {
-    pub(super) fn open(ebpf: &mut Ebpf, cpus: u32, interfaces_max: u16) -> Result<Self, KernelError> {
+    pub(super) fn open(ebpf: &mut Ebpf, cpus: CpuCount, interfaces_max: u16) -> Result<Self, KernelError> {
         let hooked = MappedArray::new(ebpf, "HOOKED")?;
         let judged = take(ebpf, "JUDGED")?.try_into();
         let judged = judged.map_err(|e: MapError| KernelError::from_chain("open map JUDGED", &e))?;
@@ -74,7 +74,7 @@ impl TruthTable {
     /// Where what hooks have counted is, on each CPU.
     fn hooked_elements(&self, id: IfaceId, epoch: Epoch) -> impl Iterator<Item = u32> {
         let of_a_cpu = (u32::from(self.interfaces_max) + 1) * EPOCHS;
-        (0..self.cpus).map(move |cpu| cpu * of_a_cpu + truth_index(id, epoch))
+        (0..self.cpus.numbers).map(move |cpu| cpu * of_a_cpu + truth_index(id, epoch))
     }
 
     /// Packets that we have seen foreign XDP programs take on an interface, summed over all CPUs, whatever the epoch.
@@ -94,7 +94,8 @@ impl TruthTable {
     /// Makes an epoch's counters ready for reuse. Only after no program can write to them.
     pub fn clear(&mut self, id: IfaceId, epoch: Epoch) -> Result<(), KernelError> {
         let refused = |e: &(dyn std::error::Error + 'static)| KernelError::from_chain("clear the truth counters", e);
-        let zero = PerCpuValues::try_from(vec![JudgedPod::default(); self.cpus as usize]).map_err(|e| refused(&e))?;
+        let zero =
+            PerCpuValues::try_from(vec![JudgedPod::default(); self.cpus.values as usize]).map_err(|e| refused(&e))?;
         self.judged.set(truth_index(id, epoch), zero, 0).map_err(|e| refused(&e))?;
         for element in self.hooked_elements(id, epoch) {
             for word in (0..HOOKED_WORDS).filter_map(|at| self.hooked.word64(element, at)) {

@@ -12,8 +12,8 @@ pub enum Swept {
 /// Where a sweep stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
-    /// Which of the CPUs.
-    pub cpu: usize,
+    /// The CPU's number.
+    pub cpu: u32,
     /// Which of its caches.
     pub cache: u64,
     /// The next slot of that.

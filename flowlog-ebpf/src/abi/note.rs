@@ -152,12 +152,22 @@ pub const SIDE_WORDS: usize = 5;
 /// Entries of [`Cpu::told`]: flows without ports that come in turns. Must be a power of two.
 pub const TOLD: usize = 64;
 
+/// Who has a CPU's caches: values of [`Cpu::busy`].
+pub mod busy {
+    /// Nobody.
+    pub const FREE: u64 = 0;
+    /// A program of ours, on that CPU.
+    pub const PROGRAM: u64 = 1;
+    /// The agent: the CPU is off. It may come back meanwhile.
+    pub const AGENT: u64 = 2;
+}
+
 /// Scratch state of one CPU, at its number in the `CPU` array. In one map value, since every look-up costs a nanosecond; in an array that could
 /// be mapped, since its memory begins with a page, and so each value with a cache line.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cpu {
-    /// A program of ours is changing this CPU's caches right now.
+    /// Who is changing this CPU's caches right now: see [`busy`].
     pub busy: u64,
     /// Notes written so far.
     pub next: u32,

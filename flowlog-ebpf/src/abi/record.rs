@@ -257,6 +257,9 @@ pub mod sweep {
     pub const ALL: u64 = 1;
     /// `arg(2)` of the sweeper: evict records of closed epochs, and of interfaces whose flows somebody is looking at.
     pub const OBSERVED: u64 = 2;
+    /// `arg(3)` of the sweeper: the caches are this CPU's. Else they are those of a CPU that is off, whose number plus one it is, and which the
+    /// agent has taken ([`busy::AGENT`](super::busy::AGENT)).
+    pub const HERE: u64 = 0;
 }
 
 const _: () = {

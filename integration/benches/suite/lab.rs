@@ -287,7 +287,7 @@ impl Lab {
     }
 
     /// Evicts all that is in the caches of the CPUs from this one on; returns how long that took.
-    pub(crate) fn sweep(&self, first_cpu: usize) -> anyhow::Result<f64> {
+    pub(crate) fn sweep(&mut self, first_cpu: u32) -> anyhow::Result<f64> {
         let start = Instant::now();
         let from = Cursor { cpu: first_cpu, ..Cursor::default() };
         let swept = self.kernel.sweeper.sweep(&self.kernel.programs, Scope::All, from, || false)?;

@@ -10,7 +10,7 @@ mod measured;
 
 use cache::{Mix, Shares, by_pairs, simulated, uniform};
 use costs::{Costs, ring_bytes, wakeups};
-use flowlog_kernel::{Sizes, chosen::Machine};
+use flowlog_kernel::{CpuCount, Sizes, chosen::Machine};
 use measured::LAB_PACKET_NS;
 
 use crate::report::{Figure, Report, Table};
@@ -132,7 +132,8 @@ fn memory_here(report: &mut Report) -> anyhow::Result<()> {
         ("512 interfaces, as usual", usual),
         ("65,536 slots, ring of 64 MiB", Sizes { passed_slots: 65_536, ring_bytes: 64 << 20, ..usual }),
     ] {
-        let model: u64 = sizes.memory_by_map(u32::try_from(cpus)?).map(|(_, bytes)| bytes).sum();
+        let model: u64 =
+            sizes.memory_by_map(CpuCount::without_gaps(u32::try_from(cpus)?)).map(|(_, bytes)| bytes).sum();
         beside(&mut table, name, measured::memory(sizes)? / MIB, model as f64 / MIB);
     }
     report.table(table);
@@ -237,7 +238,7 @@ fn both() -> [Sizes; 2] {
 /// Memory of the large machine, map by map.
 fn memory_there(report: &mut Report) {
     let wide = Sizes { interfaces_max: 1_024, ..both()[1] };
-    let all = [both()[0], both()[1], wide].map(|s| s.memory_by_map(CPUS).collect::<Vec<_>>());
+    let all = [both()[0], both()[1], wide].map(|s| s.memory_by_map(CpuCount::without_gaps(CPUS)).collect::<Vec<_>>());
     let mut table = Table::new(
         format!("Model: memory of the maps on {CPUS} CPUs"),
         "MiB",

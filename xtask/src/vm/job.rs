@@ -17,6 +17,7 @@ const SMOKE: &[&str] = &[
     "hooks::a_kernel_without_tcx",
     "hooks::a_qdisc",
     "hooks::every_hook_kind",
+    "hotplug::what_a_cpu_has_counted_before",
     "elsewhere::what_open_vswitch",
     "identity::an_accepted_row",
     "numbers::",

@@ -10,31 +10,27 @@ use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::generated::{bpf_ringbuf_output, bpf_ringbuf_query},
 };
-use flowlog_ebpf::abi::{Block, Block4, BlockHeader, Key, Record, Stats};
+use flowlog_ebpf::abi::{Block, BlockHeader, Key, Record, Stats};
 
 use crate::{
     family::Family,
     frame::opaque,
-    maps::{RING, RING_WAKE_BYTES},
+    maps::{RING, RING_WAKE_BYTES, RING_WAKE_END_BYTES},
 };
-
-/// Ring fill band above the wake mark in which every block wakes the agent. More than one block must do it, since
-/// several CPUs can cross the mark together; much more would make the packet path pay for wake-ups.
-const WAKE_BAND_BYTES: u64 = 4 * size_of::<Block4>() as u64;
 
 /// Whether the agent is to be woken by what is sent now.
 #[inline(always)]
 fn wake_flags() -> u64 {
     // SAFETY: RING is a ring buffer map.
     let fill = unsafe { bpf_ringbuf_query((&raw const RING).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
-    let wake = RING_WAKE_BYTES.load();
-    u64::from(if fill >= wake && fill < wake + WAKE_BAND_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
+    let is_marked = fill >= RING_WAKE_BYTES.load() && fill < RING_WAKE_END_BYTES.load();
+    u64::from(if is_marked { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
 }
 
 /// Copies `bytes` bytes of a block into the ring and empties the block. `false`: the ring is full, nothing changed.
 ///
 /// # Safety
-/// `header` must point to a block of this CPU of at least `bytes` bytes, and the caller must hold `busy`.
+/// `header` must point to a block of at least `bytes` bytes, and the caller must hold `busy` of its CPU.
 #[inline(always)]
 unsafe fn send(header: *mut BlockHeader, bytes: u64) -> bool {
     // SAFETY: by the contract above.
@@ -74,14 +70,14 @@ pub unsafe fn room<F: Family>() -> Option<*mut Record<F::Addr>> {
     }
 }
 
-/// Sends this CPU's block with whatever it holds. `false`: the ring is full.
+/// Sends a CPU's block with whatever it holds. `false`: the ring is full.
 ///
 /// # Safety
-/// The caller must hold `busy`.
+/// `header` must be a block's of this family, and the caller must hold `busy` of its CPU.
 #[inline(always)]
-pub unsafe fn flush<F: Family>() -> bool {
-    let Some(header) = F::block() else { return true };
-    // SAFETY: a map value of this CPU; the length is bounded for the verifier, too.
+pub unsafe fn flush<F: Family>(header: Option<*mut BlockHeader>) -> bool {
+    let Some(header) = header else { return true };
+    // SAFETY: a map value; the length is bounded for the verifier, too.
     unsafe {
         let n = (*header).records;
         if n == 0 || n > F::BLOCK {

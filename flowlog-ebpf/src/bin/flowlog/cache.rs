@@ -68,7 +68,7 @@ pub unsafe fn copy<T>(from: *const T, to: *mut T) {
 /// Moves a slot's record into the CPU's block and empties the slot. `false`: the ring is full, the slot is unchanged.
 ///
 /// # Safety
-/// `slot` must be a cache slot of this CPU, and the caller must hold `busy`.
+/// `slot` must be a cache slot of this CPU, and the caller must hold `busy`; or that of a CPU that is off, whose `busy` is held as well.
 #[inline(always)]
 pub unsafe fn evict<F: Family>(slot: *mut Record<F::Addr>) -> bool {
     // SAFETY: by the contract above.

@@ -1,12 +1,13 @@
 //! The scratch state of this CPU, and who may change its caches.
 //!
 //! Three contexts share a CPU's caches: softirq (hooks), process context (verdicts of locally made packets), and the sweeper.
-//! Whoever finds [`Cpu::busy`] set sends its packet as a record of its own and touches nothing.
+//! Whoever finds [`Cpu::busy`] set sends its packet as a record of its own and touches nothing. While a CPU is off the agent may have set it, and
+//! another CPU's sweeper empties its caches.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
-use flowlog_ebpf::abi::Cpu;
+use flowlog_ebpf::abi::{Cpu, busy};
 
 use crate::maps::CPU;
 
@@ -30,11 +31,11 @@ pub fn lock(cpu: *mut Cpu) -> bool {
     // SAFETY: a map value. Volatile, so that the stores stay around what they guard. An interrupt between the
     // load and the store is harmless: it takes and gives back the flag before we go on.
     unsafe {
-        let busy = &raw mut (*cpu).busy;
-        if busy.read_volatile() != 0 {
+        let holder = &raw mut (*cpu).busy;
+        if holder.read_volatile() != busy::FREE {
             return false;
         }
-        busy.write_volatile(1);
+        holder.write_volatile(busy::PROGRAM);
     }
     stay_inside();
     true
@@ -45,7 +46,7 @@ pub fn lock(cpu: *mut Cpu) -> bool {
 pub fn unlock(cpu: *mut Cpu) {
     stay_inside();
     // SAFETY: `cpu` came from `lock`.
-    unsafe { (&raw mut (*cpu).busy).write_volatile(0) };
+    unsafe { (&raw mut (*cpu).busy).write_volatile(busy::FREE) };
 }
 
 /// The address of an `sk_buff` as a number. It goes through a map value, because the verifier allows no arithmetic on

@@ -8,7 +8,7 @@ use flowlog_ebpf::{
     hash,
 };
 
-use crate::maps::{BLOCK4, BLOCK6, Bank, PASSED4, PASSED6, REFUSED4, REFUSED6};
+use crate::maps::{self, BLOCK4, BLOCK6, Bank, PASSED4, PASSED6, REFUSED4, REFUSED6};
 
 /// What differs between the IPv4 and the IPv6 tables.
 pub trait Family {
@@ -26,6 +26,12 @@ pub trait Family {
     fn refused(index: u32) -> Option<*mut Bank<Record<Self::Addr>>>;
     /// Head of the block that is being filled.
     fn block() -> Option<*mut BlockHeader>;
+    /// As [`passed`](Self::passed), of another CPU.
+    fn passed_of(cpu: u32, index: u32) -> Option<*mut Bank<Record<Self::Addr>>>;
+    /// As [`refused`](Self::refused), of another CPU.
+    fn refused_of(cpu: u32, index: u32) -> Option<*mut Bank<Record<Self::Addr>>>;
+    /// As [`block`](Self::block), of another CPU.
+    fn block_of(cpu: u32) -> Option<*mut BlockHeader>;
     /// Flow hash, without the epoch: a flow keeps its slot across windows.
     fn hash(seed: u64, key: &Key<Self::Addr>) -> u64;
     /// Keeps the key in the note, and the addresses beside it if they do not fit in.
@@ -62,6 +68,18 @@ impl Family for V4 {
     #[inline(always)]
     fn block() -> Option<*mut BlockHeader> {
         BLOCK4.get_ptr_mut(0).map(<*mut _>::cast)
+    }
+    #[inline(always)]
+    fn passed_of(cpu: u32, index: u32) -> Option<*mut Bank<Record<Ip4>>> {
+        maps::of_cpu(&raw const PASSED4, index / BANK_SLOTS, cpu)
+    }
+    #[inline(always)]
+    fn refused_of(cpu: u32, index: u32) -> Option<*mut Bank<Record<Ip4>>> {
+        maps::of_cpu(&raw const REFUSED4, index / BANK_SLOTS, cpu)
+    }
+    #[inline(always)]
+    fn block_of(cpu: u32) -> Option<*mut BlockHeader> {
+        maps::of_cpu(&raw const BLOCK4, 0, cpu).map(<*mut _>::cast)
     }
     #[inline(always)]
     fn hash(seed: u64, key: &Key<Ip4>) -> u64 {
@@ -103,6 +121,18 @@ impl Family for V6 {
     #[inline(always)]
     fn block() -> Option<*mut BlockHeader> {
         BLOCK6.get_ptr_mut(0).map(<*mut _>::cast)
+    }
+    #[inline(always)]
+    fn passed_of(cpu: u32, index: u32) -> Option<*mut Bank<Record<Ip6>>> {
+        maps::of_cpu(&raw const PASSED6, index / BANK_SLOTS, cpu)
+    }
+    #[inline(always)]
+    fn refused_of(cpu: u32, index: u32) -> Option<*mut Bank<Record<Ip6>>> {
+        maps::of_cpu(&raw const REFUSED6, index / BANK_SLOTS, cpu)
+    }
+    #[inline(always)]
+    fn block_of(cpu: u32) -> Option<*mut BlockHeader> {
+        maps::of_cpu(&raw const BLOCK6, 0, cpu).map(<*mut _>::cast)
     }
     #[inline(always)]
     fn hash(seed: u64, key: &Key<Ip6>) -> u64 {

@@ -4,6 +4,7 @@ use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
+    helpers::generated::bpf_map_lookup_percpu_elem,
     macros::btf_map,
 };
 use flowlog_ebpf::abi::{
@@ -101,6 +102,14 @@ pub static BLOCK4: PerCpuArray<Block4, 1> = PerCpuArray::new();
 #[btf_map]
 pub static BLOCK6: PerCpuArray<Block6, 1> = PerCpuArray::new();
 
+/// An element of a per-CPU array as another CPU has it.
+#[inline(always)]
+pub fn of_cpu<T, const N: usize>(map: *const PerCpuArray<T, N>, index: u32, cpu: u32) -> Option<*mut T> {
+    // SAFETY: a map of ours, and a key of its type.
+    let element = unsafe { bpf_map_lookup_percpu_elem(map.cast_mut().cast(), (&raw const index).cast(), cpu) };
+    (!element.is_null()).then_some(element.cast())
+}
+
 /// What kind of drop a reason is: 0 (not a firewall's) or `REASON_*`.
 #[btf_map]
 pub static REASONS: Array<u8, { REASON_COUNT as usize }> = Array::new();
@@ -162,3 +171,7 @@ pub static REFUSED_MASK: Global<u32> = Global::new(REFUSED_SLOTS_DEFAULT - 1);
 /// Ring fill in bytes at which the agent is woken; below it, the agent's timer comes first.
 #[unsafe(no_mangle)]
 pub static RING_WAKE_BYTES: Global<u64> = Global::new(RING_BYTES_DEFAULT as u64 / 4);
+
+/// Ring fill in bytes from which on it is no longer woken: it has been.
+#[unsafe(no_mangle)]
+pub static RING_WAKE_END_BYTES: Global<u64> = Global::new(RING_BYTES_DEFAULT as u64 / 2);
