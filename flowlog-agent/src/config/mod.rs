@@ -321,7 +321,11 @@ impl RawSizes {
         };
         let slots = |value: Option<u32>| value.map(|v| (v, v.to_string()));
         let interfaces_max = self.interfaces_max.unwrap_or(default.interfaces_max);
-        if interfaces > usize::from(interfaces_max) || interfaces_max == u16::MAX {
+        if interfaces_max == u16::MAX {
+            let rule = "must be at most 65534";
+            return Err(InvalidField::new("kernel.interfaces_max", interfaces_max.to_string(), rule));
+        }
+        if interfaces > usize::from(interfaces_max) {
             let rule = format!("more than `kernel.interfaces_max` ({interfaces_max}, at most 65534); raise it");
             return Err(InvalidField::new("interface", interfaces.to_string(), rule));
         }
@@ -453,6 +457,8 @@ mod tests {
         let many = format!("[[flow_log]]\ninterfaces = [{}]\ntarget = '/x'\n", names.join(","));
         assert!(parse(&many).expect_err("many").contains("`kernel.interfaces_max` (512"));
         assert!(parse(&format!("{many}[kernel]\ninterfaces_max = 600\n")).is_ok());
+        let most = parse("[kernel]\ninterfaces_max = 65535\n").expect_err("too many");
+        assert!(most.contains("`kernel.interfaces_max`") || most.contains("kernel.interfaces_max = "), "{most}");
     }
 
     #[test]

@@ -89,9 +89,24 @@ fn a_capture_that_is_pinned_keeps_its_sizes_where_nobody_says_any() {
     let (_, sizes) = checked(&node, &["--cache-slots", "1024"]);
     is(&sizes[0], "kernel.cache_slots", 1_024, "configured");
     is(&sizes[1], "kernel.ring_bytes", 1 << 20, "pinned");
-    let mut refused = node.spawn_with(&["--cache-slots", "1024"], &[]).unwrap();
-    assert_ne!(refused.wait().unwrap(), Some(0));
-    assert!(refused.log().contains("PASSED4"));
+    for (more, code, words) in [
+        (&["--cache-slots", "1024"][..], 1, "put the old `kernel.cache_slots` back"),
+        (&["--interfaces-max", "7"], 1, "put the old `kernel.interfaces_max` back"),
+        (&[], 0, "an agent goes on with it"),
+    ] {
+        let (pins, target) = (node.pins(), node.objects());
+        let mut args = vec!["check", "--interface", "eth0", "--target", target.to_str().unwrap()];
+        args.extend(["--pin-dir", pins.to_str().unwrap()]);
+        args.extend(more);
+        let (status, said, error) = node.command(&args).unwrap();
+        let line = said.lines().find(|l| l.contains("pinned capture")).unwrap_or_default();
+        assert!(status == Some(code) && line.contains(words), "{more:?}: {status:?}\n{said}\n{error}");
+        if code != 0 {
+            let mut refused = node.spawn_with(more, &[]).unwrap();
+            assert_ne!(refused.wait().unwrap(), Some(0));
+            assert!(refused.log().contains(words), "{}", refused.log());
+        }
+    }
     let landed = node.detach().unwrap();
     assert_eq!(oracle.compare(&landed), Difference::default());
 }

@@ -114,6 +114,7 @@ fn configured(config: &Config) -> anyhow::Result<Vec<Finding>> {
     all.extend(runtime()?.block_on(stores::buckets(config)));
     all.extend(stores::files(config));
     all.push(system::room(config));
+    all.extend(system::pinned(config));
     all.extend(system::listeners(config));
     Ok(all)
 }

@@ -11,6 +11,7 @@ use flowlog_control::metrics::Endpoint;
 use flowlog_host::lock;
 use flowlog_kernel::{
     netdev::{self, Namespaces},
+    pins,
     probe::{Finding, State, finding},
 };
 use flowlog_model::{
@@ -49,6 +50,17 @@ pub(super) fn interfaces(config: &Config) -> Vec<Finding> {
         }
     });
     found.collect()
+}
+
+/// Whether what is pinned can be gone on with, if anything is.
+pub(super) fn pinned(config: &Config) -> Option<Finding> {
+    const WHAT: &str = "pinned capture";
+    let dir = config.pin_dir.as_deref()?;
+    if let Err(error) = pins::fits(dir, config.sizes) {
+        return Some(finding(WHAT, State::Missing, error.to_string()));
+    }
+    pins::made_for(dir).ok()??;
+    Some(finding(WHAT, State::Ok, format!("{}: an agent goes on with it", dir.display())))
 }
 
 /// What there is to say of an interface that is there.
