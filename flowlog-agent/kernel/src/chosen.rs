@@ -20,6 +20,8 @@ const SHARE_MAX: u64 = 4;
 const PACKETS_A_CPU_SEC: u64 = 160_000;
 /// One of so many leaves a record: some 100,000 flows on each CPU, the n-th 1/n as busy as the first (docs/performance.md).
 const PACKETS_A_RECORD: u64 = 4;
+/// What one CPU leaves by itself at most, if each of its packets leaves a record: this many in a second (docs/performance.md, "Soak").
+const RECORDS_A_BUSY_CPU_SEC: u64 = 1_000_000;
 /// What more than the agent drains fills any ring: records a second.
 const DRAINED_SEC: u64 = 3_000_000;
 /// How long the agent does not drain at worst: all flows go into a new segment of the journal (150 ms), and a window ends.
@@ -91,7 +93,8 @@ impl Machine {
     #[must_use]
     pub fn ring_bytes(&self) -> Chosen {
         let usual = RING_BYTES_DEFAULT;
-        let records = self.cpus.saturating_mul(PACKETS_A_CPU_SEC / PACKETS_A_RECORD).min(DRAINED_SEC);
+        let of_all = self.cpus.saturating_mul(PACKETS_A_CPU_SEC / PACKETS_A_RECORD).min(DRAINED_SEC);
+        let records = of_all.max(RECORDS_A_BUSY_CPU_SEC);
         let bytes = records * PAUSE_MS / 1_000 * size_of::<abi::Record4>() as u64;
         let wanted = power(bytes * 4 / 3, usual, u32::try_from(RING_BYTES_MAX).unwrap_or(u32::MAX));
         let mut is = wanted;
@@ -115,20 +118,20 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     #[test]
-    fn sizes_follow_cpus_and_memory_and_small_machines_keep_the_usual_ones() {
+    fn sizes_follow_cpus_and_memory() {
         use Why::{Cpus, Usual};
         let less = |wanted| Why::Memory { wanted };
         for (cpus, possible, memory, slots, ring_mib) in [
-            (1, 1, 64 * MIB, (16_384, Usual), (8, Usual)),
-            (2, 2, 64 * MIB, (16_384, Usual), (8, Usual)),
-            (4, 4, 64 * MIB, (16_384, Usual), (8, Usual)),
-            (8, 8, 64 * MIB, (8_192, less(16_384)), (8, Usual)),
-            (2, 2, 24 * GIB, (16_384, Usual), (8, Usual)),
-            (12, 12, 16 * GIB, (16_384, Usual), (8, Usual)),
-            (16, 16, 32 * GIB, (16_384, Usual), (16, Cpus)),
+            (1, 1, 64 * MIB, (16_384, Usual), (8, less(32 << 20))),
+            (2, 2, 64 * MIB, (16_384, Usual), (8, less(32 << 20))),
+            (4, 4, 2 * GIB, (16_384, Usual), (16, less(32 << 20))),
+            (8, 8, 64 * MIB, (8_192, less(16_384)), (8, less(32 << 20))),
+            (2, 2, 24 * GIB, (16_384, Usual), (32, Cpus)),
+            (12, 12, 16 * GIB, (16_384, Usual), (32, Cpus)),
+            (16, 16, 32 * GIB, (16_384, Usual), (32, Cpus)),
             // Of the CPUs that there could be each costs, and only those that are there count.
-            (2, 240, 8 * GIB, (16_384, Usual), (8, Usual)),
-            (2, 240, GIB, (4_096, less(16_384)), (8, Usual)),
+            (2, 240, 8 * GIB, (16_384, Usual), (32, Cpus)),
+            (2, 240, GIB, (4_096, less(16_384)), (8, less(32 << 20))),
             (32, 32, 64 * GIB, (32_768, Cpus), (32, Cpus)),
             (64, 64, 128 * GIB, (65_536, Cpus), (64, Cpus)),
             (64, 64, 64 * GIB, (32_768, less(65_536)), (64, Cpus)),

@@ -9,6 +9,7 @@ use std::{
         unix::fs::DirBuilderExt as _,
     },
     path::Path,
+    thread,
 };
 
 use flowlog_host::lock;
@@ -22,6 +23,9 @@ pub struct Disk {
 }
 
 const PRIVATE_DIR: Mode = Mode::RWXU;
+/// From this size on giving back what a file takes is left to another thread: a segment of the journal, of hundreds of MiB, takes a tenth of a
+/// second, in which nobody would empty the ring.
+const LARGE_BYTES: i64 = 16 << 20;
 
 impl Disk {
     /// Opens a state directory, and makes it if need be (mode 0700).
@@ -121,7 +125,17 @@ impl Filesystem for Disk {
     }
 
     fn remove(&self, dir: &str, name: &str) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(self.dir(dir)?, name, AtFlags::empty())?)
+        let dir = self.dir(dir)?;
+        // Nobody waits for its room to be given back: that is done when the last who has it open closes it.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = rustix::fs::openat(&dir, name, flags, Mode::empty()).ok();
+        let bytes = open.as_ref().and_then(|file| rustix::fs::fstat(file).ok()).map_or(0, |stat| stat.st_size);
+        rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
+        if bytes >= LARGE_BYTES {
+            // Without a thread it is closed here, as one that is small.
+            let _ = thread::Builder::new().name("give-back".to_owned()).spawn(move || drop(open));
+        }
+        Ok(())
     }
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
@@ -151,6 +165,18 @@ mod tests {
         let kinds: Vec<_> = disk.list("spool").expect("list").into_iter().map(|i| i.kind).collect();
         assert_eq!(kinds, [Kind::Foreign]);
         assert_eq!(fs::read(outside.path().join("secret")).expect("read"), b"secret");
+    }
+
+    #[test]
+    fn what_is_removed_is_gone_at_once_however_large() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let disk = Disk::open(dir.path()).expect("open");
+        for (name, bytes) in [("small", 1), ("large", 2 * LARGE_BYTES.cast_unsigned())] {
+            fs::File::create(dir.path().join(name)).and_then(|file| file.set_len(bytes)).expect("make");
+            disk.remove("", name).expect("remove");
+            assert!(disk.list("").expect("list").is_empty(), "{name}");
+            assert_eq!(disk.remove("", name).expect_err("gone").kind(), io::ErrorKind::NotFound);
+        }
     }
 
     #[test]
