@@ -41,8 +41,8 @@ pub(crate) struct Options {
     /// Different flows in the floods
     #[arg(long, default_value_t = 5_000_000)]
     pub flood: u32,
-    /// A command that attaches programs to the interface `$INTERFACE`, to be measured on a lane of its own: another agent, say. Run
-    /// by `sh -c` in the node's namespace, and ended with all it has started
+    /// A command that attaches programs or a packet socket to the interface `$INTERFACE`, to be measured on a lane of its own: another
+    /// agent, say. Run by `sh -c` in the node's namespace, and ended with all it has started
     #[arg(long, value_name = "COMMAND")]
     beside: Option<String>,
     /// Only what the node forwards: for two builds in turns
@@ -71,7 +71,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<Wire
     let lanes = (0..lanes).map(|number| Lane::new(&node, number)).collect::<anyhow::Result<Vec<_>>>()?;
     let _empty = lanes[2].with_empty_programs(&node)?;
     let beside = options.beside.as_ref().map(|command| Beside::start(command, &node, &lanes[3].interface()));
-    let _beside = beside.transpose()?;
+    let mut beside = beside.transpose()?;
     let mut network = Wire { traffic: Traffic::new()?, lanes, node };
     let wire = &mut network;
     let before = wire.counters()?;
@@ -79,7 +79,16 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<Wire
     if !options.only_forwarded {
         idle(&agent, report)?;
     }
+    let mut agents = vec![("flowlog", vec![agent.pid()])];
+    if let Some(beside) = &beside {
+        agents.push((LANES[3], beside.processes()?));
+    }
+    let meanwhile = Meanwhile::of(agents);
     forwarded(wire, options.rounds, report)?;
+    meanwhile.tell(report);
+    if let Some(beside) = &mut beside {
+        beside.check(&wire.node, &wire.lanes[3].interface())?;
+    }
     agent.end()?;
     exact(wire, &agent, before, "rates")?;
     drop(agent);
@@ -90,6 +99,9 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> anyhow::Result<Wire
     let mut agent = wire.agent(&[])?;
     streams(wire, options.rounds, report)?;
     latency(wire, options.rounds, report)?;
+    if let Some(beside) = &mut beside {
+        beside.check(&wire.node, &wire.lanes[3].interface())?;
+    }
     agent.end()?;
     drop(agent);
     resident(wire, report)?;
@@ -190,6 +202,47 @@ pub(crate) fn usage(pid: u32) -> anyhow::Result<Usage> {
     let rss_mib = kib(&status, "VmRSS") / 1024.0;
     let peak_mib = kib(&status, "VmHWM") / 1024.0;
     Ok(Usage { cpu_secs: cpu_ns / 1e9, switches, rss_mib, peak_mib })
+}
+
+/// What agents use while packets are forwarded.
+struct Meanwhile {
+    agents: Vec<(&'static str, Vec<u32>)>,
+    before: Vec<f64>,
+    since: Instant,
+}
+
+impl Meanwhile {
+    fn of(agents: Vec<(&'static str, Vec<u32>)>) -> Self {
+        let before = agents.iter().map(|(_, pids)| together(pids)[0]).collect();
+        Self { agents, before, since: Instant::now() }
+    }
+
+    fn tell(self, report: &mut Report) {
+        let secs = self.since.elapsed().as_secs_f64();
+        let note = "CPU in user space and system calls; what programs take in the packets' path is in the rates. The last window or \
+                    eviction is not in it. Maps are not in RSS.";
+        let mut table =
+            Table::new("Agents", "while packets are forwarded", note, &["CPU % of a core", "RSS MiB", "at most"]);
+        for ((name, pids), before) in self.agents.iter().zip(self.before) {
+            let [cpu_secs, rss_mib, peak_mib] = together(pids);
+            let figures = [(cpu_secs - before) / secs * 100.0, rss_mib, peak_mib];
+            table.row(*name, figures.map(|v| Some(Figure::once(v))).to_vec());
+        }
+        report.table(table);
+    }
+}
+
+/// CPU seconds, resident MiB and peak MiB of processes together.
+fn together(pids: &[u32]) -> [f64; 3] {
+    let mut sums = [0.0; 3];
+    for pid in pids {
+        // A process that has ended meanwhile: what it used is not known.
+        let Ok(one) = usage(*pid) else { continue };
+        for (sum, value) in sums.iter_mut().zip([one.cpu_secs, one.rss_mib, one.peak_mib]) {
+            *sum += value;
+        }
+    }
+    sums
 }
 
 fn idle(agent: &Agent, report: &mut Report) -> anyhow::Result<()> {
