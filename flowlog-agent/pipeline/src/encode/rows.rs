@@ -6,7 +6,7 @@ pub use super::order::{CHOSEN, Order};
 use super::{
     Names, ObjectInfo, RowCounts,
     builder::{Builder, LogStatus, RowsFrom},
-    order::{Keyed, by_service},
+    order::{Sorter, by_service},
     values::Column,
 };
 use crate::window::{Balance, Flow, FlowTable, Loss, LossReason, OtherSide, Settled, connection::Stretch};
@@ -36,18 +36,20 @@ impl<'a> Rows<'a> {
     pub fn select(info: &ObjectInfo, settled: &'a Settled, order: Order) -> Self {
         let Settled { table, losses, balance, short: _ } = settled;
         let mut losses = losses.clone();
-        let wanted = |refused: bool| match info.rule.action {
+        let wanted = [false, true].map(|refused| match info.rule.action {
             Action::Any => true,
             Action::Accepted => !refused,
             Action::Rejected => refused,
-        };
-        let goes = |direction: Direction| info.rule.directions.includes(info.side.owners(direction));
+        });
+        let wanted = |refused| wanted[usize::from(refused)];
+        let goes = Direction::BOTH.map(|hook| info.rule.directions.includes(info.side.owners(hook)));
+        let goes = |hook: Direction| goes[hook.index()];
         // Packets of unknown verdict are reported to rules that want one action only as well.
         losses.retain(|l| goes(l.direction) && (wanted(l.refused) || l.reason == LossReason::VerdictUnknown));
         let xdp: Vec<Xdp> = Xdp::of(info).filter(|x| wanted(x.refused)).collect();
         let mut counts = RowCounts { skipped: losses.len() + xdp.len(), ..RowCounts::default() };
         let mut translated = (0, 0);
-        let mut keyed = Vec::with_capacity(table.flow_count());
+        let mut sorter = Sorter::with_room(table.flow_count());
         let are_translated = table.told() > 0;
         table.for_each(|number, flow| {
             if !goes(flow.direction) || !wanted(flow.refused) {
@@ -60,10 +62,9 @@ impl<'a> Rows<'a> {
                 None => {}
             }
             let key = if order == Order::Start { flow.totals.first_ns } else { by_service(flow) };
-            keyed.push(Keyed::new(key, number));
+            sorter.push(key, number);
         });
-        keyed.sort_unstable();
-        let flows = keyed.into_iter().map(Keyed::number).collect();
+        let flows = sorter.sorted();
         counts.skipped += usize::from(info.gap.is_some());
         Self { table, flows, balance: *balance, losses, xdp, gap: info.gap.is_some(), counts, translated }
     }
