@@ -15,6 +15,7 @@ pub const NS_PER_SEC: i64 = 1_000_000_000;
 
 impl WallNs {
     /// Whole seconds since 1970, rounded down.
+    #[inline]
     #[must_use]
     pub fn secs(self) -> i64 {
         self.0.div_euclid(NS_PER_SEC)
@@ -32,6 +33,7 @@ pub struct Now {
 
 impl Now {
     /// What to add to a monotonic time to get wall-clock time.
+    #[inline]
     #[must_use]
     pub fn wall_minus_mono(self) -> i64 {
         self.wall.0 - i64::try_from(self.mono.0).unwrap_or(i64::MAX)

@@ -1,6 +1,6 @@
 //! An address in a row.
 
-use std::io::Write as _;
+use std::ops::Range;
 
 use hashbrown::{HashMap, hash_map::Entry};
 
@@ -36,9 +36,58 @@ fn write4(out: &mut Vec<u8>, address: u32) {
     }
 }
 
-/// Appends an IPv6 address as a row shows it.
+/// Characters of an IPv6 address that is not the image of an IPv4 one.
+const TEXT6_MAX: usize = 8 * 4 + 7;
+/// What the image of an IPv4 address begins with.
+const MAPPED: [u16; 6] = [0, 0, 0, 0, 0, 0xffff];
+
+/// Appends an IPv6 address as a row shows it (RFC 5952). The standard library's way takes several times as long.
 fn write6(out: &mut Vec<u8>, address: [u64; 2]) {
-    write!(out, "{}", ipv6(address)).expect("memory takes what is written to it");
+    let words = ipv6(address).segments();
+    if words.starts_with(&MAPPED) {
+        out.extend_from_slice(b"::ffff:");
+        let [_, _, _, _, low @ ..] = address[1].to_ne_bytes();
+        return write4(out, u32::from_ne_bytes(low));
+    }
+    let mut text = [0; TEXT6_MAX];
+    let mut length = 0;
+    let mut put = |character: u8| {
+        text[length] = character;
+        length += 1;
+    };
+    let zeros = longest_zeros(words);
+    let mut at = 0;
+    while at < words.len() {
+        if at == zeros.start && !zeros.is_empty() {
+            put(b':');
+            put(b':');
+            at = zeros.end;
+            continue;
+        }
+        if at > 0 && at != zeros.end {
+            put(b':');
+        }
+        let digits = words[at].bit_width().div_ceil(4).max(1);
+        for place in (0..digits).rev() {
+            put(b"0123456789abcdef"[usize::from(words[at] >> (4 * place) & 0xf)]);
+        }
+        at += 1;
+    }
+    out.extend_from_slice(&text[..length]);
+}
+
+/// Where the zeros are that are left out: the first of the longest runs of two and more.
+fn longest_zeros(words: [u16; 8]) -> Range<usize> {
+    let mut longest = 0..0;
+    let mut begin = 0;
+    for (at, word) in words.into_iter().enumerate() {
+        if word != 0 {
+            begin = at + 1;
+        } else if at + 1 - begin > longest.len().max(1) {
+            longest = begin..at + 1;
+        }
+    }
+    longest
 }
 
 /// Codes of one family's addresses. Rows come in an order in which most have the address of the row before.
@@ -79,6 +128,11 @@ pub(super) struct AddressColumn {
 }
 
 impl AddressColumn {
+    /// For so many rows.
+    pub(super) fn with_room(rows: usize) -> Self {
+        Self { labels: Labels::with_room(rows), ..Self::default() }
+    }
+
     /// The longest text of an address (`INET6_ADDRSTRLEN` without its zero), and its length in front of it.
     pub(super) const TEXT_MAX: usize = 45 + 4;
 
@@ -111,7 +165,7 @@ impl AddressColumn {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
 
@@ -125,6 +179,26 @@ mod tests {
                 write4(&mut out, u32::from_ne_bytes(octets));
                 assert_eq!(String::from_utf8(out), Ok(Ipv4Addr::from(octets).to_string()));
             }
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_is_written_as_the_standard_library_writes_it() {
+        let written = |words: [u16; 8]| {
+            let [hi, lo] = *Ipv6Addr::from(words).octets().as_chunks().0 else { panic!("sixteen bytes") };
+            let mut out = Vec::new();
+            write6(&mut out, [u64::from_ne_bytes(hi), u64::from_ne_bytes(lo)]);
+            String::from_utf8(out)
+        };
+        // Every set of words that are zero, with words of every length in the others.
+        for zeros in 0..=u8::MAX {
+            for word in [1, 0xf, 0x10, 0xabc, 0xffff] {
+                let words: [u16; 8] = std::array::from_fn(|at| if zeros >> at & 1 == 1 { 0 } else { word });
+                assert_eq!(written(words), Ok(Ipv6Addr::from(words).to_string()));
+            }
+        }
+        for words in [[0, 0, 0, 0, 0, 0xffff, 0x0a00, 0x07ff], [0, 0, 0, 0, 0, 0xffff, 0, 0]] {
+            assert_eq!(written(words), Ok(Ipv6Addr::from(words).to_string()));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Flows of neighbouring rows. Their order is not that of the table, so nearly each is where no other one was: asked for one by one they
 //! would take as long as memory does. Together they are under way at the same time.
 
-use crate::window::{Flow, FlowTable};
+use crate::window::{Flow, FlowTable, table::NOWHERE};
 
 /// Flows in a batch: few enough that all stay in the cache next to the processor while column after column is built of them.
 pub(super) const BATCH: usize = 128;
@@ -15,6 +15,8 @@ pub(super) struct Batch {
     twins: Vec<Flow>,
     /// The number of each flow's twin.
     twin_numbers: Vec<u32>,
+    /// The same, of those that have one.
+    asked: Vec<u32>,
     /// The number of each of the twins.
     found: Vec<u32>,
 }
@@ -22,13 +24,15 @@ pub(super) struct Batch {
 impl Batch {
     /// Takes the flows with these numbers out of a table.
     pub(super) fn gather(&mut self, table: &FlowTable, numbers: &[u32]) {
-        let Self { numbers: kept, flows, twins, twin_numbers, found } = self;
+        let Self { numbers: kept, flows, twins, twin_numbers, asked, found } = self;
         table.flows_of(numbers, kept, flows);
         twin_numbers.clear();
+        asked.clear();
         if table.has_twins() {
             twin_numbers.extend(kept.iter().map(|number| table.twin_number(*number)));
+            asked.extend(twin_numbers.iter().filter(|number| **number != NOWHERE));
         }
-        table.flows_of(twin_numbers, found, twins);
+        table.flows_of(asked, found, twins);
     }
 
     pub(super) fn flows(&self) -> &[Flow] {

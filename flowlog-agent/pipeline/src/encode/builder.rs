@@ -1,7 +1,5 @@
 //! The columns of a row group while they are being built.
 
-use std::{panic::resume_unwind, thread};
-
 use flowlog_model::{MonoNs, NS_PER_SEC, rule::Direction};
 
 use super::{
@@ -9,7 +7,7 @@ use super::{
     batch::{BATCH, Batch},
     ends::EndColumns,
     labels::{Label, Labels, NULL},
-    numbers::{Numbers, Seconds},
+    numbers::{NearNumbers, Numbers},
     rows::Xdp,
     schema::{self, ColumnId},
     sparse::{ConnectionColumns, LostColumns, RuleColumns},
@@ -35,10 +33,10 @@ pub(super) struct Builder<'a> {
     info: &'a ObjectInfo,
     ends: EndColumns,
     protocol: Numbers,
-    packets: Vec<i64>,
+    packets: NearNumbers,
     bytes: Vec<i64>,
-    start: Seconds,
-    end: Seconds,
+    start: NearNumbers,
+    end: NearNumbers,
     action: Known,
     status: Known,
     direction: Known,
@@ -49,7 +47,7 @@ pub(super) struct Builder<'a> {
     vlan: Numbers,
     start_ns: Vec<i64>,
     end_ns: Vec<i64>,
-    reason: Found<Option<u16>>,
+    reason: Found<u16>,
     skip: Known,
     lost: LostColumns,
     rule: RuleColumns,
@@ -105,32 +103,42 @@ fn codes(labels: &mut Labels, flows: &[Flow], mut code: impl FnMut(&Flow) -> u32
     labels.extend(&found[..flows.len()]);
 }
 
+/// The same of numbers.
+fn codes_of(numbers: &mut NearNumbers, flows: &[Flow], number: impl Fn(&Flow) -> i64) {
+    let mut found = [0; BATCH];
+    for (found, flow) in found.iter_mut().zip(flows) {
+        *found = numbers.code(number(flow));
+    }
+    numbers.labels.extend(&found[..flows.len()]);
+}
+
 impl<'a> Builder<'a> {
     pub(super) fn new(info: &'a ObjectInfo, rows: usize) -> Self {
-        let longs = || Vec::with_capacity(rows);
+        let times = if info.rule.subsecond { rows } else { 0 };
+        let from = info.span.start_secs;
         Self {
             info,
             ends: EndColumns::new(rows),
             protocol: Numbers::new(rows),
-            packets: longs(),
-            bytes: longs(),
-            start: Seconds::new(info.span.start_secs),
-            end: Seconds::new(info.span.start_secs),
-            action: Known::new(&["ACCEPT", "REJECT"]),
-            status: Known::new(&LogStatus::NAMES),
-            direction: Known::new(&Direction::BOTH.map(|hook| info.side.owners(hook).as_str())),
+            packets: NearNumbers::counts(rows),
+            bytes: Vec::with_capacity(rows),
+            start: NearNumbers::seconds(from, rows),
+            end: NearNumbers::seconds(from, rows),
+            action: Known::names(&["ACCEPT", "REJECT"], rows),
+            status: Known::names(&LogStatus::NAMES, rows),
+            direction: Known::names(&Direction::BOTH.map(|hook| info.side.owners(hook).as_str()), rows),
             tcp_flags: Numbers::new(rows),
             icmp_type: Numbers::new(rows),
             icmp_code: Numbers::new(rows),
-            family: Known::new(&["IPv4", "IPv6"]),
+            family: Known::names(&["IPv4", "IPv6"], rows),
             vlan: Numbers::new(rows),
-            start_ns: longs(),
-            end_ns: longs(),
-            reason: Found::default(),
-            skip: Known::new(&SKIP),
+            start_ns: Vec::with_capacity(times),
+            end_ns: Vec::with_capacity(times),
+            reason: Found::with_room(rows),
+            skip: Known::names(&SKIP, rows),
             lost: LostColumns::default(),
             rule: RuleColumns::default(),
-            connection: ConnectionColumns::default(),
+            connection: ConnectionColumns::new(rows),
             rows: 0,
         }
     }
@@ -139,57 +147,16 @@ impl<'a> Builder<'a> {
         self.rows
     }
 
-    /// Takes flows from the front of `left` and makes rows of them: `rows_max`, or until a dictionary is as long as it may be.
-    pub(super) fn take(&mut self, left: &mut &[u32], rows_max: usize, dictionary_bytes: usize, from: RowsFrom<'_>) {
+    /// Takes flows from the front of `left` and makes rows of them, until a dictionary is as long as it may be.
+    pub(super) fn take(&mut self, left: &mut &[u32], dictionary_bytes: usize, from: RowsFrom<'_>) {
         let mut batch = Batch::default();
         loop {
-            let room = self.ends.room(left.len().min(rows_max - self.rows), dictionary_bytes);
+            let room = self.ends.room(left.len(), dictionary_bytes);
             let Some(some) = left.split_off(..room).filter(|some| !some.is_empty()) else { return };
             batch.gather(from.table, some);
             self.ends.flows(&batch, from.table);
             self.flows(&batch, from);
         }
-    }
-
-    /// The same rows, made by two threads, of which each fetches the flows for its columns. `None`: there is no second one.
-    pub(super) fn with_two_threads(
-        info: &'a ObjectInfo,
-        left: &mut &[u32],
-        rows_max: usize,
-        dictionary_bytes: usize,
-        from: RowsFrom<'_>,
-    ) -> Option<Self> {
-        let numbers = &left[..left.len().min(rows_max)];
-        let table = from.table;
-        let (mut b, ends, taken) = thread::scope(|scope| {
-            let ends = move || {
-                let mut ends = EndColumns::new(numbers.len());
-                let taken = ends.add_all(table, numbers, dictionary_bytes);
-                (ends, taken)
-            };
-            let ends = thread::Builder::new().name("encode-ends".to_owned()).spawn_scoped(scope, ends).ok()?;
-            let b = Self::without_ends(info, numbers, from);
-            // What went wrong there is to be found where it would be found here.
-            let (ends, taken) = ends.join().unwrap_or_else(|payload| resume_unwind(payload));
-            Some((b, ends, taken))
-        })?;
-        if taken < numbers.len() {
-            // A dictionary is long, which is seldom: the rows end with it.
-            b = Self::without_ends(info, &numbers[..taken], from);
-        }
-        b.ends = ends;
-        *left = &left[taken..];
-        Some(b)
-    }
-
-    fn without_ends(info: &'a ObjectInfo, numbers: &[u32], from: RowsFrom<'_>) -> Self {
-        let mut b = Self::new(info, numbers.len());
-        let mut batch = Batch::default();
-        for some in numbers.chunks(BATCH) {
-            batch.gather(from.table, some);
-            b.flows(&batch, from);
-        }
-        b
     }
 
     /// What is no part of [`EndColumns`]. Column by column, so that what a column needs is at hand for all rows.
@@ -202,31 +169,22 @@ impl<'a> Builder<'a> {
         self.icmp_type.extend(flows, |f| f.icmp().map(|(kind, _)| kind));
         self.icmp_code.extend(flows, |f| f.icmp().map(|(_, code)| code));
         self.vlan.extend(flows, |f| (f.vlan != 0).then_some(f.vlan));
-        self.packets.extend(flows.iter().map(|f| signed(f.totals.packets)));
+        codes_of(&mut self.packets, flows, |f| signed(f.totals.packets));
         self.bytes.extend(flows.iter().map(|f| signed(f.totals.bytes)));
         codes(&mut self.action.0, flows, |f| u32::from(f.refused));
-        codes(&mut self.status.0, flows, |_| LogStatus::Ok as u32);
+        self.status.0.repeat(LogStatus::Ok as u32, flows.len());
         codes(&mut self.direction.0, flows, |f| u32::from(f.direction == Direction::Egress));
         codes(&mut self.family.0, flows, |f| u32::from(matches!(f.addresses, Addresses::V6(..))));
-        codes(&mut self.skip.0, flows, |_| NULL);
-        for (row, (flow, twin)) in (self.rows..).zip(batch.pairs()) {
-            self.connection.push(row, &Connection::of(flow, twin, stretch));
-        }
+        self.skip.0.repeat(NULL, flows.len());
+        self.connection.extend(self.rows, batch.pairs().map(|(flow, twin)| Connection::of(flow, twin, stretch)));
         self.rows += flows.len();
     }
 
     fn times(&mut self, flows: &[Flow]) {
         let Self { info, start, end, .. } = self;
         let wall = |ns| info.span.wall_of_tick(MonoNs(ns));
-        let found = &mut [0; BATCH];
-        for (code, flow) in found.iter_mut().zip(flows) {
-            *code = start.code(wall(flow.totals.first_ns).secs());
-        }
-        start.labels.extend(&found[..flows.len()]);
-        for (code, flow) in found.iter_mut().zip(flows) {
-            *code = end.code(wall(flow.totals.last_ns).secs());
-        }
-        end.labels.extend(&found[..flows.len()]);
+        codes_of(start, flows, |f| wall(f.totals.first_ns).secs());
+        codes_of(end, flows, |f| wall(f.totals.last_ns).secs());
         if info.rule.subsecond {
             // Never before the part of the window that it is in.
             let begin = info.span.opened.wall.0;
@@ -238,17 +196,21 @@ impl<'a> Builder<'a> {
 
     /// What few flows have.
     fn seldom(&mut self, batch: &Batch, table: &FlowTable, names: &Names) {
-        let any_lost = table.has_lost();
-        for (row, (number, flow)) in (self.rows..).zip(batch.numbered()) {
-            if any_lost && let Some(died) = table.lost(number, flow) {
-                self.lost.push(row, died, &names.reason);
-            }
-            let reason = flow.refused.then_some(flow.reason);
-            self.reason.push(reason, |r| r.and_then(&names.reason).map(Label::Text));
-            if flow.refused {
-                self.rule.push(row, self.info, flow, names);
+        if table.has_lost() {
+            for (row, (number, flow)) in (self.rows..).zip(batch.numbered()) {
+                if let Some(died) = table.lost(number, flow) {
+                    self.lost.push(row, died, &names.reason);
+                }
             }
         }
+        let flows = batch.flows();
+        let reason = &mut self.reason;
+        let mut found = [NULL; BATCH];
+        for (row, (code, flow)) in found.iter_mut().zip(flows).enumerate().filter(|(_, (_, flow))| flow.refused) {
+            *code = reason.code(flow.reason, |reason| (names.reason)(*reason).map(Label::Text));
+            self.rule.push(self.rows + row, self.info, flow, names);
+        }
+        reason.labels.extend(&found[..flows.len()]);
     }
 
     /// A row that is no flow: everything about packets is null, times are the window's. Packets, bytes, action,
@@ -272,7 +234,7 @@ impl<'a> Builder<'a> {
         }
         self.status.0.push(status as u32);
         self.family.0.push(NULL);
-        self.reason.push(None, |_| None);
+        self.reason.labels.push(NULL);
         if status == LogStatus::NoData {
             for known in [&mut self.action, &mut self.direction, &mut self.skip] {
                 known.0.push(NULL);
@@ -337,7 +299,7 @@ impl<'a> Builder<'a> {
             ColumnId::SrcPort => labels(&mut self.ends.sport.labels),
             ColumnId::DstPort => labels(&mut self.ends.dport.labels),
             ColumnId::Protocol => labels(&mut self.protocol.labels),
-            ColumnId::Packets => longs(&mut self.packets),
+            ColumnId::Packets => Column::Labels(self.packets.take(n)),
             ColumnId::Bytes => longs(&mut self.bytes),
             ColumnId::Start => labels(&mut self.start.labels),
             ColumnId::End => labels(&mut self.end.labels),
@@ -367,7 +329,7 @@ impl<'a> Builder<'a> {
             ColumnId::PktDstAddr => Column::Labels(self.ends.other_side.dst.take(n)),
             ColumnId::PktSrcPort => Column::Labels(self.ends.other_side.sport.take(n)),
             ColumnId::PktDstPort => Column::Labels(self.ends.other_side.dport.take(n)),
-            ColumnId::Initiator => Column::Bools(self.connection.initiator(n)),
+            ColumnId::Initiator => Column::Labels(self.connection.initiator.take(n)),
             ColumnId::FlowState => Column::Labels(self.connection.state.take(n)),
             ColumnId::EndCause => Column::Labels(self.connection.end.take(n)),
             ColumnId::RttUs => Column::Labels(self.connection.rtt_us.take(n)),

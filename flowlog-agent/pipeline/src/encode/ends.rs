@@ -21,8 +21,8 @@ pub(super) struct EndColumns {
 impl EndColumns {
     pub(super) fn new(rows: usize) -> Self {
         Self {
-            src: AddressColumn::default(),
-            dst: AddressColumn::default(),
+            src: AddressColumn::with_room(rows),
+            dst: AddressColumn::with_room(rows),
             sport: Numbers::new(rows),
             dport: Numbers::new(rows),
             other_side: OtherSideColumns::default(),
@@ -35,19 +35,6 @@ impl EndColumns {
         let addresses = self.src.labels.dictionary_bytes().max(self.dst.labels.dictionary_bytes());
         let left = dictionary_bytes.saturating_sub(addresses.max(self.other_side.dictionary_bytes()));
         rows.min(BATCH).min(left.div_ceil(AddressColumn::TEXT_MAX))
-    }
-
-    /// Adds flows with these numbers, until a dictionary is as long as it may be; returns how many of the numbers that are.
-    pub(super) fn add_all(&mut self, table: &FlowTable, numbers: &[u32], dictionary_bytes: usize) -> usize {
-        let mut batch = Batch::default();
-        let mut left = numbers;
-        loop {
-            let room = self.room(left.len(), dictionary_bytes);
-            let Some(some) = left.split_off(..room).filter(|some| !some.is_empty()) else { break };
-            batch.gather(table, some);
-            self.flows(&batch, table);
-        }
-        numbers.len() - left.len()
     }
 
     /// Rows of flows.

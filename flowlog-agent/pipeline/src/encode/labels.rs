@@ -5,40 +5,36 @@
 //! (`cargo xtask bench agent`). So these column chunks are put together here, in the plainest form there is: a
 //! dictionary page, and data pages of definition levels and dictionary indices, both run-length or bit-packed (<https://parquet.apache.org/docs/file-format/data-pages/encodings/>).
 
-mod pack;
+mod codes;
 mod vocabulary;
 
-use std::{borrow::Cow, ops::Range};
+use std::ops::Range;
 
-use bytes::Bytes;
-use parquet::{
-    basic::{Compression, Encoding, Type},
-    column::{
-        page::{CompressedPage, Page, PageWriteSpec, PageWriter as _},
-        writer::ColumnCloseResult,
-    },
-    data_type::ByteArray,
-    errors::ParquetError,
-    file::{
-        metadata::{ColumnChunkMetaData, ColumnIndexBuilder, OffsetIndexBuilder},
-        statistics::Statistics,
-        writer::{SerializedPageWriter, TrackedWrite},
-    },
-    schema::types::ColumnDescPtr,
-};
+use parquet::{basic::Encoding, errors::ParquetError, schema::types::ColumnDescPtr};
 
+pub(crate) use self::vocabulary::LabelRef;
 use self::{
-    pack::{packed, packed_as, run},
-    vocabulary::{LabelRef, Vocabulary},
+    codes::{Code, Codes, SomeCodes},
+    vocabulary::Vocabulary,
+};
+use super::{
+    chunk::{Bounds, Chunk, Compressor, PAGE_ROWS, PageBody, Pages, Says, levels, pages, same_levels},
+    pack::{pack, packed, run},
 };
 
-/// Rows in a data page.
-const PAGE_ROWS: usize = 128 * 1024;
 /// Rows up to which values are written one after the other: a dictionary's page has 15 bytes in front of it, and compression adds some to both.
 pub(crate) const FEW_ROWS: usize = 4;
+
+/// Rows in a data page of a column of many different counts. More and more turn up, so pages have ever wider codes: what the first ones save is more
+/// than what pages cost.
+const PAGE_ROWS_OF_COUNTS: usize = 20_000;
+const MANY_COUNTS: usize = 4_096;
+
 /// One of the values that a column has.
 #[derive(Clone, Debug)]
 pub(crate) enum Label {
+    /// Of a column of Parquet's type `BOOLEAN`, which knows no dictionary.
+    Bool(bool),
     /// Of a column of Parquet's type `INT32`.
     Int(i32),
     /// Of a column of Parquet's type `INT64`.
@@ -52,16 +48,24 @@ pub(crate) enum Label {
 pub(crate) struct Labels {
     values: Vocabulary,
     /// By row; empty while every row has the same.
-    codes: Vec<u32>,
+    codes: Codes,
     /// The code of every row, while that is the same.
     same: u32,
     rows: usize,
+    /// How many rows there will be, as far as that is known: a column that grows as it is filled is moved about.
+    room: usize,
 }
 
 /// Code of a row without a value.
 pub(crate) const NULL: u32 = u32::MAX;
 
 impl Labels {
+    /// No rows yet, of so many.
+    #[must_use]
+    pub(crate) fn with_room(room: usize) -> Self {
+        Self { room, ..Self::default() }
+    }
+
     /// Adds a label; returns its code.
     pub(crate) fn label(&mut self, value: &Label) -> u32 {
         self.values.add(value);
@@ -92,26 +96,39 @@ impl Labels {
             self.same = *first;
         }
         if !self.codes.is_empty() || codes.iter().any(|code| *code != self.same) {
-            if self.codes.is_empty() {
-                self.codes.resize(self.rows, self.same);
-            }
-            self.codes.extend_from_slice(codes);
+            self.keep_each();
+            self.codes.extend(codes);
         }
         self.rows += codes.len();
     }
 
+    /// From now on rows differ.
+    #[inline]
+    fn keep_each(&mut self) {
+        self.codes.fit(self.values.len(), self.room);
+        if self.codes.is_empty() {
+            self.codes.fill(self.same, self.rows);
+        }
+    }
+
+    /// Gives several rows the same label.
+    pub(crate) fn repeat(&mut self, code: u32, rows: usize) {
+        if rows == 0 {
+            return;
+        }
+        if self.rows == 0 {
+            self.same = code;
+        }
+        if !self.codes.is_empty() || code != self.same {
+            self.keep_each();
+            self.codes.fill(code, self.rows + rows);
+        }
+        self.rows += rows;
+    }
+
     /// No value for the rows up to this number.
     pub(crate) fn fill(&mut self, rows: usize) {
-        if self.rows == 0 {
-            self.same = NULL;
-        }
-        if self.codes.is_empty() && self.same != NULL && rows > self.rows {
-            self.codes.resize(self.rows, self.same);
-        }
-        if !self.codes.is_empty() {
-            self.codes.resize(rows.max(self.rows), NULL);
-        }
-        self.rows = self.rows.max(rows);
+        self.repeat(NULL, rows.saturating_sub(self.rows));
     }
 
     /// `rows` rows of the same value.
@@ -133,15 +150,14 @@ impl Labels {
     /// The code of each row; none while every row has the same.
     #[cfg(test)]
     pub(crate) fn codes(&self) -> Vec<u32> {
-        self.codes.clone()
+        self.codes.of(0..if self.codes.is_empty() { 0 } else { self.rows }).to_vec()
     }
 
     /// Whether no row has a value.
     pub(super) fn is_empty(&self) -> bool {
-        if self.codes.is_empty() {
-            self.same as usize >= self.values.len()
-        } else {
-            self.codes.iter().all(|c| *c == NULL)
+        match self.page_codes(0..self.rows) {
+            PageCodes::Same(code, _) => code as usize >= self.values.len(),
+            PageCodes::Each(_) => false,
         }
     }
 
@@ -150,123 +166,111 @@ impl Labels {
         self.values.len() == 0 || self.rows <= FEW_ROWS
     }
 
+    /// Rows in a data page.
+    fn page_rows(&self) -> usize {
+        match &self.values {
+            Vocabulary::Longs(values) if values.len() >= MANY_COUNTS => PAGE_ROWS_OF_COUNTS,
+            _ => PAGE_ROWS,
+        }
+    }
+
     /// Bytes of the dictionary.
     #[must_use]
     pub(crate) fn dictionary_bytes(&self) -> usize {
         self.values.bytes()
     }
 
-    /// The least and the greatest label that rows of a page have. A label may be one that no row has.
-    fn bounds(&self, page: Range<usize>) -> Option<Bounds<'_>> {
-        if self.codes.is_empty() {
-            return self.values.get(self.same as usize).map(|only| (only, only));
-        }
-        let mut used = vec![false; self.values.len()];
-        for code in &self.codes[page] {
-            // `NULL` is past all of them.
-            if let Some(used) = used.get_mut(*code as usize) {
-                *used = true;
+    /// The least and the greatest label that rows of a page have, and the greatest code. A label may be one that no row has.
+    fn used(&self, page: &PageCodes<'_>) -> (Option<Bounds<'_>>, u32) {
+        match page {
+            PageCodes::Same(NULL, _) => (None, 0),
+            PageCodes::Same(code, _) => (self.values.get(*code as usize).map(|only| (only, only)), *code),
+            PageCodes::Each(codes) => {
+                let used = codes.used(self.values.len());
+                let greatest = used.iter().rposition(|used| *used).unwrap_or_default();
+                (self.values.bounds(&used), u32::try_from(greatest).unwrap_or(NULL))
             }
         }
-        self.values.bounds(&used)
     }
 
-    fn page_codes(&self, page: Range<usize>) -> Codes<'_> {
+    fn page_codes(&self, page: Range<usize>) -> PageCodes<'_> {
         if self.codes.is_empty() {
-            return Codes::Same(self.same, page.len());
+            return PageCodes::Same(self.same, page.len());
         }
-        let codes = &self.codes[page];
-        if codes.iter().all(|c| *c == codes[0]) { Codes::Same(codes[0], codes.len()) } else { Codes::Each(codes) }
+        let rows = page.len();
+        let codes = self.codes.of(page);
+        codes.only().map_or(PageCodes::Each(codes), |code| PageCodes::Same(code, rows))
     }
-}
-
-/// Least and greatest label.
-type Bounds<'a> = (LabelRef<'a>, LabelRef<'a>);
-
-/// The bounds of both.
-fn wider<'a>(all: Option<Bounds<'a>>, (min, max): Bounds<'a>) -> Bounds<'a> {
-    all.map_or((min, max), |(least, greatest)| (least.min(min), greatest.max(max)))
 }
 
 /// The codes of one page.
-enum Codes<'a> {
+enum PageCodes<'a> {
     Same(u32, usize),
-    Each(&'a [u32]),
+    Each(SomeCodes<'a>),
 }
 
-impl Codes<'_> {
-    fn iter(&self) -> impl Iterator<Item = u32> {
-        let (same, each) = match self {
-            Self::Same(code, rows) => (Some(std::iter::repeat_n(*code, *rows)), None),
-            Self::Each(codes) => (None, Some(codes.iter().copied())),
-        };
-        same.into_iter().flatten().chain(each.into_iter().flatten())
-    }
+/// How the codes of those rows are written that have a value.
+#[derive(Clone, Copy)]
+enum Written {
+    /// As indices into a dictionary, of so many bits each.
+    Indices(usize),
+    /// They are the values, false and true.
+    Bits,
 }
 
-/// What a data page's body begins with: which rows have a value; and how many have none.
-fn levels(codes: &Codes<'_>, optional: bool) -> (Vec<u8>, usize) {
-    let mut out = Vec::new();
-    let nulls = match codes {
-        Codes::Same(code, rows) => usize::from(*code == NULL) * rows,
-        Codes::Each(codes) => codes.iter().filter(|c| **c == NULL).count(),
-    };
-    if optional {
-        out.extend_from_slice(&[0; 4]);
-        match codes {
-            Codes::Each(codes) if nulls > 0 => packed_as(&mut out, codes, 1, |c| u32::from(c != NULL)),
-            Codes::Same(_, rows) => run(&mut out, u32::from(nulls == 0), *rows, 1),
-            Codes::Each(codes) => run(&mut out, 1, codes.len(), 1),
+impl Written {
+    fn write<C: Code>(self, out: &mut Vec<u8>, codes: &[C]) {
+        match self {
+            Self::Indices(bits) => {
+                out.push(u8::try_from(bits).expect("codes have 32 bits"));
+                packed(out, codes, bits, C::wide);
+            }
+            Self::Bits => pack(out, codes, 1, codes.len().div_ceil(8), |code| u64::from(code.wide())),
         }
-        let length = u32::try_from(out.len() - 4).expect("a page is small");
-        out[..4].copy_from_slice(&length.to_le_bytes());
     }
-    (out, nulls)
 }
 
 /// A data page's body, and how many of its rows are null.
-fn body(codes: &Codes<'_>, optional: bool, bits: usize) -> (Vec<u8>, usize) {
-    let (mut out, nulls) = levels(codes, optional);
-    out.push(u8::try_from(bits).expect("codes have 32 bits"));
-    match codes {
-        Codes::Same(NULL, _) => {}
-        Codes::Same(code, rows) => run(&mut out, *code, *rows, bits),
-        Codes::Each(codes) if nulls == 0 => packed(&mut out, codes, bits),
-        Codes::Each(codes) => {
-            let present: Vec<u32> = codes.iter().copied().filter(|c| *c != NULL).collect();
-            packed(&mut out, &present, bits);
+fn body(codes: &PageCodes<'_>, optional: bool, written: Written) -> (Vec<u8>, usize) {
+    match *codes {
+        PageCodes::Same(code, rows) => {
+            let mut out = Vec::new();
+            let has_value = code != NULL;
+            if optional {
+                same_levels(&mut out, has_value, rows);
+            }
+            match written {
+                Written::Indices(bits) => {
+                    out.push(u8::try_from(bits).expect("codes have 32 bits"));
+                    if has_value {
+                        run(&mut out, code, rows, bits);
+                    }
+                }
+                Written::Bits => written.write(&mut out, &vec![u8::of(code); if has_value { rows } else { 0 }]),
+            }
+            (out, if has_value { 0 } else { rows })
         }
+        PageCodes::Each(SomeCodes::Narrow(codes)) => body_of(codes, optional, written),
+        PageCodes::Each(SomeCodes::Medium(codes)) => body_of(codes, optional, written),
+        PageCodes::Each(SomeCodes::Wide(codes)) => body_of(codes, optional, written),
+    }
+}
+
+fn body_of<C: Code>(codes: &[C], optional: bool, written: Written) -> (Vec<u8>, usize) {
+    let nulls = codes.iter().filter(|code| **code == C::NULL).count();
+    let mut out = Vec::new();
+    match (optional, nulls) {
+        (false, _) => {}
+        (true, 0) => same_levels(&mut out, true, codes.len()),
+        (true, _) => levels(&mut out, |out| packed(out, codes, 1, |code| u32::from(code != C::NULL))),
+    }
+    if nulls == 0 {
+        written.write(&mut out, codes);
+    } else {
+        let present: Vec<C> = codes.iter().copied().filter(|code| *code != C::NULL).collect();
+        written.write(&mut out, &present);
     }
     (out, nulls)
-}
-
-pub(crate) struct Compressor {
-    codec: Compression,
-    zstd: Option<zstd::bulk::Compressor<'static>>,
-}
-
-impl Compressor {
-    /// zstd with this level; 0: none.
-    pub(crate) fn new(codec: Compression, zstd_level: i32) -> Result<Self, ParquetError> {
-        let zstd = (zstd_level != 0).then(|| zstd::bulk::Compressor::new(zstd_level)).transpose()?;
-        Ok(Self { codec, zstd })
-    }
-
-    fn compress(&mut self, body: Cow<'_, [u8]>) -> Result<Vec<u8>, ParquetError> {
-        match &mut self.zstd {
-            Some(zstd) => Ok(zstd.compress(&body)?),
-            None => Ok(body.into_owned()),
-        }
-    }
-}
-
-/// What a chunk says besides its values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Says {
-    /// The least and the greatest value.
-    pub(crate) bounds: bool,
-    /// Where its pages are, and the bounds of each.
-    pub(crate) pages: bool,
 }
 
 /// A whole column chunk, to be appended to a row group.
@@ -275,161 +279,55 @@ pub(crate) fn chunk(
     labels: &Labels,
     compressor: &mut Compressor,
     says: Says,
-) -> Result<(Bytes, ColumnCloseResult), ParquetError> {
-    if labels.is_plain() {
+) -> Result<Chunk, ParquetError> {
+    let has_dictionary = !matches!(labels.values, Vocabulary::Bools(_));
+    if has_dictionary && labels.is_plain() {
         return plain_chunk(column, labels, says);
     }
-    let mut sink = TrackedWrite::new(Vec::new());
-    let mut pages = SerializedPageWriter::new(&mut sink);
     let optional = column.max_def_level() > 0;
-    let bits = labels.values.len().saturating_sub(1).bit_width() as usize;
-    let mut compressed = 0;
-    let mut uncompressed = 0;
-    let mut write = |page: Page, size: usize| {
-        let spec = pages.write_page(CompressedPage::new(page, size))?;
-        compressed += spec.bytes_written;
-        uncompressed += spec.uncompressed_size as u64 + (spec.bytes_written - spec.compressed_size as u64);
-        Ok::<_, ParquetError>(spec)
-    };
-    let plain = labels.values.plain();
-    let size = plain.len();
-    let num_values = u32::try_from(labels.values.len()).unwrap_or(NULL);
-    let buf = compressor.compress(plain)?.into();
-    let first = write(Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }, size)?;
-    let mut book = PageBook::new(column, labels);
-    for start in (0..labels.rows).step_by(PAGE_ROWS) {
-        let rows = start..(start + PAGE_ROWS).min(labels.rows);
-        let (page, nulls) = body(&labels.page_codes(rows.clone()), optional, bits);
-        let size = page.len();
-        let spec =
-            write(data_page(compressor.compress(page.into())?.into(), rows.len(), Encoding::RLE_DICTIONARY), size)?;
-        book.add(rows, &spec, nulls);
+    let mut out = Pages::new(column, Some(compressor));
+    if has_dictionary {
+        out.dictionary(labels.values.plain(), labels.values.len())?;
     }
-    let size = Size { compressed, uncompressed, compression: compressor.codec, dictionary: Some(first.offset) };
-    let close = book.close(&size, says)?;
-    Ok((sink.into_inner()?.into(), close))
+    for page in pages(labels.rows, labels.page_rows()) {
+        let codes = labels.page_codes(page.clone());
+        let (bounds, greatest) = labels.used(&codes);
+        // A page's codes are as wide as they have to be: labels have them in the order in which they came.
+        let (written, encoding) = if has_dictionary {
+            (Written::Indices(greatest.bit_width() as usize), Encoding::RLE_DICTIONARY)
+        } else {
+            (Written::Bits, Encoding::PLAIN)
+        };
+        let (bytes, nulls) = body(&codes, optional, written);
+        out.page(PageBody { bytes, encoding, rows: page.len(), nulls, bounds })?;
+    }
+    out.close(says)
 }
 
 /// The same of few rows, or of rows without any value: one page that is neither a dictionary's nor compressed. Each of the two would
 /// cost more than it saves, and 32 of the 42 columns of a window without traffic have no value.
-fn plain_chunk(
-    column: &ColumnDescPtr,
-    labels: &Labels,
-    says: Says,
-) -> Result<(Bytes, ColumnCloseResult), ParquetError> {
-    let mut sink = TrackedWrite::new(Vec::new());
-    let mut pages = SerializedPageWriter::new(&mut sink);
+fn plain_chunk(column: &ColumnDescPtr, labels: &Labels, says: Says) -> Result<Chunk, ParquetError> {
     let codes = labels.page_codes(0..labels.rows);
-    let (mut page, nulls) = levels(&codes, column.max_def_level() > 0);
-    if labels.values.len() > 0 {
-        let each = codes.iter().filter_map(|code| labels.values.get(code as usize));
-        each.for_each(|value| value.plain_into(&mut page));
+    let each = match codes {
+        PageCodes::Same(NULL, _) => Vec::new(),
+        PageCodes::Same(code, rows) => vec![code; rows],
+        PageCodes::Each(codes) => codes.to_vec(),
+    };
+    let nulls = labels.rows - each.iter().filter(|code| **code != NULL).count();
+    let mut bytes = Vec::new();
+    if column.max_def_level() > 0 {
+        if nulls == 0 || nulls == labels.rows {
+            same_levels(&mut bytes, nulls == 0, labels.rows);
+        } else {
+            levels(&mut bytes, |out| packed(out, &each, 1, |code| u32::from(code != NULL)));
+        }
     }
-    let size = page.len();
-    let page = data_page(page.into(), labels.rows, Encoding::PLAIN);
-    let spec = pages.write_page(CompressedPage::new(page, size))?;
-    let mut book = PageBook::new(column, labels);
-    book.add(0..labels.rows, &spec, nulls);
-    let bytes = spec.bytes_written;
-    let size =
-        Size { compressed: bytes, uncompressed: bytes, compression: Compression::UNCOMPRESSED, dictionary: None };
-    let close = book.close(&size, says)?;
-    Ok((sink.into_inner()?.into(), close))
-}
-
-/// What a chunk takes, and how.
-struct Size {
-    compressed: u64,
-    uncompressed: u64,
-    compression: Compression,
-    /// Where its dictionary is, if it has one.
-    dictionary: Option<u64>,
-}
-
-/// What a chunk's metadata say of its data pages.
-struct PageBook<'a> {
-    column: &'a ColumnDescPtr,
-    labels: &'a Labels,
-    index: ColumnIndexBuilder,
-    offsets: OffsetIndexBuilder,
-    first_offset: Option<i64>,
-    bounds: Option<Bounds<'a>>,
-    nulls: u64,
-}
-
-impl<'a> PageBook<'a> {
-    fn new(column: &'a ColumnDescPtr, labels: &'a Labels) -> Self {
-        let (index, offsets) = (ColumnIndexBuilder::new(column.physical_type()), OffsetIndexBuilder::new());
-        Self { column, labels, index, offsets, first_offset: None, bounds: None, nulls: 0 }
-    }
-
-    /// A page that has been written, with these rows.
-    fn add(&mut self, rows: Range<usize>, spec: &PageWriteSpec, nulls: usize) {
-        let offset = signed(spec.offset);
-        self.first_offset.get_or_insert(offset);
-        self.offsets.append_row_count(signed(rows.len() as u64));
-        self.offsets.append_offset_and_size(offset, i32::try_from(spec.bytes_written).unwrap_or(i32::MAX));
-        let of_page = self.labels.bounds(rows);
-        let (min, max) = of_page.map_or_else(Default::default, |(a, b)| (a.plain(), b.plain()));
-        self.index.append(of_page.is_none(), min, max, signed(nulls as u64), None);
-        self.bounds = of_page.map(|of_page| wider(self.bounds, of_page)).or(self.bounds);
-        self.nulls += nulls as u64;
-    }
-
-    fn close(self, size: &Size, says: Says) -> Result<ColumnCloseResult, ParquetError> {
-        let rows = self.labels.rows as u64;
-        let mut encodings = vec![Encoding::PLAIN, Encoding::RLE];
-        encodings.extend(size.dictionary.map(|_| Encoding::RLE_DICTIONARY));
-        let bounds = self.bounds.filter(|_| says.bounds);
-        let metadata = ColumnChunkMetaData::builder(self.column.clone())
-            .set_encodings(encodings)
-            .set_compression(size.compression)
-            .set_num_values(signed(rows))
-            .set_total_compressed_size(signed(size.compressed))
-            .set_total_uncompressed_size(signed(size.uncompressed))
-            .set_dictionary_page_offset(size.dictionary.map(signed))
-            .set_data_page_offset(self.first_offset.unwrap_or_default())
-            .set_statistics(statistics(self.column.physical_type(), bounds, self.nulls))
-            .build()?;
-        Ok(ColumnCloseResult {
-            bytes_written: size.compressed,
-            rows_written: rows,
-            metadata,
-            bloom_filter: None,
-            column_index: if says.pages { Some(self.index.build()?) } else { None },
-            offset_index: says.pages.then(|| self.offsets.build()),
-        })
-    }
-}
-
-/// A page of values, or of indices into the dictionary.
-fn data_page(buf: Bytes, rows: usize, encoding: Encoding) -> Page {
-    Page::DataPage {
-        buf,
-        num_values: u32::try_from(rows).unwrap_or(NULL),
-        encoding,
-        def_level_encoding: Encoding::RLE,
-        rep_level_encoding: Encoding::RLE,
-        statistics: None,
-    }
-}
-
-fn signed(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
-}
-
-/// None of a column without values: there is nothing that bounds could be of.
-fn statistics(of: Type, bounds: Option<Bounds<'_>>, nulls: u64) -> Statistics {
-    let (min, max) = bounds.unzip();
-    let nulls = Some(nulls);
-    let int = |l| if let Some(LabelRef::Int(n)) = l { Some(n) } else { None };
-    let long = |l| if let Some(LabelRef::Long(n)) = l { Some(n) } else { None };
-    let text = |l| if let Some(LabelRef::Text(t)) = l { Some(ByteArray::from(t.to_vec())) } else { None };
-    match of {
-        Type::INT32 => Statistics::int32(int(min), int(max), None, nulls, false),
-        Type::INT64 => Statistics::int64(long(min), long(max), None, nulls, false),
-        _ => Statistics::byte_array(text(min), text(max), None, nulls, false),
-    }
+    let values = each.iter().filter_map(|code| labels.values.get(*code as usize));
+    values.for_each(|value| value.plain_into(&mut bytes));
+    let mut out = Pages::new(column, None);
+    let (bounds, _) = labels.used(&codes);
+    out.page(PageBody { bytes, encoding: Encoding::PLAIN, rows: labels.rows, nulls, bounds })?;
+    out.close(says)
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 //! * [`schema`]: the columns, their types, and what they mean;
 //! * [`rows`]: which ones; [`order`]: what comes first; [`batch`]: fetching them; [`builder`], [`ends`]: making columns of them; [`values`], [`address`]: what
 //!   those are built of;
-//! * [`labels`]: column chunks of those with few different values; [`numbers`]: which 16-bit numbers have; [`sparse`]: of those that few rows have a value in;
-//! * [`parquet`]: the file; encodings, chosen by measurement; [`text`]: the same rows as clouds write them;
+//! * [`labels`]: column chunks of those with few different values; [`numbers`]: which numbers have; [`sparse`]: of those that few rows have a value in;
+//!   [`longs`]: of numbers that differ from row to row; [`chunk`], [`pack`]: what both are written with;
+//! * [`crew`]: the threads that make row groups; [`parquet`]: the file; encodings, chosen by measurement; [`text`]: the same rows as clouds write them;
 //! * [`key`]: where the object goes.
 //!
 //! Pure: bytes in memory, no I/O, no clock.
@@ -12,11 +13,15 @@
 mod address;
 mod batch;
 mod builder;
+mod chunk;
+mod crew;
 mod ends;
 pub(crate) mod key;
 mod labels;
+mod longs;
 mod numbers;
 mod order;
+mod pack;
 pub mod parquet;
 pub mod rows;
 pub mod schema;
@@ -30,12 +35,12 @@ pub use crate::window::ObjectInfo;
 use crate::window::{Flow, Settled};
 
 /// Names what refused a flow.
-pub type RuleName = dyn Fn(&ObjectInfo, &Flow) -> Option<String> + Send;
+pub type RuleName = dyn Fn(&ObjectInfo, &Flow) -> Option<String> + Send + Sync;
 
 /// What there is to know of the node that wrote the records.
 pub struct Names {
     /// The name of a drop reason.
-    pub reason: Box<dyn Fn(u16) -> Option<String> + Send>,
+    pub reason: Box<dyn Fn(u16) -> Option<String> + Send + Sync>,
     /// What refused a flow: for the column `verdict_rule`.
     pub rule: Box<RuleName>,
 }

@@ -1,4 +1,4 @@
-//! Columns of numbers that are looked up in an array: those of 16 bits, and seconds within a window.
+//! Columns of numbers that are looked up in an array: those of 16 bits, and those that mostly are near some number.
 
 use hashbrown::HashMap;
 
@@ -25,6 +25,12 @@ enum Codes {
     Many(Box<[u32; ALL]>),
 }
 
+/// Out of the way of what is there for nearly all rows.
+#[cold]
+fn new_label(labels: &mut Labels, label: &Label) -> u32 {
+    labels.label(label)
+}
+
 /// Rows above which the array is worth it.
 const FEW_ROWS: usize = 4_096;
 
@@ -32,7 +38,7 @@ impl Numbers {
     pub(super) fn new(rows: usize) -> Self {
         let many = || vec![NULL; ALL].into_boxed_slice().try_into().ok().map(Codes::Many);
         let codes = if rows <= FEW_ROWS { None } else { many() };
-        Self { labels: Labels::default(), codes: codes.unwrap_or_else(|| Codes::Few(HashMap::new())) }
+        Self { labels: Labels::with_room(rows), codes: codes.unwrap_or_else(|| Codes::Few(HashMap::new())) }
     }
 
     /// The code of a number; of none, [`NULL`].
@@ -44,7 +50,7 @@ impl Numbers {
             Codes::Many(codes) => &mut codes[usize::from(number)],
         };
         if *code == NULL {
-            *code = self.labels.label(&Label::Int(i32::from(number)));
+            *code = new_label(&mut self.labels, &Label::Int(i32::from(number)));
         }
         *code
     }
@@ -52,6 +58,10 @@ impl Numbers {
     /// Appends the numbers of a batch.
     #[inline]
     pub(super) fn extend(&mut self, flows: &[Flow], number: impl Fn(&Flow) -> Option<u16>) {
+        // Of what few flows have, mostly none.
+        if flows.iter().all(|flow| number(flow).is_none()) {
+            return self.labels.repeat(NULL, flows.len());
+        }
         let mut found = [0; BATCH];
         for (found, flow) in found.iter_mut().zip(flows) {
             *found = self.code(number(flow));
@@ -66,44 +76,58 @@ impl Numbers {
     }
 }
 
-/// Labels that are times in seconds, most of them within a window.
-pub(super) struct Seconds {
+/// Labels that are numbers, most of them a little above some number: seconds of a window, counts.
+pub(super) struct NearNumbers {
     pub(super) labels: Labels,
-    /// The beginning of the window.
     from: i64,
-    /// By second of the window.
+    /// By distance from there.
     codes: Vec<u32>,
-    /// Of those that are far from it: after a step of the wall clock.
+    /// So many have a place in the array.
+    near: usize,
+    /// Of those that are far from it.
     far: HashMap<i64, u32>,
 }
 
-/// Seconds from the window's beginning that have a place in the array: a day.
+/// As many seconds of a window have a place in the array: a day.
 const NEAR_SECS: usize = 86_400;
+/// Up to so many packets have one, and no more than there are rows.
+const NEAR_COUNT: usize = 1 << 16;
 
-impl Seconds {
-    pub(super) fn new(from: i64) -> Self {
-        Self { labels: Labels::default(), from, codes: Vec::new(), far: HashMap::new() }
+impl NearNumbers {
+    /// Seconds: what is far from the window's beginning is so after a step of the wall clock.
+    pub(super) fn seconds(from: i64, rows: usize) -> Self {
+        Self { labels: Labels::with_room(rows), from, codes: Vec::new(), near: NEAR_SECS, far: HashMap::new() }
+    }
+
+    pub(super) fn counts(rows: usize) -> Self {
+        Self { near: NEAR_COUNT.min(rows), ..Self::seconds(0, rows) }
     }
 
     #[inline]
-    pub(super) fn code(&mut self, secs: i64) -> u32 {
-        let code = match usize::try_from(secs.wrapping_sub(self.from)) {
-            Ok(at) if at < NEAR_SECS => {
+    pub(super) fn code(&mut self, number: i64) -> u32 {
+        let code = match usize::try_from(number.wrapping_sub(self.from)) {
+            Ok(at) if at < self.near => {
                 if at >= self.codes.len() {
                     self.codes.resize(at + 1, NULL);
                 }
                 &mut self.codes[at]
             }
-            _ => self.far.entry(secs).or_insert(NULL),
+            _ => self.far.entry(number).or_insert(NULL),
         };
         if *code == NULL {
-            *code = self.labels.label(&Label::Long(secs));
+            *code = new_label(&mut self.labels, &Label::Long(number));
         }
         *code
     }
 
-    pub(super) fn push(&mut self, secs: i64) {
-        let code = self.code(secs);
+    pub(super) fn push(&mut self, number: i64) {
+        let code = self.code(number);
         self.labels.push(code);
+    }
+
+    /// The column, `rows` long.
+    pub(super) fn take(&mut self, rows: usize) -> Labels {
+        self.labels.fill(rows);
+        std::mem::take(&mut self.labels)
     }
 }

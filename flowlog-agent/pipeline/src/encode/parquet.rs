@@ -1,22 +1,13 @@
 //! Writing rows as Parquet. Encodings and sizes were chosen by `cargo xtask bench agent`; docs/performance.md keeps the
 //! figures.
 
-use std::{
-    cmp::Reverse,
-    collections::BTreeMap,
-    num::NonZero,
-    panic::resume_unwind,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
-};
-
-use bytes::Bytes;
+use std::{cmp::Reverse, collections::BTreeMap, num::NonZero, sync::Arc, thread};
 
 use parquet::{
     arrow::ArrowSchemaConverter,
     basic::{Compression, Encoding, ZstdLevel},
-    column::writer::{ColumnCloseResult, get_column_writer, get_typed_column_writer},
-    data_type::{BoolType, DataType, Int64Type},
+    column::writer::{get_column_writer, get_typed_column_writer},
+    data_type::Int64Type,
     errors::ParquetError,
     file::{
         metadata::KeyValue,
@@ -30,10 +21,13 @@ use flowlog_model::rule::Format;
 
 use super::{
     Names, ObjectInfo,
-    labels::{self, Compressor, Says},
+    chunk::{Chunk, Compressor, Says},
+    crew::{Crew, Group},
+    labels,
+    longs::{self, LongsEncoding},
     rows::{self, Rows},
     schema::{self, COLUMNS, ColumnId, ColumnSpec},
-    values::{Bools, Column},
+    values::Column,
 };
 use crate::window::{Balance, Untold};
 
@@ -114,25 +108,26 @@ fn write_with(
     profile: Profile,
     threads: usize,
 ) -> Result<Vec<u8>, ParquetError> {
-    let size = ObjectSize::of(rows.len());
-    let groups = rows.groups(info, names, profile.row_group_rows, profile.dictionary_bytes, threads);
-    if info.rule.format != Format::ParquetNarrow || size == ObjectSize::Many {
-        return put(info, rows, names, (profile, threads), &[true; COLUMNS.len()], groups);
+    let build = |part: &[u32]| rows.groups_of(part, info, names, profile.dictionary_bytes);
+    let parts = || rows.parts(profile.row_group_rows);
+    if info.rule.format != Format::ParquetNarrow || ObjectSize::of(rows.len()) == ObjectSize::Many {
+        return put(info, rows, names, (profile, threads), &[true; COLUMNS.len()], (parts(), build));
     }
-    let groups: Vec<Vec<Column>> = groups.collect();
-    let has_values = |number: usize| groups.iter().any(|columns| !columns[number].is_empty());
+    let groups: Vec<Group> = parts().flat_map(build).collect();
+    let others: Vec<Group> = rows.other_groups(info).collect();
+    let has_values = |number: usize| groups.iter().chain(&others).any(|columns| !columns[number].is_empty());
     let kept = std::array::from_fn(has_values);
-    put(info, rows, names, (profile, threads), &kept, groups.into_iter())
+    put(info, rows, names, (profile, threads), &kept, (groups.into_iter(), |group| vec![group]))
 }
 
-/// Writes the columns that are kept.
-fn put(
+/// Writes the columns that are kept, of parts that row groups are built of.
+fn put<T: Send>(
     info: &ObjectInfo,
     rows: &Rows<'_>,
     names: &Names,
     (profile, threads): (Profile, usize),
     kept: &[bool; COLUMNS.len()],
-    groups: impl Iterator<Item = Vec<Column>>,
+    (parts, build): (impl Iterator<Item = T> + Send, impl Fn(T) -> Vec<Group> + Sync),
 ) -> Result<Vec<u8>, ParquetError> {
     let specs: Vec<&ColumnSpec> = COLUMNS.iter().zip(kept).filter_map(|(c, kept)| kept.then_some(c)).collect();
     let schema = ArrowSchemaConverter::new().convert(&schema::schema(specs.iter().copied()))?;
@@ -147,14 +142,14 @@ fn put(
     let properties = Arc::new(properties(info, &rows.balance, more, profile, size)?);
     let writer = ChunkWriter { schema: &schema, specs: &specs, properties: &properties, profile, size };
     let mut file = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), properties.clone())?;
-    for columns in groups {
-        let mut group = file.next_row_group()?;
-        let columns = columns.into_iter().zip(kept).filter_map(|(column, kept)| kept.then_some(column)).collect();
-        for (bytes, close) in writer.chunks(columns, threads)? {
-            group.append_column(&bytes, close)?;
-        }
-        group.close()?;
-    }
+    let keep = |groups: Vec<Group>| -> Vec<Group> {
+        let keep = |columns: Group| columns.into_iter().zip(kept).filter_map(|(column, kept)| kept.then_some(column));
+        groups.into_iter().map(|columns| keep(columns).collect()).collect()
+    };
+    let write = |number, column, compressor: &mut Compressor| writer.chunk(number, column, compressor);
+    let compressor = || Compressor::new(compression(profile)?, profile.zstd_level);
+    Crew::new(parts, &mut file, &compressor, |part| keep(build(part)), write).run(threads)?;
+    Crew::new(rows.other_groups(info), &mut file, &compressor, |group| keep(vec![group]), write).run(1)?;
     file.into_inner()
 }
 
@@ -166,9 +161,6 @@ fn threads_for(rows: usize) -> usize {
     if rows < TWO_THREADS_ROWS { 1 } else { thread::available_parallelism().map_or(1, NonZero::get).min(2) }
 }
 
-/// A column chunk, and what is known of it.
-type Chunk = (Bytes, ColumnCloseResult);
-
 /// Makes column chunks.
 struct ChunkWriter<'a> {
     schema: &'a SchemaDescriptor,
@@ -179,56 +171,42 @@ struct ChunkWriter<'a> {
 }
 
 impl ChunkWriter<'_> {
-    /// The chunks of a row group, in the order of its columns. A column is freed when its chunk is there.
-    fn chunks(&self, columns: Vec<Column>, threads: usize) -> Result<Vec<Chunk>, ParquetError> {
-        let left = Mutex::new(columns.into_iter().enumerate());
-        let work = || -> Result<Vec<(usize, Chunk)>, ParquetError> {
-            let mut compressor = Compressor::new(compression(self.profile)?, self.profile.zstd_level)?;
-            // Nothing that is done under the lock can fail.
-            let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let chunk = |(number, column)| Ok((number, self.chunk(number, column, &mut compressor)?));
-            std::iter::from_fn(next).map(chunk).collect()
-        };
-        let mut chunks = thread::scope(|scope| {
-            let second = || thread::Builder::new().name("encode-chunks".to_owned()).spawn_scoped(scope, work).ok();
-            let second = if threads > 1 { second() } else { None };
-            let mut chunks = work()?;
-            if let Some(second) = second {
-                // What went wrong there is to be found where it would be found here.
-                chunks.extend(second.join().unwrap_or_else(|payload| resume_unwind(payload))?);
-            }
-            Ok::<_, ParquetError>(chunks)
-        })?;
-        chunks.sort_unstable_by_key(|(number, _)| *number);
-        Ok(chunks.into_iter().map(|(_, chunk)| chunk).collect())
-    }
-
     fn chunk(&self, number: usize, column: Column, compressor: &mut Compressor) -> Result<Chunk, ParquetError> {
         let description = self.schema.column(number);
+        let id = self.specs[number].id;
+        let says = Says { bounds: self.size.says_bounds_of(id), pages: self.size == ObjectSize::Many };
         match column {
-            Column::Labels(labels) => {
-                let bounds = self.size.says_bounds_of(self.specs[number].id);
-                let says = Says { bounds, pages: self.size == ObjectSize::Many };
-                labels::chunk(&description, &labels, compressor, says)
-            }
-            Column::Longs(values) => self.typed::<Int64Type>(description, &values, &vec![1; values.len()]),
-            Column::Bools(Bools { values, levels }) => self.typed::<BoolType>(description, &values, &levels),
+            Column::Labels(labels) => labels::chunk(&description, &labels, compressor, says),
+            Column::Longs(values) => match self.profile.longs(id) {
+                Some(encoding) => longs::chunk(&description, &values, encoding, compressor, says),
+                None => self.by_library(description, &values),
+            },
         }
     }
 
-    /// A column that is no dictionary of ours: the values, and for each row whether it has one.
-    fn typed<T: DataType>(
-        &self,
-        column: ColumnDescPtr,
-        values: &[T::T],
-        levels: &[i16],
-    ) -> Result<Chunk, ParquetError> {
+    /// A column of numbers in one of the encodings that were tried and not chosen.
+    fn by_library(&self, column: ColumnDescPtr, values: &[i64]) -> Result<Chunk, ParquetError> {
         let mut sink = TrackedWrite::new(Vec::new());
         let pages = Box::new(SerializedPageWriter::new(&mut sink));
-        let mut writer = get_typed_column_writer::<T>(get_column_writer(column, self.properties.clone(), pages));
-        writer.write_batch(values, Some(levels), None)?;
+        let writer = get_column_writer(column, self.properties.clone(), pages);
+        let mut writer = get_typed_column_writer::<Int64Type>(writer);
+        writer.write_batch(values, Some(&vec![1; values.len()]), None)?;
         let close = writer.close()?;
         Ok((sink.into_inner()?.into(), close))
+    }
+}
+
+impl Profile {
+    /// How a column of numbers is written that has no dictionary; `None`: in a way that is only there to be compared with.
+    fn longs(self, column: ColumnId) -> Option<LongsEncoding> {
+        match column {
+            ColumnId::StartNs | ColumnId::EndNs => match self.times {
+                TimesEncoding::Plain => Some(LongsEncoding::Plain),
+                TimesEncoding::Delta => Some(LongsEncoding::Delta),
+                TimesEncoding::Dictionary | TimesEncoding::Split => None,
+            },
+            _ => self.delta_bytes.then_some(LongsEncoding::Delta),
+        }
     }
 }
 

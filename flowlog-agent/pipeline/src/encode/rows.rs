@@ -6,8 +6,8 @@ pub use super::order::{CHOSEN, Order};
 use super::{
     Names, ObjectInfo, RowCounts,
     builder::{Builder, LogStatus, RowsFrom},
+    crew::Group,
     order::{Sorter, by_service},
-    values::Column,
 };
 use crate::window::{Balance, Flow, FlowTable, Loss, LossReason, OtherSide, Settled, connection::Stretch};
 
@@ -97,36 +97,40 @@ impl<'a> Rows<'a> {
         self.counts
     }
 
-    /// The columns of all row groups. A group ends after `rows_max` rows, or when a dictionary is `dictionary_bytes` long. One or two `threads`
-    /// build them.
-    pub(crate) fn groups<'b>(
-        &'b self,
-        info: &'b ObjectInfo,
-        names: &'b Names,
-        rows_max: usize,
+    /// The numbers of the flows, in parts that end after so many rows, each of which begins a row group.
+    pub(super) fn parts(&self, rows_max: usize) -> impl Iterator<Item = &[u32]> + Send {
+        self.flows.chunks(rows_max)
+    }
+
+    /// The row groups of a part: one, or several if a dictionary is as long as it may be before the end.
+    pub(super) fn groups_of(
+        &self,
+        part: &[u32],
+        info: &ObjectInfo,
+        names: &Names,
         dictionary_bytes: usize,
-        threads: usize,
-    ) -> impl Iterator<Item = Vec<Column>> + 'b {
-        let mut left = self.flows.as_slice();
+    ) -> Vec<Group> {
         let stretch = Stretch::of(&info.span, info.flushed_early);
         let from = RowsFrom { table: self.table, stretch, names };
-        let flow_groups = std::iter::from_fn(move || {
-            let with_two = |left: &mut _| Builder::with_two_threads(info, left, rows_max, dictionary_bytes, from);
-            let built = if threads > 1 && !left.is_empty() { with_two(&mut left) } else { None };
-            let mut b = built.unwrap_or_else(|| Builder::new(info, rows_max.min(left.len())));
-            if b.rows() == 0 {
-                b.take(&mut left, rows_max, dictionary_bytes, from);
-            }
+        let mut left = part;
+        let groups = std::iter::from_fn(|| {
+            let mut b = Builder::new(info, left.len());
+            b.take(&mut left, dictionary_bytes, from);
             (b.rows() > 0).then(|| b.finish())
         });
-        let rest = std::iter::once_with(move || {
+        groups.collect()
+    }
+
+    /// The row groups of rows that are no flows, which follow.
+    pub(super) fn other_groups(&self, info: &ObjectInfo) -> impl Iterator<Item = Group> {
+        let losses = {
             let mut b = Builder::new(info, self.losses.len());
             self.losses.iter().for_each(|loss| b.loss(loss));
             if self.is_empty() {
                 b.no_flow(LogStatus::NoData);
             }
             (b.rows() > 0).then(|| b.finish())
-        });
+        };
         // A group of its own: drivers count no bytes.
         let xdp = (!self.xdp.is_empty()).then(|| {
             let mut b = Builder::new(info, self.xdp.len());
@@ -139,7 +143,7 @@ impl<'a> Rows<'a> {
             b.gap(from, to);
             b.finish()
         });
-        flow_groups.chain(rest.flatten()).chain(xdp).chain(gap)
+        losses.into_iter().chain(xdp).chain(gap)
     }
 }
 

@@ -7,8 +7,9 @@ use flowlog_model::rule::Direction;
 use super::{
     Names, ObjectInfo,
     address::AddressColumn,
-    labels::{Label, Labels},
-    values::{Bools, Found},
+    batch::BATCH,
+    labels::{Label, Labels, NULL},
+    values::{Found, Known},
 };
 use crate::window::{
     Addresses, Connection, Flow, Lost,
@@ -107,43 +108,90 @@ impl OtherSideColumns {
     }
 }
 
+/// Labels of a set that is known, of which few rows have one: in the dictionary are those that a row has.
+pub(super) struct SparseNames {
+    labels: Labels,
+    names: &'static [&'static str],
+    /// By place of the name.
+    codes: [u32; NAMES_MAX],
+}
+
+/// Names that such a column may have.
+const NAMES_MAX: usize = 4;
+const _: () = assert!(FlowState::NAMES.len() <= NAMES_MAX && EndCause::NAMES.len() <= NAMES_MAX);
+
+impl SparseNames {
+    fn new(names: &'static [&'static str], rows: usize) -> Self {
+        Self { labels: Labels::with_room(rows), names, codes: [NULL; NAMES_MAX] }
+    }
+
+    #[inline]
+    fn code(&mut self, place: usize) -> u32 {
+        match self.codes[place] {
+            NULL => self.new_code(place),
+            code => code,
+        }
+    }
+
+    #[cold]
+    fn new_code(&mut self, place: usize) -> u32 {
+        self.codes[place] = self.labels.label(&Label::Text(self.names[place].to_owned()));
+        self.codes[place]
+    }
+
+    /// The column, `rows` long.
+    pub(super) fn take(&mut self, rows: usize) -> Labels {
+        self.labels.fill(rows);
+        std::mem::take(&mut self.labels)
+    }
+}
+
 /// What flows show of their connections.
-#[derive(Default)]
 pub(super) struct ConnectionColumns {
-    initiator: Bools,
-    pub(super) state: Sparse<u8>,
-    pub(super) end: Sparse<u8>,
+    pub(super) initiator: Known,
+    pub(super) state: SparseNames,
+    pub(super) end: SparseNames,
     pub(super) rtt_us: Sparse<u32>,
 }
 
 impl ConnectionColumns {
-    pub(super) fn push(&mut self, row: usize, connection: &Connection) {
-        let Connection { initiator, state, end, rtt_us } = *connection;
-        self.initiator.push(initiator);
-        let name = |names: &[&str], code: u8| names.get(usize::from(code)).map(|n| Label::Text((*n).to_owned()));
-        if let Some(state) = state {
-            self.state.push(row, state as u8, |code| name(&FlowState::NAMES, *code));
-        }
-        if let Some(end) = end {
-            self.end.push(row, end as u8, |code| name(&EndCause::NAMES, *code));
-        }
-        if let Some(rtt_us) = rtt_us {
-            self.rtt_us.push(row, rtt_us, |us| Some(Label::Long(i64::from(*us))));
-        }
+    pub(super) fn new(rows: usize) -> Self {
+        let names = |names| SparseNames::new(names, rows);
+        let (state, end) = (names(&FlowState::NAMES), names(&EndCause::NAMES));
+        Self { initiator: Known::bools(rows), state, end, rtt_us: Sparse::default() }
     }
 
-    /// The column `initiator`, `rows` long.
-    pub(super) fn initiator(&mut self, rows: usize) -> Bools {
-        while self.initiator.rows() < rows {
-            self.initiator.push(None);
+    /// Rows of a batch, from this number on.
+    pub(super) fn extend(&mut self, from: usize, connections: impl Iterator<Item = Connection>) {
+        let mut found = [[NULL; BATCH]; 3];
+        let [initiators, states, ends] = &mut found;
+        let mut rows = 0;
+        for connection in connections {
+            let Connection { initiator, state, end, rtt_us } = connection;
+            if let Some(initiator) = initiator {
+                initiators[rows] = u32::from(initiator);
+            }
+            if let Some(state) = state {
+                states[rows] = self.state.code(state as usize);
+            }
+            if let Some(end) = end {
+                ends[rows] = self.end.code(end as usize);
+            }
+            if let Some(rtt_us) = rtt_us {
+                self.rtt_us.push(from + rows, rtt_us, |us| Some(Label::Long(i64::from(*us))));
+            }
+            rows += 1;
         }
-        std::mem::take(&mut self.initiator)
+        let columns = [&mut self.initiator.0, &mut self.state.labels, &mut self.end.labels];
+        for (labels, codes) in columns.into_iter().zip(&found) {
+            labels.extend(&codes[..rows]);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{super::labels::NULL, *};
+    use super::*;
 
     #[test]
     fn rows_without_a_value_are_null_wherever_they_are() {

@@ -11,7 +11,6 @@ pub(crate) enum Column {
     Labels(Labels),
     /// Many, and none missing.
     Longs(Vec<i64>),
-    Bools(Bools),
 }
 
 impl Column {
@@ -20,7 +19,6 @@ impl Column {
         match self {
             Self::Labels(labels) => labels.is_empty(),
             Self::Longs(_) => false,
-            Self::Bools(bools) => bools.values.is_empty(),
         }
     }
 }
@@ -35,6 +33,13 @@ pub(super) struct Found<K> {
 impl<K> Default for Found<K> {
     fn default() -> Self {
         Self { labels: Labels::default(), codes: HashMap::new(), last: None }
+    }
+}
+
+impl<K> Found<K> {
+    /// For so many rows.
+    pub(super) fn with_room(rows: usize) -> Self {
+        Self { labels: Labels::with_room(rows), ..Self::default() }
     }
 }
 
@@ -69,35 +74,27 @@ impl<K: Hash + Eq + Copy> Found<K> {
 pub(super) struct Known(pub(super) Labels);
 
 impl Known {
-    pub(super) fn new(values: &[&str]) -> Self {
-        let mut labels = Labels::default();
+    /// Names, for so many rows.
+    pub(super) fn names(values: &[&str], rows: usize) -> Self {
+        Self::of(values.iter().map(|value| Label::Text((*value).to_owned())), rows)
+    }
+
+    /// Whether or not: the code of `true` is 1.
+    pub(super) fn bools(rows: usize) -> Self {
+        Self::of([false, true].into_iter().map(Label::Bool), rows)
+    }
+
+    fn of(values: impl Iterator<Item = Label>, rows: usize) -> Self {
+        let mut labels = Labels::with_room(rows);
         for value in values {
-            labels.label(&Label::Text((*value).to_owned()));
+            labels.label(&value);
         }
         Self(labels)
     }
-}
 
-/// Whether or not, or null: a column of Parquet's type `BOOLEAN`, which knows no dictionary.
-#[derive(Default)]
-pub(crate) struct Bools {
-    /// Those that are not null.
-    pub(super) values: Vec<bool>,
-    /// By row: 1 where there is a value.
-    pub(super) levels: Vec<i16>,
-}
-
-impl Bools {
-    /// Gives the next row a value.
-    #[inline]
-    pub(super) fn push(&mut self, value: Option<bool>) {
-        self.levels.push(i16::from(value.is_some()));
-        self.values.extend(value);
-    }
-
-    /// How many rows there are so far.
-    #[must_use]
-    pub(super) fn rows(&self) -> usize {
-        self.levels.len()
+    /// The column, `rows` long.
+    pub(super) fn take(&mut self, rows: usize) -> Labels {
+        self.0.fill(rows);
+        std::mem::take(&mut self.0)
     }
 }

@@ -42,6 +42,7 @@ impl Span {
     /// anywhere between two of them: it is behind by something between nothing and two ticks. So one is added, and the
     /// error is less than one, in either direction. It must not lead out of the window: no packet passed before that was
     /// opened, and none is moved past its end.
+    #[inline]
     #[must_use]
     pub(crate) fn wall_of_tick(&self, mono: MonoNs) -> WallNs {
         let end = self.end_secs.saturating_mul(NS_PER_SEC);
@@ -52,6 +53,7 @@ impl Span {
     }
 
     /// Wall-clock time of a monotonic instant, by the offset between the clocks when the window was opened.
+    #[inline]
     #[must_use]
     pub fn wall(&self, mono: MonoNs) -> WallNs {
         WallNs(i64::try_from(mono.0).unwrap_or(i64::MAX).saturating_add(self.opened.wall_minus_mono()))

@@ -1,23 +1,31 @@
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parquet::{
-    basic::ZstdLevel,
+    basic::{Compression, ZstdLevel},
     file::{
         page_index::column_index::ColumnIndexMetaData,
         properties::WriterProperties,
         reader::FileReader as _,
         serialized_reader::{ReadOptionsBuilder, SerializedFileReader},
+        statistics::Statistics,
         writer::SerializedFileWriter,
     },
     record::{Field, RowAccessor as _},
     schema::parser::parse_message_type,
 };
 
-use super::{pack::RUN, *};
+use super::*;
+use crate::encode::{chunk::PAGE_ROWS, pack::RUN};
 
 /// One optional INT32 column as a file.
 fn written(labels: &Labels) -> Bytes {
-    let schema = Arc::new(parse_message_type("message m { optional int32 a; }").expect("a schema"));
+    written_as("int32", labels)
+}
+
+/// One optional column of a type as a file.
+fn written_as(of: &str, labels: &Labels) -> Bytes {
+    let schema = Arc::new(parse_message_type(&format!("message m {{ optional {of} a; }}")).expect("a schema"));
     let codec = Compression::ZSTD(ZstdLevel::try_new(1).expect("a level"));
     let mut file = SerializedFileWriter::new(Vec::new(), schema, Arc::new(WriterProperties::new())).expect("a file");
     let column = file.schema_descr().column(0);
@@ -96,4 +104,51 @@ fn bounds_are_those_of_the_rows_for_the_chunk_and_for_each_page() {
 fn a_column_of_one_value_or_of_none_reads_back() {
     assert_eq!(there_and_back(&Labels::same(Some(Label::Int(2)), 1_000)), vec![Some(2); 1_000]);
     assert_eq!(there_and_back(&Labels::same(None, 1_000)), vec![None; 1_000]);
+}
+
+#[test]
+fn whether_or_not_reads_back_as_written_and_null_as_null() {
+    for rows in [1, 5, 8, 4_003, PAGE_ROWS + 3] {
+        for gap in [0, 1, 2, 7] {
+            let mut labels = Labels::default();
+            for value in [false, true] {
+                labels.label(&Label::Bool(value));
+            }
+            let value = |row: usize| (gap == 0 || !row.is_multiple_of(gap)).then_some(row % 3 == 1);
+            (0..rows).for_each(|row| labels.push(value(row).map_or(NULL, u32::from)));
+            let reader = SerializedFileReader::new(written_as("boolean", &labels)).expect("a Parquet file");
+            let read = reader.get_row_iter(None).expect("rows").map(|row| row.expect("a row"));
+            let read = read.map(|row| match row.get_column_iter().next() {
+                Some((_, Field::Bool(value))) => Some(*value),
+                _ => None,
+            });
+            assert!(read.eq((0..rows).map(value)), "{rows} rows, gap {gap}");
+            let has = |wanted| (0..rows).any(|row| value(row) == Some(wanted));
+            let bounds = [true, false].map(|other| if has(!other) { !other } else { other });
+            let column = reader.metadata().row_group(0).column(0);
+            let Some(Statistics::Boolean(said)) = column.statistics() else { panic!("{:?}", column.statistics()) };
+            let any = has(true) || has(false);
+            let wanted = (any.then_some(bounds[0]), any.then_some(bounds[1]));
+            assert_eq!((said.min_opt().copied(), said.max_opt().copied()), wanted, "{rows} rows, gap {gap}");
+        }
+    }
+}
+
+#[test]
+fn columns_that_get_more_labels_on_the_way_keep_what_rows_had() {
+    let mut labels = Labels::with_room(10);
+    let rows = 70_000;
+    for row in 0..rows {
+        // Nothing but the same at first; then a new one in each row, with nulls among them.
+        let code = labels.label(&Label::Int(row));
+        labels.push(if row < 200 {
+            0
+        } else if row % 3 == 0 {
+            NULL
+        } else {
+            code
+        });
+    }
+    let wanted = (0..rows).map(|row| if row < 200 { Some(0) } else { (row % 3 != 0).then_some(row) });
+    assert!(there_and_back(&labels) == wanted.collect::<Vec<_>>(), "{rows} rows");
 }
