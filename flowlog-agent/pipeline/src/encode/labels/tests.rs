@@ -73,9 +73,16 @@ fn labels_read_back_as_written_whatever_their_number_and_gaps() {
 
 #[test]
 fn bounds_are_those_of_the_rows_for_the_chunk_and_for_each_page() {
-    // The vocabulary goes from 0 to 9; the first page has 3 to 5, the second nothing, the third 7.
+    // As many labels as are looked for one by one, and as codes of each width tell apart.
+    for different in [10, 200, 300, 70_000] {
+        bounds_are_those_of_the_rows_with(different);
+    }
+}
+
+fn bounds_are_those_of_the_rows_with(different: i32) {
+    // The vocabulary begins with 0; the first page has 3 to 5, the second nothing, the third 7.
     let mut labels = Labels::default();
-    for value in 0..10 {
+    for value in 0..different {
         labels.label(&Label::Int(value));
     }
     for row in 0..=2 * PAGE_ROWS {
