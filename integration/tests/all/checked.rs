@@ -143,7 +143,9 @@ fn beside_a_running_agent_its_own_addresses_are_no_trouble_and_values_say_where_
     let is = |value: &str, origin: &str| (value.to_owned(), origin.to_owned());
     assert_eq!(of("spool.bytes_max"), is("\"1GiB\"", "flag"));
     assert_eq!(of("spool.age_max"), is("60", "file"));
-    assert_eq!(of("kernel.ring_bytes"), is("8MiB", "default"));
+    // As large as is chosen for this machine.
+    let (ring, from) = of("kernel.ring_bytes");
+    assert!(ring.ends_with("MiB") && from == "default", "{ring} {from}");
     assert_eq!(of("node_id"), is("\"other\"", "flag"));
     agent.end().unwrap();
 }

@@ -156,7 +156,8 @@ fn sixty_four_mebibytes_are_enough_in_a_flood() {
     let node = Node::new(&[]).unwrap();
     let group = Memory::new(64 << 20, false).unwrap();
     let before = node.pair.a.statistic("eth0", "rx_packets").unwrap();
-    let run = shell(&format!("{} --flows-max 50000 --window 86400", running(&node)));
+    // `ip netns exec` hides the control groups, and so the limit that flows and ring would follow.
+    let run = shell(&format!("{} --flows-max 50000 --ring-bytes 8MiB --window 86400", running(&node)));
     let mut agent = Agent::attend(group.admit(&run), tempfile::tempdir().unwrap()).unwrap();
     agent.wait_for("capturing").unwrap();
     // Every packet is a new flow.
