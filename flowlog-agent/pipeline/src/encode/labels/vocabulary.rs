@@ -28,17 +28,6 @@ pub(crate) enum LabelRef<'a> {
 /// Bytes of the length in front of a text.
 const LENGTH: usize = size_of::<u32>();
 
-/// The first bytes of a text as a number: texts that differ in them are in the order of these numbers.
-#[inline]
-fn beginning(text: &[u8]) -> u64 {
-    let whole = text.first_chunk().copied().unwrap_or_else(|| {
-        let mut filled_up = [0; size_of::<u64>()];
-        filled_up[..text.len()].copy_from_slice(text);
-        filled_up
-    });
-    u64::from_be_bytes(whole)
-}
-
 impl Vocabulary {
     pub(super) fn len(&self) -> usize {
         match self {
@@ -137,10 +126,9 @@ impl Vocabulary {
             }
             Self::Texts(plain, ends) => {
                 let texts = ends.iter().scan(0, |begin, end| {
-                    let text = &plain[std::mem::replace(begin, *end as usize) + LENGTH..*end as usize];
-                    Some((beginning(text), text))
+                    Some(&plain[std::mem::replace(begin, *end as usize) + LENGTH..*end as usize])
                 });
-                of(texts, used).map(|((_, a), (_, b))| (LabelRef::Text(a), LabelRef::Text(b)))
+                of(texts, used).map(|(a, b)| (LabelRef::Text(a), LabelRef::Text(b)))
             }
         }
     }
