@@ -81,7 +81,7 @@ pub(super) fn sweep_secs(slots: u32, cpus: usize, flows: u32, rounds: u32) -> an
     let subject = lab.ours("flowlog", "flowlog_tc_ingress", Hook::Tc)?;
     lab.set_order(|i| i)?;
     // Another CPU than our own, as nearly all of many are.
-    let first = 2 - cpus;
+    let first = u32::try_from(2 - cpus)?;
     let (mut least, mut records) = (f64::MAX, 0);
     for _ in 0..rounds {
         if flows > 0 {
