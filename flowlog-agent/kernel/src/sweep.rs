@@ -69,11 +69,12 @@ impl Sweeper {
     }
 
     /// CPUs that may have something in their caches, and those that are plugged in. Many machines could have more CPUs than they ever do.
-    fn to_sweep(&self) -> Result<(BTreeSet<u32>, BTreeSet<u32>), KernelError> {
-        let present = CpuList::Present.read()?;
+    fn to_sweep(&self) -> (BTreeSet<u32>, BTreeSet<u32>) {
+        // Without that list all that there could be are swept, which takes longer.
+        let present = CpuList::Present.read().unwrap_or_else(|_| (0..self.numbers).collect());
         let has_run = |cpu: &u32| self.clock(*cpu) != self.emptied.get(cpu).copied().unwrap_or_default();
         let gone = (0..self.numbers).filter(|cpu| !present.contains(cpu) && has_run(cpu));
-        Ok((present.iter().copied().chain(gone).collect(), present))
+        (present.iter().copied().chain(gone).collect(), present)
     }
 
     /// Evicts records, from `from` on, until all is clean or the ring is full.
@@ -90,13 +91,15 @@ impl Sweeper {
         is_short: impl Fn() -> bool,
     ) -> Result<Swept, KernelError> {
         let program = programs.sweeper()?;
-        let (cpus, present) = self.to_sweep()?;
+        let (cpus, present) = self.to_sweep();
         let mut at = from;
         for &cpu in cpus.range(from.cpu..) {
             if at.cpu != cpu {
                 at = Cursor { cpu, ..Cursor::default() };
             }
+            let (begun, clock) = (at, self.clock(cpu));
             let mut held = None;
+            let mut was_off = false;
             while at.cache <= sweep::BLOCKS {
                 let slots = match at.cache {
                     sweep::PASSED4 | sweep::PASSED6 => self.sizes.passed_slots,
@@ -104,19 +107,25 @@ impl Sweeper {
                     _ => self.sizes.refused_slots,
                 };
                 while at.slot < slots {
-                    match self.chunk(program, at, scope, &mut held)? {
-                        sweep::RING_FULL => return Ok(Swept::RingFull(at)),
-                        _ => at.slot += SWEEP_CHUNK,
+                    let swept = self.chunk(program, at, scope, &mut held)?;
+                    was_off |= held.is_some() && at == Cursor { cpu, ..Cursor::default() };
+                    if swept == sweep::RING_FULL {
+                        let is_elsewhere = held.is_some();
+                        self.release(program, cpu, held)?;
+                        // What was held is in the block of a CPU whose turn may have been: all have theirs once more.
+                        return Ok(Swept::RingFull(if is_elsewhere { Cursor::default() } else { at }));
                     }
+                    at.slot += SWEEP_CHUNK;
                     if is_short() {
+                        self.release(program, cpu, held)?;
                         return Ok(Swept::RingFull(at));
                     }
                 }
                 at = Cursor { cpu, cache: at.cache + 1, slot: 0 };
             }
-            drop(held);
-            if !present.contains(&cpu) {
-                self.emptied.insert(cpu, self.clock(cpu));
+            self.release(program, cpu, held)?;
+            if !present.contains(&cpu) && was_off && begun == (Cursor { cpu, ..Cursor::default() }) {
+                self.emptied.insert(cpu, clock);
             }
         }
         Ok(Swept::Done)
@@ -147,7 +156,7 @@ impl Sweeper {
             match program.test_run(RawTracePointRunOptions { args, cpu: on }) {
                 Ok(run) if run.return_value != sweep::BUSY => return Ok(run.return_value),
                 Ok(_) => {}
-                Err(error) if is_off(&error) => *held = self.hold(at.cpu)?,
+                Err(error) if is_not_there(&error) => *held = self.hold(program, at.cpu)?,
                 Err(error) => return Err(refused(&error)),
             }
         }
@@ -158,11 +167,21 @@ impl Sweeper {
     }
 
     /// Takes the caches of a CPU that is off. `None`: it is not, or no longer, or a program has them.
-    fn hold(&self, cpu: u32) -> Result<Option<Held<'_>>, KernelError> {
+    fn hold(&self, program: &RawTracePoint, cpu: u32) -> Result<Option<Held<'_>>, KernelError> {
         let Some(held) = self.holder(cpu).and_then(Held::take) else { return Ok(None) };
-        // Who comes back now finds them taken: the kernel says so before anything runs there, and we ask after we have taken them.
+        // Who comes back now finds them taken: it runs nothing before the kernel says that it is there, and we ask after we have taken them.
         fence(Ordering::SeqCst);
-        Ok(if CpuList::Online.read()?.contains(&cpu) { None } else { Some(held) })
+        Ok(is_off(program, cpu)?.then_some(held))
+    }
+
+    /// Gives them back.
+    fn release(&self, program: &RawTracePoint, cpu: u32, held: Option<Held<'_>>) -> Result<(), KernelError> {
+        if held.is_some() && !is_off(program, cpu)? {
+            // It is back. What its programs have read ahead of the flag is from before we had taken it: not everywhere does a load wait for that.
+            wait_for_programs();
+        }
+        drop(held);
+        Ok(())
     }
 }
 
@@ -178,12 +197,22 @@ impl<'a> Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.store(busy::FREE, Ordering::SeqCst);
+        // A program that had read the flag before we took it may have written over it, and gives back what is its own.
+        let _ = self.0.compare_exchange(busy::AGENT, busy::FREE, Ordering::SeqCst, Ordering::SeqCst);
+    }
+}
+
+/// Whether a CPU is off, by what the kernel says of a program that is to run there. (The sweeper does nothing while the CPU is held.)
+fn is_off(program: &RawTracePoint, cpu: u32) -> Result<bool, KernelError> {
+    match program.test_run(RawTracePointRunOptions { args: [0; 12], cpu: Some(cpu) }) {
+        Ok(_) => Ok(false),
+        Err(error) if is_not_there(&error) => Ok(true),
+        Err(error) => Err(refused(&error)),
     }
 }
 
 /// Whether a program was not run because the CPU it was to run on is off (`bpf_prog_test_run_raw_tp`).
-fn is_off(error: &ProgramError) -> bool {
+fn is_not_there(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::ENXIO))
 }
 

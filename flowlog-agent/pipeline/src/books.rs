@@ -32,9 +32,9 @@ use crate::{
     xdp,
 };
 
-/// Blocks taken before a grace period: all that the default ring holds, and an end in any flood.
-const BLOCKS_BEFORE_WAIT: usize = 2_048;
-/// How often the ring is emptied while a grace period lasts: it holds 130,000 records by default, which take 20 ms at the least.
+/// Blocks taken before a grace period: all that the largest ring holds that is chosen (64 MiB), and an end in any flood.
+const BLOCKS_BEFORE_WAIT: usize = 16_384;
+/// How often the ring is emptied while a grace period lasts: the smallest that is chosen holds 130,000 records, which take 20 ms at the least.
 const EMPTIED_EVERY: Duration = Duration::from_millis(2);
 /// Epochs whose counters exist, besides the open and the closing one: cleared at a start.
 const OTHER_EPOCHS: [u32; 2] = [1, 2];

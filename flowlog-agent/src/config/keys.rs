@@ -318,7 +318,7 @@ pub(crate) const KEYS: &[ConfigKey] = &[
     ConfigKey::new("kernel", "refused_slots", Number, Is("4096"), "Cache slots for refused flows, likewise; a power of two")
         .flag(Group::Kernel, "refused-slots", "N")
         .takes_detach(),
-    ConfigKey::new("kernel", "ring_bytes", Size, Words("as pinned, else 32MiB; 8MiB or 16MiB with less than 4GiB of memory, 64MiB with more than 48 CPUs"), "Ring buffer between kernel and agent; a power of two")
+    ConfigKey::new("kernel", "ring_bytes", Size, Words("as pinned, else 32MiB; 8MiB or 16MiB with less than 4GiB of memory, 64MiB with 50 CPUs and more"), "Ring buffer between kernel and agent; a power of two")
         .flag(Group::Kernel, "ring-bytes", "SIZE")
         .takes_detach(),
     ConfigKey::new("kernel", "interfaces_max", Number, Is("512"), "Interfaces that can be watched, at most 65534")

@@ -173,7 +173,8 @@ pub(crate) fn landed(dir: &Path, direction: &str) -> anyhow::Result<(u64, u64)> 
     Ok((all, lost))
 }
 
-/// CPU seconds and context switches of a process so far, and its resident MiB now and at most.
+/// CPU seconds and context switches of a process so far, and its resident MiB now and at most: without the maps that it has in its memory. They are
+/// the kernel's, and the ring counts twice.
 pub(crate) struct Usage {
     pub cpu_secs: f64,
     switches: u64,
@@ -199,9 +200,28 @@ pub(crate) fn usage(pid: u32) -> anyhow::Result<Usage> {
         let n = kib(&text, "voluntary_ctxt_switches") as u64;
         switches += n;
     }
-    let rss_mib = kib(&status, "VmRSS") / 1024.0;
-    let peak_mib = kib(&status, "VmHWM") / 1024.0;
+    let maps_kib = maps_kib(pid);
+    let rss_mib = (kib(&status, "VmRSS") - maps_kib) / 1024.0;
+    let peak_mib = (kib(&status, "VmHWM") - maps_kib) / 1024.0;
     Ok(Usage { cpu_secs: cpu_ns / 1e9, switches, rss_mib, peak_mib })
+}
+
+/// How much of a process's resident memory is maps of the kernel.
+fn maps_kib(pid: u32) -> f64 {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let mut is_map = false;
+    let mut kib = 0.0;
+    for line in smaps.lines() {
+        if let Some(rss) = line.strip_prefix("Rss:") {
+            let rss = rss.trim().trim_end_matches(" kB").parse().unwrap_or(0.0);
+            kib += if is_map { rss } else { 0.0 };
+        } else if line.contains(" rw-s ") || line.contains(" r--s ") {
+            is_map = line.contains("bpf-map");
+        } else if line.contains("-p ") {
+            is_map = false;
+        }
+    }
+    kib
 }
 
 /// What agents use while packets are forwarded.

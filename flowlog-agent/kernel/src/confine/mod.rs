@@ -9,7 +9,10 @@
 pub(crate) mod capabilities;
 mod filter;
 
-use std::{fs, io};
+use std::{
+    fs, io, thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
@@ -93,9 +96,9 @@ impl Confined {
     /// The capture has begun: gives up what only its beginning took.
     ///
     /// # Errors
-    /// If the kernel refuses, or there are other threads already.
+    /// If the kernel refuses, or there are other threads that do not end.
     pub fn finish(&self) -> Result<(), ConfineError> {
-        ensure_one_thread()?;
+        wait_for_one_thread()?;
         capabilities::limit_to_go_on(self.keep)
     }
 }
@@ -116,7 +119,25 @@ pub(crate) fn has_filters() -> bool {
     fs::exists("/proc/sys/kernel/seccomp/actions_avail").unwrap_or(false)
 }
 
+fn threads() -> Result<usize, ConfineError> {
+    Ok(fs::read_dir("/proc/self/task").map_err(refused("count the threads"))?.count())
+}
+
 fn ensure_one_thread() -> Result<(), ConfineError> {
-    let threads = fs::read_dir("/proc/self/task").map_err(refused("count the threads"))?.count();
+    let threads = threads()?;
     if threads == 1 { Ok(()) } else { Err(ConfineError::Threads(threads)) }
+}
+
+/// How long the threads that help a capture to begin have to end: the longest gives the room of the last agent's journal back to the disk.
+const ENDED_WITHIN: Duration = Duration::from_secs(10);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Waits until threads that do something once have ended. Also one that has been joined is listed for a moment.
+fn wait_for_one_thread() -> Result<(), ConfineError> {
+    let begin = Instant::now();
+    while threads()? > 1 && begin.elapsed() < ENDED_WITHIN {
+        thread::sleep(LOOK);
+    }
+    ensure_one_thread()
 }

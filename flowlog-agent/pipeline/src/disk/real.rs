@@ -126,13 +126,13 @@ impl Filesystem for Disk {
 
     fn remove(&self, dir: &str, name: &str) -> io::Result<()> {
         let dir = self.dir(dir)?;
-        // Nobody waits for its room to be given back: that is done when the last who has it open closes it.
+        // What is open when its name goes gives its room back when it is closed.
+        let bytes = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW).map_or(0, |stat| stat.st_size);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = rustix::fs::openat(&dir, name, flags, Mode::empty()).ok();
-        let bytes = open.as_ref().and_then(|file| rustix::fs::fstat(file).ok()).map_or(0, |stat| stat.st_size);
+        let open = (bytes >= LARGE_BYTES).then(|| rustix::fs::openat(&dir, name, flags, Mode::empty()));
         rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
-        if bytes >= LARGE_BYTES {
-            // Without a thread it is closed here, as one that is small.
+        if let Some(Ok(open)) = open {
+            // Without a thread it is closed here.
             let _ = thread::Builder::new().name("give-back".to_owned()).spawn(move || drop(open));
         }
         Ok(())

@@ -2,7 +2,8 @@
 //!
 //! Three contexts share a CPU's caches: softirq (hooks), process context (verdicts of locally made packets), and the sweeper.
 //! Whoever finds [`Cpu::busy`] set sends its packet as a record of its own and touches nothing. While a CPU is off the agent may have set it, and
-//! another CPU's sweeper empties its caches.
+//! another CPU's sweeper empties its caches; if the CPU is back by then, the agent waits for all programs before it frees them, so that none goes on with
+//! what it had read before.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
