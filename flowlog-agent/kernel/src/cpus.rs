@@ -63,7 +63,9 @@ impl CpuCount {
 
 /// A list of numbers and ranges, `0-3,8`: as `bitmap_print_to_pagebuf` writes it.
 fn parse(text: &str) -> io::Result<BTreeSet<u32>> {
-    let number = |text: &str| text.parse::<u32>().map_err(|_| io::Error::other(format!("`{text}` is no CPU's number")));
+    let number = |text: &str| {
+        text.parse::<u32>().map_err(|error| io::Error::other(format!("`{text}` is no CPU's number: {error}")))
+    };
     let mut cpus = BTreeSet::new();
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

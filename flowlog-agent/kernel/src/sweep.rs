@@ -111,19 +111,19 @@ impl Sweeper {
                     was_off |= held.is_some() && at == Cursor { cpu, ..Cursor::default() };
                     if swept == sweep::RING_FULL {
                         let is_elsewhere = held.is_some();
-                        self.release(program, cpu, held)?;
+                        release(program, cpu, held)?;
                         // What was held is in the block of a CPU whose turn may have been: all have theirs once more.
                         return Ok(Swept::RingFull(if is_elsewhere { Cursor::default() } else { at }));
                     }
                     at.slot += SWEEP_CHUNK;
                     if is_short() {
-                        self.release(program, cpu, held)?;
+                        release(program, cpu, held)?;
                         return Ok(Swept::RingFull(at));
                     }
                 }
                 at = Cursor { cpu, cache: at.cache + 1, slot: 0 };
             }
-            self.release(program, cpu, held)?;
+            release(program, cpu, held)?;
             if !present.contains(&cpu) && was_off && begun == (Cursor { cpu, ..Cursor::default() }) {
                 self.emptied.insert(cpu, clock);
             }
@@ -173,16 +173,6 @@ impl Sweeper {
         fence(Ordering::SeqCst);
         Ok(is_off(program, cpu)?.then_some(held))
     }
-
-    /// Gives them back.
-    fn release(&self, program: &RawTracePoint, cpu: u32, held: Option<Held<'_>>) -> Result<(), KernelError> {
-        if held.is_some() && !is_off(program, cpu)? {
-            // It is back. What its programs have read ahead of the flag is from before we had taken it: not everywhere does a load wait for that.
-            wait_for_programs();
-        }
-        drop(held);
-        Ok(())
-    }
 }
 
 /// The caches of a CPU that is off are ours: its hooks, if it comes back, send records of their own meanwhile.
@@ -193,6 +183,17 @@ impl<'a> Held<'a> {
         let taken = holder.compare_exchange(busy::FREE, busy::AGENT, Ordering::SeqCst, Ordering::SeqCst);
         taken.is_ok().then_some(Self(holder))
     }
+}
+
+/// Gives the caches of a CPU back, if they were taken.
+fn release(program: &RawTracePoint, cpu: u32, held: Option<Held<'_>>) -> Result<(), KernelError> {
+    let Some(held) = held else { return Ok(()) };
+    if !is_off(program, cpu)? {
+        // It is back. What its programs have read ahead of the flag is from before we had taken it: not everywhere does a load wait for that.
+        wait_for_programs();
+    }
+    drop(held);
+    Ok(())
 }
 
 impl Drop for Held<'_> {

@@ -18,7 +18,7 @@ pub use record::*;
 pub use truth::*;
 
 /// Version of everything in this module. It names the pin directory, so that two ABIs never share a map.
-pub const ABI_VERSION: u32 = 14;
+pub const ABI_VERSION: u32 = 15;
 
 /// Ingress: the packet enters the interface that is being watched.
 pub const INGRESS: u8 = 0;

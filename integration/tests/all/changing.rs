@@ -23,8 +23,8 @@ const BETWEEN: u64 = 2_000;
 
 /// Counts what all rules have let through: behind every hook that any of them is at.
 fn witness() -> String {
-    let counters: String = PORTS.iter().map(|p| format!(" counter p{p} {{ }}\n")).collect();
-    let rules: String = PORTS.iter().map(|p| format!("  udp dport {p} counter name p{p}\n")).collect();
+    let counters = PORTS.map(|p| format!(" counter p{p} {{ }}\n")).concat();
+    let rules = PORTS.map(|p| format!("  udp dport {p} counter name p{p}\n")).concat();
     format!("table inet witness {{\n{counters} chain c {{ type filter hook input priority 1000;\n{rules} }}\n}}\n")
 }
 
@@ -35,7 +35,7 @@ fn table(hook: &str, rule: &str) -> String {
 
 /// Changes, one after the other. At first and at last there is no rule that refuses anything.
 fn changes() -> Vec<String> {
-    let [a, b, c, d, e] = PORTS;
+    let [first, second, third, fourth, last] = PORTS;
     let replace = |hook: &str, rule: &str| format!("delete table inet changing\n{}", table(hook, rule));
     let netdev = |rule: &str| {
         format!(
@@ -43,15 +43,15 @@ fn changes() -> Vec<String> {
         )
     };
     vec![
-        table("input priority 0", &format!("udp dport {a} drop")),
-        replace("input priority 0", &format!("udp dport {{ {a}, {b} }} drop")),
-        replace("prerouting priority 0", &format!("udp dport {c} drop")),
-        netdev(&format!("udp dport {d} drop")),
-        replace("input priority 0", &format!("udp dport {b} reject")),
-        format!("flush chain netdev changing c\nadd rule netdev changing c udp dport {a} drop\n"),
-        replace("prerouting priority -300", &format!("udp dport {{ {d}, {e} }} drop")),
+        table("input priority 0", &format!("udp dport {first} drop")),
+        replace("input priority 0", &format!("udp dport {{ {first}, {second} }} drop")),
+        replace("prerouting priority 0", &format!("udp dport {third} drop")),
+        netdev(&format!("udp dport {fourth} drop")),
+        replace("input priority 0", &format!("udp dport {second} reject")),
+        format!("flush chain netdev changing c\nadd rule netdev changing c udp dport {first} drop\n"),
+        replace("prerouting priority -300", &format!("udp dport {{ {fourth}, {last} }} drop")),
         "delete table netdev changing\n".to_owned(),
-        replace("input priority 0", &format!("udp sport & 1 == 1 udp dport {a}-{e} drop")),
+        replace("input priority 0", &format!("udp sport & 1 == 1 udp dport {first}-{last} drop")),
         "delete table inet changing\n".to_owned(),
     ]
 }

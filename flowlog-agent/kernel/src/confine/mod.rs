@@ -9,10 +9,7 @@
 pub(crate) mod capabilities;
 mod filter;
 
-use std::{
-    fs, io, thread,
-    time::{Duration, Instant},
-};
+use std::{fs, io, thread, time::Duration};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
@@ -128,15 +125,17 @@ fn ensure_one_thread() -> Result<(), ConfineError> {
     if threads == 1 { Ok(()) } else { Err(ConfineError::Threads(threads)) }
 }
 
-/// How long the threads that help a capture to begin have to end: the longest gives the room of the last agent's journal back to the disk.
-const ENDED_WITHIN: Duration = Duration::from_secs(10);
-/// Between two looks.
+/// Between two looks at the threads that help a capture to begin.
 const LOOK: Duration = Duration::from_millis(1);
+/// Looks until they must have ended, ten seconds or more: the longest gives the room of the last agent's journal back to the disk.
+const LOOKS_MAX: u32 = 10_000;
 
 /// Waits until threads that do something once have ended. Also one that has been joined is listed for a moment.
 fn wait_for_one_thread() -> Result<(), ConfineError> {
-    let begin = Instant::now();
-    while threads()? > 1 && begin.elapsed() < ENDED_WITHIN {
+    for _ in 0..LOOKS_MAX {
+        if threads()? == 1 {
+            break;
+        }
         thread::sleep(LOOK);
     }
     ensure_one_thread()
